@@ -1,4 +1,4 @@
-"""How a backbone wants its examples: the seam between backbones and tasks."""
+"""The input of a backbone: the interface between backbones and tasks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ Modality = Literal["text", "vision"]
 #: The largest side of an image. At patches of 16 pixels such an image is 65,536 tokens.
 MAX_PIXELS = 4096
 
-#: Where a prompt has a text.
+#: The places of texts in a prompt.
 _PLACE = r"\{(?:text|first|second)\}"
 
-#: What a batch of texts is padded to: its longest, or as many tokens as a text may have at most.
+#: The width of a batch of texts: that of its longest text, or the largest allowed.
 Padding = Literal["longest", "max_tokens"]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a language model is asked of a text, and the words that stand for each class as its answer.
+    """A prompt about a text, and the words that answer it with each class.
 
-    `template` has `{text}` in it, or `{first}` and `{second}` for pairs. Words follow it as they are written.
+    `template` contains `{text}`, or `{first}` and `{second}` for pairs. Words follow it without a space.
     """
 
     template: str
     words: tuple[str, ...]
 
     def check(self, *, paired: bool, where: str = "") -> None:
-        """Raises UserError where the template has no place for the texts, or one for texts of another kind.
+        """Raises UserError unless the template has the places of single texts, or of pairs.
 
         `where` begins the message.
         """
@@ -44,7 +44,7 @@ class Prompt:
                 f"{'pairs of texts' if paired else 'single texts'}, got {shown(self.template)}"
             )
 
-    def asked(self, text: str | tuple[str, str]) -> str:
+    def filled(self, text: str | tuple[str, str]) -> str:
         """The prompt of a text, or of a pair."""
         if isinstance(text, str):
             return self.template.replace("{text}", text)
@@ -54,42 +54,42 @@ class Prompt:
 
     @property
     def end(self) -> str:
-        """What stands behind the text, or behind the second one of a pair."""
+        """The template after its last place."""
         return re.split(_PLACE, self.template)[-1]
 
     def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
-        """The token ids of each class's words. Raises UserError for words that have none, or equal ones.
+        """The token ids of each class's words.
 
-        They are those that follow the prompt's end, since many a tokenizer begins a text with a space of its
-        own; words that would share a token with that end have those of a text of their own. A tokenizer's
-        token for what it does not know stands for no words.
+        These are the tokens after the prompt's end, since many tokenizers begin a text with a space, or those
+        of the words alone if the two would share one. Raises UserError for words without tokens, with
+        unknown tokens, and with equal tokens.
         """
-        # A letter stands for the text, which may be all that is before the words.
+        # A letter in place of the text, which may be all that precedes the words.
         before = "a" + self.end
-        known, *whole = (
+        tokens_before, *tokens_with = (
             tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
             for text in (before, *(before + word for word in self.words))
         )
-        found = [
-            tokens[len(known) :]
-            if tokens[: len(known)] == known
+        word_tokens = [
+            tokens[len(tokens_before) :]
+            if tokens[: len(tokens_before)] == tokens_before
             else tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
-            for word, tokens in zip(self.words, whole, strict=True)
+            for word, tokens in zip(self.words, tokens_with, strict=True)
         ]
-        for index, (word, tokens) in enumerate(zip(self.words, found, strict=True)):
+        for index, (word, tokens) in enumerate(zip(self.words, word_tokens, strict=True)):
             if not tokens or tokenizer.unk_token_id in tokens:
                 raise UserError(f"verbalizer: the words {shown(word)} have no tokens in this tokenizer")
-            if tokens in found[:index]:
+            if tokens in word_tokens[:index]:
                 raise UserError(
-                    f"verbalizer: {shown(word)} and {shown(self.words[found.index(tokens)])} are the same "
-                    "tokens to this tokenizer, so that they cannot tell two classes apart"
+                    f"verbalizer: {shown(word)} and {shown(self.words[word_tokens.index(tokens)])} are the "
+                    "same tokens to this tokenizer, so that they cannot tell two classes apart"
                 )
-        return found
+        return word_tokens
 
 
 @dataclass(frozen=True)
 class Writing:
-    """That a language model is to write its answers, of at most so many tokens."""
+    """A language model writes its answers, of at most `new_tokens` tokens."""
 
     new_tokens: int
 
@@ -98,10 +98,9 @@ class Writing:
 class TextInput:
     """Text as token ids.
 
-    `tokenizer_hash` names the tokenizer's files, so that a plan can key on it; without any it is empty.
-    Whatever `load_tokenizer` and its tokenizer raise is raised inside of `blaming`. `decodes` says whether
-    the backbone is a language model that can answer a `prompt`; with one the answer's words are the classes.
-    With `writing` it writes its answers instead.
+    `tokenizer_hash` identifies the tokenizer's files; it is empty without any. `blaming` is the context for
+    errors of `load_tokenizer` and the tokenizer. `decodes`: whether the backbone is a language model. With a
+    `prompt` it answers by the words of the classes; with `writing` it writes its answers.
     """
 
     tokenizer_hash: str
@@ -116,16 +115,16 @@ class TextInput:
 
     @property
     def answers_by_words(self) -> bool:
-        """Whether a language model answers by the words it finds likeliest, without any head."""
+        """Whether a language model answers in words, without a head."""
         return self.prompt is not None or self.writing is not None
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Square RGB images of `size` pixels, later normalised per channel with `mean` and `std`.
+    """Square RGB images of `size` pixels, normalised per channel with `mean` and `std`.
 
-    An image's central square is resized (bicubic). With `resize` the whole image is instead squashed to a
-    square of so many pixels (bilinear), of which the centre is cut out.
+    The central square of an image is resized (bicubic). With `resize`, the image is resized to a square of
+    `resize` pixels regardless of its aspect ratio (bilinear), and the centre is cut out.
     """
 
     size: int

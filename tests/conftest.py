@@ -78,7 +78,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.environ.get("TENSORBENCH_CACHE"):
         yield
         return
-    from bench.sources.assets import cache_dir
+    from bench.sources.cache import cache_dir
 
     assets = cache_dir() / "assets"
     assets.mkdir(exist_ok=True)

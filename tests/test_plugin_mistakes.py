@@ -297,8 +297,8 @@ class Mine(Metric):
     in_units = True
     description = "mean absolute error"
 
-    def score(self, targets, given):
-        return float(abs(targets - given).mean())
+    def score(self, targets, predictions):
+        return float(abs(targets - predictions).mean())
 
 MINE = Mine()
 """
@@ -306,11 +306,11 @@ MINE = Mine()
 
 def test_a_metric_of_a_plugin_scores_and_tells_what_examples_contribute(install: Install) -> None:
     install("metrics", METRIC)
-    metric, targets, given = METRICS.get("mine"), np.arange(6.0), np.zeros(6)
+    metric, targets, predictions = METRICS.get("mine"), np.arange(6.0), np.zeros(6)
     objective = Objective(metric, "regression", 1)
     assert objective.score(torch.zeros(6, 1), torch.arange(6.0)) == 2.5
     # A mean of examples is what its jackknife finds.
-    assert metric.contributions(targets, given) == pytest.approx(np.arange(6.0))
+    assert metric.contributions(targets, predictions) == pytest.approx(np.arange(6.0))
     assert metric.better(1, 2)
     assert "mine" in METRICS.plugins
 

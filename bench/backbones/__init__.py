@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from bench.backbones.base import (
+from bench.backbones.backbone import (
     BackboneEntry,
     BackboneInfo,
     BackboneKind,
     Classifier,
     LoadedBackbone,
 )
-from bench.backbones.catalog import BACKBONES
-from bench.backbones.declared import check_info
+from bench.backbones.registered_backbones import BACKBONES, check_info
 from bench.backbones.spec import BackboneSpec
 from bench.inputs import TextInput
 from methods.errors import UserError

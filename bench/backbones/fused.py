@@ -1,4 +1,4 @@
-"""Layers of a model that are not one Linear for each site, in the form in which every site is one."""
+"""Replacements of fused and transposed layers, in which every site is a Linear."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ QKV = ("query", "key", "value")
 
 
 class Split(nn.Module):
-    """Several layers of equal width in the place of a fused one: same input, same output. `parts` names them.
+    """Several layers in the place of a fused one, with the same input and output.
 
-    Raises ValueError for a layer whose outputs cannot be split so.
+    `parts` are their names, and `widths` their outputs, by default equal. Raises ValueError for widths that
+    do not add up to the outputs of the fused layer.
     """
 
-    def __init__(self, fused: nn.Linear, parts: Sequence[str] = QKV) -> None:
+    def __init__(
+        self, fused: nn.Linear, parts: Sequence[str] = QKV, widths: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
-        if fused.out_features % len(parts):
-            raise ValueError(f"{fused.out_features} outputs are not {len(parts)} equal parts")
-        weights = fused.weight.detach().chunk(len(parts))
-        biases = (None,) * len(parts) if fused.bias is None else fused.bias.detach().chunk(len(parts))
+        sizes = [fused.out_features // len(parts)] * len(parts) if widths is None else list(widths)
+        if sum(sizes) != fused.out_features:
+            raise ValueError(f"{fused.out_features} outputs are not parts of {sizes}")
+        weights = fused.weight.detach().split(sizes)
+        biases = (None,) * len(parts) if fused.bias is None else fused.bias.detach().split(sizes)
         for name, weight, bias in zip(parts, weights, biases, strict=True):
             self.add_module(name, _linear(weight, bias))
 
@@ -31,7 +35,7 @@ class Split(nn.Module):
 
 
 class SplitHeads(nn.Module):
-    """The same for a layer whose channels are query, key and value of the first head, then of the second."""
+    """Like `Split`, for a layer whose channels are query, key and value of each head in turn."""
 
     def __init__(self, fused: nn.Linear, head_size: int) -> None:
         super().__init__()
@@ -56,7 +60,7 @@ def transposed(layer: Any) -> nn.Linear:
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    # They are copies, so that the layers share no storage with each other.
+    # Copies, so that layers share no storage.
     layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone())

@@ -1,4 +1,4 @@
-"""Checkpoints of the GGUF format, which llama.cpp reads, as folders of transformers' make."""
+"""Conversion of GGUF files, the format of llama.cpp, to checkpoint folders of transformers."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.backbones.base import LARGEST, MOST_KEYS
+from bench.backbones.backbone import LARGEST, MOST_KEYS
 from bench.backbones.huggingface import quiet
 from methods.errors import UserError, first_few
 
-#: How many values a header may hold: a vocabulary of a million tokens, four times over.
+#: The most values in a header: four times a vocabulary of a million tokens.
 MOST_VALUES = 1 << 23
 
 
 def convert_gguf(source: Path, target: Path, quantisation: str | None = None) -> None:
-    """Writes the model and the tokenizer in a GGUF file to a folder, in float32.
+    """Writes the model and the tokenizer of a GGUF file to a folder, dequantised to float32.
 
-    Every weight is what the quantised one stands for. transformers reads the file, by the package gguf.
-    Raises UserError without that package, for what is no GGUF file, for weights of a quantisation that is not
-    known, and where a backbone is named after a quantisation that most of them are not of.
+    transformers reads the file with the package gguf. Raises UserError without that package, for an invalid
+    file, for an unknown quantisation, and if most weights are not of the expected `quantisation`.
     """
     if find_spec("gguf") is None:
         raise UserError(f"{source.name} is read by the package gguf: pip install 'tensorpeft-bench[gguf]'")
-    found = _quantisation(source)
-    if quantisation not in (None, found):
-        raise UserError(f"{source}: its weights are {found}, the backbone is named after {quantisation}")
+    actual = _quantisation(source)
+    if quantisation not in (None, actual):
+        raise UserError(f"{source}: its weights are {actual}, the backbone is named after {quantisation}")
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModel, AutoTokenizer
@@ -38,11 +37,11 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
                 source.parent, dtype=torch.float32, output_loading_info=True, **where
             )
             tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
-    except Exception as error:  # whatever transformers raises of a file of another make
+    except Exception as error:  # transformers may raise anything for an invalid file
         raise UserError(f"{source} does not load: {type(error).__name__}: {error}") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{source} lacks weights, which would stay random: {first_few(missing, MOST_KEYS)}")
-    # Saving as transformers does is refused for a quantised model, which this is no longer.
+    # transformers refuses to save a quantised model, which this no longer is.
     del model.config.quantization_config
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -52,7 +51,7 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
 
 
 def _unembedding(source: Path) -> dict[str, Any]:
-    """What the language model in a file turns its states to tokens by, unless its input embeddings do."""
+    """The output layer of the language model, unless it is tied to the input embeddings."""
     import torch
     from gguf.quants import dequantize
 
@@ -63,7 +62,7 @@ def _unembedding(source: Path) -> dict[str, Any]:
 
 
 def _quantisation(source: Path) -> str:
-    """How most of a file's weights are quantised. Raises UserError for a kind that cannot be undone."""
+    """The quantisation of most weights. Raises UserError for one that cannot be dequantised."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -89,12 +88,12 @@ def _quantisation(source: Path) -> str:
 
 
 def _tensors(source: Path) -> list[Any]:
-    """The tensors of a file. Raises ValueError for a header that asks for more than the file holds."""
+    """The tensors of a file. Raises ValueError for a header that exceeds the file."""
     import numpy as np
     from gguf import GGUFReader
 
     class Bounded(GGUFReader):
-        """Where the file ends, the package's own reader goes on reading nothing, as often as a count says."""
+        """A reader that stops at the end of the file, which the package's own reader does not."""
 
         values = 0
 

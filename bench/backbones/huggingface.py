@@ -1,8 +1,9 @@
-"""The kinds of backbones that transformers has, from a folder or the hub."""
+"""Backbones of transformers, from a folder or the hub."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones.base import (
+from bench.backbones.backbone import (
     MOST_KEYS,
     BackboneInfo,
     LoadedBackbone,
+    channels,
     check_safetensors,
     check_shape,
     pixel_size,
@@ -24,21 +26,29 @@ from bench.backbones.base import (
     refuse_image_size,
 )
 from bench.backbones.fused import Split, SplitHeads, transposed
-from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, UNEMBEDDINGS, Kind
-from bench.backbones.preprocessing import normalisation
+from bench.backbones.kinds import (
+    KINDS,
+    MAY_EXCEED,
+    MAY_MISS,
+    MODEL_TYPES,
+    NO_KINDS,
+    UNEMBEDDINGS,
+    Kind,
+    Normalisation,
+)
 from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.errors import UserError, cut, first_few, near_names, shown
 
-#: The special tokens that a tokenizer puts into a text or a batch by itself.
+#: The special tokens that a tokenizer adds to texts and batches.
 _ROLES = ("bos", "cls", "eos", "pad", "sep", "unk")
 
 
 @dataclass(frozen=True)
 class FolderBackbone:
-    """A `save_pretrained` folder, written by transformers 4 or 5."""
+    """A folder written by `save_pretrained` of transformers 4 or 5."""
 
     path: Path
 
@@ -61,7 +71,7 @@ class FolderBackbone:
 
 @dataclass(frozen=True)
 class HubBackbone:
-    """A repository of the Hugging Face hub, at the commit that its revision names now."""
+    """A repository of the Hugging Face hub at the current commit of its revision."""
 
     repository: str
     revision: str | None = None
@@ -82,7 +92,7 @@ class HubBackbone:
         """Downloads the weights; see `BackboneEntry`. Raises UserError as `load_folder` does too."""
         commit = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked).name
         folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES, locked=self.locked)
-        # The hub's cache may hold what a description needs alone, and does not say what else there is.
+        # The hub's cache may hold only the files of a description, and does not say what else exists.
         if not any(folder.glob(WEIGHT_FILES[0])):
             raise UserError(
                 f"hub model {self.repository} has no model.safetensors in the cache. If the hub cannot be "
@@ -98,36 +108,36 @@ def describe_folder(
 ) -> BackboneInfo:
     """Description of a checkpoint folder, read from its config. Raises UserError for a bad one."""
     with _config(folder) as config:
-        wanted, shape = _model_input(folder, config, name, image_size), KINDS[config.model_type].shape
+        model_input, shape = _model_input(folder, config, name, image_size), KINDS[config.model_type].shape
         return BackboneInfo(
             name=name,
             kind=config.model_type,
-            geometry=shape.geometry(config, parameters(config, wanted)),
+            geometry=shape.geometry(config, parameters(config, model_input)),
             projections=shape.projections(config),
-            input=wanted,
+            input=model_input,
             weights_hash=weights_hash,
             description=description,
         )
 
 
-def parameters(config: Any, wanted: ModelInput) -> int:
-    """Of the whole encoder at the wanted image size, built without weights."""
+def parameters(config: Any, model_input: ModelInput) -> int:
+    """The number of encoder parameters at the input's image size, from a model without weights."""
     import transformers
 
     kind = KINDS[config.model_type]
-    if isinstance(wanted, ImageInput) and kind.resize:
+    if isinstance(model_input, ImageInput) and kind.resize:
         config = copy.deepcopy(config)
-        config.image_size = wanted.size
+        config.image_size = model_input.size
     with torch.device("meta"):
         model = getattr(transformers, kind.model_class)(config, **kind.arguments)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
-    """Load a checkpoint folder as described by `info`.
+    """Loads a checkpoint folder as described by `info`.
 
-    Raises UserError, with the keys named, if an encoder weight is missing or one of the file's has no
-    place: transformers would leave what is missing random and only warn.
+    Raises UserError, naming the keys, for missing and unexpected weights: transformers would initialise
+    missing ones at random with only a warning.
     """
     import transformers
 
@@ -145,7 +155,7 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
                 **kind.arguments,
             )
     except Exception as error:
-        raise UserError(f"backbone '{info.name}' in {folder} does not load: {_told(error)}") from error
+        raise UserError(f"backbone '{info.name}' in {folder} does not load: {_summary(error)}") from error
     _refuse(info.name, "lacks weights, which would stay random", report["missing_keys"], MAY_MISS)
     may_exceed = (*MAY_EXCEED, *kind.may_exceed)
     _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], may_exceed)
@@ -153,18 +163,18 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     encoder.float()
     unembedding = _unembedding(folder) if kind.decodes else None
     if unembedding is not None and not torch.equal(unembedding, encoder.get_input_embeddings().weight):
-        # As in transformers, an output layer of its own counts, though a configuration says that it is tied.
+        # Like transformers, use a separate output layer even if the configuration says that it is tied.
         encoder.config.tie_word_embeddings = False
     return as_backbone(info, encoder, unembedding)
 
 
 def _unembedding(folder: Path) -> Tensor | None:
-    """What a language model's checkpoint turns states to tokens by, beside the encoder; None if nothing."""
+    """The output layer in a language model's checkpoint; None without one."""
     from safetensors import safe_open
 
-    # As transformers does, where all is in one file it leaves others that lie beside it.
-    whole = folder / "model.safetensors"
-    for file in [whole] if whole.is_file() else _weight_files(folder):
+    # Like transformers, prefer model.safetensors over shards beside it.
+    single = folder / "model.safetensors"
+    for file in [single] if single.is_file() else _weight_files(folder):
         with safe_open(file, framework="pt") as weights:
             for name in UNEMBEDDINGS & set(weights.keys()):
                 return weights.get_tensor(name).float()
@@ -172,9 +182,9 @@ def _unembedding(folder: Path) -> Tensor | None:
 
 
 def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = None) -> LoadedBackbone:
-    """A transformers model as a backbone: at the described image size, what is fused split."""
+    """A transformers model as a backbone at the described image size, with fused layers split."""
     kind, config = KINDS[info.kind], encoder.config
-    # What is pooled is read by its name, which a tuple has not.
+    # Pooling reads named outputs, which a tuple lacks.
     config.return_dict = True
     for field, value in kind.sets.items():
         setattr(config, field, value)
@@ -188,7 +198,9 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
         for template, parts in kind.fused.items():
             path = template.format(layer=layer)
             fused = encoder.get_submodule(path)
-            split = SplitHeads(fused, info.geometry.head_size) if kind.fused_by_head else Split(fused, parts)
+            widths = [info.geometry.shape(part)[0] for part in parts]
+            by_head = kind.fused_by_head
+            split = SplitHeads(fused, info.geometry.head_size) if by_head else Split(fused, parts, widths)
             encoder.set_submodule(path, split)
     return LoadedBackbone(info, encoder, kind.pool, kind.make_head(config), kind.layouts, unembedding)
 
@@ -196,18 +208,18 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
 def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
     """The tokenizer of a checkpoint folder. Raises UserError if it has none.
 
-    Many a decoder's has no padding token. `pads_by_end` then pads by the one that ends a text, as is usual.
-    Since padding is masked, it does not matter which token it is.
+    With `pads_by_end`, a tokenizer without a padding token, such as many decoders', pads with the end token.
+    Padding is masked, so that the token does not matter.
     """
     from transformers import AutoTokenizer
 
-    # Without these transformers 5 makes an empty tokenizer, which turns every word into one unknown token.
+    # Without these files, transformers 5 makes an empty tokenizer whose every word is unknown.
     if not _tokenizer_files(folder):
         raise UserError(f"{folder} has no tokenizer: put its tokenizer.json or vocabulary there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{folder} has a tokenizer that does not load: {_told(error)}") from error
+        raise UserError(f"{folder} has a tokenizer that does not load: {_summary(error)}") from error
     if pads_by_end and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -215,21 +227,21 @@ def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
 
 @contextmanager
 def _blaming_tokenizer(folder: Path) -> Iterator[None]:
-    """Inside, whatever a folder's tokenizer raises becomes a UserError that names the folder."""
+    """Turns errors of a folder's tokenizer into a UserError that names the folder."""
     try:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # its files decide what it raises of a text
-        raise UserError(f"the tokenizer in {folder} fails: {_told(error)}") from error
+    except Exception as error:  # depends on the tokenizer's files
+        raise UserError(f"the tokenizer in {folder} fails: {_summary(error)}") from error
 
 
-# A plan asks the same many times: a tokenizer is loaded again only if its files changed.
+# Cached, since a plan checks the same tokenizer many times; `hashed` changes with its files.
 @lru_cache(maxsize=256)
 def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int) -> None:
-    """Raises UserError if a folder's tokenizer makes tokens that the folder's model has no embeddings of.
+    """Raises UserError if a folder's tokenizer makes tokens for which its model has no embeddings.
 
-    One that is not there or does not load is refused where a text is read.
+    A missing or broken tokenizer is refused later, when texts are read.
     """
     try:
         tokenizer = load_tokenizer(folder, pads_by_end)
@@ -238,7 +250,7 @@ def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int)
     with _blaming_tokenizer(folder):
         beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= vocabulary}
         used = {getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
-        # Of other special tokens no text is made, and many a converted tokenizer has one too many.
+        # Other special tokens never occur in texts, and many converted tokenizers have one too many.
         idle = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} - used
     if wrong := beyond.keys() - idle:
         raise UserError(
@@ -250,9 +262,9 @@ def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int)
 
 @contextmanager
 def _config(folder: Path) -> Iterator[Any]:
-    """The configuration of the folder's model, or of the part of it that is a kind of ours.
+    """The configuration of the folder's model, or of its part that is a kind of ours.
 
-    Raises UserError for one that cannot be read, and for what fails inside.
+    Raises UserError for a configuration that cannot be read, and for errors in the body of `with`.
     """
     from transformers import AutoConfig
 
@@ -277,11 +289,13 @@ def _config(folder: Path) -> Iterator[Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{file} describes no {model_type} model: {_told(error)}") from error
+        raise UserError(f"{file} describes no {model_type} model: {_summary(error)}") from error
 
 
 def _nearest(model_type: Any, settings: dict[str, Any]) -> str:
-    """What a refusal of a model type says beside its name: the nearest kind, by name or else by its input."""
+    """The end of a message about an unknown model type: why it has no kind, or the nearest one."""
+    if reason := NO_KINDS.get(str(model_type).removesuffix("v2")):
+        return f"which is no kind of backbone here: {reason}"
     reads = "images" if {"image_size", "patch_size"} & settings.keys() else "texts"
     alike = [name for name, kind in KINDS.items() if kind.reads == reads]
     nearest = (*near_names(str(model_type), alike, at_most=1), alike[0])[0]
@@ -292,36 +306,38 @@ def _nearest(model_type: Any, settings: dict[str, Any]) -> str:
 
 
 def _check_needs(file: Path, config: Any, name: str) -> None:
-    """Raises UserError for a configuration whose features are not what the kind reads."""
+    """Raises UserError for a configuration whose features are not those that the head reads."""
     kind: Kind = KINDS[name]
-    for field, wanted in kind.needs.items():
-        if (value := getattr(config, field)) != wanted:
+    for field, required in kind.needs.items():
+        if (value := getattr(config, field)) != required:
             raise UserError(
-                f"{file}: {field} should be {str(wanted).lower()}, got {shown(value)}: of a {name}, the head "
-                f"reads {kind.pools}"
+                f"{file}: {field} should be {str(required).lower()}, got {shown(value)}: the head of a "
+                f"{name} reads {kind.pools}"
             )
 
 
-def _told(error: Exception) -> str:
-    """What transformers says of a file. It checks none, so that any exception may come when one is used."""
+def _summary(error: Exception) -> str:
+    """An error of transformers in a line. It validates no files, so that any exception may occur."""
     return f"{type(error).__name__}: {cut(' '.join(str(error).split()), 300)}"
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
-    """What a checkpoint is known by: its weights, and its config if it has one."""
+    """The files that identify a checkpoint: its weights, and its config if it has one."""
     weights = _weight_files(folder)
     return [folder / "config.json", *weights] if (folder / "config.json").is_file() else weights
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    gguf = [folder] if folder.suffix == ".gguf" else sorted(folder.glob("*.gguf"))
+    weights = sorted(file for file in folder.glob("model*.safetensors") if file.is_file())
+    if not weights and gguf:
+        raise UserError(
+            f"{gguf[0]} is a GGUF file, and `local:` takes a folder with model.safetensors. Write one with "
+            f'`python -c "from pathlib import Path; from bench.backbones.gguf_files import convert_gguf; '
+            f"convert_gguf(Path('{gguf[0]}'), Path('FOLDER'))\"` (docs/guides/decoders.md)"
+        )
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `local:` takes one written by save_pretrained")
-    weights = sorted(file for file in folder.glob("model*.safetensors") if file.is_file())
-    if not weights and (gguf := sorted(file.name for file in folder.glob("*.gguf"))):
-        raise UserError(
-            f"{folder} has no model.safetensors, but {gguf[0]}: a GGUF file is first written to a folder "
-            "that `local:` takes. bench.backbones.gguf_files.convert_gguf does so (docs/guides/decoders.md)"
-        )
     if not weights:
         raise UserError(
             f"{folder} has no model.safetensors (pickled weights are not read: load them once with "
@@ -353,9 +369,9 @@ def _tokenizer_files(folder: Path) -> list[Path]:
         *("tokenizer.*", "vocab.*", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
         *("added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model"),
     )
-    found = [file for name in names for file in sorted(folder.glob(name))]
-    vocabularies = [file for file in found if file.name.startswith(("tokenizer.", "vocab."))]
-    return found if vocabularies else []
+    files = [file for name in names for file in sorted(folder.glob(name))]
+    vocabularies = [file for file in files if file.name.startswith(("tokenizer.", "vocab."))]
+    return files if vocabularies else []
 
 
 def _side(value: Any, name: str) -> int:
@@ -373,7 +389,7 @@ def _refuse(name: str, what: str, keys: Any, allowed: tuple[str, ...]) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers prints neither its report of missing weights nor progress bars."""
+    """Suppresses transformers' report of missing weights and its progress bars."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -385,3 +401,40 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
+
+
+def normalisation(folder: Path, usual: Normalisation) -> Normalisation:
+    """Mean and standard deviation of pixels in a folder's preprocessing, or `usual` without one."""
+    # For models with a tokenizer (CLIP), transformers 5 writes one file for both.
+    file = folder / "processor_config.json"
+    settings = read_object(file).get("image_processor") if file.is_file() else None
+    if not isinstance(settings, dict):
+        file = folder / "preprocessor_config.json"
+        if not file.is_file():
+            return usual
+        settings = read_object(file)
+    if settings.get("do_rescale") is False:
+        raise UserError(
+            f"{file}: do_rescale is false, which is for pixels from 0 to 255; here they are from 0 to 1"
+        )
+    factor = settings.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise UserError(
+            f"{file}: rescale_factor should be 1/255, so that pixels are from 0 to 1 (got {shown(factor)})"
+        )
+    if settings.get("do_normalize") is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = (
+        _channels(file, field, settings.get(field, values))
+        for field, values in zip(("image_mean", "image_std"), usual, strict=True)
+    )
+    return mean, std
+
+
+def _channels(file: Path, field: str, values: Any) -> tuple[float, float, float]:
+    try:
+        return channels(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{file}: {field} should be three numbers, for red, green and blue (got {shown(values)})"
+        ) from error

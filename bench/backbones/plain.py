@@ -1,4 +1,4 @@
-"""Methods on a model that somebody has already, for a training loop of their own."""
+"""Methods on a user's own model, for a training loop of their own."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from typing import Any
 
 from torch import nn
 
-from bench.backbones.base import locate
+from bench.backbones.backbone import locate
 from bench.backbones.kinds import KINDS
 from methods import Adapter, Backbone, Geometry, Method, Site, UserError, attach
 
 
 def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
-    """Freezes a model but for its head and puts an adapter of the method on it, in place.
+    """Freezes a model except for its head and puts an adapter of the method on it, in place.
 
-    `model` holds one encoder of transformers, of a kind that docs/reference/backbones.md marks for it: a
-    classifier or language model of transformers, or a module of your own. Everything outside the encoder is
-    the head, except a language model's output layer, which stays frozen. Or it is what `bench.backbones.load`
-    gives.
-    Afterwards the model's `parameters()` hold the adapter's too, so that an optimizer or transformers'
-    Trainer trains adapter and head. Raises UserError for any other model, for one that has an adapter
-    already, for a parameter beside the encoder that is in no module of its own, for a method that trains
-    nothing, and as `Method.check` does, for instance while the ranks are free.
+    `model` contains one encoder of transformers, of a kind that docs/reference/backbones.md marks: a
+    classifier or language model of transformers, a module of your own, or the result of
+    `bench.backbones.load`. Everything outside the encoder is the head, except a language model's output
+    layer, which stays frozen. The model's
+    `parameters()` then include the adapter's, so that an optimizer or transformers' Trainer trains adapter
+    and head. Raises UserError for any other model, for a model with an adapter, for a parameter outside the
+    encoder that is in no module of its own, for a method that trains nothing, and as `Method.check` does.
     """
     if method.fits_head:
         raise UserError(
@@ -35,7 +34,7 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
 
 @dataclass(frozen=True)
 class _PlainBackbone:
-    """A model around an encoder of transformers, as it is: implements `methods.backbone.Backbone`."""
+    """A user's model around an encoder: implements `methods.backbone.Backbone`."""
 
     module: nn.Module
     head: nn.Module
@@ -66,28 +65,28 @@ def _plain(model: Any) -> _PlainBackbone:
 
 
 def _encoder(model: nn.Module) -> tuple[str, Any]:
-    """The path of the one encoder of a kind that a model has, and the encoder."""
-    known = {(kind.model_class, name) for name, kind in KINDS.items()}
+    """The path and the module of a model's only encoder."""
+    supported = {(kind.model_class, name) for name, kind in KINDS.items()}
     models = [(path, module) for path, module in model.named_modules() if _model_type(module)]
-    found = [one for one in models if (type(one[1]).__name__, _model_type(one[1])) in known][:1]
-    others = [
+    encoders = [pair for pair in models if (type(pair[1]).__name__, _model_type(pair[1])) in supported][:1]
+    siblings = [
         module
         for path, module in models
-        if found and not _within(path, found[0][0]) and not _within(found[0][0], path)
+        if encoders and not _within(path, encoders[0][0]) and not _within(encoders[0][0], path)
     ]
-    if not found or not found[0][0] or others:
-        beside = f" (there is a {type(others[0]).__name__} beside it)" if others else ""
+    if not encoders or not encoders[0][0] or siblings:
+        beside = f" (there is a {type(siblings[0]).__name__} beside it)" if siblings else ""
         raise UserError(
             f"a {type(model).__name__} cannot be wrapped; accepted are modules that hold one encoder of "
             f"transformers{beside} and a head for it, such as its own classifiers and language models, of "
             f"the types {', '.join(name for name, kind in KINDS.items() if not kind.fused)}, and what "
             "bench.backbones.load gives"
         )
-    return found[0]
+    return encoders[0]
 
 
 def _model_type(module: Any) -> str | None:
-    """Of a model of transformers, as opposed to its parts, which have a configuration too."""
+    """The type of a transformers model; None for its parts, which have a configuration too."""
     is_model = hasattr(module, "base_model_prefix") and hasattr(module, "config")
     return getattr(module.config, "model_type", None) if is_model else None
 
@@ -97,9 +96,9 @@ def _within(path: str, other: str) -> bool:
 
 
 def _head(model: Any, encoder: str) -> nn.Module:
-    """What is beside the encoder. A language model's output layer, which may be its embeddings, is none.
+    """Everything outside the encoder, except a language model's output layer.
 
-    Raises UserError for a parameter beside the encoder that is in no module.
+    Raises UserError for a parameter outside the encoder that is in no module.
     """
     around = [encoder.rpartition(".")[0]]
     while around[-1]:
@@ -108,7 +107,7 @@ def _head(model: Any, encoder: str) -> nn.Module:
     for path in around:
         holder = model.get_submodule(path)
         if getattr(holder, "get_output_embeddings", lambda: None)() is not None:
-            continue  # a language model's own layers beside its encoder stay as they are
+            continue  # a language model's own layers stay frozen
         if loose := [name for name, _ in holder.named_parameters(path, recurse=False)]:
             raise UserError(
                 f"a {type(model).__name__} cannot be wrapped: {loose[0]} beside its encoder is in no module "

@@ -32,7 +32,7 @@ def first_token_of_one_segment(
 ) -> Tensor:
     """the last state of the first token
 
-    For a model that knows no segments, whose tokenizer may tell them all the same.
+    For a model without segments, whose tokenizer may still return them.
     """
     return first_token(encoder, input_ids=input_ids, attention_mask=attention_mask)
 
@@ -40,7 +40,7 @@ def first_token_of_one_segment(
 def first_token_as_masked(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """the last state of the first token
 
-    For a model that also masks its embeddings, and so wants the mask as it is.
+    For a model that also masks its embeddings and needs the two-dimensional mask.
     """
     return encoder(attention_mask=attention_mask, **texts).last_hidden_state[:, 0]
 
@@ -50,7 +50,7 @@ def last_token(
 ) -> Tensor:
     """the last state of the last token of the mask
 
-    For a decoder, whose other tokens have not seen the whole text. Padding may be on either side.
+    For a decoder, whose earlier tokens have not seen the whole text. Padding may be on either side.
     """
     states = decoded(encoder, input_ids, attention_mask)
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -71,8 +71,7 @@ def mean_of_windows(
 ) -> Tensor:
     """the mean of the last states over the tokens of the mask
 
-    For a model whose layers see windows of a text: of a mask for every query it would make no windows. It
-    knows no segments either.
+    For a model without segments whose layers attend within windows, which a mask per query would disable.
     """
     return _mean(
         encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, attention_mask
@@ -87,7 +86,7 @@ def class_token(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
 def class_token_unmasked(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
     """the class token after the final layer norm, no patch masked
 
-    For a masked autoencoder, which shuffles the patches by noise. Increasing noise keeps their order.
+    For a masked autoencoder, which shuffles patches by noise: increasing noise keeps their order.
     """
     embeddings: Any = encoder.embeddings
     order = torch.arange(embeddings.patch_embeddings.num_patches, device=pixel_values.device)
@@ -111,10 +110,9 @@ def mean_of_patches(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
 
 
 def _for_every_query(attention_mask: Tensor) -> Tensor:
-    """From (batch, tokens) to what attention takes as it is: boolean, (batch, head, query, key).
+    """From (batch, tokens) to a boolean mask (batch, head, query, key).
 
-    Of a two-dimensional mask transformers asks whether anything is masked, and so waits for the device in
-    every step.
+    With a two-dimensional mask, transformers waits for the device in every step to see if anything is masked.
     """
     return attention_mask[:, None, None, :].bool()
 
@@ -128,7 +126,7 @@ def _mean(states: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 class DenseHead(nn.Module):
-    """Dropout, dense, an activation, dropout, projection, as transformers' classifiers of texts have it."""
+    """Dropout, dense, activation, dropout, projection, as in transformers' text classifiers."""
 
     def __init__(
         self, hidden: int, before: float, after: float, activation: Callable[[Tensor], Tensor], classes: int
@@ -145,7 +143,7 @@ class DenseHead(nn.Module):
         return self.out_proj(self.inner_dropout(inner))
 
 
-#: Makes a head for so many classes.
+#: Makes a head for a number of classes.
 MakeHead = Callable[[int], nn.Module]
 
 

@@ -1,4 +1,4 @@
-"""Backbones with random weights: for counting, speed and tests. No download, and no results worth telling."""
+"""Backbones with random weights, for counts, speed and tests."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from bench.backbones.base import BackboneInfo, BackboneKind, LoadedBackbone, pixel_size, refuse_image_size
-from bench.backbones.counting import with_encoder
+from bench.backbones.backbone import BackboneInfo, BackboneKind, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.kinds import HALF, KINDS, TIMM
+from bench.backbones.shapes import with_encoder
 from bench.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import Geometry
 
 SEED = 0
 
-#: The name by which plans know what `byte_tokenizer` does. It changes whenever that does.
+#: The hash of `byte_tokenizer` in plans, which changes whenever its tokens do.
 BYTE_TOKENIZER = "byte-tokenizer-260-v1"
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -26,7 +26,7 @@ _COUNTED = ("vit", "dinov2", "bert", "roberta", TIMM)
 
 
 def byte_tokenizer(max_tokens: int) -> Any:
-    """A tokenizer that needs no download: one token a UTF-8 byte between `<s>` and `</s>`, padding id 1."""
+    """A tokenizer without a download: one token per UTF-8 byte between `<s>` and `</s>`, padding id 1."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -54,9 +54,9 @@ def byte_tokenizer(max_tokens: int) -> Any:
 
 @dataclass(frozen=True)
 class RandomBackbone:
-    """A model of some kind and shape with random weights, the same at every load.
+    """A model of any kind and shape with random weights, the same at every load.
 
-    Vision has `image_size` and `patch` in pixels, text `vocabulary` and `max_tokens`.
+    Vision uses `image_size` and `patch` in pixels, text `vocabulary` and `max_tokens`.
     """
 
     name: str
@@ -138,18 +138,18 @@ class RandomBackbone:
         return self.max_tokens + (2 if after_padding else 0)
 
     def _counted(self, image_size: int | None) -> Geometry:
-        wanted = self._input(image_size)
+        model_input = self._input(image_size)
         if self.geometry.encoder is not None:
             return self.geometry
         if self.kind not in _COUNTED:
             from bench.backbones.huggingface import parameters
 
             config = self._config()
-            return KINDS[self.kind].shape.geometry(config, parameters(config, wanted))
-        if isinstance(wanted, ImageInput):
+            return KINDS[self.kind].shape.geometry(config, parameters(config, model_input))
+        if isinstance(model_input, ImageInput):
             return with_encoder(
                 self.geometry,
-                patches=(wanted.size // self.patch) ** 2,
+                patches=(model_input.size // self.patch) ** 2,
                 patch=self.patch,
                 layer_scale=self.kind == "dinov2",
             )

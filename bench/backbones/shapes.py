@@ -1,8 +1,8 @@
-"""Which fields of a configuration say what a geometry says, in both directions."""
+"""The fields of configurations that describe a geometry, and the counts of encoders."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Geometry
@@ -12,7 +12,7 @@ ATTENTION_ONLY = PROJECTIONS[:4]
 
 @dataclass(frozen=True)
 class Shape:
-    """The names of a configuration's fields. `gated` is the one that says whether the MLP is gated."""
+    """The names of a configuration's fields; `gated` is the field for a gated MLP."""
 
     hidden: str = "hidden_size"
     heads: str = "num_attention_heads"
@@ -21,7 +21,7 @@ class Shape:
     gated: str | None = None
 
     def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
-        """The geometry that a configuration describes, for an encoder of so many parameters."""
+        """The geometry of a configuration; `encoder` is the number of the encoder's parameters."""
         return Geometry(
             hidden=getattr(config, self.hidden),
             heads=getattr(config, self.heads),
@@ -44,7 +44,7 @@ class Shape:
         return GATED_PROJECTIONS if self.is_gated(config) else PROJECTIONS
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
-        """The fields of a configuration that describes this geometry; it says nothing of gates."""
+        """The fields of a configuration with this geometry, except for gates."""
         return {
             self.hidden: geometry.hidden,
             self.heads: geometry.heads,
@@ -55,7 +55,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class AlwaysGated(Shape):
-    """The shape of a kind whose every MLP is gated."""
+    """The shape of a kind whose MLPs are all gated."""
 
     def is_gated(self, config: Any) -> bool:
         return True
@@ -63,9 +63,9 @@ class AlwaysGated(Shape):
 
 @dataclass(frozen=True)
 class DinoShape(Shape):
-    """DINOv2's: the width of the MLP is a ratio, of which a gated one has two thirds, in whole eighths.
+    """The shape of DINOv2, whose configuration has the MLP's width as a ratio.
 
-    Of a gated MLP, adapters see none of it, as it has been since there were results.
+    A gated MLP has two thirds of that width, rounded up to a multiple of eight, and no sites.
     """
 
     mlp: str = "mlp_ratio"
@@ -83,10 +83,10 @@ class DinoShape(Shape):
 
 @dataclass(frozen=True)
 class DecoderShape(Shape):
-    """The shape of a decoder whose query heads may share those of key and value, and whose MLP is gated."""
+    """The shape of a decoder with grouped key and value heads and a gated MLP."""
 
     def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
-        # Some configurations name no head size, and then heads split the hidden size.
+        # Without a head size in the configuration, heads split the hidden size.
         own = {"head_size": size} if (size := getattr(config, "head_dim", None)) else {}
         return Geometry(
             hidden=config.hidden_size,
@@ -109,7 +109,7 @@ class DecoderShape(Shape):
 
 @dataclass(frozen=True)
 class GPT2Shape(Shape):
-    """GPT-2's: the MLP is four times as wide as d where its width is not said."""
+    """The shape of GPT-2, whose MLP has width 4d by default."""
 
     hidden: str = "n_embd"
     heads: str = "n_head"
@@ -118,3 +118,26 @@ class GPT2Shape(Shape):
 
     def width(self, config: Any) -> int:
         return config.n_inner or 4 * int(config.n_embd)
+
+
+def with_encoder(
+    geometry: Geometry,
+    *,
+    patches: int = 0,
+    patch: int = 0,
+    vocabulary: int = 0,
+    positions: int = 0,
+    layer_scale: bool = False,
+    spare_tokens: int = 0,
+) -> Geometry:
+    """The geometry with `encoder` counted.
+
+    Vision: `patches` of `patch` × `patch` pixels, a class token and `spare_tokens` more (a mask token), a
+    final norm. Text: `vocabulary`, `positions`, two token types and a norm. Every layer has four attention
+    maps and two of the MLP with biases, two norms, and with `layer_scale` two scales.
+    """
+    d, mlp = geometry.hidden, geometry.mlp
+    layer = 4 * (d * d + d) + 2 * d * mlp + d + mlp + 4 * d + (2 * d if layer_scale else 0)
+    rows = vocabulary + positions + 2 if vocabulary else patches + 2 + spare_tokens
+    projection = 3 * patch * patch * d + d if patch else 0
+    return replace(geometry, encoder=geometry.layers * layer + rows * d + projection + 2 * d)

@@ -8,22 +8,21 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from bench.backbones.base import BackboneInfo
+from bench.backbones.backbone import BackboneInfo
 from bench.inputs import MAX_PIXELS
 from bench.sources.hub import Lockable
 from methods.validation import Label, silent
 
 
 class BackboneSpec(Lockable):
-    """A backbone as a suite names it: one source, and for vision an image size.
+    """A backbone in a suite: one source, and for vision an image size.
 
-    A plain string is a registered name. The sources are `name` (registered), `hub` (a transformers
-    hub id), `local` (a folder written by `save_pretrained`) and `timm` (a timm model name, or
-    `hf_hub:owner/model`), to which `local` adds a safetensors file with its weights. What comes from a
-    hub repository may be asked for at a `revision`: branch, tag or commit. `image_size` is in pixels;
-    without it the backbone's own size is used. `dtype` is what the encoder's weights are held in, whatever
-    the checkpoint has: `bfloat16` takes half the memory, rounds weights that have more digits, and trains
-    under bf16 autocast. What is trained stays in float32.
+    A plain string is a registered name. The sources are `name` (registered), `hub` (a transformers hub id),
+    `local` (a folder written by `save_pretrained`) and `timm` (a timm model name, or `hf_hub:owner/model`),
+    to which `local` adds a safetensors file with weights. `revision` is a branch, tag or commit of a hub
+    repository. `image_size` is in pixels, by default the backbone's own. `dtype` is that of the encoder's
+    weights, whatever the checkpoint has: `bfloat16` takes half the memory and trains under bf16 autocast.
+    Trained parameters stay in float32.
     """
 
     name: str | None = None
@@ -33,7 +32,7 @@ class BackboneSpec(Lockable):
     timm: str | None = None
     image_size: int | None = Field(default=None, ge=1, le=MAX_PIXELS)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    #: The name that tables, plots and reports have for it.
+    #: Its name in tables, plots and reports.
     label: Label | None = None
 
     @model_serializer(mode="wrap")
@@ -55,13 +54,13 @@ class BackboneSpec(Lockable):
 
     @model_validator(mode="after")
     def _one_source(self) -> BackboneSpec:
-        given = [field for field in ("name", "hub", "timm") if getattr(self, field) is not None]
+        sources = [field for field in ("name", "hub", "timm") if getattr(self, field) is not None]
         if self.local is not None and self.timm is None:
-            given.append("local")
-        if not given:
+            sources.append("local")
+        if not sources:
             raise ValueError("a backbone needs a source: one of name, hub, local or timm")
-        if len(given) > 1:
-            raise ValueError(f"a backbone has one source, but {' and '.join(given)} are given")
+        if len(sources) > 1:
+            raise ValueError(f"a backbone has one source, but {' and '.join(sources)} are given")
         if self.revision is not None and self.hub_name is None:
             raise ValueError(
                 "revision goes with what comes from a hub repository: hub, or timm without local"
@@ -72,15 +71,15 @@ class BackboneSpec(Lockable):
 
     @property
     def hub_name(self) -> str | None:
-        """How a suite names the hub repository that the backbone comes from; None if from no hub."""
+        """The backbone's hub repository, as a suite writes it; None if it is not from a hub."""
         if self.local is not None or self.name is not None:
             return None
         return self.hub or f"timm:{self.timm}"
 
     def described(self, info: BackboneInfo) -> BackboneInfo:
-        """The description of the backbone as it is asked for, from that of its source.
+        """The description of this backbone, given that of its source.
 
-        Rounded weights are others than the source's, in tables and in a trial's id.
+        Rounded weights count as different from the source's, in tables and in a trial's id.
         """
         if self.dtype == "float32":
             return info
@@ -89,7 +88,7 @@ class BackboneSpec(Lockable):
         )
 
     def pinned(self, info: BackboneInfo) -> BackboneSpec:
-        """The same backbone at the commit that `info` describes, wherever and whenever it is loaded."""
+        """The same backbone, fixed to the commit that `info` describes."""
         return self if self.hub_name is None else self.at(info.weights_hash.rpartition("@")[2])
 
     def at(self, commit: str) -> BackboneSpec:
@@ -98,7 +97,7 @@ class BackboneSpec(Lockable):
 
 
 def refuse_unknown_home(path: Path) -> None:
-    """Raises ValueError for a path below the home of a user whom this machine does not know."""
+    """Raises ValueError for a path below the home of an unknown user."""
     try:
         path.expanduser()
     except RuntimeError as error:

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, FiniteFloat, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from bench.backbones.base import (
+from bench.backbones.backbone import (
     MOST_KEYS,
     BackboneInfo,
     LoadedBackbone,
@@ -44,12 +44,12 @@ PATHS = {
 
 
 def own_pooling(encoder: Any, *, pixel_values: Tensor) -> Tensor:
-    """Features as the model itself pools and norms them before its classifier."""
+    """Features with the model's own pooling and norm before its classifier."""
     return encoder.forward_head(encoder.forward_features(pixel_values), pre_logits=True)
 
 
 def plain_vit(info: BackboneInfo, size: int, patch: int) -> LoadedBackbone:
-    """timm's plain vision transformer in the described shape, freshly started."""
+    """timm's plain vision transformer of the described shape, with fresh weights."""
     from timm.models.vision_transformer import VisionTransformer
 
     geometry = info.geometry
@@ -73,7 +73,7 @@ class TimmBackbone:
 
     model: str
     weights: Path | None = None
-    #: The branch, tag or commit of that repository; None is what the model's name says, or the main branch.
+    #: Branch, tag or commit of that repository; None: that in the model's name, or the main branch.
     revision: str | None = None
     locked: LockedFiles = ()
 
@@ -98,7 +98,7 @@ class TimmBackbone:
         return LoadedBackbone(info, encoder, own_pooling, partial(nn.Linear, features), [PATHS])
 
     def blueprint(self) -> Blueprint:
-        """How timm builds the model. Raises UserError for one that timm does not know (the nearest names)."""
+        """The model's blueprint. Raises UserError, with the nearest names, for an unknown model."""
         import timm
 
         if named := _hub_name(self.model):
@@ -118,7 +118,7 @@ class TimmBackbone:
             near = near_names(self.model, timm.list_models(), at_most=3)
             hint = f"; near are {', '.join(near)}" if near else ""
             raise UserError(f"timm has no model '{self.model}'{hint}")
-        # The tag stays in the name, so that timm applies what its pretraining fixes, such as the image size.
+        # The tag stays in the name, so that timm applies its settings, such as the image size.
         return Blueprint(self.model, {}, timm.get_pretrained_cfg(self.model).to_dict())
 
     def _snapshot(self, repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
@@ -130,7 +130,7 @@ class TimmBackbone:
             repository, revision = blueprint.hub(self.model)
             folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
             weights_hash = f"hub:{repository}@{folder.name}"
-            # Several architectures may share a repository, of which its config names one.
+            # Several architectures may share a repository, whose config names one.
             architecture = blueprint.architecture.partition(".")[0]
             if architecture != _architecture(folder):
                 weights_hash = f"timm:{architecture}:{weights_hash}"
@@ -139,7 +139,7 @@ class TimmBackbone:
         try:
             with torch.device("meta"):
                 encoder = blueprint.build()
-        except Exception as error:  # whatever timm raises of arguments that a config may hold
+        except Exception as error:  # timm may raise anything for the arguments of a config
             raise UserError(f"backbone '{name}': timm cannot build it: {error}") from error
         native = _native_size(encoder, blueprint)
         size = native if image_size is None else image_size
@@ -180,7 +180,7 @@ class TimmBackbone:
 
 
 class _Settings(BaseModel):
-    """What is read of the settings in a config of timm's; there are others."""
+    """The settings in a timm config that are read."""
 
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
@@ -205,7 +205,7 @@ def _settings(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """How timm builds one model: architecture, arguments and its pretraining's settings."""
+    """Architecture, arguments and pretraining settings of a timm model."""
 
     architecture: str
     arguments: dict[str, Any]
@@ -256,12 +256,12 @@ def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> 
 
     check_safetensors(name, file)
     state: dict[str, Tensor] = load_file(file)
-    # Some of timm's own files are in the layout of the model's authors; timm converts them with this.
+    # Some of timm's files have the layout of the model's authors, which this function converts.
     convert = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         try:
             state = convert(state, encoder)
-        except Exception as error:  # whatever comes of tensors of another model
+        except Exception as error:  # tensors of another model may raise anything
             raise UserError(f"backbone '{name}': {file} does not fit: {error}") from error
     heads = blueprint.settings.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -281,15 +281,16 @@ def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> 
 
 
 def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]:
-    """Split every qkv and set the image size. Raises UserError if the model is of another make."""
+    """Splits every qkv and sets the image size. Raises UserError for a model of another design."""
     blocks = list(getattr(encoder, "blocks", None) or ())
     if not blocks or not all(_has_fused_attention(block) for block in blocks):
         raise UserError(
-            f"backbone '{name}' ({type(encoder).__name__}) is no plain vision transformer: its blocks "
-            f"have no `attn.qkv` of so many heads to split"
+            f"backbone '{name}' ({type(encoder).__name__}) is no plain vision transformer: its layers "
+            "need attention with a fused `attn.qkv` to split, and one width, since methods here adapt "
+            "attention and MLP of equal layers"
         )
     mlps = [(getattr(block.mlp, "fc1", None), getattr(block.mlp, "fc2", None)) for block in blocks]
-    # A gated MLP (SwiGLU) has no fc1 that alone feeds fc2, so that adapters see the attention only.
+    # In a gated MLP (SwiGLU), fc1 alone does not feed fc2, so that only attention has sites.
     plain = all(
         isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and fc1.out_features == fc2.in_features
         for fc1, fc2 in mlps

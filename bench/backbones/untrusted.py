@@ -1,4 +1,4 @@
-"""What somebody's checkpoint may not choose: code that runs, and weights beside those that it is known by."""
+"""Refusals of checkpoints that choose code to run, or other weights than those of their hash."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from methods.errors import UserError, did_you_mean
 
-#: The attention that runs, whatever a checkpoint was trained with: torch's own.
+#: The attention that runs for every checkpoint: torch's own.
 ATTENTION = "sdpa"
 
-#: What a config may name nevertheless. transformers takes any other name for a kernel to download and run.
+#: Accepted names in a config. transformers downloads and runs a kernel of any other name.
 _KNOWN_ATTENTION = (ATTENTION, "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 _ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
-#: Fields of a config.json by which transformers would run or load something else, and what that is.
+#: Fields of a config.json that make transformers run or load something else, and their meaning.
 _CHOICES = {
     "experts_implementation": "kernels of its own",
     "_experts_implementation": "kernels of its own",
@@ -25,7 +25,7 @@ _CHOICES = {
     "transformers_weights": "weights in another file than model.safetensors",
 }
 
-#: What timm's models are built with beside what shapes them: where and in which precision is said here.
+#: Arguments of timm's models that do not shape them.
 _NO_MODEL_ARGUMENTS = {"self", "device", "dtype"}
 
 #: The kinds of parameters that have a name of their own.
@@ -35,8 +35,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
     """Raises UserError, with the field named, for a config.json that chooses code or other weights.
 
-    Code that it brings (`auto_map`) is no reason: transformers' own classes are used, and a checkpoint that
-    needs others does not fit them.
+    Code in the repository (`auto_map`) is accepted and never run: transformers' own classes are used.
     """
     for field in _ATTENTION_FIELDS:
         if (value := settings.get(field)) is not None and value not in _KNOWN_ATTENTION:
@@ -55,9 +54,9 @@ def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
 
 
 def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
-    """Raises UserError for a timm config whose model is none of timm's, or whose arguments are not a model's.
+    """Raises UserError for a timm config with an unknown model, or with arguments that are not the model's.
 
-    What timm takes beside them loads weights, or other code.
+    timm's other arguments load weights or code.
     """
     import timm
 
@@ -89,8 +88,8 @@ def _arguments_of_timm(architecture: str) -> list[str]:
         if "__init__" not in vars(each):
             continue
         parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
-        names += [one.name for one in parameters if one.kind in _NAMED]
-        # Only what it passes on is an argument of its bases.
-        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+        names += [parameter.name for parameter in parameters if parameter.kind in _NAMED]
+        # Without **kwargs, a class passes nothing on to its bases.
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             break
     return [name for name in dict.fromkeys(names) if name not in _NO_MODEL_ARGUMENTS]

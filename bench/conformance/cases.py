@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, Literal, get_args, get_origin
 
-from bench.backbones.base import BackboneKind
+from bench.backbones.backbone import BackboneKind
 from bench.conformance.checks import CHECKS
 from bench.conformance.findings import Status, judge, undisturbed
 from bench.conformance.subject import BACKBONES, DECODERS, GEOMETRY, RANK, Subject

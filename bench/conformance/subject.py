@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.backbones.base import BackboneKind, LoadedBackbone
+from bench.backbones.backbone import BackboneKind, LoadedBackbone
 from bench.backbones.random_weights import RandomBackbone
 from bench.inputs import ImageInput, TextInput
 from methods.adapter import Adapter
@@ -30,8 +30,8 @@ SHARED_HEADS = Geometry(hidden=36, heads=9, layers=2, mlp=60, kv_heads=3, gated=
 OWN_HEAD_SIZE = Geometry(hidden=24, heads=6, layers=2, mlp=60, kv_heads=2, head_size=6, gated=True)
 
 GEOMETRIES: dict[BackboneKind, Geometry] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2"), SHARED_HEADS),
-    **dict.fromkeys(("qwen3", "gemma2", "gemma3_text"), OWN_HEAD_SIZE),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "phi3"), SHARED_HEADS),
+    **dict.fromkeys(("qwen3", "gemma", "gemma2", "gemma3_text"), OWN_HEAD_SIZE),
 }
 
 #: One backbone for each kind. What depends on the method alone is asked on the first only.

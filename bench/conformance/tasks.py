@@ -13,9 +13,9 @@ import numpy as np
 from bench.conformance.findings import Finding, judge
 from bench.conformance.subject import NotApplicable, expect
 from bench.tasks import TASKS, Task
-from bench.tasks.base import Examples
 from bench.tasks.dealing import deal, first_places
 from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
+from bench.tasks.task import Examples
 
 
 @dataclass(frozen=True)

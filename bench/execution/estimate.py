@@ -16,7 +16,7 @@ from bench.inputs import ImageInput
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.process.memory import MIB, available_mib
-from bench.sources.assets import cache_dir
+from bench.sources.cache import cache_dir
 from bench.suite.choosing import AXES
 from bench.training.saving import Saving
 from bench.wire.measures import Measure

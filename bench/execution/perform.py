@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from bench.backbones.verbalizer import check_answers
+from bench.backbones.answers import check_answers
 from bench.execution.watch import Silence, Watch, too_long
 from bench.plan.trial import Trial
 from bench.training.ending import finished

@@ -79,8 +79,8 @@ class Form(ABC):
                 layers[self.path(site)] = update
         for layer, found in parts.items():
             fused = self.fused[layer]
-            width = next(iter(found.values())).up.shape[0]
-            layers[f"{self.prefix}{layer}"] = fused.update([found.get(part) for part in fused.parts], width)
+            widths = [self.backbone.geometry.shape(part)[0] for part in fused.parts]
+            layers[f"{self.prefix}{layer}"] = fused.update([found.get(part) for part in fused.parts], widths)
         return layers
 
     def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

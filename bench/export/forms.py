@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from bench.backbones import BackboneSpec, LoadedBackbone, entry_of
-from bench.backbones.base import FittedHead
+from bench.backbones.backbone import FittedHead
 from bench.backbones.huggingface import FolderBackbone, HubBackbone
 from bench.backbones.kinds import KINDS, TIMM
 from bench.backbones.random_weights import RandomBackbone

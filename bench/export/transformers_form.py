@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone, pooling
-from bench.backbones.generation import Writer
+from bench.backbones.answers import Answers, Writer, unembedding_of
 from bench.backbones.huggingface import quiet
 from bench.backbones.kinds import KINDS
 from bench.backbones.untrusted import ATTENTION
-from bench.backbones.verbalizer import Answers
-from bench.backbones.vocabulary import unembedding_of
 from bench.export.form import Form, Origin, copies, load_state
 from bench.export.preprocessing import PROCESSOR_FILE, differences, processor
 from bench.export.targets import REASONS, target_of

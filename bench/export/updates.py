@@ -22,7 +22,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Fused:
-    """A layer of the original model that was split on loading, into parts of equal width."""
+    """A layer of the original model that was split on loading."""
 
     parts: tuple[str, ...]
     #: Where the rows of the first head of every part come first, then the second's: how many a head has.
@@ -34,9 +34,9 @@ class Fused:
             return rows
         return rows.unflatten(0, (len(self.parts), -1, self.head_size)).transpose(0, 1).flatten(0, 2)
 
-    def update(self, updates: Sequence[Update | None], width: int) -> Update:
+    def update(self, updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
         """One update of the layer out of those of its parts, as `fuse` has it."""
-        whole = fuse(updates, width)
+        whole = fuse(updates, widths)
         bias = None if whole.bias is None else self.ordered(whole.bias)
         return Update(whole.down, self.ordered(whole.up), bias)
 
@@ -50,8 +50,8 @@ def fused_layers(encoder: nn.Module) -> dict[str, Fused]:
     }
 
 
-def fuse(updates: Sequence[Update | None], width: int) -> Update:
-    """One update of layers that read one input and whose outputs, `width` each, lie side by side.
+def fuse(updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
+    """One update of layers that share their input and whose outputs, of these widths, are concatenated.
 
     It is exact: the layers' downs are stacked, and each up has its block of rows and columns, zero elsewhere.
     So its rank is that of the distinct downs together. Layers without an update have None.
@@ -65,10 +65,10 @@ def fuse(updates: Sequence[Update | None], width: int) -> Update:
             if not same:
                 downs.append(update.down)
     starts = [sum(down.shape[0] for down in downs[:i]) for i in range(len(downs) + 1)]
-    up = downs[0].new_zeros(len(updates) * width, starts[-1])
-    bias = downs[0].new_zeros(len(updates) * width)
+    rows_of = [slice(sum(widths[:i]), sum(widths[: i + 1])) for i in range(len(widths))]
+    up, bias = downs[0].new_zeros(sum(widths), starts[-1]), downs[0].new_zeros(sum(widths))
     for index, place in places.items():
-        update, rows = updates[index], slice(index * width, (index + 1) * width)
+        update, rows = updates[index], rows_of[index]
         assert update is not None
         up[rows, starts[place] : starts[place + 1]] = update.up
         if update.bias is not None:

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone
-from bench.backbones.generation import Writer
+from bench.backbones.answers import Answers as Answerer
+from bench.backbones.answers import Writer
 from bench.backbones.huggingface import quiet
-from bench.backbones.verbalizer import Answers as Answerer
 from bench.export import loading
 from bench.export.answers import Agreement, Answers, agreement
 from bench.export.checkpoint import write_checkpoint

@@ -8,42 +8,44 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics.base import Array, Metric, about
+from bench.metrics.metric import Array, Metric, about
 from methods.errors import UserError
 
 
 class Accuracy(Metric):
-    """The share of right answers; of several labels, of answers that are right in all of them."""
+    """The share of correct answers; a multi-label answer is correct if all its labels are."""
 
     name = "accuracy"
     kinds = ("single label", "multi-label")
     description = "share of right answers"
     bounds = (0.0, 1.0)
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
         from sklearn.metrics import accuracy_score
 
-        return float(accuracy_score(targets, given))
+        return float(accuracy_score(targets, predictions))
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
-        right = targets == given
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        right = targets == predictions
         return (right if right.ndim == 1 else right.all(1)).astype(float)
 
 
 class BalancedAccuracy(Metric):
-    """The mean over classes of the share of their examples that are answered rightly."""
+    """The mean over classes of the share of correct answers to their examples."""
 
     name = "balanced_accuracy"
     kinds = ("single label",)
     description = "mean over classes of the share of right answers"
     bounds = (0.0, 1.0)
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
-        # Written out, since scikit-learn's warns of an answer that is no class of these targets.
-        return float(np.mean([(given[targets == label] == label).mean() for label in np.unique(targets)]))
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        # scikit-learn's warns of an answer that is no class of these targets.
+        return float(
+            np.mean([(predictions[targets == label] == label).mean() for label in np.unique(targets)])
+        )
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
-        right = targets == given
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        right = targets == predictions
         _, place, counts = np.unique(targets, return_inverse=True, return_counts=True)
         recall = np.bincount(place, right) / counts
         share = counts / len(targets)
@@ -51,7 +53,7 @@ class BalancedAccuracy(Metric):
 
 
 class FScore(Metric):
-    """F1 of the second of two classes, or of all by the mean over classes or over their counts together."""
+    """F1 of the second of two classes (binary), or of all classes (macro or micro average)."""
 
     bounds = (0.0, 1.0)
 
@@ -66,68 +68,66 @@ class FScore(Metric):
             "micro": "F1 of all classes' counts together",
         }[average]
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
         from sklearn.metrics import f1_score
 
-        return float(f1_score(targets, given, average=self.average, zero_division=0.0))
+        return float(f1_score(targets, predictions, average=self.average, zero_division=0.0))
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
-        labels = np.unique(np.concatenate([targets, given]))
-        true, said = (self._columns(values, labels) for values in (targets, given))
-        # F1 is a ratio of sums over examples: twice what is both true and said, over what is either.
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        labels = np.unique(np.concatenate([targets, predictions]))
+        true, said = (self._columns(values, labels) for values in (targets, predictions))
+        # F1 is a ratio of sums over examples: 2 · (true and predicted) over true plus predicted.
         above, below = 2.0 * (true & said), true.astype(float) + said
         if self.average == "micro":
             above, below = above.sum(1, keepdims=True), below.sum(1, keepdims=True)
-        whole = below.mean(0)
-        known = np.where(whole > 0, whole, 1.0)
-        ratio = above.mean(0) / known
-        return about(float(ratio.mean()), ((above - ratio * below) / known).mean(1))
+        mean_below = below.mean(0)
+        nonzero = np.where(mean_below > 0, mean_below, 1.0)
+        ratio = above.mean(0) / nonzero
+        return about(float(ratio.mean()), ((above - ratio * below) / nonzero).mean(1))
 
     def _columns(self, values: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """A column a class that counts: whether an example has it."""
+        """One column per counted class: whether an example has it."""
         if values.ndim > 1:
             return values.astype(bool)
         return values[:, None] == (1 if self.average == "binary" else labels)
 
 
 class Matthews(Metric):
-    """Matthews' correlation: for uneven classes, 0 for a model that always answers the same."""
+    """Matthews' correlation, for uneven classes: 0 for a constant answer."""
 
     name = "matthews"
     kinds = ("single label",)
     description = "Matthews' correlation"
     bounds = (-1.0, 1.0)
-    #: Of two even classes it is twice an accuracy, less one.
+    #: For two even classes, it is twice the accuracy minus one.
     point = 2.0
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
-        # Not torchmetrics', which gives points to a model that always guesses the larger of two classes, and
-        # counts in float32, where equal scores of several seeds have different sums.
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        # torchmetrics' gives points for always answering the larger class, and sums in float32.
         from sklearn.metrics import matthews_corrcoef
 
-        return float(matthews_corrcoef(targets, given))
+        return float(matthews_corrcoef(targets, predictions))
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
-        classes = np.arange(-1, max(targets.max(), given.max()) + 1)
-        told = (targets[:, None] == classes).mean(0)
-        said = (given[:, None] == classes).mean(0)
-        right = targets == given
-        above = right.mean() - told @ said
-        of_answers, of_labels = 1 - said @ said, 1 - told @ told
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        classes = np.arange(-1, max(targets.max(), predictions.max()) + 1)
+        label_shares = (targets[:, None] == classes).mean(0)
+        said = (predictions[:, None] == classes).mean(0)
+        right = targets == predictions
+        above = right.mean() - label_shares @ said
+        of_answers, of_labels = 1 - said @ said, 1 - label_shares @ label_shares
         if of_answers * of_labels <= 0:
             return np.zeros(len(targets))
         score = above / np.sqrt(of_answers * of_labels)
         # The slope of `above` and of the two below along each example's cell of the confusion matrix.
-        slope_above = right - said[targets + 1] - told[given + 1]
-        slope_below = said[given + 1] / of_answers + told[targets + 1] / of_labels
+        slope_above = right - said[targets + 1] - label_shares[predictions + 1]
+        slope_below = said[predictions + 1] / of_answers + label_shares[targets + 1] / of_labels
         return about(score, slope_above / np.sqrt(of_answers * of_labels) + score * slope_below)
 
 
 class Auroc(Metric):
-    """The chance that an example of a class has a higher output for it than one of the others.
+    """The probability that an example of a class has a higher output for it than an example without it.
 
-    Of two classes it is that of the second; of more, or of several labels, the mean over them, each against
-    the rest.
+    The second of two classes, or the mean over more classes or labels, each against the rest.
     """
 
     name = "auroc"
@@ -137,17 +137,19 @@ class Auroc(Metric):
     every_class = True
     reads = "outputs"
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
         from sklearn.metrics import roc_auc_score
 
-        return float(np.mean([roc_auc_score(true, output) for true, output in _against_rest(targets, given)]))
+        return float(
+            np.mean([roc_auc_score(true, output) for true, output in _against_rest(targets, predictions)])
+        )
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
         from scipy.stats import rankdata
 
         scores, influences = [], []
-        for true, output in _against_rest(targets, given):
-            # Placements (DeLong et al., 1988): the share of the other side that an example is right about.
+        for true, output in _against_rest(targets, predictions):
+            # Placements (DeLong et al., 1988): the share of the other side that is ranked correctly.
             ranks, within = rankdata(output), np.empty(len(output))
             for side in (true, ~true):
                 within[side] = rankdata(output[side])
@@ -160,7 +162,7 @@ class Auroc(Metric):
 
 
 def _against_rest(targets: NDArray[Any], outputs: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], Array]]:
-    """For each class, whether an example has it, and by how much its outputs say so."""
+    """For each class, whether each example has it, and the output for it."""
     outputs = np.asarray(outputs, dtype=float)
     if targets.ndim > 1:
         pairs = [(targets[:, c].astype(bool), outputs[:, c]) for c in range(outputs.shape[1])]

@@ -1,7 +1,7 @@
 """Metrics of texts that a language model writes.
 
-Targets are 1, an answer is 1 where it is right and else 0. Outputs are (N, 3): whether the answer is right,
-the log-likelihood of the right one, and how many tokens that has.
+Targets are 1; answers are 1 if correct, else 0. Outputs are (N, 3): whether the answer is correct, the
+log-likelihood of the correct answer, and its number of tokens.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics.base import Array, Metric
+from bench.metrics.metric import Array, Metric
 
 
 class ExactMatch(Metric):
-    """The share of written answers that are the right one, by the task's rule."""
+    """The share of correct written answers, by the task's rule."""
 
     name = "exact_match"
     kinds = ("generation",)
     description = "share of written answers that are right"
     bounds = (0.0, 1.0)
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
-        return float((targets == given).mean())
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        return float((targets == predictions).mean())
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
-        return (targets == given).astype(float)
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        return (targets == predictions).astype(float)
 
 
 class AnswerLikelihood(Metric):
-    """The mean over examples of the log-likelihood that the right answer's tokens have, in nats a token."""
+    """The mean over examples of the correct answer's log-likelihood per token, in nats."""
 
     name = "answer_likelihood"
     kinds = ("generation",)
@@ -40,13 +40,13 @@ class AnswerLikelihood(Metric):
     in_units = True
     bounds = (-math.inf, 0.0)
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
-        return float(self.contributions(targets, given).mean())
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        return float(self.contributions(targets, predictions).mean())
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
-        outputs = np.asarray(given, dtype=float)
-        found: Array = outputs[:, 1] / outputs[:, 2]
-        return found
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        outputs = np.asarray(predictions, dtype=float)
+        per_token: Array = outputs[:, 1] / outputs[:, 2]
+        return per_token
 
 
 EXACT_MATCH, ANSWER_LIKELIHOOD = ExactMatch(), AnswerLikelihood()

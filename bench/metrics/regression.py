@@ -9,33 +9,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics.base import Array, Metric, about
+from bench.metrics.metric import Array, Metric, about
 
 
 class _Correlation(Metric):
-    """A correlation with the targets; 0 where the answers, or the targets, are all the same."""
+    """A correlation with the targets; 0 if the answers or the targets are constant."""
 
     kinds = ("regression",)
     bounds = (-1.0, 1.0)
-    #: As of Matthews' correlation.
+    #: As for Matthews' correlation.
     point = 2.0
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
-        if np.ptp(targets) == 0 or np.ptp(given) == 0:
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
             return 0.0
-        return float(self._correlation(np.asarray(targets, float), np.asarray(given, float)))
+        return float(self._correlation(np.asarray(targets, float), np.asarray(predictions, float)))
 
     @abstractmethod
-    def _correlation(self, targets: Array, given: Array) -> float: ...
+    def _correlation(self, targets: Array, predictions: Array) -> float: ...
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
-        score = self.score(targets, given)
-        if np.ptp(targets) == 0 or np.ptp(given) == 0:
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        score = self.score(targets, predictions)
+        if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
             return np.zeros(len(targets))
-        return about(score, self._influence(np.asarray(targets, float), np.asarray(given, float), score))
+        return about(
+            score, self._influence(np.asarray(targets, float), np.asarray(predictions, float), score)
+        )
 
     @abstractmethod
-    def _influence(self, targets: Array, given: Array, score: float) -> Array: ...
+    def _influence(self, targets: Array, predictions: Array, score: float) -> Array: ...
 
 
 class Pearson(_Correlation):
@@ -44,43 +46,43 @@ class Pearson(_Correlation):
     name = "pearson"
     description = "Pearson's correlation"
 
-    def _correlation(self, targets: Array, given: Array) -> float:
+    def _correlation(self, targets: Array, predictions: Array) -> float:
         from scipy.stats import pearsonr
 
-        return float(pearsonr(targets, given).statistic)
+        return float(pearsonr(targets, predictions).statistic)
 
-    def _influence(self, targets: Array, given: Array, score: float) -> Array:
-        x, y = ((values - values.mean()) / values.std() for values in (targets, given))
+    def _influence(self, targets: Array, predictions: Array, score: float) -> Array:
+        x, y = ((values - values.mean()) / values.std() for values in (targets, predictions))
         influence: Array = x * y - score * (x**2 + y**2) / 2
         return influence
 
 
 class Spearman(_Correlation):
-    """The correlation of the ranks of answers and targets; ties have the mean of their ranks."""
+    """The correlation of the ranks of answers and targets; ties share their mean rank."""
 
     name = "spearman"
     description = "Spearman's correlation of ranks"
 
-    def _correlation(self, targets: Array, given: Array) -> float:
+    def _correlation(self, targets: Array, predictions: Array) -> float:
         from scipy.stats import spearmanr
 
-        return float(spearmanr(targets, given).statistic)
+        return float(spearmanr(targets, predictions).statistic)
 
-    def _influence(self, targets: Array, given: Array, score: float) -> Array:
-        """Of the example itself, and of what it does to the ranks of all others."""
-        x, y = (_placed(values) for values in (targets, given))
+    def _influence(self, targets: Array, predictions: Array, score: float) -> Array:
+        """The influence of each example itself, and of its effect on the ranks of others."""
+        x, y = (_placed(values) for values in (targets, predictions))
         of_x, of_y = float(np.mean(x**2)), float(np.mean(y**2))
-        together = x * y + _mean_above(targets, y) + _mean_above(given, x)
+        together = x * y + _mean_above(targets, y) + _mean_above(predictions, x)
         alone = [
             (own**2 + 2 * _mean_above(values, own)) / variance
-            for own, values, variance in ((x, targets, of_x), (y, given, of_y))
+            for own, values, variance in ((x, targets, of_x), (y, predictions, of_y))
         ]
         influence: Array = together / np.sqrt(of_x * of_y) - score * (alone[0] + alone[1]) / 2
         return influence
 
 
 def _placed(values: Array) -> Array:
-    """The share of the others below each value, ties counting half, less one half."""
+    """The share of other values below each value, ties counting half, minus one half."""
     from scipy.stats import rankdata
 
     placed: Array = (rankdata(values) - 0.5) / len(values) - 0.5
@@ -88,12 +90,12 @@ def _placed(values: Array) -> Array:
 
 
 def _mean_above(values: Array, other: Array) -> Array:
-    """For each value, the sum of `other` of larger values, and half of it of equal ones, over N."""
+    """For each value, the sum of `other` over larger values plus half of that over equal ones, over N."""
     _, place = np.unique(values, return_inverse=True)
     sums = np.bincount(place, other)
     above = sums.sum() - np.cumsum(sums) + sums / 2
-    found: Array = above[place] / len(values)
-    return found
+    mean_above: Array = above[place] / len(values)
+    return mean_above
 
 
 class Rmse(Metric):
@@ -106,13 +108,13 @@ class Rmse(Metric):
     in_units = True
     bounds = (0.0, math.inf)
 
-    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
         from sklearn.metrics import root_mean_squared_error
 
-        return float(root_mean_squared_error(targets, given))
+        return float(root_mean_squared_error(targets, predictions))
 
-    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
-        squares = (np.asarray(targets, float) - np.asarray(given, float)) ** 2
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        squares = (np.asarray(targets, float) - np.asarray(predictions, float)) ** 2
         score = float(np.sqrt(squares.mean()))
         return np.zeros(len(squares)) if score == 0 else about(score, squares / (2 * score))
 

@@ -170,6 +170,8 @@ def _data(pair: Pair) -> dict[str, Any]:
                 f"task '{task.task}': max_tokens {task.max_tokens} is more than backbone '{info.name}' "
                 f"reads, which is at most {model_input.max_tokens}"
             )
+    elif "max_tokens" in task.model_fields_set:
+        raise UserError(f"task '{task.task}': max_tokens does not apply to images")
     key = data_key(pair.definition, model_input, task.max_tokens, per_seed=task.split == "per_seed")
     key["data_hash"] = pair.definition.data_hash
     if isinstance(model_input, ImageInput):

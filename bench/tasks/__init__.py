@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bench.tasks.base import DataSource, Examples, Task
-from bench.tasks.catalog import TASKS
-from bench.tasks.data import data_key, prepare
 from bench.tasks.objective import Objective, objective
-from bench.tasks.overlap import split_sizes
-from bench.tasks.pool import check_use, split_count
+from bench.tasks.own_tasks import resolve
+from bench.tasks.pool import check_use, split_count, split_sizes
+from bench.tasks.preparing import data_key, prepare
+from bench.tasks.registered_tasks import TASKS
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
+from bench.tasks.task import DataSource, Examples, Task
 
 __all__ = [
     "TASKS",
@@ -24,6 +24,7 @@ __all__ = [
     "data_key",
     "objective",
     "prepare",
+    "resolve",
     "split_count",
     "split_sizes",
 ]

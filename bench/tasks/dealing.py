@@ -1,4 +1,4 @@
-"""How every task's examples are dealt into splits: what stays together, and what goes where."""
+"""Dealing a task's examples into splits: duplicates, groups, and shares of every class."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.tasks.base import SPLITS, SplitName, Task
+from bench.tasks.task import SPLITS, SplitName, Task
 from methods.errors import UserError
 
 
 def normalise_text(text: str) -> str:
-    """What two texts share that differ only in case, spaces, unicode form and what is no letter or number.
+    """The text without case, punctuation and differences of spaces and unicode form, by the first rules.
 
-    These are the first rules, which leave out the vowel signs of many scripts, and emoji, too.
+    They also drop emoji and the vowel signs of many scripts.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    # A text without any letter or digit, such as a smiley, is told by its signs.
+    # A text without letters or digits, such as a smiley, keeps its signs.
     return " ".join(re.findall(r"[^\W_]+", folded)) or folded.strip()
 
 
-class _Told(dict[int, str]):
-    """What each character becomes: letters, numbers, marks and symbols stay, and all others part words."""
+class _Replacements(dict[int, str]):
+    """Keeps letters, numbers, marks and symbols; every other character separates words."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        # A variation selector says how the character before it is drawn.
+        # A variation selector only says how the previous character is drawn.
         drawn = "" if 0xFE00 <= code <= 0xFE0F else character
         self[code] = drawn if unicodedata.category(character)[0] in "LNMS" else " "
         return self[code]
 
 
-_TOLD = _Told()
+_REPLACEMENTS = _Replacements()
 
 
-def told_text(text: str) -> str:
-    """As `normalise_text`, by the second rules: vowel signs, emoji and signs such as + tell texts apart."""
+def normalise_text_2(text: str) -> str:
+    """Like `normalise_text`, by the second rules, which keep vowel signs, emoji and signs such as +."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_TOLD).split()) or folded.strip()
+    return " ".join(folded.translate(_REPLACEMENTS).split()) or folded.strip()
 
 
 def first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]:
-    """For each position the first one with an equal key."""
+    """For each position, the first position with an equal key."""
     if isinstance(keying, np.ndarray):
         _, first, which = np.unique(keying, return_index=True, return_inverse=True)
         return first[which]
@@ -56,15 +56,15 @@ def first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]
     return np.fromiter(places, np.int64, len(keying))
 
 
-def _joined(size: int, ones: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each position the first of those that pairs join it to, however many those are, or itself."""
-    # The import takes a while, which only the preparation of data has to spend.
+def _joined(size: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each position, the smallest position in its connected component."""
+    # A slow import that only the preparation of data needs.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     if not size:
         return np.zeros(0, dtype=np.int64)
-    pairs = coo_array((np.ones(len(ones), dtype=np.int8), (ones, others)), shape=(size, size))
+    pairs = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(size, size))
     _, group = connected_components(pairs, directed=False)
     return first_places(group)
 
@@ -75,25 +75,25 @@ def _linked(firsts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def link(*keyings: Sequence[Hashable]) -> list[int]:
-    """Group numbers such that examples that are equal in any one of the keyings share a group.
+    """Group numbers: examples with equal keys in any keying share a group, transitively.
 
-    A number is the position of the group's first example.
+    A group's number is the position of its first example.
     """
     numbers: list[int] = _linked([first_places(keying) for keying in keyings]).tolist()
     return numbers
 
 
 def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
-    """Group numbers of texts whose sets of words overlap by `percent` or more (Jaccard), transitively.
+    """Group numbers: texts whose sets of words have a Jaccard index of `percent` or more, transitively.
 
-    A number is the position of the group's first text.
+    A group's number is the position of its first text.
     """
     words = [set(normalise_text(text).split()) for text in texts]
     frequency = Counter(word for text in words for word in text)
     pairs: list[tuple[int, int]] = []
     holders: defaultdict[str, list[int]] = defaultdict(list)
     for i, mine in enumerate(words):
-        # Two sets that overlap so much share a word among the rarest few of each: only those are looked up.
+        # Such sets share a word among the rarest few of each, so that only those are compared.
         rarest = sorted(mine, key=lambda word: (frequency[word], word))
         few = rarest[: len(mine) + 1 - -(-percent * len(mine) // 100)]
         for j in {j for word in few for j in holders[word]}:
@@ -101,28 +101,28 @@ def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
                 pairs.append((i, j))
         for word in few:
             holders[word].append(i)
-    ones, others = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    numbers: list[int] = _joined(len(texts), ones, others).tolist()
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    numbers: list[int] = _joined(len(texts), first, second).tolist()
     return numbers
 
 
 def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
-    """Positions of the items in an order that looks random but depends on `name` and the items alone."""
+    """Positions of the items in a pseudo-random order that depends only on `name` and the items."""
     digests = (hashlib.sha256(f"{name}\0{item}".encode()).digest() for item in items)
     return np.argsort(np.fromiter(digests, dtype="S32"), kind="stable")
 
 
-#: A regression's targets are dealt by their place among all of them, in so many equal parts.
+#: The number of equal parts of sorted regression targets that are dealt like classes.
 PARTS = 10
 
-#: By the second rules a part has so many at least: of fewer, no split has its share of any.
+#: The least number of examples in such a part, by the second rules.
 LEAST = 20
 
 
 def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
-    """Of each example what a deal spreads evenly: its classes, or the part of all targets that its lies in.
+    """The strata of each example, which a deal spreads evenly: its classes, or the part of its target.
 
-    An example without any class is of a stratum of its own.
+    Examples without any class form a stratum.
     """
     if task.target == "multi-label":
         return [label or (len(task.classes),) for label in labels]
@@ -133,9 +133,9 @@ def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
         most = PARTS if task.rules == 1 else max(1, min(PARTS, len(labels) // LEAST))
         edges = np.quantile(labels, np.arange(1, most) / most) if len(labels) else np.zeros(0)
         places = np.searchsorted(edges, labels, side="right").tolist()
-    # One tuple for all examples of a stratum: of a large table there would be millions.
-    made: dict[int, tuple[int, ...]] = {}
-    return [made.setdefault(part, (part,)) for part in places]
+    # One tuple for all examples of a stratum saves memory.
+    tuples: dict[int, tuple[int, ...]] = {}
+    return [tuples.setdefault(part, (part,)) for part in places]
 
 
 def blocks(
@@ -144,11 +144,10 @@ def blocks(
     groups: Sequence[Hashable] | NDArray[Any] | None,
     splits: Sequence[SplitName] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the examples that are kept, and for each of them the number of its block.
+    """Positions of the examples that are kept, and the number of each one's block, which no deal separates.
 
-    Examples with the same content are duplicates and form a block, as does a group: no deal parts it.
-    Duplicates whose labels disagree are all dropped, unless they belong to official `splits`, which stay
-    whole, or the labels are floats or texts: ratings of one text, and answers to it, need not agree.
+    Duplicates form a block, and so does a group. Duplicates whose labels disagree are dropped, except in
+    official `splits`, and except for ratings and answers (floats and texts), which need not agree.
     """
     kept = np.arange(len(labels))
     keyings = [first_places(keying) for keying in (contents, groups) if keying is not None]
@@ -171,11 +170,11 @@ def deal(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Positions of the examples of each split, in the split's order.
 
-    `blocks` says what is dropped and what stays together. Whole blocks, large ones first, go where they
-    disturb the classes' shares least. Of official `splits`, test and validation stay as they are; where there
-    is no validation, it is dealt from train. Within a split the order is a fixed shuffle, so that its first n
-    are a fair sample. A `seed` gives another deal and another order. Raises UserError if a split lacks a
-    class, for fractions that are no percentages, and for those of a suite where splits are official.
+    Deals the blocks of `blocks`, large ones first, each to the split whose class shares it disturbs least.
+    Official test and validation splits stay as they are; a missing validation split is dealt from train.
+    Splits are shuffled, so that their first n examples are a fair sample. A `seed` changes deal and order.
+    Raises UserError if a split lacks a class, if fractions do not add up to 100, and for fractions of a suite
+    that meet official splits.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
     if not len(kept) and len(labels):
@@ -192,7 +191,6 @@ def deal(
         kept = np.flatnonzero(official == "train")
     if task.redealt and splits is not None:
         raise UserError(f"task '{task.name}': fractions go with splits that are dealt, and its are official")
-    # Percentages of what is dealt, by split.
     shares = {
         split: share
         for split, share in zip(SPLITS, task.shares(set() if splits is None else set(splits)), strict=True)
@@ -206,11 +204,11 @@ def deal(
     for split, positions in dealt.items():
         if not len(positions):
             raise UserError(f"task '{task.name}': its {split} split has no example")
-        found = {part for i in positions for part in parts[i]}
-        lacking = [c for c in range(len(task.classes)) if c not in found]
+        present = {part for i in positions for part in parts[i]}
+        lacking = [c for c in range(len(task.classes)) if c not in present]
         if task.every_class and lacking:
-            told = (f"{task.classes[c]} ({sum(c in of for of in parts):,} in all)" for c in lacking)
-            raise UserError(f"task '{task.name}': its {split} split has no example of {', '.join(told)}")
+            names = (f"{task.classes[c]} ({sum(c in part for part in parts):,} in all)" for c in lacking)
+            raise UserError(f"task '{task.name}': its {split} split has no example of {', '.join(names)}")
     return {
         split: positions[stable_order(f"{task.name}/order{seeded}", ids[positions])]
         for split, positions in dealt.items()
@@ -225,10 +223,10 @@ def _share_out(
     parts: Sequence[tuple[int, ...]],
     shares: Mapping[SplitName, int],
 ) -> dict[SplitName, NDArray[np.int64]]:
-    """Deals blocks, each to the split that it brings nearest to its share of every stratum.
+    """Deals each block to the split that it brings nearest to its share of every stratum.
 
-    `numbers`: the block of each of the positions `kept`. `parts`: the strata of each example. `name` and the
-    smallest id of each block decide in what order blocks of one size come.
+    `numbers`: the block of each position in `kept`. `parts`: the strata of each example. `name` and the
+    smallest id of each block decide the order of blocks of equal size.
     """
     if not len(kept):
         return {}
@@ -254,10 +252,10 @@ def _share_out(
 
 
 def _growth(counts: Counter[int], have: Counter[int], total: Counter[int], share: int) -> int:
-    """How much a split's distance from its share grows by a block with these counts of the classes.
+    """How much a split's distance from its share grows by a block with these class counts.
 
-    The distance is chi-square: of each class (have - wanted)² / wanted, where wanted is `share` percent of
-    `total`. It is computed in integers, so that the split is the same on every machine.
+    The distance is chi-square: the sum over classes of (have - expected)² / expected, where expected is
+    `share` percent of `total`. Integer arithmetic gives the same split on every machine.
     """
     return sum(
         (n * n * 100 - 2 * n * (share * total[c] - 100 * have[c])) * 10**12 // (share * total[c])

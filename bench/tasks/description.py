@@ -1,25 +1,24 @@
-"""A data set as a suite describes it: where it lies, what its columns are, and what is asked of it."""
+"""The description of a data set in a suite: its place, its columns and its target."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from bench.metrics.base import Kind
-from bench.tasks.base import SplitName
+from bench.metrics.metric import Kind
+from bench.tasks.task import SplitName
 from methods.validation import Frozen, Later, identity
 
 #: One file, or one for each official split.
 Files = Path | dict[SplitName, Path]
 
-#: The ways to give data, each with what it is for messages.
+#: The fields that give the place of the data.
 FORMATS = ("csv", "parquet", "jsonl", "images", "image_list", "dataset", "hub")
 
-#: What a folder, a column or a data set may call the official splits.
+#: The names of official splits that folders, columns and data sets may use.
 SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
@@ -34,7 +33,7 @@ _Words = Annotated[str, Field(min_length=1)]
 
 
 class Description(Frozen):
-    """Data of the user's own. Exactly one of `FORMATS` says where they are."""
+    """Data of the user's own. Exactly one of `FORMATS` gives their place."""
 
     #: Comma-separated values with a line of column names, in UTF-8; `.tsv` files are separated by tabs.
     csv: Files | None = None
@@ -62,33 +61,33 @@ class Description(Frozen):
     #: The names of the classes in their order, or the values of the label column with their names.
     classes: tuple[_Words, ...] | dict[str, _Words] | None = None
     target: Kind = "single label"
-    #: Of a generation, which `prompt` and `answer` in the place of `text` and `label` ask for: what is made
-    #: of a prompt, and what `Task` says of the others.
+    #: For a generation, which has `prompt` and `answer` in place of `text` and `label`: the text around a
+    #: prompt, and fields of `Task`.
     template: Annotated[str, Later()] = "{prompt}"
     loss_on: Annotated[Literal["answer", "all"], Later()] = "answer"
     new_tokens: Annotated[PositiveInt, Later()] = 64
     answer_after: Annotated[tuple[_Words, ...], Later()] = ()
-    #: What is between the labels of one row where they stand in one column of a CSV file or a list.
+    #: The separator of several labels in one column of a CSV file or a list.
     separator: _Words = "|"
-    #: A metric's name; None: accuracy of a single label, f1_macro of several, pearson of a regression.
+    #: A metric's name; None: accuracy (single label), f1_macro (multi-label), pearson (regression).
     metric: _Words | None = None
-    #: False takes splits that lack some class, as small official ones of many classes do.
+    #: False accepts splits that lack a class, such as small official ones with many classes.
     every_class: bool = True
-    #: What the targets of a regression are counted in.
+    #: The unit of a regression's targets.
     unit: str = ""
-    #: Rows with the same value here are never parted by the split.
+    #: Rows with the same value in this column share a split.
     group: _Words | None = None
-    #: The column that says which official split a row belongs to.
+    #: The column with the official split of each row.
     split_by: _Words | None = None
-    #: What the data call the official splits, where it is none of `SPLIT_WORDS`: their name, then ours.
+    #: Names of official splits that are not in `SPLIT_WORDS`: the data's name, then ours.
     splits: dict[str, SplitName] | None = None
-    #: Percentages of train, validation and test; of an official test split those of train and validation.
+    #: Percentages of train, validation and test, or of train and validation if the test split is official.
     fractions: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _generation(cls, values: Any) -> Any:
-        """Puts the columns of prompts and answers where those of inputs and labels are."""
+        """Moves the columns of prompts and answers to those of inputs and labels."""
         if not isinstance(values, dict) or not values.keys() & {"prompt", "answer"}:
             return values
         if lacking := {"prompt", "answer"} - values.keys():
@@ -101,35 +100,35 @@ class Description(Frozen):
     @field_validator("classes", mode="before")
     @classmethod
     def _texts(cls, classes: Any) -> Any:
-        """YAML reads 0, 1 and yes as numbers and truths; here they are names."""
+        """Turns the numbers and truth values of YAML into names."""
         if isinstance(classes, dict):
             return {_text(value): name for value, name in classes.items()}
         return [_text(name) for name in classes] if isinstance(classes, list) else classes
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        given = [name for name in FORMATS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"data are given by one of {', '.join(FORMATS)}; got {given or 'none'}")
-        needs, takes = self._columns_of(given[0])
+        formats = [name for name in FORMATS if getattr(self, name) is not None]
+        if len(formats) != 1:
+            raise ValueError(f"data are source by one of {', '.join(FORMATS)}; got {formats or 'none'}")
+        needs, takes = self._columns_of(formats[0])
         columns = {"text", "image", "label", "group", "split_by", "config", "revision"}
         there = {name for name in columns if getattr(self, name)}
         if extra := sorted(there - needs - takes - {"text", "image"}):
-            raise ValueError(f"{', '.join(extra)}: does not apply to {given[0]}")
+            raise ValueError(f"{', '.join(extra)}: does not apply to {formats[0]}")
         if "text" in takes and (self.text is None) == (self.image is None):
-            raise ValueError(f"{given[0]} needs one of text and image, the column of the inputs")
+            raise ValueError(f"{formats[0]} needs one of text and image, the column of the inputs")
         if "text" not in takes and there & {"text", "image"}:
-            raise ValueError(f"{given[0]} has images by their paths; text and image do not apply to it")
+            raise ValueError(f"{formats[0]} has images by their paths; text and image do not apply to it")
         if lacking := sorted(needs - there):
-            raise ValueError(f"{given[0]} needs {', '.join(lacking)}: the name of a column")
+            raise ValueError(f"{formats[0]} needs {', '.join(lacking)}: the name of a column")
         self._fits()
         return self
 
-    def _columns_of(self, given: str) -> tuple[set[str], set[str]]:
-        """The fields that a format needs, and others that it takes."""
-        if given in ("images", "image_list"):
+    def _columns_of(self, kind: str) -> tuple[set[str], set[str]]:
+        """The fields that a format requires, and others that it accepts."""
+        if kind in ("images", "image_list"):
             return set(), set()
-        if given == "hub":
+        if kind == "hub":
             return {"label"}, {"text", "image", "config", "revision"}
         return {"label"}, {"text", "image", "group", "split_by"}
 
@@ -159,7 +158,7 @@ class Description(Frozen):
             )
 
     def _written(self) -> None:
-        """Raises ValueError for what goes with a generation alone, and for what does not."""
+        """Raises ValueError for fields of generations elsewhere, and for incomplete generations."""
         own = ("template", "loss_on", "new_tokens", "answer_after")
         if self.target != "generation":
             if set_ := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
@@ -176,7 +175,7 @@ class Description(Frozen):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the classes as far as they are given."""
+        """The names of the classes as far as they are source."""
         classes = self.classes or ()
         return tuple(dict.fromkeys(classes.values())) if isinstance(classes, dict) else classes
 
@@ -186,30 +185,34 @@ class Description(Frozen):
 
     @property
     def paths(self) -> dict[str, Path]:
-        """The paths that the description names, by what they are: `csv`, or `csv.train`."""
-        given = getattr(self, self.format)
-        if isinstance(given, dict):
-            return {f"{self.format}.{split}": path for split, path in given.items()}
-        return {} if isinstance(given, str) else {self.format: given}
+        """The paths in the description, by field: `csv`, or `csv.train`."""
+        source = getattr(self, self.format)
+        if isinstance(source, dict):
+            return {f"{self.format}.{split}": path for split, path in source.items()}
+        return {} if isinstance(source, str) else {self.format: source}
 
     def beside(self, folder: Path) -> Self:
-        """The description with whole paths; `folder` is where relative ones begin."""
-        given = getattr(self, self.format)
-        whole: Callable[[Path], Path] = lambda path: Path(os.path.abspath(folder / path.expanduser()))  # noqa: E731
-        if isinstance(given, str):
+        """The description with absolute paths. Relative ones begin at `folder`."""
+        source = getattr(self, self.format)
+        if isinstance(source, str):
             return self
-        now = (
-            {split: whole(path) for split, path in given.items()} if isinstance(given, dict) else whole(given)
-        )
-        return self.model_copy(update={self.format: now})
+
+        def absolute(path: Path) -> Path:
+            return Path(os.path.abspath(folder / path.expanduser()))
+
+        if isinstance(source, dict):
+            return self.model_copy(
+                update={self.format: {split: absolute(path) for split, path in source.items()}}
+            )
+        return self.model_copy(update={self.format: absolute(source)})
 
     def official(self, word: Any) -> SplitName | None:
-        """Which of our splits the data's own word means; None for none."""
+        """The split that the data's own word means; None if it means none."""
         words = {name.casefold(): split for name, split in (self.splits or SPLIT_WORDS).items()}
         return words.get(str(word).strip().casefold())
 
     def identity(self) -> dict[str, Any]:
-        """What of it changes the examples, whatever path the data have."""
+        """The fields that affect the examples, without paths."""
         free = {*FORMATS, "unit", "metric", "revision", "every_class"}
         return identity(self, include=set(type(self).model_fields) - free)
 

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from bench.tasks.base import Examples, Task
+from bench.tasks.task import Examples, Task
 from methods.errors import UserError
 
 

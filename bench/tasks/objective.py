@@ -1,9 +1,10 @@
-"""What a backbone's outputs are trained for and how they are scored, by the kind of a task's target."""
+"""Losses and scores of a backbone's outputs, by the kind of a task's target."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.metrics import METRICS, Kind, Metric
-from bench.tasks.base import Task
-from methods.errors import UserError
+from bench.tasks.task import Task
+from methods.errors import UserError, shown
 
 
 @dataclass(frozen=True)
 class Objective:
     """Loss and score of a backbone's outputs (N, outputs) against a split's labels.
 
-    Of a generation labels are 1 and outputs (N, 3): whether the written answer is right, the log-likelihood
-    of the tokens to be predicted, and how many those are.
-
-    Labels are int64 (N,) of a single label, float 0 or 1 (N, classes) of several, float (N,) in their units
-    of a regression. There the one output is a standardised target: `centre` and `spread` are mean and
-    standard deviation of the training targets.
+    Single label: labels int64 (N,). Multi-label: labels float 0 or 1 (N, classes). Regression: labels float
+    (N,) in their unit, and the output is standardised with mean `centre` and standard deviation `spread` of
+    the training targets. Generation: labels are 1, and outputs (N, 3) are whether the written answer is
+    correct, the log-likelihood of the predicted tokens, and their number.
     """
 
     metric: Metric
@@ -41,23 +40,23 @@ class Objective:
         return (self.centre, self.spread) if self.kind == "regression" else None
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy, of a generation over its tokens; with several labels binary.
+        """Mean cross-entropy over examples (binary for multi-label) or tokens (generation).
 
-        Of a regression it is the squared error, standardised.
+        For a regression, the mean squared error of the standardised targets.
         """
         if self.kind == "single label":
             return F.cross_entropy(outputs, labels)
         if self.kind == "generation":
-            # Of all tokens alike, whichever example they are of.
+            # Every token has the same weight, in whichever example.
             return -outputs[:, 1].sum() / outputs[:, 2].sum()
         if self.kind == "multi-label":
             return F.binary_cross_entropy_with_logits(outputs, labels)
         return F.mse_loss(outputs.squeeze(1), (labels - self.centre) / self.spread)
 
     def guessing_loss(self, labels: Tensor) -> float | None:
-        """The loss of the best answer that is the same for every example; None of a generation.
+        """The loss of the best constant answer; None for a generation.
 
-        It is the entropy of the labels, of several labels the mean of theirs, and the variance of targets.
+        The entropy of the labels, its mean over several labels, or the variance of the targets.
         """
         if self.kind == "generation":
             return None
@@ -69,13 +68,11 @@ class Objective:
         return (torch.special.entr(share) + torch.special.entr(1 - share)).mean().item()
 
     def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
-        """How many terms the loss of these examples is a mean of: their weight in that of a whole batch."""
+        """The number of terms in the mean that is the loss: the examples' weight in a batch."""
         return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)
 
     def answers(self, outputs: Tensor) -> NDArray[Any]:
-        """The likeliest class (N,); which classes are likelier than not (N, classes); numbers (N,); whether
-        what was written is right (N,).
-        """
+        """Classes (N,), flags of classes (N, classes), numbers (N,), or whether answers are correct (N,)."""
         if self.kind == "single label":
             return np.asarray(outputs.argmax(1))
         if self.kind == "multi-label":
@@ -85,19 +82,19 @@ class Objective:
         return np.asarray(outputs.squeeze(1).double() * self.spread + self.centre)
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """The metric of outputs against labels, both on the CPU. Raises UserError where it has none."""
-        given = self.answers(outputs) if self.metric.reads == "answers" else np.asarray(outputs)
+        """The metric of outputs and labels, both on the CPU. Raises UserError if it is undefined for them."""
+        predictions = self.answers(outputs) if self.metric.reads == "answers" else np.asarray(outputs)
         with METRICS.blaming(self.metric.name):
-            return float(self.metric.score(np.asarray(self.targets(labels)), given))
+            return float(self.metric.score(np.asarray(self.targets(labels)), predictions))
 
     def targets(self, labels: Tensor) -> Tensor:
-        """The labels as metrics and stored predictions have them."""
+        """The labels in the form of metrics and stored predictions."""
         return labels.long() if self.kind == "multi-label" else labels
 
     def standardised(self, task: str, labels: Tensor) -> Objective:
-        """For the training targets of a regression, (N,); others stay as they are.
+        """The objective with mean and spread of a regression's training targets (N,).
 
-        Raises UserError where all targets are the same.
+        Raises UserError if all targets are equal.
         """
         if self.kind != "regression":
             return self
@@ -112,11 +109,11 @@ class Objective:
 
 
 def objective(task: Task) -> Objective:
-    """What a task asks for. Raises UserError for a metric that is not known or does not fit the task."""
+    """The objective of a task. Raises UserError for a metric that is unknown or does not fit the task."""
     metric = METRICS.get(task.metric)
     where = f"task '{task.name}': metric '{task.metric}'"
     if task.target not in metric.kinds:
-        fitting = ", ".join(name for name, known in METRICS.available() if task.target in known.kinds)
+        fitting = ", ".join(name for name, scorer in METRICS.available() if task.target in scorer.kinds)
         raise UserError(
             f"{where} scores {' and '.join(metric.kinds)}, and the task's target is {task.target}; "
             f"for it there are {fitting}"
@@ -127,7 +124,7 @@ def objective(task: Task) -> Objective:
 
 
 def check_labels(task: Task, split: str, labels: Tensor) -> None:
-    """Raises UserError where the metric cannot score a split with these labels, as `as_tensor` has them."""
+    """Raises UserError if the metric is undefined for these labels, in the form of `as_tensor`."""
     if not METRICS.get(task.metric).every_class:
         return
     flags = labels if task.target == "multi-label" else F.one_hot(labels, len(task.classes))
@@ -149,14 +146,65 @@ def as_tensor(task: Task, labels: list[Any]) -> Tensor:
         return torch.tensor(labels, dtype=torch.float32)
     if task.target == "generation":
         return torch.ones(len(labels), dtype=torch.long)
-    found = torch.zeros(len(labels), task.outputs)
+    flags = torch.zeros(len(labels), task.outputs)
     for row, of_row in enumerate(labels):
-        found[row, list(of_row)] = 1
-    return found
+        flags[row, list(of_row)] = 1
+    return flags
 
 
 def as_labels(task: Task, labels: Tensor) -> list[Any]:
-    """The opposite of `as_tensor`."""
+    """The inverse of `as_tensor`."""
     if task.target == "multi-label":
         return [tuple(row.nonzero()[:, 0].tolist()) for row in labels]
     return list(labels.tolist())
+
+
+def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[int]) -> None:
+    """Raises UserError for a correct answer without a final part: every written answer would be wrong."""
+    for answer, number in zip(answers, ids, strict=True):
+        if not extracted(answer, task.answer_after):
+            after = " or ".join(map(shown, task.answer_after))
+            raise UserError(
+                f"task '{task.name}': the answer of row {number}, in the {split} split, has nothing"
+                f"{f' behind {after}' if after else ''} to compare with, got {shown(answer)}"
+            )
+
+
+#: Characters that are stripped from both ends of an answer.
+MARGIN = " .!?$%"
+
+
+def extracted(text: str, phrases: Sequence[str]) -> str | None:
+    """The final answer in a text, by the rule of peft's comparison of methods on MetaMathQA.
+
+    The text from the last occurrence of the first phrase that occurs, to the end of that line; empty lines
+    before it do not count. The whole text if there are no `phrases`; None if none occurs.
+    """
+    if not phrases:
+        return text.strip()
+    text = text.strip().rstrip(".!?")
+    phrase = next((phrase for phrase in phrases if phrase in text), None)
+    if phrase is None:
+        return None
+    return text.rpartition(phrase)[2].strip().partition("\n")[0].strip(MARGIN)
+
+
+def same(answer: str | None, right: str | None) -> bool:
+    """Whether an answer is correct: compared as numbers or fractions if both are, else as texts.
+
+    A missing answer is wrong. Unlike peft, equal texts that read as NaN are the same.
+    """
+    if answer is None or right is None:
+        return False
+    number = _number(answer)
+    return answer == right or (number is not None and number == _number(right))
+
+
+def _number(text: str) -> float | None:
+    try:
+        over, *under = (Decimal(part.strip()) for part in text.split("/"))
+        if len(under) > 1:
+            return None
+        return float(over / under[0] if under else over)
+    except (ArithmeticError, ValueError):
+        return None

@@ -1,47 +1,42 @@
-"""Images in files that a suite describes: by the folder of their class, or by a list."""
+"""Image files that a suite describes, by folders of classes or by a list."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bench.tasks.base import SplitName
 from bench.tasks.description import Description
-from bench.tasks.pictures import decoded
+from bench.tasks.task import SplitName
 from methods.errors import UserError, shown
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image in a file, with its label and where it says its split."""
+    """An image file with its label and official split."""
 
     path: Path
     label: str
     split: SplitName | None
-    #: What a message calls it.
+    #: Its name in messages.
     line: str
 
 
-def pictures_of(asked: Description) -> list[Picture]:
-    """All of them. Raises UserError for what cannot be read or has no image."""
-    if asked.images is not None:
-        return _by_class(asked, asked.images)
-    given = asked.image_list
-    named = given.items() if isinstance(given, dict) else ((None, given),)
+def pictures_of(description: Description) -> list[Picture]:
+    """All described images. Raises UserError for a folder or list that cannot be read or is empty."""
+    if description.images is not None:
+        return _by_class(description, description.images)
+    source = description.image_list
+    named = source.items() if isinstance(source, dict) else ((None, source),)
     return [picture for split, file in named if file for picture in _listed(file, split)]
 
 
-def _by_class(asked: Description, folder: Path) -> list[Picture]:
+def _by_class(description: Description, folder: Path) -> list[Picture]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    homes = _homes(asked, folder)
-    found = []
+    homes = _homes(description, folder)
+    pictures = []
     for split, home in homes:
         for of_class in _folders(home):
             files = sorted(file for file in of_class.rglob("*") if file.is_file() and _seen(of_class, file))
@@ -49,25 +44,25 @@ def _by_class(asked: Description, folder: Path) -> list[Picture]:
                 raise UserError(f"{of_class} has no image")
             for file in files:
                 name = str(file.relative_to(folder))
-                found.append(Picture(inside(folder, name, str(folder)), of_class.name, split, f"{file}"))
-    if not found:
+                pictures.append(Picture(inside(folder, name, str(folder)), of_class.name, split, f"{file}"))
+    if not pictures:
         raise UserError(f"{folder} has no folder of images for each class")
-    return found
+    return pictures
 
 
-def _homes(asked: Description, folder: Path) -> list[tuple[SplitName | None, Path]]:
-    """The folders in which those of the classes lie, each with its split.
+def _homes(description: Description, folder: Path) -> list[tuple[SplitName | None, Path]]:
+    """The folders that contain those of the classes, each with its split.
 
-    Raises UserError where some folders are splits and others are not, unless the description says which.
+    Raises UserError for a mixture of splits and other folders, unless the description lists the splits.
     """
     below = _folders(folder)
-    # A class may be called train too: then images lie in its folder.
-    official = {path: asked.official(path.name) for path in below if _folders(path)}
+    # A class may also be called train: then its folder contains images, not folders.
+    official = {path: description.official(path.name) for path in below if _folders(path)}
     splits: list[tuple[SplitName | None, Path]] = [(split, path) for path, split in official.items() if split]
-    if asked.splits is not None:
+    if description.splits is not None:
         if not splits:
             raise UserError(
-                f"{folder} has no folder {' or '.join(asked.splits)} with a folder for each class"
+                f"{folder} has no folder {' or '.join(description.splits)} with a folder for each class"
             )
         return splits
     if splits and (odd := [path.name for path in below if not official.get(path)]):
@@ -79,7 +74,7 @@ def _homes(asked: Description, folder: Path) -> list[tuple[SplitName | None, Pat
 
 
 def _seen(folder: Path, file: Path) -> bool:
-    """Whether neither a file nor a folder on the way to it is hidden."""
+    """Whether neither the file nor a folder on its path is hidden."""
     return not any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
@@ -90,18 +85,18 @@ def _folders(folder: Path) -> list[Path]:
 def _listed(file: Path, split: SplitName | None) -> list[Picture]:
     try:
         status = file.stat()
-        found = _lines(file, status.st_size, status.st_mtime_ns)
+        pictures = _lines(file, status.st_size, status.st_mtime_ns)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
-    if not found:
+    if not pictures:
         raise UserError(f"{file} lists no image")
-    return [Picture(path, label, split, line) for path, label, line in found]
+    return [Picture(path, label, split, line) for path, label, line in pictures]
 
 
 @lru_cache(maxsize=32)
 def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
-    """Path and label on each line of a list, and what a message calls the line."""
-    found = []
+    """The path, the label and the name in messages of each line of a list."""
+    pictures = []
     with file.open(encoding="utf-8-sig") as stream:
         for number, text in enumerate(stream, 1):
             if not text.strip():
@@ -112,12 +107,12 @@ def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
                 raise UserError(
                     f"{line}: it should hold the path of an image and its label, got {shown(text.strip())}"
                 )
-            found.append((inside(file.parent, match[1], line), match[2], line))
-    return found
+            pictures.append((inside(file.parent, match[1], line), match[2], line))
+    return pictures
 
 
 def inside(root: Path, name: str, line: str) -> Path:
-    """The file of that name below a folder. Raises UserError for one that lies elsewhere or is not there."""
+    """The file of this name below a folder. Raises UserError if it lies elsewhere or is missing."""
     try:
         path = (root / name).resolve()
         if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
@@ -127,12 +122,3 @@ def inside(root: Path, name: str, line: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{line}: {shown(name)} is no path: {error}") from error
     return root / name
-
-
-def decoded_image(content: Callable[[], bytes], line: str, what: str) -> NDArray[np.uint8]:
-    """The pixels of an image file. Raises UserError for one that cannot be read, by its line."""
-    try:
-        return decoded(content())
-    except (OSError, ValueError) as error:
-        where = line if what == line else f"{line}: {what}"
-        raise UserError(f"{where} cannot be read: {error}") from error

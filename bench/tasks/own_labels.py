@@ -1,4 +1,4 @@
-"""What stands in a label column, as classes and numbers. Every error names the line."""
+"""Label columns as classes and numbers. Every error names the line."""
 
 from __future__ import annotations
 
@@ -8,81 +8,115 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.tasks.description import Description
-from bench.tasks.tables import as_answer
+from bench.tasks.table_files import as_answer
 from methods.errors import UserError, did_you_mean, shown
 
 #: A label column with more values holds something else.
 MOST_CLASSES = 10_000
 
-#: What a column of one of several labels may hold.
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
-Line = Callable[[int], str]
+#: The label values of a file or split, and the names of its classes, whose numbers the values then are.
+Part = tuple[Iterable[Any], Sequence[str] | None]
 
 
 def read_labels(
-    asked: Description, values: Iterable[Any], line: Line
+    description: Description, parts: Sequence[Part], line: Callable[[int], str]
 ) -> tuple[tuple[str, ...], Sequence[Any]]:
-    """The classes, and of each row the label as `Examples` has it. Raises UserError."""
-    labels = Labels(asked, None, line)
-    labels.add(values)
-    return labels.finish()
+    """The classes, and the label of each row as `Examples` holds it.
 
-
-class Labels:
-    """A column of labels that is read in parts. `known`: the classes' names where the first part has them.
-
-    The values are then their numbers. With several columns of labels they are a tuple a row.
-    What is equal in many rows is kept once, so that a row takes a few bytes, whatever its label is called.
+    With several label columns, a value is a tuple. `line` is the name of a row in messages. Raises UserError.
     """
+    reader = _Reader(description, line)
+    values = [value for part, _ in parts for value in part]
+    if description.target == "generation":
+        return (), [reader.answer(value, row) for row, value in enumerate(values)]
+    if description.target == "regression":
+        return (), array("d", (reader.target(value, row) for row, value in enumerate(values)))
+    # One tuple for all rows with the same labels: a large table has millions of rows.
+    unique: dict[Any, Any] = {}
+    if isinstance(description.label, tuple):
+        flags = (reader.flagged(value, row) for row, value in enumerate(values))
+        return description.label, [unique.setdefault(flag, flag) for flag in flags]
+    keys: list[tuple[str, ...]] = []
+    stored_names = list(parts[0][1] or ())
+    for part, names in parts:
+        renumbered = _renumbered(stored_names, names)
+        for row, value in enumerate(part, len(keys)):
+            key = tuple(_class_key(reader, key, row, renumbered) for key in reader.keys(value, row))
+            keys.append(unique.setdefault(key, key))
+    distinct = dict.fromkeys(key for row_keys in unique for key in row_keys)
+    classes, numbers = _classes(description, reader.column, distinct, stored_names, len(keys))
+    for row_keys in unique:
+        if unknown := [key for key in row_keys if key not in numbers]:
+            raise reader.unknown(unknown[0], keys.index(row_keys), numbers, stored_names)
+    labels = {row_keys: tuple(sorted({numbers[key] for key in row_keys})) for row_keys in unique}
+    if description.target == "multi-label":
+        return classes, [labels[row_keys] for row_keys in keys]
+    return classes, [labels[row_keys][0] for row_keys in keys]
 
-    def __init__(self, asked: Description, known: Sequence[str] | None, line: Line) -> None:
-        self._asked, self._known, self._line = asked, list(known or ()), line
-        #: Of a part whose classes have other numbers than `known` gives them: those that they have there.
-        self._here: dict[str, str] | None = None
-        self._column = asked.label if isinstance(asked.label, str) else "label"
-        #: The labels that were found, with numbers in their order, and the numbers of each row.
-        self._keys: dict[str, int] = {}
-        self._distinct: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._rows: Any = array("d") if asked.target == "regression" else []
 
-    def add(self, values: Iterable[Any], named: Sequence[str] | None = None) -> None:
-        """The next rows. Raises UserError for what is no label.
+def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[str, str] | None:
+    """From a part's class numbers to those of the first part, by name; None if they are the same.
 
-        `named`: the classes' names where this part of the data has them. A class is known by its name,
-        whatever number it has here.
-        """
-        self._here = None
-        if named is not None and self._known and list(named) != self._known:
-            self._known += [name for name in named if name not in self._known]
-            self._here = {str(number): str(self._known.index(name)) for number, name in enumerate(named)}
-        for row, value in enumerate(values, len(self._rows)):
-            self._rows.append(self._read(value, row))
+    Adds new names to `stored_names`.
+    """
+    if names is None or not stored_names or list(names) == stored_names:
+        return None
+    stored_names += [name for name in names if name not in stored_names]
+    return {str(number): str(stored_names.index(name)) for number, name in enumerate(names)}
 
-    def _read(self, value: Any, row: int) -> Any:
-        asked, column = self._asked, self._column
-        if asked.target == "generation":
-            return self._answer(value, row)
-        if asked.target == "regression":
-            return self._target(value, row)
-        if isinstance(asked.label, tuple):
-            flags = [self._flag(one, row, name) for one, name in zip(value, asked.label, strict=True)]
-            numbers = tuple(number for number, flag in enumerate(flags) if flag)
-        elif asked.target == "single label":
+
+def _class_key(reader: _Reader, key: str, row: int, renumbered: Mapping[str, str] | None) -> str:
+    if renumbered is not None and key not in renumbered:
+        raise reader.unknown(key, row, renumbered)
+    return key if renumbered is None else renumbered[key]
+
+
+class _Reader:
+    """Reads single values of the label column."""
+
+    def __init__(self, description: Description, line: Callable[[int], str]) -> None:
+        self._description, self._line = description, line
+        self.column = description.label if isinstance(description.label, str) else "label"
+
+    def answer(self, value: Any, row: int) -> str:
+        if is_blank(value) or not isinstance(value, (str, int, float)):
+            raise self._wrong(value, row, self.column, ", which should hold texts")
+        return str(as_answer(value))
+
+    def target(self, value: Any, row: int) -> float:
+        try:
+            number = math.nan if value is None or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self._wrong(value, row, self.column, ", which should hold finite numbers")
+        return number
+
+    def flagged(self, values: Sequence[Any], row: int) -> tuple[int, ...]:
+        """The numbers of the columns that hold 1."""
+        numbers = []
+        for number, (value, column) in enumerate(zip(values, self._description.label or (), strict=True)):
+            flag = None if is_blank(value) else _FLAGS.get(self._key(value, row, column).casefold())
+            if flag is None:
+                raise self._wrong(value, row, column, ", which should hold 0 or 1")
+            numbers += [number] if flag else []
+        return tuple(numbers)
+
+    def keys(self, value: Any, row: int) -> list[str]:
+        """The labels of a row, as texts that are equal for equal labels."""
+        if self._description.target == "single label":
             if is_blank(value):
-                raise self._wrong(value, row, column)
-            numbers = (self._number(self._key(value, row, column), row),)
-        else:
-            numbers = tuple(self._number(part, row) for part in self._parts(value, row))
-        return self._distinct.setdefault(numbers, numbers)
-
-    def _wrong(self, value: Any, row: int, column: str, should: str = "") -> UserError:
-        """That a value is missing or is nothing that its column `should` hold."""
-        told = "no value" if is_blank(value) else shown(value)
-        return UserError(f"{self._line(row)}: {told} in column '{column}'{should}")
+                raise self._wrong(value, row, self.column)
+            return [self._key(value, row, self.column)]
+        parts = value.split(self._description.separator) if isinstance(value, str) else value
+        parts = [] if parts is None else parts if isinstance(parts, (list, tuple)) else [parts]
+        if any(part is None for part in parts):
+            raise UserError(f"{self._line(row)}: a label without a value in column '{self.column}'")
+        return [key for part in parts if (key := self._key(part, row, self.column))]
 
     def _key(self, value: Any, row: int, column: str) -> str:
-        """A label as a text that is equal for equal labels."""
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, float) and value.is_integer():
@@ -93,111 +127,75 @@ class Labels:
             raise self._wrong(value, row, column, " is no class")
         return str(value).strip()
 
-    def _parts(self, value: Any, row: int) -> list[str]:
-        """The labels of a row: of a list, or of a text with separators. Nothing is no label."""
-        some = (
-            value.split(self._asked.separator) if isinstance(value, str) else [] if value is None else value
-        )
-        if not isinstance(some, (list, tuple)):
-            some = [some]
-        if any(one is None for one in some):
-            raise UserError(f"{self._line(row)}: a label without a value in column '{self._column}'")
-        return [key for one in some if (key := self._key(one, row, self._column))]
+    def _wrong(self, value: Any, row: int, column: str, reason: str = "") -> UserError:
+        what = "no value" if is_blank(value) else shown(value)
+        return UserError(f"{self._line(row)}: {what} in column '{column}'{reason}")
 
-    def _flag(self, value: Any, row: int, column: str) -> bool:
-        flag = None if is_blank(value) else _FLAGS.get(self._key(value, row, column).casefold())
-        if flag is None:
-            raise self._wrong(value, row, column, ", which should hold 0 or 1")
-        return flag
-
-    def _answer(self, value: Any, row: int) -> str:
-        if is_blank(value) or not isinstance(value, (str, int, float)):
-            raise self._wrong(value, row, self._column, ", which should hold texts")
-        return str(as_answer(value))
-
-    def _target(self, value: Any, row: int) -> float:
-        try:
-            number = math.nan if value is None or isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise self._wrong(value, row, self._column, ", which should hold finite numbers")
-        return number
-
-    def _number(self, key: str, row: int) -> int:
-        if self._here is not None:
-            if key not in self._here:
-                raise self._unknown(key, row, self._here)
-            key = self._here[key]
-        number = self._keys.setdefault(key, len(self._keys))
-        if number == MOST_CLASSES and not (self._asked.names or self._known):
-            raise UserError(
-                f"column '{self._column}' has more than {MOST_CLASSES:,} different values, too many classes: "
-                "for numbers give target: regression"
-            )
-        return number
-
-    def finish(self) -> tuple[tuple[str, ...], Sequence[Any]]:
-        """The classes and the labels of all rows. Raises UserError for a label that is none of them."""
-        if self._asked.target in ("generation", "regression"):
-            return (), self._rows
-        if isinstance(self._asked.label, tuple):
-            return self._asked.label, self._rows
-        self._here = None
-        classes, number_of = _classes(self._asked, self._column, self._keys, self._known)
-        if unknown := {number: key for key, number in self._keys.items() if key not in number_of}:
-            row, key = next(
-                (row, unknown[number])
-                for row, of_row in enumerate(self._rows)
-                for number in of_row
-                if number in unknown
-            )
-            raise self._unknown(key, row, number_of)
-        numbers = [number_of[key] for key in self._keys]
-        told = {of_row: tuple(sorted({numbers[one] for one in of_row})) for of_row in self._distinct}
-        if self._asked.target == "multi-label":
-            return classes, [told[of_row] for of_row in self._rows]
-        return classes, [told[of_row][0] for of_row in self._rows]
-
-    def _unknown(self, key: str, row: int, accepted: Iterable[str]) -> UserError:
-        """`key`: as the part of the row has it, or as all parts have it when all are read."""
-        numbered = [] if self._here else self._known
-        named = f" ({shown(numbered[int(key)])})" if key in map(str, range(len(numbered))) else ""
+    def unknown(
+        self, key: str, row: int, accepted: Iterable[str], stored_names: Sequence[str] = ()
+    ) -> UserError:
+        """The error for a label that is none of the classes."""
+        numbered = key in map(str, range(len(stored_names)))
+        name = f" ({shown(stored_names[int(key)])})" if numbered else ""
         near = "" if key.removeprefix("-").isdecimal() else did_you_mean(key, accepted)
         return UserError(
-            f"{self._line(row)}: label {shown(key)}{named} is none of the classes {listed(accepted)}"
+            f"{self._line(row)}: label {shown(key)}{name} is none of the classes {listed(accepted)}"
             + (f"; {near}" if near else "")
         )
 
 
 def _classes(
-    asked: Description, column: str, found: Mapping[str, int], known: Sequence[str]
+    description: Description, column: str, keys: Iterable[str], stored_names: Sequence[str], rows: int
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes, and which of them each value of the column means."""
-    names = asked.names or tuple(known)
-    if isinstance(asked.classes, dict):
-        return names, {value: names.index(name) for value, name in asked.classes.items()}
-    if set(names) & set(known):
-        # Names that the data have too may come in another order.
-        return names, {str(known.index(name)): n for n, name in enumerate(names) if name in known}
-    if names and not found.keys() & set(names) and any(key.isdecimal() for key in found):
-        # The numbers of the classes that are named.
+    """The classes, and the number of the class that each value of the column means.
+
+    Classes are those of the description, else those stored with the data, else the values themselves.
+    """
+    keys = list(keys)
+    names = description.names or tuple(stored_names)
+    if isinstance(description.classes, dict):
+        return names, {value: names.index(name) for value, name in description.classes.items()}
+    if set(names) & set(stored_names):
+        # The description may list the stored names in another order.
+        numbers = {name: number for number, name in enumerate(names)}
+        return names, {str(n): numbers[name] for n, name in enumerate(stored_names) if name in numbers}
+    if names and not set(keys) & set(names) and any(key.isdecimal() for key in keys):
         return names, {str(number): number for number in range(len(names))}
     if not names:
-        whole = all(key.removeprefix("-").isdecimal() for key in found)
-        names = tuple(sorted(found, key=int) if whole else sorted(found))
-        if len(names) < 2:
-            only = f"every row has {shown(names[0])}" if names else "no row has any"
-            raise UserError(f"column '{column}' has one class only: {only}; there must be at least two")
+        integers = all(key.removeprefix("-").isdecimal() for key in keys)
+        names = tuple(sorted(keys, key=int) if integers else sorted(keys))
+        _check_number(description, column, names, rows)
     return names, {name: number for number, name in enumerate(names)}
 
 
+def _check_number(description: Description, column: str, values: Sequence[str], rows: int) -> None:
+    """Raises UserError for too few or too many values to be classes."""
+    if len(values) < 2:
+        only = f"every row has {shown(values[0])}" if values else "no row has any"
+        raise UserError(f"column '{column}' has one class only: {only}; there must be at least two")
+    in_most_rows = description.target == "single label" and len(values) > max(20, rows // 2)
+    if in_most_rows or len(values) > MOST_CLASSES:
+        hint = "for numbers give target: regression" if all(map(_is_number, values)) else "is it the label?"
+        raise UserError(
+            f"column '{column}' has {len(values):,} different values in {rows:,} rows, too many for "
+            f"classes: {hint}"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_blank(value: Any) -> bool:
-    """Whether a value is a hole: none, no number, or a text of spaces alone."""
+    """Whether a value is None, NaN, or a text of spaces only."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """Some names for a message, and how many more there are."""
+    """The first names for a message, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

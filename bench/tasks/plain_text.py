@@ -1,8 +1,9 @@
-"""Text that no task trains on, by which forgetting is measured."""
+"""Texts outside all tasks, on which forgetting is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,11 +14,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.inputs import TextInput
-from bench.sources.assets import prepared
-from bench.sources.pinned import ASSETS
-from bench.sources.wiki import FILE, REPOSITORY, REVISION, articles
-from bench.tasks.prompts import beginning
-from bench.tasks.vader import rows
+from bench.sources.assets import ASSETS
+from bench.sources.cache import prepared
+from bench.tasks.rated_sentences import rows
+from bench.tasks.tokens import beginning
 from methods.errors import UserError
 
 TextName = Literal["newspapers", "finewiki"]
@@ -25,9 +25,9 @@ TextName = Literal["newspapers", "finewiki"]
 
 @dataclass(frozen=True)
 class PlainText:
-    """The beginnings of the first `documents` documents of a source, each of at most `tokens` tokens.
+    """The beginnings, of at most `tokens` tokens, of the first `documents` documents of a source.
 
-    `source` names the content for good.
+    `source` identifies the content permanently.
     """
 
     documents: int
@@ -37,49 +37,84 @@ class PlainText:
 
 
 def editorials(count: int) -> list[str]:
-    """The first editorials of the New York Times in VADER's archive, their sentences put together again."""
+    """The first editorials of the New York Times in VADER's archive, joined from their sentences."""
     sentences = ((source.partition("_")[0], text) for source, _, text in rows("nytEditorialSnippets"))
-    whole = [" ".join(text for _, text in some) for _, some in groupby(sentences, lambda pair: pair[0])]
-    return whole[:count]
+    documents = [" ".join(text for _, text in group) for _, group in groupby(sentences, lambda pair: pair[0])]
+    return documents[:count]
+
+
+REPOSITORY, REVISION = "HuggingFaceFW/finewiki", "8bd13e72e6a002407649b3e898535f42ceb1aeb9"
+
+#: The first file of the default configuration.
+FILE = "data/enwiki/000_00000.parquet"
+
+
+def articles(count: int) -> list[str]:
+    """The texts of the first articles of FineWiki. Only their part of the 2.5 GB file is read from the hub.
+
+    Raises UserError if the file is neither reachable nor in the hub's cache.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with closing(_opened()) as file:
+            batch = next(parquet.ParquetFile(file).iter_batches(batch_size=count, columns=["text"]))
+    except (OSError, ValueError, StopIteration, pyarrow.ArrowException) as error:
+        raise UserError(
+            f"{FILE} of the hub data set {REPOSITORY} cannot be read: {error}. Where there is a network run "
+            f"`hf download {REPOSITORY} {FILE} --repo-type dataset --revision {REVISION}`, then copy the "
+            "hub's cache here (HF_HOME says where)"
+        ) from error
+    return [str(text) for text in batch.column("text").to_pylist()]
+
+
+def _opened() -> Any:
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(REPOSITORY, FILE, revision=REVISION, repo_type="dataset")
+    if isinstance(cached, str):
+        return open(cached, "rb")
+    return huggingface_hub.HfFileSystem().open(f"datasets/{REPOSITORY}@{REVISION}/{FILE}")
 
 
 TEXTS: dict[TextName, PlainText] = {
     "newspapers": PlainText(32, 128, f"sha256:{ASSETS['vader-sentiment'].sha256}", editorials),
-    # As in the comparison of methods that peft publishes.
+    # As in peft's comparison of methods.
     "finewiki": PlainText(100, 768, f"hub:{REPOSITORY}@{REVISION}/{FILE}", articles),
 }
 
 
-def plain_tokens(name: TextName, wanted: TextInput) -> tuple[Tensor, ...]:
-    """The token ids of each document, (tokens,), begun as the tokenizer begins a text; kept in the cache.
+def plain_tokens(name: TextName, model_input: TextInput) -> tuple[Tensor, ...]:
+    """The token ids (tokens,) of each document, with the tokenizer's first token; kept in the cache.
 
-    Raises UserError where the text cannot be had or stored.
+    Raises UserError for texts that are not available or cannot be stored.
     """
     text = TEXTS[name]
     key: dict[str, Any] = {
         "source": text.source,
         "documents": text.documents,
-        "tokens": min(text.tokens, wanted.max_tokens),
-        "tokenizer_hash": wanted.tokenizer_hash,
+        "tokens": min(text.tokens, model_input.max_tokens),
+        "tokenizer_hash": model_input.tokenizer_hash,
     }
 
     def build(folder: Path) -> None:
         documents = text.read(text.documents)
-        with wanted.blaming():
-            tokenizer = wanted.load_tokenizer()
+        with model_input.blaming():
+            tokenizer = model_input.load_tokenizer()
             begin = beginning(tokenizer)
-            found = [
-                begin + tokenizer(one, add_special_tokens=False, verbose=False)["input_ids"]
-                for one in documents
+            rows = [
+                begin + tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+                for document in documents
             ]
-        cut = {f"{number:03}": torch.tensor(row[: key["tokens"]]) for number, row in enumerate(found)}
+        cut = {f"{number:03}": torch.tensor(row[: key["tokens"]]) for number, row in enumerate(rows)}
         (folder / "text.safetensors").write_bytes(save(cut))
 
     try:
-        found = load_file(prepared(f"text-{name}", key, build) / "text.safetensors")
+        tokens = load_file(prepared(f"text-{name}", key, build) / "text.safetensors")
     except UserError as error:
         raise UserError(
             f"forgetting is measured on the text '{name}', which is not there: {error}. With "
             "`forgetting: none` a suite goes without"
         ) from error
-    return tuple(found[number] for number in sorted(found))
+    return tuple(tokens[number] for number in sorted(tokens))

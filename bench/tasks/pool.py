@@ -14,23 +14,24 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from bench.metrics import METRICS
-from bench.sources.assets import is_prepared, prepared
-from bench.tasks.base import SPLITS, Examples, SplitName, Task
+from bench.sources.cache import is_prepared, prepared
 from bench.tasks.dealing import blocks, deal, first_places
-from bench.tasks.objective import as_labels, as_tensor, check_labels
+from bench.tasks.images import EncodedImages
+from bench.tasks.objective import as_labels, as_tensor, check_answers, check_labels, objective
 from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
-from bench.tasks.written import check_answers
+from bench.tasks.task import SPLITS, Examples, SplitName, Task
+from bench.wire.measures import SplitSizes
 from methods.errors import UserError
 
-#: Grows whenever a deal or a pool is stored otherwise.
+#: Incremented when deals or pools are stored differently.
 _VERSION = 1
 
-#: How many examples of train, validation and test are used; None means all of a split.
+#: The numbers of examples of train, validation and test that are used; None means all.
 Sizes = tuple[int | None, int | None, int | None]
 
 
 class Source:
-    """A task's examples, read when they are first asked for."""
+    """A task's examples, read on first use."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -41,7 +42,7 @@ class Source:
 
     @cached_property
     def contents(self) -> NDArray[np.bytes_]:
-        """What makes two of the examples duplicates, 16 bytes each."""
+        """A hash of 16 bytes per example, equal for duplicates."""
         if self.task.modality == "text":
             texts = read_texts(self.task, self.examples)
             return as_contents(text_content(text, self.task.rules) for text in texts)
@@ -53,49 +54,48 @@ def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
 
 
 def dealt(source: Source) -> dict[SplitName, NDArray[np.int64]]:
-    """The split that all seeds share, from the cache if it is there: as `deal` gives it. Raises UserError."""
+    """The split that all seeds share, as `deal` returns it, from the cache if possible. Raises UserError."""
 
     def build(folder: Path) -> None:
         of = source.examples
-        found = deal(source.task, of.labels, of.ids, source.contents, of.groups, of.splits)
-        parts = {str(split): chosen for split, chosen in found.items()}
+        dealt_parts = deal(source.task, of.labels, of.ids, source.contents, of.groups, of.splits)
+        parts = {str(split): chosen for split, chosen in dealt_parts.items()}
         (folder / "deal.safetensors").write_bytes(save(parts))
 
-    found = load_file(
-        prepared(f"deal-{source.task.name}", _deal_key(source.task), build) / "deal.safetensors"
-    )
+    folder = prepared(f"deal-{source.task.name}", _deal_key(source.task), build)
     same_contents(source)
-    return {split: found[split] for split in SPLITS}
+    parts = load_file(folder / "deal.safetensors")
+    return {split: parts[split] for split in SPLITS}
 
 
 def same_contents(source: Source) -> dict[str, NDArray[np.int64]]:
-    """Of each example (N,) the `ids`, and in `same` the position of the first one with the same content.
+    """The `ids` (N,), and in `same` (N,) the position of the first example with the same content.
 
-    From the cache if it is there. Raises UserError for what cannot be read.
+    From the cache if possible. Raises UserError for examples that cannot be read.
     """
 
     def build(folder: Path) -> None:
-        whole = {"ids": np.asarray(source.examples.ids, np.int64), "same": first_places(source.contents)}
-        (folder / "contents.safetensors").write_bytes(save(whole))
+        arrays = {"ids": np.asarray(source.examples.ids, np.int64), "same": first_places(source.contents)}
+        (folder / "contents.safetensors").write_bytes(save(arrays))
 
     folder = prepared(f"contents-{source.task.name}", _key(source.task), build)
     return load_file(folder / "contents.safetensors")
 
 
 def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
-    """Whether the cache has `same_contents` and, where `per_seed` is given, the pool or the deal."""
-    wanted = {f"contents-{task.name}": _key(task)}
+    """Whether the cache holds `same_contents` and, unless `per_seed` is None, the pool or the deal."""
+    keys = {f"contents-{task.name}": _key(task)}
     if per_seed is not None:
-        wanted |= {f"pool-{task.name}": _key(task)} if per_seed else {f"deal-{task.name}": _deal_key(task)}
-    return all(is_prepared(kind, key) for kind, key in wanted.items())
+        keys |= {f"pool-{task.name}": _key(task)} if per_seed else {f"deal-{task.name}": _deal_key(task)}
+    return all(is_prepared(kind, key) for kind, key in keys.items())
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The M examples from which seeds deal, in their order.
+    """The M examples from which seeds deal.
 
-    `kept`: int64 (M,), their positions among all. `numbers`: int64 (M,), the blocks that no deal parts.
-    `labels` (M, …), as `as_tensor` has them. `splits`: the official split of each, if any.
+    `kept`: int64 (M,), their positions among all examples. `numbers`: int64 (M,), their blocks. `labels`
+    (M, …), as `as_tensor` returns them. `splits`: their official splits, as indices into SPLITS.
     """
 
     kept: NDArray[np.int64]
@@ -105,27 +105,27 @@ class Pool:
     splits: NDArray[np.int64] | None
 
     def deal(self, task: Task, seed: int) -> dict[SplitName, NDArray[np.int64]]:
-        """As `dealing.deal` does: of each split the positions in the pool. Raises UserError."""
+        """Positions in the pool of each split's examples. Raises UserError as `dealing.deal` does."""
         labels = as_labels(task, torch.from_numpy(self.labels))
         splits = None if self.splits is None else [SPLITS[code] for code in self.splits.tolist()]
         return deal(task, labels, self.ids, self.ids, self.numbers, splits, seed)
 
 
 def pool_of(source: Source) -> Pool:
-    """The pool of a task, from the cache if it is there. Raises UserError for what cannot be read."""
+    """The pool of a task, from the cache if possible. Raises UserError for examples that cannot be read."""
 
     def build(folder: Path) -> None:
         of = source.examples
         kept, numbers = blocks(of.labels, source.contents, of.groups, of.splits)
         labels = as_tensor(source.task, list(of.labels)).numpy()[kept]
-        whole = {"kept": kept, "numbers": numbers, "labels": labels, "ids": np.asarray(of.ids)[kept]}
+        arrays = {"kept": kept, "numbers": numbers, "labels": labels, "ids": np.asarray(of.ids)[kept]}
         if of.splits is not None:
-            whole["splits"] = np.array([SPLITS.index(of.splits[i]) for i in kept])
-        (folder / "pool.safetensors").write_bytes(save(whole))
+            arrays["splits"] = np.array([SPLITS.index(of.splits[i]) for i in kept])
+        (folder / "pool.safetensors").write_bytes(save(arrays))
 
-    found = load_file(prepared(f"pool-{source.task.name}", _key(source.task), build) / "pool.safetensors")
+    arrays = load_file(prepared(f"pool-{source.task.name}", _key(source.task), build) / "pool.safetensors")
     same_contents(source)
-    return Pool(found["kept"], found["numbers"], found["labels"], found["ids"], found.get("splits"))
+    return Pool(arrays["kept"], arrays["numbers"], arrays["labels"], arrays["ids"], arrays.get("splits"))
 
 
 def _key(task: Task) -> dict[str, Any]:
@@ -133,31 +133,35 @@ def _key(task: Task) -> dict[str, Any]:
 
 
 def _deal_key(task: Task) -> dict[str, Any]:
-    # What a split may lack is no part of a task's identity, since it changes no split.
+    # It decides which splits are refused, not which examples they have, so the task's identity lacks it.
     return _key(task) | {"every_class": task.every_class}
 
 
 def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
-    """Raises UserError for data that cannot be used so, as far as a plan can know: all of it if at hand.
+    """Raises UserError for sizes and splits that the data cannot give, as far as a plan can know.
 
-    `seeds`: those that deal a split each; None is the one that all share.
+    `seeds`: the seeds that deal a split each; None stands for the split that all seeds share.
     """
-    for split, wanted, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
-        check_size(task, split, wanted, available)
-    for split, wanted, share in zip(SPLITS, sizes, task.redealt or (), strict=False):
-        # Blocks stay whole, so that a split may have a few examples more than its share.
-        if task.total and wanted is not None and wanted > task.total * share * 11 // 1000:
+    for split, size, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
+        check_size(task, split, size, available)
+    for split, size, share in zip(SPLITS, sizes, task.redealt or (), strict=False):
+        # Blocks are never separated, so that a split may slightly exceed its share.
+        if task.total and size is not None and size > task.total * share * 11 // 1000:
             raise UserError(
                 f"{split}_size must be at most {task.total * share // 100} or so, {share} % of the "
-                f"{task.total} examples of task '{task.name}', got {wanted}"
+                f"{task.total} examples of task '{task.name}', got {size}"
             )
-    # To find images that are the same all have to be read, for which a plan needs a reason.
-    if task.at_hand and (task.modality == "text" or any(sizes)):
+    if not task.at_hand:
+        return
+    # Duplicates among images show only when all are decoded, which a plan does where sizes are given.
+    if task.modality == "text" or any(sizes):
         _check_splits(task, sizes, seeds)
+    else:
+        _check_images(task)
 
 
 def split_count(task: Task, split: SplitName) -> int | None:
-    """How many examples the split that all seeds share has; None where no plan can know it yet.
+    """The number of examples in a split that all seeds share; None if it is unknown before a download.
 
     Raises UserError for data that cannot be split.
     """
@@ -172,8 +176,20 @@ def _dealt_counts(task: Task) -> dict[SplitName, int]:
 
 
 @lru_cache(maxsize=32)
+def _check_images(task: Task) -> None:
+    """Raises UserError for an image that cannot be read; looks once at the same images."""
+    source = Source(task)
+
+    def check(folder: Path) -> None:
+        if isinstance(inputs := source.examples.inputs, EncodedImages):
+            inputs.check()
+
+    prepared(f"checked-{task.name}", _key(task), check)
+
+
+@lru_cache(maxsize=32)
 def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
-    """Each row of a suite is looked at once, however many backbones it has."""
+    """Checks the splits of each seed. The cache serves rows with several backbones."""
     source = Source(task)
     for seed in seeds:
         if seed is None:
@@ -187,16 +203,51 @@ def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> No
                 answers, ids = source.examples.labels, source.examples.ids
                 used = chosen[:size].tolist()
                 check_answers(task, split, [str(answers[i]) for i in used], [ids[i] for i in used])
+            elif task.target == "regression" and split == "train":
+                targets = [source.examples.labels[i] for i in chosen[:size]]
+                objective(task).standardised(task.name, as_tensor(task, targets))
             elif split != "train" and METRICS.get(task.metric).every_class:
                 labels = source.examples.labels
                 check_labels(task, split, as_tensor(task, [labels[i] for i in chosen[:size]]))
 
 
-def check_size(task: Task, split: str, wanted: int | None, available: int, seed: int | None = None) -> None:
-    """Raises UserError for a subset that is larger than its split."""
-    if wanted is not None and not 1 <= wanted <= available:
+def check_size(task: Task, split: str, size: int | None, available: int, seed: int | None = None) -> None:
+    """Raises UserError for a subset larger than its split."""
+    if size is not None and not 1 <= size <= available:
         by = "" if seed is None else f" as seed {seed} deals it"
         raise UserError(
             f"{split}_size must be from 1 to {available}, "
-            f"the size of the {split} split of task '{task.name}'{by}, got {wanted}"
+            f"the size of the {split} split of task '{task.name}'{by}, got {size}"
         )
+
+
+def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:
+    """The numbers of examples used per split; None for a task that has not been prepared."""
+    if not contents_at_hand(task, per_seed=split_seed is not None):
+        return None
+    source = Source(task)
+    if split_seed is None:
+        parts = dealt(source)
+    else:
+        pool = pool_of(source)
+        parts = {split: pool.kept[chosen] for split, chosen in pool.deal(task, split_seed).items()}
+    train, validation, test = (part[:size] for part, size in zip(parts.values(), sizes, strict=True))
+    repeated = _repeated(same_contents(source)["same"], train, test)
+    return SplitSizes(len(train), len(validation), len(test), repeated)
+
+
+def repeated_tests(task: Task, train: NDArray[np.int64], test: NDArray[np.int64]) -> int | None:
+    """The number of test examples that also occur in train; None if the cache does not hold the contents.
+
+    `train` and `test` are ids. Texts are compared after normalisation (`Task.rules`), images by their pixels.
+    """
+    if not contents_at_hand(task):
+        return None
+    contents = same_contents(Source(task))
+    order = np.argsort(contents["ids"], kind="stable")
+    train, test = (order[np.searchsorted(contents["ids"], ids, sorter=order)] for ids in (train, test))
+    return _repeated(contents["same"], train, test)
+
+
+def _repeated(same: NDArray[np.int64], train: NDArray[np.int64], test: NDArray[np.int64]) -> int:
+    return int(np.isin(same[test], same[train]).sum())

@@ -1,4 +1,4 @@
-"""A task's examples as they come, checked against what the task declares, with the row named."""
+"""A task's examples, checked against its declaration. Errors name the row."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.tasks.base import SPLITS, Examples, Task
-from bench.tasks.catalog import TASKS
-from bench.tasks.dealing import normalise_text, told_text
+from bench.tasks.dealing import normalise_text, normalise_text_2
+from bench.tasks.registered_tasks import TASKS
+from bench.tasks.task import SPLITS, Examples, Task
 from methods.errors import UserError, shown
 
 Value = TypeVar("Value")
 
-#: By how much of their standard deviation targets of a regression may be rounded.
+#: The largest rounding of regression targets, as a share of their standard deviation.
 ROUNDED = 1e-4
 
 
 def read_examples(task: Task) -> Examples:
-    """The task's examples with labels and ids as int. Inputs are left to `read_texts` and `read_images`.
+    """The task's examples with labels and ids as int; `read_texts` and `read_images` read the inputs.
 
-    Raises UserError for a row whose label is none of the classes, whose id is no 64-bit integer, whose split
-    is unknown or whose group has no hash, and for targets of a regression that float32 does not hold.
+    Raises UserError for an invalid label, id, split or group, and for regression targets that float32 cannot
+    represent.
     """
     with TASKS.blaming(task.name):
         examples = task.examples()
@@ -45,15 +45,12 @@ def read_examples(task: Task) -> Examples:
             _check_rounding(task, labels)
         ids = examples.ids
         if not isinstance(ids, range):
-            ids = _check(task, "id", ids, _whole(-(2**63), 2**63), "ids are whole numbers of 64 bits")
+            ids = _check(task, "id", ids, _integer(-(2**63), 2**63), "ids are whole numbers of 64 bits")
         return replace(examples, labels=labels, ids=ids)
 
 
 def read_texts(task: Task, examples: Examples) -> Iterator[Any]:
-    """The texts, or pairs of texts, one after the other.
-
-    Raises UserError for one that is neither a string nor a pair like the first.
-    """
+    """Yields the texts or pairs of texts. Raises UserError for one that is of another form than the first."""
     paired = isinstance(examples.inputs[0], tuple) and task.target != "generation"
     accepted = "texts are all strings, or all tuples of two strings"
     with TASKS.blaming(task.name):
@@ -62,10 +59,10 @@ def read_texts(task: Task, examples: Examples) -> Iterator[Any]:
 
 
 def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
-    """The images one after the other. Raises UserError for one that is not uint8 (height, width, 3)."""
+    """Yields the images. Raises UserError for one that is not uint8 (height, width, 3)."""
     with TASKS.blaming(task.name):
-        for row, given in enumerate(examples.inputs):
-            image = np.asarray(given)
+        for row, value in enumerate(examples.inputs):
+            image = np.asarray(value)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise UserError(
                     f"task '{task.name}': images must be uint8 (height, width, 3), "
@@ -75,21 +72,21 @@ def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
 
 
 def text_content(text: str | tuple[str, str], rules: Literal[1, 2] = 1) -> bytes:
-    """What two texts, or pairs of texts, share if they are duplicates by `Task.rules`: 16 bytes."""
-    normalise = normalise_text if rules == 1 else told_text
+    """A hash of 16 bytes that is equal for texts, or pairs, that are duplicates by `Task.rules`."""
+    normalise = normalise_text if rules == 1 else normalise_text_2
     shared = "\0".join(map(normalise, text if isinstance(text, tuple) else (text,)))
     return hashlib.sha256(shared.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def image_content(image: NDArray[np.uint8]) -> bytes:
-    """What two images share if they are duplicates: 16 bytes."""
+    """A hash of 16 bytes that is equal for duplicate images."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()[:16]
 
 
 def _check(
     task: Task, what: str, values: Iterable[Any], read: Callable[[Any], Value], accepted: str
 ) -> list[Value]:
-    """What `read` makes of every value; it raises TypeError or ValueError for one that is not accepted."""
+    """Applies `read`, which raises TypeError or ValueError for a value that is not accepted."""
     return [_read(task, what, row, value, read, accepted) for row, value in enumerate(values)]
 
 
@@ -104,12 +101,12 @@ def _read(task: Task, what: str, row: int, value: Any, read: Callable[[Any], Val
 
 
 def _label(task: Task) -> tuple[Callable[[Any], Any], str]:
-    """What reads a label of the task, and what is accepted as one."""
+    """The function that reads a label, and the accepted labels in words."""
     if task.target == "regression":
         return _number, "targets are finite numbers"
     if task.target == "generation":
         return _text, "answers are texts"
-    read, accepted = _whole(0, len(task.classes)), f"whole numbers from 0 to {len(task.classes) - 1}"
+    read, accepted = _integer(0, len(task.classes)), f"whole numbers from 0 to {len(task.classes) - 1}"
     if task.target == "multi-label":
         return lambda labels: tuple(
             sorted({read(label) for label in labels})
@@ -124,7 +121,7 @@ def _number(value: Any) -> float:
 
 
 def _check_rounding(task: Task, labels: list[float]) -> None:
-    """Raises UserError for targets that float32 does not hold, in which they are trained on and scored."""
+    """Raises UserError for targets that float32, used for training and scores, cannot represent."""
     targets = np.array(labels)
     with np.errstate(over="ignore"):
         rounded = targets.astype(np.float32).astype(np.float64)
@@ -142,8 +139,8 @@ def _check_rounding(task: Task, labels: list[float]) -> None:
         )
 
 
-def _whole(least: int, beyond: int) -> Callable[[Any], int]:
-    """Takes whole numbers from `least` to below `beyond`, those of numpy too."""
+def _integer(least: int, beyond: int) -> Callable[[Any], int]:
+    """Returns a function that accepts integers, also numpy's, from `least` to below `beyond`."""
 
     def read(value: Any) -> int:
         number = operator.index(value)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.process.files import sha256
-from bench.tasks.base import DataSource, Examples, SplitName
 from bench.tasks.hub import HubTexts
+from bench.tasks.table_files import Table
+from bench.tasks.task import DataSource, Examples, SplitName
 from methods.errors import UserError
 
-#: What is asked. The answer follows it without a space, as in peft's comparison.
+#: The answer follows the prompt without a space, as in peft's comparison.
 PROMPT = "Question: {question} Think step by step.\nAnswer:"
 
-#: What stands before the number that counts, in the order in which it is looked for.
+#: The phrases that precede the final number, in the order of the search.
 PHRASES = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
 
-#: Characters of a question of MetaMathQA with its answer that is kept.
+#: The most characters of a question and answer of MetaMathQA that is used.
 LONGEST = 1_300
 
 
@@ -35,7 +37,7 @@ class Gsm8k(HubTexts):
     label = "answer"
     target = "generation"
     metric = "exact_match"
-    #: 2: what is behind empty lines counts, and fractions are read as peft reads them.
+    #: 2: text after empty lines counts, and fractions are read as in peft.
     version = 2
     answer_after = PHRASES
     new_tokens = 300
@@ -43,16 +45,16 @@ class Gsm8k(HubTexts):
     description = "word problems of grade-school mathematics, solved step by step"
     license = "MIT"
 
-    def inputs(self, tables: list[Any]) -> Any:
-        return [_asked(question) for question in super().inputs(tables)]
+    def inputs(self, tables: Mapping[str, Table]) -> Sequence[Any]:
+        return [_prompt(question) for question in super().inputs(tables)]
 
 
 class MetaMath(HubTexts):
     """Yu et al., 2023, as peft's comparison of methods has it.
 
-    Trained on are the first 20,000 answers of MetaMathQA that have, with their question and a space, at most
-    1,300 characters. It is validated on 50 problems of GSM8K's train split, those that numpy's seed 0 puts
-    first, and tested on GSM8K's test split. The loss is of the question's tokens too.
+    The train split has the first 20,000 pairs of MetaMathQA with at most 1,300 characters. The validation
+    split has 50 problems of GSM8K's train split, the first in numpy's permutation of seed 0. The test split
+    is GSM8K's. The loss includes the question's tokens.
     """
 
     name = "metamath"
@@ -64,7 +66,7 @@ class MetaMath(HubTexts):
     label = "response"
     target = "generation"
     metric = "exact_match"
-    #: 2: what is behind empty lines counts, and fractions are read as peft reads them.
+    #: 2: text after empty lines counts, and fractions are read as in peft.
     version = 2
     answer_after = PHRASES
     loss_on = "all"
@@ -74,7 +76,7 @@ class MetaMath(HubTexts):
     description = "problems from MetaMathQA to train on, and GSM8K's to be tested on"
     license = "MIT"
 
-    #: The data set of the problems that are tested on, which no suite chooses.
+    #: The source of validation and test problems, which a suite cannot change.
     problems = Gsm8k().at(DataSource(revision="740312add88f781978c0658806c59bc2815b9866"))
 
     @property
@@ -91,28 +93,28 @@ class MetaMath(HubTexts):
         return f"sha256:{digest.hexdigest()}"
 
     def examples(self) -> Examples:
-        """Ids of MetaMathQA are its rows, those of GSM8K -1 less its own ones."""
+        """Ids of MetaMathQA are its rows; those of GSM8K are -1 minus its own ids."""
         rows = self._kept()
-        known = self._problems().examples()
-        assert known.splits is not None  # GSM8K's own
-        official = [i for i, split in enumerate(known.splits) if split == "train"]
-        tested = [i for i, split in enumerate(known.splits) if split == "test"]
+        problems = self._problems().examples()
+        assert problems.splits is not None  # GSM8K's own
+        official = [i for i, split in enumerate(problems.splits) if split == "train"]
+        tested = [i for i, split in enumerate(problems.splits) if split == "test"]
         shuffled = np.random.RandomState(0).permutation(len(official))
         validated = [official[i] for i in shuffled[: self.sizes[1]]]
         sizes: dict[SplitName, int] = {"train": len(rows), "validation": len(validated), "test": len(tested)}
         splits = [split for split, size in sizes.items() for _ in range(size)]
-        others: list[int] = [*validated, *tested]
-        prompts: list[Any] = [_asked(query) for _, query, _ in rows]
+        scored: list[int] = [*validated, *tested]
+        prompts: list[Any] = [_prompt(query) for _, query, _ in rows]
         answers: list[Any] = [response for _, _, response in rows]
         return Examples(
-            prompts + [known.inputs[i] for i in others],
-            answers + [known.labels[i] for i in others],
-            [row for row, _, _ in rows] + [-1 - known.ids[i] for i in others],
+            prompts + [problems.inputs[i] for i in scored],
+            answers + [problems.labels[i] for i in scored],
+            [row for row, _, _ in rows] + [-1 - problems.ids[i] for i in scored],
             splits=splits,
         )
 
     def _problems(self) -> Gsm8k:
-        """GSM8K, where a folder stands for the hub out of a folder of that name in it."""
+        """GSM8K from the hub, or from the folder gsm8k in a local source."""
         local = self.source.local
         return self.problems if local is None else self.problems.at(DataSource(local=local / "gsm8k"))
 
@@ -123,20 +125,20 @@ class MetaMath(HubTexts):
         return file
 
     def _kept(self) -> list[tuple[int, str, str]]:
-        """Row, query and response of the first rows that are short enough. Raises UserError."""
+        """Row, query and response of the first rows within the length limit. Raises UserError."""
         file = self._json()
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))
-            found = [(row, one["query"], one["response"]) for row, one in enumerate(rows)]
+            pairs = [(row, pair["query"], pair["response"]) for row, pair in enumerate(rows)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"task '{self.name}': {file} should be a list of objects with query and response: {error!r}"
             ) from error
-        short = [(row, query, told) for row, query, told in found if len(f"{query} {told}") <= LONGEST]
+        short = [pair for pair in pairs if len(f"{pair[1]} {pair[2]}") <= LONGEST]
         return short[: self.sizes[0]]
 
 
-def _asked(question: str) -> str:
+def _prompt(question: str) -> str:
     return PROMPT.replace("{question}", question)
 
 

@@ -1,14 +1,14 @@
-"""The examples of a split as tensors, and the batches that a backbone reads from them."""
+"""The examples of a split as tensors, and their batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from bench.tasks.objective import Objective
+from bench.tasks.objective import Objective, extracted, same
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class TextSplit:
     """N tokenised texts, end to end in one buffer.
 
     `tokens`: int32 (total tokens,). `starts`: int64 (N,), where each text begins. `lengths`: int64 (N,),
-    always on the CPU, where batches are planned. `labels` (N, …), as `Objective` has them. `ids`: int64 (N,),
-    the examples' names in their source, always on the CPU. `pad_id` fills a batch up. `seconds`: int64 (N,),
-    where in its text the second one of a pair begins; None where the tokenizer does not tell the two apart.
-    `width`: what every batch is padded to; None: its longest text.
+    always on the CPU, where batches are planned. `labels` (N, …), in the form of `Objective`. `ids`: int64
+    (N,), always on the CPU. `pad_id`: the padding token. `seconds`: int64 (N,), where the second text of a
+    pair begins; None if the tokenizer does not distinguish the two. `width`: the width of every batch; None:
+    that of its longest text.
     """
 
     tokens: Tensor
@@ -30,7 +30,7 @@ class TextSplit:
     pad_id: int
     seconds: Tensor | None = None
     width: int | None = None
-    #: How many of the texts are prompts that were cut from the left.
+    #: The number of prompts that were cut from the left.
     cut: int = 0
 
     def __len__(self) -> int:
@@ -38,11 +38,11 @@ class TextSplit:
 
     @property
     def uneven(self) -> Tensor | None:
-        """Lengths by which batches are put together; None where all batches are equally wide."""
+        """The lengths by which batches are formed; None if all batches have the same width."""
         return self.lengths if self.width is None else None
 
     def to(self, device: torch.device | str) -> TextSplit:
-        """The same split with what `batch` and `targets` read on `device`."""
+        """The same split with the tensors that `batch` and `targets` read on `device`."""
         return replace(
             self,
             tokens=self.tokens.to(device),
@@ -54,15 +54,15 @@ class TextSplit:
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, int64 (B, tokens), padded on the right.
 
-        Pairs have `token_type_ids` too, where the tokenizer tells the two texts apart. `indices`: int64
-        (B,), best on the CPU: then no accelerator need be waited for.
+        Pairs also have `token_type_ids` if the tokenizer distinguishes the two texts. `indices`: int64 (B,),
+        best on the CPU: then nothing waits for an accelerator.
         """
         device = self.tokens.device
         lengths = self.lengths[indices.cpu()]
         position = torch.arange(self.width or int(lengths.max()), device=device)
         mask = position < send(lengths, device)[:, None]
         rows = send(indices, device)
-        # Past a text's end the position is another text's, or beyond the buffer: clamped, then masked.
+        # Positions past a text's end belong to another text, or to none: clamped, then masked.
         flat = (self.starts[rows, None] + position).clamp_(max=len(self.tokens) - 1)
         batch = {
             "input_ids": self.tokens[flat].long().masked_fill_(~mask, self.pad_id),
@@ -81,9 +81,8 @@ class TextSplit:
 class ImageSplit:
     """N square images.
 
-    `pixels`: uint8 (N, 3, size, size). `labels` (N, …), as `Objective` has them. `ids`: int64 (N,), the
-    examples' names in their source, always on the CPU. `mean` and `std`: float32 (1, 3, 1, 1), of pixels
-    between 0 and 1.
+    `pixels`: uint8 (N, 3, size, size). `labels` (N, …), in the form of `Objective`. `ids`: int64 (N,), always
+    on the CPU. `mean` and `std`: float32 (1, 3, 1, 1), of pixels between 0 and 1.
     """
 
     pixels: Tensor
@@ -92,14 +91,14 @@ class ImageSplit:
     mean: Tensor
     std: Tensor
 
-    #: All images are of one size, so that no batch is put together by length.
+    #: All images have the same size, so that batches are not formed by length.
     uneven = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> ImageSplit:
-        """The same split with what `batch` and `targets` read on `device`."""
+        """The same split with the tensors that `batch` and `targets` read on `device`."""
         return replace(
             self,
             pixels=self.pixels.to(device),
@@ -111,7 +110,7 @@ class ImageSplit:
     def batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """`pixel_values`, float32 (B, 3, size, size), normalised. `indices`: int64 (B,).
 
-        `augment` changes the uint8 images (B, 3, size, size) on the device where they are.
+        `augment` changes the uint8 images (B, 3, size, size) on their device.
         """
         pixels = self.pixels[send(indices, self.pixels.device)]
         if augment is not None:
@@ -123,30 +122,76 @@ class ImageSplit:
         return self.labels[send(indices, self.labels.device)]
 
 
-Split = TextSplit | ImageSplit
-
-
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor on `device`; an accelerator that is still busy is not waited for."""
+    """A small CPU tensor on `device`, copied without waiting for an accelerator."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
+def answers_of(tensors: dict[str, Tensor]) -> tuple[str, ...]:
+    """The correct answers, from the arrays of `bench.tasks.tokens.written`."""
+    content, sizes = bytes(tensors["answer_bytes"].tolist()), tensors["answer_sizes"]
+    ends = sizes.cumsum(0).tolist()
+    return tuple(content[end - size : end].decode() for end, size in zip(ends, sizes.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class WrittenSplit(TextSplit):
+    """N prompts, each followed by its answer.
+
+    `prompts`: int64 (N,), on the CPU, the number of tokens in each prompt. `answers`: the correct answers.
+    `phrases`: texts before the part of an answer that counts. `trains_prompts`: whether the loss includes the
+    prompt's tokens.
+    """
+
+    prompts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    answers: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+    trains_prompts: bool = False
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """The batch of the texts with `scored` (B, tokens), which marks the tokens to predict."""
+        batch = super().batch(indices)
+        mask = batch["attention_mask"]
+        places = torch.arange(mask.shape[1], device=mask.device)
+        first = torch.ones(len(indices)) if self.trains_prompts else self.prompts[indices.cpu()]
+        return {**batch, "scored": mask * (places >= send(first, mask.device)[:, None])}
+
+    def prompt_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """`input_ids` and `attention_mask` of the prompts alone, (B, tokens), padded on the left."""
+        device = self.tokens.device
+        lengths = self.prompts[indices.cpu()]
+        width = int(lengths.max())
+        place = torch.arange(width, device=device) - (width - send(lengths, device))[:, None]
+        tokens = self.tokens[self.starts[send(indices, device), None] + place.clamp(min=0)].long()
+        return tokens.masked_fill_(place < 0, self.pad_id), (place >= 0).long()
+
+    def correct(self, indices: Tensor, texts: Sequence[str]) -> list[bool]:
+        """Whether each written text answers its example correctly."""
+        return [
+            same(extracted(text, self.phrases), extracted(self.answers[index], self.phrases))
+            for index, text in zip(indices.tolist(), texts, strict=True)
+        ]
+
+
+Split = TextSplit | ImageSplit
+
+
 @dataclass(frozen=True)
 class PreparedData:
-    """A task's splits for one kind of model input, and what is trained for on them."""
+    """A task's splits for one kind of model input, and their objective."""
 
     train: Split
     validation: Split
     test: Split
     objective: Objective
-    #: How many test examples are also in train; None where the cache does not tell.
+    #: The number of test examples that also occur in train; None if unknown.
     repeated: int | None = None
 
     @property
     def classes(self) -> int:
-        """How many outputs a head for them has."""
+        """The number of outputs of a head for them."""
         return self.objective.outputs
 
     def to(self, device: torch.device | str) -> PreparedData:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.sources.assets import ASSETS, fetch
-from bench.tasks.base import Examples, LazyImages, Task
+from bench.tasks.task import Examples, LazyImages, Task
 
 
 class Textile(Task):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench.process.files import sha256_of_all
-from bench.sources.assets import cache_dir
+from bench.sources.cache import cache_dir
 from bench.terminal.tables import each_of, fitted, plain_table
 from methods import METHODS, UserError
 from methods.backbone import Geometry

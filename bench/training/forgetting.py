@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from bench.backbones import LoadedBackbone
+from bench.backbones.answers import token_logits, unembedding_of
 from bench.backbones.pooling import decoded
-from bench.backbones.vocabulary import token_logits, unembedding_of
 from bench.suite.recipe import Recipe
 from bench.training.loop import autocast
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from bench.metrics import Metric
 from bench.suite.recipe import Recipe
 from bench.tasks import ImageSplit, Objective, PreparedData, Split
-from bench.tasks.written import WrittenSplit
+from bench.tasks.splits import WrittenSplit
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
 from bench.training.saving import PLAIN, Saving
@@ -142,8 +142,8 @@ def evaluate(
         for indices in batches(split, 2 * saving.size(recipe.batch_size), None):
             outputs = backbone.module(**split.batch(indices)).float()
             if isinstance(split, WrittenSplit):
-                told = _writer(backbone).write(backbone.module.encoder, *split.asked(indices))
-                outputs[:, 0] = torch.tensor(split.right(indices, told))
+                told = _writer(backbone).write(backbone.module.encoder, *split.prompt_batch(indices))
+                outputs[:, 0] = torch.tensor(split.correct(indices, told))
                 texts |= zip(indices.tolist(), told, strict=True)
             parts.append(outputs)
             order.append(indices)

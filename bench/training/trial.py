@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone, load
-from bench.backbones.verbalizer import put_head
-from bench.backbones.vocabulary import has_vocabulary
+from bench.backbones.answers import has_vocabulary, put_head
 from bench.inputs import ModelInput, TextInput
 from bench.plan.trial import Trial
 from bench.tasks import PreparedData, Split, data_key, prepare

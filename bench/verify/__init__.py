@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.sources.checking import check_cache
+from bench.sources.cache import check_cache
 from bench.store.access import Access, is_foreign
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.opening import is_pack

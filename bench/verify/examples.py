@@ -16,8 +16,8 @@ import pandas as pd
 from bench.metrics import METRICS
 from bench.plan.trial import Trial
 from bench.tasks import TASKS, Objective
-from bench.tasks.base import SPLITS
-from bench.tasks.described import METRIC_OF
+from bench.tasks.own_tasks import METRIC_OF
+from bench.tasks.task import SPLITS
 from bench.verify.findings import Examined
 from bench.wire.measures import Measure
 from bench.wire.predictions import numbered

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.backbones.base import BackboneInfo, LoadedBackbone
-from bench.backbones.catalog import BACKBONES
+from bench.backbones.backbone import BackboneInfo, LoadedBackbone
+from bench.backbones.registered_backbones import BACKBONES
 from bench.inputs import ImageInput
 from bench.tasks import TASKS
-from bench.tasks.base import Examples, Task
+from bench.tasks.task import Examples, Task
 from methods.backbone import Geometry
 
 GEOMETRY = Geometry(hidden=16, heads=4, layers=4, mlp=64)

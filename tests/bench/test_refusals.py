@@ -213,7 +213,7 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_said_to_run(
 def test_images_that_memory_cannot_hold_are_refused(
     call: Call, new_store: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.tasks.building.available_mib", lambda: 100.0)
+    monkeypatch.setattr("bench.tasks.preparing.available_mib", lambda: 100.0)
     suite = write(tmp_path, backbones=[{"name": "tiny-random-vit", "image_size": 1024}])
     ended = call("run", suite, "--store", new_store(tmp_path))
     assert (ended.code, ended.out) == (2, "")

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from bench.inputs import TextInput
-from bench.tasks.base import Task
+from bench.tasks.task import Task
 from tests.bench.tasks.toy_tasks import WORDS, tokenizer
 
 ROWS = 1_000_000
@@ -33,8 +33,8 @@ def write(file: Path, rows: int) -> None:
 
 
 def described_in(folder: Path) -> Task:
-    from bench.tasks.described import described
     from bench.tasks.description import Description
+    from bench.tasks.own_tasks import described
 
     file = folder / "reviews.csv"
     asked = Description.model_validate({"csv": file, "text": "body", "label": "stars", "group": "author"})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone, load
-from bench.backbones.base import BackboneKind
+from bench.backbones.backbone import BackboneKind
 from bench.conformance.cases import conformance_cases
 from bench.conformance.checks import CHECKS
 from bench.conformance.findings import judge, undisturbed

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones.base import LoadedBackbone
+from bench.backbones.backbone import LoadedBackbone
 from bench.conformance.subject import (
     Subject,
     expect,

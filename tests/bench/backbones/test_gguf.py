@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file
 
 from bench.backbones import BackboneSpec, describe, load
+from bench.backbones.answers import unembedding_of
 from bench.backbones.gguf_files import convert_gguf
-from bench.backbones.vocabulary import unembedding_of
 from bench.conformance.subject import tiny
 from methods.errors import UserError
 
@@ -23,8 +23,9 @@ from ..small_gguf import finish, small_gguf
 
 def test_a_file_becomes_a_folder_that_loads(tmp_path: Path) -> None:
     wrote = small_gguf(tmp_path / "model.gguf")
-    with pytest.raises(UserError, match=naming("model.safetensors", "model.gguf")):
-        describe(BackboneSpec(local=tmp_path))
+    for local in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(UserError, match=naming("model.gguf", "model.safetensors", "convert_gguf")):
+            describe(BackboneSpec(local=local))
     folder = tmp_path / "made"
     convert_gguf(tmp_path / "model.gguf", folder)
     weights = load_file(folder / "model.safetensors")

@@ -131,7 +131,10 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
     ("kind", "changes", "said"),
     [
         ("bert", {"model_type": "rembert"}, naming("'rembert'", "'bert'")),
-        ("vit", {"model_type": "swin"}, naming("'swin'", "'vit'")),
+        ("vit", {"model_type": "swim"}, naming("'swim'", "'vit'")),
+        ("vit", {"model_type": "swinv2"}, naming("'swinv2'", "width")),
+        ("vit", {"model_type": "convnext"}, naming("'convnext'", "convolutions")),
+        ("bert", {"model_type": "albert"}, naming("'albert'", "share")),
         (
             "siglip_vision_model",
             {"vision_use_head": False},

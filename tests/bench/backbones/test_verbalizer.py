@@ -14,14 +14,13 @@ import transformers
 from torch import Tensor
 
 from bench.backbones import BackboneSpec, describe, load
+from bench.backbones.answers import put_head, token_logits, unembedding_of
 from bench.backbones.random_weights import byte_tokenizer
-from bench.backbones.verbalizer import put_head
-from bench.backbones.vocabulary import token_logits, unembedding_of
 from bench.conformance.subject import tiny
 from bench.execution.perform import prepare_all
 from bench.inputs import Prompt, TextInput
 from bench.tasks import TASKS, prepare
-from bench.tasks.prompts import prompted
+from bench.tasks.tokens import prompted
 from bench.training.trial import Resources, run_trial
 from bench.wire.record import Progress
 from methods import UserError, create
@@ -163,10 +162,10 @@ def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
 
 def test_pairs_are_put_in_as_they_are() -> None:
     assert (
-        Prompt("{first} or {second}?", ("a", "b")).asked(("{second}", "x{first}")) == "{second} or x{first}?"
+        Prompt("{first} or {second}?", ("a", "b")).filled(("{second}", "x{first}")) == "{second} or x{first}?"
     )
-    assert Prompt("{second}, {first}", ("a", "b")).asked(("1", "2")) == "2, 1"
-    assert Prompt("{text}.", ("a", "b")).asked("{text}") == "{text}."
+    assert Prompt("{second}, {first}", ("a", "b")).filled(("1", "2")) == "2, 1"
+    assert Prompt("{text}.", ("a", "b")).filled("{text}") == "{text}."
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from itertools import cycle, product
 
 import pytest
 
-from bench.backbones.base import BackboneKind
+from bench.backbones.backbone import BackboneKind
 from bench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
 from methods import METHODS, create
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.backbones import BACKBONES, BackboneSpec, catalog, load
+from bench.backbones import BACKBONES, BackboneSpec, load, registered_backbones
 
 from ..local_checkpoints import KINDS, encoder, write
 from .cases import (
@@ -31,8 +31,8 @@ def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def case(tmp_path: Path, timm_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Case]:
     for name, entry in (("timm-random", RANDOM_TIMM), ("timm-plugin", PLUGIN_TIMM)):
-        monkeypatch.setattr(catalog, name, entry, raising=False)
-        monkeypatch.setitem(BACKBONES._targets, name, f"{catalog.__name__}:{name}")
+        monkeypatch.setattr(registered_backbones, name, entry, raising=False)
+        monkeypatch.setitem(BACKBONES._targets, name, f"{registered_backbones.__name__}:{name}")
 
     def make(source: str, image_size: int | None = None, **config: Any) -> Case:
         if source in KINDS:

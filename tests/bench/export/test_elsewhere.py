@@ -23,7 +23,15 @@ from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
 from baselines.peft_types import Peft
-from bench.backbones import BACKBONES, BackboneInfo, BackboneSpec, LoadedBackbone, catalog, describe, load
+from bench.backbones import (
+    BACKBONES,
+    BackboneInfo,
+    BackboneSpec,
+    LoadedBackbone,
+    describe,
+    load,
+    registered_backbones,
+)
 from bench.backbones.kinds import KINDS
 from bench.backbones.random_weights import byte_tokenizer
 from bench.export import loading, write_export
@@ -370,8 +378,8 @@ class Wrapping:
 @pytest.fixture
 def plug_in(case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> Callable[[Wrapping], Case]:
     def make(entry: Wrapping) -> Case:
-        monkeypatch.setattr(catalog, "mine", entry, raising=False)
-        monkeypatch.setitem(BACKBONES._targets, "mine", f"{catalog.__name__}:mine")
+        monkeypatch.setattr(registered_backbones, "mine", entry, raising=False)
+        monkeypatch.setitem(BACKBONES._targets, "mine", f"{registered_backbones.__name__}:mine")
         return case("mine")
 
     return make

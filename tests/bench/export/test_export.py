@@ -199,14 +199,14 @@ def test_fusing_shares_downs_and_leaves_rows_of_others_zero() -> None:
     down, other = torch.randn(2, 5), torch.randn(3, 5)
     query = Update(down, torch.randn(4, 2))
     key = Update(other, torch.randn(4, 3), torch.randn(4))
-    value = Update(down.clone(), torch.randn(4, 2))
-    whole = fuse([query, None, value], 4)
+    value = Update(down.clone(), torch.randn(3, 2))
+    whole = fuse([query, None, value], [4, 4, 3])
     assert whole.down.shape == (2, 5)
     assert whole.bias is None
     torch.testing.assert_close(
         whole.up @ whole.down, torch.cat((query.up @ down, torch.zeros(4, 5), value.up @ down))
     )
-    whole = fuse([query, key, value], 4)
+    whole = fuse([query, key, value], [4, 4, 3])
     assert whole.down.shape == (5, 5)
     assert whole.bias is not None
     torch.testing.assert_close(

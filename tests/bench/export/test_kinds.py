@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from baselines.peft_types import Peft
-from bench.backbones import BACKBONES, BackboneSpec, catalog, load
+from bench.backbones import BACKBONES, BackboneSpec, load, registered_backbones
+from bench.backbones.answers import put_head
 from bench.backbones.fused import SplitHeads
 from bench.backbones.gguf_files import convert_gguf
 from bench.backbones.indexed import AssetBackbone
 from bench.backbones.kinds import KINDS
 from bench.backbones.random_weights import byte_tokenizer
-from bench.backbones.verbalizer import put_head
 from bench.export.answers import Answers, agreement
 from bench.export.updates import Fused
 from bench.inputs import Prompt, Writing
@@ -98,6 +98,7 @@ LANGUAGE_MODELS = {
     "llama": "LlamaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "phi3": "Phi3ForCausalLM",
     "gpt_neox": "GPTNeoXForCausalLM",
 }
 
@@ -206,8 +207,8 @@ def from_gguf(nine_heads: Path, monkeypatch: pytest.MonkeyPatch) -> BackboneSpec
     shape = Geometry(288, 9, 1, 576, kv_heads=3, gated=True)
     shape = replace(shape, encoder=load(BackboneSpec(local=nine_heads)).geometry.encoder)
     entry = AssetBackbone("nine", "smollm2-135m", "llama", shape, lambda: nine_heads, "-", max_tokens=16)
-    monkeypatch.setattr(catalog, "nine", entry, raising=False)
-    monkeypatch.setitem(BACKBONES._targets, "nine", f"{catalog.__name__}:nine")
+    monkeypatch.setattr(registered_backbones, "nine", entry, raising=False)
+    monkeypatch.setitem(BACKBONES._targets, "nine", f"{registered_backbones.__name__}:nine")
     return BackboneSpec(name="nine")
 
 

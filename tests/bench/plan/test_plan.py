@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bench.backbones import BACKBONES
-from bench.backbones.catalog import TINY_RANDOM_BERT
+from bench.backbones.registered_backbones import TINY_RANDOM_BERT
 from bench.plan.trial import Trial
 from methods import UserError
 from methods.tenslora import VARIANTS
@@ -143,7 +143,6 @@ def trial(base: dict[str, Any] = VISION, device: str = "cpu", **changes: Any) ->
             },
         ),
         (VISION, {"backbones": [{"name": "tiny-random-vit", "image_size": 32}]}),
-        (VISION, {"tasks": [{**DIGITS, "max_tokens": 7}]}),
         (TEXT, {"backbones": [{"name": "tiny-random-bert"}]}),
     ],
 )
@@ -177,7 +176,7 @@ def test_an_id_depends_on_the_precision_not_on_the_device() -> None:
 
 def test_tokens_that_nobody_asked_for_are_as_many_as_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(TINY_RANDOM_BERT, max_tokens=40)
-    monkeypatch.setattr("bench.backbones.catalog.TINY_RANDOM_BERT", short)
+    monkeypatch.setattr("bench.backbones.registered_backbones.TINY_RANDOM_BERT", short)
     unasked = {key: value for key, value in MOVIES.items() if key != "max_tokens"}
     ids = [trial(TEXT, tasks=[row]).id for row in (unasked, {**MOVIES, "max_tokens": 40}, MOVIES)]
     assert ids[0] == ids[1] != ids[2]

@@ -19,7 +19,8 @@ import pytest
 from filelock import FileLock
 
 from bench.sources import assets
-from bench.sources.assets import ASSETS, Asset, cache_dir, fetch, prepared
+from bench.sources.assets import ASSETS, Asset, fetch
+from bench.sources.cache import cache_dir, prepared
 from methods.errors import UnknownNameError, UserError
 
 
@@ -321,7 +322,7 @@ def die_half_way(folder: Path) -> None:
 BUILD_TOGETHER = """
 import os, sys, time
 from pathlib import Path
-from bench.sources.assets import prepared
+from bench.sources.cache import prepared
 
 def build(folder):
     with open(sys.argv[1], "a") as log:

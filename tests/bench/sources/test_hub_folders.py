@@ -150,7 +150,7 @@ def broken(folder: Path, how: str) -> Path:
         ("another configuration", "no parquet file of train, validation"),
         ("half", "has 1 of 2 files of train"),
         ("two layouts", r"has the files of train more than once: .*cola/train\*, .*cola/train/\*"),
-        ("columns", "the train split lacks the columns sentence; it has sentence1, sentence2"),
+        ("columns", "the train split has no column 'sentence': .* it has sentence1, sentence2"),
         ("classes", "the train split has 3 classes, not 2"),
         (
             "another order",

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from bench.suite.rows import TaskRow
 from bench.tasks import Examples, Task
-from bench.tasks.base import SplitName
-from bench.tasks.dealing import deal, link, near_duplicates, normalise_text, told_text
+from bench.tasks.dealing import deal, link, near_duplicates, normalise_text, normalise_text_2
 from bench.tasks.pool import check_use
+from bench.tasks.rated_sentences import TWEETS
 from bench.tasks.reading import text_content
-from bench.tasks.sentiment import TWEETS
+from bench.tasks.task import SplitName
 from methods.errors import UserError
 
 from .toy_tasks import WORDS, ToyText
@@ -163,7 +163,7 @@ def test_link_joins_over_all_keyings() -> None:
 )
 def test_normalised_text(one: str, other: str, same: bool) -> None:
     assert (normalise_text(one) == normalise_text(other)) is same
-    assert (told_text(one) == told_text(other)) is same
+    assert (normalise_text_2(one) == normalise_text_2(other)) is same
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_marks_and_symbols_tell_texts_of_one_s_own_apart(one: str, other: str) -
 
 
 def test_how_an_emoji_is_drawn_does_not_matter() -> None:
-    assert told_text("so \u2764\ufe0f!") == told_text("So \u2764")
+    assert normalise_text_2("so \u2764\ufe0f!") == normalise_text_2("So \u2764")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from bench.plan.make import make_plan
+from bench.suite.suite import Suite
 from bench.tasks import Task, prepare
-from bench.tasks.pictures import decoded
+from bench.tasks.images import decoded
 from methods.errors import UserError
 
 from .toy_tasks import IMAGES, pictures, splits, task
@@ -94,6 +97,29 @@ def test_images_lie_in_their_folder_and_are_images(tmp_path: Path, own_cache: Pa
     Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(tmp_path / "x" / "a" / "0.png")
     with pytest.raises(UserError, match=r"a/0.png cannot be read: .*save it with 8 bits a channel"):
         prepare(task(tmp_path, images="x"), IMAGES)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_plan_finds_images_that_cannot_be_read(tmp_path: Path, own_cache: Path, form: str) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    file = tmp_path / "x" / "a" / "0.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, form)
+    row: dict[str, Any] = {"name": "mine", "images": str(tmp_path / "x")}
+    suite = {"name": "s", "backbones": ["tiny-random-vit"], "methods": ["lora"], "seeds": [0]}
+    suite |= {"budgets": [{"isorank": 2}]}
+
+    def plan(**more: Any) -> None:
+        make_plan(Suite.model_validate({**suite, "training": {"batch_size": 2}, "tasks": [row | more]}))
+
+    plan()
+    with pytest.raises(UserError, match="max_tokens does not apply to images"):
+        plan(max_tokens=32)
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"<html>no image</html>", b""):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"a/0.png cannot be read"):
+            plan()
 
 
 def test_a_table_never_names_an_image_elsewhere(tmp_path: Path) -> None:

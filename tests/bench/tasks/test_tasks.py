@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import bench
-from bench.sources.assets import cache_dir
+from bench.sources.cache import cache_dir
 from bench.tasks import TASKS, Examples, PreparedData, Task, prepare
-from bench.tasks.base import SPLITS
 from bench.tasks.dealing import normalise_text
-from bench.tasks.vader import rows
+from bench.tasks.rated_sentences import rows
+from bench.tasks.task import SPLITS
 from methods.errors import UserError
 
 from .toy_tasks import IMAGES, TEXT, splits

@@ -16,10 +16,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
-from bench.backbones.base import FittedHead
-from bench.backbones.catalog import BACKBONES
+from bench.backbones.backbone import FittedHead
 from bench.backbones.plain import wrap
 from bench.backbones.random_weights import RandomBackbone
+from bench.backbones.registered_backbones import BACKBONES
 from bench.export import export_run
 from bench.metrics import METRICS
 from bench.plan.trial import Trial

@@ -19,8 +19,8 @@ from bench.backbones import BackboneSpec, load
 from bench.backbones.random_weights import byte_tokenizer
 from bench.conformance.subject import tiny
 from bench.inputs import TextInput
-from bench.sources import wiki
 from bench.suite.recipe import Recipe
+from bench.tasks import plain_text
 from bench.tasks.plain_text import plain_tokens
 from bench.training.ending import finished
 from bench.training.forgetting import text_loss
@@ -146,12 +146,12 @@ def test_the_first_articles_are_read_from_the_cache_or_the_hub(
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", FileSystem)
     first = [f"article {number}" for number in range(100)]
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(file))
-    assert wiki.articles(100) == first
+    assert plain_text.articles(100) == first
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
-    assert wiki.articles(100) == first
-    assert asked == [f"datasets/{wiki.REPOSITORY}@{wiki.REVISION}/{wiki.FILE}"]
+    assert plain_text.articles(100) == first
+    assert asked == [f"datasets/{plain_text.REPOSITORY}@{plain_text.REVISION}/{plain_text.FILE}"]
     with pytest.raises(UserError, match=naming("no network", "`hf download")):
-        wiki.articles(100)
+        plain_text.articles(100)
 
 
 def test_it_is_stored_shown_and_reported(

@@ -17,15 +17,16 @@ import transformers
 from pyarrow import parquet
 
 from bench.backbones import BackboneSpec, LoadedBackbone, load
+from bench.backbones.answers import put_head
 from bench.backbones.random_weights import byte_tokenizer
-from bench.backbones.verbalizer import put_head
 from bench.conformance.subject import tiny
 from bench.inputs import TextInput, Writing
 from bench.suite.load import load_suite
 from bench.tasks import DataSource, TextSplit, prepare
-from bench.tasks.extraction import extracted, same
+from bench.tasks.objective import extracted, same
 from bench.tasks.school_math import GSM8K, METAMATH, MetaMath
-from bench.tasks.written import WrittenSplit, answers_of, written
+from bench.tasks.splits import WrittenSplit, answers_of
+from bench.tasks.tokens import written
 from bench.training.ending import finished
 from bench.training.loop import evaluate
 from bench.training.saving import Saving
@@ -70,7 +71,7 @@ def split(*, whole: bool = False, max_tokens: int = 24) -> WrittenSplit:
     made = {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
     starts = made["lengths"].cumsum(0) - made["lengths"]
     base = TextSplit(made["tokens"], starts, made["lengths"], torch.ones(3), torch.arange(3), 1)
-    return WrittenSplit(**vars(base), prompts=made["prompts"], answers=answers_of(made), whole=whole)
+    return WrittenSplit(**vars(base), prompts=made["prompts"], answers=answers_of(made), trains_prompts=whole)
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -92,7 +93,7 @@ def test_losses_are_of_the_answers_tokens_or_of_all(model: Any, whole: bool) -> 
 
 def test_what_is_written_is_what_transformers_generates(model: Any) -> None:
     backbone, tokenizer = loaded(model, 12), byte_tokenizer(64)
-    ids, mask = split().asked(torch.tensor([1, 0, 2]))
+    ids, mask = split().prompt_batch(torch.tensor([1, 0, 2]))
     assert ids[1].tolist()[: ids.shape[1] - 6] == [1] * (ids.shape[1] - 6)
     assert tokenizer.decode(ids[0]) == "<s>why is it so?"
     # Whatever is likeliest to be written third ends the text for some, so that lengths differ.
@@ -119,10 +120,10 @@ def test_no_answer_is_longer_than_the_model_reads(model: Any, limit: int) -> Non
     backbone = loaded(model, 100)
     writer: Any = backbone.module.answers
     writer.limit = limit
-    ids, mask = split().asked(torch.arange(3))
+    ids, mask = split().prompt_batch(torch.arange(3))
     with torch.no_grad():
         together = writer.write(backbone.module.encoder, ids, mask)
-        prompts = [split().asked(torch.tensor([number])) for number in range(3)]
+        prompts = [split().prompt_batch(torch.tensor([number])) for number in range(3)]
         alone = [writer.write(backbone.module.encoder, *prompt)[0] for prompt in prompts]
     assert together == alone
 
@@ -237,7 +238,7 @@ def test_trials_of_described_data_train_and_head_only_is_zero_shot(
         for number in one.lengths.argsort(stable=True).tolist()  # type: ignore[union-attr]
     ]
     told = lambda *_: [right.pop(0) for _ in range(9)]  # noqa: E731
-    monkeypatch.setattr("bench.backbones.generation.Writer.write", told)
+    monkeypatch.setattr("bench.backbones.answers.Writer.write", told)
     assert run_trial(made.trials[0], resources, lambda _: None).final.metric == 1
 
 
@@ -264,7 +265,7 @@ def test_an_adapter_writes_as_the_merged_model_does(method: Any, tmp_path: Path)
     assert isinstance(split, WrittenSplit)
     order = torch.arange(len(split))
     with torch.no_grad():
-        merged = backbone.module.answers.write(backbone.module.encoder, *split.asked(order))  # type: ignore[union-attr]
+        merged = backbone.module.answers.write(backbone.module.encoder, *split.prompt_batch(order))  # type: ignore[union-attr]
     assert outcome.final.texts == merged
     assert merged != bare
 
@@ -330,9 +331,11 @@ def test_metamath_is_as_in_the_comparison_of_peft(tmp_path: Path, monkeypatch: p
     assert isinstance(train, WrittenSplit)
     assert isinstance(test, WrittenSplit)
     assert (len(train), len(prepared.validation), len(test)) == (30, 50, 12)
-    assert (train.whole, test.whole) == (True, False)
+    assert (train.trains_prompts, test.trains_prompts) == (True, False)
     numbers = torch.arange(12)
-    assert test.right(numbers, [f"so The answer is: {int(-1 - i - 10**9)}." for i in test.ids]) == [True] * 12
+    assert (
+        test.correct(numbers, [f"so The answer is: {int(-1 - i - 10**9)}." for i in test.ids]) == [True] * 12
+    )
     known = task.data_hash
     (tmp_path / "gsm8k" / "main" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(UserError, match=naming("parquet", "test")):

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 
 from bench.plan.trial import Trial
 from bench.process.files import sha256_of
-from bench.sources.assets import prepared
+from bench.sources.cache import prepared
 from bench.store.opening import pack, unpack
 from bench.store.pack.reading import open_pack
 from bench.store.pack.writing import write_pack

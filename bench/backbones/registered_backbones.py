@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench.backbones.declared import check_entry
+from typing import Any
+
+from bench.backbones.backbone import BackboneInfo
 from bench.backbones.indexed import (
     AssetBackbone,
     Pixels,
@@ -10,9 +12,54 @@ from bench.backbones.indexed import (
     smollm2_folder,
     vit_s14_folder,
 )
+from bench.backbones.kinds import NAMES
 from bench.backbones.random_weights import RandomBackbone
-from methods.backbone import Geometry
+from bench.inputs import ModelInput
+from methods.backbone import PROJECTIONS, Geometry
+from methods.errors import UserError, shown
 from methods.registry import Registry
+
+
+def check_entry(name: str, entry: Any) -> None:
+    """Raises UserError unless the object registered under `name` is a `BackboneEntry`."""
+    where = f"backbone '{name}'"
+    if isinstance(entry, type):
+        raise UserError(f"{where}: {entry.__name__} is a class: register an instance, `{entry.__name__}()`")
+    if lacking := [method for method in ("describe", "load") if not callable(getattr(entry, method, None))]:
+        raise UserError(
+            f"{where}: a {type(entry).__name__} is no BackboneEntry: it has no method {' or '.join(lacking)}"
+        )
+
+
+def check_info(info: Any) -> None:
+    """Raises UserError for an invalid description, naming the field, its value and what is accepted."""
+    if not isinstance(info, BackboneInfo):
+        raise UserError(f"describe() should return a BackboneInfo, got a {type(info).__name__}")
+    names = info.geometry.projections if isinstance(info.geometry, Geometry) else PROJECTIONS
+    ordered = tuple(name for name in names if name in info.projections)
+    accepted = {
+        "name": (_text(info.name), "a text"),
+        "kind": (info.kind in NAMES, f"one of {', '.join(NAMES)}"),
+        "geometry": (isinstance(info.geometry, Geometry), "a methods.Geometry"),
+        "projections": (
+            bool(ordered) and tuple(info.projections) == ordered,
+            f"a tuple out of {', '.join(names)}, in this order",
+        ),
+        "input": (isinstance(info.input, ModelInput), "a TextInput or an ImageInput of bench.inputs"),
+        "weights_hash": (_text(info.weights_hash), "a text that names the weights exactly"),
+        "description": (_text(info.description), "a text"),
+    }
+    for field, (fits, expected) in accepted.items():
+        if not fits:
+            raise UserError(
+                f"describe() gives a BackboneInfo whose {field} should be {expected}, "
+                f"got {shown(getattr(info, field))}"
+            )
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
 
 MINILM_L6 = AssetBackbone(
     name="minilm-l6",

@@ -1,4 +1,4 @@
-"""What a task has to say of itself, checked when it is found."""
+"""The registered tasks. Adding one is a line here."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_validator, model_validator
 
 from bench.inputs import Modality
-from bench.metrics.base import Kind
-from bench.tasks.base import Task
+from bench.metrics.metric import Kind
 from bench.tasks.objective import objective
+from bench.tasks.task import Task
 from methods.errors import UserError, shown
+from methods.registry import Registry
 from methods.validation import Frozen, validate
 
 _Words = Annotated[str, Field(min_length=1)]
 
 
 class _Declared(Frozen):
-    """The attributes of a task, whose meaning `Task` tells."""
+    """The attributes of a task, documented in `Task`."""
 
     name: _Words
     modality: Modality
@@ -56,9 +57,9 @@ class _Declared(Frozen):
 
 
 def check_task(name: str, task: Any) -> None:
-    """Raises UserError unless what is registered under `name` is a task that declares what it must.
+    """Raises UserError unless the object registered under `name` is a task with all declarations.
 
-    A `data_hash` that is computed, by a property, is not asked for: it may have to read files.
+    A `data_hash` that is a property is not evaluated, since it may read files.
     """
     where = f"task '{name}'"
     if isinstance(task, type):
@@ -81,3 +82,33 @@ def check_task(name: str, task: Any) -> None:
     if task.name != name:
         raise UserError(f"{where}: its `name` is '{task.name}'; register it under that name")
     objective(task)
+
+
+#: Names to tasks. Plug-ins add more by entry points.
+TASKS = Registry(
+    "task",
+    {
+        "movie-sentiment": "bench.tasks.rated_sentences:MOVIE",
+        "amazon-sentiment": "bench.tasks.rated_sentences:AMAZON",
+        "tweet-sentiment": "bench.tasks.rated_sentences:TWEETS",
+        "textile": "bench.tasks.textile:TEXTILE",
+        "land-cover": "bench.tasks.land_cover:LAND_COVER",
+        "rating-pairs": "bench.tasks.rated_sentences:RATING_PAIRS",
+        "digits": "bench.tasks.digits:DIGITS",
+        "cola": "bench.tasks.hub_tasks:COLA",
+        "mrpc": "bench.tasks.hub_tasks:MRPC",
+        "sst2": "bench.tasks.hub_tasks:SST2",
+        "stsb": "bench.tasks.hub_tasks:STSB",
+        "qqp": "bench.tasks.hub_tasks:QQP",
+        "mnli": "bench.tasks.hub_tasks:MNLI",
+        "mnli-mm": "bench.tasks.hub_tasks:MNLI_MISMATCHED",
+        "qnli": "bench.tasks.hub_tasks:QNLI",
+        "rte": "bench.tasks.hub_tasks:RTE",
+        "gsm8k": "bench.tasks.school_math:GSM8K",
+        "metamath": "bench.tasks.school_math:METAMATH",
+        "dtd": "bench.tasks.hub_tasks:DTD",
+        "dtd-merged": "bench.tasks.hub_tasks:DTD_MERGED",
+        "eurosat": "bench.tasks.hub_tasks:EUROSAT",
+    },
+    check_task,
+)

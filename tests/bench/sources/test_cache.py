@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.sources import contents
-from bench.sources.assets import cache_dir, prepared
-from bench.sources.checking import CacheCheck, check_cache
+import bench.sources.cache as cache_module
+from bench.sources.cache import CacheCheck, cache_dir, check_cache, prepared
 from bench.tasks import TASKS, prepare
 from methods.errors import UserError
 
@@ -69,8 +68,8 @@ def test_a_folder_that_changed_is_named_with_its_file(how: str) -> None:
 
 def test_a_folder_that_was_only_copied_is_read_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    digest = contents.digest
-    monkeypatch.setattr(contents, "digest", lambda file: read.append(file) or digest(file))
+    digest = cache_module.digest
+    monkeypatch.setattr(cache_module, "digest", lambda file: read.append(file) or digest(file))
     folder = made()
     for file in (folder / "a.txt", folder / "deep" / "b.txt"):
         os.utime(file, ns=(1, 1))
@@ -81,7 +80,7 @@ def test_a_folder_that_was_only_copied_is_read_once_more(monkeypatch: pytest.Mon
 
 def test_a_folder_of_an_earlier_version_is_taken_as_it_is_and_watched_from_then_on(cache: Path) -> None:
     folder = made()
-    contents.manifest(folder).unlink()
+    cache_module.manifest(folder).unlink()
     made()
     change(folder, "changed")
     with pytest.raises(UserError, match="not as it was made"):
@@ -90,7 +89,7 @@ def test_a_folder_of_an_earlier_version_is_taken_as_it_is_and_watched_from_then_
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a.txt": 5}'])
 def test_a_broken_list_of_hashes_is_named(content: str) -> None:
-    contents.manifest(made()).write_text(content)
+    cache_module.manifest(made()).write_text(content)
     with pytest.raises(UserError, match=r"toy-.*cannot be read"):
         made()
 
@@ -105,7 +104,7 @@ def test_a_full_check_sees_what_size_and_time_do_not_show() -> None:
     assert (found.files, found.unhashed) == (3, [])
     (fault,) = found.faults
     assert f"{folder / 'a.txt'} in the cache is not as it was made" in fault
-    contents.manifest(folder).unlink()
+    cache_module.manifest(folder).unlink()
     assert check_cache() == CacheCheck(0, [], [folder])
 
 

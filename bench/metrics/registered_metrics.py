@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bench.metrics.base import KINDS, Metric
+from bench.metrics.metric import KINDS, Metric
 from methods.errors import UserError, shown
 from methods.registry import Registry
 
 
 def _check(name: str, metric: Any) -> None:
-    """Raises UserError unless what is registered under `name` is a metric that declares what it must."""
+    """Raises UserError unless the object registered under `name` is a metric with all declarations."""
     where = f"metric '{name}'"
     if not isinstance(metric, Metric):
         raise UserError(f"{where}: should be an instance of a subclass of bench.metrics.Metric")
@@ -52,7 +52,7 @@ METRICS = Registry(
 
 
 def direction(metric: str) -> float:
-    """What a stored score is multiplied by so that more is better; 1 where nothing was scored yet.
+    """The factor by which more of a stored score is better; 1 if nothing was scored.
 
     Raises UserError for a metric that is not installed.
     """
@@ -60,7 +60,7 @@ def direction(metric: str) -> float:
 
 
 def bounds(metric: str) -> tuple[float, float]:
-    """The least and the largest score of a stored metric; infinite where nothing was scored yet.
+    """The least and the largest possible score of a stored metric; infinite if nothing was scored.
 
     Raises UserError for a metric that is not installed.
     """

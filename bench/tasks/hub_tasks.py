@@ -1,11 +1,13 @@
-"""GLUE (Wang et al., 2019) without WNLI. Its test labels are hidden: the development set is the test."""
+"""Tasks of the hub: GLUE, textures and satellite images."""
 
 from __future__ import annotations
 
-from bench.tasks.hub import HubTexts
+from bench.tasks.hub import HubImages, HubTexts
 
 
 class _Glue(HubTexts):
+    """Wang et al., 2019. Test labels are hidden, so the development set is the test."""
+
     repository = "nyu-mll/glue"
     parts = {"train": "train", "validation": "test"}
     fractions = (90, 10, 0)
@@ -109,3 +111,60 @@ class Rte(_Glue):
 
 COLA, MRPC, SST2, STSB, QQP = Cola(), Mrpc(), Sst2(), Stsb(), Qqp()
 MNLI, MNLI_MISMATCHED, QNLI, RTE = Mnli(), MnliMismatched(), Qnli(), Rte()
+
+
+_TEXTURES = """
+banded blotchy braided bubbly bumpy chequered cobwebbed cracked crosshatched crystalline dotted fibrous
+flecked freckled frilly gauzy grid grooved honeycombed interlaced knitted lacelike lined marbled matted meshed
+paisley perforated pitted pleated polka-dotted porous potholed scaly smeared spiralled sprinkled stained
+stratified striped studded swirly veined waffled woven wrinkled zigzagged
+"""
+
+
+class Dtd(HubImages):
+    """Partition 1 of the ten official ones: 1,880 photographs for each of train, validation and test."""
+
+    name = "dtd"
+    repository = "HuggingFaceM4/DTD_Describable-Textures-Dataset"
+    config = "partition_1"
+    parts = {"train": "train", "validation": "validation", "test": "test"}
+    classes = tuple(_TEXTURES.split())
+    fractions = (100, 0, 0)
+    description = "photographs of 47 textures, partition 1"
+    license = "for research, by its page"
+
+
+class DtdMerged(Dtd):
+    """Partition 1 with its official train and validation as one: 3,760, of which validation is dealt."""
+
+    name = "dtd-merged"
+    repository = "tanganke/dtd"
+    config = ""
+    parts = {"train": "train", "validation": "train", "test": "test"}
+    #: There the two are one file already.
+    optional = frozenset({"validation"})
+    fractions = (90, 10, 0)
+    description = "photographs of 47 textures, partition 1, its train and validation merged"
+
+
+DTD, DTD_MERGED = Dtd(), DtdMerged()
+
+
+class EuroSat(HubImages):
+    """27,000 patches of 64×64 pixels. Nobody published a split with them: all of ours are dealt."""
+
+    name = "eurosat"
+    repository = "timm/eurosat-rgb"
+    parts = {"train": None, "validation": None, "test": None}
+    optional = frozenset({"validation", "test"})
+    classes = (
+        *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
+        *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
+    )
+    #: The usual 80 / 20, a tenth of the 80 for validation.
+    fractions = (72, 8, 20)
+    description = "satellite images of 640 m of land, by what covers it"
+    license = "MIT, by its repository; Sentinel-2 data are free to use"
+
+
+EUROSAT = EuroSat()

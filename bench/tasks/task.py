@@ -1,13 +1,12 @@
-"""What a task is: its examples, their labels and where they come from."""
+"""The interface of a task: its examples, their labels and their source."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -16,20 +15,20 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from bench.inputs import Modality
-from bench.metrics.base import Kind
+from bench.metrics.metric import Kind
 from bench.sources.hub import Lockable
 from methods.errors import UserError, shown
 
 SplitName = Literal["train", "validation", "test"]
 
-#: Grows whenever `bench.tasks.dealing` or `bench.tasks.data` treats the same examples differently.
+#: Incremented when `bench.tasks.dealing` or `bench.tasks.preparing` treats the same examples differently.
 PREPARATION_VERSION = 1
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class DataSource(Lockable):
-    """Where a hub task's data come from: another hub repository, another revision, or a folder."""
+    """The source of a hub task's data: another repository, another revision, or a folder."""
 
     #: A folder that holds the repository's parquet files under their names there.
     local: Path | None = None
@@ -46,7 +45,7 @@ class DataSource(Lockable):
 
 
 class LazyImages(Sequence[NDArray[np.uint8]]):
-    """RGB images as arrays (height, width, 3), each made from its item by `decode` when it is indexed."""
+    """RGB images as arrays (height, width, 3). `decode` makes each from its item when it is indexed."""
 
     def __init__(self, items: Sequence[Any], decode: Callable[[Any], NDArray[np.uint8]]) -> None:
         self.items, self._decode = items, decode
@@ -66,45 +65,17 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
         return self._decode(self.items[index])
 
 
-class Streamed(Sequence[Any]):
-    """Inputs that are read anew, one after the other, whenever they are gone through.
-
-    So no more of them is in memory than `read` holds. One of them alone is found by reading those before it.
-    """
-
-    def __init__(self, count: int, read: Callable[[], Iterator[Any]]) -> None:
-        self._count, self._read = count, read
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._read()
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return list(self._read())[index]
-        return next(islice(self._read(), range(self._count)[index], None))
-
-
 @dataclass(frozen=True)
 class Examples:
-    """A task's raw examples, in any order that is the same every time.
+    """A task's raw examples, in a fixed order.
 
-    `inputs`: all strings, all tuples of two strings, or RGB images as uint8 arrays (height, width, 3); a lazy
-    sequence that reads them whenever it is gone through will do, such as `LazyImages` and `Streamed`.
-    `labels`: indices into the task's classes; where an example may have several, a tuple of them for each; of
-    a regression numbers, of a generation the right answers.
-    `ids`: integers that name the examples in their source for good. `groups`: examples that must not be
-    parted by the split (near-duplicates, the same review, the same place) have equal keys; None where there
-    are none. Exact duplicates need no key: they are found and kept together in any case. `splits`: which
-    official split an example belongs to; None where there are none and all splits are ours to deal.
+    `inputs`: all strings, all tuples of two strings, or RGB images as uint8 arrays (height, width, 3), in a
+    list or in a lazy sequence such as `LazyImages`.
+    `labels`: class indices, tuples of them (multi-label), numbers (regression) or answers (generation).
+    `ids`: integers that identify the examples in their source permanently. `groups`: equal keys for examples
+    that no split may separate, such as near-duplicates or parts of one review; None without such groups.
+    Exact duplicates need no key. `splits`: the official split of each example; None if the splits are ours
+    to deal.
     """
 
     inputs: Sequence[str] | Sequence[tuple[str, str]] | Sequence[NDArray[np.uint8]]
@@ -132,7 +103,7 @@ class Task(ABC):
             name = "flowers"
             modality = "vision"
             classes = ("rose", "tulip")
-            data_hash = "5b0c…"          # of the data's files: known without having them
+            data_hash = "5b0c…"          # of the data's files, stated so that no download is needed
             description = "Photographs of two flowers"
             license = "CC0-1.0"
 
@@ -143,27 +114,27 @@ class Task(ABC):
         FLOWERS = Flowers()
 
     and name the instance in `bench.tasks.TASKS`, or in your package's entry-point group `tensorbench.tasks`.
-    Splitting, subsets, tokenising, resizing and caching are shared and come with it.
+    Splitting, subsets, tokenising, resizing and caching are shared.
 
     `metric` is the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
-    classes); `tensorbench.metrics` is where plug-ins add some. `target` is "single label", "multi-label" or
-    "regression", which has no classes, or "generation": a decoder writes an answer to each input, a prompt.
-    `version` must grow when `examples`, `fractions` or the label rule change: with `data_hash` it names the
-    prepared data and enters every trial's id. `fractions` are the percentages of train, validation and
-    test; where the test split is official, those of train and validation. `sizes`, if given, are the
-    splits' true sizes, known before anything is downloaded.
+    classes); plug-ins add some in `tensorbench.metrics`. `target` is "single label", "multi-label",
+    "regression" (no classes) or "generation" (a decoder writes an answer to each input, a prompt).
+    Increment `version` when `examples`, `fractions` or the label rule change: with `data_hash` it identifies
+    the prepared data and enters every trial's id. `fractions` are the percentages of train, validation and
+    test, or of train and validation if the test split is official. `sizes` are the sizes of the splits, if
+    they can be stated before anything is downloaded.
     """
 
     name: str
     modality: Modality
     classes: tuple[str, ...] = ()
     target: Kind = "single label"
-    #: Whether its texts are pairs; None where only the examples tell.
+    #: Whether its texts are pairs; None if only the examples show it.
     paired: bool | None = None
-    #: What the targets of a regression are counted in.
+    #: The unit of a regression's targets.
     unit: str = ""
-    #: Of a generation: whether the answer's tokens are trained on or the prompt's too, how many tokens an
-    #: answer may have, and what stands before the part of it that counts (see `bench.tasks.extraction`).
+    #: For a generation: whether the loss includes the prompt's tokens, the most tokens of an answer, and the
+    #: phrases that precede its final part (see `bench.tasks.objective.extracted`).
     loss_on: Literal["answer", "all"] = "answer"
     new_tokens: int = 64
     answer_after: tuple[str, ...] = ()
@@ -173,35 +144,36 @@ class Task(ABC):
     description: str
     license: str
     fractions: tuple[int, int, int] = (70, 15, 15)
-    #: The percentages that a suite asks for in place of the task's own.
+    #: The percentages of a suite, which replace the task's own.
     redealt: tuple[int, int, int] | None = None
-    #: Whether a split without an example of some class is refused.
+    #: Whether a split that lacks a class is refused.
     every_class: bool = True
     sizes: tuple[int, int, int] | None = None
-    #: How many examples all splits have together, where a suite deals those of known `sizes` anew.
+    #: The number of all examples, if a suite deals a task of stated `sizes` anew.
     total: int | None = None
-    #: By which rules its examples are told apart and dealt, as `bench.tasks.dealing` has them. Registered
-    #: tasks keep the first ones, by which results are published; described data have the second.
+    #: The version of the rules in `bench.tasks.dealing` for duplicates and splits. Registered tasks keep the
+    #: first, with which results are published; described data have the second.
     rules: Literal[1, 2] = 1
-    #: Whether its examples are on this machine, so that a plan can look at them.
+    #: Whether its examples are on this machine, so that a plan can check them.
     at_hand: bool = False
 
     @abstractmethod
     def examples(self) -> Examples:
-        """All examples, fetched if need be. Raises UserError if they cannot be had."""
+        """All examples, downloaded if necessary. Raises UserError if they are not available."""
 
     @property
     def outputs(self) -> int:
-        """How many outputs the head has."""
+        """The number of outputs of the head."""
         return {"regression": 1, "generation": 3}.get(self.target, len(self.classes))
 
     def at(self, source: DataSource) -> Task:
-        """The same task with its data from elsewhere. Raises UserError where there is only one place."""
+        """The same task with another source of its data. Raises UserError if it has only one."""
         raise UserError(f"task '{self.name}' brings its own data and takes no source")
 
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
-        """The same examples, dealt by other percentages of train, validation and test, and scored by another
-        metric, where these are given: a task with another identity.
+        """The task with other percentages of train, validation and test, or another metric.
+
+        Its identity is another one too.
         """
         task = copy(self)
         if fractions is not None:
@@ -212,23 +184,23 @@ class Task(ABC):
         return task
 
     def shares(self, official: Collection[SplitName]) -> tuple[int, int, int]:
-        """The percentages of train, validation and test, where these splits are official."""
+        """The percentages of train, validation and test if the `official` splits are given."""
         return self.fractions
 
     def pinned(self) -> DataSource | None:
-        """The source of exactly the data that `data_hash` names; None where there is only one place."""
+        """The source of exactly the data that `data_hash` names; None if the task has only one source."""
         return None
 
     def identity_hash(self) -> str:
-        """Names data, labels, splits, preparation and metric for good; known without having the data.
+        """A hash of data, labels, splits, preparation and metric, computed without the data themselves.
 
-        Raises UserError for a `data_hash` that is no text, or cannot be known.
+        Raises UserError for a `data_hash` that is no text or cannot be computed.
         """
         data_hash = self.data_hash
         if not isinstance(data_hash, str) or not data_hash:
             raise UserError(f"task '{self.name}': data_hash should be a text, got {shown(data_hash)}")
         parts = [self.name, data_hash, str(self.version), str(PREPARATION_VERSION)]
-        # Accuracy was there before any other metric, and its trials keep their ids.
+        # Accuracy was the first metric, and its trials keep their ids.
         parts += [self.metric] if self.metric != "accuracy" else []
         parts += [self.target] if self.target != "single label" else []
         parts += [f"fractions {self.redealt}"] if self.redealt else []

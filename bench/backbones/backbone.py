@@ -1,4 +1,4 @@
-"""What every backbone is made of, whatever library it came from: description, classifier."""
+"""The description and the classifier of a backbone, common to all libraries."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from methods.errors import UserError, shown
 #: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
 
-#: How many keys of a state a message names.
+#: The most keys of a state that a message names.
 MOST_KEYS = 6
 
-#: How many classes the head has that a backbone carries between loading and its first `reset`.
+#: The number of classes of the head between loading and the first `reset`.
 INITIAL_CLASSES = 2
 
-#: The largest sizes that a model's configuration may state, in transformers' words and in timm's.
+#: The largest sizes in a model's configuration, by the field names of transformers and timm.
 LARGEST = {
     **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "depth"), 1000),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_heads", "n_head", "num_heads"), 1024),
     **dict.fromkeys(("hidden_size", "embedding_size", "dim", "embed_dim"), 2**16),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "max_position_embeddings"), 2**20),
     "vocab_size": 10**7,
-    # Of which the configuration makes a table of names.
+    # The configuration makes a table of names from it.
     "num_labels": 10**5,
     "mlp_ratio": 64,
     **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
@@ -44,10 +44,9 @@ BackboneKind = str
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone before its weights are loaded.
+    """The description of a backbone, available before its weights are loaded.
 
-    `weights_hash` names the weights, and what is made of them, exactly: two backbones with the same one
-    compute the same.
+    `weights_hash` identifies weights and their conversion: backbones with equal hashes compute the same.
     `description` holds origin and licence, as far as they are known.
     """
 
@@ -61,10 +60,10 @@ class BackboneInfo:
 
 
 class BackboneEntry(Protocol):
-    """A source of one backbone. Registered names, plug-ins' too, map to an object like this.
+    """A source of one backbone, registered under a name.
 
-    `image_size` is the side in pixels that a suite asks for, None for the backbone's own. Both
-    methods raise UserError for a size that the backbone cannot take, text ones for any.
+    `image_size` is the side in pixels that a suite requests, or None for the backbone's own. Both methods
+    raise UserError for a size that the backbone does not accept; those of texts accept none.
     """
 
     def describe(self, image_size: int | None) -> BackboneInfo:
@@ -79,16 +78,15 @@ class BackboneEntry(Protocol):
 class Classifier(nn.Module):
     """Encoder, pooling and head. `module(**batch)` returns logits of shape (batch, classes).
 
-    A batch has `input_ids` and `attention_mask` of shape (batch, tokens), for pairs of texts also
-    `token_type_ids` if the tokenizer makes them; or `pixel_values`, already normalised, of shape
-    (batch, 3, size, size). `pool(encoder, **batch)` runs the encoder and returns
-    features of shape (batch, hidden).
+    A batch has `input_ids` and `attention_mask` (batch, tokens), for pairs also `token_type_ids` if the
+    tokenizer makes them; or normalised `pixel_values` (batch, 3, size, size). `pool(encoder, **batch)` runs
+    the encoder and returns features (batch, hidden).
     """
 
     def __init__(self, encoder: nn.Module, pool: Callable[..., Tensor], head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.pool, self.head = encoder, pool, head
-        #: What takes the place of pooling and head where a language model answers a prompt.
+        #: Replaces pooling and head if a language model answers a prompt.
         self.answers: Callable[..., Tensor] | None = None
 
     def forward(self, **batch: Tensor) -> Tensor:
@@ -98,9 +96,9 @@ class Classifier(nn.Module):
 
 
 class FittedHead(nn.Linear):
-    """A linear head whose logits are computed in its own precision, also inside of an autocast.
+    """A linear head that computes logits in its own precision, also under autocast.
 
-    Its weights undo the standardisation of features, and rounded ones would not.
+    Its weights undo the standardisation of features, which rounded weights would not.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -111,8 +109,8 @@ class FittedHead(nn.Linear):
 class LoadedBackbone:
     """A frozen pretrained classifier: implements `methods.backbone.Backbone`.
 
-    `paths` are the candidate layouts of the encoder: each maps a projection to a dotted path with
-    `{layer}` in it. Raises UserError if none fits all layers of the described geometry.
+    `paths` are candidate layouts of the encoder: each maps projections to dotted paths with `{layer}`.
+    Raises UserError if none fits all layers of the described geometry.
     """
 
     def __init__(
@@ -131,7 +129,7 @@ class LoadedBackbone:
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
-        #: (vocabulary, hidden), of a language model whose output layer is not its input embeddings.
+        #: (vocabulary, hidden), for a language model whose output layer is not tied to its input embeddings.
         self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
         self._module.eval()
@@ -154,23 +152,21 @@ class LoadedBackbone:
         return self.info.projections
 
     def path(self, site: Site) -> str:
-        """Dotted path of the site's linear layer inside `module`. Raises UserError for no such site."""
+        """Dotted path of the site's linear layer in `module`. Raises UserError for an unknown site."""
         if site not in self._paths:
             raise UserError(f"backbone '{self.info.name}' has no site {site}")
         return self._paths[site]
 
     def reset(self, classes: int, generator: torch.Generator, *, fitted: bool = False) -> None:
-        """Put a fresh head for `classes` classes on the backbone; the encoder is not touched.
+        """Puts a fresh head for `classes` classes on the backbone.
 
-        Linear weights are drawn from N(0, 0.02), biases are zero, for every backbone alike. Only
-        `generator` decides: the global random state is neither read nor moved, and the head is drawn
-        in float32 on the generator's device before it goes to the encoder's. With `fitted` it is one linear
-        layer on the pooled features, whatever layers the backbone's own head has. Raises UserError for fewer
-        than one class.
+        Linear weights are drawn from N(0, 0.02) by `generator` alone, in float32 and on its device; biases
+        are zero. With `fitted`, the head is one linear layer on the pooled features. Raises UserError for
+        fewer than one class.
         """
         if classes < 1:
             raise UserError(f"a head needs at least 1 class, got {classes}")
-        # On the meta device torch's own initialisation draws nothing from the global generator.
+        # On the meta device, torch's own initialisation leaves the global generator unchanged.
         with torch.device("meta"):
             head = self._make_head(classes)
             if fitted:
@@ -188,9 +184,9 @@ class LoadedBackbone:
         self._module.head = head.to(device).train(self._module.training)
 
     def round(self) -> None:
-        """Puts the encoder's parameters and what unembeds tokens into bfloat16.
+        """Converts the encoder's parameters and the unembedding to bfloat16.
 
-        Buffers stay: positions turned by rounded angles would be other positions.
+        Buffers keep their precision: rounded rotary angles would change positions.
         """
         for parameter in self._module.encoder.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
@@ -198,12 +194,11 @@ class LoadedBackbone:
             self.unembedding = self.unembedding.to(torch.bfloat16)
 
     def fingerprint(self) -> str:
-        """A hash over the encoder: names, shapes, dtypes and bits of its tensors, and its modules.
+        """A hash of the encoder's tensors (names, shapes, dtypes, bits) and modules.
 
-        Modules count with name, class, number of forward hooks and a `forward` put on the instance, and so do
-        the names of what stands beside the encoder, so that what an adapter left behind shows even if no
-        weight changed. Head and device are left out.
-        Tensors are summed where they are: one transfer per call, no hashing of whole weights.
+        Modules count with name, class, number of forward hooks and a `forward` set on the instance, so that
+        the remains of an adapter show even if no weight changed. Head and device are excluded. Tensors are
+        summed on their device, with one transfer per call.
         """
         digest = hashlib.sha256(" ".join(name for name, _ in self._module.named_children()).encode())
         modules = [("", self._module), *self._module.encoder.named_modules(prefix="encoder")]
@@ -224,20 +219,20 @@ class LoadedBackbone:
         return digest.hexdigest()
 
 
-def pixel_size(name: str, native: int, asked: int | None, patch: int) -> int:
-    """The image size to use, in pixels. Raises UserError unless an asked-for one is whole patches."""
-    if asked is not None and asked % patch:
-        lower = max(asked // patch, 1) * patch
+def pixel_size(name: str, native: int, requested: int | None, patch: int) -> int:
+    """The image size in pixels. Raises UserError unless a requested one is a multiple of the patch size."""
+    if requested is not None and requested % patch:
+        lower = max(requested // patch, 1) * patch
         raise UserError(
-            f"backbone '{name}': image_size {asked} is not a multiple of its patch size {patch}; "
+            f"backbone '{name}': image_size {requested} is not a multiple of its patch size {patch}; "
             f"near are {lower} and {lower + patch}"
         )
-    return native if asked is None else asked
+    return native if requested is None else requested
 
 
-def refuse_image_size(name: str, asked: int | None) -> None:
-    """Raises UserError if a size in pixels is asked of a text backbone."""
-    if asked is not None:
+def refuse_image_size(name: str, requested: int | None) -> None:
+    """Raises UserError for an image size of a text backbone."""
+    if requested is not None:
         raise UserError(f"backbone '{name}' reads text and takes no image_size")
 
 
@@ -248,7 +243,7 @@ def channels(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError, with the file named, if it holds none."""
+    """The JSON object in a file. Raises UserError, naming the file, if there is none."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -259,9 +254,9 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def check_shape(file: Path, values: Mapping[str, Any]) -> None:
-    """Raises UserError for a size in a model's configuration that no model has.
+    """Raises UserError for an implausible size in a model's configuration.
 
-    A model of ten million layers would be built before anybody saw that its weights are not there.
+    A model of ten million layers would be built before its missing weights are noticed.
     """
     for name, most in LARGEST.items():
         value = values.get(name)
@@ -271,7 +266,7 @@ def check_shape(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def check_safetensors(name: str, *files: Path) -> None:
-    """Raises UserError for a file that is not safetensors or not whole. Reads no weights."""
+    """Raises UserError for a file that is not safetensors or incomplete. Reads no weights."""
     from safetensors import SafetensorError, safe_open
 
     for file in files:
@@ -290,13 +285,13 @@ def locate(
     layouts: Sequence[Mapping[str, str]],
     prefix: str = "encoder",
 ) -> dict[Site, str]:
-    """Paths of all sites inside a module that has the encoder at `prefix`, by the first layout that fits.
+    """Paths of all sites in a module with the encoder at `prefix`, by the first layout that fits.
 
-    Raises UserError if none fits every layer: a site has to be a Linear of the shape that the geometry says.
+    Raises UserError if none fits: every site must be a Linear of the shape that the geometry gives.
     """
     faults = []
     for layout in layouts:
-        found = {}
+        paths = {}
         for layer in range(geometry.layers):
             for projection in projections:
                 path = layout[projection].format(layer=layer)
@@ -304,9 +299,9 @@ def locate(
                 if fault:
                     faults.append(fault)
                     break
-                found[Site(layer, projection)] = f"{prefix}.{path}"
-        if len(found) == geometry.layers * len(projections):
-            return found
+                paths[Site(layer, projection)] = f"{prefix}.{path}"
+        if len(paths) == geometry.layers * len(projections):
+            return paths
     raise UserError(
         f"backbone '{name}' is not laid out as {', '.join(projections)} in "
         f"{geometry.layers} layers ({geometry}): {'; '.join(faults[:4])}"

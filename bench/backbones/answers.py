@@ -1,0 +1,202 @@
+"""Answers of language models: logits of tokens, written answers, and answers by words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.backbones.backbone import LoadedBackbone
+from bench.backbones.pooling import decoded
+from bench.inputs import ModelInput, TextInput
+from methods.errors import UserError
+
+
+def has_vocabulary(backbone: LoadedBackbone) -> bool:
+    """Whether the backbone can turn its states into logits of tokens."""
+    if not getattr(backbone.info.input, "decodes", False):
+        return False
+    return _tied(backbone) or backbone.unembedding is not None
+
+
+def unembedding_of(backbone: LoadedBackbone) -> Tensor | None:
+    """The argument `unembedding` of `token_logits`, on the encoder's device."""
+    if _tied(backbone) or backbone.unembedding is None:
+        return None
+    return backbone.unembedding.to(next(backbone.module.encoder.parameters()).device)
+
+
+def token_logits(encoder: Any, states: Tensor, unembedding: Tensor | None) -> Tensor:
+    """Logits (..., vocabulary) in float32 from states (..., hidden).
+
+    `unembedding` is (vocabulary, hidden); None means the encoder's input embeddings.
+    """
+    table = encoder.get_input_embeddings().weight if unembedding is None else unembedding
+    logits = F.linear(states, table.to(states.dtype)).float()
+    cap = getattr(encoder.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _tied(backbone: LoadedBackbone) -> bool:
+    config: Any = backbone.module.encoder.config
+    return bool(config.tie_word_embeddings)
+
+
+class Writer:
+    """Replaces pooling and head of a language model that writes answers. Outputs are (batch, 3).
+
+    The first output is zero, to be set by whoever judges the answers; the second is the log-likelihood of the
+    predicted tokens, the third their number. `limit` is the most tokens of the model's input, and
+    `new_tokens` the most tokens of an answer.
+    """
+
+    def __init__(self, tokenizer: Any, unembedding: Tensor | None, new_tokens: int, limit: int) -> None:
+        self.tokenizer, self.unembedding = tokenizer, unembedding
+        self.new_tokens, self.limit = new_tokens, limit
+
+    def __call__(self, encoder: Any, *, input_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
+        """All inputs are (batch, tokens). `scored` marks the tokens to predict, never the first."""
+        states = decoded(encoder, input_ids, attention_mask)[:, :-1]
+        predicted, following = scored[:, 1:].bool(), input_ids[:, 1:]
+        logits = token_logits(encoder, states[predicted], self.unembedding)
+        losses = F.cross_entropy(logits, following[predicted], reduction="none")
+        likelihood = losses.new_zeros(predicted.shape).masked_scatter(predicted, -losses).sum(1)
+        return torch.stack([torch.zeros_like(likelihood), likelihood, predicted.sum(1).to(likelihood)], 1)
+
+    # A compiled encoder would be compiled again for each length of keys and values.
+    @torch.compiler.set_stance("force_eager")
+    def write(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
+        """Greedy continuations of the prompts (batch, tokens), up to the token that ends a text.
+
+        Prompts are padded on the left. The answer to a prompt does not depend on the others.
+        """
+        from transformers import DynamicCache
+
+        tokenizer, cache = self.tokenizer, DynamicCache(config=encoder.config)
+        # transformers before 5.24 has the longer name.
+        takes = inspect.signature(encoder.forward).parameters
+        remembered = {"cache" if "cache" in takes else "past_key_values": cache}
+        lengths = attention_mask.sum(1)
+        room = (self.limit - lengths).clamp(max=self.new_tokens)
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        ids, mask, written = input_ids, attention_mask, list[Tensor]()
+        for count in range(int(room.max())):
+            states = encoder(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                **remembered,
+            ).last_hidden_state[:, -1]
+            token = token_logits(encoder, states, self.unembedding).argmax(-1)
+            ended = (
+                written[-1] == tokenizer.eos_token_id
+                if written
+                else torch.zeros_like(token, dtype=torch.bool)
+            )
+            written.append(token.masked_fill(ended | (count >= room), tokenizer.eos_token_id))
+            if bool((written[-1] == tokenizer.eos_token_id).all()):
+                break
+            ids = written[-1][:, None]
+            mask = F.pad(mask, (0, 1), value=1)
+            # A full row waits for the others at the last position, since the model may have no more.
+            positions = (positions[:, -1:] + 1).clamp(max=self.limit - 1)
+        rows = torch.stack(written, 1).tolist() if written else [[] for _ in range(len(input_ids))]
+        return [
+            tokenizer.decode(_before(row, tokenizer.eos_token_id), skip_special_tokens=True) for row in rows
+        ]
+
+
+def _before(row: list[int], end: int) -> list[int]:
+    return row[: row.index(end)] if end in row else row
+
+
+class Answers:
+    """Replaces pooling and head: the log-likelihood of each class's words, (batch, classes).
+
+    `words` are the token ids of each class's words. `unembedding` is as in `token_logits`. The score of a
+    class is the sum over its tokens of log p(token | prompt and previous tokens). Classes whose words share
+    all tokens but the last share a forward pass.
+    """
+
+    def __init__(self, words: Sequence[Sequence[int]], unembedding: Tensor | None) -> None:
+        self.words, self.unembedding = [tuple(tokens) for tokens in words], unembedding
+
+    def __call__(
+        self,
+        encoder: Any,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        lengths = attention_mask.sum(1, keepdim=True)
+        states: dict[tuple[int, ...], Tensor] = {}
+        for begun in dict.fromkeys(word[:-1] for word in self.words):
+            states[begun] = _after(encoder, input_ids, attention_mask, lengths, begun)
+        scores = [
+            self._likelihoods(encoder, states[word[:-1]])[:, range(len(word)), word].sum(1)
+            for word in self.words
+        ]
+        return torch.stack(scores, 1)
+
+    def _likelihoods(self, encoder: Any, states: Tensor) -> Tensor:
+        """log p of every token (batch, positions, vocabulary) from states (batch, positions, hidden)."""
+        return F.log_softmax(token_logits(encoder, states, self.unembedding), -1)
+
+
+def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun: tuple[int, ...]) -> Tensor:
+    """The states (batch, 1 + n, hidden) of each prompt's last token and of the n tokens `begun` after it.
+
+    Prompts are padded on the right.
+    """
+    places = torch.arange(len(begun) + 1, device=ids.device)
+    if begun:
+        ids, mask = F.pad(ids, (0, len(begun))), F.pad(mask, (0, len(begun)))
+        behind = lengths + places[:-1]
+        tokens = torch.tensor(begun, device=ids.device).expand(len(ids), -1)
+        ids, mask = ids.scatter(1, behind, tokens), mask.scatter(1, behind, 1)
+    states = decoded(encoder, ids, mask)
+    positions = (lengths - 1 + places).unsqueeze(-1).expand(-1, -1, states.shape[-1])
+    return states.gather(1, positions)
+
+
+def check_answers(backbone: LoadedBackbone, model_input: ModelInput) -> None:
+    """Raises UserError for a model that should answer by words but cannot turn states into tokens."""
+    if isinstance(model_input, TextInput) and model_input.answers_by_words and not has_vocabulary(backbone):
+        raise UserError(
+            f"backbone '{backbone.info.name}' cannot answer a prompt: its checkpoint has no lm_head, and its "
+            "embeddings are not tied"
+        )
+
+
+def put_head(
+    backbone: LoadedBackbone,
+    model_input: ModelInput,
+    classes: int,
+    generator: torch.Generator,
+    *,
+    fitted: bool = False,
+) -> None:
+    """Puts a fresh head on the backbone, or `Answers` or a `Writer` if the input has a prompt or is written.
+
+    `fitted` is as in `LoadedBackbone.reset`. Raises UserError as `check_answers` does,
+    and for words without tokens.
+    """
+    backbone.reset(classes, generator, fitted=fitted)
+    if not isinstance(model_input, TextInput) or not model_input.answers_by_words:
+        return
+    check_answers(backbone, model_input)
+    module = backbone.module
+    table = unembedding_of(backbone)
+    with model_input.blaming():
+        tokenizer = model_input.load_tokenizer()
+        if model_input.prompt is not None:
+            module.answers = Answers(model_input.prompt.word_tokens(tokenizer), table)
+        elif model_input.writing is not None:
+            module.answers = Writer(tokenizer, table, model_input.writing.new_tokens, model_input.max_tokens)
+    module.head = nn.Identity()

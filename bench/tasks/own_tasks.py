@@ -1,0 +1,240 @@
+"""Tasks of data that a suite describes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from bench.metrics.metric import Kind
+from bench.tasks.description import SPLIT_WORDS, Description
+from bench.tasks.hub import HubImages, HubTask, HubTexts
+from bench.tasks.objective import objective
+from bench.tasks.own_labels import read_labels
+from bench.tasks.own_rows import content_hash, files_of, read_rows
+from bench.tasks.registered_tasks import TASKS
+from bench.tasks.table_files import blank_row
+from bench.tasks.task import SPLITS, DataSource, Examples, SplitName, Task
+from methods.errors import UserError
+
+#: Incremented when the same description gives other examples.
+READING_VERSION = 2
+
+#: Folders of public data that suites of ours expect beside them, and where they are published.
+PUBLISHED = {"vtab-1k": "https://github.com/ZhangYuanhan-AI/NOAH/#data-preparation"}
+
+#: The metric of a task that names none.
+METRIC_OF: dict[Kind, str] = {
+    "single label": "accuracy",
+    "multi-label": "f1_macro",
+    "regression": "pearson",
+    "generation": "exact_match",
+}
+
+
+def resolve(
+    name: str,
+    data: Description | None = None,
+    source: DataSource | None = None,
+    fractions: tuple[int, int, int] | None = None,
+    metric: str | None = None,
+) -> Task:
+    """The task that a suite's row names: registered, or with `data` described there.
+
+    Reads the described data, so that it should be called once per row. Raises UserError for an unknown
+    name, for data that cannot be read, and for a source, fractions or a metric that do not fit the task.
+    """
+    task: Task = TASKS.get(name) if data is None else described(name, data)
+    task = task if source is None else task.at(source)
+    if fractions is None and metric is None:
+        return task
+    task = task.altered(fractions, metric)
+    objective(task)
+    return task
+
+
+def described(name: str, description: Description) -> Task:
+    """The described task. Raises UserError for data that cannot be read or do not fit the description."""
+    if name in TASKS:
+        raise UserError(f"task '{name}': there is a registered task of this name; give your data another one")
+    if description.hub is not None:
+        return _of_hub(name, description)
+    with _blaming(name):
+        stamps = []
+        for role, path in description.paths.items():
+            if not path.expanduser().exists():
+                raise UserError(f"{role}: there is no {path} on this machine{_where_from(path)}")
+        for named, file in files_of(description):
+            status = file.stat()
+            # The name of an image includes its class, which may change while its file does not.
+            stamps.append((named, str(file), status.st_size, status.st_mtime_ns))
+        return _own(name, description.model_dump_json(), tuple(stamps))
+
+
+def _where_from(path: Path) -> str:
+    """Where to get public data that a suite of ours expects in a folder, as the end of a message."""
+    places = [
+        f"; {place} says where to get {folder}" for folder, place in PUBLISHED.items() if folder in path.parts
+    ]
+    return "".join(places)
+
+
+@lru_cache(maxsize=8)
+def _own(name: str, description: str, stamps: tuple[tuple[str, str, int, int], ...]) -> OwnTask:
+    """The task, kept in memory as long as its files do not change."""
+    return OwnTask(name, Description.model_validate_json(description))
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        named = message.startswith(f"task '{name}'")
+        raise UserError(message if named else f"task '{name}': {message}") from error
+    except OSError as error:
+        raise UserError(f"task '{name}': {error}") from error
+
+
+def _declare(task: Task, name: str, description: Description, classes: Sequence[str]) -> None:
+    task.name, task.modality, task.classes = name, description.modality, tuple(classes)
+    task.target, task.unit, task.every_class = description.target, description.unit, description.every_class
+    task.rules = 2
+    task.loss_on, task.new_tokens, task.answer_after = (
+        description.loss_on,
+        description.new_tokens,
+        description.answer_after,
+    )
+    task.metric = description.metric or METRIC_OF[description.target]
+    task.license = "the user's own"
+    columns = description.text or description.image or "images"
+    task.description = (
+        f"{description.format}: {columns if isinstance(columns, str) else ' and '.join(columns)}"
+    )
+    objective(task)
+
+
+def _identity(of_task: str, description: Description, classes: Sequence[str]) -> str:
+    # Classes of images in files are still read and dealt by the first version.
+    before = description.format in ("images", "image_list") and description.target != "regression"
+    version = 1 if before else READING_VERSION
+    content = json.dumps([version, description.identity(), list(classes)], sort_keys=True)
+    return hashlib.sha256(f"{of_task}\0{content}".encode()).hexdigest()
+
+
+def _fractions(description: Description, official: Collection[SplitName]) -> tuple[int, int, int]:
+    """The percentages of train, validation and test among rows without an official split."""
+    if description.fractions is not None:
+        return description.fractions
+    lacking = [split for split in SPLITS if split not in official]
+    if not official or len(lacking) > 1:
+        return Task.fractions
+    return {"validation": (90, 10, 0), "test": (85, 0, 15)}.get("".join(lacking), (100, 0, 0))
+
+
+class OwnTask(Task):
+    """A task of files on this machine, identified by their content."""
+
+    at_hand = True
+
+    def __init__(self, name: str, description: Description) -> None:
+        self._description, self.paired = description, isinstance(description.text, tuple)
+        rows = read_rows(description)
+        _declare(self, name, description, rows.classes)
+        splits = rows.splits or ()
+        self.fractions = _fractions(description, set(splits))
+        counts = [splits.count(split) for split in SPLITS]
+        self.sizes = (counts[0], counts[1], counts[2]) if all(counts) else None
+        self.data_hash = f"sha256:{content_hash(description)}"
+
+    def examples(self) -> Examples:
+        """One example per row; its id is its row, counted through all files and folders."""
+        with _blaming(self.name):
+            rows = read_rows(self._description)
+            inputs, template = rows.inputs(), self._description.template
+            if self.target == "generation":
+                inputs = [template.replace("{prompt}", prompt) for prompt in inputs]
+            return Examples(inputs, rows.labels, range(len(rows.labels)), rows.groups, rows.splits)
+
+    def identity_hash(self) -> str:
+        return _identity(super().identity_hash(), self._description, self.classes)
+
+
+class _OfHub(HubTask):
+    """A task of a data set on the hub, described by its columns."""
+
+    named = True
+
+    def __init__(self, name: str, description: Description) -> None:
+        super().__init__()
+        assert description.hub is not None
+        assert isinstance(description.label, str)
+        self._description = description
+        self.source = DataSource(revision=description.revision)
+        self.repository, self.config, self.label = description.hub, description.config, description.label  # type: ignore[misc]
+        # Ids start at a split's place in this order, which therefore never changes.
+        usual: dict[str, SplitName | None] = {**{split: split for split in SPLITS}, **SPLIT_WORDS}
+        words = dict(description.splits or usual)
+        self.parts = words  # type: ignore[misc]
+        self.optional = frozenset(words if description.splits is None else ())  # type: ignore[misc]
+        _declare(self, name, description, description.names)
+
+    def _files(self) -> dict[str, list[Path]]:
+        files = super()._files()
+        if "train" not in map(self.parts.get, files):
+            raise UserError(
+                f"task '{self.name}': {self.folder() / self.config} has no parquet file of train, named by "
+                "its split, such as train-00000-of-00001.parquet; splits says what the data call theirs"
+            )
+        return files
+
+    def examples(self) -> Examples:
+        examples = super().examples()
+        if set(examples.splits or ()) - {"train"}:
+            return examples
+        return replace(examples, splits=None)
+
+    def shares(self, official: Collection[SplitName]) -> tuple[int, int, int]:
+        return self.redealt or _fractions(self._description, official)
+
+    def identity_hash(self) -> str:
+        return _identity(super().identity_hash(), self._description, self.classes)
+
+    @property
+    def numbered(self) -> tuple[str, ...]:
+        named = self._description.classes
+        if not isinstance(named, dict):
+            return self.classes
+        return tuple(named.get(str(number), "") for number in range(len(named)))
+
+    def _check_column(self, part: str, column: str, values: Any) -> None:
+        super()._check_column(part, column, values)
+        if self.modality == "text" and column in self.columns and (row := blank_row(values)) is not None:
+            raise UserError(f"task '{self.name}': {column} of the {part} split has no text in row {row}")
+
+    def labels_of(self, values: Any) -> list[Any]:
+        line = lambda row: f"row {row}"  # noqa: E731
+        return list(read_labels(self._description, [(values, None)], line)[1])
+
+
+class _HubTexts(_OfHub, HubTexts):
+    @property
+    def columns(self) -> tuple[str, ...]:
+        text = self._description.text
+        return (text,) if isinstance(text, str) else text or ()
+
+
+class _HubImages(_OfHub, HubImages):
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self._description.image or "",)
+
+
+def _of_hub(name: str, description: Description) -> Task:
+    return (_HubTexts if description.text is not None else _HubImages)(name, description)

@@ -1,0 +1,316 @@
+"""The splits of a task as a backbone reads them: prepared once, kept in the cache, then read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import compress, islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from bench.inputs import ImageInput, ModelInput, TextInput
+from bench.process.memory import MIB, available_mib
+from bench.sources.cache import is_prepared, prepared
+from bench.tasks.objective import as_tensor, check_answers, check_labels, objective
+from bench.tasks.pool import Pool, Sizes, Source, as_contents, check_size, dealt, pool_of, repeated_tests
+from bench.tasks.reading import image_content, read_images, read_texts
+from bench.tasks.registered_tasks import TASKS
+from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit, WrittenSplit, answers_of
+from bench.tasks.storing import END_TO_END, Arrays, joined, taken, write
+from bench.tasks.task import SPLITS, SplitName, Task
+from bench.tasks.tokens import encoded, flat, prompted, written
+from methods.errors import UserError
+from methods.validation import Frozen, Later, identity
+
+#: Number of texts tokenised in one call.
+_TEXTS_AT_ONCE = 1000
+
+#: The file with all examples from which seeds deal.
+POOL_FILE = "pool.safetensors"
+
+
+class _Key(Frozen):
+    """The identity of prepared examples."""
+
+    task: str
+    task_identity: str
+    split: Annotated[Literal["fixed", "per_seed"], Later()] = "fixed"
+
+
+class _TextKey(_Key):
+    tokenizer_hash: str
+    max_tokens: int
+    #: A prompt's template, followed by its words.
+    prompt: Annotated[tuple[str, ...] | None, Later()] = None
+
+
+class _ImageKey(_Key):
+    image_size: int
+    resize: Annotated[int | None, Later()] = None
+
+
+def data_key(
+    task: Task, model_input: ModelInput, max_tokens: int = 128, *, per_seed: bool = False
+) -> dict[str, Any]:
+    """The identity of the prepared examples as JSON, computed without the data.
+
+    `per_seed`: each seed has its own split. A trial's id must also cover the seed, the sizes of the subsets,
+    the padding of texts and, for images, `mean` and `std`. Raises UserError for a backbone of another
+    modality, `max_tokens` below 1, and a `resize` smaller than the image size.
+    """
+    if task.modality != model_input.modality:
+        raise UserError(
+            f"task '{task.name}' is of modality {task.modality}, the backbone reads {model_input.modality}"
+        )
+    if max_tokens < 1:
+        raise UserError(f"max_tokens must be at least 1, got {max_tokens}")
+    with TASKS.blaming(task.name):
+        task_identity = task.identity_hash()
+    common: dict[str, Any] = {
+        "task": task.name,
+        "task_identity": task_identity,
+        "split": "per_seed" if per_seed else "fixed",
+    }
+    if isinstance(model_input, TextInput):
+        limit = min(max_tokens, model_input.max_tokens)
+        prompt, tokenizer = model_input.prompt, model_input.tokenizer_hash
+        parts = None if prompt is None else (prompt.template, *prompt.words)
+        return identity(_TextKey(**common, tokenizer_hash=tokenizer, max_tokens=limit, prompt=parts))
+    if model_input.resize is not None and model_input.resize < model_input.size:
+        raise UserError(
+            f"task '{task.name}': resize must be at least {model_input.size}, as the backbone reads, "
+            f"got {model_input.resize}"
+        )
+    return identity(_ImageKey(**common, image_size=model_input.size, resize=model_input.resize))
+
+
+def prepare(
+    task: Task,
+    model_input: ModelInput,
+    max_tokens: int = 128,
+    train_size: int | None = None,
+    validation_size: int | None = None,
+    test_size: int | None = None,
+    split_seed: int | None = None,
+) -> PreparedData:
+    """The splits of a task as a backbone reads them, prepared once and kept in the cache.
+
+    Texts are cut to `max_tokens` or the model's limit, whichever is less. Images are resized as `ImageInput`
+    says, with antialiasing. A size selects the first examples of its split, which are a fair sample; None
+    selects all. With a `split_seed`, that seed deals the examples. Raises UserError for a size beyond the
+    split, for another modality, and for data that are not available or cannot be stored.
+    """
+    sizes = (train_size, validation_size, test_size)
+    for split, size, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
+        check_size(task, split, size, available)
+    task_objective = objective(task)
+    per_seed = split_seed is not None
+    key = data_key(task, model_input, max_tokens, per_seed=per_seed)
+    folder = _folder(task, model_input, key, sizes, per_seed)
+    if split_seed is None:
+        parts = [_read(task, folder, split, size) for split, size in zip(SPLITS, sizes, strict=True)]
+    else:
+        parts = _deal_pool(task, folder, split_seed, sizes)
+    train, validation, test = (_split(task, part, model_input, key) for part in parts)
+    for name, scored in (("validation", validation), ("test", test)):
+        check_labels(task, name, scored.labels)
+        if isinstance(scored, WrittenSplit):
+            check_answers(task, name, scored.answers, scored.ids.tolist())
+    if isinstance(train, WrittenSplit):
+        # Evaluation scores only the answer.
+        train = replace(train, trains_prompts=task.loss_on == "all")
+    repeated = repeated_tests(task, train.ids.numpy(), test.ids.numpy())
+    return PreparedData(
+        train, validation, test, task_objective.standardised(task.name, train.labels), repeated
+    )
+
+
+def _folder(task: Task, model_input: ModelInput, key: dict[str, Any], sizes: Sizes, per_seed: bool) -> Path:
+    """The folder of the prepared splits, or of the pool from which seeds deal.
+
+    Only texts that the sizes select are tokenised: a few hundred of a million rows. All images are prepared,
+    since all must be decoded to find duplicates.
+    """
+    source = Source(task)
+    if isinstance(model_input, ImageInput):
+        build = build_image_pool if per_seed else build_images
+        return prepared(task.name, key, partial(build, source, model_input))
+    limit = key["max_tokens"]
+    if per_seed:
+        return prepared(task.name, key, partial(build_text_pool, source, model_input, limit))
+    if any(sizes) and not is_prepared(task.name, key):
+        key = {**key, "sizes": sizes}
+    else:
+        sizes = (None, None, None)
+    return prepared(task.name, key, partial(build_texts, source, model_input, limit, sizes))
+
+
+def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> dict[str, Tensor]:
+    """Reads the first `size` examples of a prepared split."""
+    with safe_open(folder / f"{split}.safetensors", framework="pt") as file:
+        available = file.get_slice("labels").get_shape()[0]
+        check_size(task, split, size, available)
+        names = set(file.keys()) - {*END_TO_END, "pad_id"}
+        tensors = {name: file.get_slice(name)[: size or available] for name in names}
+        for name, sizes in END_TO_END.items():
+            if sizes in tensors:
+                tensors[name] = file.get_slice(name)[: int(tensors[sizes].sum())]
+        if "lengths" in tensors:
+            tensors["pad_id"] = file.get_tensor("pad_id")
+    return tensors
+
+
+def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...]) -> list[dict[str, Tensor]]:
+    """Deals the splits of a seed from a prepared pool, and cuts each to its size."""
+    arrays = load_file(folder / POOL_FILE)
+    numbers, splits = arrays.pop("blocks"), arrays.pop("splits", None)
+    pool = Pool(np.arange(len(numbers)), numbers, arrays["labels"], arrays["ids"], splits)
+    parts = []
+    for (split, chosen), size in zip(pool.deal(task, seed).items(), sizes, strict=True):
+        check_size(task, split, size, len(chosen), seed)
+        part = taken(arrays, chosen[:size])
+        parts.append({name: torch.from_numpy(values) for name, values in part.items()})
+    return parts
+
+
+def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key: dict[str, Any]) -> Split:
+    labels, ids = tensors["labels"], tensors["ids"]
+    if isinstance(model_input, ImageInput):
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model_input.mean, model_input.std))
+        return ImageSplit(tensors["pixels"], labels, ids, mean, std)
+    made = TextSplit(
+        tensors["tokens"],
+        tensors["lengths"].cumsum(0) - tensors["lengths"],
+        tensors["lengths"],
+        labels,
+        ids,
+        int(tensors["pad_id"]),
+        tensors.get("seconds"),
+        key["max_tokens"] if model_input.padding == "max_tokens" else None,
+        cut=int(tensors["cut"].sum()) if "cut" in tensors else 0,
+    )
+    if task.target != "generation":
+        return made
+    return WrittenSplit(
+        **vars(made),
+        prompts=tensors["prompts"],
+        answers=answers_of(tensors),
+        phrases=task.answer_after,
+    )
+
+
+def build_texts(source: Source, model_input: TextInput, max_tokens: int, sizes: Sizes, folder: Path) -> None:
+    """Writes one file per split, with the first `size` of its texts. Raises UserError."""
+    parts = dealt(source)
+    for split, size in zip(SPLITS, sizes, strict=True):
+        check_size(source.task, split, size, len(parts[split]))
+        parts[split] = parts[split][:size]
+    used = np.unique(np.concatenate(list(parts.values())))
+    arrays = _tokenised(source, model_input, max_tokens, used)
+    for split, positions in parts.items():
+        write(taken(arrays, np.searchsorted(used, positions)), folder / f"{split}.safetensors")
+
+
+def build_text_pool(source: Source, model_input: TextInput, max_tokens: int, folder: Path) -> None:
+    """Writes one file with all texts, from which seeds deal. Raises UserError."""
+    pool = pool_of(source)
+    write(_tokenised(source, model_input, max_tokens, pool.kept) | _blocks(pool), folder / POOL_FILE)
+
+
+def build_images(source: Source, model_input: ImageInput, folder: Path) -> None:
+    """Writes one file per split. Raises UserError."""
+    with _resized(source, model_input, folder) as arrays:
+        for split, positions in dealt(source).items():
+            write(taken(arrays, positions), folder / f"{split}.safetensors")
+
+
+def build_image_pool(source: Source, model_input: ImageInput, folder: Path) -> None:
+    """Writes one file with all images, from which seeds deal. Raises UserError."""
+    with _resized(source, model_input, folder) as arrays:
+        pool = pool_of(source)
+        write(taken(arrays, pool.kept) | _blocks(pool), folder / POOL_FILE)
+
+
+def _blocks(pool: Pool) -> Arrays:
+    return {"blocks": pool.numbers} | ({} if pool.splits is None else {"splits": pool.splits})
+
+
+def _labels_and_ids(source: Source, positions: NDArray[np.int64]) -> Arrays:
+    labels, ids = source.examples.labels, source.examples.ids
+    return {
+        "labels": as_tensor(source.task, [labels[i] for i in positions]).numpy(),
+        "ids": np.array([ids[i] for i in positions], dtype=np.int64),
+    }
+
+
+def _tokenised(
+    source: Source, model_input: TextInput, max_tokens: int, positions: NDArray[np.int64]
+) -> Arrays:
+    """The arrays of the texts at these positions, which are in ascending order."""
+    task, batches = source.task, list[Arrays]()
+    used = np.zeros(len(source.examples.labels), dtype=bool)
+    used[positions] = True
+    texts = compress(read_texts(task, source.examples), used)
+    answers = (str(source.examples.labels[i]) for i in positions)
+    with model_input.blaming():
+        tokenizer = model_input.load_tokenizer()
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                "the backbone's tokenizer has no padding token, so that its texts cannot be batched; "
+                "set pad_token in its tokenizer_config.json"
+            )
+        while batch := list(islice(texts, _TEXTS_AT_ONCE)):
+            if task.target == "generation":
+                batches.append(written(tokenizer, max_tokens, batch, list(islice(answers, len(batch)))))
+            elif model_input.prompt is None:
+                batches.append(encoded(task, tokenizer, max_tokens, batch))
+            else:
+                rows, cut = prompted(tokenizer, model_input.prompt, max_tokens, batch)
+                batches.append({**flat(rows), "cut": np.array(cut)})
+    return joined(batches) | _labels_and_ids(source, positions) | {"pad_id": np.array(tokenizer.pad_token_id)}
+
+
+@contextmanager
+def _resized(source: Source, model_input: ImageInput, folder: Path) -> Iterator[Arrays]:
+    """The arrays of all images, with the pixels in a file of the folder until the context ends.
+
+    The source learns the images' contents on the way.
+    """
+    task, size, count = source.task, model_input.size, len(source.examples.inputs)
+    # The pixels in the page cache, and two copies of those that are written.
+    required, free = 3 * count * 3 * size**2 / MIB, available_mib()
+    if required > free:
+        raise UserError(
+            f"task '{task.name}': {count:,} images of {size} pixels need {required:,.0f} MiB of memory to "
+            f"prepare, and {free:,.0f} MiB are free; take a smaller image_size"
+        )
+    file = folder / ".pixels"
+    pixels = np.memmap(file, np.uint8, "w+", shape=(count, 3, size, size))
+
+    def contents() -> Iterator[bytes]:
+        for i, image in enumerate(read_images(task, source.examples)):
+            pixels[i] = np.asarray(_fitted(Image.fromarray(image), model_input)).transpose(2, 0, 1)
+            yield image_content(image)
+
+    source.contents = as_contents(contents())
+    yield {"pixels": pixels, **_labels_and_ids(source, np.arange(count))}
+    file.unlink()
+
+
+def _fitted(image: Image.Image, model_input: ImageInput) -> Image.Image:
+    size = model_input.size
+    if model_input.resize is None:
+        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    side, edge = model_input.resize, (model_input.resize - size) // 2
+    squashed = image.resize((side, side), Image.Resampling.BILINEAR)
+    return squashed.crop((edge, edge, edge + size, edge + size))

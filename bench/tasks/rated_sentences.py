@@ -1,0 +1,123 @@
+"""VADER's archive: sentences that 20 people rated each, -4 to 4 (Hutto and Gilbert, ICWSM 2014)."""
+
+from __future__ import annotations
+
+import html
+import tarfile
+from typing import ClassVar
+
+from bench.sources.assets import ASSETS, fetch
+from bench.tasks.dealing import link, near_duplicates, stable_order
+from bench.tasks.task import Examples, Task
+
+
+def rows(member: str) -> list[tuple[str, float, str]]:
+    """Source, mean rating and text of each row of a file of the archive. Raises UserError."""
+    folder = fetch("vader-sentiment") / "vaderSentiment-3.3.2" / "additional_resources"
+    with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
+        file = archive.extractfile(f"hutto_ICWSM_2014/{member}_GroundTruth.txt")
+        assert file is not None  # a regular file of an archive whose hash is pinned
+        lines = file.read().decode("utf-8").split("\n")
+    fields = (line.rstrip("\r").split("\t", 2) for line in lines if line)
+    return [(source, float(rating), html.unescape(text).strip()) for source, rating, text in fields]
+
+
+#: Mean ratings (of 20 people) nearer to zero are neutral or disputed.
+_LEAST_RATING = 0.5
+
+
+class _RatedSentences(Task):
+    """Positive or negative by the sign of the mean rating; sentences rated within ±0.5 are left out."""
+
+    modality = "text"
+    paired = False
+    classes = ("negative", "positive")
+    data_hash = ASSETS["vader-sentiment"].sha256
+    license = ASSETS["vader-sentiment"].license
+    member: ClassVar[str]
+
+    def examples(self) -> Examples:
+        """One example a rated sentence; its id is its row in the file, from 0."""
+        texts, labels, ids, sources = [], [], [], []
+        for row, (source, rating, text) in enumerate(rows(self.member)):
+            if abs(rating) >= _LEAST_RATING:
+                texts.append(text)
+                labels.append(int(rating > 0))
+                ids.append(row)
+                sources.append(self._source_of(source))
+        return Examples(texts, labels, ids, groups=link(near_duplicates(texts), sources))
+
+    def _source_of(self, row_id: str) -> str:
+        """The source of a row; rows of one source share a split."""
+        return row_id
+
+
+class MovieSentiment(_RatedSentences):
+    """Sentences from film reviews; evenly balanced."""
+
+    name = "movie-sentiment"
+    sizes = (7052, 1510, 1510)
+    description = "film review sentences, positive or negative by the mean of 20 ratings"
+    member = "movieReviewSnippets"
+
+
+class AmazonSentiment(_RatedSentences):
+    """Sentences from customers' reviews of five products; a review is never parted by the split."""
+
+    name = "amazon-sentiment"
+    metric = "matthews"
+    sizes = (2089, 449, 447)
+    description = "product review sentences, positive or negative by the mean of 20 ratings"
+    member = "amazonReviewSnippets"
+
+    def _source_of(self, row_id: str) -> str:
+        return row_id.split("_")[0]
+
+
+class TweetSentiment(_RatedSentences):
+    """Tweets, about 200 of them contrived variants of others, which share a split with their original."""
+
+    name = "tweet-sentiment"
+    metric = "matthews"
+    sizes = (2400, 515, 515)
+    description = "tweets, positive or negative by the mean of 20 ratings"
+    member = "tweets"
+
+
+MOVIE, AMAZON, TWEETS = MovieSentiment(), AmazonSentiment(), TweetSentiment()
+
+
+class RatingPairs(Task):
+    """By how much the first of two film review sentences was rated higher than the second.
+
+    Twenty people rated each sentence from -4 to 4; the target is the difference of the means. The pairs are
+    ours: a fixed shuffle of all sentences, two by two, so that every sentence is in one pair only. Of
+    sentences that are near-duplicates the first one alone is taken.
+    """
+
+    name = "rating-pairs"
+    modality = "text"
+    paired = True
+    target = "regression"
+    metric = "pearson"
+    unit = "rating points"
+    sizes = (3711, 798, 792)
+    data_hash = ASSETS["vader-sentiment"].sha256
+    license = ASSETS["vader-sentiment"].license
+    description = "pairs of film review sentences, by how much the first is rated higher"
+
+    def examples(self) -> Examples:
+        """One example a pair; its id is the row of its first sentence in the file, from 0."""
+        rated = rows("movieReviewSnippets")
+        first = near_duplicates([text for _, _, text in rated])
+        alone = [row for row, number in enumerate(first) if row == number]
+        order = [alone[place] for place in stable_order(f"{self.name}/pairs", alone)]
+        pairs = list(zip(order[::2], order[1::2], strict=False))
+        return Examples(
+            [(rated[a][2], rated[b][2]) for a, b in pairs],
+            [rated[a][1] - rated[b][1] for a, b in pairs],
+            [a for a, _ in pairs],
+        )
+
+
+RATING_PAIRS = RatingPairs()

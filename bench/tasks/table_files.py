@@ -1,0 +1,302 @@
+"""Tables of files, and the line of each row for messages. Nothing of a file is run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from methods.errors import UserError, did_you_mean, shown
+
+if TYPE_CHECKING:
+    # Their import takes a while, and most plans read no table.
+    import pyarrow as pa
+
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
+
+#: Half of a character beyond the first 65,536, which JSON can express and UTF-8 cannot.
+_HALF = re.compile("[\ud800-\udfff]")
+
+#: The kinds of JSON values, as messages call them.
+_KINDS = {str: "texts", bool: "true or false", list: "lists", dict: "objects", float: "numbers"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Some columns of one file, or of one split of a data set."""
+
+    columns: pa.Table
+    #: The name of a row in messages, such as "reviews.csv, line 17". Rows count from 0.
+    line: Callable[[int], str]
+    #: The names of the classes, for label columns that store them.
+    class_names: dict[str, list[str]]
+
+
+def read_csv(file: Path, names: Sequence[str]) -> Table:
+    """Reads columns of a CSV file as texts; an empty value is null. Raises UserError."""
+    import pandas as pd
+    import pyarrow as pa
+
+    if file.suffix.lower() in _SPREADSHEETS:
+        raise UserError(f"{file} is a spreadsheet: export it as CSV in UTF-8, or as parquet")
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    options: dict[str, Any] = {"sep": delimiter, "dtype": str, "keep_default_na": False}
+    with _reading(file):
+        try:
+            head = pd.read_csv(file, header=None, nrows=1, **options)
+        except pd.errors.EmptyDataError as error:
+            raise UserError(f"{file} is empty: it should begin with a line of column names") from error
+        have = [str(name) for name in head.iloc[0]]
+        _check_delimiter(file, names, have)
+        check_columns(str(file), names, have)
+        if repeated := [name for name in names if have.count(name) > 1]:
+            raise UserError(f"{file} has several columns {', '.join(repeated)}")
+        try:
+            frame = pd.read_csv(file, na_values=[""], **options)
+        except pd.errors.ParserError as error:
+            raise UserError(_csv_fault(file, delimiter, len(have))) from error
+        # pandas takes the first column for row names where rows have more values than the header.
+        if not isinstance(frame.index, pd.RangeIndex):
+            raise UserError(_csv_fault(file, delimiter, len(have)))
+        places = [have.index(name) for name in names]
+        columns = {
+            name: pa.array(frame.iloc[:, place], pa.string(), from_pandas=True)
+            for name, place in zip(names, places, strict=True)
+        }
+    return Table(pa.table(columns), lambda row: f"{file}, line {_csv_line(file, delimiter, row)}", {})
+
+
+def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> None:
+    """Raises UserError for a file whose columns another character separates."""
+    for other in ";\t|":
+        if len(have) == 1 and set(names) <= {name.strip('"') for name in have[0].split(other)}:
+            raise UserError(
+                f"{file}: its columns are separated by {other!r}; save it with commas, or with tabs as .tsv"
+            )
+
+
+def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row below the column names, with the line on which it begins; values in quotes may have several.
+
+    Like pandas, passes over empty lines.
+    """
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader, ended = csv.reader(stream, delimiter=delimiter), 0
+            rows = 0
+            for fields in reader:
+                if len(fields) > 1 or "".join(fields).strip():
+                    rows += 1
+                    if rows > 1:
+                        yield ended + 1, fields
+                ended = reader.line_num
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_line(file: Path, delimiter: str, row: int) -> int:
+    """The line, from 1, on which a row begins."""
+    line, _ = next(islice(_csv_rows(file, delimiter), row, None), (row + 2, []))
+    return line
+
+
+def _csv_fault(file: Path, delimiter: str, columns: int) -> str:
+    """A message that names the first row with too many values; without any, a quote stays open."""
+    line = 1
+    for line, fields in _csv_rows(file, delimiter):
+        if len(fields) > columns:
+            return (
+                f"{file}, line {line}: the row has {len(fields)} values, and there are {columns} columns; "
+                f"put texts with {delimiter!r} in double quotes"
+            )
+    return f"{file}, line {line}: a double quote is never closed"
+
+
+def read_jsonl(file: Path, names: Sequence[str], texts: Sequence[str], answers: Sequence[str] = ()) -> Table:
+    """Reads columns of a file with a JSON object on each line. Raises UserError.
+
+    Columns in `texts` hold strings. In `answers`, numbers and truth values become texts as JSON writes them.
+    """
+    import pyarrow as pa
+
+    with _reading(file), file.open(encoding="utf-8-sig") as stream:
+        rows = {number: _object(file, number, text) for number, text in enumerate(stream, 1) if text.strip()}
+    lines = list(rows)
+    if rows:
+        check_columns(str(file), names, list(dict.fromkeys(name for row in rows.values() for name in row)))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows.values()]
+        if name in answers:
+            values = [as_answer(value) for value in values]
+        expected = str if name in (*texts, *answers) else None
+        _check_kinds(file, name, zip(lines, values, strict=True), expected)
+        try:
+            columns[name] = pa.array(values, pa.string() if expected else None)
+        except (pa.ArrowException, OverflowError) as error:
+            raise UserError(f"{file}: column '{name}' cannot be read: {error}") from error
+
+    def line(row: int) -> str:
+        return f"{file}, line {lines[row] if row < len(lines) else 1}"
+
+    return Table(pa.table(columns), line, {})
+
+
+def as_answer(value: Any) -> Any:
+    """A number or a truth value as JSON writes it; anything else as it is."""
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else value
+
+
+def _object(file: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}, line {number}: it is no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{file}, line {number}: it should be a JSON object, got {shown(row)}")
+    return row
+
+
+def _check_kinds(
+    file: Path, name: str, values: Iterable[tuple[int, Any]], expected: type | None = None
+) -> None:
+    """Raises UserError, with the line, for a value that is not `expected`, or not of the first one's kind."""
+    for line, value in values:
+        if value is None:
+            continue
+        kind = float if isinstance(value, int) and not isinstance(value, bool) else type(value)
+        expected = expected or kind
+        if kind is not expected:
+            raise UserError(
+                f"{file}, line {line}: column '{name}' should hold {_KINDS[expected]}, got {shown(value)}"
+            )
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if half := _HALF.search(text):
+            raise UserError(
+                f"{file}, line {line}: column '{name}' has half a character, \\u{ord(half[0]):04x}"
+            )
+
+
+def read_parquet(files: Sequence[Path], names: Sequence[str], where: str = "") -> Table:
+    """Reads columns of parquet files with equal columns, one after the other. Raises UserError.
+
+    `where` is the table's name in messages, by default the first file.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    where = where or str(files[0])
+    with _reading(files[0]):
+        schema = parquet.read_schema(files[0])
+        check_columns(where, names, schema.names)
+        columns = pa.concat_tables([parquet.read_table(file, columns=list(names)) for file in files])
+    return Table(columns, lambda row: f"{where}, row {row}", _class_names(schema))
+
+
+def read_dataset(folder: Path, names: Sequence[str]) -> dict[str, Table]:
+    """Reads columns of a folder that `save_to_disk` wrote, by split; one without splits is named "".
+
+    They are read from disk when they are used. Raises UserError.
+    """
+    import datasets
+
+    with _reading(folder):
+        loaded = datasets.load_from_disk(str(folder))
+        splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+        tables = {}
+        for split, dataset in splits.items():
+            where = f"{folder}, split {split}" if split else str(folder)
+            check_columns(where, names, dataset.column_names)
+            columns = dataset.select_columns(list(names)).with_format("arrow")[:]
+            class_names = _class_names(dataset.features.arrow_schema)
+            tables[split] = Table(columns, lambda row, where=where: f"{where}, row {row}", class_names)  # type: ignore[misc]
+    return tables
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of classes that `datasets` stored with a table."""
+    import datasets
+
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    features = datasets.Features.from_arrow_schema(schema)
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: list(of.names) for name, of in inner.items() if isinstance(of, datasets.ClassLabel)}
+
+
+def check_columns(where: str, names: Iterable[str], have: Sequence[str]) -> None:
+    """Raises UserError for a missing column, with the nearest name."""
+    for name in names:
+        if name not in have:
+            near = did_you_mean(name, have)
+            raise UserError(
+                f"{where} has no column '{name}'{': ' + near if near else ''}; it has {', '.join(have[:40])}"
+            )
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turns errors of the libraries that read a file into a UserError that names it."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except UserError:
+        raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}, line {_undecodable_line(file)}: it is not in UTF-8") from error
+    except (OSError, ValueError, KeyError, TypeError, ArrowException) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _undecodable_line(file: Path) -> int:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
+    from pyarrow import types
+
+    inner = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(inner) or types.is_large_string(inner))
+
+
+def blank_row(column: Any) -> int | None:
+    """The first row of a column of texts that is null or only spaces; None if there is none."""
+    from pyarrow import compute, types
+
+    texts = compute.cast(column, column.type.value_type) if types.is_dictionary(column.type) else column
+    blank = compute.fill_null(compute.equal(compute.utf8_trim_whitespace(texts), ""), True)
+    row: int = compute.index(blank, True).as_py()
+    return None if row < 0 else row
+
+
+def embedded_images(column: Any, where: Callable[[int], str]) -> Any:
+    """The encoded images of a column, as an array of bytes. Raises UserError for one that is not embedded.
+
+    `where` is the name of a row in messages. `datasets.Image` stores a path beside the bytes. It is never
+    followed: it could name any file of this machine, and any address.
+    """
+    from pyarrow import compute, types
+
+    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = compute.struct_field(column, "bytes")
+    if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
+        raise UserError(f"{where(0)} should hold embedded images, got values of type {column.type}")
+    if column.null_count:
+        row = compute.index(compute.is_null(column), True).as_py()
+        raise UserError(f"{where(row)} has no embedded image; paths and addresses are not followed")
+    return column

@@ -1,0 +1,109 @@
+"""Texts, prompts and answers as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from bench.inputs import Prompt
+from bench.tasks.storing import Arrays
+from bench.tasks.task import Task
+from methods.errors import UserError
+
+
+def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -> Arrays:
+    paired = isinstance(texts[0], tuple)
+    if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
+        raise UserError(
+            f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
+            f"got {max_tokens}"
+        )
+    columns = tuple(map(list, zip(*texts, strict=True))) if paired else (texts,)
+    encoded = tokenizer(*columns, truncation=True, max_length=max_tokens)
+    arrays = flat(encoded["input_ids"])
+    if paired:
+        # A tokenizer without token types does not distinguish the two texts.
+        seconds = [row.index(1) for row in encoded.get("token_type_ids", []) if any(row)]
+        arrays |= {"seconds": np.array(seconds)} if seconds else {}
+    return arrays
+
+
+def prompted(
+    tokenizer: Any, prompt: Prompt, max_tokens: int, texts: Sequence[Any]
+) -> tuple[list[list[int]], list[bool]]:
+    """The token ids of each text's prompt, and whether the prompt was cut.
+
+    Prompts begin with the tokenizer's first token and lack its last, since an answer follows. A prompt that
+    exceeds `max_tokens` with its answer is cut from the left, so that the question at its end remains. Raises
+    UserError for a prompt without a place for the texts, for words without tokens, and for a `max_tokens`
+    that leaves no room for the text.
+    """
+    prompt.check(paired=isinstance(texts[0], tuple))
+    longest = max(map(len, prompt.word_tokens(tokenizer)))
+    begin = beginning(tokenizer)
+    room = max_tokens - longest - len(begin)
+    end = len(tokenizer(prompt.end, add_special_tokens=False)["input_ids"])
+    if room <= end:
+        raise UserError(
+            f"max_tokens should be at least {max_tokens - room + end + 1}, for a token of the text, what the "
+            f"verbalizer's prompt has behind it and the longest words, got {max_tokens}"
+        )
+    prompt_tokens = [tokenizer(prompt.filled(text), add_special_tokens=False)["input_ids"] for text in texts]
+    return [begin + tokens[-room:] for tokens in prompt_tokens], [
+        len(tokens) > room for tokens in prompt_tokens
+    ]
+
+
+def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Sequence[str]) -> Arrays:
+    """The arrays of N prompts, each followed by its answer and the token that ends a text.
+
+    `tokens`, end to end, and their `lengths`; `prompts`, the number of tokens in each prompt; `cut`, whether
+    an example exceeded `max_tokens`. A prompt that leaves no room is cut from the left, an answer from the
+    right. `answer_bytes` and `answer_sizes` are the correct answers in UTF-8. Raises UserError if the
+    tokenizer has no end token, and for a `max_tokens` without room.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("the backbone's tokenizer has no token that ends a text, with which answers end")
+    begin, end = beginning(tokenizer), [tokenizer.eos_token_id]
+    if (room := max_tokens - len(begin) - 1) < 1:
+        raise UserError(
+            f"max_tokens should be at least {len(begin) + 2}, for a prompt and an answer, got {max_tokens}"
+        )
+    rows: list[list[int]] = []
+    lengths: list[int] = []
+    cut: list[bool] = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        prompt_tokens, answer_tokens = (
+            tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (prompt, answer)
+        )
+        length = len(begin) + len(prompt_tokens) + len(answer_tokens) + len(end)
+        prompt_tokens = begin + prompt_tokens[-room:]
+        lengths.append(len(prompt_tokens))
+        rows.append([*prompt_tokens, *answer_tokens, *end][:max_tokens])
+        cut.append(length > max_tokens)
+    encoded = [answer.encode() for answer in answers]
+    return {
+        "tokens": np.fromiter(chain.from_iterable(rows), dtype=np.int32),
+        "lengths": np.array([len(row) for row in rows]),
+        "prompts": np.array(lengths),
+        "cut": np.array(cut),
+        "answer_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        "answer_sizes": np.array([len(answer) for answer in encoded]),
+    }
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The token with which the tokenizer begins a text, or nothing."""
+    begun: list[int] = tokenizer("")["input_ids"][:1]
+    return begun if begun and begun[0] == tokenizer.bos_token_id else []
+
+
+def flat(rows: Sequence[Sequence[int]]) -> Arrays:
+    """The tokens of all rows, end to end, and the length of each row."""
+    return {
+        "tokens": np.fromiter(chain.from_iterable(rows), dtype=np.int32),
+        "lengths": np.array([len(row) for row in rows]),
+    }
