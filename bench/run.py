@@ -139,7 +139,7 @@ class _Work:
             # Preparing takes some time, in which another driver may have chosen.
             full_plan = with_choices(full_plan, store)
             tags = {Tag.PHASE: phase} if phase else {}
-            execute(full_plan, trials, self.driver, executor, report, tags=tags, again=failed)
+            execute(full_plan, trials, self.driver, executor, report, tags=tags, retried=failed)
         return full_plan
 
     def search(self, section: Search, nests: Sequence[Nested], storage: str) -> Iterator[SearchResult]:

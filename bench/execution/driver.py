@@ -1,7 +1,7 @@
 """Drives trials through an executor into the store: claims, starts, results, losses, outages.
 
-Only the driver writes to the store; an executor only runs trials and tells what happens to them. So every
-executor has the same guarantees, and a worker needs neither the store nor its address.
+Only the driver writes to the store; an executor runs trials and reports events. So every executor has the
+same guarantees, and a worker needs neither the store nor its address.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from bench.wire.words import Status, Tag
 
 Answer = TypeVar("Answer")
 
-#: Seconds between two looks at what other drivers hold, and between two questions to a store that is away.
+#: Seconds between two looks at the claims of other drivers, and between two calls to a store that is away.
 LOOK = 2.0
 
-#: Seconds that a driver with nothing left to do waits for a server that is away, and for a file that another
-#: process holds. A file that is gone does not come back by itself.
+#: Seconds that an idle driver waits for a server that is away, and for a file that another process holds. A
+#: missing file does not come back by itself.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
 
 #: Attempts after the first at a trial that is lost with its worker or node. Its driver makes them by itself.
@@ -47,7 +47,7 @@ WAIT, GROWTH = 2.0, 10.0
 
 
 def patiently(store: Store, ask: Callable[[], Answer]) -> Answer:
-    """What the store answers, also if it is away for a while. Raises StoreError if it does not come back."""
+    """The store's answer, after an outage if need be. Raises StoreError if the outage does not end."""
     give_up = time.monotonic() + _patience(store)
     while True:
         try:
@@ -63,50 +63,50 @@ def _patience(store: Store) -> float:
 
 
 def failures(store: Store) -> dict[str, str]:
-    """The run of each trial that has failed, by trial id: what may be tried again."""
-    known = latest(store.records())
-    return {id_: record.run_id for id_, record in known.items() if record.status == Status.FAILED}
+    """The run of each failed trial, by trial id."""
+    records = latest(store.records())
+    return {id_: record.run_id for id_, record in records.items() if record.status == Status.FAILED}
 
 
 def pending(plan: Plan, store: Store) -> list[Trial]:
-    """The trials of the plan that have no result yet, in its order. A failure is a result too."""
-    known = latest(store.records())
-    return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].decided]
+    """The trials of the plan without a result, in its order. A failure is a result too."""
+    records = latest(store.records())
+    return [trial for trial in plan.trials if trial.id not in records or not records[trial.id].decided]
 
 
 def execute(
     plan: Plan,
     trials: list[Trial],
-    at_work: Session,
+    session: Session,
     executor: Executor,
     notify: Callable[[Event], None],
     *,
     parent: str | None = None,
     tags: Mapping[Tag, str] = {},
-    again: Mapping[str, str] = {},
+    retried: Mapping[str, str] = {},
 ) -> None:
-    """Runs the trials and stores each; returns when all are settled, by this driver or by another one.
+    """Runs the trials and stores each; returns when all are settled, by this driver or another.
 
     `plan` has the rows behind the trials. Their runs are nested under the run `parent`, by default the
-    suite's, and get `tags`. `again` names, by trial id, the runs whose results do not count, such as those of
-    failures that are tried again. `notify` hears of every event, and may raise Pruned on a progress. An
-    interrupt ends the running trials, closes their runs as killed and goes up. Raises StoreError if the store
-    does not come back; then the records of trials that ended meanwhile are in the outbox.
+    suite's, and get `tags`. `retried` holds, by trial id, the runs whose results do not count, such as
+    failures to try again. `notify` is called with every event, and may raise Pruned on a progress. An
+    interrupt ends the running trials and marks their runs as killed. Raises StoreError if an outage of the
+    store does not end; the records of trials that ended meanwhile are then in the outbox.
     """
-    with nullcontext(parent) if parent else suite_run(at_work, plan) as run_id:
-        _Driving(plan, trials, at_work, executor, notify, run_id, tags, again).run()
+    with nullcontext(parent) if parent else suite_run(session, plan) as run_id:
+        _Driving(plan, trials, session, executor, notify, run_id, tags, retried).run()
 
 
 class Retries:
-    """What one driver tries again, and when."""
+    """The lost trials that one driver tries again, with the times of their next attempts."""
 
     def __init__(self) -> None:
         self._lost: Counter[str] = Counter()
-        #: From when on each trial may run (monotonic).
+        #: The earliest time of each trial's next attempt (monotonic).
         self._due: dict[str, float] = {}
 
     def another(self, trial: str) -> bool:
-        """Takes in that a trial was lost, and returns whether it is to be tried again once it is `due`."""
+        """Counts a loss of the trial; returns whether it is tried again once it is `due`."""
         self._lost[trial] += 1
         if self._lost[trial] > TIMES:
             return False
@@ -123,34 +123,34 @@ class _Driving:
         self,
         plan: Plan,
         trials: list[Trial],
-        at_work: Session,
+        session: Session,
         executor: Executor,
         notify: Callable[[Event], None],
         parent: str,
         tags: Mapping[Tag, str],
-        again: Mapping[str, str],
+        retried: Mapping[str, str],
     ) -> None:
-        self.plan, self.store, self.claims = plan, at_work.store, at_work.claims
+        self.plan, self.store, self.claims = plan, session.store, session.claims
         self.executor, self.notify = executor, notify
-        self.parent, self.tags = parent, {**tags, Tag.DRIVER: at_work.claims.driver}
-        self.again = again
+        self.parent, self.tags = parent, {**tags, Tag.DRIVER: session.claims.driver}
+        self.retried = retried
         self.rows = {
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
-        # A single worker goes seed by seed: then a run that is stopped half-way has compared all methods.
-        known = self.store.records()
-        self.queue = longest_first(plan, trials, known) if executor.slots > 1 else list(trials)
-        self.limits = Limits(plan.suite.trial_timeout, plan, known)
+        # A single worker goes seed by seed, so that a run stopped half-way has compared all methods.
+        records = self.store.records()
+        self.queue = longest_first(plan, trials, records) if executor.slots > 1 else list(trials)
+        self.limits = Limits(plan.suite.trial_timeout, plan, records)
         self.running: dict[str, TrialRun] = {}
-        #: Trials that have ended, whose records are in the outbox still, or whose claims are still there.
+        #: Ended trials whose records are still in the outbox, or whose claims are not settled.
         self.unsent: dict[str, TrialRun] = {}
         self.retries = Retries()
-        #: How often the store failed at each record, by run, though it was there before and after.
+        #: How often a reachable store failed at each record, by run.
         self.strikes: Counter[str] = Counter()
-        #: When this driver looked last at what others hold, and since when the store is away (monotonic).
+        #: The time of the last look at other drivers' claims, and of the begin of an outage (monotonic).
         self.looked = -LOOK
         self.away_since: float | None = None
-        #: What the store said when it was found to be away.
+        #: The error with which the outage began.
         self.why = ""
 
     def run(self) -> None:
@@ -170,11 +170,11 @@ class _Driving:
 
     def _close(self) -> None:
         for run in self.running.values():
-            # A record that is on disk already is sent, now or at the next start.
+            # A record that is on disk is sent, now or at the next start.
             self._write(run.flush if run.ended else run.kill)
 
     def _write(self, write: Callable[[], object]) -> bool:
-        """Writes to the store, unless it is away, and returns whether it took that."""
+        """Writes to the store unless it is away; returns whether the write succeeded."""
         if not self.store.online:
             return False
         try:
@@ -191,24 +191,24 @@ class _Driving:
         self.away_since = self.away_since or time.monotonic()
 
     def _caught_up(self) -> bool:
-        """Sends the records that wait, and returns whether none is left."""
+        """Sends the waiting records; returns whether none is left."""
         for trial, run in list(self.unsent.items()):
             if not self._deliver(run, run.flush):
                 return False
-            # A lost trial that waits for another attempt keeps its claim.
+            # A lost trial keeps its claim until its next attempt.
             waits = any(waiting.id == trial for waiting in self.queue)
             if not waits and not self._write(partial(self.claims.settle, trial)):
                 return False
             del self.unsent[trial]
         if not self.queue:
-            # Nothing else shows that the store is back: there is nothing to claim.
+            # With nothing to claim, this is the only sign that the store is back.
             self.away_since = None
         return True
 
     def _tell(self, write: Callable[[], object]) -> None:
-        """Writes what a running trial tells; what cannot be sent is kept.
+        """Writes the news of a running trial; what cannot be sent is kept.
 
-        What is refused, a write to a run that somebody deleted say, is refused again with the whole record.
+        A refused write, to a deleted run say, is refused again with the trial's record.
         """
         try:
             write()
@@ -217,15 +217,15 @@ class _Driving:
                 self._away(error)
 
     def _deliver(self, run: TrialRun, send: Callable[[], bool]) -> bool:
-        """Sends a record, and returns whether nothing is left to be sent.
+        """Sends a record; returns whether nothing is left to send.
 
-        A record that the store does not take, while it answers others, is put aside: the work goes on.
+        A record that a reachable store does not take is put aside, and the work goes on.
         """
         try:
             return send()
         except StoreError as error:
             if not run.ended:
-                # Not even the disk of this machine took it.
+                # This machine's disk did not take it either.
                 raise
             self.strikes[run.run_id] += isinstance(error, StoreFailedError)
             if isinstance(error, StoreRefusedError) or self.strikes[run.run_id] == STRIKES:
@@ -240,7 +240,7 @@ class _Driving:
         if not (self.queue and self.executor.free) or time.monotonic() < self.looked + LOOK:
             return
         try:
-            # In this order: a driver gives its first sign of life before it claims.
+            # Read in this order: a driver gives its first sign of life before it claims.
             taken, living = self.claims.taken(), self.claims.living()
             for trial in list(self.queue):
                 if not self.executor.free:
@@ -249,7 +249,7 @@ class _Driving:
                     self._begin(trial)
                     if taken.get(trial.id, (0, self.claims.driver))[1] != self.claims.driver:
                         self.claims.close_stale()
-            # What is left in the queue, other drivers run, or it waits for its time.
+            # Other drivers run the rest of the queue, or it waits for its time.
             self.looked, self.away_since = time.monotonic(), None
         except StoreRefusedError:
             raise
@@ -258,7 +258,7 @@ class _Driving:
 
     def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
-        if record and record.decided and record.run_id != self.again.get(trial.id):
+        if record and record.decided and record.run_id != self.retried.get(trial.id):
             # Another driver settled it after the trials were chosen.
             self.claims.settle(trial.id)
             self.queue.remove(trial)
@@ -286,7 +286,7 @@ class _Driving:
         self.notify(event)
 
     def _start(self, event: Event) -> Start:
-        """What a trial that starts comes from, as a reviewer follows it."""
+        """The origin of a starting trial: suite, lock, libraries and random streams."""
         suite, trial = self.plan.suite, event.trial
         split = trial.task.split_seed(trial.seed)
         return Start(
@@ -301,7 +301,7 @@ class _Driving:
         del self.running[trial.id]
         self.limits.learn(trial, ending)
         if ending.status == Status.KILLED and self.retries.another(trial.id):
-            # Its claim stays, so that no other driver takes it while it waits.
+            # Its claim stays, so that no other driver takes it meanwhile.
             self.queue.insert(0, trial)
         else:
             sent = sent and self._write(partial(self.claims.settle, trial.id))
@@ -311,7 +311,7 @@ class _Driving:
         self.looked = -LOOK
 
     def _wait(self) -> None:
-        """While nothing runs here: waits for the store to come back, or for what other drivers run."""
+        """Waits, with nothing running here, for the end of an outage or for the trials of other drivers."""
         if not self.store.online:
             self.away_since = self.away_since or time.monotonic()
         if self.away_since and time.monotonic() - self.away_since > _patience(self.store):

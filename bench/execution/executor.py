@@ -1,4 +1,4 @@
-"""What every executor is to the driver."""
+"""The interface of executors to the driver."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bench.training.saving import Saving
 
 
 class Executor(ABC):
-    """Where trials run. Entered before the first trial; leaving it ends every worker."""
+    """Runs trials. It is entered before the first trial; leaving it ends every worker."""
 
     #: The fields of a place that it takes, of those in `bench.execution.OPTIONS`.
     options: ClassVar[frozenset[str]] = frozenset()
-    #: How many trials it runs at once.
+    #: The number of trials at once.
     slots: int
     #: Whether its workers share the memory of this machine.
     on_this_machine = True
@@ -26,7 +26,7 @@ class Executor(ABC):
 
     def __init__(self, device: str, saving: Saving) -> None:
         self.device, self._saving = device, saving
-        #: What is prepared already, as `needed` tells it.
+        #: Keys of prepared trials, as `needed` gives them.
         self._prepared: set[str] = set()
 
     @classmethod
@@ -51,10 +51,10 @@ class Executor(ABC):
         report: Report = lambda event: None,
         timeout: float | str | None = None,
     ) -> None:
-        """Fetches what the trials need wherever they may run. Raises UserError for what cannot be had.
+        """Fetches data and weights wherever the trials may run. Raises UserError for what is missing.
 
-        `report` hears of a worker that is silent. `timeout` is the suite's `trial_timeout`: where a worker
-        gives no sign of life for so many seconds, UserError is raised. A multiple is no limit here.
+        `report` is called with silences of workers. `timeout` is the suite's `trial_timeout`: UserError is
+        raised if a worker gives no sign of life for that many seconds. A multiple is no limit here.
         """
         self._saving.check(trials)
         new = [trial for trial in trials if needed(trial) not in self._prepared]
@@ -64,24 +64,24 @@ class Executor(ABC):
 
     @abstractmethod
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Does so for trials, at least one, that need something else than those before."""
+        """Prepares trials, at least one, that need something not prepared before."""
 
     @property
     @abstractmethod
     def free(self) -> int:
-        """How many more trials may be submitted now."""
+        """The number of trials that may be submitted now."""
 
     @abstractmethod
     def submit(self, trial: Trial, limit: float | None = None) -> None:
-        """Gives a trial to a worker, which is ended if it takes longer than `limit` seconds."""
+        """Gives a trial to a worker, which is ended after `limit` seconds."""
 
     @abstractmethod
     def step(self, report: Report) -> None:
-        """Waits, about a second at most unless it runs the trial itself, and reports what happened.
+        """Waits for about a second, unless it runs the trial itself, and reports events.
 
-        Every submitted trial ends in one event: finished, failed, pruned, or lost with its worker. One that
-        takes too long has failed, and one that tells nothing for a while is reported as silent. Where
-        `report` raises Pruned on a progress, that trial is pruned.
+        Every submitted trial ends in one event: finished, failed, pruned, or lost with its worker. A trial
+        beyond its limit has failed, and one without progress is reported as silent. If `report` raises Pruned
+        on a progress, that trial is pruned.
         """
 
     @abstractmethod

@@ -15,7 +15,7 @@ from methods import UserError
 
 
 class Inline(Executor):
-    """The executor without workers. A crash of the process costs the running trial and stops the run."""
+    """The executor without workers: a crash of the process stops the run."""
 
     options = frozenset({"workers"})
     slots = 1
@@ -44,11 +44,11 @@ class Inline(Executor):
         return 0 if self._next else 1
 
     def submit(self, trial: Trial, limit: float | None = None) -> None:
-        """Sets what is run next, without a limit: nobody is there to end it."""
+        """Sets the next trial, without a limit: no other process could end it."""
         self._next = trial
 
     def step(self, report: Report) -> None:
-        """Runs the trial that was submitted, to its end."""
+        """Runs the submitted trial to its end."""
         trial, self._next = self._next, None
         if trial is None:
             return

@@ -1,4 +1,4 @@
-"""Runs trials in processes of this machine, one for each slot of a device: a crash costs one trial only."""
+"""Runs trials in processes of this machine, one per slot of a device: a crash costs one trial only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from methods import UserError
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-#: Where so many workers in a row died before they were ready, the next one would die too.
+#: Workers in a row that may die before they are ready: the next one would die too.
 STILLBORN = 3
 
 #: The least memory of a worker, in MiB: torch and the libraries alone take 350 to 550.
@@ -65,15 +65,15 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one worker: a share of a device, and a number of threads."""
+    """The share of one worker: a part of a device, threads and memory."""
 
     #: The device and a number, as in `cuda:0/1`.
     name: str
     device: str
     threads: int
-    #: MiB of memory that its worker may take for its data; None: as much as there is.
+    #: MiB of memory for the data of its worker. None: no limit.
     memory: int | None = None
-    #: How its worker runs trials in less memory.
+    #: How its worker saves memory.
     saving: Saving = PLAIN
 
 
@@ -83,17 +83,16 @@ class _Worker:
     process: SpawnProcess
     #: The driver's end of the pipe.
     link: Connection
-    #: What it runs.
     trial: Trial | None = None
-    #: Whether it has said that it is: then its environment works, and a death has to do with its trial.
+    #: Whether it has reported that it is: then its environment works, and a death is due to its trial.
     ready: bool = False
-    #: Why it could not prepare the trials, empty where it could; None as long as it has not said.
+    #: Why it could not prepare the trials, empty if it could. None before its answer.
     prepared: str | None = None
     watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 class Local(Executor):
-    """One process a slot, spawned when it is first needed. Each loads a backbone once."""
+    """One process per slot, spawned when it is first needed. Each loads a backbone once."""
 
     options = frozenset({"workers", "slots_per_device", "worker_memory"})
 
@@ -102,9 +101,9 @@ class Local(Executor):
         self._free = list(reversed(slots))
         self._workers: list[_Worker] = []
         self.slots = len(slots)
-        #: How many workers in a row died before they were ready.
+        #: Workers in a row that died before they were ready.
         self._stillborn = 0
-        #: Ends the workers where this process cannot any more.
+        #: Ends the workers if this process dies.
         self._guard: Guard | None = None
 
     @classmethod
@@ -123,7 +122,7 @@ class Local(Executor):
         return cls([Slot(*slot, memory, place.saving) for slot in slots])
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """One worker prepares while the others start: what it puts into the cache, all of them find there."""
+        """One worker fills the cache for all workers while the rest start."""
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
         for _ in range(STILLBORN):
@@ -152,7 +151,7 @@ class Local(Executor):
         for worker in idle:
             if not worker.process.is_alive():
                 self._remove(worker)
-        worker = next((one for one in idle if one in self._workers), None) or self._start()
+        worker = next((idler for idler in idle if idler in self._workers), None) or self._start()
         self._give(worker, trial, limit)
 
     def _give(self, worker: _Worker, trial: Trial, limit: float | None) -> None:
@@ -161,7 +160,7 @@ class Local(Executor):
 
     @staticmethod
     def _send(worker: _Worker, message: tuple[str, Any]) -> None:
-        """To a worker that may have died: whoever listens to it next finds that out."""
+        """Sends a message to a worker; its death shows when the driver listens next."""
         with suppress(OSError):
             worker.link.send(message)
 
@@ -183,7 +182,7 @@ class Local(Executor):
                 self._replace_stillborn(worker)
 
     def _look_after(self, worker: _Worker, report: Report) -> None:
-        """Ends a worker whose trial takes too long, and tells of one that tells nothing."""
+        """Ends a worker whose trial is beyond its limit, and reports silence."""
         if worker.trial is None:
             return
         event = overdue(worker.trial, worker.slot.name, worker.watch)
@@ -223,7 +222,7 @@ class Local(Executor):
         return worker
 
     def _remove(self, worker: _Worker) -> None:
-        """Waits for the end of a worker, and ends what it has started."""
+        """Waits for the end of a worker, and ends the processes that it started."""
         worker.process.join()
         kill_group(_pid(worker.process))
         if self._guard:
@@ -233,7 +232,7 @@ class Local(Executor):
         self._free.append(worker.slot)
 
     def _replace_stillborn(self, worker: _Worker) -> None:
-        """A worker that died before it was ready has not begun with its trial: another one gets it."""
+        """Gives the trial of a worker that died before it was ready to a new worker."""
         trial = worker.trial
         assert trial is not None
         self._remove(worker)
@@ -243,31 +242,31 @@ class Local(Executor):
         self._give(self._start(), trial, worker.watch.limit)
 
     def _heard(self, worker: _Worker, report: Report) -> bool:
-        """Takes in what the worker has said so far; False if nothing will follow, because it is dead."""
+        """Handles the worker's messages; returns False if it is dead and nothing will follow."""
         while True:
             try:
                 if not worker.link.poll():
                     break
-                said = worker.link.recv()
+                message = worker.link.recv()
             except (EOFError, OSError):
-                # Also where it died in the midst of a message.
+                # It may also have died within a message.
                 return False
-            self._take(worker, said, report)
-        # What it said in its last moment may have come since.
+            self._handle(worker, message, report)
+        # Its last message may have arrived since.
         return worker.process.is_alive() or worker.link.poll()
 
-    def _take(self, worker: _Worker, said: tuple[str, Any], report: Report) -> None:
-        kind, what = said
+    def _handle(self, worker: _Worker, message: tuple[str, Any], report: Report) -> None:
+        kind, content = message
         if kind == "ready":
             worker.ready, self._stillborn = True, 0
             worker.watch.answered()
         elif kind == "prepared":
-            worker.prepared = what
+            worker.prepared = content
         elif kind == "alive":
             worker.watch.answered()
         else:
             worker.watch.progressed()
-            event: Event = what
+            event: Event = content
             if event.ending is not None:
                 worker.trial = None
             try:
@@ -278,11 +277,10 @@ class Local(Executor):
 
 @contextmanager
 def _environment(slot: Slot) -> Iterator[None]:
-    """What a worker inherits from the driver when it is started within this.
+    """The environment in which a worker is started.
 
-    It inherits how many threads to use, which libraries read when they are imported. SIGINT and SIGTERM,
-    which a terminal or a batch system sends to all processes, do not reach it: the driver decides when it
-    ends.
+    A worker inherits the number of threads, which libraries read when they are imported. SIGINT and SIGTERM,
+    which a terminal or a batch system sends to all processes, are blocked: the driver ends its workers.
     """
     before = {key: os.environ.get(key) for key in THREADS}
     os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))
@@ -312,11 +310,11 @@ def _died(process: SpawnProcess) -> str:
 
 
 def _serve(link: Connection, slot: Slot) -> None:
-    """The whole life of a worker: it does what its driver asks, until one of the two ends."""
+    """The life of a worker: it follows its driver's requests until either ends."""
     _end_with_driver()
     warnings.showwarning = lambda message, *_: print(f"warning: {visible(str(message))}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
-    # What was imported is no garbage, which every trial collects.
+    # Every trial collects garbage, and imported modules are none.
     gc.freeze()
     resources, line = Resources(slot.device, slot.saving), _Line(link)
     threading.Thread(target=line.keep_beating, daemon=True).start()
@@ -326,14 +324,14 @@ def _serve(link: Connection, slot: Slot) -> None:
     # An error of the pipe means that the driver is gone.
     with suppress(EOFError, OSError):
         while True:
-            asked, about = link.recv()
-            if asked == "prepare":
+            request, content = link.recv()
+            if request == "prepare":
                 with line.at_work():
-                    said = prepare_or_say_why(about, resources)
-                line.send("prepared", said)
-            elif asked == "run":
+                    reason = prepare_or_say_why(content, resources)
+                line.send("prepared", reason)
+            elif request == "run":
                 with line.at_work():
-                    _run(about, resources, line, slot)
+                    _run(content, resources, line, slot)
 
 
 def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:
@@ -357,30 +355,30 @@ def local_slots(device: str, workers: int | None, slots_per_device: int | None) 
 
 
 def _limit_memory(mib: int) -> None:
-    """Lets this process take no more memory than this: what it asks for beyond that fails.
+    """Limits this process's memory; allocations beyond the limit fail.
 
-    What counts is private and writable, so neither libraries nor mapped files, nor addresses that were set
-    aside only, as RLIMIT_AS counts them: that is three times as much in a process with torch.
+    Only private writable memory counts, not libraries, mapped files and reserved addresses. RLIMIT_AS would
+    count those too, which is three times as much in a process with torch.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = mib * MIB
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
+    soft = mib * MIB
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard < 0 else min(soft, hard), hard))
 
 
 class _Line:
-    """A worker's end of the pipe, over which two threads speak: its trial, and its signs of life."""
+    """A worker's end of the pipe, which two threads share: its trial, and its signs of life."""
 
     def __init__(self, link: Connection) -> None:
         self.link = link
         self._speaking, self._busy = threading.Lock(), threading.Event()
 
-    def send(self, kind: str, what: Any) -> None:
+    def send(self, kind: str, content: Any) -> None:
         with self._speaking:
-            self.link.send((kind, what))
+            self.link.send((kind, content))
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """While it runs a trial it gives signs of life; nobody listens to an idle worker."""
+        """Inside, the worker gives signs of life; nobody listens to an idle worker."""
         self._busy.set()
         yield
         self._busy.clear()
@@ -402,7 +400,7 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
     def report(progress: Progress) -> None:
         tell(Event(trial, "progress", slot.name, progress=progress))
         while link.poll():
-            # A message that came too late, for an earlier trial, is passed over.
+            # A late message for an earlier trial is ignored.
             if link.recv() == ("prune", trial.id):
                 raise Pruned
 
@@ -411,15 +409,15 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
 
 
 def _end_with_driver() -> None:
-    """Lets this process end with its driver at the latest, and makes it the leader of all that it starts.
+    """Makes this process end with its driver, and the leader of all processes that it starts.
 
-    Linux ends it when the thread that started it has ended. Elsewhere, and for what it starts itself, there
-    is the driver's guard.
+    Linux ends it with the thread that started it. On other systems, and for its own children, the driver's
+    guard does.
     """
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     driver = parent_process()
     if driver is None or not driver.is_alive():
-        # It ended before the system knew what to do then.
+        # The driver ended before the system was told.
         os._exit(1)

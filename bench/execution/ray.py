@@ -1,4 +1,4 @@
-"""Runs trials on a Ray cluster, in one actor for each slot: a lost node costs the trials that ran there."""
+"""Runs trials on a Ray cluster, in one actor per slot: a lost node costs the trials that ran there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ try:
 except ImportError as error:
     raise UserError("--executor ray needs Ray: pip install 'tensorpeft-bench[ray]'") from error
 
-#: Seconds between two looks at how many slots the cluster has.
+#: Seconds between two counts of the cluster's slots.
 LOOK = 5.0
 
 #: Seconds that a Ray cluster may take to accept a connection.
@@ -57,20 +57,19 @@ CONNECTING = 10
 @dataclass
 class _Worker:
     actor: Any
-    #: What it runs.
     trial: Trial | None = None
-    #: Ray's reference to its next answer to the question what has happened.
+    #: Ray's reference to its next list of events.
     heard: Any = None
-    #: Whether it has answered once: then Ray has found a place for it.
+    #: Whether it has answered, which shows that Ray has placed it on a node.
     placed: bool = False
-    #: As its events tell it.
+    #: The name in its events.
     name: str = ""
     watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one slot takes of a node."""
+    """The share of a node that a slot takes."""
 
     #: May be a fraction: several slots share a GPU then.
     gpus: float
@@ -78,9 +77,9 @@ class Share:
 
     @classmethod
     def of_gpus(cls, slots_per_device: int | None) -> Share:
-        """A GPU, or what so many slots leave each other of one, with as many cores as every node has for it.
+        """A GPU, or its fraction among several slots, with as many cores as every node has per slot.
 
-        Raises UserError where no node has a GPU.
+        Raises UserError if no node has a GPU.
         """
         slots = slots_per_device or 1
         nodes = [node for node in _living_resources() if node.get("GPU")]
@@ -91,9 +90,9 @@ class Share:
 
     @classmethod
     def of_cpus(cls, workers: int | None) -> Share:
-        """A core, or what so many workers leave each other of all cores, on one node.
+        """A core, or a worker's share of all cores, on a single node.
 
-        Raises UserError where no node has a core to offer.
+        Raises UserError if no node has a core to offer.
         """
         cores = [int(node["CPU"]) for node in _living_resources() if node.get("CPU")]
         if not cores:
@@ -105,7 +104,7 @@ class Share:
 class RayCluster(Executor):
     """Runs trials on a cluster that this process is connected to; leaving it closes the connection.
 
-    `limit` is the number of trials at once that was asked for; None: as many as there is room for.
+    `limit` is the largest number of trials at once; None: as many as there is room for.
     """
 
     options = frozenset({"workers", "slots_per_device", "ray_address"})
@@ -114,7 +113,7 @@ class RayCluster(Executor):
     def __init__(self, device: str, share: Share, limit: int | None, saving: Saving) -> None:
         super().__init__(device, saving)
         self._share, self._limit = share, limit
-        #: Bytes that a trial needs at least; known once trials were prepared.
+        #: The least bytes of memory per trial; 0 before trials are prepared.
         self._memory = 0
         self._workers: list[_Worker] = []
         self._looked = -LOOK
@@ -151,8 +150,8 @@ class RayCluster(Executor):
         ray.shutdown()
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Once on each node that can run a trial. One that joins later prepares when it takes its first."""
-        # The preparation needs a slot of every node, and idle actors hold theirs.
+        """Prepares once on each node with room. A node that joins later prepares with its first trial."""
+        # The preparation needs a slot of every node, and idle actors hold slots.
         for idle in [worker for worker in self._workers if worker.trial is None]:
             self._remove(idle)
         self._memory = max(self._memory, int(worker_mib(trials) * 2**20))
@@ -174,24 +173,24 @@ class RayCluster(Executor):
         watch = Watch(None)
         while ray.wait(answers, num_returns=len(answers), timeout=1)[1]:
             watch.listen(at_work=True)
-            # Ray knows of a node that is lost; a task gives no signs of life of its own.
+            # Ray itself notices a lost node; a task gives no signs of life.
             watch.answered()
             if event := preparing(trials[0], "", watch):
                 report(event)
         for answer in answers:
             try:
-                said = ray.get(answer)
+                reason = ray.get(answer)
             except RayError as error:
                 raise UserError(f"a node could not prepare the trials: {error}") from error
-            if said:
-                raise UserError(said)
+            if reason:
+                raise UserError(reason)
 
     @property
     def free(self) -> int:
         return max(0, self._room() - sum(worker.trial is not None for worker in self._workers))
 
     def _room(self) -> int:
-        """How many slots there are. As nodes come and go, it looks again from time to time."""
+        """The number of slots, counted anew from time to time as nodes come and go."""
         if time.monotonic() > self._looked + LOOK:
             self._slots_now, self._looked = self._capacity(), time.monotonic()
         return self._slots_now
@@ -214,9 +213,9 @@ class RayCluster(Executor):
         worker.heard = worker.actor.events.remote()
 
     def _replace_waiting(self) -> None:
-        """Gives the trials of actors that wait for a place to idle ones.
+        """Gives the trials of actors that wait for a node to idle actors.
 
-        Where nodes are gone, there is no place for an actor as long as an idle one holds it.
+        After nodes are lost, idle actors may hold the remaining slots.
         """
         for waiting in [worker for worker in self._workers if worker.trial and not worker.placed]:
             idle = next((worker for worker in self._workers if worker.trial is None), None)
@@ -252,7 +251,7 @@ class RayCluster(Executor):
                 if event.ending is not None:
                     worker.trial = worker.heard = None
                 if event.kind == "lost":
-                    # What broke the actor may break its next trial too.
+                    # The actor may break its next trial too.
                     self._remove(worker)
                 try:
                     report(event)
@@ -264,7 +263,7 @@ class RayCluster(Executor):
             self._look_after(worker, report)
 
     def _look_after(self, worker: _Worker, report: Report) -> None:
-        """Ends a worker whose trial takes too long, and tells of one that tells nothing."""
+        """Ends a worker whose trial is beyond its limit, and reports silence."""
         worker.watch.listen(at_work=worker.placed)
         if worker.trial is None or worker not in self._workers:
             return
@@ -284,16 +283,16 @@ class RayCluster(Executor):
         ray.kill(worker.actor)
 
     def _options(self) -> dict[str, float]:
-        """What Ray is asked for when it places a worker."""
+        """The resources that Ray gives a worker."""
         return {"num_gpus": self._share.gpus, "num_cpus": self._share.cpus, "memory": self._memory}
 
     def _room_on(self, resources: Mapping[str, float]) -> int:
-        """How many slots a node with these resources has."""
-        asked = {"CPU": self._share.cpus, "GPU": self._share.gpus, "memory": self._memory}
-        return int(min(resources.get(name, 0) / amount for name, amount in asked.items() if amount))
+        """The number of slots on a node with these resources."""
+        needs = {"CPU": self._share.cpus, "GPU": self._share.gpus, "memory": self._memory}
+        return int(min(resources.get(name, 0) / amount for name, amount in needs.items() if amount))
 
     def _capacity(self) -> int:
-        """How many slots the nodes have now, and at most as many as were asked for."""
+        """The number of slots on all nodes now, at most the limit."""
         slots = sum(self._room_on(resources) for resources in _living_resources())
         return min(slots, self._limit or slots)
 
@@ -320,7 +319,7 @@ def _connect(address: str | None) -> None:
             "RAY_AUTH_MODE=token (docs/guides/clusters.md)"
         ) from error
     finally:
-        # Ray sets handlers of its own, which would end the program without a word to the store.
+        # Ray's own handlers would end the program without closing runs in the store.
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -345,7 +344,7 @@ def _check_reachable(source: str, address: str) -> None:
 
 
 class _Slot:
-    """A worker on a node, as an actor. Its methods run beside each other: a trial, and questions about it."""
+    """A worker on a node, as an actor. Its methods run concurrently: a trial, and requests for its events."""
 
     def __init__(self, device: str, saving: Saving) -> None:
         self._resources = Resources(device, saving)
@@ -356,18 +355,18 @@ class _Slot:
         self._threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
     def run(self, trial: Trial) -> None:
-        # If an earlier run of this trial was to be pruned, this one is not.
+        # A prune is for one run of a trial.
         self._pruned.discard(trial.id)
         try:
             self._run(trial)
         except BaseException as error:
-            # The driver asks for events, never for the answer to this call.
+            # The driver reads events, never the answer to this call.
             reason = f"its worker ({self._name}) broke: {type(error).__name__}: {error}"
             self._events.put(ended(trial, self._name, lost(reason)))
             raise
 
     def _run(self, trial: Trial) -> None:
-        # The number is kept for each thread that calls torch, and Ray runs this in one of its own.
+        # torch keeps the number per calling thread, and Ray runs this in a thread of its own.
         torch.set_num_threads(self._threads)
         self._events.put(started(trial, self._name, self._resources))
 
@@ -379,7 +378,7 @@ class _Slot:
         self._events.put(ended(trial, self._name, perform(trial, self._resources, report)))
 
     def events(self) -> list[Event]:
-        """What has happened since the last question; waits a second for something to happen."""
+        """The events since the last call; waits up to a second for the first."""
         events = []
         try:
             events.append(self._events.get(timeout=1))

@@ -1,4 +1,4 @@
-"""One driver at work on an experiment: what it sends, closes and claims."""
+"""A driver's session on an experiment: records sent, runs closed, claims held."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from bench.wire.record import Record
 from bench.wire.words import Status
 from methods import UserError
 
-#: Seconds for what is written when a program is told to stop: SLURM kills soon after it has sent SIGTERM.
+#: Seconds for the last writes of a program that is told to stop: SLURM kills soon after its SIGTERM.
 CLOSING = 4.0
-#: Seconds for it where the store is known to be away.
+#: Seconds for them during an outage.
 BRIEFLY = 0.5
-#: Seconds for it at a normal end: nobody waits, and another process may hold the file.
+#: Seconds for them at a normal end: nobody waits, and another process may hold the file.
 AT_LEISURE = 60.0
 
-#: How often the store must fail at a record, and answer others, until the record is put aside.
+#: How often a reachable store may fail at a record until the record is put aside.
 STRIKES = 3
 
 
 def within(seconds: float, close: Callable[[], None]) -> bool:
-    """Whether `close` came to an end in time: a server that does not answer must not hold up a program that
-    was told to stop. What the store does not take, the next start finds open and closes.
+    """Whether `close` ends in time: an unreachable server must not hold up a program that is told to stop.
+
+    The next start closes whatever stays open in the store.
     """
 
     def closing() -> None:
@@ -48,28 +49,28 @@ def within(seconds: float, close: Callable[[], None]) -> bool:
 
 @dataclass(frozen=True)
 class Session:
-    """One driver at work on an experiment: it gives signs of life, and others can tell what it runs."""
+    """A driver that works on an experiment: it gives signs of life, and other drivers see its claims."""
 
     store: Store
     claims: Claims
-    #: How many records it sent at the start that earlier processes had left.
+    #: Records of earlier processes that it sent at the start.
     sent: int
-    #: How many runs it closed at the start that dead drivers had left open.
+    #: Open runs of dead drivers that it closed at the start.
     closed: int
-    #: What it has told of, of which plug-ins changed since stored trials ran.
-    _told: set[str] = field(default_factory=set, repr=False)
+    #: Plug-in changes already warned about.
+    _warned: set[str] = field(default_factory=set, repr=False)
 
     def warn_of_changed_plugins(self, records: Iterable[Record]) -> None:
-        """Warns of results that are kept and come from another source of a plug-in, once for each."""
-        for what, said in changed_plugins(records):
-            if what not in self._told:
-                self._told.add(what)
-                warnings.warn(said, stacklevel=2)
+        """Warns once of each plug-in whose source differs from that of stored results."""
+        for plugin, warning in changed_plugins(records):
+            if plugin not in self._warned:
+                self._warned.add(plugin)
+                warnings.warn(warning, stacklevel=2)
 
 
 @contextmanager
 def session(store: Store) -> Iterator[Session]:
-    """Sends what earlier processes could not, closes what they left open, and holds claims while it lasts."""
+    """Sends and closes what earlier processes left behind, and holds claims while it lasts."""
     claims = Claims(store)
     claims.open()
     try:
@@ -79,15 +80,15 @@ def session(store: Store) -> Iterator[Session]:
         yield Session(store, claims, sent, closed)
     finally:
         Outbox(store.outbox).close()
-        # A store that is away may be back in this moment.
+        # An outage may end in this moment.
         within(CLOSING if store.online else BRIEFLY, claims.close)
 
 
 @contextmanager
-def suite_run(at_work: Session, plan: Plan) -> Iterator[str]:
-    """Keeps the suite's own run open, and gives its id. It holds the plan, which reports read."""
-    store = at_work.store
-    run_id = store.begin_suite(plan, at_work.claims.driver)
+def suite_run(session: Session, plan: Plan) -> Iterator[str]:
+    """Keeps the suite's own run open and gives its id. The run holds the plan, which reports read."""
+    store = session.store
+    run_id = store.begin_suite(plan, session.claims.driver)
     status: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
     try:
         yield run_id
@@ -99,10 +100,9 @@ def suite_run(at_work: Session, plan: Plan) -> Iterator[str]:
 
 
 def _send_left(store: Store, claims: Claims) -> int:
-    """Sends the records in this machine's outbox that ended processes left; returns how many.
+    """Sends the records of ended processes in this machine's outbox; returns their number.
 
-    One that the store does not take, while it does other things, holds up nothing. Raises StoreError where
-    the store is away.
+    A record that a reachable store does not take holds up nothing. Raises StoreError in an outage.
     """
     return sum(_sent(kept, store, claims) for kept in Outbox(store.outbox).left())
 
@@ -116,7 +116,7 @@ def _sent(kept: Path, store: Store, claims: Claims) -> bool:
             put_aside(error, Outbox.refuse(kept))
             return False
         except StoreError as error:
-            # This one goes up where the store is away.
+            # This raises in an outage.
             claims.beat()
             if attempt < STRIKES - 1:
                 continue
@@ -127,6 +127,6 @@ def _sent(kept: Path, store: Store, claims: Claims) -> bool:
     return False
 
 
-def put_aside(error: UserError, where: Path) -> None:
-    """Tells of a record that cannot be stored."""
-    warnings.warn(f"{error}; the record is kept at {where}", stacklevel=2)
+def put_aside(error: UserError, path: Path) -> None:
+    """Warns of a record that cannot be stored."""
+    warnings.warn(f"{error}; the record is kept at {path}", stacklevel=2)

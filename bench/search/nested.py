@@ -138,7 +138,7 @@ class Nested:
                     notify,
                     parent=self.run_id,
                     tags={Tag.PHASE: phase} if phase else {},
-                    again=repeated,
+                    retried=repeated,
                 )
             records = latest(patiently(self.store, self.store.records))
         return {trial.id: records[trial.id] for trial in trials if has_result(trial)}

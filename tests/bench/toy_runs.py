@@ -68,7 +68,7 @@ def run_inline(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[E
     events: list[Event] = []
     again = failures(store)
     with session(store) as at_work, Inline("cpu") as place:
-        execute(made, list(trials or made.trials), at_work, place, events.append, again=again)
+        execute(made, list(trials or made.trials), at_work, place, events.append, retried=again)
     return events
 
 

@@ -246,7 +246,7 @@ def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store:
     for again in ({}, asked, failures(store)):
         events: list[Event] = []
         with session(store) as at_work, Inline("cpu") as place:
-            execute(made, [trial], at_work, place, events.append, again=again)
+            execute(made, [trial], at_work, place, events.append, retried=again)
         kinds.append(events[-1].kind)
     assert kinds == ["elsewhere", "elsewhere", "finished"]
 
