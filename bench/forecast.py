@@ -1,4 +1,4 @@
-"""What a suite would take, before anything starts: trials, time, memory and disk of all its parts."""
+"""A forecast of a suite's trials, time, memory and disk before anything starts."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from bench.store.store import Store
     from bench.wire.record import Record
 
-#: How wide the square weight is by which the machine's pace is taken, for how many positions and how often.
+#: The machine's pace is measured with a square weight of this width, on this many positions, this often.
 WIDTH, POSITIONS, ROUNDS = 768, 1024, 3
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A trial that would run, or one of its kind where the trial itself is not known yet."""
+    """A trial that would run, or another of its kind if the trial itself is not known yet."""
 
     trial: Trial
     workload: Workload
@@ -57,10 +57,10 @@ class _Part:
 
 
 def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> Forecast:
-    """Estimates what the plan and its suite's search and allocation would take. Starts nothing.
+    """Estimates the costs of a plan and of its suite's search and allocation. Starts nothing.
 
-    Seconds are by stored trials of the suite in `store`, if there are some of the same method, backbone and
-    task; else in proportion to the operations, at the pace of such trials or, without any, of this machine.
+    Seconds are those of stored trials with the same method, backbone and task, else in proportion to the
+    operations, at the pace of the suite's stored trials or, without any, of this machine.
     """
     opened, notes = _opened(store, plan.suite.name)
     records: list[Record] = []
@@ -101,7 +101,7 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
         activations_mib=max(activation_mib(job.trial, saving) for job in jobs),
         memory_mib=worker_mib([job.trial for job in jobs]),
         peak_mib=max((peak for peak in peaks if peak is not None), default=None),
-        disk_mib=sum(record_mib(job.parameters) for some in open_.values() for job in some),
+        disk_mib=sum(record_mib(job.parameters) for open_jobs in open_.values() for job in open_jobs),
         based_on="stored trials" if pace.stored else "operations",
         notes=tuple(notes),
         advice=_advice([job.trial for job in jobs], device),
@@ -109,7 +109,7 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
 
 
 def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
-    """The suite's experiment, if there is one, and what to say where it cannot be read."""
+    """The suite's experiment, if there is one, and a note if it cannot be read."""
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         return None, []
     from bench.store.store import Store
@@ -139,7 +139,7 @@ def _open(part: _Part, settled: set[str]) -> list[_Job]:
 
 
 def _run_parts(plan: Plan) -> list[_Part]:
-    """What `tensorbench run` starts: tuning, then the final trials."""
+    """The trials of `tensorbench run`: tuning, then the final trials."""
     final, tuning = _Part("final", "run"), _Part("tuning", "run")
     trials = {trial.id: trial for trial in plan.trials}
     seen: set[str] = set()
@@ -157,13 +157,13 @@ def _run_parts(plan: Plan) -> list[_Part]:
 
 
 def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
-    """What `tensorbench search` starts. A method that it cannot search goes to the notes."""
+    """The trials of `tensorbench search`. A method that it cannot search goes to the notes."""
     import optuna
 
     from bench.search.allocation import RankAllocation
     from bench.search.study import RankSearch
 
-    # It would tell of every study, and these are none that anybody asked for.
+    # Optuna would announce these studies, which nobody runs.
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     suite = plan.suite
     if suite.pilot is not None:
@@ -179,12 +179,12 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
                 notes.append(f"search: {error}")
             else:
                 search.points += points
-                tried = [
+                selection = [
                     cell.trial(seed, "validation", epochs=suite.search.epochs) for seed in suite.search.seeds
                 ]
-                search.jobs += _jobs(cell, points * tried)
+                search.jobs += _jobs(cell, points * selection)
                 search.jobs += _jobs(cell, _final(cell), known=True)
-                # The best point, which nobody knows yet, is compared with the heuristic's.
+                # The best point, still unknown, is compared with the heuristic's.
                 search.jobs += _jobs(cell, _final(cell))
         if suite.allocation:
             try:
@@ -195,20 +195,20 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
                 allocation.points += len(vectors)
                 for ranks in vectors:
                     method = cell.method.with_size(ranks)
-                    tried = [
+                    selection = [
                         cell.trial(seed, "validation", method=method, epochs=suite.allocation.epochs)
                         for seed in suite.allocation.seeds
                     ]
-                    allocation.jobs += _jobs(cell, tried, known=True)
+                    allocation.jobs += _jobs(cell, selection, known=True)
                 allocation.jobs += _jobs(cell, _final(cell), known=True)
-                # The best allocation, which nobody knows yet, is compared with the heuristic's.
+                # The best allocation, still unknown, is compared with the heuristic's.
                 allocation.jobs += _jobs(cell, _final(cell))
     return [search, allocation]
 
 
 def _pilot_part(pilot: Pilot, cells: list[Cell]) -> _Part:
-    """The trials of a pilot, as if its first steps had chosen what the suite says."""
-    # Its import takes seconds, by what reads stored runs.
+    """The trials of a pilot, as if its first steps chose the suite's own values."""
+    # Its import takes seconds.
     from bench.search.pilot import run_pilot
 
     part = _Part("search", "search")
@@ -239,7 +239,7 @@ def _jobs(cell: Cell, trials: list[Trial], *, known: bool = False) -> Iterator[_
 
 
 def _seconds_per_operation(device: str) -> float:
-    """What a frozen weight costs for a position, forward and back, by a product that is timed.
+    """The seconds that a frozen weight takes per position, forward and back, by a timed product.
 
     A trial also validates and moves data, and a layer is more than its weights, so that it takes longer.
     """

@@ -1,7 +1,7 @@
-"""What differences a suite could find, before it is run: with results of its own, or for assumed noise.
+"""The smallest differences that a suite can find, with the noise of its stored results or assumed noise.
 
-Seeds and studies have designs of one form. That of studies is of the score after as many trials of tuning as
-a study has points.
+Seeds and studies have designs of one form. A design of studies is of the score after as many trials of
+tuning as a study has points.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from reports.studies import analyse_studies, block_budgets
 from reports.study import OWN_SIZE, REFERENCE, grouped, table_name
 from reports.thresholds import DEFAULT, Asked, thresholds
 
-#: Standard deviations of a run's score over seeds that are tried where nothing is known, in the score's
-#: units.
+#: Assumed standard deviations of a run's score over seeds, in the score's units.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
 
 #: The share of test examples on which two methods are assumed to disagree whatever their seeds. Single runs
@@ -38,31 +37,32 @@ DISAGREEMENT = 0.025
 
 @dataclass(frozen=True)
 class Power:
-    """What one budget could find by one metric, for one size of the noise."""
+    """The smallest difference that one budget can find by one metric, for one level of noise."""
 
     budget: str
     metric: str
-    #: The one task of its settings, where scores have that task's units; else empty.
+    #: The single task of its settings if scores have that task's units, else empty.
     task: str
     design: Design
     #: Whether its noise is that of stored runs; else it is assumed.
     stored: bool
-    #: Of assumed noise, the tasks whose test examples are not counted.
+    #: The tasks whose test examples assumed noise does not count.
     uncounted: tuple[str, ...]
     #: The smallest difference that matters, in the metric's units.
     threshold: float
-    #: After how many trials of tuning, in a suite tuned by studies: its design counts studies as seeds.
+    #: The number of tuning trials in a suite tuned by studies, whose design counts studies as seeds.
     k: int | None = None
 
     @property
     def share(self) -> bool:
-        """Whether noise and differences are shares of the score: it has units, and nothing tells its size."""
+        """Whether noise and differences are shares of a score in units, whose size is unknown."""
         return METRICS.get(self.metric).in_units and not self.stored
 
     @property
     def sd(self) -> float:
-        """The standard deviation of a run's score over seeds, if the sides of a pair share nothing; or of the
-        score that one study gives.
+        """The standard deviation of a run's score over seeds, or of a study's score.
+
+        The two sides of a pair are taken as independent.
         """
         return math.sqrt(fmean(self.design.spreads) / 2)
 
@@ -89,21 +89,21 @@ class Power:
 
 
 def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = None) -> list[Power]:
-    """Every budget and metric of a plan, and every task where scores have its units: with the noise of stored
-    runs of the suite if there are some, else with each of `ASSUMED`; `sd` takes the place of both.
+    """The power of every budget and metric of a plan, and of every task whose scores have units.
 
-    Assumed noise is that of the two sides of a pair by themselves, with test examples by `DISAGREEMENT`, and
-    without collapsed runs and the chance in tuning. Raises UserError for a threshold as
-    `reports.thresholds.thresholds` does, and for one in units beside assumed noise, which is a share of the
-    score there.
+    The noise is that of stored runs of the suite, else each of `ASSUMED`; `sd` replaces both. Assumed noise
+    covers seeds, and test examples by `DISAGREEMENT`, but neither collapsed runs nor chance in tuning.
+
+    Raises UserError for an invalid threshold, and for a threshold in units beside assumed noise, which is a
+    share of the score.
     """
     if plan.suite.studies:
         return _of_studies(plan, store, sd, threshold)
     rows = plan.of(None).rows
     metrics = {row.task: row.definition.metric for row in rows}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
-    known = _stored(plan, store) if sd is None else {}
-    found: list[Power] = []
+    stored_designs = _stored(plan, store) if sd is None else {}
+    powers: list[Power] = []
     for budget, of_budget in grouped(rows, _budget).items():
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
@@ -111,25 +111,27 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
             seeds = max(len(row.trials) for row in of_block)
             methods = {table_name(row): row.family for row in of_block}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
-            then, threshold = known.get((budget, metric, task), (None, DEFAULT * METRICS.get(metric).point))
-            if task and metric in matters and then is None:
+            stored, threshold = stored_designs.get(
+                (budget, metric, task), (None, DEFAULT * METRICS.get(metric).point)
+            )
+            if task and metric in matters and stored is None:
                 raise UserError(
                     f"threshold of {metric}: it is in the units of '{task}', and assumed noise is a share of "
                     "the score: leave it out, or take the noise of stored runs of the suite"
                 )
-            if then:
+            if stored:
                 without: tuple[str, ...] = ()
-                designs = [_planned(then, len(settings), seeds, claims)]
+                designs = [_planned(stored, len(settings), seeds, claims)]
             else:
                 added, without = _of_examples(plan.suite, metric, list(settings.values()))
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, len(settings), seeds, claims, added) for noise in noises]
             threshold = matters.get(metric, threshold)
-            found += [
-                Power(budget, metric, task, design, then is not None, without, threshold)
+            powers += [
+                Power(budget, metric, task, design, stored is not None, without, threshold)
                 for design in designs
             ]
-    return found
+    return powers
 
 
 def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:
@@ -154,7 +156,7 @@ def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float,
 
 
 def _of_studies(plan: Plan, store: str, sd: float | None, threshold: Asked) -> list[Power]:
-    """The same of a suite tuned by studies, after as many trials as a study has points.
+    """The power of a suite tuned by studies, after as many trials as a study has points.
 
     Raises UserError for fewer studies than intervals need.
     """
@@ -168,30 +170,34 @@ def _of_studies(plan: Plan, store: str, sd: float | None, threshold: Asked) -> l
     rows = [row for row in rows if row.family not in NO_ADAPTERS]
     metrics = {row.task: row.definition.metric for row in rows}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
-    known = _stored_studies(plan, store) if sd is None else {}
-    joined, found = block_budgets(map(_budget, rows)), []
+    stored_designs = _stored_studies(plan, store) if sd is None else {}
+    joined, powers = block_budgets(map(_budget, rows)), []
     for budget, of_budget in grouped(rows, lambda row: joined[_budget(row)]).items():
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
             settings = {(row.task, row.backbone): row for row in of_block}
             claims = max(1, len({table_name(row) for row in of_block}) - 1)
-            then, least = known.get((budget, metric, task), (None, DEFAULT * METRICS.get(metric).point))
+            stored, least = stored_designs.get(
+                (budget, metric, task), (None, DEFAULT * METRICS.get(metric).point)
+            )
             without: tuple[str, ...] = ()
-            if then:
-                design = of_stored(then, tasks=len(settings), studies=studies, claims=claims)
+            if stored:
+                design = of_stored(stored, tasks=len(settings), studies=studies, claims=claims)
             else:
                 added, without = _of_examples(plan.suite, metric, list(settings.values()))
                 design = _assumed(tuning, METRICS.get(metric).point, sd, len(settings), studies, claims)
                 design = replace(design, examples=added)
             least = matters.get(metric, least)
-            found.append(Power(budget, metric, task, design, then is not None, without, least, tuning.points))
-    return found
+            powers.append(
+                Power(budget, metric, task, design, stored is not None, without, least, tuning.points)
+            )
+    return powers
 
 
 def _assumed(
     tuning: Studies, point: float, sd: float | None, tasks: int, studies: int, claims: int
 ) -> Design:
-    """A design with assumed noise, that of accuracy, for a metric in which `point` is a point of accuracy."""
+    """A design with the assumed noise of accuracy, scaled so that a point of accuracy is `point`."""
     response = Response(decades=tuning.lr.decades)
     if sd is not None:
         response = replace(response, seeds=sd / point)
@@ -201,23 +207,23 @@ def _assumed(
 
 
 def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """By budget, metric and task, the designs and thresholds of stored studies with as many points."""
+    """The designs and thresholds of stored studies with as many points, by budget, metric and task."""
     try:
         analysis = analyse_studies(read(store, [plan.suite.name], studies=True))
     except UserError:
         # There is no store, or nothing of this suite has finished yet.
         return {}
-    found = {}
+    powers = {}
     for block in analysis.blocks:
         effects = [entrant.differences[block.k].effect for entrant in block.compared]
         design = of_effects(effects, len(effects))
         if design and plan.suite.studies and block.k == plan.suite.studies.points:
-            found[block.budget, *measured(block.metric, block.settings[0].task)] = design, block.threshold
-    return found
+            powers[block.budget, *measured(block.metric, block.settings[0].task)] = design, block.threshold
+    return powers
 
 
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
-    """A design with the noise of this one, whose spread on settings that it does not have is its mean."""
+    """A design with the noise of a stored one; new settings have the mean spread of the stored ones."""
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings
     return Design(seeds, claims, spreads, stored.examples * by_settings, stored.tuning * by_settings)
@@ -228,7 +234,7 @@ def _budget(row: Row) -> str:
 
 
 def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """By budget, metric and task, the designs and thresholds of what is stored and tells its noise."""
+    """The designs and thresholds of stored runs, by budget, metric and task."""
     try:
         study = read(store, [plan.suite.name])
     except UserError:

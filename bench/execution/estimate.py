@@ -33,18 +33,18 @@ UNKNOWN_SIZE = 10_000
 
 #: A trial's record without its weights: predictions, configuration, metrics.
 RECORD_MIB = 1
-#: Left for everything else.
+#: Disk that stays free for everything else.
 SPARE_MIB = 200
 #: A process with torch and the libraries loaded.
 PROCESS_MIB = 400
 
-#: What a backward needs for a while beside what was kept for it: so many times what one layer keeps. This is
-#: measured (docs/guides/decoders.md): the same with and without checkpointing, for any size of batch.
+#: Temporary memory of a backward pass, in multiples of the activations that one layer keeps. Measured
+#: (docs/guides/decoders.md); the same with and without checkpointing, for any batch size.
 PASSING_LAYERS = 5
 
-#: What the time of a step depends on: method, backbone and task, as rows and stored trials name them, ...
+#: The factors of a step's time: method, backbone and task, as rows and stored trials name them, ...
 Workload = tuple[str, str, str]
-#: ... but for the setting that tuning has behind the method: no step takes longer by it.
+#: ... without the setting that tuning adds to the method, which changes no step's time.
 SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 
 
@@ -52,8 +52,8 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
     """The trials from the longest to the shortest, study by study; equals keep their order.
 
     A trial's length is its number of steps times the seconds of a step: the median of stored trials with the
-    same workload or, where there are none, in proportion to the floating-point operations. Trials on the
-    split of one seed stay together, where the longest of them stands: a worker holds one such split.
+    same workload, else in proportion to the floating-point operations. Trials on the split of one seed stay
+    together, at the place of the longest: a worker holds one such split.
     """
     pace = Pace(plan, records)
     by_id = workloads(plan)
@@ -66,27 +66,27 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
         group.sort(key=lambda trial: lengths[trial.id], reverse=True)
     ordered = sorted(groups.values(), key=lambda group: lengths[group[0].id], reverse=True)
     if (studies := plan.suite.studies) is not None:
-        # A run that is stopped between two studies has tuned all methods alike.
+        # A run stopped between two studies has tuned all methods alike.
         ordered.sort(key=lambda group: studies.place(group[0].seed)[0])
     return [trial for group in ordered for trial in group]
 
 
 class Pace:
-    """The seconds of a step: of a workload that stored trials had, or in proportion to the operations.
+    """The seconds of a step: of stored trials with the same workload, or in proportion to the operations.
 
-    What an operation takes is the median over the workloads of the plan that were measured. Where none was,
-    it takes `per_operation`, and seconds can only be compared with each other unless that was measured.
+    The seconds of an operation are the median over the plan's measured workloads, else `per_operation`. If
+    that is not measured either, seconds can only be compared with each other.
     """
 
     def __init__(self, plan: Plan, records: Iterable[Record], per_operation: float = 1.0) -> None:
         times = seconds_per_step(records)
-        self.measured = {workload: statistics.median(some) for workload, some in times.items()}
+        self.measured = {workload: statistics.median(seconds) for workload, seconds in times.items()}
         by_id = {trial.id: trial for trial in plan.trials}
-        known = {
+        planned = {
             workload_of(row): by_id[id_] for row in plan.rows for id_ in row.trials.values() if id_ in by_id
         }
-        paces = [self.measured[work] / step_flops(t) for work, t in known.items() if work in self.measured]
-        #: Whether a trial of this plan's kind was ever measured.
+        paces = [self.measured[work] / step_flops(t) for work, t in planned.items() if work in self.measured]
+        #: Whether the store has trials of a workload of this plan.
         self.stored = bool(paces)
         self._per_operation = statistics.median(paces) if paces else per_operation
 
@@ -96,7 +96,7 @@ class Pace:
 
 
 def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
-    """How many of these tuning trials take as long as the final trials that are still to run after them."""
+    """The time of the final trials that are still to run, in units of these tuning trials."""
     pace, by_id = Pace(plan, records), {trial.id: trial for trial in plan.trials}
     settled = {record.trial_id for record in records if record.decided}
     final: dict[str, float] = {}
@@ -106,12 +106,12 @@ def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -
             trial = by_id[id_] if id_ else row.candidates[0].final[seed]
             if id_ not in settled:
                 final[trial.id] = pace.seconds(trial, workload_of(row))
-    known = workloads(plan)
-    return sum(final.values()) / statistics.fmean(pace.seconds(trial, known[trial.id]) for trial in tuning)
+    by_trial = workloads(plan)
+    return sum(final.values()) / statistics.fmean(pace.seconds(t, by_trial[t.id]) for t in tuning)
 
 
 def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
-    """What the steps of stored trials took, by workload, one value a trial."""
+    """The seconds per step of stored trials, by workload."""
     times: dict[Workload, list[float]] = defaultdict(list)
     for record in records:
         seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
@@ -149,18 +149,18 @@ def step_count(trial: Trial) -> int:
 
 
 def step_flops(trial: Trial) -> float:
-    """In proportion to the operations of a step: encoder weights × positions × batch."""
+    """The operations of a step, up to a constant: encoder weights × positions × batch."""
     weights = encoder_weights(describe(trial.backbone).geometry)
     return weights * positions_of(trial) * trial.recipe.batch_size
 
 
 def activation_mib(trial: Trial, saving: Saving) -> float:
-    """What the activations of a step take at most at once, in MiB, roughly.
+    """The peak memory of a step's activations, in MiB, roughly.
 
-    Kept for the backward is of every layer what its parts read: for each position, four times the hidden
-    size, query, key, value and what attention gives, and the MLP's inner states. With checkpointing it is
-    what enters each layer, and all of one layer. Beside it is what the backward of a layer needs for a while.
-    Attention scores, which fused kernels do not keep, and a vocabulary's logits are left out.
+    Each layer keeps the inputs of its parts for the backward: for each position four times the hidden size,
+    query, key, value, the output of attention, and the MLP's inner states. With checkpointing, only inputs of
+    layers are kept, and all of one layer. The temporary memory of one layer's backward is added. Attention
+    scores, which fused kernels do not keep, and logits of a vocabulary are left out.
     """
     info, recipe = describe(trial.backbone), trial.recipe
     geometry = info.geometry
@@ -174,20 +174,20 @@ def activation_mib(trial: Trial, saving: Saving) -> float:
 
 
 def positions_of(trial: Trial) -> float:
-    """The patches of an image, or the tokens of a text at most."""
+    """The patches of an image, or the most tokens of a text."""
     size = describe(trial.backbone).input
     return (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
 
 
 def encoder_weights(geometry: Geometry) -> int:
-    """The weight matrices of all layers: most of a backbone, never more than it has."""
+    """The entries of the weight matrices of all layers: most of a backbone's, and never more."""
     return geometry.layers * sum(math.prod(geometry.shape(name)) for name in geometry.projections)
 
 
 def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
-    """Raises UserError where results would not fit, in the store if it is a file and in the outbox."""
-    wanted = {trial.id for trial in trials}
-    parameters = {id_: row.parameters for row in plan.rows for id_ in row.trials.values() if id_ in wanted}
+    """Raises UserError if results would not fit into the outbox, or into a store that is a file."""
+    ids = {trial.id for trial in trials}
+    parameters = {id_: row.parameters for row in plan.rows for id_ in row.trials.values() if id_ in ids}
     sizes = list(map(record_mib, parameters.values()))
     needs = {cache_dir(): SPARE_MIB, store.outbox: SPARE_MIB + max(sizes, default=0)}
     if store.local:
@@ -202,23 +202,23 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
 
 
 def record_mib(parameters: int) -> float:
-    """What the record of a trial with so many adapter parameters takes, in MiB."""
+    """The size of a trial's record in MiB, given its adapter parameters."""
     return RECORD_MIB + 4 * parameters / MIB
 
 
 def check_memory(trials: list[Trial], workers: int) -> None:
-    """Raises UserError where not even the weights fit on this machine."""
+    """Raises UserError if the weights alone do not fit into this machine's memory."""
     workers = min(workers, len(trials))
-    needed, there = workers * worker_mib(trials), available_mib()
-    if needed > there:
+    needed, available = workers * worker_mib(trials), available_mib()
+    if needed > available:
         raise UserError(
-            f"{workers} worker(s) need at least {needed:,.0f} MiB of memory, and {there:,.0f} MiB are free; "
+            f"{workers} worker(s) need at least {needed:,.0f} MiB of memory, {available:,.0f} MiB are free; "
             "take fewer --workers"
         )
 
 
 def worker_mib(trials: list[Trial]) -> float:
-    """What a worker needs at least, in MiB: it holds one backbone at a time."""
+    """The least memory of a worker in MiB: it holds one backbone at a time."""
     specs = {trial.backbone for trial in trials}
     return PROCESS_MIB + max(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
 

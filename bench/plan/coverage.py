@@ -1,4 +1,4 @@
-"""How well the points of equal tuning cover their grids, and where a grid is too coarse."""
+"""The coverage of grids by the points of equal tuning, and grids that are too coarse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS, Grids, Setting, points
 from bench.suite.choosing import AXES
 
-#: The correlation of two axes from which they count as tied: what is due to one may be due to the other.
+#: The least correlation of two axes that count as tied: an effect of one may be due to the other.
 TIED = 0.5
 
 #: The largest ratio of neighbouring rates, or of neighbouring products of rate and scale. The optimum of
@@ -21,13 +21,13 @@ COARSE = 4.0
 
 
 def shared_points(plan: Plan) -> list[Setting]:
-    """The points of a plan's tuning that methods share; none without tuning."""
+    """The points of a plan's tuning that all methods share; empty without tuning."""
     section = plan.suite.equal_tuning
     return points(section.grids, section.grids, section.trials, Setting()) if section else []
 
 
 def tuning_notes(plan: Plan) -> list[str]:
-    """What a user should know of a plan's tuning before it starts; nothing without tuning."""
+    """Warnings about a plan's tuning before it starts; empty without tuning."""
     if plan.suite.equal_tuning is None:
         return []
     notes = [f"tuning: {note}" for note in coarse(plan.suite.equal_tuning.grids)]
@@ -46,7 +46,7 @@ def tuning_notes(plan: Plan) -> list[str]:
 
 
 def tied(settings: Sequence[Setting]) -> Iterator[str]:
-    """The pairs of axes that these points do not tell apart, by the correlation of their logarithms."""
+    """The pairs of axes that are confounded over these points, by the correlation of their logarithms."""
     values = {
         axis: [log(value) for setting in settings if (value := getattr(setting, axis)) is not None]
         for axis in AXES
@@ -61,7 +61,7 @@ def tied(settings: Sequence[Setting]) -> Iterator[str]:
 
 
 def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
-    """The values of each axis that no point has."""
+    """The values of each axis without a point."""
     for axis, grid in grids.items():
         missing = sorted(set(grid) - {getattr(setting, axis) for setting in settings})
         if missing:
@@ -72,7 +72,7 @@ def coarse(grids: Grids) -> Iterator[str]:
     """The grids whose neighbouring values lie too far apart."""
     steps = {axis: grid for axis, grid in grids.items() if axis != "scale"}
     if "scale" in grids:
-        # A scale multiplies the update as a rate does, so that its steps may be filled by those of the rate.
+        # A scale multiplies the update like a rate, so that steps of the rate may fill those of the scale.
         products = {float(f"{a * b:.9g}") for a in grids.get("lr", (1.0,)) for b in grids["scale"]}
         steps["lr × scale" if "lr" in grids else "scale"] = sorted(products)
     for axis, grid in steps.items():

@@ -22,7 +22,7 @@ Entry = TypeVar("Entry")
 
 
 class Candidate(Frozen):
-    """A setting that tuning may choose, with the trials that try it and those that run if it is chosen."""
+    """A setting that tuning may choose, with its tuning trials and its final trials."""
 
     setting: Setting
     #: Trial id of every tuning seed.
@@ -32,14 +32,14 @@ class Candidate(Frozen):
 
 
 class Choice(Frozen):
-    """What tuning chose for a row, and how many other candidates have the same validation score."""
+    """The choice of tuning for a row, with the number of tied candidates."""
 
     candidate: Candidate
     tied: int
 
 
 class Names(NamedTuple):
-    """What a row is called."""
+    """The names of a row."""
 
     method: str
     backbone: str

@@ -1,4 +1,4 @@
-"""What is tuned besides ranks: the learning rates of adapter, head and core, and the method's scale."""
+"""The tuned settings besides ranks: learning rates of adapter, head and core, and the method's scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from methods.validation import Frozen, validate
 #: The axes whose values are factors.
 RATIOS = ("scale", "core_lr")
 
-#: The values that may be tried, by axis; an axis that stays as the suite has it is absent.
+#: The values to try by axis. An axis that stays as the suite has it is absent.
 Grids = Mapping[str, Sequence[float]]
 
 
@@ -27,7 +27,7 @@ class Setting(Frozen):
     """A point of the grids. An axis of None stays as the suite has it."""
 
     lr: float | None = None
-    #: A factor of the scale that the method has in the suite, which by default is the published one.
+    #: A factor of the method's scale in the suite, which by default is the published one.
     scale: float | None = None
     head_lr: float | None = None
     #: The core's rate as a multiple of `lr`.
@@ -63,9 +63,7 @@ class Setting(Frozen):
         )
 
     def edges(self, grids: Grids) -> tuple[str, ...]:
-        """The axes on which this setting is at an end of the grid or outside of it, so that a better one may
-        lie beyond.
-        """
+        """The axes on which this setting is at an end of its grid or outside: better ones may lie beyond."""
         return tuple(
             axis
             for axis, grid in grids.items()
@@ -81,28 +79,26 @@ def applicable(
     head_follows: bool,
     has_head: bool = True,
 ) -> Grids:
-    """The grids that mean something to a method whose adapter has so many parameters.
+    """The grids that affect a method, given its adapter's number of parameters.
 
-    Some methods have no scale, and most no core. A trained head alone has none either, and of the rates only
-    its own: that is `lr` where it follows the adapter's and no grid of `head_lr` is there to tune it by.
-    Without `has_head` a model answers by its words, and there is no head whose rate could be tuned. A fitted
-    head has no rate.
+    Some methods have no scale, and most have no core. A trained head alone has a rate only, which is `lr` if
+    it follows the adapter's and has no grid of `head_lr`. Without `has_head` a model answers in words, and no
+    head is tuned. A fitted head has no rate.
     """
     if method.fits_head:
         return {}
-    of_head = has_head and head_follows and not grids.get("head_lr")
-    without = set() if parameters else {"scale", *([] if of_head else ["lr"])}
-    if "scale" not in type(method).model_fields:
-        without.add("scale")
-    if not method.has_core:
-        without.add("core_lr")
-    if not has_head:
-        without.add("head_lr")
-    return {axis: grid for axis, grid in grids.items() if axis not in without}
+    head_uses_lr = has_head and head_follows and not grids.get("head_lr")
+    used = {
+        "lr": parameters > 0 or head_uses_lr,
+        "scale": parameters > 0 and "scale" in type(method).model_fields,
+        "head_lr": has_head,
+        "core_lr": method.has_core,
+    }
+    return {axis: grid for axis, grid in grids.items() if used[axis]}
 
 
 def published(method: Method) -> Setting:
-    """The rates and the scale that the method was published with. What its source does not state is None."""
+    """The published rates and scale of a method. None for those that its source does not state."""
     scale = method.published_scale
     if scale is not None:
         scale /= getattr(method, "scale")  # noqa: B009
@@ -115,9 +111,8 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
     """`count` different points of these axes of the grids, or all of them if there are no more.
 
     The first is `first`, on the grids or not; an axis that it leaves open has the middle of its grid. The
-    others are the design of all grids, the same for every method: axes that a method lacks are dropped, and
-    with them the points that no longer differ. Fewer points are always the first ones of more, and all are
-    known before the first trial starts.
+    others are a design over all grids, the same for every method: axes that a method lacks are dropped, and
+    with them the points that no longer differ. Fewer points are always the first ones of more.
     """
     kept = [axis for axis in grids if axis in axes]
     sizes = tuple(map(len, grids.values()))

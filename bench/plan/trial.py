@@ -1,4 +1,4 @@
-"""A trial, and the id that says what it is."""
+"""A trial and its id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.suite.rows import TaskRow
 from bench.tasks.plain_text import TextName
 from methods.validation import Frozen, earlier, identity
 
-#: Raised whenever the same trial would come out differently, whatever the reason in this harness.
+#: Increased whenever a change of this harness would change a trial's result.
 PROTOCOL = 1
 
 
@@ -27,26 +27,26 @@ class Trial(Frozen):
     backbone: BackboneSpec
     weights_hash: str
     task: TaskRow
-    #: What the examples are made from: data, label rule, split, preparation and normalisation.
+    #: The origin of the examples: data, label rule, split, preparation and normalisation.
     data: dict[str, Any]
     recipe: Recipe
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int = PROTOCOL
-    #: The text on which forgetting is measured. No result depends on it, and so it is not in the id.
+    #: The text on which forgetting is measured. No result depends on it, so it is not in the id.
     forgetting: TextName | None = None
 
     @field_validator("recipe", mode="before")
     @classmethod
     def _of_an_earlier_version(cls, recipe: Any) -> Any:
-        """A stored recipe lacks what came later."""
+        """Adds to a stored recipe the fields that came later."""
         return earlier(Recipe) | recipe if isinstance(recipe, dict) else recipe
 
     @cached_property
     def id(self) -> str:
         """A hash of everything that can change the result, and of nothing else."""
-        # The weights' hash says which backbone it is, however it was named. `data` says which task, from
-        # where, and how its examples are made, so that of the task's row only the sizes are left to tell.
+        # The weights' hash identifies the backbone under any name, and `data` the task and the preparation of
+        # its examples, so that only the sizes of the task's row are added.
         content = {
             **self.model_dump(mode="json", exclude={"backbone", "task", "recipe", "forgetting"}),
             "task": identity(self.task, include={"train_size", "validation_size", "test_size"}),

@@ -1,1 +1,1 @@
-"""What a user wrote: a suite of tasks, backbones, methods, budgets and seeds."""
+"""Suites as users write them: tasks, backbones, methods, budgets and seeds."""

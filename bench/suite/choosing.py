@@ -1,4 +1,4 @@
-"""How a suite has something chosen by validation: tuning, studies, search, allocation and pilot."""
+"""The sections of a suite that choose by validation: tuning, studies, search, allocation and pilot."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from bench.suite.rows import BudgetRank
 from bench.wire.words import By
 from methods.validation import Frozen, refuse_repeats
 
-#: What is tuned besides ranks, in its order: the learning rates of adapter, head and core (a multiple of the
+#: The tuned axes besides ranks, in order: the learning rates of adapter, head and core (a multiple of the
 #: adapter's), and the method's scale.
 AXES = ("lr", "scale", "head_lr", "core_lr")
 
-#: The largest seed of a search. Optuna's samplers take 32 bits, and each point that is tried adds one.
+#: The largest seed of a search. Optuna's samplers take 32 bits, and each tried point adds 1.
 MAX_SEED = 2**31
 
-#: The adapter's learning rates that equal tuning tries: two in every decade.
+#: The adapter's learning rates of equal tuning: two per decade.
 LR_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
-#: The scales that equal tuning tries, as factors of the method's own, which by default is the published one.
+#: The scales of equal tuning, as factors of the method's own, which by default is the published one.
 SCALE_GRID = (0.1, 1.0, 10.0)
 
-#: The head's learning rates that equal tuning tries.
+#: The head's learning rates of equal tuning.
 HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
-#: The seed of the first trial of the first study, and how far the first seeds of two studies are apart.
+#: The seed of the first trial of the first study, and the distance between the first seeds of two studies.
 FIRST_SEED, SEEDS_APART = 10_000, 1_000
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
-#: How many points are tried.
+#: A number of tried points.
 Points = Annotated[int, Field(gt=0, le=100_000)]
 
 SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
@@ -48,13 +48,13 @@ Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Selection(Frozen):
-    """What every way has in common in which something is chosen by validation before the final runs."""
+    """The common fields of all sections that choose by validation before the final runs."""
 
-    #: The seeds of the trials by which is chosen. None of them may be a seed of the final runs.
+    #: The seeds of the trials that choose. None of them may be a seed of the final runs.
     seeds: SelectionSeeds = (1000,)
-    #: How many epochs each of these trials trains; None means as many as the final runs.
+    #: The epochs of each of these trials. None: as many as the final runs.
     epochs: Epochs | None = None
-    #: The validation result that is compared: the loss tells states apart that a small split scores equally.
+    #: The compared validation result: the loss separates states that a small split scores equally.
     by: By = "loss"
 
     @field_validator("seeds", *AXES, "modes", check_fields=False)
@@ -70,23 +70,22 @@ class Selection(Frozen):
 
     @property
     def grids(self) -> dict[str, tuple[float, ...]]:
-        """The values that are tried, by axis, in the order of AXES; others stay as the suite has them."""
+        """The tried values by axis, in the order of AXES; other axes stay as the suite has them."""
         return {axis: grid for axis in AXES if (grid := getattr(self, axis, None))}
 
 
 class Tuning(Selection):
-    """What every method may spend on its learning rate, its scale and the head's learning rate.
+    """The tuning that every method may spend on its learning rate, scale and the head's learning rate.
 
     A grid of None is not tuned.
     """
 
-    #: How many points of the grids each method tries on every task, backbone and budget. Each point is
-    #: trained on every seed.
+    #: The points that each method tries on every task, backbone and budget, each trained on every seed.
     trials: Points = 8
     lr: Grid | None = LR_GRID
     scale: Grid | None = SCALE_GRID
     head_lr: Grid | None = HEAD_LR_GRID
-    #: Of methods with a core: multiples of `lr`.
+    #: Multiples of `lr`, for methods with a core.
     core_lr: Grid | None = None
 
     @model_validator(mode="after")
@@ -97,9 +96,9 @@ class Tuning(Selection):
 
 
 class Window(Frozen):
-    """The learning rates that a study draws from: log-uniform about a method's centre."""
+    """The learning rates of a study: log-uniform about a method's centre."""
 
-    #: The centre of methods whose rows give none. `published`: the method's own, else
+    #: The centre of methods whose rows have none. `published`: the method's own, else
     #: `bench.plan.cells.CENTRE`.
     around: Literal["published"] | PositiveFloat = "published"
     #: Decades from the lowest rate of the window to the highest.
@@ -121,7 +120,7 @@ class Studies(Frozen):
     split, and no test score chooses anything. Seeds and positions in the window are the same for all methods.
     """
 
-    #: How often each method is tuned. One tuning would give no interval.
+    #: The number of tunings of each method. A single tuning would give no interval.
     studies: int = Field(5, ge=1, le=1000)
     #: Trials of each tuning.
     points: int = Field(8, ge=2, le=SEEDS_APART)
@@ -137,7 +136,7 @@ class Studies(Frozen):
         return studies
 
     def seed(self, study: int, point: int) -> int:
-        """The seed of a trial, whatever the method. It does not depend on how many studies there are."""
+        """The seed of a trial, the same for all methods. It does not depend on the number of studies."""
         return FIRST_SEED + SEEDS_APART * study + point
 
     def place(self, seed: int) -> tuple[int, int]:
@@ -151,10 +150,10 @@ class Studies(Frozen):
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """The numbers of trials at which the score after k trials is shown.
+        """The numbers of trials k for which the score after k trials is shown.
 
-        The points of a study, and powers of two up to twice that: as many trials as are left when a jackknife
-        leaves one study out.
+        These are the points of a study, and powers of two up to twice that, at most the trials that remain
+        when a jackknife leaves a study out.
         """
         most = min(2 * self.points, (self.studies - 1) * self.points)
         powers = (2**power for power in range(most.bit_length()) if 2**power <= most)
@@ -164,19 +163,19 @@ class Studies(Frozen):
 class Search(Selection):
     """A search over the ranks of each mode that never exceeds the budget."""
 
-    #: In the end exactly so many points have been tried, or all of them if there are fewer.
+    #: The exact number of tried points, or all of them if there are fewer.
     trials: Points
-    #: The modes whose ranks are searched, while the others keep the heuristic's; None means all.
+    #: The modes whose ranks are searched; the other modes keep the heuristic's. None: all.
     modes: Modes | None = None
-    #: Where these are given, they are searched together with the ranks.
+    #: Grids that are searched together with the ranks.
     lr: Grid | None = None
     scale: Grid | None = None
     head_lr: Grid | None = None
     core_lr: Grid | None = None
-    #: `metric` is what `by` says. With the number of parameters the result is a Pareto front.
+    #: `metric` is the result of `by`. With the number of parameters the result is a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
-    #: The rule that ends a weak trial after an epoch. `auto` is the median rule where it can work, which is
-    #: with one objective and at least two epochs.
+    #: The rule that ends a weak trial after an epoch. `auto` is the median rule if there is one objective and
+    #: at least two epochs, else none.
     pruner: Literal["auto", "median", "halving", "none"] = "auto"
     #: The seed of Optuna's sampler.
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -184,21 +183,23 @@ class Search(Selection):
     @model_validator(mode="after")
     def _pruner_fits(self) -> Self:
         if self.pruner in ("median", "halving") and self.objectives != "metric":
-            raise ValueError(f"pruner '{self.pruner}' stops by one objective: it cannot weigh the parameters")
+            raise ValueError(
+                f"pruner '{self.pruner}' works with one objective only; accepted are none and auto"
+            )
         return self
 
 
 class Allocation(Selection):
-    """A sweep of how one budget is shared among the modes, and of the way from isorank to isoparameters."""
+    """A sweep of the shares of a budget among modes, and a path from isorank to isoparameters."""
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
-    #: The modes that are swept; None means all.
+    #: The swept modes. None: all.
     modes: Modes | None = None
-    #: How many ranks are tried for each mode, evenly spaced in their logarithms.
+    #: The tried ranks of each mode, evenly spaced in their logarithms.
     ranks: int = Field(6, ge=2, le=6)
-    #: How many rank vectors lie on the path from isorank to the heuristic's, both ends included; 0 skips it.
+    #: The rank vectors on the path from isorank to the heuristic's, both ends included. 0 skips the path.
     path: int = Field(5, ge=0, le=12)
-    #: Every rank of the vector at which the path begins.
+    #: Every rank of the path's first vector.
     isorank: BudgetRank = 4
 
 
@@ -207,7 +208,7 @@ PILOT_RATES = (5e-4, 1.581e-3, 5e-3, 1.581e-2, 5e-2)
 
 
 class PilotStep(Frozen):
-    """A step of a pilot: rates or lengths are tried, each on every one of `seeds`."""
+    """A step of a pilot, which tries rates or lengths, each on all of `seeds`."""
 
     seeds: SelectionSeeds = (1000, 1001)
 
@@ -233,7 +234,7 @@ class HeadRates(PilotStep):
 class Lengths(PilotStep):
     """Chooses each task's epochs: those with the lowest mean validation loss over these methods and seeds."""
 
-    #: Methods by label, title or registered name; None means all with an adapter.
+    #: Methods by label, title or registered name. None: all with an adapter.
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     #: The lengths beside a single epoch, as multiples of the task's epochs.
     times: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0)
@@ -247,15 +248,15 @@ class Centres(PilotStep):
     Methods whose rows have a centre keep it.
     """
 
-    #: The task on which rates are tried; None means the suite's first.
+    #: The task on which rates are tried. None: the suite's first.
     task: str | None = None
     rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=3)] = PILOT_RATES
-    #: What multiplies the rates of a method, by its label, title or registered name.
+    #: Factors of the rates of methods, by label, title or registered name.
     multiples: dict[str, PositiveFloat] = {}
 
 
 class Pilot(Frozen):
-    """What `tensorbench search` tries before the studies, on validation alone; None leaves a step out."""
+    """The steps of `tensorbench search` before the studies, on validation alone. None leaves a step out."""
 
     head_lr: HeadRates | None = HeadRates()
     epochs: Lengths | None = Lengths()

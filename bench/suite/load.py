@@ -14,16 +14,16 @@ from methods.validation import validate
 
 
 def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -> Suite:
-    """Reads and validates a suite, and obeys the lock file beside it unless told otherwise.
+    """Reads and validates a suite, and obeys the lock file beside it if `locked`.
 
     `source` is a suite's file, or its fields as a dictionary, which has no lock. Relative paths in a file
     begin at its folder, those in a dictionary at the working folder. Raises UserError naming file, field,
-    value and what is accepted.
+    value and accepted values.
     """
     if isinstance(source, Mapping):
-        written = validate(Suite, dict(source), "suite")
-        # As they were given: paths that `beside` makes whole are those of one machine.
-        return written.beside(Path.cwd()).read_from(written.source, None)
+        suite = validate(Suite, dict(source), "suite")
+        # The source has the author's paths: those of `beside` are absolute on this machine.
+        return suite.beside(Path.cwd()).read_from(suite.source, None)
     path = Path(source)
     try:
         text = read_text(path)
@@ -42,5 +42,5 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
 
 
 def experiment_of(name: str) -> str:
-    """The experiment that a command names: by its own name, or by the file of the suite that it ran."""
+    """The experiment of a name, or of a suite's file."""
     return load_suite(Path(name), locked=False).name if name.endswith((".yaml", ".yml")) else name

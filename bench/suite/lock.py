@@ -27,14 +27,14 @@ VERSION: Literal[1] = 1
 
 
 class Locked(Frozen):
-    """A repository at one commit, and what its files are."""
+    """A repository at a commit, with the hashes of its files."""
 
     repository: str
-    #: The branch, tag or commit that the suite asks for; None is the main branch.
+    #: The branch, tag or commit in the suite. None: the main branch.
     asked: str | None = None
-    #: The commit that this meant when the lock was written.
+    #: The commit behind it when the lock was written.
     revision: str = Field(pattern="^[0-9a-f]{40}$")
-    #: The sha256 of each file that is used, by its path in the repository.
+    #: The sha256 of each used file, by its path in the repository.
     files: dict[str, str]
 
     @property
@@ -43,8 +43,11 @@ class Locked(Frozen):
 
 
 class Lock(Frozen):
-    """What a suite's hub repositories are: of backbones by the name in the suite (`owner/model` or
-    `timm:model`), with `@` and the revision where there are several of one, of tasks by the task's name."""
+    """A suite's hub repositories, each at a commit.
+
+    Keys of backbones are the names in the suite (`owner/model` or `timm:model`), with `@` and the revision if
+    the suite has several revisions of a repository. Keys of tasks are their names.
+    """
 
     version: Literal[1] = VERSION
     backbones: dict[str, Locked] = {}
@@ -53,7 +56,7 @@ class Lock(Frozen):
     def apply(self, suite: Suite, path: Path) -> Suite:
         """The suite with every hub repository at its locked commit, and its files locked too.
 
-        `path` is where the lock lies, for messages. Raises UserError for a repository that is not locked.
+        `path` is the lock's file, for messages. Raises UserError for a repository that is not locked.
         """
         backbones = []
         for spec in suite.backbones:
@@ -72,7 +75,7 @@ class Lock(Frozen):
         return suite.model_copy(update={"backbones": tuple(backbones), "tasks": tuple(tasks)})
 
     def of(self, spec: BackboneSpec) -> Locked | None:
-        """What a backbone from a hub is locked to; None where it is not."""
+        """The lock of a backbone from a hub, if it has one."""
         return self.backbones.get(at_revision(spec)) or self.backbones.get(str(spec.hub_name))
 
     def _entry(
@@ -84,14 +87,14 @@ class Lock(Frozen):
             or repository not in (None, entry.repository)
         ):
             at = "" if asked is None else f" at revision {asked}"
-            what = name if repository is None else f"{name} from {repository}"
+            locked = name if repository is None else f"{name} from {repository}"
             raise UserError(
-                f"{path} does not lock {what}{at}: run `tensorbench tools fetch` again, or delete it"
+                f"{path} does not lock {locked}{at}: run `tensorbench tools fetch` again, or delete it"
             )
         return entry
 
     def write(self, path: Path, suite: Path) -> None:
-        """Writes the lock in one step. Raises UserError where it cannot be written."""
+        """Writes the lock atomically. Raises UserError if the file cannot be written."""
         name = " ".join(visible(suite.name).split())
         head = (
             f"# Written by `tensorbench tools fetch {name}`: the commits and files (sha256) it uses.\n"
@@ -105,30 +108,30 @@ class Lock(Frozen):
 
 
 def at_revision(spec: BackboneSpec) -> str:
-    """What a lock calls a backbone from a hub of which the suite asks for several revisions."""
+    """The key of a backbone from a hub if the suite has several of its revisions."""
     return f"{spec.hub_name}@{spec.revision or 'main'}"
 
 
 def stored_suite(suite: Suite) -> StoredSuite:
-    """The suite as results keep it: what was written, and what its lock file says of the files."""
+    """The suite as results keep it: its fields, and the files of its lock."""
 
-    def told(repository: str | None, place: BackboneSpec | DataSource) -> dict[str, Any]:
+    def entry(repository: str | None, place: BackboneSpec | DataSource) -> dict[str, Any]:
         return {"repository": repository, "revision": place.revision, "files": dict(place.locked)}
 
-    backbones = {str(spec.hub_name): told(spec.hub_name, spec) for spec in suite.backbones if spec.locked}
+    backbones = {str(spec.hub_name): entry(spec.hub_name, spec) for spec in suite.backbones if spec.locked}
     sources = {row.task: row.source for row in suite.tasks if row.source and row.source.locked}
-    tasks = {task: told(source.hub, source) for task, source in sources.items()}
+    tasks = {task: entry(source.hub, source) for task, source in sources.items()}
     written = suite.model_dump(mode="json", exclude_unset=True)
     return StoredSuite(suite=written, locked={"backbones": backbones, "tasks": tasks})
 
 
 def lock_path(suite: Path) -> Path:
-    """Where the lock of a suite lies."""
+    """The file of a suite's lock."""
     return suite.with_suffix(".lock.yaml")
 
 
 def read_lock(path: Path) -> Lock:
-    """The lock in a file. Raises UserError if the file holds none."""
+    """The lock in a file. Raises UserError for a file that is not a lock."""
     try:
         values = read(path)
     except (OSError, ValueError) as error:

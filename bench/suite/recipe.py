@@ -1,4 +1,4 @@
-"""How a trial is trained."""
+"""The recipe of a trial's training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pydantic import (
 from methods import UserError
 from methods.validation import Frozen, Later, refuse_repeats
 
-#: The adapter decays as the head does: what was always done before there was a choice.
+#: The adapter decays like the head: the only behaviour before there was a choice.
 AS_HEAD = "as weight_decay"
 
-#: More are a slip: a power of ten too many, say.
+#: Bounds against slips, such as an extra power of ten.
 MAX_EPOCHS, MAX_STEPS = 100_000, 10**9
 
 Epochs = Annotated[int, Field(gt=0, le=MAX_EPOCHS)]
@@ -32,44 +32,43 @@ Augmentation = Literal["colour_jitter", "flip", "crop"]
 
 
 class Recipe(Frozen):
-    """How a trial is trained: by AdamW on a cosine schedule.
+    """The training of a trial by AdamW on a cosine schedule.
 
-    All methods have the same recipe, except for what their rows in the suite override.
+    All methods have the same recipe, except for the overrides of their rows in the suite.
     """
 
     #: Peak learning rate of the adapter.
     lr: PositiveFloat = 5e-4
-    #: Peak learning rate of the head; None means the adapter's.
+    #: Peak learning rate of the head. None: the adapter's.
     head_lr: PositiveFloat | None = None
-    #: The core's learning rate as a multiple of `lr`, where a method has a core; of no effect elsewhere.
+    #: The core's learning rate as a multiple of `lr`; without effect on methods that have no core.
     core_lr: Annotated[PositiveFloat, Later()] = 1.0
-    #: Of the head.
+    #: Weight decay of the head.
     weight_decay: float = Field(0.01, ge=0)
-    #: Of the adapter. It decays each of a method's factors, so that ΔW shrinks the faster the more there are,
-    #: and pulls gates and magnitudes to 0, not to where they start: no decay is alike for all methods.
+    #: Weight decay of the adapter. It decays every factor of a method, so that ΔW shrinks faster with more
+    #: factors, and pulls gates and magnitudes to 0, not to their start: no decay is alike for all methods.
     adapter_weight_decay: Annotated[NonNegativeFloat | Literal["as weight_decay"], Later(AS_HEAD)] = 0.0
     batch_size: PositiveInt = 64
-    #: How often the training split is passed over. A recipe has this or `steps`; with neither it is 10.
+    #: Passes over the training split. A recipe has this or `steps`; with neither it is 10.
     epochs: Epochs | None = None
-    #: How many optimizer steps are taken.
+    #: Optimizer steps.
     steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] | None = None
     #: The share of the steps in which the learning rate rises linearly from zero.
     warmup: float = Field(0.1, ge=0, lt=1)
     #: The learning rate at which the cosine ends.
     lr_floor: float = Field(1e-6, ge=0)
-    #: The largest norm that the gradient of adapter and head together may have; None means no clipping.
+    #: The largest norm of the gradient of adapter and head together. None: no clipping.
     clip: PositiveFloat | None = None
-    #: The state that is tested: that with the lowest validation loss or the best validation score, the
-    #: earliest of equals, or the last.
+    #: The tested state: that with the lowest validation loss or the best validation score, the earliest among
+    #: equals, or the last.
     select: Literal["loss", "score", "last"] = "loss"
     #: `auto` is bf16 autocast on a GPU and of a backbone in bfloat16, and fp32 on a CPU.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    #: What happens to training images, in this order; `bench.training.augmentation` says what each does.
+    #: Augmentations of training images, in order; `bench.training.augmentation` defines them.
     augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
-    #: Whether the encoder goes through `torch.compile`, in training and in evaluation.
+    #: Whether the encoder is compiled by `torch.compile`, in training and in evaluation.
     compile: Annotated[bool, Later()] = False
-    #: Whether torch may use only algorithms that give the same bits every time. An operation that has no such
-    #: algorithm then fails the trial.
+    #: Whether torch may use only deterministic algorithms. An operation without one then fails the trial.
     deterministic: Annotated[bool, Later()] = False
 
     @field_validator("augmentation")
@@ -85,7 +84,7 @@ class Recipe(Frozen):
 
     @field_serializer("select", when_used="json")
     def _as_stored(self, select: str) -> str:
-        """Ids and stores have always called selection by the score "validation"."""
+        """The word of ids and stores for selection by the score is "validation"."""
         return "validation" if select == "score" else select
 
     @field_validator("adapter_weight_decay", mode="wrap")

@@ -28,41 +28,41 @@ from bench.tasks.task import SPLITS, SplitName
 from methods import METHODS, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen, Label, Later, refuse_repeats, silent
 
-#: What the names of a recipe's fields begin with in `each`.
+#: The prefix of a recipe's fields in `each`.
 TRAINING = "training."
 
-#: What names a suite, or data of one's own; and the same in words.
+#: The names of suites and of a user's own data, as a pattern and in words.
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 NAME_RULE = "at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
 
-#: How many combinations of values a row may stand for.
+#: The most combinations of values that a row may stand for.
 MAX_ROWS = 10_000
 
 BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
 
 
 class Budget(Frozen):
-    """How large the adapters are, in exactly one of three ways."""
+    """The size of adapters, in exactly one of three ways."""
 
-    #: Every rank is this one.
+    #: The value of every rank.
     isorank: BudgetRank | None = None
-    #: The ranks are the paper's heuristic's for as many parameters as LoRA of this rank has on query, key and
-    #: value.
+    #: LoRA of this rank on query, key and value has the requested number of parameters; ranks follow the
+    #: paper's heuristic.
     isoparameters: BudgetRank | None = None
-    #: The ranks are those that come nearest to this many adapter parameters.
+    #: The requested number of adapter parameters; ranks come as near to it as possible.
     parameters: Annotated[int, Field(gt=0, le=10**12)] | None = None
-    #: How far a count may be from the budget, relative to it, before tables flag it.
+    #: The relative difference between count and budget beyond which tables flag a row.
     tolerance: float = Field(0.05, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        given = [n for n in ("isorank", "isoparameters", "parameters") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(f"a budget is one of isorank, isoparameters, parameters; got {given or 'none'}")
+        ways = [n for n in ("isorank", "isoparameters", "parameters") if getattr(self, n) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"a budget is one of isorank, isoparameters, parameters; got {ways or 'none'}")
         if self.isorank and "tolerance" in self.model_fields_set:
             raise ValueError(
-                f"tolerance {self.tolerance:g} has nothing to apply to beside isorank, which asks for no "
-                "count; it goes with isoparameters or parameters"
+                f"tolerance {self.tolerance:g} does not apply to isorank; it goes with isoparameters or "
+                "parameters"
             )
         return self
 
@@ -76,11 +76,11 @@ class Budget(Frozen):
 
 
 class Verbalizer(Frozen):
-    """How a language model answers without a head: by the words that it finds likeliest after a prompt."""
+    """The prompt and the words by which a language model answers without a head."""
 
-    #: `{text}` stands for the text; of a pair `{first}` and `{second}` for the two.
+    #: `{text}` stands for the text, `{first}` and `{second}` for the texts of a pair.
     prompt: str
-    #: The words of each class, in the task's order, as they follow the prompt: with their space, if any.
+    #: The words of each class, in the task's order, as they follow the prompt, including a leading space.
     words: Annotated[tuple[str, ...], Field(min_length=2)]
 
     @field_validator("prompt")
@@ -100,10 +100,9 @@ class Verbalizer(Frozen):
 
 
 class TaskRow(Frozen):
-    """A task, how much of its data is used, and what its trials train differently.
+    """A task with the sizes of its splits and the overrides of its training.
 
-    In YAML a row with `name` in place of `task` describes data of the user's own, by the fields of
-    `Description` beside it.
+    In YAML a row with `name` in place of `task` describes the user's own data by the fields of `Description`.
     """
 
     task: str
@@ -113,40 +112,40 @@ class TaskRow(Frozen):
     test_size: PositiveInt | None = None
     #: Percentages of train, validation and test in place of the task's own, unless its splits are official.
     fractions: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    #: What scores it in place of the task's own metric.
+    #: The metric that replaces the task's own.
     metric: str | None = None
     #: Texts are cut to this many tokens.
     max_tokens: PositiveInt = 128
-    #: What a batch of texts is padded to. With `max_tokens` texts of similar length are not put together.
+    #: The padded length of a batch of texts. With `max_tokens`, texts of similar length are not grouped.
     padding: Annotated[Padding, Later()] = "longest"
-    #: With a number of pixels, images are squashed to squares of that side and the centre is cut out of them.
-    #: Without, their central square is resized to what the backbone reads.
+    #: The side in pixels to which images are squashed before their centre is cut out. None: their central
+    #: square is resized to the backbone's size.
     resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
-    #: Whether images are normalised as the backbone wants them, or as ImageNet's are. Otherwise pixels are
-    #: between 0 and 1.
+    #: Whether images are normalised as the backbone expects, or like ImageNet's. False: pixels are between 0
+    #: and 1.
     normalise: bool | Literal["imagenet"] = True
-    #: Whether all seeds share one split or each deals its own. An official split is the same for all.
+    #: Whether all seeds share a split or each deals its own. An official split is the same for all.
     split: Literal["fixed", "per_seed"] = "fixed"
-    #: With one, a decoder has no head and answers a prompt.
+    #: If given, a decoder answers a prompt and has no head.
     verbalizer: Verbalizer | None = None
-    #: Where the data of a hub task come from, if not from the task's own repository.
+    #: The source of a hub task's data in place of the task's own repository.
     source: DataSource | None = None
     training: dict[str, Any] = {}
-    #: The name that tables, plots and reports have for it.
+    #: The name in tables, plots and reports.
     label: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _gather_data(cls, row: Any) -> Any:
-        """Puts what describes the data, which stands beside `name` in the YAML, into a field of its own."""
+        """Moves the description of the data, which is beside `name` in the YAML, into the field `data`."""
         if not isinstance(row, dict) or "task" in row:
             return row
         if "name" not in row:
-            if there := [name for name in FORMATS if name in row]:
-                raise ValueError(f"data need a name: write name beside {there[0]}")
+            if formats := [name for name in FORMATS if name in row]:
+                raise ValueError(f"data need a name: write name beside {formats[0]}")
             return row
-        # Beside a description `label` is its column of labels, and the others are fields of its own; tables
-        # show the name.
+        # Beside a description, `label` is its column of labels, and `fractions` and `metric` are fields of
+        # its own; tables show the name.
         own_fields = cls.model_fields.keys() - {"label", "fractions", "metric"}
         own = {key: value for key, value in row.items() if key in own_fields}
         data = {key: value for key, value in row.items() if key not in own and key != "name"}
@@ -186,11 +185,11 @@ class TaskRow(Frozen):
 
     @property
     def sizes(self) -> tuple[int | None, int | None, int | None]:
-        """How many examples of train, validation and test are used; None means all of a split."""
+        """The used examples of train, validation and test. None: all of a split."""
         return self.train_size, self.validation_size, self.test_size
 
     def lookup(self) -> Task:
-        """The task itself, with its data from `source` if that is given. Raises UserError for what is not."""
+        """The task itself, as the row alters it. Raises UserError for an unknown name or invalid data."""
         return resolve(self.task, self.data, self.source, self.fractions, self.metric)
 
     def train_examples(self, task: Task) -> int | None:
@@ -205,8 +204,8 @@ class TaskRow(Frozen):
         available = split_count(task, split)
         if task.total is not None and task.redealt is not None:
             available = available or task.total * task.redealt[place] // 100
-        known = [count for count in (self.sizes[place], available) if count is not None]
-        return min(known, default=None)
+        counts = [count for count in (self.sizes[place], available) if count is not None]
+        return min(counts, default=None)
 
     def input(self, model_input: ModelInput, task: Task | None = None) -> ModelInput:
         """The form in which a backbone gets the examples of its task, given the backbone's own form.
@@ -265,19 +264,19 @@ class TaskRow(Frozen):
         return prompt
 
     def split_seed(self, seed: int) -> int | None:
-        """The seed that deals the split of a trial with this seed; None where all seeds share one."""
+        """The seed that deals the split of a trial with this seed. None if all seeds share a split."""
         return seed if self.split == "per_seed" else None
 
-    def _refuse(self, names: tuple[str, ...], what: str) -> None:
+    def _refuse(self, names: tuple[str, ...], modality: str) -> None:
         for name in names:
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise UserError(f"task '{self.task}': {name} does not apply to {what}")
+                raise UserError(f"task '{self.task}': {name} does not apply to {modality}")
 
 
 class MethodRow(Frozen):
-    """A method with its options. Where `each` lists values, the row stands for every combination of them.
+    """A method with its options. With `each`, the row stands for every combination of the listed values.
 
-    The fields of the recipe stand there below `training`, as in `each: {training: {lr: [1e-4, 1e-3]}}`, or as
+    Fields of the recipe are listed below `training`, as in `each: {training: {lr: [1e-4, 1e-3]}}`, or as
     `training.lr`.
     """
 
@@ -287,15 +286,15 @@ class MethodRow(Frozen):
     #: Replaces the suite's budgets for this row.
     budgets: tuple[Budget, ...] | None = None
     training: dict[str, Any] = {}
-    #: The learning rate about which its studies draw theirs.
+    #: The centre of the learning rates of its studies.
     centre: PositiveFloat | None = None
-    #: The name that tables, plots and reports have for it; of several, with the values of each behind it.
+    #: The name in tables, plots and reports; of several combinations, followed by their values.
     label: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, row: Any) -> Any:
-        """Puts the options, which stand beside `method` in the YAML, into a field of their own."""
+        """Moves the options, which are beside `method` in the YAML, into the field `options`."""
         if isinstance(row, str):
             return {"method": row}
         if not isinstance(row, dict):
@@ -342,35 +341,35 @@ class MethodRow(Frozen):
 
     @model_validator(mode="after")
     def _one_value(self) -> Self:
-        given = {*self.options, *(f"{TRAINING}{name}" for name in self.training)}
-        if twice := sorted(given & set(self.each)):
-            raise ValueError(f"{', '.join(twice)}: give one value, or several in 'each', not both")
+        single = {*self.options, *(f"{TRAINING}{name}" for name in self.training)}
+        if repeated := sorted(single & set(self.each)):
+            raise ValueError(f"{', '.join(repeated)}: give one value, or several in 'each', not both")
         return self
 
     @property
     def content(self) -> str:
-        """All that the row says, the same in whichever order."""
+        """The contents of the row, independent of the order of its options."""
         mappings = (self.options, self.each, self.training)
         return repr((self.method, self.budgets, *(sorted(mapping.items()) for mapping in mappings)))
 
     @property
     def recipe_fields(self) -> set[str]:
-        """The fields of the recipe that the row sets, to one value or to several."""
+        """The fields of the recipe that the row sets."""
         return {
             *self.training,
             *(key.removeprefix(TRAINING) for key in self.each if key.startswith(TRAINING)),
         }
 
     def variants(self) -> Iterator[tuple[MethodRow, Method]]:
-        """Every combination of `each`, as a row of its own that has none, and its method.
+        """Every combination of `each`, as a row without `each`, and its method.
 
         Raises UserError for a name that is neither an option of the method nor a field of a row.
         """
-        known = METHODS.get(self.method).model_fields
+        accepted = METHODS.get(self.method).model_fields
         for key in (*self.options, *self.each):
-            if key not in known and not (key in self.each and key.startswith(TRAINING)):
+            if key not in accepted and not (key in self.each and key.startswith(TRAINING)):
                 own = [field for field in type(self).model_fields if field != "options"]
-                raise UnknownNameError(f"field of method '{self.method}':", key, (*known, *own))
+                raise UnknownNameError(f"field of method '{self.method}':", key, (*accepted, *own))
         for values in product(*self.each.values()):
             chosen = dict(zip(self.each, values, strict=True))
             options, training = dict(self.options), dict(self.training)
@@ -392,5 +391,5 @@ class MethodRow(Frozen):
     def _labelled(self, chosen: Mapping[str, Any]) -> str | None:
         if self.label is None or not chosen:
             return self.label
-        told = (f"{key.removeprefix(TRAINING)}={value}" for key, value in chosen.items())
-        return f"{self.label} [{', '.join(told)}]"
+        values = (f"{key.removeprefix(TRAINING)}={value}" for key, value in chosen.items())
+        return f"{self.label} [{', '.join(values)}]"

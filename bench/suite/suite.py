@@ -1,4 +1,4 @@
-"""The suite, which says what trials there are. All of it is validated before any work starts."""
+"""The suite that spans trials. All of it is validated before any work starts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from bench.wire.start import SourceFile
 from methods import UserError
 from methods.validation import Frozen, refuse_repeats, tag_of, validate
 
-#: What may lie in a folder of this machine.
-Place = TypeVar("Place", BackboneSpec, DataSource | None)
+#: Anything that may lie in a folder of this machine.
+Local = TypeVar("Local", BackboneSpec, DataSource | None)
 
 
 def _once(value: Any) -> Any:
-    """What of a row may stand in a suite only once."""
+    """The part of a row that may occur in a suite only once."""
     if isinstance(value, TaskRow):
         return value.task
     if isinstance(value, Budget):
@@ -44,14 +44,14 @@ def _once(value: Any) -> Any:
 
 
 def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
-    """What a row is named by where it has no label."""
+    """The name of a row without a label."""
     if isinstance(row, BackboneSpec):
         return row.name or row.hub_name
     return row.task if isinstance(row, TaskRow) else row.method
 
 
 def _way(tuning: Any) -> str:
-    """The tag of what a section describes: studies, where it says how many they are or of how many points."""
+    """The tag of a tuning section: that of studies if it has their fields."""
     described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
     return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
 
@@ -62,22 +62,22 @@ def _read_limit(value: Any) -> float | str | None:
         return None
     text = str(value)
     if isinstance(value, bool) or not re.fullmatch(r"\d+(\.\d+)?x?", text) or not float(text.rstrip("x")):
-        raise ValueError("seconds, or a multiple of what such trials took: 3600, 5x")
+        raise ValueError("should be seconds, or a multiple of the time of such trials: 3600, 5x")
     return text if text.endswith("x") else float(text)
 
 
-#: Seconds, or a multiple, as `5x`, of what trials of the same method, backbone and task took.
+#: Seconds, or a multiple, as `5x`, of the time of trials of the same method, backbone and task.
 Timeout = Annotated[float | str | None, BeforeValidator(_read_limit)]
 
 
 class Limit(Frozen):
-    """A limit as a command takes it."""
+    """The limit of a command."""
 
     trial_timeout: Timeout = None
 
 
 class Suite(Frozen):
-    """What a user wrote. Its trials are tasks × backbones × methods × budgets × seeds."""
+    """A user's suite. Its trials are tasks × backbones × methods × budgets × seeds."""
 
     #: The name of the suite, and of its experiment in MLflow.
     name: str
@@ -85,10 +85,10 @@ class Suite(Frozen):
     tasks: tuple[TaskRow, ...] = Field(min_length=1)
     backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
     methods: tuple[MethodRow, ...] = Field(min_length=1)
-    #: The sizes in which every method is tried whose row leaves its ranks free.
+    #: The sizes of every method whose row leaves its ranks free.
     budgets: tuple[Budget, ...] = ()
-    #: How learning rates and scales are chosen, alike for every method. With None, which YAML calls `none`,
-    #: they are what the suite says.
+    #: The choice of learning rates and scales, alike for every method. None (`none` in YAML): the suite's own
+    #: values.
     tuning: (
         Annotated[
             Annotated[Tuning, Tag(tag_of(Tuning))] | Annotated[Studies, Tag(tag_of(Studies))],
@@ -96,24 +96,24 @@ class Suite(Frozen):
         ]
         | None
     ) = None
-    #: The seeds of the trials. Studies have seeds of their own in their place.
+    #: The seeds of the trials. Studies have seeds of their own.
     seeds: tuple[int, ...] = Field((), validate_default=True)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
-    #: The split on which the selected state is scored, once.
+    #: The split that scores the selected state, once.
     evaluate: Literal["test", "validation"] = "test"
-    #: The text on which forgetting is measured, of decoders. With None, which YAML calls `none`, it is not.
+    #: The text on which the forgetting of decoders is measured. None (`none` in YAML): it is not measured.
     forgetting: TextName | None = "newspapers"
-    #: A text that is printed under the results.
+    #: A text below the results.
     closing: str = ""
-    #: How long a trial may take.
+    #: The time limit of a trial.
     trial_timeout: Timeout = None
-    #: What `tensorbench search` chooses for the studies beforehand.
+    #: The choices of `tensorbench search` for the studies.
     pilot: Pilot | None = None
-    #: The search over ranks that `tensorbench search` does for each method, task, backbone and budget.
+    #: The search over ranks by `tensorbench search`, for each method, task, backbone and budget.
     search: Search | None = None
-    #: The sweep of how a budget is shared that `tensorbench search` does for each of them.
+    #: The sweep of a budget's shares by `tensorbench search`, for each of them.
     allocation: Allocation | None = None
-    #: The suite's file and the lock that it obeys, if it came from files.
+    #: The suite's file and its lock, if it came from files.
     _file: SourceFile | None = PrivateAttr(None)
     _lock: SourceFile | None = PrivateAttr(None)
 
@@ -129,7 +129,7 @@ class Suite(Frozen):
     def _storable(cls, text: str) -> str:
         if re.search("[\0\ud800-\udfff]", text):
             raise ValueError(
-                "should be a text without NUL and halves of surrogate pairs, which no store takes"
+                "should be a text without NUL and halves of surrogate pairs, which no store accepts"
             )
         return text
 
@@ -175,14 +175,14 @@ class Suite(Frozen):
 
     @field_validator("tasks", "backbones", "methods")
     @classmethod
-    def _told_apart(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Refuses a label that another row has, or by which another is named."""
+    def _distinct_labels(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Refuses a label that is the label or the name of another row."""
         labels = {value.label for value in values if value.label}
         named = [value.label or _name(value) for value in values]
         for label in sorted(labels):
             if named.count(label) > 1:
                 raise ValueError(
-                    f"'{label}' is the label of one row and names another: tables need two names"
+                    f"'{label}' is the label of one row and the name of another: tables need two names"
                 )
         return values
 
@@ -194,7 +194,7 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _rates_of_studies(self) -> Self:
-        """Refuses rates that studies choose or share, centres without studies, and splits of each seed."""
+        """Refuses rates that studies choose or share, centres without studies, and splits per seed."""
         centred = next((row for row in self.methods if row.centre is not None), None)
         if self.studies is None:
             if centred:
@@ -209,12 +209,12 @@ class Suite(Frozen):
         if dealt:
             raise ValueError(f"task '{dealt}' has split: per_seed; studies need one split for all seeds")
         for name, seeds in self.pilot.seeds.items() if self.pilot else ():
-            if both := sorted(set(seeds) & set(self.studies.seeds)):
-                raise ValueError(f"pilot.{name}.seeds: {both[0]} is a seed of the studies too; take others")
-        shared = {"lr", "head_lr"}
-        rows = [("training", self.training.model_fields_set & shared)]
+            if shared := sorted(set(seeds) & set(self.studies.seeds)):
+                raise ValueError(f"pilot.{name}.seeds: {shared[0]} is a seed of the studies too; take others")
+        rates = {"lr", "head_lr"}
+        rows = [("training", self.training.model_fields_set & rates)]
         rows += [(f"task '{row.task}', training", {"lr"} & set(row.training)) for row in self.tasks]
-        rows += [(f"'{row.method}', training", shared & row.recipe_fields) for row in self.methods]
+        rows += [(f"'{row.method}', training", rates & row.recipe_fields) for row in self.methods]
         instead = {"lr": "give the row of a method a centre", "head_lr": "give tuning, or a task, head_lr"}
         for where, fields in rows:
             for field in sorted(fields):
@@ -222,17 +222,17 @@ class Suite(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _chosen_apart(self) -> Self:
-        """Refuses a choice by the seeds of the final runs, and a value for what is to be chosen."""
+    def _separate_choices(self) -> Self:
+        """Refuses a choice by the seeds of the final runs, and values for fields that are chosen."""
         sections = {"tuning": self.equal_tuning, "search": self.search, "allocation": self.allocation}
         for name, section in sections.items():
             if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
                 raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
-        # Otherwise a choice would be made on examples that are the test of a final seed.
+        # Otherwise test examples of a final seed would take part in a choice.
         dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
         if dealt and any(sections.values()):
             raise ValueError(
-                f"task '{dealt}' has split: per_seed; whatever chooses needs one split for all seeds"
+                f"task '{dealt}' has split: per_seed; choices by validation need one split for all seeds"
             )
         if self.tuning and (self.search or self.allocation):
             raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
@@ -250,73 +250,77 @@ class Suite(Frozen):
 
     @property
     def studies(self) -> Studies | None:
-        """The studies by which every method is tuned; None without."""
+        """The studies that tune every method, if the suite has them."""
         return self.tuning if isinstance(self.tuning, Studies) else None
 
     @property
     def equal_tuning(self) -> Tuning | None:
-        """What every method may spend before the seeds of the suite; None without."""
+        """The equal tuning of every method before the suite's seeds, if the suite has it."""
         return self.tuning if isinstance(self.tuning, Tuning) else None
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The sections that `tensorbench search` runs, and `tensorbench run` does not."""
-        there = {"a search": self.search, "an allocation": self.allocation, "a pilot": self.pilot}
-        return tuple(name for name, section in there.items() if section)
+        """The sections that `tensorbench search` runs and `tensorbench run` does not, in words."""
+        sections = {"a search": self.search, "an allocation": self.allocation, "a pilot": self.pilot}
+        return tuple(name for name, section in sections.items() if section)
 
     def read_from(self, file: SourceFile, lock: SourceFile | None) -> Suite:
-        """The suite with the texts that it was read from, which its trials store."""
+        """The suite with the texts of its files, which its trials store."""
         suite = self.model_copy()
         suite._file, suite._lock = file, lock
         return suite
 
     @property
     def source(self) -> SourceFile:
-        """The text of the suite as it was read; as YAML of its fields where it came from no file."""
+        """The text of the suite's file, or YAML of its fields if it has no file."""
         return self._file or source_text("", written(self.model_dump(mode="json", exclude_unset=True)))
 
     @property
     def lock_source(self) -> SourceFile | None:
-        """The text of the lock that the suite obeys; None where there is none."""
+        """The text of the suite's lock, if it has one."""
         return self._lock
 
     def beside(self, folder: Path) -> Suite:
-        """The suite with whole paths to what it names on this machine; `folder` is where relative ones begin.
+        """The suite with absolute paths; relative paths begin at `folder`.
 
         So a stored trial finds its folders from any working folder.
         """
 
-        def whole(place: Place) -> Place:
+        def absolute(place: Local) -> Local:
             if place is None or place.local is None:
                 return place
             path = os.path.abspath(folder / place.local.expanduser())
             return place.model_copy(update={"local": Path(path)})
 
         tasks = [
-            row.model_copy(update={"source": whole(row.source), "data": row.data and row.data.beside(folder)})
+            row.model_copy(
+                update={"source": absolute(row.source), "data": row.data and row.data.beside(folder)}
+            )
             for row in self.tasks
         ]
-        return self.model_copy(update={"backbones": tuple(map(whole, self.backbones)), "tasks": tuple(tasks)})
+        return self.model_copy(
+            update={"backbones": tuple(map(absolute, self.backbones)), "tasks": tuple(tasks)}
+        )
 
     def check_paths(self) -> None:
         """Raises UserError for a path that the suite names and this machine lacks."""
-        named = [("backbone", spec.local) for spec in self.backbones]
-        named += [(f"task '{row.task}'", row.source.local) for row in self.tasks if row.source]
-        for what, path in named:
+        paths = [("backbone", spec.local) for spec in self.backbones]
+        paths += [(f"task '{row.task}'", row.source.local) for row in self.tasks if row.source]
+        for field, path in paths:
             if path is not None and not path.expanduser().exists():
                 raise UserError(
-                    f"suite '{self.name}', {what}, local: there is no {path} on this machine "
+                    f"suite '{self.name}', {field}, local: there is no {path} on this machine "
                     "(a relative path in a suite's file begins at the folder of that file)"
                 )
 
     def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
-        """The suite's recipe with the task's overrides, and then the method's, put over it.
+        """The suite's recipe with the overrides of the task, then of the method.
 
-        Defaults are not resolved yet. Raises UserError for a field or value that a recipe does not have.
+        Defaults are not resolved yet. Raises UserError for an unknown field and an invalid value.
         """
         merged = self.training.model_dump(exclude_unset=True)
         for where, override in ((f"task '{task.task}'", task.training), (method.method, method.training)):
-            # A length of null is none, and takes the place of none.
+            # A length of null replaces nothing.
             if override.get("steps") is not None:
                 merged.pop("epochs", None)
             if override.get("epochs") is not None:
@@ -327,5 +331,5 @@ class Suite(Frozen):
 
 
 def source_text(name: str, text: str) -> SourceFile:
-    """A text that was read, with its hash."""
+    """The text of a file, with its hash."""
     return SourceFile(name=name, sha256=sha256_of(text.encode()), text=text)

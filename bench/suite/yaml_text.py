@@ -1,4 +1,4 @@
-"""The YAML of suites and locks: to values and back, within bounds that no file meant well comes near."""
+"""The YAML of suites and locks, read and written within bounds far beyond any honest file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ruamel.yaml.resolver import VersionedResolver
 
 from methods.errors import cut
 
-#: A suite needs a few levels. Without a limit a file of nothing but brackets would exhaust the stack.
+#: A suite needs a few levels. Without a limit, a file of brackets would exhaust the stack.
 MAX_DEPTH = 50
 
 #: A lock with the hashes of thousands of files has some hundred thousand bytes.
 MAX_BYTES = 2**20
 
-#: Keys and values, with every alias written out: a few aliases of aliases can stand for billions.
+#: Keys and values with every alias expanded: a few aliases of aliases can stand for billions.
 MAX_VALUES = 20_000
 
 
 class _Resolver(VersionedResolver):
-    """Tells what a plain word means by YAML 1.1, whatever a file's `%YAML` line says.
+    """Resolves plain words by YAML 1.1, even if a file has a `%YAML` line.
 
     So `no` is false and `010` is eight, as they always were in a suite. By YAML 1.2 `no` would be a text,
     which Python takes for true, and `010` would be ten.
@@ -38,23 +38,23 @@ class _Resolver(VersionedResolver):
         return (1, 1)
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> Any:
-        # An option may well be named `n`; hardly any reader of YAML 1.1 takes a letter for true or false.
+        # An option may be named `n`, and hardly any reader of YAML 1.1 takes a letter for true or false.
         if kind is ScalarNode and value in ("y", "Y", "n", "N"):
             return self.DEFAULT_SCALAR_TAG
         return super().resolve(kind, value, implicit)
 
 
 class _Composer(Composer):
-    """Counts the values as they come, with every alias written out, and reads on no further than that."""
+    """Counts the values with every alias expanded, and stops at the limit."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)
         self._values = 0
-        #: By the node's id: how many values it holds, itself included.
+        #: The number of values of a node, including itself, by its id.
         self._sizes: dict[int, int] = {}
 
     def return_alias(self, node: Node) -> Node:
-        # What is not whole yet is within itself, and has no end.
+        # An incomplete node contains itself, and has no end.
         self._values += self._sizes.get(id(node), MAX_VALUES + 1)
         return node
 
@@ -65,16 +65,16 @@ class _Composer(Composer):
             self._values += 1
             self._sizes[id(node)] = self._values - before
         if self._values > MAX_VALUES:
-            said = f"more than {MAX_VALUES:,} values, with its aliases written out"
-            raise ComposerError(None, None, said, node.start_mark)
+            problem = f"more than {MAX_VALUES:,} values, with its aliases expanded"
+            raise ComposerError(None, None, problem, node.start_mark)
         return node
 
 
 class _Constructor(SafeConstructor):
-    """Makes plain values only, and tells where one stands that cannot be.
+    """Makes plain values only, and names the place of an invalid one.
 
-    A key that stands twice is refused, where other readers take the last one's value. So are merge keys:
-    whatever stands beside one may repeat what it merges.
+    Duplicate keys are refused; other readers take the last value. So are merge keys, since the keys beside
+    them may repeat the merged ones.
     """
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
@@ -87,14 +87,14 @@ class _Constructor(SafeConstructor):
         self, node: Node, key_node: Node, mapping: dict[Any, Any], key: Any, value: Any
     ) -> bool:
         if key in mapping:
-            raise ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
+            raise ConstructorError(None, None, f"'{key}' is duplicated", key_node.start_mark)
         return True
 
     def flatten_mapping(self, node: MappingNode) -> None:
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise ConstructorError(
-                    None, None, "merge keys (<<) are not taken; repeat the fields", key.start_mark
+                    None, None, "merge keys (<<) are not accepted; repeat the fields", key.start_mark
                 )
 
 
@@ -109,12 +109,12 @@ def _yaml() -> YAML:
 
 
 def read(path: Path) -> Any:
-    """The values of a YAML file. Raises OSError, or ValueError as `parse` does."""
+    """The values of a YAML file. Raises OSError, and ValueError like `parse`."""
     return parse(read_text(path))
 
 
 def read_text(path: Path) -> str:
-    """What a file of YAML holds, to the byte. Raises OSError, or ValueError for one that is none."""
+    """The text of a YAML file. Raises OSError, and ValueError for a long file or one that is not UTF-8."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -126,17 +126,17 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str) -> Any:
-    """The values of a YAML text. Raises ValueError, whose message says what is wrong, and where."""
+    """The values of a YAML text. Raises ValueError with the problem and its place."""
     try:
         with warnings.catch_warnings():
-            # Such as that by YAML 1.1 a number needs a dot. Here 1e-3 is one without.
+            # By YAML 1.1 a number needs a dot; here 1e-3 is a number, too.
             warnings.simplefilter("ignore", YAMLWarning)
             return _yaml().load(text)
     except MaxDepthExceededError as error:
         raise ValueError(f"nested too deep, more than {MAX_DEPTH} levels{_place(error)}") from error
     except MarkedYAMLError as error:
-        said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ValueError(f"{cut(said, 300)}{_place(error)}") from error
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ValueError(f"{cut(problem, 300)}{_place(error)}") from error
     except YAMLError as error:
         raise ValueError(cut(str(error), 300)) from error
 
@@ -147,7 +147,7 @@ def _place(error: MarkedYAMLError) -> str:
 
 
 def written(values: Any) -> str:
-    """The YAML text of plain values, which `parse` reads back."""
+    """The YAML text of plain values; `parse` reads it back."""
     text = io.StringIO()
     _yaml().dump(values, text)
     return text.getvalue()

@@ -116,7 +116,7 @@ def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:
         ),
         (
             {"methods": [{"method": "lora", "rank": 2, "label": "x"}, {"method": "head_only", "label": "x"}]},
-            "'x' is the label of one row and names another",
+            "'x' is the label of one row",
         ),
         (
             {"methods": [{"method": "head_only", "label": "LoRA"}, {"method": "lora", "rank": 2}]},
