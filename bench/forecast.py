@@ -22,12 +22,12 @@ from bench.plan.cells import Cell
 from bench.plan.make import cells_of
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
-from bench.suite.choosing import Pilot
+from bench.suite.choosing import Pilot, Selection
 from bench.training.saving import PLAIN, Saving
 from bench.wire.measures import Measure
 from bench.wire.plan import Forecast, Share
 from bench.wire.words import Phase
-from methods import UserError
+from methods import Method, UserError
 
 if TYPE_CHECKING:
     # Neither is imported unless it is needed: MLflow and Optuna take seconds.
@@ -169,40 +169,36 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     if suite.pilot is not None:
         return [_pilot_part(suite.pilot, cells_of(plan, device))]
     search, allocation = _Part("search", "search"), _Part("allocation", "search")
+
+    def selection(section: Selection, cell: Cell, method: Method) -> list[Trial]:
+        return [cell.trial(s, "validation", method=method, epochs=section.epochs) for s in section.seeds]
+
+    def add(part: _Part, cell: Cell, points: int, trials: list[Trial], *, known: bool) -> None:
+        part.points += points
+        part.jobs += _jobs(cell, trials, known=known)
+        # The best point, still unknown, is compared with the heuristic's on the suite's seeds.
+        final = [cell.trial(seed, suite.evaluate) for seed in suite.seeds]
+        part.jobs += [*_jobs(cell, final, known=True), *_jobs(cell, final)]
+
     for cell in cells_of(plan, device):
         if suite.search:
+            storage = optuna.storages.InMemoryStorage()
             try:
-                points = RankSearch(
-                    cell, suite.search, optuna.storages.InMemoryStorage(), cell.shown.method
-                ).trials
+                points = RankSearch(cell, suite.search, storage, cell.shown.method).trials
             except UserError as error:
                 notes.append(f"search: {error}")
             else:
-                search.points += points
-                selection = [
-                    cell.trial(seed, "validation", epochs=suite.search.epochs) for seed in suite.search.seeds
-                ]
-                search.jobs += _jobs(cell, points * selection)
-                search.jobs += _jobs(cell, _final(cell), known=True)
-                # The best point, still unknown, is compared with the heuristic's.
-                search.jobs += _jobs(cell, _final(cell))
+                trials = points * selection(suite.search, cell, cell.method)
+                add(search, cell, points, trials, known=False)
         if suite.allocation:
             try:
                 vectors = RankAllocation(cell, suite.allocation).vectors
             except UserError as error:
                 notes.append(f"allocation: {error}")
             else:
-                allocation.points += len(vectors)
-                for ranks in vectors:
-                    method = cell.method.with_size(ranks)
-                    selection = [
-                        cell.trial(seed, "validation", method=method, epochs=suite.allocation.epochs)
-                        for seed in suite.allocation.seeds
-                    ]
-                    allocation.jobs += _jobs(cell, selection, known=True)
-                allocation.jobs += _jobs(cell, _final(cell), known=True)
-                # The best allocation, still unknown, is compared with the heuristic's.
-                allocation.jobs += _jobs(cell, _final(cell))
+                sizes = map(cell.method.with_size, vectors)
+                trials = [trial for size in sizes for trial in selection(suite.allocation, cell, size)]
+                add(allocation, cell, len(vectors), trials, known=True)
     return [search, allocation]
 
 
@@ -226,10 +222,6 @@ def _pilot_part(pilot: Pilot, cells: list[Cell]) -> _Part:
 
     run_pilot(pilot, cells, count)
     return part
-
-
-def _final(cell: Cell) -> list[Trial]:
-    return [cell.trial(seed, cell.suite.evaluate) for seed in cell.suite.seeds]
 
 
 def _jobs(cell: Cell, trials: list[Trial], *, known: bool = False) -> Iterator[_Job]:

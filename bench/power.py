@@ -1,8 +1,4 @@
-"""The smallest differences that a suite can find, with the noise of its stored results or assumed noise.
-
-Seeds and studies have designs of one form. A design of studies is of the score after as many trials of
-tuning as a study has points.
-"""
+"""The smallest differences that a suite can find, with the noise of its stored results or assumed noise."""
 
 from __future__ import annotations
 
@@ -94,41 +90,51 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     The noise is that of stored runs of the suite, else each of `ASSUMED`; `sd` replaces both. Assumed noise
     covers seeds, and test examples by `DISAGREEMENT`, but neither collapsed runs nor chance in tuning.
 
-    Raises UserError for an invalid threshold, and for a threshold in units beside assumed noise, which is a
-    share of the score.
+    A suite tuned by studies has designs of its score after as many trials as a study has points.
+
+    Raises UserError for fewer studies than intervals need, for an invalid threshold, and for a threshold in
+    units beside assumed noise, which is a share of the score.
     """
-    if plan.suite.studies:
-        return _of_studies(plan, store, sd, threshold)
-    rows = plan.of(None).rows
+    tuning, rows = plan.suite.studies, plan.of(None).rows
+    studies = len({row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials})
+    if tuning and studies < LEAST_SEEDS:
+        raise UserError(f"studies: {studies}, and --power needs at least {LEAST_SEEDS}: there is no interval")
+    if tuning:
+        rows = tuple(row for row in rows if row.studies and row.family not in NO_ADAPTERS)
     metrics = {row.task: row.definition.metric for row in rows}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
-    stored_designs = _stored(plan, store) if sd is None else {}
+    read_stored = _stored_studies if tuning else _stored
+    stored_designs = read_stored(plan, store) if sd is None else {}
+    budgets = block_budgets(map(_budget, rows)) if tuning else {}
     powers: list[Power] = []
-    for budget, of_budget in grouped(rows, _budget).items():
+    for budget, of_budget in grouped(rows, lambda row: budgets.get(_budget(row), _budget(row))).items():
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
             settings = {(row.task, row.backbone): row for row in of_block}
-            seeds = max(len(row.trials) for row in of_block)
             methods = {table_name(row): row.family for row in of_block}
-            claims = max(1, len(methods) - (REFERENCE in methods.values()))
-            stored, threshold = stored_designs.get(
-                (budget, metric, task), (None, DEFAULT * METRICS.get(metric).point)
-            )
-            if task and metric in matters and stored is None:
+            claims = max(1, len(methods) - bool(tuning or REFERENCE in methods.values()))
+            point = METRICS.get(metric).point
+            stored, least = stored_designs.get((budget, metric, task), (None, DEFAULT * point))
+            if task and metric in matters and stored is None and not tuning:
                 raise UserError(
                     f"threshold of {metric}: it is in the units of '{task}', and assumed noise is a share of "
                     "the score: leave it out, or take the noise of stored runs of the suite"
                 )
-            if stored:
-                without: tuple[str, ...] = ()
+            added, without = (0.0, ()) if stored else _of_examples(plan.suite, metric, [*settings.values()])
+            seeds = max(len(row.trials) for row in of_block)
+            if tuning and stored:
+                designs = [of_stored(stored, tasks=len(settings), studies=studies, claims=claims)]
+            elif tuning:
+                design = _assumed(tuning, point, sd, len(settings), studies, claims)
+                designs = [replace(design, examples=added)]
+            elif stored:
                 designs = [_planned(stored, len(settings), seeds, claims)]
             else:
-                added, without = _of_examples(plan.suite, metric, list(settings.values()))
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, len(settings), seeds, claims, added) for noise in noises]
-            threshold = matters.get(metric, threshold)
+            least, k = matters.get(metric, least), tuning.points if tuning else None
             powers += [
-                Power(budget, metric, task, design, stored is not None, without, threshold)
+                Power(budget, metric, task, design, stored is not None, without, least, k)
                 for design in designs
             ]
     return powers
@@ -153,45 +159,6 @@ def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float,
         else:
             added += DISAGREEMENT * scored.point**2 / count
     return added / len(rows) ** 2, tuple(dict.fromkeys(without))
-
-
-def _of_studies(plan: Plan, store: str, sd: float | None, threshold: Asked) -> list[Power]:
-    """The power of a suite tuned by studies, after as many trials as a study has points.
-
-    Raises UserError for fewer studies than intervals need.
-    """
-    tuning = plan.suite.studies
-    assert tuning is not None
-    rows = [row for row in plan.of(None).rows if row.studies]
-    numbers = {row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials}
-    studies = len(numbers)
-    if studies < LEAST_SEEDS:
-        raise UserError(f"studies: {studies}, and --power needs at least {LEAST_SEEDS}: there is no interval")
-    rows = [row for row in rows if row.family not in NO_ADAPTERS]
-    metrics = {row.task: row.definition.metric for row in rows}
-    matters = thresholds((metrics[row.task] for row in rows), threshold)
-    stored_designs = _stored_studies(plan, store) if sd is None else {}
-    joined, powers = block_budgets(map(_budget, rows)), []
-    for budget, of_budget in grouped(rows, lambda row: joined[_budget(row)]).items():
-        blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
-        for (metric, task), of_block in blocks.items():
-            settings = {(row.task, row.backbone): row for row in of_block}
-            claims = max(1, len({table_name(row) for row in of_block}) - 1)
-            stored, least = stored_designs.get(
-                (budget, metric, task), (None, DEFAULT * METRICS.get(metric).point)
-            )
-            without: tuple[str, ...] = ()
-            if stored:
-                design = of_stored(stored, tasks=len(settings), studies=studies, claims=claims)
-            else:
-                added, without = _of_examples(plan.suite, metric, list(settings.values()))
-                design = _assumed(tuning, METRICS.get(metric).point, sd, len(settings), studies, claims)
-                design = replace(design, examples=added)
-            least = matters.get(metric, least)
-            powers.append(
-                Power(budget, metric, task, design, stored is not None, without, least, tuning.points)
-            )
-    return powers
 
 
 def _assumed(

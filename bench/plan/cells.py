@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Literal, NamedTuple
 
 from bench.backbones import BackboneInfo, BackboneSpec
-from bench.inputs import TextInput
+from bench.inputs import ModelInput, TextInput
 from bench.plan.rows import Candidate, Names, Row
 from bench.plan.settings import Grids, Setting, applicable, points, published
 from bench.plan.trial import Trial
@@ -83,6 +83,10 @@ class Cell:
     definition: Task
     spec: BackboneSpec
     info: BackboneInfo
+    #: The form in which the backbone gets the examples.
+    model_input: ModelInput
+    #: Training examples. None if only the data tell it.
+    examples: int | None
     #: All that the examples depend on, as in `Trial.data`.
     data: dict[str, Any]
     budget: Budget | None
@@ -107,8 +111,7 @@ class Cell:
     @property
     def has_head(self) -> bool:
         """Whether a head is trained. A language model that answers in words has none."""
-        model_input = self.task.input(self.info.input, self.definition)
-        return not (isinstance(model_input, TextInput) and model_input.answers_by_words)
+        return not (isinstance(self.model_input, TextInput) and self.model_input.answers_by_words)
 
     @property
     def own(self) -> Names:

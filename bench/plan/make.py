@@ -11,7 +11,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
-from bench.inputs import ImageInput, TextInput
+from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.plan.cells import Cell, requested_parameters
 from bench.plan.rows import Plan, Row, in_order
 from bench.plan.settings import Setting
@@ -77,6 +77,10 @@ class Pair(NamedTuple):
     definition: Task
     spec: BackboneSpec
     info: BackboneInfo
+    #: The form in which the backbone gets the examples.
+    model_input: ModelInput
+    #: Training examples. None if only the data tell it.
+    examples: int | None
 
 
 def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
@@ -157,8 +161,7 @@ def _shown(value: Any) -> str:
 
 def _data(pair: Pair) -> dict[str, Any]:
     """All that a trial's examples depend on, except for its seed and their number."""
-    task, info = pair.task, pair.info
-    model_input = task.input(info.input, pair.definition)
+    task, info, model_input = pair.task, pair.info, pair.model_input
     if isinstance(model_input, TextInput):
         if not model_input.tokenizer_hash:
             raise UserError(
@@ -192,7 +195,7 @@ def _pairs(suite: Suite) -> list[Pair]:
     described = [(spec, describe(spec)) for spec in suite.backbones]
     backbones = _named_apart([(spec.pinned(info), info) for spec, info in described])
     pairs = [
-        Pair(row, task, spec, info)
+        Pair(row, task, spec, info, row.input(info.input, task), row.train_examples(task))
         for row, task in tasks
         for spec, info in backbones
         if task.modality == info.input.modality
@@ -312,9 +315,8 @@ def _check_recipe(recipe: Recipe, pair: Pair) -> None:
     name, modality = pair.task.task, pair.definition.modality
     if recipe.augmentation and modality != "vision":
         raise UserError(f"task '{name}' is {modality}: augmentation applies to images only")
-    available = pair.task.train_examples(pair.definition)
-    if available is not None:
-        recipe.check_batch(name, available)
+    if pair.examples is not None:
+        recipe.check_batch(name, pair.examples)
 
 
 def _check_weights(method: Method, spec: BackboneSpec) -> None:
@@ -329,8 +331,7 @@ def _check_fitted(method: Method, row: MethodRow, pair: Pair) -> None:
     """Raises UserError for a fitted head on a model without one, and for fields of its training."""
     if not method.fits_head:
         return
-    model_input = pair.task.input(pair.info.input, pair.definition)
-    if isinstance(model_input, TextInput) and model_input.answers_by_words:
+    if isinstance(pair.model_input, TextInput) and pair.model_input.answers_by_words:
         raise UserError(
             f"{method.label} fits a head, and backbone '{pair.info.name}' answers task '{pair.task.task}' "
             "in words: leave it out"
@@ -346,8 +347,7 @@ def _check_fitted(method: Method, row: MethodRow, pair: Pair) -> None:
 
 def _check_steps(method: Method, recipe: Recipe, pair: Pair, suite: Suite) -> None:
     """Raises UserError for a training that is too short for the method, if its length is known."""
-    examples = pair.task.train_examples(pair.definition)
     for part in (None, suite.equal_tuning, suite.search, suite.allocation):
         trained = Setting().recipe(recipe, part.epochs if part else None)
-        if trained.steps or examples is not None:
-            method.check_steps(trained.step_count(examples or 0))
+        if trained.steps or pair.examples is not None:
+            method.check_steps(trained.step_count(pair.examples or 0))

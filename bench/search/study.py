@@ -115,8 +115,8 @@ class RankSearch:
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
-        train = self.cell.task.train_examples(self.cell.definition)
-        return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
+        examples = self.cell.examples
+        return ceil(recipe.steps / ceil(examples / recipe.batch_size)) if examples else None
 
     def _described(self) -> dict[str, Any]:
         """The contents that must not change between two starts of a study, as JSON returns them."""
