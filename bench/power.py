@@ -120,7 +120,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
                     f"threshold of {metric}: it is in the units of '{task}', and assumed noise is a share of "
                     "the score: leave it out, or take the noise of stored runs of the suite"
                 )
-            added, without = (0.0, ()) if stored else _of_examples(plan.suite, metric, [*settings.values()])
+            added, uncounted = (0.0, ()) if stored else _of_examples(plan.suite, metric, [*settings.values()])
             seeds = max(len(row.trials) for row in of_block)
             if tuning and stored:
                 designs = [of_stored(stored, tasks=len(settings), studies=studies, claims=claims)]
@@ -134,7 +134,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
                 designs = [of_runs(noise, len(settings), seeds, claims, added) for noise in noises]
             least, k = matters.get(metric, least), tuning.points if tuning else None
             powers += [
-                Power(budget, metric, task, design, stored is not None, without, least, k)
+                Power(budget, metric, task, design, stored is not None, uncounted, least, k)
                 for design in designs
             ]
     return powers
@@ -147,7 +147,7 @@ def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float,
     seed deals its own split, its examples are in the standard deviation over seeds already.
     """
     tasks, scored = {task.shown: task for task in suite.tasks}, METRICS.get(metric)
-    added, without = 0.0, []
+    added, uncounted = 0.0, []
     for row in rows:
         task = tasks[row.task]
         if task.split == "per_seed":
@@ -155,10 +155,10 @@ def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float,
         count = task.scored_examples(row.definition, suite.evaluate)
         # Errors in units are not a share of examples on which methods disagree.
         if count is None or scored.in_units:
-            without.append(row.task)
+            uncounted.append(row.task)
         else:
             added += DISAGREEMENT * scored.point**2 / count
-    return added / len(rows) ** 2, tuple(dict.fromkeys(without))
+    return added / len(rows) ** 2, tuple(dict.fromkeys(uncounted))
 
 
 def _assumed(

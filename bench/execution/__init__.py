@@ -1,4 +1,4 @@
-"""Where trials run: in this process, in processes of this machine, or on a Ray cluster."""
+"""Executors of trials: in this process, in processes of this machine, or on a Ray cluster."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ class _Driving:
         #: Ended trials whose records are still in the outbox, or whose claims are not settled.
         self.unsent: dict[str, TrialRun] = {}
         self.retries = Retries()
-        #: How often a reachable store failed at each record, by run.
+        #: Failures of a reachable store at each record, by run.
         self.strikes: Counter[str] = Counter()
         #: The time of the last look at other drivers' claims, and of the begin of an outage (monotonic).
         self.looked = -LOOK

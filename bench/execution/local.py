@@ -73,7 +73,7 @@ class Slot:
     threads: int
     #: MiB of memory for the data of its worker. None: no limit.
     memory: int | None = None
-    #: How its worker saves memory.
+    #: Ways in which its worker saves memory.
     saving: Saving = PLAIN
 
 

@@ -1,4 +1,4 @@
-"""Where trials run, as Python and the command line say it."""
+"""The place where trials run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.training.saving import PLAIN, Saving
 
 @dataclass(frozen=True)
 class Place:
-    """Where trials run, and within which limits."""
+    """The executor, the device and the limits of trials."""
 
     #: A name in `bench.execution.EXECUTORS`.
     executor: str = "inline"
@@ -25,7 +25,7 @@ class Place:
     worker_memory: int | None = None
     #: Seconds per trial, or a multiple of what such trials took, as `5x`. None: the suite's limit.
     trial_timeout: float | str | None = None
-    #: How trials are run in less memory, with the same results.
+    #: Ways to save memory that keep results the same.
     saving: Saving = PLAIN
 
 

@@ -27,7 +27,7 @@ BRIEFLY = 0.5
 #: Seconds for them at a normal end: nobody waits, and another process may hold the file.
 AT_LEISURE = 60.0
 
-#: How often a reachable store may fail at a record until the record is put aside.
+#: Failures of a reachable store at a record until the record is put aside.
 STRIKES = 3
 
 

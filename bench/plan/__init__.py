@@ -1,1 +1,1 @@
-"""What would run: the trials of a suite, with resolved ranks, counts and ids. Starts nothing."""
+"""Plans: the trials of a suite with resolved ranks, counts and ids. Nothing here starts a trial."""

@@ -66,7 +66,7 @@ def offsets(studies: Studies, study: int, setting: str) -> list[float]:
     the order of strata is shuffled. Each setting (a task on a backbone, by any unique name) has its own
     draws, so that means over settings average the luck of the draws too.
     """
-    # Of Python's generator only `random` promises the same numbers in every version.
+    # Python promises the same numbers in every version for `random` only.
     draw = Random(f"study {study} of {setting}").random
     order = sorted(range(studies.points), key=lambda _: draw())
     width = studies.lr.decades / studies.points
@@ -96,7 +96,7 @@ class Cell:
     head_follows: bool
     #: The labels that the suite gives to method, backbone and task.
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
-    #: What the suite trains differently for this method, in words for its label.
+    #: The recipe's overrides for this method, in words for its label.
     overrides: str = ""
     #: The centre that its row gives to the rates of studies.
     centre: float | None = None
@@ -104,8 +104,8 @@ class Cell:
     number: int = 0
 
     @property
-    def asked(self) -> int | None:
-        """Adapter parameters that the budget asks for. None if it sets the ranks instead."""
+    def target_count(self) -> int | None:
+        """Adapter parameters that the budget requests. None if it sets the ranks instead."""
         return requested_parameters(self.budget, self.info.geometry)
 
     @property
@@ -163,7 +163,7 @@ class Cell:
         sized = method or self.method
         own, shown = self.own, self.shown
         count, peak = sized.count(self.info.geometry), sized.peak_count(self.info.geometry)
-        ratio = None if self.asked is None else count / self.asked
+        ratio = None if self.target_count is None else count / self.target_count
         return Row(
             method=f"{shown.method} [{note}]" if note else shown.method,
             # A label is the title if nothing else tells the method from its plain form.
@@ -176,7 +176,7 @@ class Cell:
             ranks=sized.size or (),
             parameters=count,
             peak=None if peak == count else peak,
-            asked=self.asked,
+            asked=self.target_count,
             ratio=ratio,
             # Rounded, or the last digit of a float would decide about a count at the tolerance.
             within=round(abs(ratio - 1), 12) <= self.budget.tolerance
@@ -296,7 +296,7 @@ class Cell:
 
 
 def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | None:
-    """Adapter parameters that a budget asks for. None if it sets the ranks instead."""
+    """Adapter parameters that a budget requests. None if it sets the ranks instead."""
     if budget is None:
         return None
     return _lora_parameters(budget.isoparameters, geometry) if budget.isoparameters else budget.parameters

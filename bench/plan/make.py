@@ -227,10 +227,10 @@ def _named_apart(
         if not same and spec.label and other_spec.label:
             labelled.add(info.name)
         elif not same or _pixels(info) == _pixels(other):
-            what = "leave one of them out" if same else "give each a label, or a suite of its own"
+            advice = "leave one of them out" if same else "give each a label, or a suite of its own"
             raise UserError(
                 f"two backbones have the name '{info.name}', and nothing would tell their results apart: "
-                f"{what}"
+                f"{advice}"
             )
     named = Counter(info.name for _, info in backbones)
     apart = []

@@ -53,9 +53,9 @@ class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
     own: Names
     #: The task behind the name.
     definition: Task = Field(repr=False)
-    #: What the row's trials are for. None for a row of the tables.
+    #: The purpose of the row's trials. None for a row of the tables.
     phase: Phase | None = None
-    #: What tuning may choose from.
+    #: The settings that tuning may choose.
     candidates: tuple[Candidate, ...] = Field((), repr=False)
 
     def tuned(self, choice: Choice) -> Row:

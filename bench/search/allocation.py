@@ -1,4 +1,4 @@
-"""How a budget is best shared among a method's modes: sweeps of each mode, and a path from equal ranks."""
+"""The allocation of a budget to a method's modes: sweeps of each mode, and a path from equal ranks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RankAllocation:
         if len(method.rank_names) < 2:
             raise UserError(f"method '{method.label}' has a single mode; an allocation needs several")
         assert method.size
-        self.budget = cell.asked or method.count(geometry)
+        self.budget = cell.target_count or method.count(geometry)
         self.space = RankSpace(method, geometry, self.budget, section.modes)
         self.heuristic = self.space.affordable(method.size)
         self.swept = sweeps(self.space, self.heuristic, section.ranks)

@@ -1,4 +1,4 @@
-"""How much the rank of each mode matters, by Optuna's evaluators."""
+"""The importance of each mode's rank, by Optuna's evaluators."""
 
 from __future__ import annotations
 

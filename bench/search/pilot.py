@@ -101,9 +101,11 @@ def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
     suite = cells[0].suite
     tasks = {cell.task.task for cell in cells}
     if pilot.head_lr is not None and (
-        without := sorted(tasks - {cell.task.task for cell in cells if cell.method.name == HEAD})
+        headless := sorted(tasks - {cell.task.task for cell in cells if cell.method.name == HEAD})
     ):
-        raise UserError(f"pilot.head_lr: task '{without[0]}' has no row of {HEAD}, by which a rate is chosen")
+        raise UserError(
+            f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, by which a rate is chosen"
+        )
     if pilot.epochs is not None:
         if by_steps := next((cell for cell in cells if cell.recipe.epochs is None), None):
             raise UserError(

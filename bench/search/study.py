@@ -79,7 +79,7 @@ class RankSearch:
         method, geometry = cell.method, cell.info.geometry
         if not method.rank_names:
             raise UserError(f"method '{method.label}' has no rank to search")
-        self.budget = cell.asked or method.count(geometry)
+        self.budget = cell.target_count or method.count(geometry)
         self.metric = METRICS.get(cell.definition.metric)
         self.two = search.objectives != "metric"
         #: A point's value times this is better if it is larger.

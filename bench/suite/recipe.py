@@ -141,7 +141,7 @@ class Recipe(Frozen):
                 "head_lr": self.head_lr or self.lr,
                 "epochs": self.epochs or (None if self.steps else 10),
                 "precision": precision,
-                # What trains alike has one id, however it is written.
+                # Recipes that train alike have one id, however they are written.
                 "adapter_weight_decay": AS_HEAD if decay == self.weight_decay else decay,
             }
         )
