@@ -13,7 +13,7 @@ from reports.study import Experiment, TableRow, table_name
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """The rows that a report is of; an empty choice is all. What is left out takes part in no comparison, so
     that intervals hold at once for the others alone.
 

@@ -27,7 +27,7 @@ from methods.errors import shown
 from reports import ablation
 from reports.cautions import guards
 from reports.inference.intervals import LEAST_SEEDS, of_each, t_half
-from reports.part import Part
+from reports.part import ReportPart
 from reports.study import FLOOR, OWN_SIZE, Experiment, PlannedCell, Seed, Study, TableRow
 
 #: The message of a seed whose trial is not known before its row's tuning has ended.
@@ -66,7 +66,7 @@ Stored = TypeVar("Stored")
 PLACE = ("study", "point", "offset", "lr")
 
 
-def read(uri: str, names: Sequence[str], part: Part | None = None, *, studies: bool = False) -> Study:
+def read(uri: str, names: Sequence[str], part: ReportPart | None = None, *, studies: bool = False) -> Study:
     """Reads experiments of one store and of packs, whose files stand among the names; or a part of them.
 
     Experiments that were tuned by studies are read if `studies` says so; else they are left out, with a note,
@@ -78,7 +78,9 @@ def read(uri: str, names: Sequence[str], part: Part | None = None, *, studies: b
     return read_sources(open_results(uri, names), part, studies=studies)
 
 
-def read_sources(sources: Sequence[Source], part: Part | None = None, *, studies: bool = False) -> Study:
+def read_sources(
+    sources: Sequence[Source], part: ReportPart | None = None, *, studies: bool = False
+) -> Study:
     """The same of experiments that are open. Raises UserError for one that has no result."""
     whole = named_apart(list(map(read_experiment, sources)))
     notes: list[str] = []
@@ -90,7 +92,7 @@ def read_sources(sources: Sequence[Source], part: Part | None = None, *, studies
     if part:
         notes[:0] = _of_part(part, experiments, whole)
     notes += _cut_prompts(cells)
-    return Study(experiments, cells, seeds, tuple(notes), (part or Part()).compared)
+    return Study(experiments, cells, seeds, tuple(notes), (part or ReportPart()).compared)
 
 
 def _of_seeds(experiments: Sequence[Experiment]) -> tuple[tuple[Experiment, ...], list[str]]:
@@ -108,7 +110,7 @@ def _of_seeds(experiments: Sequence[Experiment]) -> tuple[tuple[Experiment, ...]
     return kept, [f"{name}: tuned by studies, and not shown here." for name in left_out]
 
 
-def _of_part(part: Part, chosen: Sequence[Experiment], whole: Sequence[Experiment]) -> Iterator[str]:
+def _of_part(part: ReportPart, chosen: Sequence[Experiment], whole: Sequence[Experiment]) -> Iterator[str]:
     """What the reader of a part must know."""
     kept, there = (sum(len(each.rows) for each in some) for some in (chosen, whole))
     families = len(part.compared)

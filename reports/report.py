@@ -22,7 +22,7 @@ from reports.analysis import Analysis, analyse
 from reports.drawing import Drawn
 from reports.figures.studies import draw as draw_studies
 from reports.frames import as_json, csv, frames
-from reports.part import Part
+from reports.part import ReportPart
 from reports.reading import read
 from reports.recipes import Mixture, find_mixtures, refuse_mixtures
 from reports.studies import StudyAnalysis, analyse_studies
@@ -70,7 +70,7 @@ def write_report(
     mixed: bool = False,
     force: bool = False,
     log: bool = True,
-    part: Part | None = None,
+    part: ReportPart | None = None,
 ) -> Written:
     """Writes a report into the folder `out` and, if it is of all rows, logs it on the runs of the suites.
 

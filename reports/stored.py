@@ -20,7 +20,7 @@ from bench.wire.record import Record, latest
 from bench.wire.start import Start, StoredConfig
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
-from reports.part import Part
+from reports.part import ReportPart
 from reports.reading import read
 from reports.study import Cell, Seed
 
@@ -275,7 +275,9 @@ class CellContents:
         return told
 
 
-def cell_contents(uri: str, names: Sequence[str], number: int, part: Part | None = None) -> CellContents:
+def cell_contents(
+    uri: str, names: Sequence[str], number: int, part: ReportPart | None = None
+) -> CellContents:
     """The cell of this number, as `cells.csv` of a report on the same experiments, or on this part of them,
     counts them.
 

@@ -73,10 +73,10 @@ def show(
     """
     from bench.suite.load import experiment_of
     from bench.terminal.stored import print_cell, print_trial
-    from reports.part import Part
+    from reports.part import ReportPart
     from reports.stored import cell_contents, trial_contents
 
-    part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
+    part = ReportPart(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     if suite and (as_json or cell is not None):
         raise typer.BadParameter("--suite prints the suite of one trial: no --cell or --json beside it")
     if cell is not None:
@@ -156,9 +156,9 @@ def report(
         _compare_peft([Path(name) for name in experiment], reference, folder, as_json, force=force)
         return
     from bench.suite.load import experiment_of
-    from reports.part import Part
+    from reports.part import ReportPart
 
-    part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
+    part = ReportPart(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     if against is not None:
         if len(experiment) > 1 or folder is not None or not part.whole:
             raise typer.BadParameter("--against compares two experiments: no --out and no part beside it")

@@ -55,7 +55,7 @@ CONNECTING = 10
 
 
 @dataclass
-class _Worker:
+class _Handle:
     actor: Any
     trial: Trial | None = None
     #: Ray's reference to its next list of events.
@@ -68,7 +68,7 @@ class _Worker:
 
 
 @dataclass(frozen=True)
-class Share:
+class SlotShare:
     """The share of a node that a slot takes."""
 
     #: May be a fraction: several slots share a GPU then.
@@ -76,7 +76,7 @@ class Share:
     cpus: int
 
     @classmethod
-    def of_gpus(cls, slots_per_device: int | None) -> Share:
+    def of_gpus(cls, slots_per_device: int | None) -> SlotShare:
         """A GPU, or its fraction among several slots, with as many cores as every node has per slot.
 
         Raises UserError if no node has a GPU.
@@ -89,7 +89,7 @@ class Share:
         return cls(1 / slots, max(1, int(cpus)))
 
     @classmethod
-    def of_cpus(cls, workers: int | None) -> Share:
+    def of_cpus(cls, workers: int | None) -> SlotShare:
         """A core, or a worker's share of all cores, on a single node.
 
         Raises UserError if no node has a core to offer.
@@ -110,12 +110,12 @@ class RayCluster(Executor):
     options = frozenset({"workers", "slots_per_device", "ray_address"})
     on_this_machine = False
 
-    def __init__(self, device: str, share: Share, limit: int | None, saving: Saving) -> None:
+    def __init__(self, device: str, share: SlotShare, limit: int | None, saving: Saving) -> None:
         super().__init__(device, saving)
         self._share, self._limit = share, limit
         #: The least bytes of memory per trial; 0 before trials are prepared.
         self._memory = 0
-        self._workers: list[_Worker] = []
+        self._workers: list[_Handle] = []
         self._looked = -LOOK
         self._slots_now = 0
         self.slots = self._capacity()
@@ -137,7 +137,7 @@ class RayCluster(Executor):
             if device == "cpu" and place.slots_per_device:
                 raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
             gpus = device == "cuda"
-            share = Share.of_gpus(place.slots_per_device) if gpus else Share.of_cpus(place.workers)
+            share = SlotShare.of_gpus(place.slots_per_device) if gpus else SlotShare.of_cpus(place.workers)
             return cls(device, share, place.workers, place.saving)
         except BaseException:
             ray.shutdown()
@@ -203,11 +203,11 @@ class RayCluster(Executor):
                 .options(max_concurrency=3, **self._options())
                 .remote(self.device, self._saving)
             )
-            worker = _Worker(actor)
+            worker = _Handle(actor)
             self._workers.append(worker)
         self._give(worker, trial, limit)
 
-    def _give(self, worker: _Worker, trial: Trial, limit: float | None) -> None:
+    def _give(self, worker: _Handle, trial: Trial, limit: float | None) -> None:
         worker.trial, worker.watch = trial, Watch(limit)
         worker.actor.run.remote(trial)
         worker.heard = worker.actor.events.remote()
@@ -262,7 +262,7 @@ class RayCluster(Executor):
         for worker in busy.values():
             self._look_after(worker, report)
 
-    def _look_after(self, worker: _Worker, report: Report) -> None:
+    def _look_after(self, worker: _Handle, report: Report) -> None:
         """Ends a worker whose trial is beyond its limit, and reports silence."""
         worker.watch.listen(at_work=worker.placed)
         if worker.trial is None or worker not in self._workers:
@@ -278,7 +278,7 @@ class RayCluster(Executor):
         for worker in self._workers[:]:
             self._remove(worker)
 
-    def _remove(self, worker: _Worker) -> None:
+    def _remove(self, worker: _Handle) -> None:
         self._workers.remove(worker)
         ray.kill(worker.actor)
 

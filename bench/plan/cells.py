@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from bench.backbones import BackboneInfo, BackboneSpec
 from bench.inputs import ModelInput, TextInput
-from bench.plan.rows import Candidate, Names, Row
+from bench.plan.rows import CandidateSetting, Names, Row
 from bench.plan.settings import Grids, Setting, applicable, points, published
 from bench.plan.trial import Trial
 from bench.suite.choosing import Studies, Tuning
@@ -156,7 +156,7 @@ class Cell:
         note: str = "",
         phase: Phase | None = None,
         tuning: Tuned | None = None,
-        candidates: Sequence[Candidate] = (),
+        candidates: Sequence[CandidateSetting] = (),
         studies: StudyPlan | None = None,
     ) -> Row:
         """The row of these trials, given by seed. `method` replaces the cell's if its ranks differ."""
@@ -233,7 +233,7 @@ class Cell:
         grids = self.tunable(tuning.grids)
         rows: list[Row] = []
         trials: list[Trial] = []
-        candidates: list[Candidate] = []
+        candidates: list[CandidateSetting] = []
         for setting in points(tuning.grids, grids, tuning.trials, published(self.method)):
             tuned = [
                 self.trial(seed, "validation", setting=setting, epochs=tuning.epochs) for seed in tuning.seeds
@@ -241,7 +241,7 @@ class Cell:
             trials += tuned
             rows.append(self.row(_ids(tuned), note=setting.label, phase="tuning"))
             final = {s: self.trial(s, self.suite.evaluate, setting=setting) for s in self.suite.seeds}
-            candidates.append(Candidate(setting=setting, tuning=_ids(tuned), final=final))
+            candidates.append(CandidateSetting(setting=setting, tuning=_ids(tuned), final=final))
         allowance = Tuned(
             trials=len(candidates),
             epochs=tuning.epochs or self.recipe.epochs,

@@ -70,7 +70,7 @@ def cells_of(plan: Plan, device: str) -> list[Cell]:
     return [cell for key, cell in keyed.items() if key in rows]
 
 
-class Pair(NamedTuple):
+class Pairing(NamedTuple):
     """A task and a backbone of its modality, each with its description."""
 
     task: TaskRow
@@ -159,7 +159,7 @@ def _shown(value: Any) -> str:
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
-def _data(pair: Pair) -> dict[str, Any]:
+def _data(pair: Pairing) -> dict[str, Any]:
     """All that a trial's examples depend on, except for its seed and their number."""
     task, info, model_input = pair.task, pair.info, pair.model_input
     if isinstance(model_input, TextInput):
@@ -182,7 +182,7 @@ def _data(pair: Pair) -> dict[str, Any]:
     return {**key, **identity(task, include={"padding"})}
 
 
-def _pairs(suite: Suite) -> list[Pair]:
+def _pairs(suite: Suite) -> list[Pairing]:
     """Every task with every backbone of its modality. Raises UserError for one without a partner."""
     # Branches of a hub move. They are resolved here, so that a trial names the same commit wherever it runs.
     tasks = []
@@ -195,7 +195,7 @@ def _pairs(suite: Suite) -> list[Pair]:
     described = [(spec, describe(spec)) for spec in suite.backbones]
     backbones = _named_apart([(spec.pinned(info), info) for spec, info in described])
     pairs = [
-        Pair(row, task, spec, info, row.input(info.input, task), row.train_examples(task))
+        Pairing(row, task, spec, info, row.input(info.input, task), row.train_examples(task))
         for row, task in tasks
         for spec, info in backbones
         if task.modality == info.input.modality
@@ -310,7 +310,7 @@ def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> N
             )
 
 
-def _check_recipe(recipe: Recipe, pair: Pair) -> None:
+def _check_recipe(recipe: Recipe, pair: Pairing) -> None:
     """Raises UserError for augmented texts, and for a batch that is larger than the training split."""
     name, modality = pair.task.task, pair.definition.modality
     if recipe.augmentation and modality != "vision":
@@ -327,7 +327,7 @@ def _check_weights(method: Method, spec: BackboneSpec) -> None:
         )
 
 
-def _check_fitted(method: Method, row: MethodRow, pair: Pair) -> None:
+def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
     """Raises UserError for a fitted head on a model without one, and for fields of its training."""
     if not method.fits_head:
         return
@@ -345,7 +345,7 @@ def _check_fitted(method: Method, row: MethodRow, pair: Pair) -> None:
         )
 
 
-def _check_steps(method: Method, recipe: Recipe, pair: Pair, suite: Suite) -> None:
+def _check_steps(method: Method, recipe: Recipe, pair: Pairing, suite: Suite) -> None:
     """Raises UserError for a training that is too short for the method, if its length is known."""
     for part in (None, suite.equal_tuning, suite.search, suite.allocation):
         trained = Setting().recipe(recipe, part.epochs if part else None)

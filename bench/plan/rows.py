@@ -21,7 +21,7 @@ from methods.validation import Frozen
 Entry = TypeVar("Entry")
 
 
-class Candidate(Frozen):
+class CandidateSetting(Frozen):
     """A setting that tuning may choose, with its tuning trials and its final trials."""
 
     setting: Setting
@@ -34,7 +34,7 @@ class Candidate(Frozen):
 class Choice(Frozen):
     """The choice of tuning for a row, with the number of tied candidates."""
 
-    candidate: Candidate
+    candidate: CandidateSetting
     tied: int
 
 
@@ -56,7 +56,7 @@ class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
     #: The purpose of the row's trials. None for a row of the tables.
     phase: Phase | None = None
     #: The settings that tuning may choose.
-    candidates: tuple[Candidate, ...] = Field((), repr=False)
+    candidates: tuple[CandidateSetting, ...] = Field((), repr=False)
 
     def tuned(self, choice: Choice) -> Row:
         """The row with the setting that its tuning has chosen, and its trials."""

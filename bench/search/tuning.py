@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from bench.metrics import METRICS
-from bench.plan.rows import Candidate, Choice, Plan, Row
+from bench.plan.rows import CandidateSetting, Choice, Plan, Row
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan, Tuned
 from bench.wire.record import Record, comparable, latest, results
@@ -36,7 +36,7 @@ def _best(row: Row, records: Mapping[str, Record]) -> Choice:
     assert row.tuning is not None
     signs: dict[By, float] = {"loss": -1.0, "score": METRICS.get(row.definition.metric).sign}
 
-    def merit(candidate: Candidate, by: By) -> tuple[int, float]:
+    def merit(candidate: CandidateSetting, by: By) -> tuple[int, float]:
         values = results(records, candidate.tuning.values(), by)
         return len(values), signs[by] * comparable(fmean(values)) if values else 0.0
 

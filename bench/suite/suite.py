@@ -31,7 +31,7 @@ from methods import UserError
 from methods.validation import Frozen, refuse_repeats, tag_of, validate
 
 #: Anything that may lie in a folder of this machine.
-Local = TypeVar("Local", BackboneSpec, DataSource | None)
+Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
 
 def _once(value: Any) -> Any:
@@ -286,7 +286,7 @@ class Suite(Frozen):
         So a stored trial finds its folders from any working folder.
         """
 
-        def absolute(place: Local) -> Local:
+        def absolute(place: Located) -> Located:
             if place is None or place.local is None:
                 return place
             path = os.path.abspath(folder / place.local.expanduser())

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.store.opening import open_results
 from bench.wire.words import Status
 from reports.inference.intervals import Bounds
-from reports.part import Part
+from reports.part import ReportPart
 from reports.reading import read_sources
 from reports.study import Cell, Study, grouped
 from reports.units import PERCENT
@@ -40,7 +40,7 @@ class Packed:
         #: As a command in a clone names them.
         self.files = " ".join(f"results/{pack.name}" for pack in packs)
 
-    def part(self, part: Part) -> Study:
+    def part(self, part: ReportPart) -> Study:
         return read_sources(self._sources, part)
 
     def cells(self, task: str, budget: str) -> dict[str, Cell]:

@@ -13,7 +13,7 @@ from reports.comparisons import Without
 from reports.findings import Against, against
 from reports.inference.intervals import of_each
 from reports.inference.power import of_effect
-from reports.part import Part
+from reports.part import ReportPart
 from reports.thresholds import DEFAULT
 from reports.units import PERCENT
 from reports.words import listed
@@ -92,7 +92,7 @@ def _row(line: Line) -> Row:
 
 def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[list[Line], list[str]]:
     """The comparisons on these tasks, and what they lack: nothing is answered from a part of them."""
-    part = Part(pairs=question.pairs, tasks=tasks, budgets=[question.budget])
+    part = ReportPart(pairs=question.pairs, tasks=tasks, budgets=[question.budget])
     lines, lacking = [], []
     for block in analyse(packed.part(part)).blocks:
         lacking += [block.no_reference] if block.no_reference else []

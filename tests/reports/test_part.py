@@ -13,7 +13,7 @@ import pytest
 from bench.wire.plan import PlannedRow
 from methods import UserError
 from reports.analysis import Block, analyse
-from reports.part import Part
+from reports.part import ReportPart
 from reports.reading import read
 from reports.study import table_name
 
@@ -26,7 +26,7 @@ from .made_up import Call
 def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> None:
     whole = analyse(read(rich, ["rich"])).blocks[0]
     chosen = ["LoRA", "TensLoRA att"]
-    part = analyse(read(rich, ["rich"], Part(methods=chosen, budgets=[whole.budget])))
+    part = analyse(read(rich, ["rich"], ReportPart(methods=chosen, budgets=[whole.budget])))
     (block,) = part.blocks
     (alone,) = block.comparisons
     among = next(found for found in whole.comparisons if found.method == alone.method)
@@ -37,18 +37,18 @@ def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> Non
 
 
 def test_another_reference_turns_the_sign(rich: str) -> None:
-    part = Part(methods=["LoRA"], reference="TensLoRA att", budgets=["isorank"])
+    part = ReportPart(methods=["LoRA"], reference="TensLoRA att", budgets=["isorank"])
     (block,) = analyse(read(rich, ["rich"], part)).blocks
     (found,) = block.comparisons
     assert block.reference is not None
     assert (block.reference.method, found.method) == ("TensLoRA att", "LoRA")
-    with_lora = Part(methods=["LoRA", "TensLoRA att"], budgets=["isorank"])
+    with_lora = ReportPart(methods=["LoRA", "TensLoRA att"], budgets=["isorank"])
     (other,) = analyse(read(rich, ["rich"], with_lora)).blocks[0].comparisons
     assert found.effect.difference == pytest.approx(-other.effect.difference)
 
 
 def test_a_reference_of_another_budget_is_taken_from_where_it_stands(rich: str) -> None:
-    part = Part(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
+    part = ReportPart(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
     (block, *_) = [found for found in analyse(read(rich, ["rich"], part)).blocks if found.comparisons]
     assert block.reference is not None
     assert (block.reference.method, block.reference.budget) == ("head only", "own size")
@@ -56,10 +56,10 @@ def test_a_reference_of_another_budget_is_taken_from_where_it_stands(rich: str) 
 
 
 def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: str) -> None:
-    rows = {row.method for row in read(rich, ["rich"], Part(methods=["tenslora"])).experiments[0].rows}
+    rows = {row.method for row in read(rich, ["rich"], ReportPart(methods=["tenslora"])).experiments[0].rows}
     assert len(rows) > 1
     assert all(name.startswith("TensLoRA") for name in rows)
-    (row,) = {row.method for row in read(rich, ["rich"], Part(methods=["LoRA"])).experiments[0].rows}
+    (row,) = {row.method for row in read(rich, ["rich"], ReportPart(methods=["LoRA"])).experiments[0].rows}
     assert row == "LoRA"
 
 
@@ -72,16 +72,18 @@ PAIRS = [
 
 
 def test_pairs_with_several_references_hold_at_once(rich: str) -> None:
-    def blocks(part: Part) -> tuple[Block, ...]:
+    def blocks(part: ReportPart) -> tuple[Block, ...]:
         return analyse(read(rich, ["rich"], part)).blocks
 
-    found = blocks(Part(pairs=PAIRS, budgets=["isoparameters"]))
+    found = blocks(ReportPart(pairs=PAIRS, budgets=["isoparameters"]))
     asked = [(one.method, block.asked) for block in found for one in block.comparisons]
     assert sorted(asked) == sorted(PAIRS)
     assert [block.level for block in found] == [pytest.approx(1 - 0.05 / 3)] * 3
     for block in found:
         methods = [method for method, reference in PAIRS if reference == block.asked]
-        (by_itself,) = blocks(Part(methods=methods, reference=block.asked, budgets=["isoparameters"]))[:1]
+        (by_itself,) = blocks(ReportPart(methods=methods, reference=block.asked, budgets=["isoparameters"]))[
+            :1
+        ]
         alone = {one.method: one for one in by_itself.comparisons}
         for one in block.comparisons:
             before = alone[one.method]
@@ -93,8 +95,8 @@ def test_pairs_with_several_references_hold_at_once(rich: str) -> None:
 
 def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: str) -> None:
     chosen = {"tasks": ["digits"], "budgets": ["isorank"]}
-    paired = Part(pairs=[("LoRA", "TensLoRA att"), ("LoTR", "TensLoRA att")], **chosen)
-    named = Part(methods=["LoRA", "LoTR"], reference="TensLoRA att", **chosen)
+    paired = ReportPart(pairs=[("LoRA", "TensLoRA att"), ("LoTR", "TensLoRA att")], **chosen)
+    named = ReportPart(methods=["LoRA", "LoTR"], reference="TensLoRA att", **chosen)
     one, other = (analyse(read(rich, ["rich"], part)).blocks for part in (paired, named))
     told = [
         [(block.heading, found.method, found.interval, found.intervals) for found in block.comparisons]
@@ -106,16 +108,16 @@ def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: st
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        (Part(methods=["TensLoRA at"]), "method of this report 'TensLoRA at'.*TensLoRA att"),
-        (Part(reference="Lora"), "reference 'Lora'.*LoRA"),
-        (Part(budgets=["isorank 99"]), "budget of this report 'isorank 99'.*isorank 2"),
-        (Part(methods=["head only"], budgets=["isorank 2"]), "no row is of all these"),
-        (Part(pairs=[("tenslora", "LoRA")]), "method 'tenslora'.*TensLoRA att"),
-        (Part(pairs=[("LoRA", "Lora")]), "reference 'Lora'.*LoRA"),
-        (Part(pairs=[("head only", "LoRA")], budgets=["isorank 2"]), "'head only' has no row among"),
+        (ReportPart(methods=["TensLoRA at"]), "method of this report 'TensLoRA at'.*TensLoRA att"),
+        (ReportPart(reference="Lora"), "reference 'Lora'.*LoRA"),
+        (ReportPart(budgets=["isorank 99"]), "budget of this report 'isorank 99'.*isorank 2"),
+        (ReportPart(methods=["head only"], budgets=["isorank 2"]), "no row is of all these"),
+        (ReportPart(pairs=[("tenslora", "LoRA")]), "method 'tenslora'.*TensLoRA att"),
+        (ReportPart(pairs=[("LoRA", "Lora")]), "reference 'Lora'.*LoRA"),
+        (ReportPart(pairs=[("head only", "LoRA")], budgets=["isorank 2"]), "'head only' has no row among"),
     ],
 )
-def test_what_is_not_there_is_refused(rich: str, part: Part, told: str) -> None:
+def test_what_is_not_there_is_refused(rich: str, part: ReportPart, told: str) -> None:
     with pytest.raises(UserError, match=told):
         read(rich, ["rich"], part)
 
@@ -131,7 +133,7 @@ def test_what_is_not_there_is_refused(rich: str, part: Part, told: str) -> None:
 )
 def test_pairs_that_say_nothing_or_too_much_are_refused(pairs: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        Part(**pairs)
+        ReportPart(**pairs)
 
 
 def test_what_has_a_size_of_its_own_is_named_as_in_tables() -> None:
@@ -155,16 +157,16 @@ def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
     # What the third one repeats stands once.
     (whole,) = {tuple(read(uri, names).cells["method"])}
     assert sorted(whole) == sorted([*both, "TensLoRA att", "TensLoRA att · wider"])
-    assert set(read(uri, names, Part(methods=["LoRA"])).cells["method"]) == both
-    assert set(read(uri, names, Part(methods=["LoRA · wider"])).cells["method"]) == {"LoRA · wider"}
-    pair = Part(pairs=[("TensLoRA att", "TensLoRA att · wider")])
+    assert set(read(uri, names, ReportPart(methods=["LoRA"])).cells["method"]) == both
+    assert set(read(uri, names, ReportPart(methods=["LoRA · wider"])).cells["method"]) == {"LoRA · wider"}
+    pair = ReportPart(pairs=[("TensLoRA att", "TensLoRA att · wider")])
     assert set(read(uri, names, pair).cells["method"]) == {"TensLoRA att", "TensLoRA att · wider"}
-    (block,) = analyse(read(uri, names, Part(pairs=[("LoRA · wider", "LoRA")]))).blocks
+    (block,) = analyse(read(uri, names, ReportPart(pairs=[("LoRA · wider", "LoRA")]))).blocks
     assert "training batch_size 64 against 8" in str(block.no_reference)
 
 
 def test_the_page_of_pairs_says_the_level_and_what_each_difference_is_from(rich: str, tmp_path: Path) -> None:
-    part = Part(pairs=PAIRS[:3], budgets=["isorank"])
+    part = ReportPart(pairs=PAIRS[:3], budgets=["isorank"])
     page = page_of(analyse(read(rich, ["rich"], part)), tmp_path).read_text(encoding="utf-8")
     assert "those of each of the 2 references with 97.5%" in page
     assert page.count("simultaneously with 97.5%, those of all 2 references together with 95%") == 2

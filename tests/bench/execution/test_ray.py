@@ -183,7 +183,7 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
     """A third trial waits until one of two has ended. What stands for trials tells of its GPU, and waits."""
     import ray
 
-    from bench.execution.ray import RayCluster, Share
+    from bench.execution.ray import RayCluster, SlotShare
 
     class Slot:
         def __init__(self, *_: object) -> None:
@@ -218,7 +218,7 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
     with monkeypatch.context() as patch:
         # The connection is that of all tests.
         patch.setattr(ray, "shutdown", lambda: None)
-        with RayCluster("cuda", Share.of_gpus(2), None, PLAIN) as place:
+        with RayCluster("cuda", SlotShare.of_gpus(2), None, PLAIN) as place:
             assert place.slots == place.free == 2
             for number in range(3):
                 place.submit(SimpleNamespace(id=str(number)))  # type: ignore[arg-type]
