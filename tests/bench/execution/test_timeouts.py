@@ -166,9 +166,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Local, psutil.Pro
 
 
 @pytest.mark.processes
-def test_a_worker_that_is_stopped_while_it_prepares_is_told_of(
-    stopped: tuple[Local, psutil.Process],
-) -> None:
+def test_a_worker_that_is_stopped_while_it_prepares_is_told_of(stopped: tuple[Local, psutil.Process]) -> None:
     place, process = stopped
     made = plan()
     events: list[Event] = []
@@ -207,9 +205,7 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
     monkeypatch.setattr(watch, "IDLE", 10**9)
     monkeypatch.setattr(local, "get_context", lambda _: FORKS)
     made = plan(
-        methods=["head_only", {"method": "lora", "training": {"steps": 2}}],
-        training=LONG,
-        trial_timeout=1000,
+        methods=["head_only", {"method": "lora", "training": {"steps": 2}}], training=LONG, trial_timeout=1000
     )
     events: list[Event] = []
 

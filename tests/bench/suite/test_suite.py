@@ -35,15 +35,15 @@ from ..toy_suites import DIGITS, VISION, plan, suite, write
         ({"methods": [{"method": "lora", "each": {"rnak": [1]}}]}, naming("'rnak'", "'rank'")),
         (
             {"methods": [{"method": "lora", "each": {"budgets": [[{"isorank": 1}]]}}]},
-            "methods.0.each: takes options of the method, and training, but not budgets",
+            "methods.0.each: .*budgets",
         ),
         (
             {"methods": [{"method": "lora", "each": {"training": [{"lr": 1e-3}]}}]},
-            "methods.0.each: training: should be a mapping of the recipe's fields to lists",
+            "methods.0.each: training: .*mapping",
         ),
         (
             {"methods": [{"method": "lora", "each": {"training.lr": [0.1], "training": {"lr": [0.2]}}}]},
-            "methods.0.each: training.lr stands there twice",
+            "methods.0.each: training.lr ",
         ),
         ({"methods": [{"method": "lora", "name": "x"}]}, naming("'lora'", "'name'")),
         (
@@ -87,17 +87,14 @@ def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], m
                 "search": {"trials": 4, "lr": [1e-3, 1e-2]},
                 "methods": [{"method": "lora", "training": {"lr": 5e-3}}],
             },
-            "'lora' sets lr, which search chooses: leave it out, or give search lr: null",
+            "'lora' sets lr, which search chooses",
         ),
-        (
-            {"methods": [{"method": "lora", "budgets": [{"isorank": 2}] * 2}]},
-            "methods.0.budgets: isorank 2 stands there twice",
-        ),
+        ({"methods": [{"method": "lora", "budgets": [{"isorank": 2}] * 2}]}, "methods.0.budgets: isorank 2 "),
         ({"budgets": []}, "'LoRA' has free ranks"),
         ({"seeds": [0, 1, 0]}, naming("seeds", 0)),
         ({"seeds": []}, "seeds: .*at least 1"),
-        ({"tasks": [DIGITS, "digits"]}, "tasks: digits stands there twice"),
-        ({"backbones": ["tiny-random-vit"] * 2}, "backbones: .*stands there twice"),
+        ({"tasks": [DIGITS, "digits"]}, "tasks: digits "),
+        ({"backbones": ["tiny-random-vit"] * 2}, "backbones: .*tiny-random-vit"),
         ({"training": {"steps": 1, "epochs": 1}}, "give epochs or steps, not both"),
         ({"training": {"lr": float("inf")}}, "training.lr: .*finite"),
         ({"training": {"lr": -1e-3}}, "training.lr: .*greater than 0"),
@@ -267,9 +264,7 @@ def recipe(training: Any = None, task: Any = None, method: Any = None, device: s
 
 def test_the_method_overrides_the_task_and_the_task_the_suite() -> None:
     made = recipe(
-        {"lr": 1e-3, "weight_decay": 0.1, "clip": 3.0},
-        {"lr": 2e-3, "weight_decay": 0.2},
-        {"lr": 3e-3},
+        {"lr": 1e-3, "weight_decay": 0.1, "clip": 3.0}, {"lr": 2e-3, "weight_decay": 0.2}, {"lr": 3e-3}
     )
     assert (made.lr, made.weight_decay, made.clip) == (3e-3, 0.2, 3.0)
 
