@@ -208,9 +208,9 @@ def run_suite(
             work = _Work(driver, executor, audience)
             phases: tuple[Phase | None, ...] = ("tuning", None) if loaded.equal_tuning else (None,)
             for phase in phases:
+                full_plan = work.run_phase(full_plan, plan, phase, retry_failed=retry_failed)
                 full_plan = with_choices(full_plan, opened)
                 plan = full_plan.select(part)
-                full_plan = work.run_phase(full_plan, plan, phase, retry_failed=retry_failed)
             return SuiteRun(plan, summarise(opened, plan.stored()))
 
 
