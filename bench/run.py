@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -142,6 +142,14 @@ class _Work:
             execute(full_plan, trials, self.driver, executor, report, tags=tags, retried=failed)
         return full_plan
 
+    def nests(
+        self, cells: Sequence[Cell], kind: Literal[Kind.SEARCH, Kind.ALLOCATION], retried: Mapping[str, str]
+    ) -> list[Nested]:
+        """The parent runs of the cells' searches or allocations."""
+        return [
+            Nested(cell, kind, self.driver, self.executor, self.audience.watch, retried) for cell in cells
+        ]
+
     def search(self, section: Search, nests: Sequence[Nested], storage: str) -> Iterator[SearchResult]:
         """Runs the search of each cell."""
         studies = open_storage(storage)
@@ -263,17 +271,13 @@ def search_suite(
         with session(opened) as driver, suite_run(driver, full_plan):
             audience.opened(driver.sent, driver.closed)
             retried = failures(opened) if retry_failed else {}
-
-            def nests(kind: Literal[Kind.SEARCH, Kind.ALLOCATION]) -> list[Nested]:
-                return [Nested(cell, kind, driver, executor, audience.watch, retried) for cell in cells]
-
             work = _Work(driver, executor, audience)
             database = default_storage(store) if storage is None else storage
             results: list[SearchResult | AllocationResult] = []
             if loaded.search:
-                results += work.search(loaded.search, nests(Kind.SEARCH), database)
+                results += work.search(loaded.search, work.nests(cells, Kind.SEARCH, retried), database)
             if loaded.allocation:
-                results += work.allocate(loaded.allocation, nests(Kind.ALLOCATION))
+                results += work.allocate(loaded.allocation, work.nests(cells, Kind.ALLOCATION, retried))
             records = latest(opened.records())
             return SearchRun(tuple(results), all(_complete(result, records) for result in results))
 
