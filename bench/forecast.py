@@ -121,7 +121,7 @@ def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
 
 
 def _advice(trials: list[Trial], device: str) -> tuple[str, ...]:
-    """Says so if bf16 would make these trials faster on this processor."""
+    """A note if bf16 would make these trials faster on this processor."""
     if device != "cpu" or any(trial.recipe.precision == "bf16" for trial in trials):
         return ()
     from bench.training.numerics import computes_bf16

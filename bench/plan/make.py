@@ -193,7 +193,7 @@ def _pairs(suite: Suite) -> list[Pairing]:
         tasks.append((row.model_copy(update={"source": source}), definition))
     suite.check_paths()
     described = [(spec, describe(spec)) for spec in suite.backbones]
-    backbones = _named_apart([(spec.pinned(info), info) for spec, info in described])
+    backbones = _with_distinct_names([(spec.pinned(info), info) for spec, info in described])
     pairs = [
         Pairing(row, task, spec, info, row.input(info.input, task), row.train_examples(task))
         for row, task in tasks
@@ -211,13 +211,13 @@ def _pairs(suite: Suite) -> list[Pairing]:
     return pairs
 
 
-def _named_apart(
+def _with_distinct_names(
     backbones: Sequence[tuple[BackboneSpec, BackboneInfo]],
 ) -> list[tuple[BackboneSpec, BackboneInfo]]:
-    """The backbones, with the image size in the name of one that is there in several sizes.
+    """The backbones with distinct names, by which tables and searches identify them.
 
-    So is the label of one whose name other weights have too. Tables and searches tell backbones apart by
-    their names. Raises UserError for two different ones that have the same.
+    A backbone in several image sizes has its size in its name. One of several weights under a name has its
+    label there. Raises UserError for names that stay equal.
     """
     labelled: set[str] = set()
     for (spec, info), (other_spec, other) in combinations(backbones, 2):
@@ -229,7 +229,7 @@ def _named_apart(
         elif not same or _pixels(info) == _pixels(other):
             advice = "leave one of them out" if same else "give each a label, or a suite of its own"
             raise UserError(
-                f"two backbones have the name '{info.name}', and nothing would tell their results apart: "
+                f"two backbones have the name '{info.name}', and their results could not be distinguished: "
                 f"{advice}"
             )
     named = Counter(info.name for _, info in backbones)

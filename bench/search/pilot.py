@@ -216,7 +216,7 @@ def vertex(losses: Mapping[float, float]) -> float:
 
 
 def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tuple[float, float]) -> float:
-    """The abscissa of the lowest point of the parabola through three points, the middle being no highest."""
+    """The abscissa of the vertex of a parabola through three points, the middle not above the others."""
     (x0, y0), (x1, y1), (x2, y2) = left, mid, right
     rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
     if rise == fall:

@@ -358,7 +358,7 @@ def test_backbones_that_their_names_do_not_tell_apart_are_refused(
     monkeypatch.chdir(tmp_path)
     for seed, folder in enumerate(("a", "b")):
         checkpoint(tmp_path / folder / "model", "vit", encoder("vit", seed=seed))
-    with pytest.raises(UserError, match=f"two backbones have the name '{name}'.*apart: {said}"):
+    with pytest.raises(UserError, match=f"two backbones have the name '{name}'.*: {said}"):
         plan(backbones=backbones)
 
 
