@@ -87,13 +87,13 @@ def test_paths_of_a_dictionary_begin_at_the_working_folder(
 @pytest.mark.parametrize(
     ("gone", "who"), [("models/roberta", "backbone"), ("data", "task 'cola'")], ids=["backbone", "task"]
 )
-@pytest.mark.parametrize("command", ["plan", "run", "fetch"])
+@pytest.mark.parametrize("command", ["plan", "run", "tools fetch"])
 def test_a_path_that_is_not_there_is_told_with_its_suite(
     home: Path, command: str, gone: str, who: str, call: Call, tmp_path: Path
 ) -> None:
     shutil.rmtree(home / gone)
     store = ("--store", f"sqlite:///{tmp_path / 'mlflow.db'}") if command == "run" else ()
-    ended = call(command, home / "suites" / "suite.yaml", *store)
+    ended = call(*command.split(), home / "suites" / "suite.yaml", *store)
     assert ended.code == 2
     said = " ".join(ended.err.split())
     assert f"suite 'local', {who}, local: there is no {home / gone} on this machine" in said
