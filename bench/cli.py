@@ -17,7 +17,7 @@ from bench.commands import catalogue, results, suites, tools
 from bench.commands.options import err
 from bench.process import interrupts
 
-#: What commands of version 0.1 are called now.
+#: The new names of version 0.1's commands.
 RENAMED = {
     "ls": "list",
     "methods": "list methods",
@@ -63,17 +63,17 @@ class Program(Group):
         try:
             return super().invoke(ctx)
         except SystemExit as end:
-            # No command ends so: a plug-in does, or a library, and nothing tells what is left undone.
+            # Only a plug-in or a library ends the program so, and something may be left undone.
             if ctx.params["debug"]:
                 raise
             _end(ctx, 1, f"something ended the program before its end: sys.exit({end.code!r})")
         except OSError as error:
-            # Whatever asks whether something is there raises this for a name that no system has.
+            # Raised when a name is looked up that is too long for the file system.
             if error.errno != errno.ENAMETOOLONG or ctx.params["debug"]:
                 raise
             _end(ctx, 2, f"{error.strerror}: {error.filename}")
         except Exception as error:
-            # Where nobody has imported the class yet, the error is not of it: usage and help stay quick.
+            # If the class is not imported yet, the error is no instance of it: usage and help stay quick.
             errors = sys.modules.get("methods.errors")
             if errors is None or not isinstance(error, errors.UserError) or ctx.params["debug"]:
                 raise
@@ -137,13 +137,13 @@ def main() -> None:
     """Runs a command; `bench.__main__` is the program."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
-    # Where an interrupt ends the evaluation of a string, as of annotations here, Python itself dies of it.
+    # An interrupt during the evaluation of a string, as of annotations here, crashes Python itself.
     with interrupts.deferred():
         program = typer.main.get_command(app)
     try:
         program(prog_name="tensorbench")
     except SystemExit as end:
-        # What typer makes of an interrupt.
+        # typer turns an interrupt into this code.
         if end.code == 130:
             kept = not {"run", "search", "fetch"}.isdisjoint(sys.argv[1:])
             err.print("stopped" + "; start the same command again to go on" * kept)

@@ -64,15 +64,15 @@ def _lock_backbone(spec: BackboneSpec, old: Locked | None, notify: Callable[[str
 
 def _lock_task(task: HubTask, old: Locked | None, notify: Callable[[str], None]) -> Locked:
     notify(f"task {task.name}")
-    asked = task.source.revision
-    kept = old is not None and (old.asked, old.repository) == (asked, task.where)
-    commit = old.revision if old and kept else commit_of(task.where, asked, "dataset")
-    return _locked(task.where, asked, commit, task.patterns, "dataset", old)
+    revision = task.source.revision
+    kept = old is not None and (old.asked, old.repository) == (revision, task.where)
+    commit = old.revision if old and kept else commit_of(task.where, revision, "dataset")
+    return _locked(task.where, revision, commit, task.patterns, "dataset", old)
 
 
 def _locked(
     repository: str,
-    asked: str | None,
+    requested: str | None,
     commit: str,
     patterns: tuple[str, ...],
     kind: RepositoryKind,
@@ -85,19 +85,19 @@ def _locked(
     files = {
         name: sha256(folder / name) for name in names if any(fnmatch(name, pattern) for pattern in patterns)
     }
-    return Locked(repository=repository, asked=asked, revision=commit, files=files)
+    return Locked(repository=repository, asked=requested, revision=commit, files=files)
 
 
 def _warm(suite: Suite, notify: Callable[[str], None]) -> None:
     """Loads every backbone and prepares the data of every pair, so that a run finds all of it on disk."""
-    made = make_plan(suite)
+    plan = make_plan(suite)
     infos = {}
-    for spec in dict.fromkeys(trial.backbone for trial in made.trials):
+    for spec in dict.fromkeys(trial.backbone for trial in plan.trials):
         infos[spec] = describe(spec)
         notify(f"weights of {infos[spec].name}")
         load(spec)
         gc.collect()
-    pairs = {(trial.task.task, trial.backbone): trial for trial in made.trials}
+    pairs = {(trial.task.task, trial.backbone): trial for trial in plan.trials}
     for trial in pairs.values():
         row, info = trial.task, infos[trial.backbone]
         notify(f"data of {row.task} for {info.name}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from bench.wire.words import budget_names
 from methods import UnknownNameError, UserError
 from methods.errors import shown
-from reports.study import Experiment, TableRow, table_name
+
+if TYPE_CHECKING:
+    from reports.study import Experiment, TableRow
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ class ReportPart:
         for kind, name in sorted(exact):
             if name not in whole:
                 raise UnknownNameError(kind, name, whole)
+
+        # reports.study takes a second to import, and a part is also made before it is known to be of use.
+        from reports.study import table_name
 
         def named(row: TableRow) -> set[str]:
             # The name of one row is not also that of all with its title.

@@ -67,13 +67,17 @@ class Writer:
         likelihood = losses.new_zeros(predicted.shape).masked_scatter(predicted, -losses).sum(1)
         return torch.stack([torch.zeros_like(likelihood), likelihood, predicted.sum(1).to(likelihood)], 1)
 
-    # A compiled encoder would be compiled again for each length of keys and values.
-    @torch.compiler.set_stance("force_eager")
     def write(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
         """Greedy continuations of the prompts (batch, tokens), up to the token that ends a text.
 
         Prompts are padded on the left. The answer to a prompt does not depend on the others.
         """
+        # A compiled encoder would be compiled again for each length of keys and values. As a decorator this
+        # would import torch's compiler with this module, which takes a second.
+        with torch.compiler.set_stance("force_eager"):
+            return self._written(encoder, input_ids, attention_mask)
+
+    def _written(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
         from transformers import DynamicCache
 
         tokenizer, cache = self.tokenizer, DynamicCache(config=encoder.config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +10,14 @@ import typer
 from rich.markup import escape
 
 from bench.commands import completion
-from bench.commands.options import DEFAULT_STORE, AsJson, StoreUri, echo_json, err, out
+from bench.commands.options import DEFAULT_STORE, AsJson, StoreUri, check_store, echo_json, err, out
 
 if TYPE_CHECKING:
     from bench.conformance import Finding
 
 
 class Listed(StrEnum):
-    """What `list` lists."""
+    """The choices of `list`."""
 
     STORED = "stored"
     METHODS = "methods"
@@ -40,11 +39,11 @@ def list_(
     backbones, of the hub or of timm, and local folders.
     """
     if what is Listed.STORED:
-        from bench.terminal.stored import print_contents
-        from reports.stored import contents
+        check_store(store)
+        from bench.terminal.listings import print_stored, stored_rows
 
-        suites = contents(store)
-        _print(as_json, [asdict(suite) for suite in suites], lambda: print_contents(out, store, suites))
+        suites = stored_rows(store)
+        _print(as_json, suites, lambda: print_stored(out, store, suites))
     elif what is Listed.METHODS:
         from bench.terminal.listings import count_methods, print_methods
         from methods import Geometry
@@ -88,16 +87,18 @@ def check(
     from bench.terminal.checks import print_findings
     from methods import METHODS, UnknownNameError
 
-    methods = [known for known, _ in METHODS.available()] if name == "all" else [name] * (name in METHODS)
-    others: dict[str, Callable[[str], list[Finding]]] = {}
+    methods = [name] * (name in METHODS)
+    if name == "all":
+        methods = [method for method, _ in METHODS.available()]
+    checks: dict[str, Callable[[str], list[Finding]]] = {}
     if name in TASKS:
-        others[f"task {name}"] = check_task
+        checks[f"task {name}"] = check_task
     if name in BACKBONES:
-        others[f"backbone {name}"] = check_backbone
-    if not (methods or others):
+        checks[f"backbone {name}"] = check_backbone
+    if not (methods or checks):
         raise UnknownNameError("method, task or backbone", name, {*METHODS, *TASKS, *BACKBONES})
     failed = bool(methods) and _methods_fail(methods, quick)
-    for title, run in others.items():
+    for title, run in checks.items():
         findings = run(name)
         print_findings(out, title, findings)
         failed |= any(finding.status == "failed" for finding in findings)
@@ -108,7 +109,7 @@ def check(
 def _methods_fail(names: list[str], quick: bool) -> bool:
     from bench.conformance import conformance_cases, run_case
     from bench.terminal.checks import print_checks
-    from bench.terminal.progress import progress_bars
+    from bench.terminal.tables import progress_bars
     from methods import METHODS
 
     cases = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -14,31 +14,29 @@ from bench.commands import completion
 from bench.commands.options import (
     DEFAULT_STORE,
     AsJson,
-    Backbones,
-    Budgets,
-    Methods,
     Opened,
-    Pairs,
     StoreUri,
-    Tasks,
     Threshold,
+    check_store,
     echo_json,
     err,
     names_option,
     one_for_each,
     out,
+    report_part_options,
+    with_options,
 )
 from bench.process.memory import MIB
 from bench.process.visible import visible
 
+if TYPE_CHECKING:
+    from reports.part import ReportPart
+
 #: The exit code of `verify` where nothing is broken, but something could not be checked.
 NOT_CHECKABLE = 3
 
-Reference = Annotated[
-    str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
-]
 
-
+@with_options(part=report_part_options)
 def show(
     what: Annotated[
         list[str],
@@ -47,6 +45,7 @@ def show(
             help="A trial id or an MLflow run id, or the start of one; with --cell, what the report is of.",
         ),
     ],
+    part: ReportPart,
     cell: Annotated[
         int | None,
         typer.Option(
@@ -55,12 +54,6 @@ def show(
             help="A cell of their report, as its cells.csv numbers it; of a part, with the options of that.",
         ),
     ] = None,
-    task: Tasks = None,
-    method: Methods = None,
-    backbone: Backbones = None,
-    budget: Budgets = None,
-    reference: Reference = None,
-    pair: Pairs = None,
     suite: Annotated[
         bool, typer.Option("--suite", help="Only the text of the suite that the trial was started from.")
     ] = False,
@@ -71,21 +64,20 @@ def show(
 
     A report of a part numbers its own cells: give --method and its like, or --pair, as they were given to it.
     """
+    check_store(store, *what)
     from bench.suite.load import experiment_of
     from bench.terminal.stored import print_cell, print_trial
-    from reports.part import ReportPart
     from reports.stored import cell_contents, trial_contents
 
-    part = ReportPart(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     if suite and (as_json or cell is not None):
         raise typer.BadParameter("--suite prints the suite of one trial: no --cell or --json beside it")
     if cell is not None:
-        asked = None if part.whole else part
-        found = cell_contents(store, [experiment_of(name) for name in what], cell, asked)
+        report_part = None if part.whole else part
+        contents = cell_contents(store, [experiment_of(name) for name in what], cell, report_part)
         if as_json:
-            echo_json(found.as_dict())
+            echo_json(contents.as_dict())
         else:
-            print_cell(out, found)
+            print_cell(out, contents)
         return
     if not part.whole:
         raise typer.BadParameter(
@@ -103,10 +95,12 @@ def show(
         print_trial(out, trial)
 
 
+@with_options(part=report_part_options)
 def report(
     experiment: Annotated[
         list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
     ],
+    part: ReportPart,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where to write; must be empty or absent.")
     ] = None,
@@ -127,12 +121,6 @@ def report(
     ] = None,
     store: StoreUri = DEFAULT_STORE,
     threshold: Threshold = None,
-    task: Tasks = None,
-    method: Methods = None,
-    backbone: Backbones = None,
-    budget: Budgets = None,
-    reference: Reference = None,
-    pair: Pairs = None,
     mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
@@ -153,12 +141,12 @@ def report(
     With --method and its like, or --pair, it reports these rows alone, with simultaneous intervals for them.
     """
     if peft_results:
-        _compare_peft([Path(name) for name in experiment], reference, folder, as_json, force=force)
+        _compare_peft([Path(name) for name in experiment], part.reference, folder, as_json, force=force)
         return
+    if folder is not None or against is not None:
+        check_store(store, *experiment)
     from bench.suite.load import experiment_of
-    from reports.part import ReportPart
 
-    part = ReportPart(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     if against is not None:
         if len(experiment) > 1 or folder is not None or not part.whole:
             raise typer.BadParameter("--against compares two experiments: no --out and no part beside it")
@@ -218,7 +206,7 @@ def _compare(
 
 
 def _compare_peft(
-    folders: list[Path], reference: str | None, target: Path | None, as_json: bool, *, force: bool
+    folders: list[Path], reference: str, target: Path | None, as_json: bool, *, force: bool
 ) -> None:
     """Prints or writes which differences of peft's comparison exceed the noise of its runs."""
     from bench.process.outputs import output_folder, replace_files
@@ -244,19 +232,17 @@ def export(
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
 ) -> None:
     """Write a trained adapter as a PEFT checkpoint, or as a merged model."""
+    check_store(store)
     from bench.export import export_run
 
     done = export_run(store, run, folder, merged=merged, opened=opened or (), force=force)
     for line in (
         f"Wrote {', '.join(done.files)} to {done.folder}.",
         f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.",
-        *([f"{done.agreement}."] if done.agreement else []),
     ):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     for doubt in done.doubts:
-        out.print(
-            f"[yellow]note:[/yellow] {escape(f'{doubt.what}: {doubt.why}.')}", highlight=False, soft_wrap=True
-        )
+        out.print(f"[yellow]note:[/yellow] {escape(doubt)}.", highlight=False, soft_wrap=True)
 
 
 def pack(
@@ -269,6 +255,7 @@ def pack(
     force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
 ) -> None:
     """Write results into one file that reports read anywhere, and that `unpack` merges into other stores."""
+    check_store(store, *experiment)
     from bench.store import opening
     from bench.suite.load import experiment_of
 
@@ -291,16 +278,16 @@ def unpack(
 ) -> None:
     """Merge packs into a store. Trials that it has stay as they are; what contradicts them is refused."""
     from bench.store import opening
-    from bench.terminal.progress import progress_bars
+    from bench.terminal.tables import progress_bars
 
     with progress_bars(err) as bars:
         task = bars.add_task("trials", total=None)
-        found = opening.unpack(
+        experiments = opening.unpack(
             *file, store=store, listener=lambda done, of: bars.update(task, completed=done, total=of)
         )
-    for one in found:
+    for merged in experiments:
         out.print(
-            f"{one.name}: {one.written:,} trials written, {one.there:,} were there.",
+            f"{merged.name}: {merged.written:,} trials written, {merged.there:,} were there.",
             markup=False,
             soft_wrap=True,
         )
@@ -353,18 +340,21 @@ def verify(
     The exit code is 0 if everything was checked and nothing is broken, 1 if something is broken, and 3 if
     nothing is, and something cannot be checked on this machine.
     """
-    from bench.store.connect import shown_uri
+    names = what or []
+    # Only the address of a store has these marks.
+    addresses = [name for name in names if "://" in name]
+    if len(addresses) > 1:
+        from bench.store.connect import shown_uri
+
+        raise typer.BadParameter(f"one store at a time, got {', '.join(map(shown_uri, addresses))}")
+    names = [name for name in names if name not in addresses]
+    uri = addresses[0] if addresses else store
+    check_store(uri, *names)
     from bench.suite.load import experiment_of
-    from bench.terminal.verification import print_verification
+    from bench.terminal.checks import print_verification
     from bench.verify import verify as verify_results
 
-    named = what or []
-    # Of names only a store's has such marks.
-    addresses = [name for name in named if "://" in name]
-    if len(addresses) > 1:
-        raise typer.BadParameter(f"one store at a time, got {', '.join(map(shown_uri, addresses))}")
-    uri = addresses[0] if addresses else store
-    experiments = [experiment_of(name) for name in named if name not in addresses]
+    experiments = [experiment_of(name) for name in names]
     if leftovers:
         if rerun or caches or as_json:
             raise typer.BadParameter("--leftovers takes no --rerun, --caches or --json")
@@ -373,7 +363,7 @@ def verify(
     if delete:
         raise typer.BadParameter("--delete needs --leftovers")
     with err.status("") as status:
-        found = verify_results(
+        verification = verify_results(
             uri,
             experiments,
             reruns=rerun,
@@ -384,11 +374,11 @@ def verify(
             watching=lambda text: status.update(escape(text)),
         )
     if as_json:
-        echo_json({"ok": found.ok, **asdict(found)})
+        echo_json({"ok": verification.ok, **asdict(verification)})
     else:
-        print_verification(out, found)
-    if not found.ok:
-        raise typer.Exit(1 if found.faults else NOT_CHECKABLE)
+        print_verification(out, verification)
+    if not verification.ok:
+        raise typer.Exit(1 if verification.faults else NOT_CHECKABLE)
 
 
 def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +18,16 @@ from bench.commands.options import (
     Opened,
     StoreUri,
     SuiteFile,
+    check_store,
     echo_json,
     err,
     names_option,
     out,
 )
 from bench.process.memory import MIB
+
+#: The rounds of `perf` that run however long they take: an interval needs some.
+FEWEST_ROUNDS = 3
 
 TimedBackbone = Annotated[
     str,
@@ -57,44 +62,65 @@ def perf(
     rank_mode: RankModes = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Examples of a step.")] = 4,
     rounds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Interleaved rounds; ratios are paired by round.")
+        int, typer.Option(min=1, metavar="N", help="Interleaved rounds at most; ratios are paired by round.")
     ] = 15,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="N", help=f"Start no round after this time, after {FEWEST_ROUNDS} rounds."
+        ),
+    ] = 2,
     device: Device = "auto",
     bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, anew every round.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time a training step and a forward of every method, side by side in one process, with memory."""
+    """Time a training step and a forward of every method, side by side in one process, with memory.
+
+    Interrupted, it shows the rounds that are complete.
+    """
     from bench.backbones import BACKBONES
     from bench.execution import choose_device
     from bench.probes import perf as timing
     from bench.process.outputs import prepare_plot
-    from bench.terminal.progress import progress_bars
-    from bench.terminal.tables import fitted
-    from bench.terminal.timings import inference_table, step_table
+    from bench.terminal.measured import inference_table, step_table
+    from bench.terminal.tables import fitted, progress_bars
     from bench.training.measure import device_name
 
     if plot is not None:
         prepare_plot(plot)
     chosen = choose_device(device)
     name = backbone if backbone in BACKBONES else f"random-{backbone}"
+    rows: list[timing.Timing] = []
+    done, end, stopped = 0, time.monotonic() + 60 * minutes, False
     with progress_bars(err) as bar:
         line = bar.add_task("loading the backbone", total=None)
-        rows = timing.measure(
-            name,
-            method or timing.ALL,
-            rank_mode or timing.RANK_MODES,
-            batch=batch,
-            rounds=rounds,
-            device=chosen,
-            bf16=bf16,
-            compiled=compiled,
-            notify=lambda done, total, label: bar.update(
-                line, completed=done, total=total, description=escape(label)
-            ),
-        )
-    title = f"{name}, batch {batch}, {device_name(chosen)}, {rounds} rounds"
+        try:
+            rounds_so_far = timing.measure(
+                name,
+                method or timing.ALL,
+                rank_mode or timing.RANK_MODES,
+                batch=batch,
+                rounds=rounds,
+                device=chosen,
+                bf16=bf16,
+                compiled=compiled,
+                notify=lambda done, total, label: bar.update(
+                    line, completed=done, total=total, description=escape(label)
+                ),
+                first=lambda label, mode, ms: err.print(
+                    f"{escape(label)}, {mode}: {ms:.1f} ms a step", highlight=False
+                ),
+            )
+            for done, rows in enumerate(rounds_so_far, 1):  # noqa: B007 - both are used after the loop
+                if done >= FEWEST_ROUNDS and time.monotonic() > end:
+                    break
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            stopped = True
+    title = f"{name}, batch {batch}, {device_name(chosen)}, {done} of {rounds} rounds"
     if plot is not None:
         timing.plot(rows, title, plot)
     if as_json:
@@ -102,8 +128,10 @@ def perf(
     else:
         spare = ("forward", "backward", "of floor", "MiB", "same sites", "own floor", "params")
         out.print(fitted(out, step_table(rows, title), *spare))
-        told = "At inference: a forward over the bare backbone's"
-        out.print(fitted(out, inference_table(rows, told), "rank mode", "bare ms"))
+        at_inference = "At inference: a forward over the bare backbone's"
+        out.print(fitted(out, inference_table(rows, at_inference), "rank mode", "bare ms"))
+    if stopped:
+        raise typer.Exit(130)
 
 
 def redundancy(
@@ -120,27 +148,28 @@ def redundancy(
     as_json: AsJson = False,
 ) -> None:
     """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
+    check_store(store)
     from bench.execution import choose_device
     from bench.probes.redundancy import analyse, draw
     from bench.process.outputs import prepare_plot
     from bench.store.trained import find_finished
-    from bench.terminal.results import print_redundancy
+    from bench.terminal.measured import print_redundancy
 
     if plot is not None:
         prepare_plot(plot)
     chosen = choose_device(device)
     for run in runs[1:]:
-        # What is wrong with the last is told before the first is measured, which takes its time.
+        # A wrong id is refused before the first adapter is measured, which takes a while.
         find_finished(store, run)
-    found = []
+    analyses = []
     for run in runs:
-        found.append(analyse(store, run, chosen, drops=drops, opened=opened or ()))
+        analyses.append(analyse(store, run, chosen, drops=drops, opened=opened or ()))
         if not as_json:
-            print_redundancy(out, found[-1])
+            print_redundancy(out, analyses[-1])
     if as_json:
-        echo_json([one.model_dump(mode="json") for one in found])
+        echo_json([analysis.model_dump(mode="json") for analysis in analyses])
     if plot is not None:
-        draw(found, plot)
+        draw(analyses, plot)
         err.print(f"Drawn in {plot}.")
 
 

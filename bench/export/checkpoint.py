@@ -53,14 +53,14 @@ def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     ranks = {layer: update.down.shape[0] for layer, update in layers.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     # peft reads keys as regular expressions that a layer's path has to end with.
-    others = {re.escape(layer): rank for layer, rank in ranks.items() if rank != usual}
+    unusual = {re.escape(layer): rank for layer, rank in ranks.items() if rank != usual}
     heads = form.heads()
     config = LoraConfig(
         r=usual,
         # The factors hold the scale: alpha / rank is 1 everywhere.
         lora_alpha=usual,
-        rank_pattern=others,
-        alpha_pattern=dict(others),
+        rank_pattern=unusual,
+        alpha_pattern=dict(unusual),
         target_modules=list(layers),
         fan_in_fan_out=form.transposed,
         lora_bias=bool(biases),
@@ -101,7 +101,7 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
         if not name.startswith("model.head.")
     }
     missing = set(wrapped.base_model.load_state_dict(there, strict=False).missing_keys)
-    # What is beside the encoder, a head or an output layer, has no part of the adapter.
+    # Heads and output layers, outside the encoder, have no part of the adapter.
     if wrong := [name for name in missing if name.startswith(outside)]:
         raise UserError(f"peft has other parts on the original model: {', '.join(sorted(wrong)[:4])}")
     tensors = get_peft_model_state_dict(wrapped, adapter_name=NAME, save_embedding_layers=False)
@@ -112,8 +112,8 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
 
 
 def _save(form: Form, folder: Path, config: Any, tensors: dict[str, Tensor]) -> None:
-    known = {"modules_to_save": list(form.heads()) or None, "inference_mode": True, **form.base()}
-    for field, value in known.items():
+    fields = {"modules_to_save": list(form.heads()) or None, "inference_mode": True, **form.base()}
+    for field, value in fields.items():
         setattr(config, field, value)
     config.save_pretrained(folder)
     save_file(copies(tensors), folder / WEIGHTS, metadata={"format": "pt"})

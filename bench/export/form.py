@@ -1,4 +1,4 @@
-"""What every library of models is to an export: how it names layers, holds a head and loads a model."""
+"""The form of an export in a library: its names of layers, its place for the head, how it loads a model."""
 
 from __future__ import annotations
 
@@ -6,40 +6,43 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
 from bench.backbones.timm_vit import Blueprint
 from bench.export.loading import ORIGINAL
-from bench.export.preprocessing import in_words
 from bench.export.updates import Update, fused_layers
 from bench.inputs import ImageInput, ModelInput
 from bench.process.visible import markdown_text
 from methods import Site, UserError
 
+#: The file that AutoImageProcessor and pipelines read.
+PROCESSOR_FILE = "preprocessor_config.json"
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the frozen model is found: a folder, a file or a hub id; None where the export brings it."""
+    """The place of the frozen model: a folder, a file or a hub id; None if the export contains it."""
 
     reference: str | None
     revision: str | None = None
-    #: How timm builds the model, if it is one of timm's.
+    #: The blueprint of a model of timm. None for other models.
     blueprint: Blueprint | None = None
 
     @property
     def own(self) -> bool:
-        """Whether it is a folder or a file of the user's, which nobody else can find."""
+        """True for a folder or a file of this machine."""
         return self.reference is not None and self.revision is None
 
     @property
-    def told(self) -> str:
-        """How an export names it: without this machine's paths, which mean nothing elsewhere.
+    def label(self) -> str:
+        """The name in an export, without this machine's paths.
 
-        What begins with `./` lies in the export's folder, or has to be put there.
+        Names that begin with `./` lie in the export's folder, or have to be put there.
         """
         if self.reference is None:
             return f"./{ORIGINAL}"
@@ -47,18 +50,18 @@ class Origin:
 
 
 class Form(ABC):
-    """How a library names the layers of the model, holds its head and loads it."""
+    """A library's names of layers, its place for the head, and how it loads the model."""
 
-    #: Where the encoder's modules are in the original model.
+    #: The path of the encoder's modules in the original model, with its dot.
     prefix = ""
 
-    #: Whether weights of the adapted layers are (in, out).
+    #: True if weights of the adapted layers are (in, out).
     transposed = False
 
     def __init__(
-        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], wanted: ModelInput
+        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], model_input: ModelInput
     ) -> None:
-        self.backbone, self.origin, self.classes, self.wanted = backbone, origin, classes, wanted
+        self.backbone, self.origin, self.classes, self.model_input = backbone, origin, classes, model_input
         self.encoder: Any = backbone.module.encoder
         self.fused = fused_layers(self.encoder)
 
@@ -77,30 +80,31 @@ class Form(ABC):
                 parts.setdefault(layer, {})[part] = update
             else:
                 layers[self.path(site)] = update
-        for layer, found in parts.items():
+        for layer, fused_updates in parts.items():
             fused = self.fused[layer]
             widths = [self.backbone.geometry.shape(part)[0] for part in fused.parts]
-            layers[f"{self.prefix}{layer}"] = fused.update([found.get(part) for part in fused.parts], widths)
+            ordered = [fused_updates.get(part) for part in fused.parts]
+            layers[f"{self.prefix}{layer}"] = fused.update(ordered, widths)
         return layers
 
-    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The encoder's state, with what was split in one layer again.
+    def original_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's state, with split layers joined as in the original model.
 
         Raises UserError where only some parts of a layer got a bias.
         """
-        whole: dict[str, Tensor] = {}
+        original: dict[str, Tensor] = {}
         for name, tensor in state.items():
             path, _, kind = name.rpartition(".")
             layer, _, part = path.rpartition(".")
             fused = self.fused.get(layer)
             if fused is None or part not in fused.parts:
-                whole[name] = tensor
+                original[name] = tensor
                 continue
             names = [f"{layer}.{each}.{kind}" for each in fused.parts]
             if not all(each in state for each in names):
                 raise no_place([name])
-            whole[f"{layer}.{kind}"] = fused.ordered(torch.cat([state[each] for each in names]))
-        return whole
+            original[f"{layer}.{kind}"] = fused.ordered(torch.cat([state[each] for each in names]))
+        return original
 
     def refuse_fused(self) -> None:
         """Raises UserError where a layer of the original model is several sites here."""
@@ -135,50 +139,50 @@ class Form(ABC):
 
     @abstractmethod
     def settings(self, merged: bool) -> dict[str, Any]:
-        """What `bench.export.loading` builds the model with, as JSON holds it."""
+        """The JSON from which `bench.export.loading` builds the model."""
 
     def source(self, merged: bool) -> dict[str, Any]:
         """The part of the settings that says where the weights are."""
         return {
             "merged": merged,
-            "original": self.origin.told,
+            "original": self.origin.label,
             "repository": self.origin.reference if self.origin.revision else None,
             "revision": self.origin.revision,
         }
 
     def base(self) -> dict[str, Any]:
-        """What a PEFT configuration says of the original model, by its fields."""
-        return {"base_model_name_or_path": self.origin.told, "revision": self.origin.revision}
+        """The fields of a PEFT configuration about the original model."""
+        return {"base_model_name_or_path": self.origin.label, "revision": self.origin.revision}
 
     def facts(self) -> dict[str, str]:
-        """What goes in and what comes out, in words."""
+        """The classes and the input, in words."""
         return {"classes": ", ".join(f"{index} {name}" for index, name in enumerate(self.classes))} | {
             "input": self.input()
         }
 
     def input(self) -> str:
-        """How the model wants its input, in words."""
-        if isinstance(self.wanted, ImageInput):
-            return in_words(self.wanted)
-        return f"token ids of the backbone's own tokenizer, at most {self.wanted.max_tokens}"
+        """The preparation of inputs, in words."""
+        if isinstance(self.model_input, ImageInput):
+            return in_words(self.model_input)
+        return f"token ids of the backbone's own tokenizer, at most {self.model_input.max_tokens}"
 
     def write_tokenizer(self, folder: Path) -> bool:
-        """Whether there is one to write, for a model that reads texts."""
-        wanted = self.backbone.info.input
-        if isinstance(wanted, ImageInput):
+        """Writes the tokenizer of a model that reads texts; False if there is none."""
+        model_input = self.backbone.info.input
+        if isinstance(model_input, ImageInput):
             return False
         try:
-            wanted.load_tokenizer().save_pretrained(folder)
+            model_input.load_tokenizer().save_pretrained(folder)
         except UserError:
             return False
         return True
 
     def judged(self, outputs: Tensor) -> Tensor:
-        """Of the harness's outputs (batch, outputs), those that `logits` of the code gives too."""
+        """The columns of the harness's outputs (batch, outputs) that an export's `logits` also has."""
         return outputs
 
     def notes(self, merged: bool) -> list[str]:
-        """What a user of the export has to know."""
+        """Notes for users of the export."""
         if merged:
             return ["The update is added to the backbone's weights: peft is not needed."]
         return [self._found()]
@@ -190,7 +194,7 @@ class Form(ABC):
         if not origin.own:
             repository = markdown_text(origin.reference)
             return f"The frozen model is {repository} of the Hugging Face hub, at that commit."
-        weights, place = markdown_text(self.backbone.info.weights_hash), markdown_text(origin.told)
+        weights, place = markdown_text(self.backbone.info.weights_hash), markdown_text(origin.label)
         return (
             f"The frozen model is not here: it is a checkpoint of your own, '{name}', with the weights "
             f"{weights}. Put it at {place}, or name where it lies: as `load(FOLDER, original)` "
@@ -208,8 +212,8 @@ def copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    found = module.load_state_dict(dict(state), strict=False)
-    if wrong := [*found.missing_keys, *found.unexpected_keys]:
+    keys = module.load_state_dict(dict(state), strict=False)
+    if wrong := [*keys.missing_keys, *keys.unexpected_keys]:
         raise no_place(wrong)
 
 
@@ -218,3 +222,74 @@ def no_place(names: list[str]) -> UserError:
         f"the original model's class and the trained one differ in {', '.join(names[:4])}, so they cannot be "
         "merged (a trained bias needs a layer that has one); export without --merged"
     )
+
+
+# --- the preparation of images ---
+
+
+def processor(images: ImageInput) -> dict[str, Any]:
+    """The content of `preprocessor_config.json`.
+
+    BiT's processor can resize by the shortest edge or to a square, and cut the centre out of either.
+    """
+    squashed = images.resize is not None
+    side = {"height": images.resize, "width": images.resize} if squashed else {"shortest_edge": images.size}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": side,
+        "resample": int(Image.Resampling.BILINEAR if squashed else Image.Resampling.BICUBIC),
+        "do_center_crop": True,
+        "crop_size": {"height": images.size, "width": images.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
+    }
+
+
+def timm_settings(images: ImageInput) -> dict[str, Any]:
+    """The `pretrained_cfg` in timm's `config.json`."""
+    squashed = images.resize is not None
+    # timm resizes to ⌊size / crop_pct⌋: the half keeps that whole number what it is.
+    share = images.size / (images.resize + 0.5) if images.resize is not None else 1.0
+    return {
+        "input_size": [3, images.size, images.size],
+        "interpolation": "bilinear" if squashed else "bicubic",
+        "crop_mode": "squash" if squashed else "center",
+        "crop_pct": share,
+        "mean": list(images.mean),
+        "std": list(images.std),
+    }
+
+
+def in_words(images: ImageInput) -> str:
+    if images.resize is None:
+        resized = f"the central square, resized to {images.size}×{images.size} pixels (bicubic)"
+    else:
+        resized = (
+            f"squashed to {images.resize}×{images.resize} pixels (bilinear), of which the central "
+            f"{images.size}×{images.size} are cut out"
+        )
+    return f"RGB, {resized}; pixels in [0, 1], mean {images.mean}, std {images.std}"
+
+
+def differences(images: ImageInput, library: Literal["timm", "transformers"]) -> list[str]:
+    """Notes on pixels that a library prepares differently from training."""
+    notes = []
+    if library == "transformers":
+        notes.append(
+            'Training resized images with PIL, as transformers does with `backend="pil"`. With its default, '
+            "torchvision, a pixel is off by at most one of 255 levels."
+        )
+    if images.resize is None:
+        notes.append(
+            "Training cut the central square out of an image and then resized it; the preprocessor resizes "
+            "first. Square images come out the same, others shifted by up to a pixel: where that matters, "
+            "cut the square out yourself."
+        )
+    elif library == "timm" and (images.resize - images.size) % 4 == 3:
+        notes.append("timm cuts the centre out one pixel lower and further right than training did.")
+    return notes

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-#: What `load` reads of a model: its class, its arguments and how it answers.
+#: The file that names the model's class, its arguments and how it answers.
 SETTINGS = "loading.json"
 
 #: The state of a head that no module of the model can be.
@@ -89,7 +89,7 @@ class Export:
         return written[:, input_ids.shape[1] :]
 
     def outputs(self, **batch: Tensor) -> Any:
-        """What the model itself returns; arguments that it does not take are left out."""
+        """The model's own outputs; arguments that it does not take are left out."""
         if self.settings["library"] == "timm":
             return self.model(batch["pixel_values"])
         inputs: dict[str, Any] = {name: batch[name] for name in self.settings["inputs"] if name in batch}
@@ -117,10 +117,10 @@ def _transformers_model(folder: Path, settings: dict[str, Any], original: str | 
 def _model_class(name: str) -> Any:
     import transformers
 
-    found = getattr(transformers, name)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    model_class = getattr(transformers, name)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise ValueError(f"{SETTINGS}: model_class should be a model of transformers, got {name!r}")
-    return found
+    return model_class
 
 
 def _timm_model(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Any:
@@ -146,7 +146,7 @@ def _timm_model(folder: Path, settings: dict[str, Any], original: str | Path | N
 
 
 def _place(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Path:
-    """Where the frozen model lies on this machine."""
+    """The place of the frozen model on this machine."""
     return folder / settings["original"] if original is None else Path(original)
 
 

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
-from bench.export.form import Form, Origin, copies, no_place
-from bench.export.preprocessing import differences, timm_settings
+from bench.export.form import Form, Origin, copies, differences, no_place, timm_settings
 from bench.inputs import ImageInput, ModelInput
 from methods import UserError
 
@@ -22,20 +21,20 @@ class TimmForm(Form):
     """A model of timm, whose query, key and value are one layer, and which ends in its own classifier."""
 
     def __init__(
-        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], wanted: ModelInput
+        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], model_input: ModelInput
     ) -> None:
         import timm
 
-        super().__init__(backbone, origin, classes, wanted)
+        super().__init__(backbone, origin, classes, model_input)
         assert origin.blueprint is not None
-        assert isinstance(wanted, ImageInput)
-        self.blueprint, self.images = origin.blueprint, wanted
+        assert isinstance(model_input, ImageInput)
+        self.blueprint, self.images = origin.blueprint, model_input
         arguments = {**self.blueprint.arguments, "num_classes": len(classes)}
         with torch.device("meta"):
             model = timm.create_model(self.blueprint.architecture, pretrained=False, **arguments)
         self._empty: nn.Module = model
         native = getattr(model.patch_embed, "img_size", None)
-        self.resized = native is not None and native[0] != wanted.size
+        self.resized = native is not None and native[0] != model_input.size
         found = model.get_classifier()
         # Distilled ones have two classifiers, whose logits they average.
         classifiers = found if isinstance(found, tuple) else (found,)
@@ -55,18 +54,18 @@ class TimmForm(Form):
 
     def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         folder.mkdir()
-        save_file(self.whole(state), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(self.original_state(state), folder / "model.safetensors", metadata={"format": "pt"})
 
     def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        whole = self.whole(state)
+        tensors = self.original_state(state)
         for path, head in self.heads().items():
-            whole |= {f"{path}.{name}": tensor for name, tensor in head.items()}
+            tensors |= {f"{path}.{name}": tensor for name, tensor in head.items()}
         expected = set(self._empty.state_dict())
-        if wrong := sorted(expected ^ set(whole)):
+        if wrong := sorted(expected ^ set(tensors)):
             raise no_place(wrong)
-        save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         size = {"img_size": self.images.size} if self.resized else {}
-        # As timm's own models on the hub have it, so that timm and transformers load it as one of those.
+        # Like timm's own models on the hub, so that timm and transformers load it as one of those.
         config = {
             "architecture": self.blueprint.architecture,
             "num_classes": len(self.classes),

@@ -1,4 +1,4 @@
-"""Exports for transformers."""
+"""Exports for transformers: the class that each kind of backbone is loaded with, and where our head goes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,116 @@ import copy
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import LoadedBackbone, pooling
+from bench.backbones import BackboneKind, LoadedBackbone, pooling
 from bench.backbones.answers import Answers, Writer, unembedding_of
 from bench.backbones.huggingface import quiet
-from bench.backbones.kinds import KINDS
+from bench.backbones.kinds import KINDS, Kind
 from bench.backbones.untrusted import ATTENTION
-from bench.export.form import Form, Origin, copies, load_state
-from bench.export.preprocessing import PROCESSOR_FILE, differences, processor
-from bench.export.targets import REASONS, target_of
+from bench.export.form import PROCESSOR_FILE, Form, Origin, copies, differences, load_state, processor
 from bench.inputs import ImageInput, ModelInput
+
+#: All of a linear head is the classifier.
+LINEAR: Mapping[str, str] = {"": "classifier"}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A class of transformers whose logits are those of our encoder, pooling and head."""
+
+    class_name: str
+    #: The paths of our head's parts in it, by their names in our head; the empty name is all of the head.
+    head: Mapping[str, str] = field(default_factory=lambda: LINEAR)
+    #: True if it also reads the mean of the patches beside the class token. Our head does not.
+    doubled: bool = False
+
+
+#: Kinds without a row have no such class: transformers pools otherwise there, or its head has other parts.
+#: For those the encoder is exported, with the head beside it.
+CLASSIFIERS: dict[BackboneKind, Classifier] = {
+    "roberta": Classifier("RobertaForSequenceClassification"),
+    "xlm-roberta": Classifier("XLMRobertaForSequenceClassification"),
+    "distilbert": Classifier(
+        "DistilBertForSequenceClassification", {"dense": "pre_classifier", "out_proj": "classifier"}
+    ),
+    "electra": Classifier("ElectraForSequenceClassification"),
+    "deberta-v2": Classifier(
+        "DebertaV2ForSequenceClassification", {"dense": "pooler.dense", "out_proj": "classifier"}
+    ),
+    "vit": Classifier("ViTForImageClassification"),
+    "deit": Classifier("DeiTForImageClassification"),
+    "dinov2": Classifier("Dinov2ForImageClassification", doubled=True),
+    "dinov2_with_registers": Classifier("Dinov2WithRegistersForImageClassification", doubled=True),
+    "beit": Classifier("BeitForImageClassification"),
+    # Without masked patches, a masked autoencoder's encoder is a ViT of the same weights.
+    "vit_mae": Classifier("ViTForImageClassification"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The class that loads an export, and peft's name of its task."""
+
+    class_name: str
+    #: peft has no name for the classification of images.
+    task: str | None
+    #: Paths as in `Classifier`. Empty if the head is beside the model, or there is none.
+    head: Mapping[str, str]
+    doubled: bool = False
+    #: True if the class has the encoder below its `base_model_prefix`.
+    below_prefix: bool = True
+    #: Arguments of the class beside its configuration.
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    #: The class of peft that loads a checkpoint with its original.
+    @property
+    def loader(self) -> str:
+        return LOADERS[self.task]
+
+
+LOADERS: dict[str | None, str] = {
+    "SEQ_CLS": "AutoPeftModelForSequenceClassification",
+    "CAUSAL_LM": "AutoPeftModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
+    None: "AutoPeftModel",
+}
+
+
+def classifier(kind: BackboneKind) -> Target:
+    """The target of a backbone of a kind with a trained head."""
+    row = KINDS[kind]
+    if classifier_class := CLASSIFIERS.get(kind):
+        task = "SEQ_CLS" if row.reads == "texts" else None
+        return Target(classifier_class.class_name, task, classifier_class.head, classifier_class.doubled)
+    task = "FEATURE_EXTRACTION" if row.reads == "texts" else None
+    return Target(row.model_class, task, {}, below_prefix=False, arguments=row.arguments)
+
+
+def language_model(kind: BackboneKind) -> Target:
+    """The target of a decoder that answers prompts: without a head."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return Target(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], "CAUSAL_LM", {})
+
+
+def target_of(backbone: LoadedBackbone) -> Target:
+    kind = backbone.info.kind
+    return classifier(kind) if backbone.module.answers is None else language_model(kind)
+
+
+def head_class(backbone: LoadedBackbone) -> type[nn.Module]:
+    """The class of head that backbones of this kind have."""
+    kind: Kind = KINDS[backbone.info.kind]
+    if backbone.module.answers is not None:
+        return nn.Identity
+    return nn.Linear if kind.make_head is pooling.linear_head else pooling.DenseHead
+
 
 #: The poolings of kinds that know segments of a text.
 SEGMENTED = (pooling.mean_of_tokens, pooling.first_token, pooling.first_token_as_masked)
@@ -32,17 +127,17 @@ class TransformersForm(Form):
     """
 
     def __init__(
-        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], wanted: ModelInput
+        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], model_input: ModelInput
     ) -> None:
-        super().__init__(backbone, origin, classes, wanted)
+        super().__init__(backbone, origin, classes, model_input)
         self.kind, self.target = KINDS[backbone.info.kind], target_of(backbone)
         self.answers = backbone.module.answers
-        self.prefix = f"{self.encoder.base_model_prefix}." if self.target.whole else ""
+        self.prefix = f"{self.encoder.base_model_prefix}." if self.target.below_prefix else ""
         self.transposed = bool(self.kind.transposed)
 
     @property
     def _beside(self) -> bool:
-        """Whether the head is beside the model."""
+        """True if the head is beside the model."""
         return self.answers is None and not self.target.head
 
     def base(self) -> dict[str, Any]:
@@ -58,9 +153,9 @@ class TransformersForm(Form):
         return facts
 
     def input(self) -> str:
-        prompt = getattr(self.wanted, "prompt", None)
-        asked = json.dumps(prompt.template, ensure_ascii=False) if prompt else ""
-        return super().input() + (f", of the prompt {asked}" if asked else "")
+        prompt = getattr(self.model_input, "prompt", None)
+        template = json.dumps(prompt.template, ensure_ascii=False) if prompt else ""
+        return super().input() + (f", of the prompt {template}" if template else "")
 
     def judged(self, outputs: Tensor) -> Tensor:
         return outputs[:, 1:2] if isinstance(self.answers, Writer) else outputs
@@ -68,13 +163,16 @@ class TransformersForm(Form):
     def notes(self, merged: bool) -> list[str]:
         notes = super().notes(merged)
         if self._beside:
-            notes.append(f"{REASONS[self.kind.pool]} So it is in `head.safetensors`, beside the model.")
+            notes.append(
+                "No class of transformers has the pooling and the head of training: the head is in "
+                "`head.safetensors`, beside the model."
+            )
         if not merged:
             notes.append(self._loader())
-        elif isinstance(self.wanted, ImageInput) and not self._beside:
+        elif isinstance(self.model_input, ImageInput) and not self._beside:
             notes.append('`transformers.pipeline("image-classification", model=FOLDER)` takes images.')
-        if merged and isinstance(self.wanted, ImageInput):
-            notes += differences(self.wanted, "transformers")
+        if merged and isinstance(self.model_input, ImageInput):
+            notes += differences(self.model_input, "transformers")
         return notes
 
     def _loader(self) -> str:
@@ -82,7 +180,7 @@ class TransformersForm(Form):
         arguments = ["FOLDER", *(f"{name}={value!r}" for name, value in options.items())]
         # An original that is brought along is in single already.
         arguments += [] if self.origin.reference is None else ["dtype=torch.float32"]
-        where = "" if self.origin.told == self.origin.reference else ", run in this folder"
+        where = "" if self.origin.label == self.origin.reference else ", run in this folder"
         return f"`peft.{self.target.loader}.from_pretrained({', '.join(arguments)})` loads it too{where}."
 
     @property
@@ -93,7 +191,7 @@ class TransformersForm(Form):
 
     @property
     def _attention(self) -> dict[str, str]:
-        """Where the kind has another attention than transformers would take."""
+        """The attention implementation, if not the default of transformers."""
         kind = self.kind.attention
         return {} if kind == ATTENTION else {"attn_implementation": kind}
 
@@ -111,7 +209,7 @@ class TransformersForm(Form):
     def loose_head(self) -> dict[str, Tensor]:
         return copies(self.backbone.head.state_dict()) if self._beside else {}
 
-    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def original_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         turned = {
             f"{path.format(layer=layer)}.weight"
             for path in self.kind.transposed
@@ -119,7 +217,7 @@ class TransformersForm(Form):
         }
         return {
             name: tensor.T.contiguous() if name in turned else tensor
-            for name, tensor in super().whole(state).items()
+            for name, tensor in super().original_state(state).items()
         }
 
     def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -131,7 +229,7 @@ class TransformersForm(Form):
             model_class = getattr(transformers, self.kind.model_class)
             with torch.random.fork_rng(devices=[]):
                 model = model_class(copy.deepcopy(self.encoder.config), **self.kind.arguments)
-            load_state(model, self.whole(state))
+            load_state(model, self.original_state(state))
         with quiet():
             model.save_pretrained(folder)
             self._config().save_pretrained(folder)
@@ -142,14 +240,14 @@ class TransformersForm(Form):
             load_state(model.get_submodule(path), head)
         with quiet():
             model.save_pretrained(folder)
-        if isinstance(self.wanted, ImageInput):
-            text = json.dumps(processor(self.wanted), indent=1)
+        if isinstance(self.model_input, ImageInput):
+            text = json.dumps(processor(self.model_input), indent=1)
             (folder / PROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _filled(self, state: Mapping[str, Tensor]) -> Any:
         """The original model's class with the encoder's tensors, and with a language model's output layer."""
         model: Any = self.bare()
-        load_state(model.get_submodule(self.prefix.removesuffix(".")), self.whole(state))
+        load_state(model.get_submodule(self.prefix.removesuffix(".")), self.original_state(state))
         if self.answers is not None and (table := unembedding_of(self.backbone)) is not None:
             load_state(model.get_output_embeddings(), {"weight": table})
         return model
@@ -179,7 +277,7 @@ class TransformersForm(Form):
         return settings
 
     def _inputs(self) -> list[str]:
-        """The arguments of a batch that the model is given."""
+        """The arguments of a batch that the model takes."""
         if self.kind.reads == "images":
             return ["pixel_values"]
         return ["input_ids", "attention_mask", *["token_type_ids"] * (self.kind.pool in SEGMENTED)]
@@ -197,9 +295,9 @@ class TransformersForm(Form):
         import transformers
 
         config = copy.deepcopy(self.encoder.config)
-        wanted: Any = getattr(transformers, self.target.class_name).config_class
-        if not isinstance(config, wanted):
-            config = wanted(**{**config.to_dict(), "model_type": wanted.model_type})
+        config_class: Any = getattr(transformers, self.target.class_name).config_class
+        if not isinstance(config, config_class):
+            config = config_class(**{**config.to_dict(), "model_type": config_class.model_type})
         if self.answers is None:
             config.id2label = dict(enumerate(self.classes))
             config.label2id = {name: index for index, name in enumerate(self.classes)}

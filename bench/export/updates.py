@@ -1,4 +1,4 @@
-"""What an adapter adds to the linear layers of a model, as the model's library has these layers."""
+"""Updates of linear layers, in the layout of the model's own library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fused:
     """A layer of the original model that was split on loading."""
 
     parts: tuple[str, ...]
-    #: Where the rows of the first head of every part come first, then the second's: how many a head has.
+    #: Rows per head, if rows are grouped by head and then by part. None if grouped by part.
     head_size: int | None = None
 
     def ordered(self, rows: Tensor) -> Tensor:
@@ -36,9 +36,9 @@ class Fused:
 
     def update(self, updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
         """One update of the layer out of those of its parts, as `fuse` has it."""
-        whole = fuse(updates, widths)
-        bias = None if whole.bias is None else self.ordered(whole.bias)
-        return Update(whole.down, self.ordered(whole.up), bias)
+        joint = fuse(updates, widths)
+        bias = None if joint.bias is None else self.ordered(joint.bias)
+        return Update(joint.down, self.ordered(joint.up), bias)
 
 
 def fused_layers(encoder: nn.Module) -> dict[str, Fused]:
@@ -77,5 +77,5 @@ def fuse(updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
     return Update(torch.cat(downs), up, bias if biased else None)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)

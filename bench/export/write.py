@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files as resources
 from pathlib import Path
@@ -15,33 +15,36 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.backbones import BackboneSpec, LoadedBackbone
-from bench.backbones.answers import Answers as Answerer
-from bench.backbones.answers import Writer
-from bench.backbones.huggingface import quiet
+from bench.backbones import BackboneSpec, LoadedBackbone, entry_of
+from bench.backbones.answers import Answers, Writer
+from bench.backbones.backbone import FittedHead
+from bench.backbones.huggingface import FolderBackbone, HubBackbone, quiet
+from bench.backbones.kinds import KINDS, TIMM
+from bench.backbones.random_weights import RandomBackbone
+from bench.backbones.timm_vit import Blueprint, TimmBackbone
 from bench.export import loading
-from bench.export.answers import Agreement, Answers, agreement
 from bench.export.checkpoint import write_checkpoint
 from bench.export.form import Form, Origin, copies
-from bench.export.forms import form_of
+from bench.export.timm_form import TimmForm
+from bench.export.transformers_form import TransformersForm, head_class
 from bench.inputs import ImageInput, ModelInput
 from bench.process.files import remove
 from bench.process.outputs import earlier_files, output_folder
 from bench.process.visible import markdown_text
 from methods import Adapter, UserError
 
-#: How far a logit may be from the harness's own, relative to the largest one (at least 1).
+#: Allowed difference of a logit from the harness's, relative to the largest logit (at least 1).
 TOLERANCE = 1e-5
 
-#: What says which files an export wrote, so that `force` removes no others.
+#: The list of an export's files, so that `force` removes no others.
 MANIFEST = "export.json"
 
-#: What `bench.export.loading` is called in an export.
+#: The name of `bench.export.loading` in an export.
 LOADER = "load_export.py"
 
-#: What README.md shows, whatever was exported.
+#: The code in every README.md.
 CODE = """```python
 from load_export import load
 
@@ -52,14 +55,6 @@ model = export.model
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """What could not be checked, and why; neither ends in a dot. Only the reason may name a path."""
-
-    what: str
-    why: str
-
-
-@dataclass(frozen=True)
 class Exported:
     """A written and checked export."""
 
@@ -67,9 +62,8 @@ class Exported:
     files: tuple[str, ...]
     #: Largest difference of a logit between the export, loaded as its README.md says, and the harness.
     difference: float
-    #: How it answers the examples that the trial was scored on; None where that was not asked for.
-    agreement: Agreement | None
-    doubts: tuple[Doubt, ...]
+    #: Checks that were not possible, as sentences without their dot.
+    doubts: tuple[str, ...]
 
 
 def write_export(
@@ -80,20 +74,19 @@ def write_export(
     classes: Sequence[str],
     facts: Mapping[str, str] | None = None,
     *,
-    wanted: ModelInput | None = None,
-    answers: Answers | None = None,
-    doubts: Sequence[Doubt] = (),
+    model_input: ModelInput | None = None,
+    doubts: Sequence[str] = (),
     merged: bool = False,
     force: bool = False,
 ) -> Exported:
     """Writes an attached adapter and the head. Raises UserError as `export_run` does.
 
-    `facts` and `doubts` are told in README.md. `wanted` is how training prepared the examples; without, it
-    is as the backbone wants them. Nothing is in `out` before the export, loaded as its README.md says, gave
-    the logits of `backbone.module` on a fixed batch, and those of `answers`. The adapter is left as it was.
+    README.md holds `facts` and `doubts`. `model_input` is the preparation of examples in training, by default
+    the backbone's. Nothing is written to `out` before the export, loaded as its README.md says, gives the
+    logits of `backbone.module` on a fixed batch. The adapter is left as it was.
     """
     target = output_folder(out, "export", force=force)
-    form = form_of(backbone, spec, classes, wanted or backbone.info.input)
+    form = form_of(backbone, spec, classes, model_input or backbone.info.input)
     inputs = _inputs(backbone)
     expected = form.judged(_logits(backbone, inputs))
     facts = {
@@ -102,21 +95,18 @@ def write_export(
         "weights": backbone.info.weights_hash,
         **form.facts(),
     }
-    with _beside(target) as made:
-        notes = _write_merged(form, adapter, made) if merged else write_checkpoint(form, adapter, made)
+    with _beside(target) as folder:
+        notes = _write_merged(form, adapter, folder) if merged else write_checkpoint(form, adapter, folder)
         notes = [*form.notes(merged), *notes]
-        _write_loader(form, merged, made)
-        logits = _loaded(made, form.origin)
-        difference = _check(logits(**inputs), expected)
-        agreed = None if answers is None else _agreement(form, logits, answers)
-        notes += [f"{agreed}."] if agreed else []
-        notes += [f"{markdown_text(doubt.what)}." for doubt in doubts]
-        (made / "README.md").write_text(_readme(facts, notes, difference, merged), encoding="utf-8")
-        files = tuple(sorted([MANIFEST, *(entry.name for entry in made.iterdir())]))
+        _write_loader(form, merged, folder)
+        difference = _check(_loaded_logits(folder, form.origin, inputs), expected)
+        notes += [f"{markdown_text(doubt)}." for doubt in doubts]
+        (folder / "README.md").write_text(_readme(facts, notes, difference, merged), encoding="utf-8")
+        files = tuple(sorted([MANIFEST, *(entry.name for entry in folder.iterdir())]))
         manifest = {**facts, "merged": merged, "largest difference of logits": difference, "files": files}
-        _write_json(made / MANIFEST, manifest)
-        _publish(made, target)
-    return Exported(target, files, difference, agreed, tuple(doubts))
+        _write_json(folder / MANIFEST, manifest)
+        _publish(folder, target)
+    return Exported(target, files, difference, tuple(doubts))
 
 
 def _write_loader(form: Form, merged: bool, folder: Path) -> None:
@@ -128,13 +118,6 @@ def _write_loader(form: Form, merged: bool, folder: Path) -> None:
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _agreement(form: Form, logits: Callable[..., Tensor], answers: Answers) -> Agreement:
-    """Raises UserError as `agreement` does."""
-    # A language model gives a logit for every token of its vocabulary: a few examples at a time.
-    parts = [logits(**part) for part in answers.parts(4)]
-    return agreement(torch.cat(parts), replace(answers, logits=form.judged(answers.logits)))
 
 
 @torch.no_grad()
@@ -150,7 +133,7 @@ def _write_merged(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     form.write_merged(folder, state)
     if loose := form.loose_head():
         save_file(loose, folder / loading.HEAD, metadata={"format": "pt"})
-    if form.write_tokenizer(folder) or isinstance(form.wanted, ImageInput):
+    if form.write_tokenizer(folder) or isinstance(form.model_input, ImageInput):
         return []
     return ["There is no tokenizer here: none of the backbone's loads."]
 
@@ -183,14 +166,16 @@ def _readme(facts: Mapping[str, str], notes: Iterable[str], difference: float, m
 def _inputs(backbone: LoadedBackbone) -> dict[str, Tensor]:
     """A fixed random batch; of texts, all but one are padded."""
     generator = torch.Generator().manual_seed(0)
-    wanted, examples = backbone.info.input, 4
-    if isinstance(wanted, ImageInput):
-        return {"pixel_values": torch.randn(examples, 3, wanted.size, wanted.size, generator=generator)}
+    model_input, examples = backbone.info.input, 4
+    if isinstance(model_input, ImageInput):
+        return {
+            "pixel_values": torch.randn(examples, 3, model_input.size, model_input.size, generator=generator)
+        }
     config: Any = backbone.module.encoder.config
     answers = backbone.module.answers
     # The words of a class come behind the prompt.
-    behind = max(map(len, answers.words)) if isinstance(answers, Answerer) else 0
-    length = max(examples, min(16, wanted.max_tokens) - behind)
+    behind = max(map(len, answers.words)) if isinstance(answers, Answers) else 0
+    length = max(examples, min(16, model_input.max_tokens) - behind)
     ids = torch.randint(config.vocab_size, (examples, length), generator=generator)
     mask = torch.ones_like(ids)
     for example in range(1, examples):
@@ -213,24 +198,13 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
         module.train(training)
 
 
-def _loaded(folder: Path, origin: Origin) -> Callable[..., Tensor]:
-    """What an export computes logits with. Raises UserError where loading it, or later that, fails."""
-    with _telling():
-        export = loading.load(folder, origin.reference if origin.own else None)
-
-    def logits(**inputs: Tensor) -> Tensor:
-        with _telling():
-            return export.logits(**inputs).float().cpu()
-
-    return logits
-
-
-@contextmanager
-def _telling() -> Iterator[None]:
+def _loaded_logits(folder: Path, origin: Origin, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The logits of an export as its README.md loads it. Raises UserError if that fails."""
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            yield
+            export = loading.load(folder, origin.reference if origin.own else None)
+            return export.logits(**inputs).float().cpu()
     except Exception as error:  # whatever the libraries raise, the export is of no use
         raise UserError(
             f"the original model cannot carry what was trained: loading the export fails with "
@@ -238,11 +212,13 @@ def _telling() -> Iterator[None]:
         ) from error
 
 
-def _check(found: Tensor, expected: Tensor) -> float:
+def _check(logits: Tensor, expected: Tensor) -> float:
     """The largest difference of the logits. Raises UserError if it is too large."""
-    if found.shape != expected.shape:
-        raise UserError(f"the export gives logits of shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-    difference = float((found - expected).abs().max())
+    if logits.shape != expected.shape:
+        raise UserError(
+            f"the export gives logits of shape {tuple(logits.shape)}, not {tuple(expected.shape)}"
+        )
+    difference = float((logits - expected).abs().max())
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     # Written so that not-a-number fails too.
     if not difference <= allowed:
@@ -259,23 +235,23 @@ def _beside(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-            made = Path(folder) / "made"
-            made.mkdir()
-            yield made
+            new = Path(folder) / "made"
+            new.mkdir()
+            yield new
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from error
 
 
-def _publish(made: Path, target: Path) -> None:
+def _publish(folder: Path, target: Path) -> None:
     """Moves the finished export to its place. Of what is there only files of an export are removed."""
     if not target.exists():
-        made.replace(target)
+        folder.replace(target)
         return
     try:
         earlier = earlier_files(target, MANIFEST)
     except (OSError, ValueError):  # a file of that name which no export wrote
         earlier = []
-    new = {target / entry.name: entry for entry in made.iterdir()}
+    new = {target / entry.name: entry for entry in folder.iterdir()}
     for there in new:
         if there.is_dir() and not there.is_symlink() and there not in earlier:
             raise UserError(f"{there} is a folder that no export wrote; name another folder")
@@ -283,3 +259,76 @@ def _publish(made: Path, target: Path) -> None:
         remove(there)
     for there, entry in new.items():
         entry.replace(there)
+
+
+def form_of(
+    backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str], model_input: ModelInput
+) -> Form:
+    """The form of an export; `model_input` is the preparation of examples in training.
+
+    Raises UserError for a plug-in's backbone that no library can load again, and for weights in bfloat16.
+    """
+    _check_library(backbone)
+    if spec.dtype != "float32":
+        raise UserError(
+            f"backbone '{backbone.info.name}' cannot be exported: what an export computes is compared in "
+            f"float32, and the adapter was trained on weights in {spec.dtype}"
+        )
+    form: type[Form] = TimmForm if backbone.info.kind == TIMM else TransformersForm
+    return form(backbone, _origin(backbone, spec), classes, model_input)
+
+
+def _check_library(backbone: LoadedBackbone) -> None:
+    """Raises UserError for a backbone of a kind of transformers that is none of its models or heads."""
+    kind = KINDS.get(backbone.info.kind)
+    if kind is None:
+        return
+    import transformers
+
+    encoder, head = backbone.module.encoder, backbone.head
+    encoder_class = getattr(transformers, kind.model_class)
+    if isinstance(head, FittedHead) and head_class(backbone) is not nn.Linear:
+        raise UserError(
+            f"backbone '{backbone.info.name}' with a converged head cannot be exported: transformers' "
+            f"classifier of kind '{backbone.info.kind}' has a dense layer before the last"
+        )
+    for what, module, needed in (("encoder", encoder, encoder_class), ("head", head, head_class(backbone))):
+        if not isinstance(module, needed):
+            raise UserError(
+                f"backbone '{backbone.info.name}' of a plug-in cannot be exported: a backbone of kind "
+                f"'{backbone.info.kind}' is exported for transformers, but its {what} is a "
+                f"{type(module).__name__}, not a {needed.__name__}"
+            )
+
+
+def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
+    entry = entry_of(spec)
+    commit = backbone.info.weights_hash.rpartition("@")[2]
+    if isinstance(entry, FolderBackbone):
+        return Origin(str(entry.path.expanduser().resolve()))
+    if isinstance(entry, HubBackbone):
+        return Origin(entry.repository, commit)
+    if isinstance(entry, TimmBackbone):
+        blueprint = entry.blueprint()
+        if entry.weights is not None:
+            return Origin(str(entry.weights.expanduser().resolve()), blueprint=blueprint)
+        return Origin(blueprint.hub(entry.model)[0], commit, blueprint)
+    if backbone.info.kind != TIMM:
+        return Origin(None)
+    if not isinstance(entry, RandomBackbone):
+        raise UserError(
+            f"backbone '{backbone.info.name}' of a plug-in is a timm model, but by which name timm makes it "
+            "is not known, so no checkpoint could be loaded on it"
+        )
+    assert isinstance(backbone.info.input, ImageInput)
+    geometry = backbone.geometry
+    shape = {
+        # The described size and not the entry's own, for what the export brings is resized already.
+        "img_size": backbone.info.input.size,
+        "patch_size": entry.patch,
+        "embed_dim": geometry.hidden,
+        "depth": geometry.layers,
+        "num_heads": geometry.heads,
+        "mlp_ratio": geometry.mlp / geometry.hidden,
+    }
+    return Origin(None, blueprint=Blueprint("vit_base_patch16_224", shape, {}))

@@ -1,1 +1,1 @@
-"""What is measured outside of a suite: speed and redundancy."""
+"""Measurements outside of a suite: speed and redundancy."""

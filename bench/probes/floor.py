@@ -1,4 +1,4 @@
-"""What a training step costs at the least: the step of one trained bias, and a method's own products."""
+"""Lower bounds of a training step: the step of one trained bias, and a method's own products."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class OneBias(Adapter):
 
 
 def autocast(kind: str, bf16: bool) -> AbstractContextManager[object]:
-    """What forwards run in, on a device of this kind."""
+    """The context of forward passes on a device of this kind."""
     return torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 

@@ -42,7 +42,7 @@ RANK_MODES = ("isorank", "isoparameters")
 
 ALL = ["all"]
 
-#: What the registered name of a shape begins with. Whoever asks for a shape leaves it out.
+#: The prefix of registered names of shapes. Users leave it out.
 SHAPES = "random-"
 
 CLASSES = 10
@@ -51,7 +51,7 @@ TEXT_TOKENS = 128
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of a contender: medians over rounds, in milliseconds and MiB.
+    """The measurements of a contender: medians over rounds, in milliseconds and MiB.
 
     The `ratio_…` are medians of the ratios within each round.
     """
@@ -74,7 +74,7 @@ class Timing:
     ratio_to_lora_on_sites: float
     #: The floor trains one bias.
     ratio_to_floor: float
-    #: Of all products in a step, those of the frozen layers too.
+    #: Multiplications of all matrix products in a step, frozen layers included.
     multiplications: int
     #: The ratio to what the method's own products set: the floor's time, times what they are more than the
     #: floor's. It is 1 where they run as fast as the backbone's and nothing else takes any time.
@@ -109,7 +109,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class _Round:
-    """What one round measured of a contender: its fastest timed step, part by part, and its peak memory."""
+    """One round of a contender: its fastest timed step, part by part, and its peak memory."""
 
     forward_ms: float
     backward_ms: float
@@ -152,14 +152,14 @@ def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: Loaded
         ("isoparameters", create("lora", targets=targets).fit(backbone.geometry, budget))
         for targets in sorted({"qkv", *(_targets(method) for _, method in sized)})
     ]
-    found: dict[tuple[str, tuple[int, ...] | None], Contender] = {}
+    by_method: dict[tuple[str, tuple[int, ...] | None], Contender] = {}
     for mode, method in [(f"rank {REFERENCE_RANK}", reference), *loras, *sized]:
         ranks = ",".join(map(str, method.size or ()))
         contender = Contender(
             method.label, mode, ranks, method.attach, _targets(method), is_lora=method.name == "lora"
         )
-        found.setdefault((method.label, method.size), contender)
-    return [Contender("floor", "–", "", lambda backbone, _: OneBias(backbone)), *found.values()]
+        by_method.setdefault((method.label, method.size), contender)
+    return [Contender("floor", "–", "", lambda backbone, _: OneBias(backbone)), *by_method.values()]
 
 
 def _targets(method: Method) -> Targets:
@@ -178,10 +178,13 @@ def measure(
     bf16: bool,
     compiled: bool = False,
     notify: Callable[[int, int, str], None],
-) -> list[Timing]:
-    """Times every contender. `notify(done, all, label)` is called before each of so many. Raises UserError.
+    first: Callable[[str, str, float], None] = lambda *_: None,
+) -> Iterator[list[Timing]]:
+    """Times every contender, and yields the timings of all rounds so far after each round.
 
-    `backbone_name` is a registered one, that of a shape with `SHAPES` before it.
+    `notify(done, all, label)` is called before each step, and `first(label, rank mode, step in ms)` for every
+    contender in the first round. `backbone_name` is a registered name; names of shapes begin with `SHAPES`.
+    Raises UserError.
     """
     for mode in rank_modes:
         if mode not in RANK_MODES:
@@ -201,10 +204,11 @@ def measure(
         turned = chosen[index % len(chosen) :] + chosen[: index % len(chosen)]
         for place, contender in enumerate(turned, index * len(chosen)):
             notify(place, rounds * len(chosen), contender.label)
-            measured[contender].append(
-                _round(contender, backbone, inputs, labels, bf16, compiled, measured[contender])
-            )
-    return _timings(measured)
+            timed = _round(contender, backbone, inputs, labels, bf16, compiled, measured[contender])
+            measured[contender].append(timed)
+            if not index:
+                first(contender.label, contender.rank_mode, timed.step_ms)
+        yield _timings(measured)
 
 
 def _round(
@@ -247,8 +251,10 @@ def _round(
 
 
 def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
-    """What the rounds come to, for the floor, the reference and whatever else there is."""
-    totals = {contender: np.array([one.step_ms for one in rounds]) for contender, rounds in measured.items()}
+    """The medians of the rounds, of the floor and the reference first."""
+    totals = {
+        contender: np.array([each.step_ms for each in rounds]) for contender, rounds in measured.items()
+    }
     floor, lora = list(totals.values())[:2]
     least = next(iter(measured.values()))[-1].multiplications
     on_sites = {contender.targets: total for contender, total in totals.items() if contender.is_lora}
@@ -257,15 +263,15 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
         total = totals[contender]
         low, high = _interval(total / lora)
         quartiles = np.percentile(total, [25, 75])
-        peaks = [one.peak_mib for one in rounds if one.peak_mib is not None]
+        peaks = [each.peak_mib for each in rounds if each.peak_mib is not None]
         timings.append(
             Timing(
                 method=contender.label,
                 rank_mode=contender.rank_mode,
                 ranks=contender.ranks,
                 parameters=rounds[-1].parameters,
-                forward_ms=float(np.median([one.forward_ms for one in rounds])),
-                backward_ms=float(np.median([one.backward_ms for one in rounds])),
+                forward_ms=float(np.median([each.forward_ms for each in rounds])),
+                backward_ms=float(np.median([each.backward_ms for each in rounds])),
                 step_ms=float(np.median(total)),
                 spread_ms=float((quartiles[1] - quartiles[0]) / 2),
                 ratio_to_lora=float(np.median(total / lora)),
@@ -276,7 +282,7 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
                 multiplications=(products := rounds[-1].multiplications),
                 ratio_to_own_floor=float(np.median(total / floor)) * least / products,
                 peak_mib=statistics.median(peaks) if peaks else None,
-                **_at_inference([one.inference for one in rounds]),
+                **_at_inference([each.inference for each in rounds]),
                 adapter_bytes=rounds[-1].adapter_bytes,
                 loaded_bytes=rounds[-1].loaded_bytes,
             )
@@ -286,12 +292,12 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
 
 def _at_inference(rounds: Sequence[Inference]) -> dict[str, Any]:
     """The fields of a `Timing` that are of forwards in evaluation mode."""
-    merged = [(one.merged, one.bare) for one in rounds if one.merged is not None]
+    merged = [(each.merged, each.bare) for each in rounds if each.merged is not None]
     return {
-        "bare_ms": statistics.median(one.bare for one in rounds),
-        "adapted_ms": statistics.median(one.adapted for one in rounds),
+        "bare_ms": statistics.median(each.bare for each in rounds),
+        "adapted_ms": statistics.median(each.adapted for each in rounds),
         "merged_ms": statistics.median(ms for ms, _ in merged) if merged else None,
-        "ratio_adapted": statistics.median(one.adapted / one.bare for one in rounds),
+        "ratio_adapted": statistics.median(each.adapted / each.bare for each in rounds),
         "ratio_merged": statistics.median(ms / bare for ms, bare in merged) if merged else None,
     }
 
@@ -321,31 +327,31 @@ def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
 
 
 def _templates(names: Sequence[str]) -> list[Method]:
-    """The methods that the names stand for. A variant of TensLoRA may be named too."""
-    found: list[Method] = []
+    """The methods of these names, variants of TensLoRA among them."""
+    templates: list[Method] = []
     for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
         try:
             with METHODS.blaming(name):
-                found += (
+                templates += (
                     [create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed()
                 )
         except UserError as error:
             if list(names) != ALL:
                 raise
             warnings.warn(f"left out: {error}", stacklevel=2)
-    fitted = [method.name for method in found if method.fits_head]
+    fitted = [method.name for method in templates if method.fits_head]
     if fitted and list(names) != ALL:
         raise UserError(f"{', '.join(fitted)} takes no training step that could be timed: leave it out")
-    return [method for method in found if not method.fits_head]
+    return [method for method in templates if not method.fits_head]
 
 
 def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
     drawn = torch.Generator().manual_seed(0)
-    wanted = backbone.info.input
-    if isinstance(wanted, ImageInput):
-        inputs = {"pixel_values": torch.randn(size, 3, wanted.size, wanted.size, generator=drawn)}
+    model_input = backbone.info.input
+    if isinstance(model_input, ImageInput):
+        inputs = {"pixel_values": torch.randn(size, 3, model_input.size, model_input.size, generator=drawn)}
     else:
-        tokens = torch.randint(5, 200, (size, min(TEXT_TOKENS, wanted.max_tokens)), generator=drawn)
+        tokens = torch.randint(5, 200, (size, min(TEXT_TOKENS, model_input.max_tokens)), generator=drawn)
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     labels = torch.randint(CLASSES, (size,), generator=drawn)
     return {name: value.to(device) for name, value in inputs.items()}, labels.to(device)

@@ -1,4 +1,4 @@
-"""How redundant a trained adapter is: the multilinear spectrum of its update, and what each part is worth.
+"""Redundancy of a trained adapter: the multilinear spectrum of its update, and the worth of each part.
 
 The updates of the attention projections are one fifth-order tensor, input × head size × head × projection ×
 layer, whatever method made them. Its unfoldings are never built: their Gram matrices come from the low-rank
@@ -32,74 +32,71 @@ ATTENTION = PROJECTIONS[:4]
 
 MODES = ("input", "head_size", "head", "projection", "layer")
 
-#: Of the squared norm, that `rank_99` singular values hold.
+#: The share of the squared norm that `rank_99` singular values hold.
 HELD = 0.99
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The update of an attention projection: `split` @ `whole`, shaped (heads, head size, r) and (r, d)."""
+    """The update of an attention projection: `split` @ `unsplit`, shaped (heads, head size, r) and (r, d)."""
 
     split: Tensor
-    whole: Tensor
+    unsplit: Tensor
 
 
 def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
     """The attention updates, in float64. Raises NotLowRank, or UserError if there is no such update."""
-    found = {}
+    updates = {}
     for site, (down, up) in adapter.factors().items():
         if site.projection not in ATTENTION:
             continue
         down, up = (factor.detach().double().cpu() for factor in (down, up))
-        split, whole = (down.T, up.T) if site.projection == "output" else (up, down)
+        split, unsplit = (down.T, up.T) if site.projection == "output" else (up, down)
         split = split.unflatten(0, (-1, geometry.head_size))
-        found[site] = Pair(split.repeat_interleave(geometry.heads // len(split), 0), whole)
-    if not found:
+        updates[site] = Pair(split.repeat_interleave(geometry.heads // len(split), 0), unsplit)
+    if not updates:
         raise UserError("the adapter changes no attention projection, so that there is no tensor to look at")
-    return found
+    return updates
 
 
-def gram_matrices(found: Mapping[Site, Pair]) -> dict[str, Tensor]:
+def gram_matrices(updates: Mapping[Site, Pair]) -> dict[str, Tensor]:
     """The Gram matrix of each mode's unfolding, (n, n), from the pairs alone."""
-    layers = sorted({site.layer for site in found})
-    projections = [name for name in ATTENTION if any(site.projection == name for site in found)]
-    first = next(iter(found.values()))
+    layers = sorted({site.layer for site in updates})
+    projections = [name for name in ATTENTION if any(site.projection == name for site in updates)]
+    first = next(iter(updates.values()))
     heads, head_size, _ = first.split.shape
-    hidden = first.whole.shape[1]
+    hidden = first.unsplit.shape[1]
     grams = {
         "input": torch.zeros(hidden, hidden, dtype=torch.float64),
         "head_size": torch.zeros(head_size, head_size, dtype=torch.float64),
         "head": torch.zeros(heads, heads, dtype=torch.float64),
     }
-    for pair in found.values():
-        outer = pair.whole @ pair.whole.T
+    for pair in updates.values():
+        outer = pair.unsplit @ pair.unsplit.T
         inner = torch.einsum("hjr,hjs->rs", pair.split, pair.split)
         weighed = pair.split @ outer
-        grams["input"] += pair.whole.T @ inner @ pair.whole
+        grams["input"] += pair.unsplit.T @ inner @ pair.unsplit
         grams["head_size"] += torch.einsum("hjr,hkr->jk", weighed, pair.split)
         grams["head"] += torch.einsum("hjr,gjr->hg", weighed, pair.split)
 
-    by_projection = torch.tensor(
+    by_projection = [
         [
-            [
-                sum(inner_product(found.get(Site(i, one)), found.get(Site(i, other))) for i in layers)
-                for other in projections
-            ]
-            for one in projections
-        ],
-        dtype=torch.float64,
-    )
-    by_layer = torch.tensor(
+            sum(inner_product(updates.get(Site(i, left)), updates.get(Site(i, right))) for i in layers)
+            for right in projections
+        ]
+        for left in projections
+    ]
+    by_layer = [
         [
-            [
-                sum(inner_product(found.get(Site(one, p)), found.get(Site(other, p))) for p in projections)
-                for other in layers
-            ]
-            for one in layers
-        ],
-        dtype=torch.float64,
-    )
-    return grams | {"projection": by_projection, "layer": by_layer}
+            sum(inner_product(updates.get(Site(left, p)), updates.get(Site(right, p))) for p in projections)
+            for right in layers
+        ]
+        for left in layers
+    ]
+    return grams | {
+        "projection": torch.tensor(by_projection, dtype=torch.float64),
+        "layer": torch.tensor(by_layer, dtype=torch.float64),
+    }
 
 
 def inner_product(left: Pair | None, right: Pair | None) -> float:
@@ -107,11 +104,11 @@ def inner_product(left: Pair | None, right: Pair | None) -> float:
     if left is None or right is None:
         return 0.0
     split = torch.einsum("hjr,hjs->rs", left.split, right.split)
-    return float((split * (left.whole @ right.whole.T)).sum())
+    return float((split * (left.unsplit @ right.unsplit.T)).sum())
 
 
 def singular_values(gram: Tensor) -> list[float]:
-    """Of the unfolding behind a Gram matrix, from large to small."""
+    """Singular values of the unfolding behind a Gram matrix, in descending order."""
     values: list[float] = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).tolist()
     return values
 
@@ -128,7 +125,7 @@ def effective_rank(values: Sequence[float]) -> float:
 
 
 def held_rank(values: Sequence[float]) -> int:
-    """How many singular values hold 99% of the squared norm."""
+    """The number of singular values that hold 99% of the squared norm."""
     energy = torch.tensor(values, dtype=torch.float64).square().cumsum(0)
     if not float(energy[-1]):
         return 0
@@ -137,18 +134,18 @@ def held_rank(values: Sequence[float]) -> int:
 
 def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, Spectrum]:
     """Singular values, effective rank and the rank that holds 99% of the squared norm, of each mode."""
-    found = {}
+    spectra = {}
     for mode, gram in gram_matrices(pairs(adapter, geometry)).items():
         values = singular_values(gram)
-        found[mode] = Spectrum(
+        spectra[mode] = Spectrum(
             singular_values=tuple(values), effective_rank=effective_rank(values), rank_99=held_rank(values)
         )
-    return found
+    return spectra
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the update; None: all of that kind."""
+    """A part of the update by layer, projection and head. None in a field means all."""
 
     layer: int | None = None
     projection: str | None = None
@@ -159,7 +156,7 @@ class Component:
 
 
 def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
-    """The whole, every layer, every projection, every head, every site, and every head of these."""
+    """The complete update, every layer, every projection, every head, every site, and every head of these."""
     layers = sorted({site.layer for site in sites})
     names = [name for name in geometry.projections if any(site.projection == name for site in sites)]
     attention = [site for site in sites if site.projection in ATTENTION]
@@ -187,16 +184,16 @@ def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
     norms = {}
     for site, (down, up) in adapter.factors().items():
         down, up = (factor.detach().double().cpu() for factor in (down, up))
-        split, whole = (down.T, up.T) if site.projection == "output" else (up, down)
+        split, unsplit = (down.T, up.T) if site.projection == "output" else (up, down)
         # Row by row of the split side; a head is `head_size` rows.
-        rows = ((split @ (whole @ whole.T)) * split).sum(1)
+        rows = ((split @ (unsplit @ unsplit.T)) * split).sum(1)
         groups = heads_of(site, geometry) if site.projection in ATTENTION else 1
         norms[site] = rows.unflatten(0, (groups, -1)).sum(1)
     return norms
 
 
 class Plain(NamedTuple):
-    """What a linear layer computes with."""
+    """The weight and bias of a linear layer."""
 
     weight: Tensor
     bias: nn.Parameter | None
@@ -268,9 +265,8 @@ def analyse(
     """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
 
     `drops` measures how much worse the validation metric is when a layer, a projection, a head or a site is
-    zeroed; single heads of single sites have a share only. `opened` is what a trial
-    that came in a pack may open, folders or "hub". Raises UserError as `stored_trial` does, and
-    NotLowRank.
+    zeroed; single heads of single sites have a share only. `opened` lists what a trial from a pack may open:
+    folders or "hub". Raises UserError as `stored_trial` does, and NotLowRank.
     """
     with stored_trial(store, run, opened) as stored:
         geometry = stored.backbone.geometry
@@ -280,7 +276,7 @@ def analyse(
         parts = components(list(norms), geometry)
         worth = [part for part in parts if part.head is None or part.layer is None] if drops else []
         measured = _drops(stored, worth, device) if worth else {}
-        found = Redundancy(
+        redundancy = Redundancy(
             trial_id=stored.trial.id,
             run_id=stored.record.run_id,
             method=stored.method.label,
@@ -299,8 +295,8 @@ def analyse(
                 for part in parts
             ),
         )
-        stored.keep(Artifact.REDUNDANCY, found, Tag.REDUNDANCY)
-    return found
+        stored.keep(Artifact.REDUNDANCY, redundancy, Tag.REDUNDANCY)
+    return redundancy
 
 
 def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> float:
@@ -314,7 +310,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """How much worse the validation metric is without each part, of the adapter merged into the weights."""
+    """The loss in validation metric without each part, with the adapter merged into the weights."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     data = Resources(device).data(trial, backbone.info.input)
     sign = data.objective.metric.sign
@@ -324,10 +320,10 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
 
     drops = {}
     with merged(adapter, device) as backbone_with_update:
-        whole = metric()
+        complete = metric()
         for part in parts:
             with backbone_with_update.without(part):
-                drops[part] = sign * (whole - metric())
+                drops[part] = sign * (complete - metric())
     return drops
 
 

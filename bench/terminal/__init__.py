@@ -1,1 +1,1 @@
-"""What people see at the terminal."""
+"""Output at the terminal."""

@@ -17,43 +17,43 @@ from reports.units import unit_of
 if TYPE_CHECKING:
     from reports.compare import Change, Comparison, Move
 
-#: Cells that only one side has are named up to so many.
+#: The most cells named of those that only one side has.
 MOST_NAMED = 8
-#: Columns of a terminal from which a table has room for both means beside their difference and the verdict.
+#: The width of a terminal, in columns, that fits both means beside their difference and the verdict.
 ROOM = 100
 
 
-def print_comparison(console: Console, found: Comparison) -> None:
+def print_comparison(console: Console, comparison: Comparison) -> None:
     """Changes, then cells, then what only one side has."""
-    if found.changes:
-        console.print(_changes(found.names, found.changes))
-    elif found.moves:
+    if comparison.changes:
+        console.print(_changes(comparison.names, comparison.changes))
+    elif comparison.moves:
         console.print("Neither configuration nor surroundings differ.")
-    if found.moves:
-        for task, backbone in dict.fromkeys((move.task, move.backbone) for move in found.moves):
-            moves = [move for move in found.moves if (move.task, move.backbone) == (task, backbone)]
-            table = _moves(f"{task} · {backbone}", found.names, moves)
-            spare = ("seeds", *(map(escape, found.names) if console.width < ROOM else ()))
+    if comparison.moves:
+        for task, backbone in dict.fromkeys((move.task, move.backbone) for move in comparison.moves):
+            moves = [move for move in comparison.moves if (move.task, move.backbone) == (task, backbone)]
+            table = _moves(f"{task} · {backbone}", comparison.names, moves)
+            spare = ("seeds", *(map(escape, comparison.names) if console.width < ROOM else ()))
             console.print(fitted(console, table, *spare))
-        _close(console, found)
+        _close(console, comparison)
     else:
         console.print("They have no cell in common: no method under one budget on one task and backbone.")
-    for name, only in zip(found.names, found.only, strict=True):
+    for name, only in zip(comparison.names, comparison.only, strict=True):
         if only:
             console.print(escape(f"Only in {name}: {first_few(only, MOST_NAMED, '; ')}."))
 
 
-def _close(console: Console, found: Comparison) -> None:
-    """How many cells moved, and what that is said by."""
-    moves = found.moves
+def _close(console: Console, comparison: Comparison) -> None:
+    """Prints how many cells moved, and the thresholds and intervals behind it."""
+    moves = comparison.moves
     tested = [move for move in moves if move.interval is not None]
     console.print(
         f"{sum(move.moved for move in moves)} of {len(moves)} common cells moved: their interval excludes "
         f"zero ({len(tested)} could be tested)."
     )
     for move in (move for move in moves if move.differs):
-        told = "; ".join(f"{key} {one} → {other}" for key, (one, other) in move.differs.items())
-        console.print(escape(f"{move.method} on {move.task}, {move.budget}: not compared, since {told}."))
+        why = "; ".join(f"{key} {before} → {after}" for key, (before, after) in move.differs.items())
+        console.print(escape(f"{move.method} on {move.task}, {move.budget}: not compared, since {why}."))
     if not tested:
         console.print(
             f"Nothing could be tested: that takes {LEAST_SEEDS} seeds of different trials on either side."
@@ -70,12 +70,12 @@ def _close(console: Console, found: Comparison) -> None:
         f"All intervals hold at once with 95%, over seeds and test examples{alone}. Thresholds: {matters}.",
         highlight=False,
     )
-    for note in found.notes:
+    for note in comparison.notes:
         console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
 
 
 def _matters(metric: str, unit: str, thresholds: Sequence[float]) -> str:
-    """The smallest differences that matter in cells of one metric: where it has units, each has its own."""
+    """The thresholds of cells of one metric: one number, or their range if units differ."""
     size, low, high = unit_of(metric, unit).size, min(thresholds), max(thresholds)
     return f"{size(low)} of {metric}" if low == high else f"{size(low)} to {size(high)} of {metric}"
 
@@ -96,7 +96,7 @@ def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
     title += ", in percent" if unit.mark else f", {metric} in {unit.points}"
     columns = ("method", "budget", *names, "difference", "95%", "seeds", "verdict")
     table = plain_table(title, *columns, texts=("budget", "verdict"), folded=columns)
-    # The path of a pack may be longer than a terminal is wide.
+    # The path of a pack may be wider than the terminal.
     for column in table.columns[2:4]:
         column.max_width = 16
     for move in moves:
@@ -109,10 +109,10 @@ def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
 
 
 def _seeds(move: Move) -> str:
-    told = [
+    counts = [
         f"{done}" if done == planned else f"{done} of {planned}"
         for done, planned in zip(move.seeds, move.planned, strict=True)
     ]
     if not move.pairs:
-        return ", ".join(told)
+        return ", ".join(counts)
     return f"{move.pairs} pairs" + ("" if {move.pairs} == {*move.planned} else f" of {max(move.planned)}")

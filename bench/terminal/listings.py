@@ -1,10 +1,12 @@
-"""The lists of methods, tasks and backbones. Rows are cached, since computing them imports torch and more."""
+"""The lists of the command `list`. Their rows are cached: computing them imports torch, MLflow and more."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 #: A row of a list, from headings to cells.
 Row = dict[str, Any]
 
+SQLITE = "sqlite:///"
+
 #: The packages that define methods, tasks and backbones.
-SOURCES = ("methods", "baselines", "bench")
+SOURCES = ("methods", "baselines", "bench", "reports")
 
 #: Libraries that rows depend on: peft's methods are counted by building them.
 LIBRARIES = ("peft", "torch", "transformers", "timm")
@@ -47,7 +51,11 @@ def print_methods(console: Console, rows: list[Row], geometry: Geometry) -> None
     at_rank, at_budget = f"isorank {RANK}", f"isoparameters {RANK}"
     headings = ("name", "method", at_rank, at_budget, "ranks there", "frozen bytes", "stored of them")
     table = plain_table(
-        f"Methods at {geometry}", *headings, texts=("method", "ranks there"), whole=("name",), folded=headings
+        f"Methods at {geometry}",
+        *headings,
+        texts=("method", "ranks there"),
+        unbroken=("name",),
+        folded=headings,
     )
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell or "–" for cell in row.values()))
@@ -61,6 +69,45 @@ def print_listing(console: Console, title: str, rows: Sequence[Row]) -> None:
     for row in rows:
         table.add_row(*map(escape, row.values()))
     console.print(table)
+
+
+def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
+    """Prints the rows of `stored_rows`."""
+    title = uri
+    if not uri.startswith(SQLITE):
+        from bench.store.connect import shown_uri
+
+        title = shown_uri(uri)
+    if not rows:
+        console.print(f"{title} holds no suite yet.", markup=False, soft_wrap=True)
+        return
+    studied = ["studies"] * any(row["studies"] for row in rows)
+    heads = ("complete", "failed", "running", "missing", *studied, "others", "latest run")
+    table = plain_table(title, "experiment", *heads, folded=("experiment",), unbroken=heads)
+    for row in rows:
+        failed = f"[red]{row['failed']}[/red]" if row["failed"] else "0"
+        counts = [str(row["complete"]), failed, str(row["running"]), str(row["missing"])]
+        if studied:
+            counts.append(f"{row['studies_complete']} of {row['studies']}" if row["studies"] else "–")
+        latest = datetime.fromtimestamp(row["latest"] / 1000).strftime("%Y-%m-%d %H:%M")
+        table.add_row(escape(row["experiment"]), *counts, str(row["others"]), latest)
+    console.print(fitted(console, table, "others", "running"))
+
+
+def stored_rows(uri: str) -> list[Row]:
+    """The contents of a store, experiment by experiment; cached until its SQLite file changes."""
+
+    def compute() -> list[Row]:
+        from reports.stored import contents
+
+        return [asdict(suite) for suite in contents(uri)]
+
+    database = Path(uri.removeprefix(SQLITE)).absolute()
+    if not uri.startswith(SQLITE) or not database.is_file():
+        return compute()
+    files = [file for file in (database, Path(f"{database}-wal")) if file.exists()]
+    states = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    return _cached("stored", str(states), compute)
 
 
 def count_methods(geometry: Geometry) -> list[Row]:

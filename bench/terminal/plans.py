@@ -17,12 +17,12 @@ from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_m
 from bench.wire.plan import Forecast, StudyPlan
 from bench.wire.words import OWN_SIZE
 from methods import METHODS
-from reports.units import PERCENT, Unit, unit_of
+from reports.units import PERCENT, unit_of
 
 if TYPE_CHECKING:
     from bench.power import Power
 
-#: How many points of tuning are shown.
+#: The most points of tuning that are shown.
 MOST_POINTS = 24
 
 
@@ -109,7 +109,7 @@ def _print_points(console: Console, plan: Plan) -> None:
 
 
 def print_forecast(console: Console, expected: Forecast) -> None:
-    """What each part of a suite would start, and what all of it would take."""
+    """Prints the trials and time of each part of a suite, and the memory and disk of all."""
     table = plain_table("Estimate", "part", "by", "points", "trials", "to run", "time", texts=("by",))
     for part in expected.parts:
         at_most = "≤ " * (part.command == "search")
@@ -134,100 +134,63 @@ def print_forecast(console: Console, expected: Forecast) -> None:
         console.print(escape(advice), highlight=False)
 
 
-def print_power(console: Console, found: Sequence[Power]) -> None:
-    """The smallest differences that a suite could find."""
-    if found and found[0].k is not None:
-        _print_study_power(console, found)
-        return
-    heads = ("metric", "settings", "seeds", "compared", "run sd", "found", "shown equal", "seeds to find")
-    title = "Power: differences in points that are found 80% of the time"
-    table = plain_table(title, "budget", *heads, folded=("budget", *heads))
-    for one in found:
-        table.add_row(*_power_cells(one), ": ".join(reversed(_needed(one))))
-    console.print(fitted(console, table, "settings", "compared", "seeds"))
+def print_power(console: Console, powers: Sequence[Power]) -> None:
+    """Prints the smallest differences that a suite could find, and what that assumes."""
+    k = powers[0].k if powers else None
+    unit, plural = ("run", "seeds") if k is None else ("study", "studies")
+    heads = ("metric", "tasks", plural, "compared", f"sd of a {unit}", "detectable", "equivalent")
+    tuning = "" if k is None else f" after {k} trials of tuning"
+    title = f"Power: differences in points{tuning}, 80% of the time"
+    table = plain_table(title, "budget", *heads, f"{plural} needed", folded=("budget", *heads))
+    for power in powers:
+        table.add_row(*_power_cells(power))
+    console.print(fitted(console, table, "tasks", "compared", plural))
     console.print(
-        "Found: the interval of a method that is so much better excludes zero, all methods' intervals "
-        "holding at once. Shown equal: the least threshold within which methods that do not differ are "
-        "shown to be.",
+        "Detectable: a difference of this size has a simultaneous interval without zero. Equivalent: the "
+        f"smallest threshold within which equal methods are shown to be equivalent. {plural.capitalize()} "
+        "needed: those that detect the threshold.",
         highlight=False,
     )
-    if not all(one.stored for one in found):
-        from bench.power import DISAGREEMENT
-
-        console.print(
-            f"Assumed: whatever their seeds, two methods disagree on {DISAGREEMENT:.1%} of the test "
-            "examples; no run collapses; tuning chooses the same point each time. Otherwise power is lower.",
-            highlight=False,
-        )
-    _print_uncounted(console, found)
-
-
-def _power_cells(power: Power) -> Iterator[str]:
-    """The cells of a design's row up to the margin, the same for seeds and for studies."""
-    design, unit = power.design, _power_unit(power)
-    yield escape(power.budget)
-    measured = f"{power.metric} on {power.task}" if power.task else power.metric
-    yield escape(measured) + ", share of it" * power.share
-    yield from map(str, (design.settings, design.seeds, design.claims))
-    yield unit.score(power.sd) + " (stored)" * power.stored
-    yield from (unit.score(value) for value in (design.finds, design.margin))
-
-
-def _needed(power: Power) -> tuple[str, str]:
-    """How many seeds or studies detect the threshold, and the threshold."""
-    needed, threshold = power.design.needs(power.threshold), _power_unit(power).factor * power.threshold
-    return "no number" if needed is None else str(needed), f"{threshold:.3g}"
-
-
-def _power_unit(power: Power) -> Unit:
-    return PERCENT if power.share else unit_of(power.metric)
-
-
-def _print_uncounted(console: Console, found: Sequence[Power]) -> None:
-    """The tasks whose test examples assumed noise leaves out."""
-    if uncounted := dict.fromkeys(task for one in found for task in one.uncounted):
+    if not all(power.stored for power in powers):
+        console.print(_assumed(k is not None), highlight=False)
+    if uncounted := dict.fromkeys(task for power in powers for task in power.uncounted):
         names = escape(", ".join(uncounted))
         console.print(
             f"The number of test examples is not known of {names}: seeds alone count there.", highlight=False
         )
 
 
-def _print_study_power(console: Console, found: Sequence[Power]) -> None:
-    """The smallest differences that a suite tuned by studies could find, and what that assumes."""
-    heads = (
-        "metric",
-        "tasks",
-        "studies",
-        "compared",
-        "sd of a study",
-        "detectable",
-        "equivalent",
-        "studies needed",
-    )
-    title = f"Power: differences in points after {found[0].k} trials of tuning, 80% of the time"
-    table = plain_table(title, "budget", *heads, folded=("budget", *heads))
-    for each in found:
-        table.add_row(*_power_cells(each), " for ".join(_needed(each)))
-    console.print(fitted(console, table, "tasks", "compared", "studies"))
-    console.print(
-        "Detectable: a difference of this size has a simultaneous interval without zero. Equivalent: the "
-        "smallest threshold within which equal methods are shown to be equivalent. Studies needed: "
-        "those that detect the threshold.",
-        highlight=False,
-    )
-    if not all(each.stored for each in found):
-        from bench.power import DISAGREEMENT
-        from reports.inference.power import Response
+def _power_cells(power: Power) -> Iterator[str]:
+    design = power.design
+    unit = PERCENT if power.share else unit_of(power.metric)
+    yield escape(power.budget)
+    measured = f"{power.metric} on {power.task}" if power.task else power.metric
+    yield escape(measured) + ", share of it" * power.share
+    yield from map(str, (design.settings, design.seeds, design.claims))
+    yield unit.score(power.sd) + " (stored)" * power.stored
+    yield from (unit.score(value) for value in (design.finds, design.margin))
+    needed = design.needs(power.threshold)
+    yield f"{'no number' if needed is None else needed} for {unit.factor * power.threshold:.3g}"
 
-        assumed = Response()
-        console.print(
-            f"Assumed: scores fall {100 * assumed.curvature:g} points a decade² from a best rate within "
-            f"{assumed.optima:g} decade of the centre; seeds have a standard deviation of "
-            f"{100 * assumed.seeds:g} points, unless --sd gives another; two methods disagree on "
-            f"{DISAGREEMENT:.1%} of the test examples whatever their seeds; no trial fails.",
-            highlight=False,
+
+def _assumed(studies: bool) -> str:
+    """The assumptions of power where no stored runs show the noise."""
+    from bench.power import DISAGREEMENT
+
+    disagreement = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
+    if not studies:
+        return (
+            f"Assumed: {disagreement}; no run collapses; tuning chooses the same point each time. Otherwise "
+            "power is lower."
         )
-    _print_uncounted(console, found)
+    from reports.inference.power import Response
+
+    response = Response()
+    return (
+        f"Assumed: scores fall {100 * response.curvature:g} points a decade² from a best rate within "
+        f"{response.optima:g} decade of the centre; seeds have a standard deviation of "
+        f"{100 * response.seeds:g} points, unless --sd gives another; {disagreement}; no trial fails."
+    )
 
 
 def _duration(seconds: float) -> str:
@@ -238,7 +201,7 @@ def _duration(seconds: float) -> str:
 
 
 def print_tuning(console: Console, plan: Plan) -> None:
-    """What equal tuning spent on each row, and what it chose; one table for each task and backbone."""
+    """Prints the tuning trials and choices of each row; one table for each task and backbone."""
     rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
         by = next(tuned.by for row, tuned in rows if (row.task, row.backbone) == (task, backbone))

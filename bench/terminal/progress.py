@@ -1,21 +1,29 @@
-"""Live progress of a run at the terminal."""
+"""A run at the terminal: its audience, and live progress of its trials."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.progress import TaskID, TextColumn
 from rich.table import Column
-from rich.text import Text
 
 from bench.plan.rows import Plan, Row
-from bench.terminal.tables import joined
+from bench.run import Audience
+from bench.search.allocation import RankAllocation
+from bench.search.study import RankSearch
+from bench.terminal.plans import studies_label
+from bench.terminal.results import print_allocation, print_search
+from bench.terminal.tables import joined, progress_bars
+from bench.wire.found import AllocationResult, SearchResult
 from bench.wire.measures import Measure
+from bench.wire.record import Record
+from bench.wire.words import Phase
 
 if TYPE_CHECKING:
     from bench.execution.perform import Event
@@ -28,31 +36,6 @@ WIDE = 110
 #: ... and from which it has room for more of that than the epoch.
 MEDIUM = 72
 
-#: Seconds of the past by which the time left is estimated. The pace of one step says little.
-PACE = 300.0
-
-
-class TimeLeft(ProgressColumn):
-    """How long the rest takes at the pace so far."""
-
-    def render(self, task: Task) -> Text:
-        seconds = None if task.finished else task.time_remaining
-        return Text("" if seconds is None else f"{duration(seconds)} left", style="cyan")
-
-
-def progress_bars(console: Console) -> Bars:
-    """A line of a description, a bar and the time left, as wide as the terminal; none off a terminal."""
-    return Bars(
-        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-        BarColumn(bar_width=console.width // 3),
-        TimeLeft(table_column=Column(no_wrap=True, justify="right", min_width=11)),
-        console=console,
-        expand=True,
-        transient=True,
-        disable=not console.is_terminal,
-        speed_estimate_period=PACE,
-    )
-
 
 def worker_lines(console: Console) -> Bars:
     """A line for each worker: its trial, cut where it has no room, and how far that is."""
@@ -62,14 +45,6 @@ def worker_lines(console: Console) -> Bars:
         console=console,
         expand=True,
     )
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, minutes and seconds, or seconds: the two largest units."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole // 60 % 60:02} m"
-    return f"{whole // 60} m {whole % 60:02} s" if whole >= 60 else f"{whole} s"
 
 
 class RunDisplay:
@@ -168,7 +143,7 @@ class RunDisplay:
 
 
 def _which(row: Row, seed: int) -> str:
-    """What tells a trial of a row from its others: its seed, or its study and point, counted from 0."""
+    """Names a trial within its row: by seed, or by study and point, counted from 0."""
     if row.studies is None:
         return f"seed {seed}"
     trial = row.studies.trials[seed]
@@ -176,7 +151,7 @@ def _which(row: Row, seed: int) -> str:
 
 
 def _told(progress: Progress, width: int) -> str:
-    """What a running trial tells, as much of it as a terminal of this width has room for."""
+    """The progress of a running trial, shortened to the width of the terminal."""
     parts = [f"epoch {progress.epoch}", f"{100 * progress.step / progress.steps:.0f}%"]
     if progress.losses and width >= MEDIUM:
         parts.append(f"loss {progress.losses[-1][1]:.3f}")
@@ -191,7 +166,7 @@ def _quiet(silence: Silence) -> str:
 
 
 def _ended(name: str, event: Event) -> str:
-    # As much of the id as other commands need to find the trial.
+    # Enough of the id for other commands to find the trial.
     id_ = f"[dim]{event.trial.id[:8]}[/dim]"
     if event.kind == "pruned":
         return f"[dim]–[/dim] {name}: pruned"
@@ -207,3 +182,56 @@ def _ended(name: str, event: Event) -> str:
     if event.trial.evaluate == "test":
         scores = f"test {metrics[Measure.SCORE]:.4f}, {scores}"
     return f"[green]✓[/green] {name}: {scores} ({metrics[Measure.SECONDS]:.0f} s{step}) {id_}"
+
+
+class Terminal(Audience):
+    """Prints on `out`, and what is not a result on `err`."""
+
+    def __init__(self, out: Console, err: Console) -> None:
+        self._out, self._err = out, err
+        self._following = 0.0
+
+    def opened(self, sent: int, closed: int) -> None:
+        if sent:
+            self._out.print(f"Sent {sent} record(s) that an earlier start could not store.")
+        if closed:
+            self._out.print(
+                f"Closed {closed} unfinished run(s) of a process that died; their trials run again."
+            )
+
+    def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
+        what = f"{phase} trials" if phase else "trials"
+        if phase is None and plan.suite.studies:
+            what += f" ({studies_label(plan.suite.studies, plan)})"
+        count = f"{len(plan.trials)} {what}, {waiting} to run on {device}"
+        self._out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+
+    def following(self, trials: float) -> None:
+        self._following = trials
+
+    def watch(self, plan: Plan, count: int, slots: int) -> RunDisplay:
+        following, self._following = self._following, 0.0
+        return RunDisplay(self._out, plan, count, slots, following)
+
+    def searching(self, search: RankSearch) -> None:
+        points = f"{search.trials} points within {search.budget:,} parameters"
+        self._out.print(f"[bold]{escape(search.name)}[/bold]: {points}")
+        if search.note:
+            self._out.print(f"[yellow]{escape(search.note)}[/yellow]")
+
+    def allocating(self, name: str, allocation: RankAllocation) -> None:
+        count = f"{len(allocation.vectors)} allocations of {allocation.budget:,}"
+        self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
+
+    def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
+        print_search(self._out, result, records)
+
+    def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
+        print_allocation(self._out, result, records)
+
+    def chosen(self, choices: Sequence[str]) -> None:
+        for line in choices:
+            self._out.print(escape(line), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self._err.print(text)

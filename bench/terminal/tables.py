@@ -1,4 +1,4 @@
-"""What the tables at the terminal share."""
+"""Tables, bars and numbers that several listings at the terminal share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.table import Table
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Column, Table
+from rich.text import Text
 
 from bench.wire.plan import PlannedRow
 from bench.wire.words import OWN_SIZE
@@ -22,6 +25,9 @@ from methods.registry import Registry
 if TYPE_CHECKING:
     from reports.study import Cell
 
+#: Seconds of the past by which the time left is estimated. The pace of one step says little.
+PACE = 300.0
+
 Shown = TypeVar("Shown")
 
 
@@ -29,20 +35,20 @@ def plain_table(
     title: str,
     *headings: str,
     texts: Collection[str] = ("mode",),
-    whole: Collection[str] = (),
+    unbroken: Collection[str] = (),
     folded: Collection[str] = (),
 ) -> Table:
     """A table with these columns: the first and those in `texts` hold text, the others numbers.
 
-    On a narrow terminal the cells of the columns in `whole` stay on one line, and those in `folded` go on in
-    the next one rather than being cut.
+    On a narrow terminal cells of the columns in `unbroken` stay on one line, and those of the columns in
+    `folded` continue on the next line rather than being cut.
     """
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
         table.add_column(
             escape(heading),
             justify="left" if heading in (headings[0], *texts) else "right",
-            no_wrap=heading in whole,
+            no_wrap=heading in unbroken,
             overflow="fold" if heading in folded else "ellipsis",
         )
     return table
@@ -65,8 +71,8 @@ class RowTable:
     def __init__(self, title: str, *measured: str) -> None:
         numbers = ("params", "% LoRA", "budget", *measured)
         # A seed's failures are words, which may go on in the next line.
-        whole = [heading for heading in ("ranks", *numbers) if heading != "seeds"]
-        self.table = plain_table(title, "method", "ranks", *numbers, texts=("ranks",), whole=whole)
+        unbroken = [heading for heading in ("ranks", *numbers) if heading != "seeds"]
+        self.table = plain_table(title, "method", "ranks", *numbers, texts=("ranks",), unbroken=unbroken)
         self.table.columns[0].min_width = 15
         self._block: str | None = ""
 
@@ -74,7 +80,7 @@ class RowTable:
         if row.budget != self._block:
             self.table.add_row(f"[bold]{row.budget or OWN_SIZE}[/bold]")
             self._block = row.budget
-        # What training left of ranks that it cuts differs from seed to seed.
+        # Ranks that training cuts differ from seed to seed.
         ranks = joined(row.ranks) if isinstance(row, PlannedRow) else "cut" if row.left else row.ranks
         ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
         self.table.add_row(
@@ -100,7 +106,7 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
 
 
 def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
-    """What `show` makes of every name and target; one that a plug-in's mistake stops is told and left out."""
+    """The result of `show` for every name and target. A broken plug-in is left out with a warning."""
     for name, target in registry.available():
         try:
             with registry.blaming(name):
@@ -113,3 +119,33 @@ def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[S
 
 def joined(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes and seconds, or seconds: the two largest units."""
+    rounded = round(seconds)
+    if rounded >= 3600:
+        return f"{rounded // 3600} h {rounded // 60 % 60:02} m"
+    return f"{rounded // 60} m {rounded % 60:02} s" if rounded >= 60 else f"{rounded} s"
+
+
+class TimeLeft(ProgressColumn):
+    """The remaining time at the pace so far."""
+
+    def render(self, task: Task) -> Text:
+        seconds = None if task.finished else task.time_remaining
+        return Text("" if seconds is None else f"{duration(seconds)} left", style="cyan")
+
+
+def progress_bars(console: Console) -> Bars:
+    """A line of a description, a bar and the time left, as wide as the terminal; none off a terminal."""
+    return Bars(
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=console.width // 3),
+        TimeLeft(table_column=Column(no_wrap=True, justify="right", min_width=11)),
+        console=console,
+        expand=True,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=PACE,
+    )

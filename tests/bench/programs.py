@@ -18,7 +18,7 @@ from typing import Any
 IMPORTED = (
     "bench.cli",
     "bench.run",
-    "bench.terminal.audience",
+    "bench.terminal.progress",
     "bench.execution.local",
     "bench.search.study",
     "bench.search.tuning",

@@ -20,9 +20,9 @@ from rich.table import Table
 import bench
 from bench.backbones import BACKBONES
 from bench.cli import RENAMED
+from bench.commands.options import VisibleConsole
 from bench.store.store import Store
 from bench.tasks import TASKS
-from bench.terminal.console import VisibleConsole
 from bench.terminal.listings import count_methods, print_methods
 from bench.terminal.plans import print_plan
 from bench.terminal.results import print_allocation
@@ -82,18 +82,46 @@ finally:
 """
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("arguments", [("methods", "--layers", "3"), ("tasks",), ("backbones",)])
-def test_a_second_list_imports_nothing_that_takes_long(call: Call, arguments: tuple[str, ...]) -> None:
-    first = call("list", *arguments, "--json")
-    again = subprocess.run(
-        [sys.executable, "-c", IMPORTS, "list", *arguments, "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
+def imports(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", IMPORTS, *map(str, arguments)], capture_output=True, text=True
     )
-    assert again.stderr.split() == []
-    assert json.loads(again.stdout) == json.loads(first.out)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("what", [("methods", "--layers", 3), ("tasks",), ("backbones",), ("stored",)])
+def test_a_second_list_imports_nothing_that_takes_long(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path, what: tuple[object, ...]
+) -> None:
+    arguments = ("list", *what, "--store", new_store(tmp_path), "--json")
+    first = call(*arguments)
+    again = imports(*arguments)
+    assert (again.stdout, again.stderr.split()) == (first.out, [])
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "arguments",
+    [("list",), ("show", "a"), ("report", "a", "--out", "b"), ("verify",), ("export", "a", "--out", "b")],
+)
+def test_a_missing_store_is_told_before_anything_slow_is_imported(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    ended = imports(*arguments, "--store", f"sqlite:///{tmp_path}/none.db")
+    assert ended.returncode == 2
+    message, modules = ended.stderr.splitlines()
+    assert f"there is no store at {tmp_path}/none.db" in message
+    assert modules == ""
+
+
+def test_a_list_of_stored_suites_is_read_anew_when_the_store_changes(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path
+) -> None:
+    uri = new_store(tmp_path)
+    assert call("list", "--store", uri, "--json").out == "[]\n"
+    Store.create(uri, "toy").begin_suite(plan(), "driver")
+    (row,) = json.loads(call("list", "--store", uri, "--json").out)
+    assert row["experiment"] == "toy"
 
 
 def test_methods_are_counted_on_the_geometry_that_was_given(call: Call) -> None:

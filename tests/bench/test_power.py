@@ -132,8 +132,8 @@ def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> Non
     suite, uri = write(tmp_path, seeds=[0, 1, 2]), f"sqlite:///{tmp_path / 'none.db'}"
     shown = call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--threshold", "0.02")
     assert shown.code == 0
-    assert "2: " in shown.out
-    assert "found 80% of the time" in shown.out
+    assert " for 2" in shown.out
+    assert "80% of the time" in shown.out
     assert "no run collapses" in shown.out
     told = json.loads(call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--json").out)
     assert [line["sd"] for line in told["power"]] == [pytest.approx(0.007)]
@@ -144,4 +144,4 @@ def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> Non
 def test_what_is_of_power_is_refused_without_it(option: tuple[str, str], call: Call, tmp_path: Path) -> None:
     ended = call("plan", write(tmp_path), *option)
     assert ended.code == 2
-    assert f"{option[0]} is of --power" in ended.err
+    assert f"{option[0]} needs --power" in ended.err

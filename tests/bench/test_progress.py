@@ -10,7 +10,8 @@ from rich.console import Console
 
 from bench.execution.perform import Event
 from bench.terminal import progress
-from bench.terminal.progress import RunDisplay, duration, progress_bars
+from bench.terminal.progress import RunDisplay
+from bench.terminal.tables import duration, progress_bars
 from bench.wire.record import Progress, failed
 
 from .test_options import BOTH

@@ -195,7 +195,7 @@ def test_a_pipeline_prepares_images_as_training_did(
     adapter = made.attach(METHODS["lora"], 0.1)
     with torch.no_grad():
         expected = made.backbone.module.eval()(**batch)
-    made.export(adapter, merged=True, wanted=wanted)
+    made.export(adapter, merged=True, model_input=wanted)
     images = [Image.fromarray(task.images[i]) for i in split.ids.tolist()]
     # timm resizes with PIL, as training did; transformers can.
     exact = AutoImageProcessor.from_pretrained(
@@ -221,7 +221,7 @@ def test_what_a_preprocessor_cannot_say_is_told(case: Callable[..., Case]) -> No
     assert "shifted by up to a pixel" in (made.folder / "README.md").read_text()
     plain = made.backbone.info.input
     assert isinstance(plain, ImageInput)
-    made.export(adapter, merged=True, force=True, wanted=replace(plain, resize=40))
+    made.export(adapter, merged=True, force=True, model_input=replace(plain, resize=40))
     readme = (made.folder / "README.md").read_text()
     assert "squashed to 40×40 pixels (bilinear), of which the central 32×32 are cut out" in readme
     assert "shifted by up to a pixel" not in readme

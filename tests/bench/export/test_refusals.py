@@ -14,7 +14,7 @@ import bench.store.trained
 from baselines.full import FullFineTuning
 from baselines.peft_types import Peft
 from bench.backbones import BackboneInfo, BackboneSpec, LoadedBackbone
-from bench.export.forms import form_of
+from bench.export.write import form_of
 from bench.inputs import ImageInput
 from bench.process.outputs import output_folder
 from methods import Geometry, NotLowRank, UserError, create

@@ -12,6 +12,7 @@ import pytest
 
 from bench.backbones import LoadedBackbone, load
 from bench.backbones.random_weights import RandomBackbone
+from bench.commands.tools import FEWEST_ROUNDS
 from bench.probes import perf
 from bench.probes.floor import OneBias
 from methods import METHODS, Geometry, Site, UnknownNameError, UserError
@@ -82,6 +83,7 @@ def test_the_floor_is_the_first_bias_there_is() -> None:
 def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -> None:
     picture = tmp_path / "perf.svg"
     ended = call(
+        "tools",
         "perf",
         *TINY,
         "--methods",
@@ -116,6 +118,30 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
     # Its random cores are not stored, but their seed is.
     assert by_name["TRAC", "isorank"]["adapter_bytes"] < by_name["TRAC", "isorank"]["loaded_bytes"]
     assert "TensLoRA qkv_depth" in picture.read_text()
+
+
+def test_an_interrupt_shows_the_rounds_that_are_complete(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = perf._round
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(arguments[-1]) == 1:
+            raise KeyboardInterrupt
+        return timed(*arguments)
+
+    monkeypatch.setattr(perf, "_round", interrupted)
+    ended = call("tools", "perf", *TINY, "--methods", "qkv_depth", "--rank-mode", "isorank")
+    assert ended.code == 130
+    assert "1 of 15 rounds" in ended.out
+    assert "TensLoRA qkv_depth" in ended.out
+    assert "TensLoRA qkv_depth, isorank: " in ended.err
+
+
+def test_no_round_begins_after_the_time_is_up(call: Callable[..., Any]) -> None:
+    ended = call("tools", "perf", *TINY, "--methods", "qkv_depth", "--rank-mode", "isorank", "--minutes", 0)
+    assert ended.code == 0
+    assert f"{FEWEST_ROUNDS} of 15 rounds" in ended.out
 
 
 def test_the_interval_of_the_median_covers_it() -> None:
@@ -161,6 +187,8 @@ def test_an_unknown_backbone_is_named_as_typed(call: Callable[..., Any], typed: 
 
 def test_an_unknown_rank_mode_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(UnknownNameError, match="rank mode"):
-        perf.measure(
-            "none", ["lora"], ["x"], batch=1, rounds=1, device="cpu", bf16=False, notify=lambda *_: None
+        next(
+            perf.measure(
+                "none", ["lora"], ["x"], batch=1, rounds=1, device="cpu", bf16=False, notify=lambda *_: None
+            )
         )

@@ -9,7 +9,7 @@ import torch
 
 from bench.backbones import BackboneSpec, describe, load
 from bench.backbones.random_weights import RandomBackbone
-from bench.export.forms import form_of
+from bench.export.write import form_of
 from bench.plan.trial import Trial
 from bench.training.saving import Saving
 from bench.training.trial import Outcome, Resources, run_trial
