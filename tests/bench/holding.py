@@ -30,7 +30,7 @@ def main(through: int, folder: Path) -> None:
     from bench.execution import local
     from bench.execution.perform import Event
     from bench.plan.rows import Plan
-    from bench.terminal import audience
+    from bench.terminal import progress
 
     def hold(worker: str) -> None:
         held, go = folder / "held", folder / "go"
@@ -43,7 +43,7 @@ def main(through: int, folder: Path) -> None:
             time.sleep(LOOK)
         held.unlink(missing_ok=True)
 
-    class Holding(audience.Terminal):
+    class Holding(progress.Terminal):
         """Prints what the terminal prints, and holds."""
 
         starts = 0
@@ -67,7 +67,7 @@ def main(through: int, folder: Path) -> None:
 
     if FORK_WORKERS in os.environ:
         local.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
-    audience.Terminal = Holding  # type: ignore[misc]
+    progress.Terminal = Holding  # type: ignore[misc]
     command_line()
 
 
