@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import torch
 from torch import Tensor
 
 from methods.adapter import Adapter
 from methods.backbone import Geometry
 from methods.base import Method
-from methods.catalog import Capability
 from methods.errors import NotLowRank, UserError
 from methods.skeleton import SkeletonBackbone
+
+
+class Capability(StrEnum):
+    """The words under which capabilities are stored and shown."""
+
+    #: `merge` puts the update into the backbone's weights and changes no output; inference then costs nothing
+    #: more than without the method.
+    MERGES = "merges"
+    #: Every update is a low-rank pair.
+    EXPORTS = "exports as LoRA"
+    #: A fresh adapter changes no output.
+    ZERO_START = "exact zero start"
+    #: Training moves biases of the adapted layers too.
+    BIASES = "trained biases"
+    #: It can be put on a model whose heads of key and value are shared and of a size of their own, and whose
+    #: MLP is gated and of a width that is no multiple of the hidden size.
+    UNEQUAL = "unequal shapes"
+    #: Inference costs nothing more than without the method, also where it is not merged.
+    FREE = "no cost unmerged"
+    #: An example's outputs depend on the other examples of its batch.
+    BATCH = "depends on the batch"
+
 
 #: Head size, number of heads and number of layers differ, as do the projections of a layer.
 EVEN = Geometry(hidden=24, heads=3, layers=2, mlp=96, encoder=1)

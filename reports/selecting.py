@@ -23,7 +23,7 @@ DIMENSIONS = {
 
 
 def capabilities(cell: Cell) -> tuple[str, ...]:
-    """The words of `methods.catalog.Capability` that the cell's runs stored; empty if they stored none."""
+    """The words of `methods.capabilities.Capability` stored by the cell's runs. Empty without any."""
     return tuple(word for word in cell.capabilities.split(", ") if word)
 
 

@@ -32,8 +32,7 @@ from bench.wire.measures import Measure, Measures, SplitSizes
 from bench.wire.record import Progress
 from bench.wire.words import Tag
 from methods import Adapter, Method, UserError, from_identity
-from methods.capabilities import capabilities
-from methods.catalog import Capability
+from methods.capabilities import Capability, capabilities
 
 
 @dataclass

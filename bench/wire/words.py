@@ -107,7 +107,7 @@ class Tag(StrEnum):
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
-    #: JSON: what the method can do, in the words of `methods.catalog.Capability`.
+    #: JSON: what the method can do, in the words of `methods.capabilities.Capability`.
     CAPABILITIES = "capabilities"
     #: JSON: the ranks that training left of those it cuts, as `methods.Adapter.final_ranks` has them.
     FINAL_RANKS = "final_ranks"

@@ -326,21 +326,26 @@ class TestQuanTA(DenseOracle):
 
 class TestDoTA(DenseOracle):
     name = "dota"
-    options = {"rank": RANK}
+    options = {"rank": RANK, "targets": "qkvo+mlp"}
     geometries = (SMALL,)
-    published = [({"rank": 4}, SMOLLM2, 30 * ((52 + 36) * 4 + (52 + 40) * 4**2))]
+    published = [({"rank": 4, "targets": "qv"}, SMOLLM2, 30 * ((52 + 36) * 4 + (52 + 40) * 4**2))]
     test_counts = None
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
-        def operator(prefix: str) -> Tensor:
-            cores = [value for key, value in values.items() if key.startswith(prefix)]
-            sizes = zip(cores, (2, 2, 2, 3), strict=True)
-            shaped = [core.reshape(core.shape[0], size, size, core.shape[2]) for core, size in sizes]
-            tensor = torch.einsum("zaAy,ybBx,xcCw,wdDv->abcdABCD", *shaped)
-            return tensor.reshape(geometry.hidden, geometry.hidden)
+        modes = {24: (2, 2, 2, 3), 96: (2, 3, 4, 4)}
 
-        sites = geometry.sites(("query", "value"))
-        return {site: (operator(f"{site}.cores.") - operator(f"{site}.start"), None) for site in sites}
+        def operator(prefix: str, out: int, in_: int) -> Tensor:
+            cores = [value for key, value in values.items() if key.startswith(prefix)]
+            sizes = zip(cores, modes[out], modes[in_], strict=True)
+            shaped = [core.reshape(core.shape[0], i, j, core.shape[2]) for core, i, j in sizes]
+            return torch.einsum("zaAy,ybBx,xcCw,wdDv->abcdABCD", *shaped).reshape(out, in_)
+
+        updates: Dense = {}
+        for site in geometry.sites(geometry.projections):
+            out, in_ = geometry.shape(site.projection)
+            trained, start = (operator(f"{site}.{part}", out, in_) for part in ("cores.", "start"))
+            updates[site] = trained - start, None
+        return updates
 
 
 def test_twenty_steps_of_the_bottleneck() -> None:

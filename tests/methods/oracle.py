@@ -182,7 +182,10 @@ class DenseOracle:
     def test_a_stored_adapter_comes_back_bit_for_bit(self) -> None:
         backbone, adapter = self.attached(self.geometries[0])
         state, frozen, x = adapter.state(), copy.deepcopy(adapter.frozen()), backbone.inputs()
-        expected = backbone.module(x)
+        expected, geometry = backbone.module(x), self.geometries[0]
+        stored = sum(tensor.numel() for key, tensor in state.items() if key in frozen)
+        assert stored == self.method().kept_count(geometry)
+        assert sum(map(torch.numel, frozen.values())) == self.method().frozen_count(geometry)
         adapter.detach()
         fresh = self.method().attach(backbone, torch.Generator().manual_seed(9))
         fresh.load(state)
