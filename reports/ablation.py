@@ -1,4 +1,4 @@
-"""What searches, rank allocations and redundancy analyses stored beside the trials, in one form to show."""
+"""Stored results of searches, rank allocations and redundancy analyses, in one form for reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reports.study import OWN_SIZE, Experiment, Study
 
 @dataclass(frozen=True)
 class Scored:
-    """Ranks that were tried, with what they gave."""
+    """Ranks that were tried, with their score."""
 
     label: str
     ranks: list[int]
@@ -25,7 +25,7 @@ class Scored:
     value: float | None
     sd: float | None
     runs: list[str]
-    #: "complete", or why `value` is no mean over all seeds.
+    #: "complete", or the reason why `value` is no mean over all seeds.
     state: str = "complete"
 
 
@@ -42,15 +42,15 @@ class StoredAblation:
     backbone: str
     budget: str
     modes: list[str]
-    #: Of the scores; empty where no trial behind it is stored.
+    #: Of the scores; empty if no trial behind it is stored.
     metric: str = ""
-    #: All that was tried on the way.
+    #: Every allocation that was tried.
     tried: list[Scored] = field(default_factory=list)
-    #: Number in `tried` of what no other beats with as few parameters.
+    #: Places in `tried` of the front of score and parameters.
     pareto: list[int] = field(default_factory=list)
     #: Evaluator -> mode -> importance.
     importance: dict[str, dict[str, float]] = field(default_factory=dict)
-    #: What was chosen and run on fresh seeds.
+    #: The chosen allocations, on fresh seeds.
     final: list[Scored] = field(default_factory=list)
     #: Mode -> singular values, of a redundancy analysis.
     spectra: dict[str, list[float]] = field(default_factory=dict)
@@ -80,20 +80,20 @@ def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | All
 
 def read(study: Study) -> list[StoredAblation]:
     """Those of the study's experiments. Raises UserError for an artifact that is not of its form."""
-    found: list[StoredAblation] = []
+    ablations: list[StoredAblation] = []
     for experiment in study.experiments:
         for record, content in results(experiment):
             if isinstance(content, SearchResult):
-                found.append(_search(experiment, record, content))
+                ablations.append(_search(experiment, record, content))
             else:
-                found.append(_allocation(experiment, record, content))
+                ablations.append(_allocation(experiment, record, content))
         for record in experiment.records.values():
             # The tag, so that nobody need look for a file on every run.
             if record.tag(Tag.REDUNDANCY):
-                told = experiment.source.content(record, Artifact.REDUNDANCY, Redundancy)
-                if told is not None:
-                    found.append(_redundancy(record, told))
-    return found
+                analysis = experiment.source.content(record, Artifact.REDUNDANCY, Redundancy)
+                if analysis is not None:
+                    ablations.append(_redundancy(record, analysis))
+    return ablations
 
 
 def _search(experiment: Experiment, record: Record, content: SearchResult) -> StoredAblation:
@@ -111,7 +111,7 @@ def _search(experiment: Experiment, record: Record, content: SearchResult) -> St
         for point in content.trials
     ]
     pareto = [places[number] for number in content.pareto]
-    return replace(_found("search", experiment, record, content), tried=tried, pareto=pareto)
+    return replace(_common("search", experiment, record, content), tried=tried, pareto=pareto)
 
 
 def _allocation(experiment: Experiment, record: Record, content: AllocationResult) -> StoredAblation:
@@ -120,11 +120,11 @@ def _allocation(experiment: Experiment, record: Record, content: AllocationResul
     tried.append(_scored(experiment, content.heuristic, "heuristic"))
     if content.best:
         tried.append(_scored(experiment, content.best, "best"))
-    return replace(_found("allocation", experiment, record, content), tried=tried)
+    return replace(_common("allocation", experiment, record, content), tried=tried)
 
 
-def _found(kind: str, experiment: Experiment, record: Record, content: Found) -> StoredAblation:
-    """What a search and an allocation say alike."""
+def _common(kind: str, experiment: Experiment, record: Record, content: Found) -> StoredAblation:
+    """The common fields of a search and an allocation."""
     return StoredAblation(
         kind=kind,
         name=content.name,
@@ -157,23 +157,23 @@ def _redundancy(record: Record, content: Redundancy) -> StoredAblation:
         budget=record.tag(Tag.BUDGET),
         modes=list(content.modes),
         metric=content.metric,
-        spectra={mode: list(told.singular_values) for mode, told in content.modes.items()},
-        effective_ranks={mode: told.effective_rank for mode, told in content.modes.items()},
+        spectra={mode: list(spectrum.singular_values) for mode, spectrum in content.modes.items()},
+        effective_ranks={mode: spectrum.effective_rank for mode, spectrum in content.modes.items()},
         components=list(content.components),
     )
 
 
 def _scored(experiment: Experiment, tried: Tried, label: str) -> Scored:
     ids = list(tried.trials.values())
-    found = scores(experiment.records, ids)
+    values = scores(experiment.records, ids)
     return Scored(
         label=label,
         ranks=list(tried.ranks),
         parameters=tried.parameters,
-        value=float(np.mean(found)) if found else None,
-        sd=float(np.std(found, ddof=1)) if len(found) > 1 else None,
+        value=float(np.mean(values)) if values else None,
+        sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         runs=_runs(experiment, ids),
-        state="complete" if len(found) == len(ids) else f"{len(found)} of {len(ids)} finished",
+        state="complete" if len(values) == len(ids) else f"{len(values)} of {len(ids)} finished",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs that came to nothing: where there are any, a handful of seeds bounds neither how often nor how far."""
+"""Collapsed runs: with them, a handful of seeds bounds neither how often runs collapse nor how far."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from reports.study import FLOOR, Cell, Experiment, Study, TaskAndBackbone, group
 from reports.thresholds import threshold_of, thresholds
 from reports.words import many
 
-#: How a run fails whose training went wrong, and not the machine.
+#: The failure of a run whose training went wrong, and not the machine.
 DIVERGED = "diverged"
-#: A run has collapsed if it is so many points below the head alone, or where there is no such row below the
-#: median of its own method. A point is the metric's default threshold.
+#: A run has collapsed if it is so many points below the head alone or, without such a row, below the median
+#: of its own method. A point is the metric's default threshold.
 POINTS = 10
 #: It has also collapsed if it is within so many standard errors of guessing, on settings whose best mean is
-#: `POINTS` above that. Where it is nearer, runs that trained well may come out there.
+#: `POINTS` above that. On others, well-trained runs may score as low.
 ERRORS = 2
-#: Of so many of the most frequent classes the better one is what guessing answers.
+#: Number of the most frequent classes among which guessing takes the better one.
 GUESSES = 2
 
 
 @dataclass(frozen=True)
 class Collapses:
-    """The runs of a cell that collapsed: final ones, and tuning trials of the point that was chosen."""
+    """The collapsed runs of a cell: final ones, and tuning trials of the chosen point."""
 
     method: str
     setting: TaskAndBackbone
     count: int
     runs: int
-    #: How many of the runs are final ones.
+    #: Final runs among them.
     seeds: int
 
     @property
     def chance(self) -> float:
-        """The upper 95% bound on the chance of a collapse (Clopper and Pearson, 1934)."""
+        """The upper 95% bound on the probability of a collapse (Clopper and Pearson, 1934)."""
         if self.count == self.runs:
             return 1.0
         return float(stats.beta.ppf(LEVEL, self.count + 1, self.runs - self.count))
@@ -56,7 +56,7 @@ class Collapses:
 
     @property
     def counted(self) -> str:
-        """The count in words, and how little it tells."""
+        """The count in words, with the bound on the true share."""
         return (
             f"{self.count} of {many(self.runs, 'run')} collapsed; with {many(self.seeds, 'seed')} the true "
             f"share may be as high as {100 * self.chance:.0f}%"
@@ -65,13 +65,13 @@ class Collapses:
 
 @dataclass(frozen=True)
 class _Levels:
-    """What the runs of a setting are measured by on one split, more being better in all of it."""
+    """The levels of a setting on one split below which runs have collapsed; more is better."""
 
-    #: The mean of the head alone; None where the setting has no such row.
+    #: Mean of the head alone; None if the setting has no such row.
     head: float | None
-    #: The most that is within noise of guessing; None where it is not known, or no method is well above it.
+    #: The highest score within noise of guessing; None if it is unknown, or no method is well above it.
     guessing: float | None
-    #: What ten points are.
+    #: Ten points.
     far: float
 
     def collapsed(self, gain: float, own: Sequence[float], *, is_head: bool) -> bool:
@@ -82,9 +82,9 @@ class _Levels:
 
 
 def collapses(study: Study) -> dict[int, Collapses]:
-    """Those cells, by number, of which some run collapsed or diverged.
+    """Cells with runs that collapsed or diverged, by number.
 
-    Of studies none: their trials have rates that nothing chose, and are to fail at some of them.
+    Cells with studies have none: their trials have random rates, and some of them are meant to fail.
     """
     collapsed = {}
     of_seeds = (cell for cell in study.all_cells if cell.metric and cell.studies is None)
@@ -100,14 +100,14 @@ def collapses(study: Study) -> dict[int, Collapses]:
 
 
 def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Whether each final run that ended collapsed, but for those that failed otherwise."""
+    """Whether each final run collapsed, without runs that failed otherwise."""
     gains = study.gains([cell.number])[1][0].tolist()
     yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
     yield from (True for seed in study.of_cell(cell.number) if seed.failure == DIVERGED)
 
 
 def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """The same of the tuning trials of the chosen point."""
+    """The same for the tuning trials of the chosen point."""
     if cell.tuning is None or cell.tuning.chosen is None:
         return
     sign = direction(cell.metric)
@@ -127,7 +127,7 @@ def at_chosen_point(experiment: Experiment, tuning: Tuned) -> list[Record]:
 
 
 def _point(record: Record) -> dict[str, str]:
-    """The point of a tuning trial, which stands in brackets behind the method's name."""
+    """The point of a tuning trial, in brackets behind the method's name."""
     name = record.tag(Tag.METHOD)
     label = name[name.rfind("[") + 1 : -1] if name.endswith("]") else ""
     pairs = (part.partition(" ") for part in label.split(", ") if " " in part)
@@ -135,7 +135,7 @@ def _point(record: Record) -> dict[str, str]:
 
 
 def _levels(study: Study, cells: Sequence[Cell], *, of_final: bool) -> _Levels:
-    """Those for final runs or else for tuning trials. `cells`: those of one setting and metric."""
+    """The levels for final runs, or for tuning trials. `cells`: those of one setting and metric."""
     metric, sign = METRICS.get(cells[0].metric), direction(cells[0].metric)
     scores = [cell.mean if of_final else cell.validation for cell in cells]
     gains = [(cell, sign * score) for cell, score in zip(cells, scores, strict=True) if score is not None]
@@ -153,7 +153,7 @@ def _levels(study: Study, cells: Sequence[Cell], *, of_final: bool) -> _Levels:
 def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> float | None:
     """The score of the best constant answer with `ERRORS` standard errors, more being better.
 
-    None where none of the runs has predictions, or where the metric scores no constant answer.
+    None if no run has predictions, or if the metric scores no constant answer.
     """
     for name, trial_id in runs:
         stored = predictions(study.experiment(name), [trial_id], metric).get(trial_id)
@@ -167,7 +167,7 @@ def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> 
 
 
 def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tuple[str, str]]:
-    """The experiment and the trial of finished runs: final ones, or else tuning trials."""
+    """Experiment and trial id of finished runs: final ones, or tuning trials."""
     for cell in cells:
         if of_final:
             yield from ((seed.experiment, seed.trial_id) for seed in study.finished(cell.number))
@@ -178,7 +178,7 @@ def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tu
 
 
 def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
-    """What models give that answer every example alike."""
+    """Constant answers: those of models that answer every example alike."""
     labels = stored.labels
     if "generation" in metric.kinds:
         return

@@ -1,40 +1,44 @@
-"""Every method of a budget against the reference, which is LoRA unless another one is asked for."""
+"""Comparisons of methods with the reference: LoRA, unless a report names another method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from reports.collapses import DIVERGED, Collapses
 from reports.evidence import Evidence
+from reports.inference import power
 from reports.inference.crossed import OnSetting, of_seeds
 from reports.inference.effects import Answer, Effect, Verdict, effect, verdict, weaker
 from reports.inference.intervals import LEAST_SEEDS, Bounds, of_each, simultaneous
-from reports.recipes import Recipe, difference, in_words
+from reports.inference.power import Design
+from reports.recipes import Differences, Recipe, difference, in_words
 from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
 from reports.words import many
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the methods of a budget are compared with."""
+    """The method that the others of a budget are compared with."""
 
     method: str
-    #: Where it stands; another budget's where this one has none.
+    #: The budget of its cells: another one if this budget has no LoRA.
     budget: str
-    #: Its cells, in the order of the settings.
+    #: One a setting.
     cells: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class IfFloor:
-    """What would follow if the runs that diverged had the score of their setting's floor."""
+    """A comparison with the score of the setting's floor for runs that diverged."""
 
-    #: Pairs that count then and else do not.
+    #: Additional seed pairs.
     pairs: int
     effect: Effect
     interval: Bounds | None
@@ -43,7 +47,7 @@ class IfFloor:
 
 @dataclass(frozen=True)
 class Without:
-    """What would be said without one task."""
+    """A comparison without one task."""
 
     task: str
     difference: float
@@ -52,81 +56,86 @@ class Without:
 
 @dataclass(frozen=True)
 class AgainstReference:
-    """A method against the reference, over the settings of a budget."""
+    """A method compared with the reference over the settings of a budget."""
 
     method: str
     family: str
-    #: Those on which it is compared.
+    #: The settings that both have.
     settings: tuple[TaskAndBackbone, ...]
     cells: tuple[int, ...]
     reference_cells: tuple[int, ...]
     effect: Effect
-    #: Of the difference, simultaneous with those of all other methods of the budget.
+    #: Simultaneous with those of all other methods of the budget.
     interval: Bounds | None
-    #: The same if the points that tuning chose had been fixed beforehand.
+    #: The same interval if the points that tuning chose had been fixed beforehand.
     at_chosen_points: Bounds | None
-    #: What the interval says, and no more than it would say if diverged runs had the score of the floor.
+    #: The verdict of the interval, never stronger than with diverged runs at the floor.
     verdict: Verdict
     #: On each setting, simultaneous with those of all methods on all settings of the budget.
     intervals: tuple[Bounds | None, ...]
-    #: Seed pairs that were planned and have not finished.
+    #: Planned seed pairs that have not finished.
     lost: int
-    #: None where no run of the pairs has diverged.
+    #: None if no run of the pairs diverged.
     if_floor: IfFloor | None
-    #: Without each task in turn; empty of one.
+    #: Without each task in turn; empty with a single task.
     without: tuple[Without, ...]
-    #: On each setting the sides of which runs collapsed. Nothing is within the threshold there.
+    #: On each setting the sides with collapsed runs, which are never practically equivalent there.
     collapses: tuple[tuple[Collapses, ...], ...]
 
     @property
     def collapsed(self) -> tuple[Collapses, ...]:
-        """Those of all settings."""
+        """The collapses of all settings."""
         return tuple(chain.from_iterable(self.collapses))
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """Settings won, tied and lost: their interval is above zero, contains it, or is below."""
-        known = [interval for interval in self.intervals if interval is not None]
-        wins, losses = sum(low > 0 for low, _ in known), sum(high < 0 for _, high in known)
+        """Numbers of settings won, tied and lost: the interval is above zero, contains it, or is below."""
+        intervals = [interval for interval in self.intervals if interval is not None]
+        wins, losses = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
         return wins, len(self.intervals) - wins - losses, losses
 
 
-def find_reference(
-    study: Study, budget: str, cells: Sequence[Cell], made: Mapping[int, Recipe], named: str = ""
-) -> tuple[Reference | None, list[str]]:
-    """LoRA on the settings of these cells and made as they are: the budget's own or else that of the first
-    budget that has it; or why there is none.
+# --- the reference ---
 
-    Variants of LoRA count only where no plain one is to be had: at this budget, or, where it has no LoRA at
-    all and for methods of their own size, at any. The same of the method `named`, where one is asked for in
-    place of LoRA.
+
+def find_reference(
+    study: Study, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe], named: str = ""
+) -> tuple[Reference | None, list[str]]:
+    """LoRA with the recipes of these cells on their settings; or a note why there is none.
+
+    The budget's own LoRA comes first, then that of the first budget that has one. Variants of LoRA count only
+    if no plain LoRA is available: at this budget, or at any budget if it has no LoRA at all and for methods
+    of fixed size. `named` replaces LoRA by the method of that name.
     """
-    recipe = {cell.setting: made[cell.number] for cell in cells}
+    recipe = {cell.setting: of_cells[cell.number] for cell in cells}
     lora = [cell for cell in study.all_cells if (cell.method == named if named else cell.family == REFERENCE)]
     plain = [cell for cell in lora if named or cell.method == cell.title]
     budgets = [budget, *dict.fromkeys(cell.budget for cell in study.all_cells)]
     own = [(budget, plain), (budget, lora)] if budget != OWN_SIZE else []
-    order = own + [(there, some) for some in (plain, lora) for there in budgets]
-    other: dict[str, tuple[str, str]] = {}
-    for there, some in order:
-        of_budget = [cell for cell in some if cell.budget == there]
+    order = own + [(other, candidates) for candidates in (plain, lora) for other in budgets]
+    rejected: Differences = {}
+    for place, candidates in order:
+        of_budget = [cell for cell in candidates if cell.budget == place]
         for method, of_method in grouped(of_budget, lambda cell: cell.method).items():
-            found = {cell.setting: cell for cell in of_method if cell.finished}
-            if not all(setting in found for setting in recipe):
+            on = {cell.setting: cell for cell in of_method if cell.finished}
+            if not all(setting in on for setting in recipe):
                 continue
-            differs: dict[str, tuple[str, str]] = {}
-            for setting, here in recipe.items():
-                differs |= difference(made[found[setting].number], here)
+            differs: Differences = {}
+            for setting, own_recipe in recipe.items():
+                differs |= difference(of_cells[on[setting].number], own_recipe)
             if not differs:
-                return Reference(method, there, tuple(found[setting].number for setting in recipe)), []
-            other = other or differs
+                return Reference(method, place, tuple(on[setting].number for setting in recipe)), []
+            rejected = rejected or differs
         # A budget that has a LoRA of its own is measured by no other.
-        if of_budget and there == budget != OWN_SIZE and some is lora:
+        if of_budget and place == budget != OWN_SIZE and candidates is lora:
             break
-    asked = named or "LoRA"
-    why = f"{asked} was made otherwise ({in_words(other)})" if other else ""
-    why = why or f"No {asked} has finished runs on all settings of this budget"
+    name = named or "LoRA"
+    why = f"{name} ran with another recipe ({in_words(rejected)})" if rejected else ""
+    why = why or f"No {name} has finished runs on all settings of this budget"
     return None, [f"{why}: nothing is compared with it."]
+
+
+# --- comparisons ---
 
 
 def against_reference(
@@ -137,53 +146,46 @@ def against_reference(
     families: int = 1,
     collapses: Mapping[int, Collapses] = {},
 ) -> tuple[tuple[AgainstReference, ...], list[str]]:
-    """The comparisons of these methods, and what is to be said of them.
+    """The comparisons of these methods, and notes on their limits.
 
-    `cells`: those of each method, one for each setting that it has; where it lacks some, it is compared with
-    the reference on the others. `families`: with how many references methods are compared, all of it at once.
-    `collapses`: by cell.
+    Args:
+        cells: Cells of each method, one for each setting that it has: it is compared on these.
+        families: Number of references whose intervals are simultaneous.
+        collapses: By cell.
     """
     if reference is None:
         return (), []
     notes: list[str] = []
-    found: dict[str, list[OnSetting]] = {}
+    parts_of: dict[str, list[OnSetting]] = {}
     on = {evidence.study.all_cells[number].setting: number for number in reference.cells}
-    others = {
+    rivals = {
         method: tuple(on[evidence.study.all_cells[number].setting] for number in of_method)
         for method, of_method in cells.items()
     }
     for method, of_method in cells.items():
-        if of_method == others[method]:
+        if of_method == rivals[method]:
             continue
-        parts = [evidence.on_setting(pair) for pair in zip(of_method, others[method], strict=True)]
-        known = [part for part in parts if part is not None]
-        if len(known) == len(parts):
-            found[method] = known
+        if parts := evidence.on_settings(of_method, rivals[method]):
+            parts_of[method] = parts
         else:
             notes.append(
                 f"{method} shares no finished seed with {reference.method} on some setting: differences are "
-                "taken seed by seed, so nothing is said of it."
+                "taken seed by seed, so there is no comparison."
             )
-    at_once = of_each(families)
-    claims, settings = len(found), len(reference.cells)
-    family = _Family(
-        evidence,
-        collapses,
-        threshold,
-        simultaneous(claims, at_once),
-        simultaneous(claims * settings, at_once),
+    level, claims = of_each(families), len(parts_of)
+    on_settings = simultaneous(claims * len(reference.cells), level)
+    family = _Family(evidence, collapses, threshold, simultaneous(claims, level), on_settings)
+    comparisons = tuple(
+        family.compared(method, cells[method], rivals[method], effect(parts))
+        for method, parts in parts_of.items()
     )
-    made = tuple(
-        family.compared(method, cells[method], others[method], effect(parts))
-        for method, parts in found.items()
-    )
-    return made, notes + _told(reference, made)
+    return comparisons, notes + _limits(reference, comparisons)
 
 
 def judged(
     measured: Effect, if_floor: Effect | None, level: float, threshold: float, *, collapsed: bool
 ) -> Verdict:
-    """The verdict on an effect, and no more than if diverged runs had the score of the floor."""
+    """The verdict on an effect, never stronger than with diverged runs at the floor."""
     verdicts = [
         verdict(version.interval(level), threshold, collapsed=collapsed)
         for version in (measured, if_floor)
@@ -194,121 +196,180 @@ def judged(
 
 @dataclass(frozen=True)
 class _Family:
-    """What the comparisons of one budget have in common."""
+    """Common properties of the comparisons of one budget."""
 
     evidence: Evidence
     collapses: Mapping[int, Collapses]
     threshold: float
-    #: Of the interval of each method, so that all hold at once.
+    #: Level of the interval of each method, for simultaneous intervals.
     level: float
-    #: The same of each method on each setting.
+    #: The same for each method on each setting.
     level_on_settings: float
 
     def compared(
-        self, method: str, cells: tuple[int, ...], others: tuple[int, ...], found: Effect
+        self, method: str, cells: tuple[int, ...], reference_cells: tuple[int, ...], measured: Effect
     ) -> AgainstReference:
-        study, floor = self.evidence.study, self._if_floor(cells, others, found)
+        study, pairs = self.evidence.study, list(zip(cells, reference_cells, strict=True))
+        floor = self._if_floor(pairs, measured)
         collapses = tuple(
-            tuple(self.collapses[cell] for cell in pair if cell in self.collapses)
-            for pair in zip(cells, others, strict=True)
+            tuple(self.collapses[cell] for cell in pair if cell in self.collapses) for pair in pairs
         )
-        planned = sum(len(_planned(study, pair)) for pair in zip(cells, others, strict=True))
         return AgainstReference(
             method=method,
             family=study.all_cells[cells[0]].family,
             settings=tuple(study.all_cells[cell].setting for cell in cells),
             cells=cells,
-            reference_cells=others,
-            effect=found,
-            interval=found.interval(self.level),
-            at_chosen_points=found.at_chosen_points(self.level),
-            verdict=judged(
-                found, floor.effect if floor else None, self.level, self.threshold, collapsed=any(collapses)
-            ),
-            intervals=tuple(effect([part]).interval(self.level_on_settings) for part in found.parts),
-            lost=planned - found.pairs,
+            reference_cells=reference_cells,
+            effect=measured,
+            interval=measured.interval(self.level),
+            at_chosen_points=measured.at_chosen_points(self.level),
+            verdict=self._judged(measured, floor, collapses),
+            intervals=tuple(effect([part]).interval(self.level_on_settings) for part in measured.parts),
+            lost=sum(_planned_pairs(study, *pair) for pair in pairs) - measured.pairs,
             if_floor=floor,
-            without=tuple(self._without(cells, found, floor, collapses)),
+            without=tuple(self._without(cells, measured, floor, collapses)),
             collapses=collapses,
         )
+
+    def _judged(
+        self, measured: Effect, floor: IfFloor | None, collapses: Sequence[Sequence[Collapses]]
+    ) -> Verdict:
+        if_floor = floor.effect if floor else None
+        return judged(measured, if_floor, self.level, self.threshold, collapsed=any(collapses))
 
     def _without(
         self,
         cells: Sequence[int],
-        found: Effect,
+        measured: Effect,
         floor: IfFloor | None,
         collapses: Sequence[Sequence[Collapses]],
     ) -> Iterator[Without]:
         tasks = [self.evidence.study.all_cells[cell].task for cell in cells]
         for task in dict.fromkeys(tasks) if len({*tasks}) > 1 else ():
-            places = [place for place, of in enumerate(tasks) if of != task]
-            rest = found.on(places)
-            said = judged(
-                rest,
-                floor.effect.on(places) if floor else None,
-                self.level,
-                self.threshold,
-                collapsed=any(collapses[place] for place in places),
-            )
+            places = [place for place, name in enumerate(tasks) if name != task]
+            rest = measured.on(places)
+            rest_floor = replace(floor, effect=floor.effect.on(places)) if floor else None
+            said = self._judged(rest, rest_floor, [collapses[place] for place in places])
             yield Without(task, rest.difference, said)
 
-    def _if_floor(self, cells: Sequence[int], others: Sequence[int], found: Effect) -> IfFloor | None:
-        parts, more = [], 0
-        for part, *pair in zip(found.parts, cells, others, strict=True):
+    def _if_floor(self, pairs: Sequence[tuple[int, int]], measured: Effect) -> IfFloor | None:
+        parts, added = [], 0
+        for part, pair in zip(measured.parts, pairs, strict=True):
             own, other = (_floored(self.evidence.study, cell) for cell in pair)
-            both = [seed for seed in own if seed in other]
-            if len(both) > part.pairs:
-                filled = of_seeds(np.array([own[seed] - other[seed] for seed in both]))
-                more += len(both) - part.pairs
+            shared = [seed for seed in own if seed in other]
+            if len(shared) > part.pairs:
+                filled = of_seeds(np.array([own[seed] - other[seed] for seed in shared]))
+                added += len(shared) - part.pairs
                 part = replace(part, pairs=filled.pairs, difference=filled.difference, seeds=filled.seeds)
             parts.append(part)
-        if not more:
+        if not added:
             return None
-        whole = effect(parts)
-        interval = whole.interval(self.level)
-        return IfFloor(more, whole, interval, verdict(interval, self.threshold, collapsed=True))
+        floored = effect(parts)
+        interval = floored.interval(self.level)
+        return IfFloor(added, floored, interval, verdict(interval, self.threshold, collapsed=True))
 
 
 def _floored(study: Study, cell: int) -> dict[int, float]:
     """The scores of a cell by seed, more being better, with the floor for runs that diverged."""
     seeds, sign = study.of_cell(cell), study.direction(cell)
     scores = {seed.seed: sign * seed.score for seed in seeds if seed.score is not None}
-    if lost := [seed.seed for seed in seeds if seed.failure == DIVERGED]:
-        scores |= dict.fromkeys(lost, floor_of(study, study.all_cells[cell].setting))
+    if diverged := [seed.seed for seed in seeds if seed.failure == DIVERGED]:
+        scores |= dict.fromkeys(diverged, floor_of(study, study.all_cells[cell].setting))
     return scores
 
 
-def _planned(study: Study, pair: Sequence[int]) -> list[int]:
-    """The seeds that both cells plan."""
-    own, other = ({seed.seed for seed in study.of_cell(cell)} for cell in pair)
-    return sorted(own & other)
+def _planned_pairs(study: Study, *cells: int) -> int:
+    """The number of seeds that all these cells plan."""
+    return len(set.intersection(*({seed.seed for seed in study.of_cell(cell)} for cell in cells)))
 
 
 def floor_of(study: Study, setting: TaskAndBackbone) -> float:
-    """The score of the trained head alone, or else the worst of any run of the setting; more is better."""
+    """The score of the head alone, or else the worst of any run of the setting; more is better."""
     cells = [cell for cell in study.all_cells if cell.setting == setting and cell.mean is not None]
     heads = [cell.gain for cell in cells if cell.family == FLOOR and cell.gain is not None]
     return heads[0] if heads else min(float(study.gains([cell.number])[1].min()) for cell in cells)
 
 
-def _told(reference: Reference, made: Sequence[AgainstReference]) -> list[str]:
-    """What the comparisons cannot say."""
+def _limits(reference: Reference, comparisons: Sequence[AgainstReference]) -> list[str]:
+    """Notes on comparisons without a verdict or with lost pairs."""
     notes = []
-    silent = [one for one in made if one.verdict.answer is Answer.NONE]
-    if few := sum(one.effect.error is None for one in silent):
+    silent = [comparison for comparison in comparisons if comparison.verdict.answer is Answer.NONE]
+    if few := sum(comparison.effect.error is None for comparison in silent):
         notes.append(
-            f"{many(few, 'method')} of {len(made)} share fewer than {LEAST_SEEDS} seeds with "
-            f"{reference.method} on some setting: too little is known of the noise, and there is no verdict."
+            f"{many(few, 'method')} of {len(comparisons)} share fewer than {LEAST_SEEDS} seeds with "
+            f"{reference.method} on some setting: too few to estimate the noise, so there is no verdict."
         )
     if len(silent) > few:
         notes.append(
             f"All seed pairs of {many(len(silent) - few, 'method')} differ from {reference.method} "
-            "by the same on each setting: that tells nothing of the noise, and there is no verdict."
+            "by the same amount on each setting: the noise is unknown, so there is no verdict."
         )
-    if lost := [one for one in made if one.lost]:
+    if lost := sum(comparison.lost > 0 for comparison in comparisons):
         notes.append(
-            f"Seed pairs were lost of {many(len(lost), 'method')} (†): their intervals are of the pairs "
-            "that are left, and wider for it. Runs that are lost because a method trains badly flatter it: "
-            "see what follows if a diverged run scores the floor."
+            f"Seed pairs were lost of {many(lost, 'method')} (†): their intervals are of the remaining "
+            "pairs, and wider. Runs that are lost because a method trains badly flatter it: compare "
+            "the verdict with diverged runs at the floor."
         )
     return notes
+
+
+# --- statistics beside comparisons ---
+
+
+@dataclass(frozen=True)
+class Entrants:
+    """The methods of a block, as statistics read them."""
+
+    evidence: Evidence
+    #: Cells of each method, one a setting.
+    cells: Mapping[str, tuple[int, ...]]
+    comparisons: tuple[AgainstReference, ...]
+    #: Number of comparisons with simultaneous intervals, and their joint level.
+    claims: int
+    level: float
+    threshold: float
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Statistic(Generic[Result]):
+    """A statistic of the methods of a block, exported as a table of its own.
+
+    A new one is a module with its `Statistic` and a place in `reports.analysis.STATISTICS`.
+    """
+
+    #: Of its CSV file and its table in `report.json`.
+    name: str
+    #: None if too little is known.
+    compute: Callable[[Entrants], Result | None]
+    #: The lines of its table, a dictionary of columns each.
+    lines: Callable[[Entrants, Result], Iterator[dict[str, Any]]]
+
+
+def _design(entrants: Entrants) -> Design | None:
+    effects = [comparison.effect for comparison in entrants.comparisons]
+    return power.of_effects(effects, entrants.claims, entrants.level)
+
+
+def _design_lines(entrants: Entrants, design: Design) -> Iterator[dict[str, Any]]:
+    yield {
+        "settings": design.settings,
+        "seeds": design.seeds,
+        "comparisons": design.claims,
+        **level_column(entrants.level),
+        "threshold": entrants.threshold,
+        "finds": design.finds,
+        "margin": design.margin,
+        "seeds_for_threshold": design.needs(entrants.threshold),
+    }
+
+
+#: Differences that the comparisons of a block can detect.
+POWER = Statistic("power", _design, _design_lines)
+
+
+def level_column(level: float) -> dict[str, float]:
+    """The joint level of a block's intervals as a column, if it is not 95%."""
+    return {} if math.isclose(level, of_each(1)) else {"level": level}

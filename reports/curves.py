@@ -1,4 +1,4 @@
-"""Training curves: validation scores by epoch, of the methods that stand out."""
+"""Training curves: validation scores by epoch for the best methods, the reference and baselines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 600
 
 
 class Panel(NamedTuple):
-    """A setting under one budget, with the methods of their own size."""
+    """A setting and a budget; methods of fixed size are in every panel of their setting."""
 
     setting: TaskAndBackbone
-    #: Empty where there is one budget only.
+    #: Empty if there is one budget only.
     budget: str
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A method on one panel: the mean over the seeds that have a value at that epoch."""
+    """A method on one panel: at each epoch the mean over the seeds that have a value."""
 
     panel: Panel
     cell: int
@@ -41,12 +41,12 @@ class Curve:
     planned: int
     epochs: Array
     values: Array
-    #: The values of each seed (epochs,), NaN where it has none.
+    #: Values (epochs,) by seed; NaN if it has none at that epoch.
     of_seeds: dict[int, Array]
 
     @property
     def label(self) -> str:
-        """The method, with the number of its seeds where some are not in the mean."""
+        """The method, with the number of its seeds if some are not in the mean."""
         return (
             self.method
             if self.seeds == self.planned
@@ -55,7 +55,7 @@ class Curve:
 
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
-    """The curves of the first panels, and what was left out."""
+    """The curves of the first panels, and notes on those that were left out."""
     panels = _panels(study)
     notes = []
     if len(panels) > MOST_PANELS:
@@ -63,7 +63,7 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
             f"Training curves are shown for the first {MOST_PANELS} of {len(panels)} settings and budgets."
         )
     shown = dict(list(panels.items())[:MOST_PANELS])
-    cells = {cell.number: cell for some in shown.values() for cell in some}
+    cells = {cell.number: cell for of_panel in shown.values() for cell in of_panel}
     each = max(1, MOST_HISTORIES // max(1, len(cells)))
     if each < max((cell.finished for cell in cells.values()), default=0):
         notes.append(
@@ -71,23 +71,23 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
         )
     stored = _histories(study, {number: study.finished(number)[:each] for number in sorted(cells)})
     return [
-        _curve(panel, cell, found)
-        for panel, some in shown.items()
-        for cell in some
-        if (found := stored[cell.number])
+        _curve(panel, cell, histories)
+        for panel, of_panel in shown.items()
+        for cell in of_panel
+        if (histories := stored[cell.number])
     ], notes
 
 
-def _curve(panel: Panel, cell: Cell, found: Mapping[int, Array]) -> Curve:
-    """`found`: the history (points, 2) of each seed."""
-    epochs = np.unique(np.concatenate([points[:, 0] for points in found.values()]))
+def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
+    """`histories`: epochs and values (points, 2) by seed."""
+    epochs = np.unique(np.concatenate([points[:, 0] for points in histories.values()]))
     of_seeds = {}
-    for seed, points in found.items():
+    for seed, points in histories.items():
         values = of_seeds[seed] = np.full(len(epochs), np.nan)
         values[np.searchsorted(epochs, points[:, 0])] = points[:, 1]
     mean = np.nanmean(np.stack(list(of_seeds.values())), axis=0)
     names = cell.number, cell.method, cell.family, cell.metric
-    return Curve(panel, *names, len(found), cell.seeds, epochs, mean, of_seeds)
+    return Curve(panel, *names, len(histories), cell.seeds, epochs, mean, of_seeds)
 
 
 def _panels(study: Study) -> dict[Panel, list[Cell]]:
@@ -103,7 +103,7 @@ def _panels(study: Study) -> dict[Panel, list[Cell]]:
 
 
 def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> list[Cell]:
-    """The best methods of a budget, what they are compared with whatever its score, and the baselines."""
+    """The best methods of a budget, their reference whatever its score, and the baselines."""
     best = sorted(
         (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.gain or 0.0, reverse=True
     )
@@ -115,24 +115,24 @@ def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> l
     return list(chosen.values())
 
 
-def _histories(study: Study, wanted: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
-    """The stored histories of the validation score of each cell, by seed."""
-    found: dict[str, Array] = {}
+def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
+    """The stored histories of the validation score of each cell, by seed. `seeds_of`: by cell."""
+    history_of: dict[str, Array] = {}
     for experiment in study.experiments:
-        by_metric = grouped(wanted, lambda number: study.all_cells[number].metric)
+        by_metric = grouped(seeds_of, lambda number: study.all_cells[number].metric)
         for metric, numbers in by_metric.items():
             trials = {
                 experiment.records[seed.trial_id].run_id: seed.trial_id
                 for number in numbers
-                for seed in wanted[number]
+                for seed in seeds_of[number]
                 if seed.experiment == experiment.name
             }
             points = experiment.source.curves(validation_key(metric), trials)
             for run_id, history in points.groupby("run_id"):
-                found[trials[str(run_id)]] = history[["step", "value"]].to_numpy(float)
+                history_of[trials[str(run_id)]] = history[["step", "value"]].to_numpy(float)
     return {
-        number: {seed.seed: found[seed.trial_id] for seed in seeds if seed.trial_id in found}
-        for number, seeds in wanted.items()
+        number: {seed.seed: history_of[seed.trial_id] for seed in seeds if seed.trial_id in history_of}
+        for number, seeds in seeds_of.items()
     }
 
 

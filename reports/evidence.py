@@ -1,4 +1,4 @@
-"""The scores of runs, with what each test example contributed where predictions are stored."""
+"""Evidence of a study: the scores of its runs, contributions of test examples, and the tuning lottery."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ from reports.predictions import ByExample, Run, contributions
 from reports.study import Cell, Study, grouped
 from reports.words import many
 
-#: Runs whose predictions one report reads.
-MOST_PREDICTIONS = 2000
-#: Tuning trials whose predictions one report reads.
-MOST_TUNING_TRIALS = 4000
+#: Runs whose predictions one report reads, and tuning trials.
+MOST_PREDICTIONS, MOST_TUNING_TRIALS = 2000, 4000
 
 
 class Evidence:
@@ -36,59 +34,66 @@ class Evidence:
     def __init__(
         self,
         study: Study,
-        answers: Mapping[str, ByExample],
+        by_example: Mapping[str, ByExample],
         notes: Sequence[str],
         tuning: Mapping[int, float],
     ) -> None:
         self.study = study
-        self._answers = answers
-        #: What tuning adds to the variance of a mean score, by cell; of a cell without tuning nothing.
+        #: By trial id.
+        self._by_example = by_example
+        #: Variance that tuning adds to a cell's mean score; none for cells without tuning.
         self.tuning = tuning
-        #: What whoever reads the report must know of it.
+        #: Limits of the evidence, for the report's notes.
         self.notes = tuple(notes)
 
     def on_setting(self, cells: tuple[int, int]) -> OnSetting | None:
-        """The first of two cells of one setting less the second, over the seeds that both have; None where
-        there is none. More is better in any case.
+        """The first of two cells of one setting minus the second, over their shared seeds; more is better.
+
+        None if they share no seed.
         """
         seeds, gains = self.study.gains(cells)
         if not seeds:
             return None
-        found = _on_setting(np.subtract(*gains), [self.of_runs(cell, seeds) for cell in cells])
+        part = _on_setting(np.subtract(*gains), [self.of_runs(cell, seeds) for cell in cells])
         tuning = sum(self.tuning.get(cell, 0.0) for cell in cells)
-        return scaled(found, self.study, cells[0], tuning)
+        return scaled(part, self.study, cells[0], tuning)
+
+    def on_settings(self, first: Sequence[int], second: Sequence[int]) -> list[OnSetting] | None:
+        """The same on each of several settings; None if the cells share no seed on one of them."""
+        parts = [self.on_setting(pair) for pair in zip(first, second, strict=True)]
+        shared = [part for part in parts if part is not None]
+        return shared if len(shared) == len(parts) else None
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
-        """What each run of these seeds of a cell contributed, with the sign turned where less is better;
-        None where that is not known of all.
+        """Contributions of examples to each of these seeds of a cell, more being better.
+
+        None if they are unknown for some seed.
         """
         trial = {seed.seed: seed.trial_id for seed in self.study.finished(cell)}
-        found = [self._answers.get(trial[seed]) for seed in seeds]
         sign = self.study.direction(cell)
-        known = [replace(run, values=sign * run.values) for run in found if run is not None]
-        return known if len(known) == len(found) else None
+        runs = [self._by_example.get(trial[seed]) for seed in seeds]
+        known = [replace(run, values=sign * run.values) for run in runs if run is not None]
+        return known if len(known) == len(runs) else None
 
 
 def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnSetting:
-    """With what tuning adds, what scores of this cell's metric are large or small beside, and how far two can
-    be apart.
-    """
+    """The part with its tuning variance, and the size and limits of scores of this cell's metric."""
     low, high = bounds(study.all_cells[cell].metric)
     return replace(part, tuning=tuning, size=study.size(cell), limit=high - low)
 
 
-def _on_setting(values: Array, found: Sequence[list[ByExample] | None]) -> OnSetting:
-    """`values` (seeds,), the first side less the second, with the runs of both where they are known."""
-    known = [some for some in found if some is not None]
-    if len(known) < len(found) or any(
-        len({run.test_set for run in runs}) > 1 for runs in zip(*known, strict=True)
+def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
+    """The paired `differences` (seeds,), with the contributions to both sides where they are known."""
+    known = [runs for runs in sides if runs is not None]
+    if len(known) < len(sides) or any(
+        len({run.test_set for run in pair}) > 1 for pair in zip(*known, strict=True)
     ):
-        return of_seeds(values)
-    runs = [run for some in known for run in some]
+        return of_seeds(differences)
+    runs = [run for side in known for run in side]
     if len({run.test_set for run in runs}) > 1:
         # Each seed has test examples of its own: its score varies with them already.
-        return replace(of_seeds(values), count=len(runs[0].values))
-    return of_seeds_and_examples(values, np.subtract(*map(_table, known)), runs[0].test_set)
+        return replace(of_seeds(differences), count=len(runs[0].values))
+    return of_seeds_and_examples(differences, np.subtract(*map(_table, known)), runs[0].test_set)
 
 
 def _table(runs: Sequence[ByExample]) -> Array:
@@ -96,21 +101,26 @@ def _table(runs: Sequence[ByExample]) -> Array:
     return np.stack([run.values for run in runs]).astype(float)
 
 
+# --- two studies ---
+
+
 @dataclass(frozen=True)
 class Between:
-    """How much better a cell of a second study is than that of a first on the same setting."""
+    """A cell of a second study minus that of a first on the same setting; more is better."""
 
-    #: The seeds that both have, and their differences (seeds,); where there are none, all seeds of either
-    #: side are compared.
+    #: Shared seeds and their differences (seeds,); if empty, all seeds of both sides are compared.
     seeds: tuple[int, ...]
     differences: Array
     part: OnSetting
 
 
 def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Between | None:
-    """None where one side has no finished run. `cells`: the number of the cell in either study."""
+    """The difference of a cell between two studies; None if one side has no finished run.
+
+    `cells`: the number of the cell in either study.
+    """
     sides = list(zip((before, after), cells, strict=True))
-    (known_x, (x,)), (known_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
+    (seeds_x, (x,)), (seeds_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
     if not len(x) or not len(y):
         return None
     tuned = [side.study.all_cells[cell].tuning for side, cell in sides]
@@ -118,40 +128,37 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
     # One tuning that both have chose the same point for both.
     if len({entry and entry.ids for entry in tuned}) > 1:
         tuning = sum(side.tuning.get(cell, 0.0) for side, cell in sides)
-    if common := sorted({*known_x} & {*known_y}):
-        differences = y[np.isin(known_y, common)] - x[np.isin(known_x, common)]
-        found = [side.of_runs(cell, common) for side, cell in reversed(sides)]
-        part = _on_setting(differences, found)
-        return Between(tuple(common), differences, scaled(part, before.study, cells[0], tuning))
-    known = [
-        runs
-        for (side, cell), seeds in zip(sides, (known_x, known_y), strict=True)
-        if (runs := side.of_runs(cell, seeds)) is not None
-    ]
-    part = _of_groups(y, x, known[::-1])
-    return Between((), np.empty(0), scaled(part, before.study, cells[0], tuning))
+    if common := sorted({*seeds_x} & {*seeds_y}):
+        differences = y[np.isin(seeds_y, common)] - x[np.isin(seeds_x, common)]
+        part = _on_setting(differences, [side.of_runs(cell, common) for side, cell in reversed(sides)])
+    else:
+        differences = np.empty(0)
+        runs = [after.of_runs(cells[1], seeds_y), before.of_runs(cells[0], seeds_x)]
+        part = _of_groups(y, x, [side for side in runs if side is not None])
+    return Between(tuple(common), differences, scaled(part, before.study, cells[0], tuning))
 
 
-def _of_groups(one: Array, other: Array, known: Sequence[list[ByExample]]) -> OnSetting:
-    """The first side less the second, with the runs behind them where they are known of both."""
+def _of_groups(first: Array, second: Array, known: Sequence[list[ByExample]]) -> OnSetting:
+    """The first side minus the second, with the contributions to both where they are known."""
     tested = Counter(run.test_set for runs in known for run in runs)
     if len(known) < 2 or 1 < len(tested) < tested.total():
-        return of_groups(one, other)
+        return of_groups(first, second)
     if len(tested) > 1:
         # Each run has test examples of its own: its score varies with them already.
-        return replace(of_groups(one, other), count=len(known[0][0].values))
-    return of_groups_and_examples(one, other, [_table(runs) for runs in known])
+        return replace(of_groups(first, second), count=len(known[0][0].values))
+    return of_groups_and_examples(first, second, [_table(runs) for runs in known])
+
+
+# --- reading ---
 
 
 def gather(study: Study, cells: Iterable[int]) -> Evidence:
-    """Reads the predictions of these cells, of the first of them if there are too many runs, and of their
-    tuning.
-    """
+    """Reads the predictions and the tuning of these cells; of the first ones if there are too many runs."""
     numbers = list(dict.fromkeys(cells))
-    wanted = [cell for number in numbers if (cell := study.all_cells[number]).metric]
+    scored = [cell for number in numbers if (cell := study.all_cells[number]).metric]
     runs: dict[str, Run] = {}
     taken = 0
-    for cell in wanted:
+    for cell in scored:
         size = study.size(cell.number)
         more = {
             seed.trial_id: Run(seed.experiment, cell.task, cell.metric, seed.score, size)
@@ -161,54 +168,52 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
             break
         runs |= more
         taken += 1
-    found = contributions(study, runs)
+    stored = contributions(study, runs)
     tuning, notes = lotteries(study, numbers)
-    if taken < len(wanted):
+    if taken < len(scored):
         notes.append(
-            f"Test examples count in the first {taken:,} of {len(wanted):,} cells: a report reads the "
+            f"Test examples count in the first {taken:,} of {len(scored):,} cells: a report reads the "
             f"predictions of {MOST_PREDICTIONS:,} runs at most. Intervals of the others are of seeds alone."
         )
-    if found.unreadable:
+    narrow = "intervals with them are of seeds alone, and narrower than they should be."
+    if stored.unreadable:
         notes.append(
-            f"Predictions of {many(found.unreadable, 'run')} are not stored or cannot be read: intervals "
-            "with them are of seeds alone, and narrower than they should be."
+            f"Predictions of {many(stored.unreadable, 'run')} are not stored or cannot be read: {narrow}"
         )
-    if found.wrong:
+    if stored.wrong:
         notes.append(
-            f"Predictions of {many(found.wrong, 'run')} do not give the score that is stored: intervals with "
-            "them are of seeds alone, and narrower than they should be."
+            f"Predictions of {many(stored.wrong, 'run')} do not give the score that is stored: {narrow}"
         )
-    if found.silent:
+    if stored.silent:
         notes.append(
-            f"Predictions of {many(found.silent, 'run')} are partly no numbers: they count as wrong answers, "
-            "in the scores and in all that is claimed from them."
+            f"Predictions of {many(stored.silent, 'run')} are partly NaN or missing: they count as wrong "
+            "answers, in the scores and in all that is claimed from them."
         )
-    return Evidence(study, found.by_trial, notes, tuning)
+    return Evidence(study, stored.by_trial, notes, tuning)
 
 
 # --- the tuning lottery ---
 
 
 def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], list[str]]:
-    """What tuning adds to the variance of a mean score, for each of these cells that was tuned and whose
-    tuning can be repeated; and notes on the others.
+    """The variance that tuning adds to the mean score of each tuned cell, and notes on unknown ones.
 
-    A point's validation score errs by its validation examples, whose part is from stored predictions, and by
-    its seeds, whose part is that of the final runs: most suites tune with a single seed. Choices are repeated
-    by the score, whether the score or the loss had chosen.
+    A point's validation score errs by its validation examples, estimated from stored predictions, and by its
+    seeds, estimated from the final runs, since most suites tune with a single seed. Choices are repeated by
+    the score, whether the score or the loss had chosen.
     """
     every = (study.all_cells[number] for number in dict.fromkeys(cells))
     tuned = [cell for cell in every if cell.tuning and cell.finished > 1]
     stored = {
-        id_: (each.name, record)
-        for each in reversed(study.experiments)
-        for id_, record in each.records.items()
+        id_: (experiment.name, record)
+        for experiment in reversed(study.experiments)
+        for id_, record in experiment.records.items()
     }
     runs: dict[str, Run] = {}
     for cell in tuned:
         more = {
             id_: Run(stored[id_][0], cell.task, cell.metric, score, study.size(cell.number))
-            for id_ in _ids(cell)
+            for id_ in _tuning_ids(cell)
             if id_ in stored and (score := stored[id_][1].score) is not None
         }
         if len(runs | more) > MOST_TUNING_TRIALS:
@@ -217,24 +222,24 @@ def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], lis
     by_trial = contributions(study, runs).by_trial
     records = {id_: record for id_, (_, record) in stored.items()}
     variances = {cell.number: _lottery(study, cell, records, by_trial) for cell in tuned}
-    repeated = {number: variance for number, variance in variances.items() if variance is not None}
-    return repeated, list(_notes(tuned, variances))
+    known = {number: variance for number, variance in variances.items() if variance is not None}
+    return known, list(_tuning_notes(tuned, len(variances) - len(known)))
 
 
-def _ids(cell: Cell) -> Sequence[str]:
+def _tuning_ids(cell: Cell) -> Sequence[str]:
     return cell.tuning.ids if cell.tuning else ()
 
 
 def _lottery(
     study: Study, cell: Cell, records: Mapping[str, Record], by_trial: Mapping[str, ByExample]
 ) -> float | None:
-    """None where a tuning trial, or its predictions, are not stored."""
-    if not all(id_ in records for id_ in _ids(cell)):
+    """The variance of one cell; None if a tuning trial or its predictions are not stored."""
+    if not all(id_ in records for id_ in _tuning_ids(cell)):
         return None
-    finished = [record for id_ in _ids(cell) if (record := records[id_]).score is not None]
+    finished = [record for id_ in _tuning_ids(cell) if (record := records[id_]).score is not None]
     # The tag has the point behind the method's name.
     points = list(grouped(finished, lambda record: record.tag(Tag.METHOD)).values())
-    # A point of which more seeds failed is never chosen.
+    # Points with failed seeds are never chosen.
     seeds = max(map(len, points), default=0)
     points = [point for point in points if len(point) == seeds]
     if len(points) < 2 or cell.sd is None:
@@ -247,10 +252,9 @@ def _lottery(
 
 
 def _of_examples(points: Sequence[Sequence[ByExample | None]]) -> Array | None:
-    """The covariance (points, points) of mean scores over validation examples, from the runs of each point;
-    None where it is not known of some.
+    """The covariance (points, points) of mean scores over validation examples, from the runs of each point.
 
-    Each seed may have validation examples of its own.
+    None if it is unknown. Each seed may have validation examples of its own.
     """
     noise = np.zeros((len(points), len(points)))
     for test_set in dict.fromkeys(run.test_set for run in points[0] if run):
@@ -262,12 +266,12 @@ def _of_examples(points: Sequence[Sequence[ByExample | None]]) -> Array | None:
     return noise if all(all(point) for point in points) else None
 
 
-def _notes(tuned: Sequence[Cell], variances: Mapping[int, float | None]) -> Iterator[str]:
-    if lost := sum(variance is None for variance in variances.values()):
+def _tuning_notes(tuned: Sequence[Cell], unknown: int) -> Iterator[str]:
+    if unknown:
         yield (
-            f"The tuning of {many(lost, 'cell')} of {len(tuned):,} cannot be repeated, since its trials or "
-            "their validation predictions are not stored or were not read. Their intervals take the chosen "
-            "points as fixed and are too narrow."
+            f"The tuning of {many(unknown, 'cell')} of {len(tuned):,} cannot be repeated, since its trials "
+            "or their validation predictions are not stored or were not read. Their intervals take the "
+            "chosen points as fixed and are too narrow."
         )
     if single := sum(cell.tuning is not None and cell.tuning.trials == 1 for cell in tuned):
         yield (

@@ -1,4 +1,4 @@
-"""The first screen of the page: what each budget says, in one line, and in words what can be claimed."""
+"""The page's first screen: the best method of each block, its comparison, and a claim in words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reports.analysis import Analysis, Block
 from reports.collapses import Collapses
 from reports.comparisons import AgainstReference, Without, judged
 from reports.inference import power
-from reports.inference.effects import Answer, Effect, Verdict, effect
+from reports.inference.effects import Answer, Effect, Verdict
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.inference.orders import best_of_equals
 from reports.study import Cell, Item, Study, TaskAndBackbone
@@ -24,10 +23,10 @@ from reports.words import many
 
 @dataclass(frozen=True)
 class Against:
-    """How far a method is from the reference, over the settings of a block or on one of them."""
+    """The difference of a method from the reference, over the settings of a block or on one of them."""
 
     effect: Effect
-    #: Holds at once with those of all other methods of the block; on one setting, with theirs on all.
+    #: Simultaneous with those of all other methods of the block; on one setting, with theirs on all.
     interval: Bounds | None
     verdict: Verdict
     #: Whether seed pairs are lost.
@@ -36,63 +35,71 @@ class Against:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval is on one side of zero."""
+        """Whether the interval excludes zero."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
-def against(block: Block, found: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
-    """The comparison of a method, or of the setting at that place among its own alone.
+def against(block: Block, comparison: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
+    """The comparison over all its settings, or on the one at `place` among them.
 
-    Its interval is simultaneous with those of the block and, over all settings, also with `beside` others of
-    elsewhere.
+    Its interval is simultaneous with those of the block and, over all settings, with `beside` others.
     """
     assert block.reference is not None
-    shown, floor = found.effect, found.if_floor.effect if found.if_floor else None
+    shown, floor = comparison.effect, comparison.if_floor.effect if comparison.if_floor else None
     claims = block.claims + beside
     if place is not None:
         shown, floor = shown.on([place]), floor.on([place]) if floor else None
         claims = block.claims * len(block.settings)
-    level = simultaneous(claims, block.level)
-    said = judged(shown, floor, level, block.threshold, collapsed=bool(collapsed_on(found, place)))
-    return Against(shown, shown.interval(level), said, found.lost > 0, block.reference.method)
+    level, collapsed = simultaneous(claims, block.level), bool(collapsed_on(comparison, place))
+    said = judged(shown, floor, level, block.threshold, collapsed=collapsed)
+    return Against(shown, shown.interval(level), said, comparison.lost > 0, block.reference.method)
 
 
-def collapsed_on(found: AgainstReference, place: int | None) -> Sequence[Collapses]:
-    """The sides of which runs collapsed, over all settings of a comparison or on the one at that place."""
-    return found.collapsed if place is None else found.collapses[place]
+def collapsed_on(comparison: AgainstReference, place: int | None) -> Sequence[Collapses]:
+    """The sides with collapsed runs, over all settings of a comparison or on one."""
+    return comparison.collapsed if place is None else comparison.collapses[place]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a method costs on some settings: the least and the most."""
+    """The least and the most that a method costs on some settings."""
 
     parameters: tuple[float, float]
-    #: MiB at the peak; None where not every setting has it.
+    #: In MiB; None if some setting's is unknown.
     peak_mib: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> Costs:
+        peaks = [peak for cell in cells if (peak := cell["peak_mib"]) is not None]
+        parameters = [cell.parameters for cell in cells]
+        return cls(
+            (min(parameters), max(parameters)),
+            (min(peaks), max(peaks)) if len(peaks) == len(cells) else None,
+        )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one block says, over its settings or on one of them."""
+    """The claim of one block, over its settings or on one of them."""
 
     block: Block
     #: None: over all settings of the block.
     setting: TaskAndBackbone | None
-    #: The method with the best mean score; None where no method is before all others.
+    #: The method with the best mean score; None if all means are equal.
     best: str | None
-    #: Methods that are not told apart from the best; None where nothing tells methods apart.
+    #: Methods that are statistically indistinguishable from the best; None if nothing is known.
     equals: tuple[str, ...] | None
-    #: The best against the reference; None where it is the reference, or cannot be compared.
+    #: The best against the reference; None if it is the reference, or cannot be compared.
     against: Against | None
     costs: Costs | None
-    #: The smallest true difference from the reference that would have been found 80% of the time.
+    #: The smallest true difference from the reference that is detected with 80% power.
     finds: float | None
-    #: What can be claimed, or why nothing can.
+    #: The claim, or the reason why there is none.
     claim: str
 
 
 def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Finding]:
-    """One line a block, and below it one a setting where the block has several."""
+    """A finding for each block, followed by one for each setting if the block has several."""
     for block in blocks:
         if len(block.settings) == 1:
             yield _finding(study, block, 0)
@@ -105,28 +112,28 @@ def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Finding]:
 def _finding(study: Study, block: Block, place: int | None) -> Finding:
     setting = None if place is None else block.settings[place]
     best, equals = _best(study, block, place)
-    comparison = next((c for c in block.comparisons if c.method == best), None)
-    cells = _of(block.cells[best], place) if best else ()
-    by_chance = chance(study, block, place)
+    comparison = next((each for each in block.comparisons if each.method == best), None)
+    cells = _at(block.cells[best], place) if best else ()
+    by_chance, detectable = chance(study, block, place), _detectable(block, place)
     if better := _better_part(study, block, place, cells):
         comparison, place = better
-        best, equals, cells = comparison.method, None, _of(comparison.cells, place)
-    found = against(block, comparison, place) if comparison else None
-    claims = [_claim(block, best, equals, found)]
+        best, equals, cells = comparison.method, None, _at(comparison.cells, place)
+    difference = against(block, comparison, place) if comparison else None
+    claims = [_claim(block, best, equals, difference)]
     if better:
         claims.append(f"{best} ran {on_part(block, better[0])}.")
     if comparison:
         own = [side for side in collapsed_on(comparison, place) if side.method == best]
         claims += [by_chance, *map(str, own)]
-        claims.append(_turned(block, comparison) if setting is None else "")
+        claims.append(_driven(block, comparison) if setting is None else "")
     return Finding(
         block=block,
         setting=setting,
         best=best,
         equals=equals,
-        against=found,
-        costs=_costs([study.all_cells[number] for number in cells]) if best else None,
-        finds=_finds(block, None if setting is None else block.settings.index(setting)),
+        against=difference,
+        costs=Costs.of([study.all_cells[number] for number in cells]) if best else None,
+        finds=detectable,
         claim=" ".join(filter(None, claims)),
     )
 
@@ -134,169 +141,154 @@ def _finding(study: Study, block: Block, place: int | None) -> Finding:
 def _better_part(
     study: Study, block: Block, place: int | None, cells: Sequence[int]
 ) -> tuple[AgainstReference, int] | None:
-    """The best on one setting of the methods that lack others, with its place there, if it is better than
-    `cells`.
+    """The best method on one setting of those that lack others, with its place there.
+
+    None unless its mean is above that of `cells`.
     """
     if place is None:
         return None
     means = [study.all_cells[number].gain or 0.0 for number in cells]
-    there = [
-        (study.all_cells[cell].gain or 0.0, found, i)
-        for found in block.of_part
-        for i, cell in enumerate(found.cells)
-        if found.settings[i] == block.settings[place]
+    rivals = [
+        (study.all_cells[cell].gain or 0.0, comparison, i)
+        for comparison in block.of_part
+        for i, cell in enumerate(comparison.cells)
+        if comparison.settings[i] == block.settings[place]
     ]
-    gain, found, i = max(there, key=itemgetter(0), default=(-math.inf, None, 0))
-    return (found, i) if found and gain > max(means, default=-math.inf) else None
+    gain, comparison, i = max(rivals, key=itemgetter(0), default=(-math.inf, None, 0))
+    return (comparison, i) if comparison and gain > max(means, default=-math.inf) else None
 
 
-def on_part(block: Block, found: AgainstReference) -> str:
-    """On how many of the block's settings a method is compared; empty where on all."""
-    there, every = len(found.settings), len(block.settings)
-    what = "tasks" if len({setting.task for setting in block.settings}) == every else "settings"
-    return f"on {there} of {every} {what}" if there < every else ""
+def on_part(block: Block, comparison: AgainstReference) -> str:
+    """The number of the block's settings on which a method is compared, in words; empty if on all."""
+    own, every = len(comparison.settings), len(block.settings)
+    noun = "tasks" if len({setting.task for setting in block.settings}) == every else "settings"
+    return f"on {own} of {every} {noun}" if own < every else ""
 
 
-def _of(values: Sequence[Item], place: int | None) -> Sequence[Item]:
+def _at(values: Sequence[Item], place: int | None) -> Sequence[Item]:
     return values if place is None else values[place : place + 1]
 
 
 def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tuple[str, ...] | None]:
-    """The method with the best mean score, and which are not told apart from it.
+    """The method with the best mean score, and those that are statistically indistinguishable from it.
 
-    Of methods that are not compared pair by pair, because they are too many, none is the best.
+    Methods that are not compared pair by pair, because they are too many, are never the best.
     """
     ranking = block.ranking
     if ranking is None or not ranking.paired:
         return None, None
     names = ranking.paired
     means = np.array(
-        [np.mean([study.gains([c])[1].mean() for c in _of(block.cells[name], place)]) for name in names]
+        [np.mean([study.gains([c])[1].mean() for c in _at(block.cells[name], place)]) for name in names]
     )
     first = int(means.argmax())
-    if len(names) > 1 and np.ptp(means) <= RESOLUTION * study.size(block.cells[names[0]][0]):
-        return None, None
-    apart: NDArray[np.int64] | None
-    apart = (
-        ranking.separations if place is None else ranking.separations_on[place] if len(names) > 1 else None
-    )
-    if apart is None:
+    if len(names) == 1:
         return names[first], None
-    return names[first], tuple(name for i, name in enumerate(names) if i != first and apart[first, i] == 0)
+    if np.ptp(means) <= RESOLUTION * study.size(block.cells[names[0]][0]):
+        return None, None
+    separations = ranking.separations if place is None else ranking.separations_on[place]
+    if separations is None:
+        return names[first], None
+    equals = (name for i, name in enumerate(names) if i != first and separations[first, i] == 0)
+    return names[first], tuple(equals)
 
 
-def _costs(cells: Sequence[Cell]) -> Costs:
-    return Costs(
-        parameters=(min(cell.parameters for cell in cells), max(cell.parameters for cell in cells)),
-        peak_mib=_range(cell.peak_mib for cell in cells),
-    )
-
-
-def _range(values: Iterable[float | None]) -> tuple[float, float] | None:
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return (min(known), max(known)) if known and len(known) == len(found) else None
-
-
-def _finds(block: Block, place: int | None) -> float | None:
+def _detectable(block: Block, place: int | None) -> float | None:
     design = block.design
     if place is not None:
-        effects = [effect([c.effect.parts[place]]) for c in block.comparisons]
+        effects = [comparison.effect.on([place]) for comparison in block.comparisons]
         design = power.of_effects(effects, block.claims * len(block.settings), block.level)
     return design.finds if design else None
 
 
 def chance(study: Study, block: Block, place: int | None = None) -> str:
-    """What the best of the block's comparisons would show if all methods were equal, over all settings or on
-    one; empty for a single one, and where nothing is known of the noise.
+    """The largest difference to be expected if all methods were equal, over all settings or on one.
+
+    Empty for a single comparison, and if nothing is known of the noise.
     """
     errors = []
     setting = None if place is None else block.settings[place]
-    for found in (*block.comparisons, *(block.of_part if setting else ())):
-        if setting and setting not in found.settings:
+    for comparison in block.all_comparisons if setting else block.comparisons:
+        if setting and setting not in comparison.settings:
             continue
-        place = found.settings.index(setting) if setting else None
+        own_place = comparison.settings.index(setting) if setting else None
+        cells = [study.all_cells[number] for number in _at(comparison.cells, own_place)]
         # Of what examples and tuning add to a difference, half is the method's own; the reference's part is
         # the same for all methods, and nothing on average.
-        own = [
+        variances = [
             (cell.sd or 0.0) ** 2 / cell.finished + (part.examples + part.tuning) / 2
-            for part, number in zip(_of(found.effect.parts, place), _of(found.cells, place), strict=True)
-            for cell in [study.all_cells[number]]
+            for part, cell in zip(_at(comparison.effect.parts, own_place), cells, strict=True)
         ]
-        if found.effect.error is not None:
-            errors.append(math.sqrt(sum(own)) / len(own))
+        if comparison.effect.error is not None:
+            errors.append(math.sqrt(sum(variances)) / len(variances))
     if len(errors) < 2 or not any(errors):
         return ""
     shown = block.unit.difference(best_of_equals(errors), 1)
     return f"If all {len(errors)} methods were equal, the best would show about {shown} {block.unit.points}."
 
 
-def _claim(block: Block, best: str | None, equals: Sequence[str] | None, found: Against | None) -> str:
+def _claim(block: Block, best: str | None, equals: Sequence[str] | None, difference: Against | None) -> str:
     if not block.cells:
         return "Nothing can be claimed: no method has finished runs on every setting."
     if best is None:
         return "No difference can be claimed: all methods have the same mean score."
-    alone = len(block.cells) == 1
-    reference = block.reference
+    alone, reference = len(block.cells) == 1, block.reference
     if reference is None:
-        told = f"Nothing to compare: {best} stands alone." if alone else _among(block, equals)
-        return f"{told} {block.no_reference}"
+        claim = f"Nothing to compare: {best} stands alone." if alone else _among(block, equals)
+        return f"{claim} {block.no_reference}"
     if block.cells.get(best) == reference.cells:
-        told = "Nothing is compared with it." if alone else _among(block, equals)
-        return f"{reference.method} itself has the best mean. {told}"
-    if found is None:
+        claim = "Nothing is compared with it." if alone else _among(block, equals)
+        return f"{reference.method} itself has the best mean. {claim}"
+    if difference is None:
         return (
             f"No claim about {reference.method}: {best} shares no finished seed with it on some setting, and "
             "differences are taken seed by seed."
         )
-    return _said(found, reference.method, block.unit.size(block.threshold))
+    return _in_words(difference, reference.method, block.unit.size(block.threshold))
 
 
 def _among(block: Block, equals: Sequence[str] | None) -> str:
     if equals is None:
-        return "With what is here no two methods can be told apart."
+        return "No two methods are distinguishable by these runs."
     others = len(block.ranking.paired if block.ranking else ()) - 1
-    return f"Shown to be worse: {others - len(equals)} of {many(others, 'other method')}."
+    return f"Significantly worse: {others - len(equals)} of {many(others, 'other method')}."
 
 
-def _said(found: Against, reference: str, size: str) -> str:
-    """`size`: the threshold, with its unit."""
-    answer, side = found.verdict.answer, found.verdict.side
+def _in_words(difference: Against, reference: str, size: str) -> str:
+    """The verdict as a sentence. `size`: the threshold, with its unit."""
+    answer, side = difference.verdict.answer, difference.verdict.side
     if answer is Answer.BEYOND:
         return f"{side.capitalize()} than {reference} by more than {size}."
     if answer is Answer.WITHIN:
         if side:
-            return f"{side.capitalize()} than {reference}, by less than {size}."
-        return f"Less than {size} from {reference}: for practice the same."
+            return f"Significantly {side} than {reference}, but practically equivalent (within {size})."
+        return f"Practically equivalent to {reference} (within {size})."
     if answer is Answer.UNDECIDED:
         if side:
-            return f"{side.capitalize()} than {reference}; whether by more than {size} is open."
-        return f"Open: {reference} may be as good, or better."
+            return f"Significantly {side} than {reference}; may be under {size}."
+        return f"No significant difference from {reference}."
     none = f"no difference from {reference} can be claimed."
-    if found.effect.error is None:
-        return f"Too few seeds ({found.effect.fewest}): {none}"
-    return f"That every seed differs by the same tells nothing of how much runs vary: {none}"
+    if difference.effect.error is None:
+        return f"Too few seeds ({difference.effect.fewest}): {none}"
+    return f"Every seed differs by the same amount, so the noise is unknown: {none}"
 
 
-def _turned(block: Block, comparison: AgainstReference) -> str:
-    """The task without which a mean difference has moved by more than the threshold, and most; empty where
-    there is none.
-    """
-    whole = comparison.effect.difference
+def _driven(block: Block, comparison: AgainstReference) -> str:
+    """The task that drives a mean difference, in words; empty if there is none."""
     if not (moved := moved_without(block, comparison)):
         return ""
-    most = max(moved, key=lambda one: abs(one.difference - whole))
+    most = max(moved, key=lambda rest: abs(rest.difference - comparison.effect.difference))
     points = minus(block.unit.difference(most.difference))
     return f"The mean is driven by {most.task}: without it, it is {points} {block.unit.points}."
 
 
-def moved_without(block: Block, found: AgainstReference) -> list[Without]:
-    """The tasks without which a mean difference has moved by more than the threshold."""
-    whole = found.effect.difference
-    return [one for one in found.without if abs(one.difference - whole) > block.threshold]
+def moved_without(block: Block, comparison: AgainstReference) -> list[Without]:
+    """The tasks without which a mean difference moves by more than the threshold."""
+    mean = comparison.effect.difference
+    return [rest for rest in comparison.without if abs(rest.difference - mean) > block.threshold]
 
 
 def limits(analysis: Analysis) -> list[str]:
-    """What limits all claims of a report, each once."""
+    """The limits of all claims of a report, each once."""
     notes = [note for block in analysis.blocks for note in block.rank_notes]
     return list(dict.fromkeys([*analysis.notes, *notes]))

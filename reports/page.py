@@ -64,7 +64,7 @@ def render(
         choices=selecting.choices(cells),
         dimensions=selecting.DIMENSIONS,
         measured=scales(cells),
-        forgotten=any(cell.forgetting is not None for cell in cells),
+        forgotten=any(cell["forgetting"] is not None for cell in cells),
         score_heading="Score, %" if percent else "Score",
         differ_in=_differ_in(cells),
         tables=main_tables(cells, analysis.blocks),
@@ -75,8 +75,8 @@ def render(
         curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
         ablations=list(zip(ablations, of_ablations, strict=True)),
         budgets=_budgets(cells),
-        used=[cell for cell in cells if cell.adapter_bytes is not None],
-        timed=[cell for cell in cells if cell.step_ms is not None],
+        used=[cell for cell in cells if cell["adapter_bytes"] is not None],
+        timed=[cell for cell in cells if cell["step_ms"] is not None],
         lost=[(cells[seed.cell], seed) for seed in study.all_seeds if not seed.finished],
         most=MOST_LINES,
         phases=_phases(study),
@@ -198,7 +198,7 @@ def facts_of(study: Study) -> Facts:
         tasks=len({cell.task for cell in cells}),
         backbones=len({cell.backbone for cell in cells}),
         seeds=max(cell.seeds for cell in cells),
-        hours=sum(seed.seconds or 0.0 for seed in trials if seed.finished) / 3600,
+        hours=sum(seed["seconds"] or 0.0 for seed in trials if seed.finished) / 3600,
     )
 
 

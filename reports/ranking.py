@@ -1,55 +1,54 @@
-"""Ranks of the methods of a budget, groups that cannot be told apart, and profiles of their runs."""
+"""Rankings of methods: ranks and groups within a budget, and the front of score against cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reports.comparisons import Entrants, Statistic, level_column
 from reports.evidence import Evidence
 from reports.inference import orders
 from reports.inference.effects import Effect, effect
 from reports.inference.intervals import LEVEL, Array, simultaneous
 from reports.inference.orders import Ranks
-from reports.recipes import PER_METHOD, TUNING, Recipe, difference, recipes
-from reports.study import CEILING, FLOOR, Cell, Study, TaskAndBackbone, grouped
-
-#: The best of those that cost no more are tried: who does not fall to them falls to nobody.
-MOST_RIVALS = 8
-#: What a cell costs; None where that is not known.
-CostOf = Callable[[Cell], float | None]
+from reports.recipes import recipes
+from reports.study import Cell, Study, grouped
 
 #: Methods of a block in its pairwise comparisons; of more, the best by mean rank.
 MOST_PAIRED = 20
+#: Rivals of a cell on the front: it falls to one of the best that cost no more, or to none.
+MOST_RIVALS = 8
+
+#: The cost of a cell; None if it is unknown.
+CostOf = Callable[[Cell], float | None]
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """How the methods of a budget stand to one another."""
+    """The order of the methods of a budget."""
 
     #: Best mean rank first.
     methods: tuple[str, ...]
-    #: Their ranks, in the same order; intervals are of the methods that are compared pair by pair.
+    #: Their ranks, in the same order; with intervals if all methods are compared pair by pair.
     ranks: Ranks
     #: The methods that are compared pair by pair.
     paired: tuple[str, ...]
-    #: 1 where the row is better than the column for certain, -1 where worse; None where nothing is known.
+    #: 1 if the row is significantly better than the column, -1 if worse, else 0; None if nothing is known.
     separations: NDArray[np.int64] | None
-    #: The same on each setting, in the order of the settings: all of it at once.
+    #: The same on each setting, simultaneous over settings.
     separations_on: tuple[NDArray[np.int64] | None, ...]
-    #: Letters of the groups that cannot be told apart; None where there is too little data to tell any.
+    #: Letters of groups of statistically indistinguishable methods; None if nothing is known.
     letters: tuple[str, ...] | None
     notes: tuple[str, ...]
 
 
-def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]], level: float = LEVEL) -> Ranking:
-    """Ranks methods by the means of their runs, and tells them apart by the seeds that two of them share.
-
-    `cells`: those of each method, one a setting. `level`: what all that is told apart holds at once with.
-    """
-    study = evidence.study
+def rank(entrants: Entrants) -> Ranking:
+    """Ranks methods by mean scores, and separates them by the seeds that two of them share."""
+    study, cells, level = entrants.evidence.study, entrants.cells, entrants.level
     means = _means(study, list(cells.values()))
     order = np.argsort(orders.ranks(means, None).mean, kind="stable")
     methods = tuple(list(cells)[i] for i in order)
@@ -63,118 +62,85 @@ def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]], level: float = 
             f"Groups are of the {MOST_PAIRED} best of {len(methods)} methods by rank, and ranks have no "
             "interval."
         )
-    pairs = _pairs(evidence, [cells[method] for method in paired])
-    apart = orders.separations(pairs, len(paired), level)
-    on_settings = simultaneous(len(means), level)
-    alone = tuple(
+    pairs = _pairs(entrants.evidence, [cells[method] for method in paired])
+    separations = orders.separations(pairs, len(paired), level)
+    on_settings = tuple(
         orders.separations(
-            [(i, j, effect([found.parts[k]])) for i, j, found in pairs], len(paired), on_settings
+            [(i, j, difference.on([place])) for i, j, difference in pairs],
+            len(paired),
+            simultaneous(len(means), level),
         )
-        for k in range(len(means))
+        for place in range(len(means))
     )
     letters = None
-    if apart is None:
+    if separations is None:
         notes.append(
-            "No two methods share enough seeds on every setting: no rank has an interval, and no two are "
-            "told apart."
+            "No two methods share enough seeds on every setting: no rank has an interval, and no groups are "
+            "known."
         )
     else:
-        letters = tuple(orders.letters(apart != 0))
-    found = orders.ranks(means, apart if len(paired) == len(methods) else None)
-    return Ranking(methods, found, paired, apart, alone, letters, tuple(notes))
+        letters = tuple(orders.letters(separations != 0))
+    ranks = orders.ranks(means, separations if len(paired) == len(methods) else None)
+    return Ranking(methods, ranks, paired, separations, on_settings, letters, tuple(notes))
 
 
 def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
     """Mean scores (settings, methods) over their size, more being better."""
-    means = [[_mean(study, cell) / study.size(cell) for cell in some] for some in cells]
-    return np.array(means).T
+    return np.array(
+        [
+            [float(study.gains([cell])[1].mean()) / study.size(cell) for cell in of_method]
+            for of_method in cells
+        ]
+    ).T
 
 
 def _pairs(evidence: Evidence, cells: Sequence[Sequence[int]]) -> list[tuple[int, int, Effect]]:
     """The effects of all pairs that share a seed on every setting."""
-    found = []
-    for i, one in enumerate(cells):
-        for j in range(i + 1, len(cells)):
-            parts = [evidence.on_setting(pair) for pair in zip(one, cells[j], strict=True)]
-            known = [part for part in parts if part is not None]
-            if len(known) == len(parts):
-                found.append((i, j, effect(known)))
-    return found
+    return [
+        (i, j, effect(parts))
+        for i, first in enumerate(cells)
+        for j, second in enumerate(cells[i + 1 :], i + 1)
+        if (parts := evidence.on_settings(first, second))
+    ]
 
 
-def normalise(
-    study: Study,
-    settings: Sequence[TaskAndBackbone],
-    cells: Mapping[str, Sequence[int]],
-    made: Mapping[int, Recipe],
-    threshold: float,
-) -> dict[str, Array]:
-    """The scores of each method's runs between head only, 0, and full fine-tuning, 1.
-
-    Empty where one of these two is missing on some setting, or they are less than `threshold` apart there.
-
-    `cells`: those of each method, one a setting. Their rates may be other ones: they are ends, and nothing is
-    said of them.
-    """
-    first = next(iter(cells.values()), ())
-    floors, ceilings = (_ends_of(study, family, first, made) for family in (FLOOR, CEILING))
-    if not all(setting in floors and setting in ceilings for setting in settings):
-        return {}
-    low, high = (np.array([_mean(study, of[setting]) for setting in settings]) for of in (floors, ceilings))
-    if (high - low < threshold).any():
-        return {}
-    return {
-        method: np.concatenate(
-            [
-                (study.gains([cell])[1][0] - base) / gap
-                for cell, base, gap in zip(of_method, low, high - low, strict=True)
-            ]
-        )
-        for method, of_method in cells.items()
-    }
+def _lines(entrants: Entrants, ranking: Ranking) -> Iterator[dict[str, Any]]:
+    ranks, letters = ranking.ranks, ranking.letters or ()
+    for i, method in enumerate(ranking.methods):
+        yield {
+            "method": method,
+            "mean_rank": ranks.mean[i],
+            "rank": ranks.place[i],
+            "low": None if ranks.low is None else ranks.low[i],
+            "high": None if ranks.high is None else ranks.high[i],
+            **level_column(entrants.level),
+            "groups": letters[i] if i < len(letters) else None,
+            "cells": ";".join(map(str, entrants.cells[method])),
+        }
 
 
-def _mean(study: Study, cell: int) -> float:
-    return float(study.gains([cell])[1].mean())
-
-
-def _ends_of(
-    study: Study, family: str, cells: Sequence[int], made: Mapping[int, Recipe]
-) -> dict[TaskAndBackbone, int]:
-    """The first cell of a family on each setting that was made as these cells were, but for its rates."""
-    found: dict[TaskAndBackbone, int] = {}
-    for number in cells:
-        setting = study.all_cells[number].setting
-        for cell in study.all_cells:
-            if (cell.family, cell.setting) != (family, setting) or not cell.finished or setting in found:
-                continue
-            differs = difference(made[cell.number], made[number])
-            if all(key in PER_METHOD or key.startswith(TUNING) for key in differs):
-                found[setting] = cell.number
-    return found
+RANKS = Statistic("ranks", rank, _lines)
 
 
 # --- score against cost ---
 
 
 def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The complete cells than which no other of their setting is better for certain at no more cost; setting
-    by setting, from cheap to dear.
+    """The complete cells that no other of their setting and recipe significantly beats at no more cost.
 
-    Better for certain: the lower limits of all differences from those that cost no more hold at once with 95%
-    for the cell, which is above zero for one of them. Where there is no noise to go by nothing is certain.
-    Only cells that were made alike beat one another.
+    By setting, from cheapest to costliest. A cell is beaten if the lower limit of the difference of a cell
+    that costs no more is above zero; these limits are simultaneous at 95% for each cell.
     """
-    made = {number: frozenset(recipe.items()) for number, recipe in recipes(evidence.study).items()}
+    recipe_of = {number: frozenset(recipe.items()) for number, recipe in recipes(evidence.study).items()}
     front: list[Cell] = []
     for points in by_cost(cells, cost):
-        for of_cell, cell in points:
+        for own_cost, cell in points:
             others = [
                 other
-                for of_other, other in points
-                if of_other <= of_cell
+                for other_cost, other in points
+                if other_cost <= own_cost
                 and other is not cell
-                and made.get(other.number) == made.get(cell.number)
+                and recipe_of.get(other.number) == recipe_of.get(cell.number)
             ]
             rivals = sorted(others, key=lambda other: -(other.gain or 0.0))[:MOST_RIVALS]
             if not any(_beats(evidence, rival, cell, len(others)) for rival in rivals):
@@ -183,35 +149,36 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
 
 
 def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The complete cells than which no other of their setting has as good a mean at less cost, or a better
-    one at the same; setting by setting, from cheap to dear. It says nothing of chance.
+    """The complete cells whose mean no other of their setting reaches at less cost, or exceeds at the same.
+
+    By setting, from cheapest to costliest. It says nothing of chance.
     """
     best: list[Cell] = []
     for points in by_cost(cells, cost):
         last: tuple[float, float] | None = None
-        for cost_of, cell in points:
+        for own_cost, cell in points:
             # The same trials may stand in two budgets: then both cells are among the best.
-            if last is None or (cell.gain or 0.0) > last[1] or (cost_of, cell.gain) == last:
-                last = (cost_of, cell.gain or 0.0)
+            if last is None or (cell.gain or 0.0) > last[1] or (own_cost, cell.gain) == last:
+                last = (own_cost, cell.gain or 0.0)
                 best.append(cell)
     return best
 
 
 def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]]]:
-    """The complete cells with what they cost: a list a setting, from cheap to dear and the better first."""
-    known = [
-        (cost_of, cell)
+    """The complete cells with their costs by setting, from cheapest to costliest, better ones first."""
+    points = [
+        (own_cost, cell)
         for cell in cells
-        if cell.complete and cell.gain is not None and (cost_of := cost(cell)) is not None
+        if cell.complete and cell.gain is not None and (own_cost := cost(cell)) is not None
     ]
     return [
-        sorted(points, key=lambda point: (point[0], -(point[1].gain or 0.0)))
-        for points in grouped(known, lambda point: point[1].setting).values()
+        sorted(of_setting, key=lambda point: (point[0], -(point[1].gain or 0.0)))
+        for of_setting in grouped(points, lambda point: point[1].setting).values()
     ]
 
 
 def _beats(evidence: Evidence, other: Cell, cell: Cell, claims: int) -> bool:
-    """Whether `other` is better for certain, as one of so many claims."""
+    """Whether `other` is significantly better, as one of so many claims."""
     if (other.gain or 0.0) <= (cell.gain or 0.0):
         return False
     part = evidence.on_setting((other.number, cell.number))

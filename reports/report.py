@@ -22,9 +22,9 @@ from reports.analysis import Analysis, analyse
 from reports.drawing import Drawn
 from reports.figures.studies import draw as draw_studies
 from reports.frames import as_json, csv, frames
-from reports.part import ReportPart
 from reports.reading import read
 from reports.recipes import Mixture, find_mixtures, refuse_mixtures
+from reports.selection import Selection
 from reports.studies import StudyAnalysis, analyse_studies
 from reports.study import Study, grouped
 from reports.thresholds import Asked
@@ -70,12 +70,12 @@ def write_report(
     mixed: bool = False,
     force: bool = False,
     log: bool = True,
-    part: ReportPart | None = None,
+    selection: Selection | None = None,
 ) -> Written:
     """Writes a report into the folder `out` and, if it is of all rows, logs it on the runs of the suites.
 
     `threshold`: the smallest difference in score that matters, by metric ({"accuracy": 0.01}); a number if
-    there is one metric. `part`: the rows of the report, and their references.
+    there is one metric. `selection`: the rows of the report, and the comparisons among them.
     Raises UserError, with nothing written, for an unknown format or experiment, an experiment without a
     finished trial, trials that do not compare (unless `mixed`), a threshold that fits no metric or several,
     experiments of which only some were tuned by studies, or a folder that is not empty (`force` replaces an
@@ -88,7 +88,7 @@ def write_report(
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
     target = output_folder(Path(out), "report", force=force)
-    study = read(uri, names, part, studies=True)
+    study = read(uri, names, selection, studies=True)
     composed = compose_studies if _of_studies(study) else compose
     done = composed(study, formats, threshold=threshold, mixed=mixed)
     try:
@@ -97,7 +97,7 @@ def write_report(
         raise UserError(f"the report cannot be written to {target}: {error}") from error
     sources = (experiment.source for experiment in study.experiments)
     # A pack stays as it is.
-    stores = [source for source in sources if log and part is None and isinstance(source, Store)]
+    stores = [source for source in sources if log and selection is None and isinstance(source, Store)]
     writable = [store for store in stores if not store.read_only]
     _log(writable, target, done.files)
     return Written(
@@ -215,8 +215,8 @@ def _of_studies(study: Study) -> bool:
 
 
 def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
-    """Puts the files on the suites' runs."""
-    # The target may hold what is not ours, and one request for all files is many times as fast.
+    """Logs the files on the suites' runs."""
+    # The target may hold other files, and one request for all files is many times as fast.
     with tempfile.TemporaryDirectory() as folder:
         put_files(Path(folder), files)
         for store in stores:

@@ -1,4 +1,4 @@
-"""Results as data frames, for analyses of one's own: every column with its type, its unit and its meaning."""
+"""Results as data frames, with the type, unit and meaning of every column."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from bench.store import DEFAULT_STORE
-from bench.wire.measures import Measure
 from bench.wire.predictions import frame_of, numbered
 from bench.wire.record import Record, latest
 from bench.wire.words import OWN_SIZE, Artifact, Tag
 from methods import UserError
 from reports import reading
-from reports.study import Experiment, Study, grouped
+from reports.study import COLUMNS, Experiment, Study, grouped
 
 
 class Column(NamedTuple):
@@ -29,7 +28,7 @@ class Column(NamedTuple):
     meaning: str
 
 
-#: What a column of text has as its dtype: pandas 3 calls its own `str`.
+#: Types of columns; pandas 3 calls its own type of text `str`.
 TEXT, WHOLE, NUMBER, MOMENT = "str", "Int64", "float64", "datetime64[ms, UTC]"
 
 #: Which trial a line is of.
@@ -54,32 +53,7 @@ TRIALS = WHICH | {
     "message": Column(TEXT, "", "the same in full"),
     "metric": Column(TEXT, "", "the metric of `score` and `validation`"),
     "evaluated": Column(TEXT, "", "the split that `score` and `loss` are of"),
-    "score": Column(NUMBER, "the metric's", "an accuracy is in [0, 1]; of finished trials only"),
-    "loss": Column(NUMBER, "nats", "mean cross-entropy; of a regression, standardised squared error"),
-    "validation": Column(NUMBER, "the metric's", "on the validation split, at the epoch that was selected"),
-    "selected_epoch": Column(WHOLE, "epochs", "that epoch; the first is 1"),
-    "validation_loss": Column(NUMBER, "nats", "the validation loss of that epoch"),
-    "parameters": Column(WHOLE, "parameters", "of the adapter, head excluded"),
-    "peak_parameters": Column(WHOLE, "parameters", "of the adapter at the start, where training cuts some"),
-    "head_parameters": Column(WHOLE, "parameters", "of the head"),
-    "steps": Column(WHOLE, "steps", "training steps"),
-    "step_ms": Column(NUMBER, "ms", "median time of a training step"),
-    "peak_mib": Column(NUMBER, "MiB", "peak memory: a GPU's, or the process's"),
-    "adapter_bytes": Column(
-        WHOLE, "bytes", "the adapter on disk, with what it has to keep of what is frozen"
-    ),
-    "frozen_bytes": Column(WHOLE, "bytes", "the adapter's frozen tensors, kept or made again from a seed"),
-    "seconds": Column(NUMBER, "s", "the whole trial"),
-    "bare_ms": Column(NUMBER, "ms", "a forward of the backbone without adapter"),
-    "adapted_ms": Column(NUMBER, "ms", "the same with the adapter"),
-    "merged_ms": Column(NUMBER, "ms", "the same with the update merged; missing where nothing can be merged"),
-    "timed_examples": Column(WHOLE, "examples", "of the batch that these forwards read"),
-    "cut_prompts": Column(WHOLE, "prompts", "those of all splits that were cut; missing without prompts"),
-    "prompts": Column(WHOLE, "prompts", "all of all splits"),
-    "forgetting": Column(NUMBER, "nats", "rise of the loss a token on text that no task trains on"),
-    "text_loss_bare": Column(NUMBER, "nats", "mean loss a token of that text, of the bare backbone"),
-    "text_loss": Column(NUMBER, "nats", "the same with the adapter"),
-    "text_tokens": Column(WHOLE, "tokens", "how many tokens of it were predicted"),
+    **{column: Column(measure.dtype, measure.unit, measure.meaning) for column, measure in COLUMNS.items()},
     "text": Column(TEXT, "", "newspapers or finewiki; empty where forgetting was not measured"),
     "started": Column(MOMENT, "", "when it began"),
     "ended": Column(MOMENT, "", "when it ended; NaT while it runs"),
@@ -109,27 +83,12 @@ PREDICTIONS = WHICH | {
     "correct": Column("boolean", "", "whether the two are the same; <NA> of a regression"),
 }
 
-#: What comes after them, `logit_0` and so on; `label_0` and `prediction_0` where there may be several labels.
+#: Numbered columns after them: `logit_0` and so on; `label_0` and `prediction_0` if there are several labels.
 NUMBERED = {"label": WHOLE, "prediction": WHOLE, "logit": "float32"}
-
-#: Columns of `TRIALS` that are measured, and where.
-MEASURED = reading.MEASURED | {
-    "parameters": Measure.ADAPTER_PARAMETERS,
-    "peak_parameters": Measure.PEAK_PARAMETERS,
-    "head_parameters": Measure.HEAD_PARAMETERS,
-    "frozen_bytes": Measure.FROZEN_BYTES,
-    "bare_ms": Measure.BARE_MS,
-    "adapted_ms": Measure.ADAPTED_MS,
-    "merged_ms": Measure.MERGED_MS,
-    "timed_examples": Measure.TIMED_EXAMPLES,
-    "text_loss_bare": Measure.TEXT_LOSS_BARE,
-    "text_loss": Measure.TEXT_LOSS,
-    "text_tokens": Measure.TEXT_TOKENS,
-}
 
 
 class Results(Study):
-    """A study with its trials, curves and predictions, each read when it is first asked for.
+    """A study with its trials, curves and predictions, each read on first use.
 
     `TRIALS`, `CURVES` and `PREDICTIONS` say what their columns are. A frame without lines has them too.
     """
@@ -143,7 +102,7 @@ class Results(Study):
     def curves(self) -> pd.DataFrame:
         """A line for every point of the curves of these trials, by step."""
         runs = grouped(self._records(), lambda run: run[0].name)
-        own = {name: [record for _, record in some] for name, some in runs.items()}
+        own = {name: [record for _, record in of_name] for name, of_name in runs.items()}
         frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]
         return typed(pd.concat(frames, ignore_index=True), CURVES)
 
@@ -158,17 +117,17 @@ class Results(Study):
         finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
         read = [_predictions(*run) for run in self._records() if run[1].trial_id in finished]
         frames = [frame for frame in read if frame is not None]
-        found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        stored = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         more = {
             f"{name}_{number}": dtype
             for name, dtype in NUMBERED.items()
-            for number in range(sum(str(column).startswith(f"{name}_") for column in found))
+            for number in range(sum(str(column).startswith(f"{name}_") for column in stored))
         }
-        return typed(found, PREDICTIONS).join(found[list(more)].astype(more))
+        return typed(stored, PREDICTIONS).join(stored[list(more)].astype(more))
 
     def _records(self) -> Iterator[tuple[Experiment, Record]]:
-        """The run that counts of each trial. A trial of several experiments may have one in each: then it is
-        that of the first of them that finished it.
+        """The run that counts of each trial; of several experiments with the trial, that of the first
+        that finished it.
         """
         counts = latest(record for each in self.experiments for record in each.records.values())
         for experiment in self.experiments:
@@ -191,8 +150,8 @@ def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
     """These columns, in this order and of these types, also where there is no line."""
-    found = lines if isinstance(lines, pd.DataFrame) else pd.DataFrame(list(lines))
-    frame = found.reindex(columns=list(columns))
+    frame = lines if isinstance(lines, pd.DataFrame) else pd.DataFrame(list(lines))
+    frame = frame.reindex(columns=list(columns))
     for name, column in columns.items():
         if column.dtype == MOMENT:
             frame[name] = pd.to_datetime(frame[name].astype("float64"), unit="ms", utc=True)
@@ -228,7 +187,7 @@ def _trial(experiment: Experiment, record: Record) -> dict[str, Any]:
         "message": record.tag(Tag.FAILURE_MESSAGE),
         "metric": record.tag(Tag.METRIC),
         "evaluated": record.tag(Tag.EVALUATED),
-        **{name: record.measure(measure) for name, measure in MEASURED.items()},
+        **{column: record.measure(measure) for column, measure in COLUMNS.items()},
         "score": record.score,
         "text": record.tag(Tag.TEXT),
         "started": record.started,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -20,14 +20,14 @@ from bench.wire.record import Record, latest
 from bench.wire.start import Start, StoredConfig
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
-from reports.part import ReportPart
 from reports.reading import read
+from reports.selection import Selection
 from reports.study import Cell, Seed
 
-#: What stands for something that was not stored.
+#: Placeholder for values that were not stored.
 UNKNOWN = "not stored"
 
-#: The keys of provenance by what a reviewer asks for; one that ends in '_' stands for all that begin so.
+#: Keys of provenance by subject; one that ends in '_' means all that begin with it.
 PARTS = {
     "code": ("harness", "git_commit", "git_dirty", "source_"),
     "packages": ("python", "version_"),
@@ -41,16 +41,16 @@ class Contents:
     """An experiment in numbers: how the trials of its suite's latest plan stand, each counted once."""
 
     experiment: str
-    #: Planned trials that have finished, have failed, run, and all others. What waits for its tuning is among
-    #: the missing.
+    #: Planned trials that have finished, have failed, run, and all others: those that wait for their tuning
+    #: are missing.
     complete: int
     failed: int
     running: int
     missing: int
-    #: How many studies are planned, and of how many every trial has ended; None where there are none.
+    #: Planned studies, and those whose trials have all ended; None if there are none.
     studies: int | None
     studies_complete: int | None
-    #: Stored trials that are no row's of the latest plan: of tuning and search, and of what the suite was.
+    #: Stored trials that the latest plan's rows do not have: of tuning, search, and earlier plans.
     others: int
     #: When the latest run of any kind began, in milliseconds since the epoch.
     latest: int
@@ -63,7 +63,7 @@ def contents(uri: str) -> list[Contents]:
     """
     try:
         counted = (_counted(store) for store in Store.every(uri))
-        return [found for found in counted if found is not None]
+        return [contents_ for contents_ in counted if contents_ is not None]
     except BROKEN_STORE as error:
         raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
 
@@ -73,7 +73,7 @@ def _counted(store: Store) -> Contents | None:
     if not (suites or records):
         return None
     plan = store.plan()
-    # Waiting seeds of a row have no trial yet, and each is one to come.
+    # Waiting seeds of a row have no trial id yet; each is a planned trial.
     seeds = [(i, *seed) for i, row in enumerate(plan.rows if plan else ()) for seed in row.trials.items()]
     planned = {id_ or (row, seed) for row, seed, id_ in seeds}
     states = Counter(records[id_].status for id_ in planned if id_ in records)
@@ -110,29 +110,28 @@ def _studies(rows: Sequence[PlannedRow], ended: Set[Any]) -> tuple[int | None, i
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where one trial's numbers come from."""
+    """The origin of one trial's numbers."""
 
     #: Milliseconds since the epoch; None while it runs.
     started: int
     ended: int | None
     #: Commit, main versions and hardware.
     facts: Mapping[str, str]
-    #: The suite and the lock, every package, the seeds of the streams; None where they are not known ...
+    #: Suite, lock, packages and seeds of the streams; None if they are unknown, for the reason in `why`.
     start: Start | None
-    #: ... and why.
     why: str = ""
 
     def suite_text(self) -> str:
-        """The suite as it was read. Raises UserError where it is not known."""
+        """The suite as it was read. Raises UserError if it is unknown."""
         if self.start is None:
             raise UserError(f"the text of the trial's suite is not known: {self.why or UNKNOWN}")
         return self.start.suite.text
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """The same for people: headings and texts, in the order in which a reviewer asks."""
+        """Headings and texts for people, suite and code first."""
         suite, lock = (self.start.suite, self.start.lock) if self.start else (None, None)
-        told = f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN
-        yield "suite", told
+        named = f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN
+        yield "suite", named
         if self.start:
             yield "lock", f"{lock.name}, sha256 {lock.sha256}" if lock else "none"
         for part, keys in PARTS.items():
@@ -150,12 +149,12 @@ class Provenance:
         return [
             (key, value)
             for key, value in self.facts.items()
-            if any(key == one or (one.endswith("_") and key.startswith(one)) for one in keys)
+            if any(key == name or (name.endswith("_") and key.startswith(name)) for name in keys)
         ]
 
 
 def provenance_of(source: Source, record: Record) -> Provenance:
-    """What is stored of where a trial comes from. What cannot be trusted is told, and raises nothing."""
+    """The stored provenance of a trial. A changed artifact raises nothing: `why` names it."""
     try:
         config = source.content(record, Artifact.CONFIG, StoredConfig)
         start, why = (config.start, "an earlier version stored none") if config else (None, "")
@@ -166,24 +165,24 @@ def provenance_of(source: Source, record: Record) -> Provenance:
 
 @dataclass(frozen=True)
 class TrialContents:
-    """All that a store holds of one trial."""
+    """Everything that a store holds of one trial."""
 
     experiment: str
     #: The run that counts.
     record: Record
-    #: Its row in the suite's latest plan; None of a trial of a search, say.
+    #: Its row in the suite's latest plan; None for a trial of a search, for example.
     row: PlannedRow | None
-    #: Every budget that it stands under: `budget`, `asked`, `ratio`, `within`.
+    #: Its budgets: `budget`, `asked`, `ratio`, `within`.
     budgets: tuple[Mapping[str, Any], ...]
-    #: Its resolved configuration, as MLflow has it: `method.rank`, `recipe.lr`.
+    #: Its resolved configuration with MLflow's keys: `method.rank`, `recipe.lr`.
     configuration: Mapping[str, str]
     #: Names of artifacts, with their bytes.
     artifacts: Mapping[str, int | None]
     #: Suite, lock, commit, packages, seeds and hardware behind it.
     provenance: Provenance
-    #: Where Python stood when it failed; empty unless it did.
+    #: Python's traceback if it failed; else empty.
     traceback: str
-    #: Its other runs, oldest first: failures that were tried again, say.
+    #: Its other runs, oldest first, for example failures before a retry.
     others: tuple[Record, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -216,14 +215,14 @@ class TrialContents:
         return studies.trials.get(int(self.record.tag(Tag.SEED))) if studies else None
 
     def measure(self, measure: Measure) -> float | None:
-        """What was measured, as stored; None where nothing was."""
+        """A measured number as stored; None if it is missing."""
         return self.record.measure(measure)
 
 
 def trial_contents(uri: str, trial: str) -> TrialContents:
-    """What is stored of the trial whose trial id or run id begins with `trial`.
+    """Reads the trial whose trial id or run id begins with `trial`.
 
-    Raises UserError where there is none or several, and for a store that cannot be read.
+    Raises UserError if there is none or several, and for a store that cannot be read.
     """
     try:
         store, record = find_trial(uri, trial)
@@ -253,37 +252,38 @@ def _row(plan: StoredPlan | None, trial_id: str) -> PlannedRow | None:
 
 @dataclass(frozen=True)
 class CellContents:
-    """A cell of a report's tables, and where each of its seeds comes from."""
+    """A cell of a report's tables, with the provenance of its seeds."""
 
     cell: Cell
-    #: By seed; None where the trial never started.
+    #: None for trials that never started.
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """What its seeds come from; where they differ, each with how many it holds for."""
-        known = [dict(provenance.lines()) for _, provenance in self.seeds if provenance]
-        for head in dict.fromkeys(head for lines in known for head in lines if head != "streams"):
-            for text, count in Counter(lines.get(head, UNKNOWN) for lines in known).items():
-                yield head, text if count == len(known) else f"{text} ({count} of {len(known)} seeds)"
+        """The provenance of its seeds; if they differ, each text with the number of its seeds."""
+        started = [dict(provenance.lines()) for _, provenance in self.seeds if provenance]
+        for head in dict.fromkeys(head for lines in started for head in lines if head != "streams"):
+            for text, count in Counter(lines.get(head, UNKNOWN) for lines in started).items():
+                yield head, text if count == len(started) else f"{text} ({count} of {len(started)} seeds)"
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON takes it, with all texts."""
-        seeds = [asdict(seed) | {"provenance": provenance} for seed, provenance in self.seeds]
-        told: dict[str, Any] = to_jsonable_python(
-            {"cell": self.cell, "seeds": seeds}, inf_nan_mode="null", fallback=lambda value: value.item()
+        seeds = [seed.columns() | {"provenance": provenance} for seed, provenance in self.seeds]
+        plain: dict[str, Any] = to_jsonable_python(
+            {"cell": self.cell.columns(), "seeds": seeds},
+            inf_nan_mode="null",
+            fallback=lambda value: value.item(),
         )
-        return told
+        return plain
 
 
 def cell_contents(
-    uri: str, names: Sequence[str], number: int, part: ReportPart | None = None
+    uri: str, names: Sequence[str], number: int, selection: Selection | None = None
 ) -> CellContents:
-    """The cell of this number, as `cells.csv` of a report on the same experiments, or on this part of them,
-    counts them.
+    """The cell of this number in `cells.csv` of a report on the same experiments and selection.
 
     Raises UserError for one that is not there, and as `reports.reading.read` does.
     """
-    study = read(uri, names, part)
+    study = read(uri, names, selection)
     if not 0 <= number < len(study.all_cells):
         raise UserError(f"--cell {number}: {study.title} has cells 0 to {len(study.all_cells) - 1}")
     seeds = []

@@ -12,6 +12,7 @@ import numpy as np
 from bench.metrics import METRICS, bounds, direction
 from bench.wire.words import OWN_SIZE, Status
 from methods import UserError
+from reports.analysis import comparable
 from reports.cautions import NO_ADAPTERS
 from reports.collapses import DIVERGED
 from reports.comparisons import Reference, find_reference
@@ -22,7 +23,7 @@ from reports.inference.effects import Effect, Verdict, effect, verdict
 from reports.inference.intervals import Bounds, simultaneous
 from reports.inference.studies import Sources, Studies
 from reports.predictions import predictions
-from reports.recipes import Recipe, alike, in_words, recipes
+from reports.recipes import Recipe, recipes
 from reports.study import CONVERGED, Cell, Seed, Study, TaskAndBackbone, block_order, grouped, kept_trials
 from reports.thresholds import DEFAULT, Asked, thresholds
 from reports.units import Unit, unit_of
@@ -307,30 +308,12 @@ def _blocks(
     joined, made = block_budgets(cell.budget for cell in adapters), recipes(study)
     by_budget = grouped(adapters, lambda cell: joined[cell.budget])
     for budget in sorted(by_budget, key=block_order):
-        # Scores in units have no common mean over tasks.
-        by_metric = grouped(by_budget[budget], lambda cell: _measured(study, cell))
-        for (metric, task), cells in by_metric.items():
-            groups = alike(made, grouped(cells, lambda cell: cell.method))
-            for number, group in enumerate(groups):
-                of_group = list(chain.from_iterable(group.methods.values()))
-                apart = []
-                if number:
-                    differs = in_words(groups[0].differs(of_group))
-                    apart.append(
-                        f"{listed(group.methods)} ran with another recipe ({differs}): compared apart."
-                    )
-                parts = [
-                    budget,
-                    metric if len(by_metric) > 1 else "",
-                    task,
-                    f"recipe {number + 1}" * (number > 0),
-                ]
-                title = " · ".join(part for part in parts if part)
-                block = _block(study, complete, group.methods, budget, title, made)
-                if block is not None:
-                    block = replace(block, threshold=matters.get(metric, block.threshold))
-                    block = _compared(study, block, complete)
-                    yield replace(block, notes=(*apart, *block.notes))
+        for group in comparable(study, budget, by_budget[budget], made):
+            block = _block(study, complete, group.methods, budget, group.title, made)
+            if block is not None:
+                block = replace(block, threshold=matters.get(group.metric, block.threshold))
+                block = _compared(study, block, complete)
+                yield replace(block, notes=(group.note, *block.notes)) if group.note else block
 
 
 def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
@@ -343,12 +326,6 @@ def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
     sized = every - {OWN_SIZE}
     own = next(iter(sized)) if len(sized) == 1 else OWN_SIZE
     return {budget: own if budget == OWN_SIZE else budget for budget in every}
-
-
-def _measured(study: Study, cell: Cell) -> tuple[str, str]:
-    """The metric of a cell, with the task where its scores have that task's units."""
-    metric = study.metrics[cell.number]
-    return metric, cell.task if metric and METRICS.get(metric).in_units else ""
 
 
 def _block(

@@ -1,4 +1,4 @@
-"""The cells of an experiment as a run tells them when it ends."""
+"""The results of a plan that a run shows when it ends."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of a plan or a part of it: `cells` and `seeds` as in `reports.study.Study`."""
+    """The results of a plan or a part of it: `cells` and `seeds` as in `reports.study.Study`."""
 
     closing: str
     cells: pd.DataFrame
     seeds: pd.DataFrame
-    #: Signs that a training did not work.
+    #: Signs of trainings that did not work.
     warnings: tuple[str, ...] = ()
-    #: A sentence for each task on which plain LoRA failed, and for each row of which runs collapsed.
+    #: A sentence for each task on which plain LoRA failed, and for each row with collapsed runs.
     failures: tuple[str, ...] = ()
-    #: The score after k trials of every method; None of a plan without studies.
+    #: The score of every method after k trials; None for a plan without studies.
     studies: StudyAnalysis | None = None
 
     @property
@@ -39,7 +39,7 @@ class Summary:
 
 
 def summarise(store: Store, plan: StoredPlan) -> Summary:
-    """Reads what is stored of a plan or a part of it.
+    """Reads the stored results of a plan or a part of it.
 
     A seed that failed or is missing is counted as such, never averaged.
     """

@@ -23,14 +23,14 @@ from reports.study import OWN_SIZE, Cell, block_order, grouped, measured
 from reports.units import unit_of
 from reports.words import listed
 
-#: Shown where a cell lacks seeds.
+#: Mark of a cell that lacks seeds.
 INCOMPLETE = "†"
-#: What a verdict says of a method, where it says something of the size.
+#: Marks of verdicts on the size of a difference.
 BETTER, WORSE, WITHIN = "↑", "↓", "≈"
 MARKS = {
-    BETTER: "better beyond the threshold",
-    WORSE: "worse beyond it",
-    WITHIN: "within it",
+    BETTER: "better by more than the threshold",
+    WORSE: "worse by more than it",
+    WITHIN: "practically equivalent",
 }
 #: Lines of a page of LaTeX that a table may take.
 MOST_LINES = 40
@@ -43,9 +43,9 @@ class Entry:
     """One cell of the main table."""
 
     text: str
-    #: 1 the best of its block and column, 2 the second; None for others, and for incomplete cells.
+    #: 1 for the best of its block and column, 2 for the second; else None, as for incomplete cells.
     place: int | None = None
-    #: What is claimed against LoRA: one of `MARKS`, or nothing.
+    #: The verdict against LoRA: one of `MARKS`, or nothing.
     mark: str = ""
 
 
@@ -67,20 +67,20 @@ class MainTable:
     """The paper's Table 2 on one backbone: a block a budget, a column a task."""
 
     backbone: str
-    #: Of each column; twice where experiments score the task by two metrics.
+    #: One a column; twice if experiments score the task by two metrics.
     tasks: list[str]
-    #: What is measured in each column, with its unit where that has a name.
+    #: Split, metric and unit of each column.
     metrics: list[str]
-    #: The metrics that several tasks have: each has a column of averages. No average is of two metrics.
+    #: Metrics of several tasks, which have a column of averages each.
     averages: list[str]
     #: Budget -> its rows.
     blocks: dict[str, list[MainRow]]
     incomplete: bool
     #: Whether any entry has a mark.
     marked: bool
-    #: What the marks are against.
+    #: The method that the marks refer to.
     against: str
-    #: What the scores are, if not all in percent: metrics and their units.
+    #: Metrics and their units, unless all scores are in percent.
     mixed: str = ""
 
     @property
@@ -98,50 +98,48 @@ class MainTable:
         if self.incomplete:
             text += f" {INCOMPLETE} seeds are missing; the mean is of those that are there."
         if self.marked:
-            marks = ", ".join(f"{mark} {told}" for mark, told in MARKS.items())
+            marks = ", ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items())
             text += f" Against {self.against} over all settings of the metric: {marks}; otherwise undecided."
         return text
 
 
 def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[MainTable]:
-    """A table a backbone: isorank, isoparameters, other budgets, then methods of their own size.
+    """A table a backbone: isorank, isoparameters, other budgets, then methods of fixed size.
 
-    `blocks` is what can be said of these cells; without any nothing is marked, nor where a method is compared
-    with several references.
+    `blocks` are those of these cells. Nothing is marked without them, or with several references.
     """
-    marks = dict(found for block in blocks if block.families == 1 for found in _marks(block))
+    marks = dict(mark for block in blocks if block.families == 1 for mark in _marks(block))
     against = next((block.reference.method for block in blocks if block.reference), "LoRA")
     by_backbone = grouped(cells, lambda cell: cell.backbone)
-    return [_main_table(backbone, some, marks, against) for backbone, some in by_backbone.items()]
+    return [_main_table(backbone, own, marks, against) for backbone, own in by_backbone.items()]
 
 
-#: Budget, metric, the task where the metric has that task's units or else nothing, method -> its mark.
+#: Budget, metric, the task if the metric has that task's units or else nothing, method -> its mark.
 Marks = Mapping[tuple[str, str, str, str], str]
 
 
 def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str, str], str]]:
-    for found in block.comparisons:
-        answer, side = found.verdict.answer, found.verdict.side
+    for comparison in block.comparisons:
+        answer, side = comparison.verdict.answer, comparison.verdict.side
         beyond = BETTER if side == "better" else WORSE
         mark = {Answer.BEYOND: beyond, Answer.WITHIN: WITHIN}.get(answer, "")
-        yield (block.budget, block.metric, block.task, found.method), mark
+        yield (block.budget, block.metric, block.task, comparison.method), mark
 
 
-#: A task and what it is scored by: a task that several experiments score otherwise has several columns.
+#: A task and its metric. A task that several experiments score by different metrics has several columns.
 Column = tuple[str, str]
 
 
 def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str) -> MainTable:
-    # What has not run has told no metric.
+    # Cells without a run have no metric of their own.
     first = {cell.task: cell.metric for cell in reversed(cells) if cell.metric}
     column_of = {cell.number: (cell.task, cell.metric or first.get(cell.task, "")) for cell in cells}
     by_column = grouped(cells, lambda cell: column_of[cell.number])
     by_budget = grouped(cells, lambda cell: cell.budget)
-    of_metric = grouped(by_column, lambda column: column[1])
     # The units of two tasks' targets have no mean.
     averaged = {
         metric: columns
-        for metric, columns in of_metric.items()
+        for metric, columns in grouped(by_column, lambda column: column[1]).items()
         if metric and len(columns) > 1 and unit_of(metric).mark
     }
     blocks = {
@@ -152,7 +150,7 @@ def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str
     return MainTable(
         backbone=backbone,
         tasks=[task for task, _ in by_column],
-        metrics=[measured(some) for some in by_column.values()],
+        metrics=[measured(own) for own in by_column.values()],
         averages=list(averaged),
         blocks=blocks,
         incomplete=not all(cell.complete for cell in cells),
@@ -163,15 +161,14 @@ def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str
 
 
 def scales(cells: Iterable[Cell]) -> str:
-    """What the scores of cells are: splits, metrics and their units, as the beginning of a sentence."""
-    scored = [cell for cell in cells if cell.metric]
-    of_unit = grouped(scored, lambda cell: unit_of(cell.metric, cell.unit))
-    told = [
-        f"{listed(dict.fromkeys(f'{cell.evaluated} {cell.metric}' for cell in some))} in "
+    """Splits, metrics and units of the scores of cells, as the beginning of a sentence."""
+    by_unit = grouped((cell for cell in cells if cell.metric), lambda cell: unit_of(cell.metric, cell.unit))
+    parts = [
+        f"{listed(dict.fromkeys(f'{cell.evaluated} {cell.metric}' for cell in own))} in "
         + ("percent" if unit.mark else unit.points)
-        for unit, some in sorted(of_unit.items(), key=lambda pair: not pair[0].mark)
+        for unit, own in sorted(by_unit.items(), key=lambda pair: not pair[0].mark)
     ]
-    text = "; ".join(told) or "in percent"
+    text = "; ".join(parts) or "in percent"
     return text[:1].upper() + text[1:]
 
 
@@ -182,75 +179,69 @@ def _rows(
     averaged: Mapping[str, Sequence[Column]],
     marks: Marks,
 ) -> list[MainRow]:
-    """The rows of one budget. A mark is of all tasks of a metric, and stands in their average."""
+    """The rows of one budget. A metric with an average has its marks there, since they are of all tasks."""
     places: dict[int, int] = {}
-    for some in grouped(cells, lambda cell: column_of[cell.number]).values():
-        places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in some if cell.complete})
+    for own in grouped(cells, lambda cell: column_of[cell.number]).values():
+        places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in own if cell.complete})
     by_method = grouped(cells, lambda cell: cell.method)
-    on = {method: {column_of[cell.number]: cell for cell in some} for method, some in by_method.items()}
-    averages = {metric: _averages(on, metric, some) for metric, some in averaged.items()}
+    on = {method: {column_of[cell.number]: cell for cell in own} for method, own in by_method.items()}
+    averages = {metric: _averages(on, metric, columns_of) for metric, columns_of in averaged.items()}
     rows = []
-    for method, some in by_method.items():
-        budget = some[0].budget
+    for method, own in by_method.items():
+        budget = own[0].budget
         entries = []
-        for task, metric in columns:
-            known = on[method].get((task, metric))
-            if known is None:
+        for column in columns:
+            cell, (task, metric) = on[method].get(column), column
+            if cell is None:
                 entries.append(Entry("–"))
                 continue
-            of = task if not unit_of(metric).mark else ""
-            claims = known.mean is not None and metric not in averaged
-            mark = marks.get((budget, metric, of, method), "") if claims else ""
-            entries.append(Entry(score(known), places.get(known.number), mark))
-        of_metrics = [
-            replace(found[method], mark=marks.get((budget, metric, "", method), ""))
-            if method in found
+            key = (budget, metric, task if not unit_of(metric).mark else "", method)
+            mark = marks.get(key, "") if cell.mean is not None and metric not in averaged else ""
+            entries.append(Entry(score(cell), places.get(cell.number), mark))
+        means = [
+            replace(of_methods[method], mark=marks.get((budget, metric, "", method), ""))
+            if method in of_methods
             else Entry("–")
-            for metric, found in averages.items()
+            for metric, of_methods in averages.items()
         ]
-        rows.append(MainRow(method, some[0].percent_of_lora, entries, of_metrics))
+        rows.append(MainRow(method, own[0].percent_of_lora, entries, means))
     return rows
 
 
 def _averages(
     by_method: Mapping[str, Mapping[Column, Cell]], metric: str, columns: Sequence[Column]
 ) -> dict[str, Entry]:
-    """The mean over these columns, of each method that has a score in all of them."""
-    means: dict[str, float] = {}
-    short = set()
-    for method, on in by_method.items():
-        found = [on[column] for column in columns if column in on and on[column].mean is not None]
-        if len(found) == len(columns):
-            means[method] = float(np.mean([cell.mean for cell in found]))
-            if not all(cell.complete for cell in found):
-                short.add(method)
-    places = _places(
-        {method: _printed(metric, mean) for method, mean in means.items() if method not in short}
-    )
+    """The mean over these columns, for each method that has a score in all of them."""
+    scored = {
+        method: [on[column] for column in columns]
+        for method, on in by_method.items()
+        if all(column in on and on[column].mean is not None for column in columns)
+    }
+    means = {method: float(np.mean([cell.mean for cell in cells])) for method, cells in scored.items()}
+    complete = {method for method, cells in scored.items() if all(cell.complete for cell in cells)}
+    places = _places({method: _printed(metric, means[method]) for method in means if method in complete})
     return {
-        method: Entry(f"{100 * mean:.2f}" + f" {INCOMPLETE}" * (method in short), places.get(method))
+        method: Entry(f"{100 * mean:.2f}" + f" {INCOMPLETE}" * (method not in complete), places.get(method))
         for method, mean in means.items()
     }
 
 
 def _printed(metric: str, mean: float | None) -> float | None:
-    """A mean as it is printed, so that equal figures are marked alike; with its sign turned where less is
-    better.
-    """
+    """A mean as it is printed, so that equal numbers get equal places; negated if less is better."""
     return None if mean is None else direction(metric) * float(unit_of(metric).score(mean))
 
 
 def _places(means: Mapping[Key, float | None]) -> dict[Key, int]:
-    """First and second of what `_printed` gave."""
-    shown = {key: mean for key, mean in means.items() if mean is not None}
-    if len(shown) < 2:
+    """First and second place among printed means."""
+    printed = {key: mean for key, mean in means.items() if mean is not None}
+    if len(printed) < 2:
         return {}
-    best = sorted(set(shown.values()), reverse=True)[:2]
-    return {key: best.index(value) + 1 for key, value in shown.items() if value in best}
+    best = sorted(set(printed.values()), reverse=True)[:2]
+    return {key: best.index(mean) + 1 for key, mean in printed.items() if mean in best}
 
 
 def score(cell: Cell) -> str:
-    """Mean ± standard deviation, with what is missing."""
+    """Mean ± standard deviation, marked if seeds are missing."""
     if cell.mean is None:
         return f"– {INCOMPLETE}"
     unit = unit_of(cell.metric)
@@ -286,7 +277,7 @@ def latex(analysis: Analysis) -> str:
     return rendered("tables.tex", latex_text, LATEX_MARKS, tables=tables)
 
 
-#: What marks the template's own words there: braces and percent signs are LaTeX's.
+#: Delimiters of template statements: braces and percent signs are LaTeX's.
 LATEX_MARKS = {
     "block_start_string": "<%",
     "block_end_string": "%>",
@@ -300,15 +291,15 @@ LATEX_MARKS = {
 def rendered(
     template: str, escape: Callable[[str], str], marks: Mapping[str, str] = {}, **values: object
 ) -> str:
-    """A template filled in, every value escaped but for what a macro of it has made: `raw(macro())`."""
-    made = environment(
+    """Fills in a template. Values are escaped, except for a macro's result in `raw(macro())`."""
+    templates = environment(
         finalize=lambda value: value if isinstance(value, _Raw) else escape(str(value)),
         keep_trailing_newline=True,
         **marks,
     )
-    made.globals["raw"] = _Raw
-    made.filters |= {"block_title": _block_title, "unit": unit_of}
-    return made.get_template(template).render(values)
+    templates.globals["raw"] = _Raw
+    templates.filters |= {"block_title": _block_title, "unit": unit_of}
+    return templates.get_template(template).render(values)
 
 
 class _Raw(str):
@@ -316,7 +307,7 @@ class _Raw(str):
 
 
 def _block_title(budget: str) -> str:
-    return "Baselines and methods of their own size" if budget == OWN_SIZE else budget
+    return "Baselines and methods of fixed size" if budget == OWN_SIZE else budget
 
 
 _LATEX = {

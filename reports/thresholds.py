@@ -1,4 +1,4 @@
-"""The smallest difference that matters, of each metric by itself: a point of one is no point of another."""
+"""Thresholds: the smallest difference that matters, for each metric by itself."""
 
 from __future__ import annotations
 
@@ -11,52 +11,51 @@ from methods.errors import shown
 from reports.study import REFERENCE, Cell
 from reports.words import listed
 
-#: One point of accuracy; `Metric.point` says what that is in other metrics.
+#: One point of accuracy; `Metric.point` converts it to other metrics.
 DEFAULT = 0.01
 
-#: What a user may ask for: a threshold for each metric, in its units, or a number where there is one metric.
+#: A user's thresholds by metric, in its units; a number if there is one metric.
 Asked = float | Mapping[str, float] | None
 
 
-def thresholds(metrics: Iterable[str], asked: Asked = None) -> dict[str, float]:
-    """The threshold of each of these metrics: what is asked for, and for others the default. A metric whose
-    scores have units has none by default (see `threshold_of`).
+def thresholds(metrics: Iterable[str], custom: Asked = None) -> dict[str, float]:
+    """The threshold of each of these metrics: the custom one or the default.
 
-    Raises UserError for a number where there are several metrics, for a metric that is not among them, and
-    for a value outside of [0, 1], or below 0 where scores have units.
+    Metrics whose scores have units have no default here (see `threshold_of`). Raises UserError for a number
+    if there are several metrics, for a metric that is not among them, and for a value outside of [0, 1], or
+    below 0 if scores have units.
     """
-    known = {metric: METRICS.get(metric) for metric in metrics}
-    defaults = {name: DEFAULT * metric.point for name, metric in known.items() if not metric.in_units}
-    if asked is None:
-        asked = {}
-    elif not isinstance(asked, Mapping):
-        if len(known) > 1:
-            named = " ".join(f"{metric}={defaults.get(metric, DEFAULT):g}" for metric in known)
+    own = {metric: METRICS.get(metric) for metric in metrics}
+    defaults = {name: DEFAULT * metric.point for name, metric in own.items() if not metric.in_units}
+    if custom is None:
+        custom = {}
+    elif not isinstance(custom, Mapping):
+        if len(own) > 1:
+            example = " ".join(f"{metric}={defaults.get(metric, DEFAULT):g}" for metric in own)
             raise UserError(
-                f"threshold: {shown(asked)} cannot hold for several metrics ({listed(list(known))}), which "
-                f"have units of their own; give one to each, say {named}"
+                f"threshold: {shown(custom)} cannot hold for several metrics ({listed(own)}), which have "
+                f"units of their own; give one threshold per metric, for example {example}"
             )
-        asked = dict.fromkeys(known, asked)
-    for metric, value in asked.items():
-        if metric not in known:
-            raise UnknownNameError("metric of these results", metric, list(known))
-        most = float("inf") if known[metric].in_units else 1
+        custom = dict.fromkeys(own, custom)
+    for metric, value in custom.items():
+        if metric not in own:
+            raise UnknownNameError("metric of these results", metric, list(own))
+        most = float("inf") if own[metric].in_units else 1
         if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-            raise UserError(f"threshold of {metric}: a number of at least 0 is wanted (got {shown(value)})")
+            raise UserError(f"threshold of {metric}: expected a number of at least 0 (got {shown(value)})")
         if not 0 <= value <= most:
             accepted = (
                 "at least 0" if most > 1 else "from 0 to 1, in the units of the score: .01 is one point"
             )
             raise UserError(f"threshold of {metric}: must be {accepted} (got {shown(value)})")
-    return {name: float(value) for name, value in {**defaults, **asked}.items()}
+    return {name: float(value) for name, value in {**defaults, **custom}.items()}
 
 
 def threshold_of(metric: str, matters: Mapping[str, float], cells: Sequence[Cell]) -> float:
     """The smallest difference that matters among these cells, which share a metric and its units.
 
-    Where scores have units and none was asked for, it is that share of LoRA's mean score, or of all cells'
-    where LoRA has not run, that a point is of an accuracy. Without any run there is no metric yet, and
-    nothing to compare: 0.
+    For scores with units and no custom threshold, it is 1% of LoRA's mean score, or of all cells' if LoRA has
+    not run, times the metric's point over that of an accuracy. 0 without any run, since there is no metric.
     """
     if metric in matters or not metric:
         return matters.get(metric, 0.0)

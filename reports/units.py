@@ -12,17 +12,17 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Unit:
-    """How the scores of one metric are shown."""
+    """The display of the scores of one metric."""
 
-    #: What a stored score is multiplied by.
+    #: Factor on a stored score.
     factor: float
-    #: What stands behind the name of an axis or column.
+    #: Mark behind the name of an axis or column.
     mark: str
-    #: What the task's targets are counted in, where these are the scores' units and the task says it.
+    #: Unit of the task's targets, if scores have it and the task names it.
     name: str = ""
 
     def score(self, value: float | None, digits: int = 2) -> str:
-        """A score, or how far scores spread."""
+        """A score, or a spread of scores."""
         if value is None:
             return NOTHING
         return f"{100 * value:.{digits}f}" if self.mark else f"{value:.4g}"
@@ -34,14 +34,14 @@ class Unit:
         return f"{100 * value:+.{digits}f}" if self.mark else f"{value:+.4g}"
 
     def size(self, value: float) -> str:
-        """A difference that matters, with its unit."""
+        """A threshold, with its unit."""
         if not self.mark:
             return f"{value:.3g} {self.name}".rstrip()
         return f"{100 * value:g} point" + ("s" if value != 0.01 else "")
 
     @property
     def points(self) -> str:
-        """What differences are counted in."""
+        """The unit of differences."""
         return "points" if self.mark else self.name or "units of the targets"
 
 
@@ -49,13 +49,13 @@ PERCENT = Unit(100.0, "%")
 
 
 def unit_of(metric: str, name: str = "") -> Unit:
-    """Of a stored metric; of nothing that is scored yet, percent.
+    """The unit of a stored metric; percent without any score.
 
-    `name` is that of the targets' unit, where it is known. Raises UserError for a metric not installed.
+    `name`: the unit of the targets, if known. Raises UserError for a metric that is not installed.
     """
     return Unit(1.0, "", name) if metric and METRICS.get(metric).in_units else PERCENT
 
 
 def minus(text: str) -> str:
-    """A difference with a true minus; what rounds to nothing has no side."""
+    """A difference with a true minus; one that rounds to zero has no sign."""
     return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")

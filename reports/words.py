@@ -1,4 +1,4 @@
-"""How notes and captions say counts and lists."""
+"""Wording of counts and lists in notes and captions."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from reports.inference.intervals import LEAST_SEEDS
 
 
-def many(count: int, what: str) -> str:
+def many(count: int, noun: str) -> str:
     """The count with the noun, in the plural unless it is one."""
-    return f"{count:,} {what}" + ("s" if count != 1 else "")
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")
 
 
 def no_interval(seeds: int) -> str:
-    """Why so many seeds, or seed pairs, have no interval."""
+    """The reason why so many seeds, or seed pairs, have no interval."""
     return f"no interval: {many(seeds, 'seed') if seeds < LEAST_SEEDS else 'no spread'}"
 
 

@@ -23,7 +23,7 @@ from bench.store import DEFAULT_STORE as DEFAULT_STORE
 if TYPE_CHECKING:
     from bench.execution.place import Place
     from bench.plan.rows import Part
-    from reports.part import ReportPart
+    from reports.selection import Selection
 
 Item = TypeVar("Item")
 
@@ -340,10 +340,10 @@ def report_part_options(
             "in tables; may be repeated, with simultaneous intervals for each budget and metric.",
         ),
     ] = None,
-) -> ReportPart:
-    from reports.part import ReportPart
+) -> Selection:
+    from reports.selection import Selection
 
-    return ReportPart(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
+    return Selection(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
 
 
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -30,7 +30,7 @@ from bench.process.memory import MIB
 from bench.process.visible import visible
 
 if TYPE_CHECKING:
-    from reports.part import ReportPart
+    from reports.selection import Selection
 
 #: The exit code of `verify` where nothing is broken, but something could not be checked.
 NOT_CHECKABLE = 3
@@ -45,7 +45,7 @@ def show(
             help="A trial id or an MLflow run id, or the start of one; with --cell, what the report is of.",
         ),
     ],
-    part: ReportPart,
+    part: Selection,
     cell: Annotated[
         int | None,
         typer.Option(
@@ -72,14 +72,14 @@ def show(
     if suite and (as_json or cell is not None):
         raise typer.BadParameter("--suite prints the suite of one trial: no --cell or --json beside it")
     if cell is not None:
-        report_part = None if part.whole else part
-        contents = cell_contents(store, [experiment_of(name) for name in what], cell, report_part)
+        selection = None if part.everything else part
+        contents = cell_contents(store, [experiment_of(name) for name in what], cell, selection)
         if as_json:
             echo_json(contents.as_dict())
         else:
             print_cell(out, contents)
         return
-    if not part.whole:
+    if not part.everything:
         raise typer.BadParameter(
             f"--method, --pair and their like are for a cell of a report: add --cell N; got {part}"
         )
@@ -100,7 +100,7 @@ def report(
     experiment: Annotated[
         list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
     ],
-    part: ReportPart,
+    part: Selection,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where to write; must be empty or absent.")
     ] = None,
@@ -148,7 +148,7 @@ def report(
     from bench.suite.load import experiment_of
 
     if against is not None:
-        if len(experiment) > 1 or folder is not None or not part.whole:
+        if len(experiment) > 1 or folder is not None or not part.everything:
             raise typer.BadParameter("--against compares two experiments: no --out and no part beside it")
         sides = ((against_store or store, experiment_of(against)), (store, experiment_of(experiment[0])))
         _compare(*sides, one_for_each(threshold), as_json)
@@ -169,7 +169,7 @@ def report(
         mixed=mixed,
         force=force,
         log=log,
-        part=None if part.whole else part,
+        selection=None if part.everything else part,
     )
     collapsed: dict[str, None] = {}
     if isinstance(done.analysis, StudyAnalysis):

@@ -21,9 +21,11 @@ from .packed import Packed, number, table
 def of_forgetting(packed: Packed) -> Answer:
     """Question h, but for the cost at inference."""
     study = packed.study
-    if study is None or all(cell.forgetting is None for cell in study.all_cells):
+    if study is None or all(cell["forgetting"] is None for cell in study.all_cells):
         return Answer("not run yet", "**Not run yet.**")
-    cells = sorted(study.all_cells, key=lambda cell: np.inf if cell.forgetting is None else cell.forgetting)
+    cells = sorted(
+        study.all_cells, key=lambda cell: np.inf if cell["forgetting"] is None else cell["forgetting"]
+    )
     planned = sum(cell.seeds for cell in cells)
     ended = planned - sum(cell.missing for cell in cells)
     state = "forgetting: all there" if ended == planned else f"so far: {ended:,} of {planned:,} trials"
@@ -56,7 +58,7 @@ def _forgotten(packed: Packed, cell: Cell, more: Row | None) -> list[str]:
     if more is not None:
         found = _outcome(more)
         told = [found.difference, found.interval, found.verdict]
-    value = "–" if cell.forgetting is None else packed.link(_nats(cell.forgetting), cell)
+    value = "–" if cell["forgetting"] is None else packed.link(_nats(cell["forgetting"]), cell)
     accuracy = "–" if cell.mean is None else number(100 * cell.mean)
     return [cell.method, f"{cell.parameters:,}", accuracy, value, *told]
 
@@ -76,7 +78,11 @@ def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:
     if lora is None or lora is cell:
         return None
     own, other = (
-        {seed.seed: seed.forgetting for seed in study.finished(one.number) if seed.forgetting is not None}
+        {
+            seed.seed: seed["forgetting"]
+            for seed in study.finished(one.number)
+            if seed["forgetting"] is not None
+        }
         for one in (cell, lora)
     )
     both = sorted(own.keys() & other.keys())

@@ -10,8 +10,8 @@ from pathlib import Path
 from bench.store.opening import open_results
 from bench.wire.words import Status
 from reports.inference.intervals import Bounds
-from reports.part import ReportPart
 from reports.reading import read_sources
+from reports.selection import Selection
 from reports.study import Cell, Study, grouped
 from reports.units import PERCENT
 from reports.words import listed, many
@@ -40,8 +40,8 @@ class Packed:
         #: As a command in a clone names them.
         self.files = " ".join(f"results/{pack.name}" for pack in packs)
 
-    def part(self, part: ReportPart) -> Study:
-        return read_sources(self._sources, part)
+    def selected(self, selection: Selection) -> Study:
+        return read_sources(self._sources, selection)
 
     def cells(self, task: str, budget: str) -> dict[str, Cell]:
         """The rows of a task by method; one that this budget does not have is taken from where it stands."""
@@ -70,7 +70,7 @@ class Packed:
     def link(self, text: str, cell: Cell) -> str:
         """The text, with a link to the row in the site, where the site has this suite."""
         page = f"leaderboard/suites/{self.suite}/index.html"
-        return f"[{text}]({page}#c{cell.number})" if (DOCS / page).exists() else text
+        return f"[{text}](../{page}#c{cell.number})" if (DOCS / page).exists() else text
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from reports.comparisons import Without
 from reports.findings import Against, against
 from reports.inference.intervals import of_each
 from reports.inference.power import of_effect
-from reports.part import ReportPart
+from reports.selection import Selection
 from reports.thresholds import DEFAULT
 from reports.units import PERCENT
 from reports.words import listed
@@ -92,9 +92,9 @@ def _row(line: Line) -> Row:
 
 def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[list[Line], list[str]]:
     """The comparisons on these tasks, and what they lack: nothing is answered from a part of them."""
-    part = ReportPart(pairs=question.pairs, tasks=tasks, budgets=[question.budget])
+    selection = Selection(pairs=question.pairs, tasks=tasks, budgets=[question.budget])
     lines, lacking = [], []
-    for block in analyse(packed.part(part)).blocks:
+    for block in analyse(packed.selected(selection)).blocks:
         lacking += [block.no_reference] if block.no_reference else []
         for found in block.comparisons:
             mean = against(block, found, beside=question.beside)
@@ -104,7 +104,7 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
             on_texts = next((one for one in without if one.task == IMAGES), None)
             design = of_effect(found.effect, block.claims + question.beside, block.level)
             finds = design.finds if design else None
-            lines.append(Line(found.method, block.asked, mean, on, on_texts, finds))
+            lines.append(Line(found.method, block.named_reference, mean, on, on_texts, finds))
     places = {pair: place for place, pair in enumerate(question.pairs)}
     on_tasks = {(line.method, line.other): line.by_task for line in lines}
     for method, other in question.pairs:

@@ -25,8 +25,9 @@ from .spectra import Spectra, updates_of
 
 HEURISTIC, COMPLETE = "heuristic", "complete"
 SPECTRA = (
-    "Spectra of trained updates, stacked: the [effective rank](rank-allocation.md#redundancy) of each mode, "
-    "the mean over adapters, of the mode's size"
+    "Spectra of trained updates, stacked: the "
+    "[effective rank](../explanations/rank-allocation.md#redundancy) "
+    "of each mode, the mean over adapters, of the mode's size"
 )
 
 

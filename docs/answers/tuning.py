@@ -13,8 +13,8 @@ from reports.findings import findings
 from reports.inference.crossed import of_seeds
 from reports.inference.effects import effect
 from reports.inference.intervals import Array, simultaneous
-from reports.part import ReportPart
 from reports.ranking import MOST_PAIRED
+from reports.selection import Selection
 from reports.words import listed
 
 from .answer import Answer
@@ -136,7 +136,7 @@ def _itself(side: Packed, tasks: Sequence[str]) -> float | None:
 
 def _best(side: Packed, tasks: Sequence[str]) -> tuple[str, str]:
     """In full, and in short."""
-    study = side.part(ReportPart(tasks=tasks, budgets=[BUDGET]))
+    study = side.selected(Selection(tasks=tasks, budgets=[BUDGET]))
     found = next(findings(study, analyse(study).blocks))
     if found.best is None or found.equals is None:
         return ("nothing tells methods apart.",) * 2

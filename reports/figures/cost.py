@@ -61,7 +61,7 @@ PARAMETERS = Cost(
 )
 COSTS = (
     PARAMETERS,
-    Cost("score-vs-memory", "Score against memory", "peak memory, MiB", lambda cell: cell.peak_mib),
+    Cost("score-vs-memory", "Score against memory", "peak memory, MiB", lambda cell: cell["peak_mib"]),
 )
 
 

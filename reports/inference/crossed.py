@@ -1,7 +1,7 @@
-"""Seeds and test examples as crossed random effects: how far a difference on one setting is from the truth.
+"""Errors of a difference on one setting: seeds and test examples as crossed random effects, and tuning.
 
-Seeds are a sample of all seeds, and the test examples one of all examples; every seed answers the same
-examples. Where methods were tuned, the points that were chosen are a sample too, on each setting for itself.
+Seeds are a sample of all seeds, and test examples a sample of all examples; every seed answers the same
+examples. The points that tuning chose are a sample too, on each setting by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy import stats
 
 from reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
 
-#: A tuning is repeated 2 to the power of so many times.
+#: Repetitions of a tuning, as a power of 2.
 _LOG_DRAWS = 11
 
 
@@ -30,24 +30,24 @@ class OnSetting:
     difference: float
     #: Squared standard error over seeds; None of fewer than `LEAST_SEEDS` pairs.
     seeds: float | None
-    #: What the test examples add to it; 0 where only seeds are known.
+    #: Variance that test examples add; 0 if only seeds are known.
     examples: float = 0.0
-    #: What the tuning of both sides adds to it; 0 where nothing was chosen, or nothing is known of that.
+    #: Variance that the tuning of both sides adds; 0 if nothing was chosen, or if it is unknown.
     tuning: float = 0.0
-    #: How many test examples are behind it; None where the analysis is of seeds alone.
+    #: Number of test examples; None if the analysis is of seeds alone.
     count: int | None = None
-    #: Degrees of freedom of `seeds`, where they are not those of the pairs.
+    #: Degrees of freedom of `seeds`, unless they are those of the pairs.
     freedom: float | None = None
-    #: Each example's difference (examples,), mean over seeds, and what tells their test set from others.
+    #: Mean difference of each example over seeds (examples,), and the identity of their test set.
     by_example: Array | None = field(default=None, repr=False)
     test_set: Any = None
-    #: What scores are large or small beside, and the largest difference that two of them can have.
+    #: Typical size of scores, and the largest possible difference.
     size: float = 1.0
     limit: float = math.inf
 
     @property
     def error(self) -> Error | None:
-        """None of fewer than `LEAST_SEEDS` pairs."""
+        """None for fewer than `LEAST_SEEDS` pairs."""
         if self.seeds is None:
             return None
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
@@ -55,14 +55,14 @@ class OnSetting:
 
 
 def of_seeds(differences: Array) -> OnSetting:
-    """The differences (pairs,) by themselves: as if the test examples were all that there are."""
+    """Differences (pairs,) without an error of test examples."""
     pairs = len(differences)
     seeds = float(np.var(differences, ddof=1)) / pairs if pairs >= LEAST_SEEDS else None
     return OnSetting(pairs, float(differences.mean()), seeds)
 
 
 def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any = None) -> OnSetting:
-    """The differences (pairs,) with those of each example, (pairs, examples).
+    """Differences (pairs,) with those of each example (pairs, examples).
 
     With mean squares of seeds S, examples E and the rest R, over n pairs and e examples, the variance of the
     mean is estimated by (S + E - R) / ne (Searle, Casella and McCulloch, 1992, chapter 4): S / ne is the
@@ -85,20 +85,20 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
     )
 
 
-def of_groups(one: Array, other: Array) -> OnSetting:
-    """Scores (seeds,) of two sides that share no seed: the first less the second, of seeds alone (Welch)."""
-    difference, fewer = float(one.mean() - other.mean()), min(len(one), len(other))
+def of_groups(first: Array, second: Array) -> OnSetting:
+    """The first minus the second of two sides (seeds,) that share no seed, of seeds alone (Welch)."""
+    difference, fewer = float(first.mean() - second.mean()), min(len(first), len(second))
     if fewer < LEAST_SEEDS:
         return OnSetting(fewer, difference, None)
-    variances = [float(np.var(side, ddof=1)) / len(side) for side in (one, other)]
-    quarter, freedom = welch(variances, [len(one) - 1, len(other) - 1])
+    variances = [float(np.var(side, ddof=1)) / len(side) for side in (first, second)]
+    quarter, freedom = welch(variances, [len(first) - 1, len(second) - 1])
     # Of the difference, and not of the mean of the two.
     return OnSetting(fewer, difference, 4 * quarter, freedom=freedom)
 
 
-def of_groups_and_examples(one: Array, other: Array, tables: Sequence[Array]) -> OnSetting:
-    """The same with those of each example of either side, (seeds, examples), on the same examples."""
-    alone = of_groups(one, other)
+def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array]) -> OnSetting:
+    """The same, with contributions of the same examples to either side, (seeds, examples)."""
+    alone = of_groups(first, second)
     examples = tables[0].shape[1]
     if alone.seeds is None or examples < 2:
         return replace(alone, count=examples)
@@ -108,7 +108,7 @@ def of_groups_and_examples(one: Array, other: Array, tables: Sequence[Array]) ->
 
 
 def _noise(by_example: Array) -> float:
-    """R / ne: what neither seeds nor examples explain of (seeds, examples), in the mean over both."""
+    """R / ne: the variance of the mean of (seeds, examples) that neither seeds nor examples explain."""
     seeds, examples = by_example.shape
     of_seed, of_example = by_example.mean(1), by_example.mean(0)
     rest = (
@@ -121,25 +121,24 @@ def _noise(by_example: Array) -> float:
 
 
 def over_settings(parts: Sequence[OnSetting]) -> Error | None:
-    """The error of the mean over settings; None where a setting has fewer than `LEAST_SEEDS`
-    pairs.
+    """The error of the mean over settings; None if a setting has fewer than `LEAST_SEEDS` pairs.
 
-    Settings of one test set, which several backbones have, share its examples: their covariance counts too.
+    Settings with one test set, of several backbones, share its examples: their covariance counts too.
     """
     errors = [part.error for part in parts]
-    known = [error for error in errors if error is not None]
-    if len(known) < len(errors):
+    complete = [error for error in errors if error is not None]
+    if len(complete) < len(errors):
         return None
-    seeds, freedom = welch([error.seeds for error in known], [error.freedom for error in known])
-    examples = sum(error.examples for error in known)
-    for i, one in enumerate(parts):
+    seeds, freedom = welch([error.seeds for error in complete], [error.freedom for error in complete])
+    examples = sum(error.examples for error in complete)
+    for i, part in enumerate(parts):
         for other in parts[i + 1 :]:
-            if one.by_example is None or other.by_example is None or one.test_set != other.test_set:
+            if part.by_example is None or other.by_example is None or part.test_set != other.test_set:
                 continue
-            together = np.cov(one.by_example, other.by_example)[0, 1] / len(one.by_example)
-            examples += 2 * float(together)
+            covariance = np.cov(part.by_example, other.by_example)[0, 1] / len(part.by_example)
+            examples += 2 * float(covariance)
     examples, tuning = (
-        max(0.0, added) / len(parts) ** 2 for added in (examples, sum(error.tuning for error in known))
+        max(0.0, added) / len(parts) ** 2 for added in (examples, sum(error.tuning for error in complete))
     )
     size, limit = max(part.size for part in parts), max(part.limit for part in parts)
     return Error(seeds, freedom, examples, tuning, size, limit)
@@ -148,13 +147,12 @@ def over_settings(parts: Sequence[OnSetting]) -> Error | None:
 def lottery(scores: Array, noise: Array) -> float:
     """The variance of the chosen point's score over repetitions of its tuning.
 
-    Each repetition adds normal noise to the validation scores and chooses the best point anew: a parametric
-    bootstrap (Efron and Tibshirani, 1993, section 6.5). The scores that are there stand for the points' true
-    ones. They are farther apart than those, by their own noise, so that the variance is rather too large,
-    most of all where points hardly differ.
+    Each repetition adds normal noise to the validation scores and chooses the best point again: a parametric
+    bootstrap (Efron and Tibshirani, 1993, section 6.5). The measured scores replace the points' true ones.
+    Their own noise spreads them, so that the variance is rather too large, most of all for similar points.
 
     `scores` (points,): validation scores, more being better. `noise` (points, points): the covariance of
-    their errors; what all points share cancels.
+    their errors; a common part cancels.
     """
     points, size = len(scores), float(np.trace(noise))
     if points < 2 or not size:

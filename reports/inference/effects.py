@@ -1,4 +1,4 @@
-"""How far one method is from another over all settings, and what may be said of it."""
+"""The difference between two methods over all settings, and its verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Effect:
 
     parts: tuple[OnSetting, ...]
     difference: float
-    #: None where a setting has fewer than `LEAST_SEEDS` pairs.
+    #: None if a setting has fewer than `LEAST_SEEDS` pairs.
     error: Error | None
 
     @property
@@ -27,12 +27,12 @@ class Effect:
 
     @property
     def fewest(self) -> int:
-        """Pairs of the setting that has the fewest."""
+        """Pairs of the setting with the fewest."""
         return min(part.pairs for part in self.parts)
 
     @property
     def counted(self) -> int:
-        """On how many settings the test examples count, and not the seeds alone."""
+        """Number of settings where the test examples count, and not the seeds alone."""
         return sum(part.count is not None for part in self.parts)
 
     def on(self, places: Sequence[int]) -> Effect:
@@ -40,23 +40,23 @@ class Effect:
         return effect([self.parts[place] for place in places])
 
     def interval(self, level: float) -> Bounds | None:
-        """None where nothing is known of the noise: too few pairs on a setting, or no spread at all."""
+        """The interval; None if the noise is unknown: too few pairs on a setting, or no spread at all."""
         if self.error is None or self.error.none:
             return None
         return self.error.interval(self.difference, level)
 
     def at_chosen_points(self, level: float) -> Bounds | None:
-        """The same as if the points that tuning chose had been fixed beforehand."""
+        """The interval if the points that tuning chose had been fixed beforehand."""
         return replace(self, error=self.error and replace(self.error, tuning=0.0)).interval(level)
 
 
 def effect(parts: Sequence[OnSetting]) -> Effect:
-    """The effect over these settings, each with one weight."""
+    """The effect over these settings, with equal weights."""
     return Effect(tuple(parts), float(np.mean([part.difference for part in parts])), over_settings(parts))
 
 
 class Answer(StrEnum):
-    """What a verdict says of the size of a difference."""
+    """The verdict on the size of a difference."""
 
     BEYOND = "beyond"
     WITHIN = "within"
@@ -66,28 +66,27 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one interval says of a difference. It never depends on where in the interval the estimate is."""
+    """The verdict of one interval on a difference. The position of the estimate in it never counts."""
 
     answer: Answer
-    #: "better" or "worse" where the whole interval is on one side of zero, else empty.
+    #: "better" or "worse" if the interval excludes zero, else empty.
     side: str = ""
 
     def __str__(self) -> str:
         if self.answer is Answer.BEYOND:
-            return f"{self.side}, beyond the threshold"
+            return f"{self.side} by more than the threshold"
         if self.answer is Answer.WITHIN:
-            return "within the threshold" + (f" ({self.side})" if self.side else "")
+            return f"significantly {self.side}, but " * bool(self.side) + "practically equivalent"
         if self.answer is Answer.UNDECIDED and self.side:
-            return f"{self.side}, size undecided"
+            return f"significantly {self.side}; may be under the threshold"
         return str(self.answer)
 
 
 def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = False) -> Verdict:
-    """Beyond the threshold if the whole interval is, within it if the whole interval is (which is two
-    one-sided tests, Schuirmann, 1987), and else undecided.
+    """The verdict of an interval: beyond the threshold, within it, or undecided.
 
-    With `collapsed`, which says that runs of a side collapsed, it is never within: an interval of a few runs
-    does not cover what happens in few of them.
+    Within means two one-sided tests (Schuirmann, 1987). It is never the verdict if runs of a side collapsed:
+    an interval of a few runs does not cover rare collapses.
     """
     if interval is None:
         return Verdict(Answer.NONE)
@@ -100,10 +99,10 @@ def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = Fals
     return Verdict(Answer.UNDECIDED, side)
 
 
-def weaker(one: Verdict, other: Verdict) -> Verdict:
-    """What both verdicts say."""
-    if Answer.NONE in (one.answer, other.answer):
+def weaker(first: Verdict, second: Verdict) -> Verdict:
+    """The common part of two verdicts."""
+    if Answer.NONE in (first.answer, second.answer):
         return Verdict(Answer.NONE)
-    side = one.side if one.side == other.side else ""
-    agree = one.answer is other.answer and (side or one.answer is not Answer.BEYOND)
-    return Verdict(one.answer if agree else Answer.UNDECIDED, side)
+    side = first.side if first.side == second.side else ""
+    agree = first.answer is second.answer and (side or first.answer is not Answer.BEYOND)
+    return Verdict(first.answer if agree else Answer.UNDECIDED, side)

@@ -1,4 +1,4 @@
-"""Who can be told from whom, what ranks that leaves open, and the letters that say so."""
+"""Pairwise separations of methods, the ranks that they leave open, and compact letters."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from reports.inference.intervals import LEVEL, RESOLUTION_DIGITS, Array, simulta
 class Ranks:
     """Places among methods, 1 the best; ties share the mean of their places."""
 
-    #: The mean over settings of the place on each. A description: it has no interval.
+    #: Mean over settings of the place on each: a description without an interval.
     mean: Array
-    #: The place by the mean score over settings, and the ends of its interval; None where nothing is known.
+    #: Place by the mean score over settings, and the ends of its interval; None if they are unknown.
     place: Array
     low: Array | None
     high: Array | None
@@ -27,16 +27,16 @@ class Ranks:
 
 def places(values: Array) -> Array:
     """Ranks along the last axis, the largest value first."""
-    found: Array = stats.rankdata(-np.round(values, RESOLUTION_DIGITS), axis=-1)
-    return found
+    ranked: Array = stats.rankdata(-np.round(values, RESOLUTION_DIGITS), axis=-1)
+    return ranked
 
 
 def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
-    """Ranks from the mean scores (settings, methods) and who is apart from whom.
+    """Ranks from mean scores (settings, methods) and the separations of pairs (methods, methods).
 
-    A method's place is no better than one after those that are above it for certain, and no worse than before
-    those that are below it. As all pairs hold at once with `LEVEL`, so do the intervals of all places (Klein,
-    Wright and Wieczorek, 2020; Al Mohamad, Goeman and van Zwet, 2022).
+    A method's place comes after all methods that are significantly better, and before all that are worse. As
+    pairs are simultaneous, so are the intervals of places (Klein, Wright and Wieczorek, 2020; Al Mohamad,
+    Goeman and van Zwet, 2022).
     """
     mean, place = places(means).mean(0), places(means.mean(0))
     if separations is None:
@@ -51,24 +51,25 @@ def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
 def separations(
     pairs: Sequence[tuple[int, int, Effect]], methods: int, level: float = LEVEL
 ) -> NDArray[np.int64] | None:
-    """1 where the row is better than the column for certain, -1 where worse, else 0: by intervals of all
-    pairs that hold at once with `level`. None where no pair has one.
+    """1 if the row is significantly better than the column, -1 if worse, else 0: (methods, methods).
+
+    Intervals of all pairs are simultaneous at `level`. None if no pair has an interval.
     """
-    apart = np.zeros((methods, methods), dtype=np.int64)
-    known = False
+    signs = np.zeros((methods, methods), dtype=np.int64)
+    any_interval = False
     each = simultaneous(methods * (methods - 1) // 2, level)
     for i, j, effect in pairs:
         if (interval := effect.interval(each)) is not None:
-            known = True
-            apart[i, j] = int(interval[0] > 0) - int(interval[1] < 0)
-            apart[j, i] = -apart[i, j]
-    return apart if known else None
+            any_interval = True
+            signs[i, j] = int(interval[0] > 0) - int(interval[1] < 0)
+            signs[j, i] = -signs[i, j]
+    return signs if any_interval else None
 
 
 def best_of_equals(errors: Sequence[float]) -> float:
-    """The largest mean to be expected of methods that are all equal, above their true mean (Tippett, 1925).
+    """The expected largest mean of equal methods, above their true mean (Tippett, 1925).
 
-    `errors`: the standard error of each, one of them at least above zero; they are normal and independent.
+    `errors`: standard errors of independent normal means; one of them is above zero.
     """
     spread = np.array([error for error in errors if error])
     # In units of the largest error, and beyond eight of them nothing is left.
@@ -79,9 +80,9 @@ def best_of_equals(errors: Sequence[float]) -> float:
 
 
 def letters(separable: NDArray[np.bool_]) -> list[str]:
-    """A compact letter display: methods that share a letter cannot be told apart.
+    """A compact letter display: methods that share a letter are statistically indistinguishable.
 
-    `separable` (methods, methods) in the order of the table. Groups come by insert and absorb (Piepho, 2004).
+    `separable` (methods, methods) in the order of the table. Groups by insert and absorb (Piepho, 2004).
     """
     methods = len(separable)
     groups: list[set[int]] = [set(range(methods))]

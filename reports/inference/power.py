@@ -1,4 +1,4 @@
-"""What differences a design can find, before it is run and after."""
+"""Detectable differences of a design, before it is run and after."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from reports.inference.effects import Effect
 from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Error, simultaneous, welch
 from reports.inference.studies import Studies, of_pair
 
-#: How often a difference is to be found.
+#: The probability of detecting a difference.
 POWER = 0.8
-#: Seeds beyond which nobody is asked to go.
+#: Most seeds that are ever suggested.
 MOST_SEEDS = 1000
-#: A chance is the mean over 2 to the power of so many draws of what the seeds show.
+#: Draws of the seeds' variances that a probability averages, as a power of 2.
 _LOG_DRAWS = 8
-#: How much larger variances are taken than jackknives show on average: their errors vary more than those of
-#: normal values, most at k = 8 and beyond, and the interval that is wide by chance finds less. Simulated.
+#: Factor on the mean of jackknife variances, from simulations: they vary more than those of normal values,
+#: most at k = 8 and beyond, and an interval that is wide by chance detects less.
 _TAILS = 1.1
 #: A method's score at its best rate, and the score at chance.
 _BEST, _CHANCE = 0.85, 0.5
@@ -29,18 +29,18 @@ _BEST, _CHANCE = 0.85, 0.5
 
 @dataclass(frozen=True)
 class Design:
-    """What the error of one comparison among several depends on."""
+    """The quantities that the error of one comparison among several depends on."""
 
     #: On each setting.
     seeds: int
-    #: How many methods are compared with the reference, all at once.
+    #: Number of methods compared with the reference, with simultaneous intervals.
     claims: int
     #: Variance of the difference of one seed pair, on each setting.
     spreads: tuple[float, ...]
-    #: What test examples and tuning add to the variance of the mean over settings, whatever the seeds.
+    #: Variances that test examples and tuning add to the mean over settings, for any number of seeds.
     examples: float = 0.0
     tuning: float = 0.0
-    #: What all intervals hold at once with.
+    #: The joint level of all intervals.
     at_once: float = LEVEL
 
     @property
@@ -48,14 +48,14 @@ class Design:
         return len(self.spreads)
 
     @property
-    def known(self) -> float:
-        """The variance that more seeds do not lessen."""
+    def fixed(self) -> float:
+        """The variance that more seeds do not reduce."""
         return self.examples + self.tuning
 
     def error(self, seeds: int | None = None) -> Error:
-        """With that many seeds instead, if given.
+        """The error, with that many seeds instead if given.
 
-        Where one setting has most of the variance, it also has most of the degrees of freedom.
+        A setting with most of the variance also has most of the degrees of freedom.
         """
         seeds = seeds or self.seeds
         variances = [spread / seeds for spread in self.spreads]
@@ -67,9 +67,10 @@ class Design:
 
     @property
     def finds(self) -> float | None:
-        """The smallest true difference whose interval excludes zero as often as `POWER`. A difference that is
-        larger than the threshold by it is found beyond the threshold as often. None of fewer than
-        `LEAST_SEEDS`.
+        """The smallest true difference whose interval excludes zero with probability `POWER`.
+
+        A difference that exceeds the threshold by as much is found beyond the threshold as often. None for
+        fewer than `LEAST_SEEDS`.
         """
         return self._finds(self.seeds)
 
@@ -81,7 +82,7 @@ class Design:
 
     @property
     def margin(self) -> float | None:
-        """The smallest threshold within which methods that do not differ are shown to be as often."""
+        """The smallest threshold within which equal methods are shown to be with probability `POWER`."""
         if self.seeds < LEAST_SEEDS:
             return None
         error, room = self.error(), self._halves(self.seeds)
@@ -90,25 +91,26 @@ class Design:
         )
 
     def _halves(self, seeds: int) -> Array:
-        """Half the width of the interval in each draw of the variances that the seeds may show (draws,).
+        """Half the width of the interval (draws,) for random draws of the seeds' variances.
 
-        An interval has the degrees of freedom that those variances make, and not those of the true ones.
+        The degrees of freedom are those of the drawn variances, not of the true ones.
         """
         even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
         shown = np.array(self.spreads) / seeds * stats.chi2.ppf(even, seeds - 1) / (seeds - 1)
-        whole, squares = shown.sum(1), (shown**2).sum(1)
-        # Where no setting has any spread, all of them have the same.
-        freedom = np.full_like(whole, self.settings)
-        np.divide(whole**2, squares, out=freedom, where=squares > 0)
+        total, squares = shown.sum(1), (shown**2).sum(1)
+        # Without any spread all settings count alike.
+        freedom = np.full_like(total, self.settings)
+        np.divide(total**2, squares, out=freedom, where=squares > 0)
         freedom *= seeds - 1
         tail = (1 + self.level) / 2
-        of_seeds = stats.t.ppf(tail, freedom) ** 2 * whole / self.settings**2
-        halves: Array = np.sqrt(of_seeds + stats.norm.ppf(tail) ** 2 * self.known)
+        of_seeds = stats.t.ppf(tail, freedom) ** 2 * total / self.settings**2
+        halves: Array = np.sqrt(of_seeds + stats.norm.ppf(tail) ** 2 * self.fixed)
         return halves
 
     def needs(self, difference: float) -> int | None:
-        """How many seeds find this difference as often as `POWER`; None where no number of seeds does,
-        because test examples or tuning vary too much, or more than `MOST_SEEDS`.
+        """The number of seeds that detect this difference with probability `POWER`.
+
+        None if it is more than `MOST_SEEDS`, or if test examples or tuning vary too much for any number.
         """
         if (self._finds(MOST_SEEDS) or 0.0) > difference:
             return None
@@ -123,9 +125,9 @@ class Design:
 
 
 def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design that this comparison has, one of so many; None where nothing is known of its noise.
+    """The design of this comparison, one of so many; None if its noise is unknown.
 
-    `at_once`: what all their intervals hold at once with.
+    `at_once`: the joint level of their intervals.
     """
     if effect.error is None or effect.error.none:
         return None
@@ -140,34 +142,33 @@ def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | N
 
 
 def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design of these comparisons, with the mean of their variances, source by source; None where none
-    has any. `claims`, `at_once`: as of `of_effect`.
+    """The design of these comparisons, with the mean of their variances by source; None if none has any.
 
-    The variance of few seeds is mostly too small: that of the comparison in the middle would promise too
-    much, and so would leaving out those with runs that collapsed.
+    The variance of few seeds is mostly too small: the median would promise too much, and so would leaving out
+    comparisons with collapsed runs. `claims`, `at_once`: as in `of_effect`.
     """
-    known = [design for one in effects if (design := of_effect(one, claims, at_once))]
-    if not known:
+    designs = [design for each in effects if (design := of_effect(each, claims, at_once))]
+    if not designs:
         return None
     return replace(
-        known[0],
-        seeds=round(fmean(design.seeds for design in known)),
-        spreads=tuple(map(fmean, zip(*(design.spreads for design in known), strict=True))),
-        examples=fmean(design.examples for design in known),
-        tuning=fmean(design.tuning for design in known),
+        designs[0],
+        seeds=round(fmean(design.seeds for design in designs)),
+        spreads=tuple(map(fmean, zip(*(design.spreads for design in designs), strict=True))),
+        examples=fmean(design.examples for design in designs),
+        tuning=fmean(design.tuning for design in designs),
     )
 
 
 def of_runs(sd: float, settings: int, seeds: int, claims: int, examples: float = 0.0) -> Design:
-    """A design of runs with that standard deviation over seeds, none of which the sides of a pair share.
+    """A design of runs with that standard deviation over seeds, which the sides of a pair do not share.
 
-    `examples`: what test examples add to the variance of a mean difference over settings.
+    `examples`: variance that test examples add to a mean difference over settings.
     """
     return Design(seeds, claims, spreads=(2 * sd**2,) * settings, examples=examples)
 
 
 def _solve(chance: Callable[[float], float], error: Error) -> float:
-    """The difference at which a chance that rises with it is `POWER`."""
+    """The difference at which an increasing probability reaches `POWER`."""
     high = error.total
     while chance(high) < POWER:
         high *= 2
@@ -184,17 +185,17 @@ class Response:
     Scores are shares; 0.01 is a point.
     """
 
-    #: What a rate one decade off the optimum costs, the window's width, and how far optima lie at most from
-    #: its centre, in decades.
+    #: Loss of score one decade off the optimum; in decades the window's width and the farthest optimum
+    #: from its centre.
     curvature: float = 0.04
     decades: float = 1.0
     optima: float = 0.35
-    #: Standard deviations: of a trial over seeds, of what its own answers add, of the validation loss in the
-    #: score's units.
+    #: Standard deviations in the score's units: of a trial over seeds, of its answers, and of the validation
+    #: loss.
     seeds: float = 0.0065
     answers: float = 0.0035
     validation: float = 0.007
-    #: From how many decades above its optimum a method fails, and the share of seeds that fail at any rate.
+    #: Decades above the optimum from which a method fails, and the share of seeds that fail at any rate.
     cliff: float = np.inf
     failures: float = 0.0
     fall: float = _BEST - _CHANCE
@@ -213,7 +214,7 @@ class Response:
 
 
 def stratified(numbers: Generator, studies: int, points: int, decades: float = 1.0) -> Array:
-    """Offsets (studies, points), uniform within equal parts of the window, a part each, in random order."""
+    """Offsets (studies, points): one uniform in each equal part of the window, in random order."""
     parts = numbers.permuted(np.tile(np.arange(points), (studies, 1)), axis=1)
     return ((parts + numbers.random((studies, points))) / points - 0.5) * decades
 

@@ -69,7 +69,7 @@ def test_an_answer_is_what_its_command_reports(
         for method, other, *_, mean, interval, verdict in rows(told)
         if method == "TensLoRA att"
     )
-    counted = "1 of 3 comparisons within the threshold"
+    counted = "1 of 3 comparisons practically equivalent"
     assert answer.short.endswith(f"**yes, by what matters**. {numbers}; {counted}.")
 
 
@@ -85,14 +85,21 @@ def test_in_short_what_is_told_apart_has_numbers_and_the_rest_is_counted(script:
     module = script("answers.answer")
     one, other, more = (
         module.Outcome(f"{name} from LoRA", "+1.00", "−1.00 to +3.00", verdict, verdict != "undecided")
-        for name, verdict in (("A", "undecided"), ("B", "better, size undecided"), ("C", "undecided"))
+        for name, verdict in (
+            ("A", "undecided"),
+            ("B", "significantly better; may be under the threshold"),
+            ("C", "undecided"),
+        )
     )
     told = [f"{name} from LoRA [+1.00](evidence.md#a) (−1.00 to +3.00)" for name in "AB"]
     assert (
         module.shortly("a", [one, other, more])
-        == f"{told[1]}, better, size undecided; 2 of 3 comparisons undecided."
+        == f"{told[1]}, significantly better; may be under the threshold; 2 of 3 comparisons undecided."
     )
-    assert module.shortly("a", [one, other]) == f"{told[0]}, undecided; {told[1]}, better, size undecided."
+    assert (
+        module.shortly("a", [one, other])
+        == f"{told[0]}, undecided; {told[1]}, significantly better; may be under the threshold."
+    )
 
 
 def test_what_is_not_all_there_has_no_answer(script: Any, checkout: Path, tmp_path: Path) -> None:
@@ -248,7 +255,7 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
     points = script("answers.packed").points
     assert best[1:4] == ["search: best (5 seeds)", "4, 2", "100"]
     told = [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
-    assert best[5:] == [*told, "better, beyond the threshold"]
+    assert best[5:] == [*told, "better by more than the threshold"]
     assert heuristic[5:] == ["–", "–", "the heuristic"]
     assert again[5:] == ["–", "–", "the same ranks"]
     assert f"search, digits from the heuristic {told[0]} ({told[1]})" in answer.told

@@ -69,8 +69,8 @@ def moves(found: Comparison) -> dict[str, Move]:
 def test_verdicts_are_what_the_simultaneous_intervals_say(uri: str) -> None:
     found = compare((uri, "before"), (uri, "after"))
     lora, att = moves(found)["LoRA"], found.moves[0]
-    assert (att.method, att.verdict, att.moved) == ("TensLoRA att", "better, beyond the threshold", True)
-    assert (lora.verdict, lora.moved) == ("within the threshold", False)
+    assert (att.method, att.verdict, att.moved) == ("TensLoRA att", "better by more than the threshold", True)
+    assert (lora.verdict, lora.moved) == ("practically equivalent", False)
     assert att.difference == pytest.approx(0.05, abs=1e-3)
     assert [len(runs) for runs in att.runs] == [5, 5]
     # Of seeds alone, since the stored predictions do not give these scores: Student's, of two claims at once.
@@ -146,7 +146,7 @@ def test_cells_of_which_runs_collapsed_are_never_equivalent(tmp_path: Path, new_
     # The reason is said beside the verdict.
     assert sum("1 of 5 runs collapsed" in note for note in compared.notes) == 1
     found = moves(compared)
-    assert found["TensLoRA att"].verdict.startswith("within")
+    assert found["TensLoRA att"].verdict.endswith("practically equivalent")
     assert found["LoRA"].verdict.startswith("undecided")
     assert found["LoRA"].interval == pytest.approx(found["TensLoRA att"].interval)
 
@@ -216,10 +216,10 @@ def test_the_command_shows_it_and_speaks_json(call: Call, uri: str) -> None:
     assert shown.code == 0
     assert "1 of 2 common cells moved: their interval excludes zero (2 could be tested)." in shown.out
     wider = call("report", "after", "--against", "before", "--store", uri, "--threshold", "accuracy=0.2").out
-    assert "within the threshold (better)" in " ".join(wider.split())
+    assert "significantly better, but practically equivalent" in " ".join(wider.split())
     assert "Only in after: LoTR" in shown.out
     content = json.loads(call("report", "after", "--against", "before", "--store", uri, "--json").out)
-    assert content["moves"][0]["verdict"] == "better, beyond the threshold"
+    assert content["moves"][0]["verdict"] == "better by more than the threshold"
     assert len(content["moves"][0]["runs"][0][0]) == 32
 
 
@@ -232,7 +232,7 @@ def test_a_narrow_terminal_keeps_methods_differences_and_verdicts(uri: str, widt
     for move in found.moves:
         line = next(line for line in shown.getvalue().splitlines() if line.startswith(f" {move.method[:8]}"))
         assert f"{100 * move.difference:+.2f}" in line
-        assert line.split()[-1] in move.verdict.split()
+        assert line.split()[-1] in move.verdict
     assert "…" not in shown.getvalue()
 
 

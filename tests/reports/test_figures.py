@@ -33,7 +33,7 @@ def cells(**columns: Any) -> list[Cell]:
     """A complete cell for each entry of the columns that are named; all others are alike."""
     count = max(len(column) for column in columns.values() if isinstance(column, list))
     told = {"task": "t", "backbone": "b", "complete": True} | columns
-    blank = dict.fromkeys(column.name for column in fields(Cell))
+    blank = dict.fromkeys(column.name for column in fields(Cell)) | {"measures": {}}
     return [
         Cell(
             **blank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ import pytest
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.store.store import Store
+from bench.wire.measures import Measure
 from methods import UserError
 from reports.analysis import analyse
 from reports.reading import read
 from reports.selecting import capabilities
-from reports.study import NUMBER, Cell, Seed, Study
+from reports.study import COLUMNS, NUMBER, Cell, Study
 
 from ..stored import Result, write
 from .browsing import page_of
@@ -115,9 +116,11 @@ def test_an_experiment_of_something_else_is_refused(tmp_path: Path, new_store: N
 
 
 def test_the_fields_of_records_are_the_columns_of_the_frames(study: Study) -> None:
-    names = [[column.name for column in fields(form)] for form in (Cell, Seed)]
-    names[0].remove(NUMBER)
-    assert names == [list(study.cells.columns), list(study.seeds.columns)]
+    cell, seed = study.all_cells[0], study.all_seeds[0]
+    assert [*cell.columns()] == [NUMBER, *study.cells.columns]
+    assert [*seed.columns()] == [*study.seeds.columns]
+    summarised = {measure.column for measure in Measure if measure.summary}
+    assert cell.measures.keys() == summarised < seed.measures.keys() == COLUMNS.keys()
     assert [cell.number for cell in study.all_cells] == list(study.cells.index)
     assert [seed.score for seed in study.all_seeds if not seed.finished] == [None, None]
 

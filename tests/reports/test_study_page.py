@@ -21,9 +21,9 @@ from methods import UserError
 from reports.inference import studies as estimates
 from reports.inference.effects import effect, verdict
 from reports.inference.intervals import simultaneous
-from reports.part import ReportPart
 from reports.reading import read
 from reports.report import write_report
+from reports.selection import Selection
 from reports.studies import StudyAnalysis, analyse_studies, block_budgets
 from reports.study import Study
 from reports.study_words import in_words, level_notes
@@ -245,14 +245,14 @@ def test_a_report_of_both_kinds_is_refused(uri: str, tmp_path: Path) -> None:
 
 
 def test_a_part_has_narrower_intervals_and_no_pairs(uri: str, analysis: StudyAnalysis) -> None:
-    part = ReportPart(methods=["LoTR", "LoRA"])
+    part = Selection(methods=["LoTR", "LoRA"])
     (block,) = analyse_studies(read(uri, [NAME], part, studies=True)).blocks
     (alone,) = block.compared
     (among,) = [entrant for entrant in analysis.blocks[0].compared if entrant.method == "LoTR"]
     widths = [np.ptp(entrant.differences[4].interval or ()) for entrant in (alone, among)]
     assert widths[0] < widths[1]
     with pytest.raises(UserError, match="pairs"):
-        analyse_studies(read(uri, [NAME], ReportPart(pairs=[("LoTR", "LoRA")]), studies=True))
+        analyse_studies(read(uri, [NAME], Selection(pairs=[("LoTR", "LoRA")]), studies=True))
 
 
 def test_two_studies_have_no_interval(tmp_path: Path, new_store: NewStore) -> None:

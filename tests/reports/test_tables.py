@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from reports import frames, tables
-from reports.analysis import analyse
+from reports.analysis import STATISTICS, analyse
+from reports.comparisons import Entrants, Statistic
 from reports.reading import read
 from reports.report import write_report
 from reports.study import Study
@@ -57,6 +59,26 @@ def test_csv_and_json_hold_what_was_stored_with_its_runs(written: Path, study: S
     assert content["experiments"][0]["closing"] == "Made up, [all] of it."
 
 
+def test_a_statistic_is_computed_and_exported_once_it_is_listed(study: Study, monkeypatch: Any) -> None:
+    """A plug-in: its module, and its place in the tuple."""
+
+    def widest(entrants: Entrants) -> float | None:
+        widths = [high - low for each in entrants.comparisons for low, high in [each.interval or (0, 0)]]
+        return max(widths, default=None)
+
+    def lines(entrants: Entrants, width: float) -> Iterator[dict[str, Any]]:
+        yield {"methods": len(entrants.cells), "width": width}
+
+    statistic = Statistic("widest", widest, lines)
+    monkeypatch.setattr("reports.analysis.STATISTICS", (*STATISTICS, statistic))
+    found = analyse(study)
+    table = frames.frames(found)["widest"]
+    compared = [block for block in found.blocks if block.comparisons]
+    assert list(table["block"]) == [block.heading for block in compared]
+    assert list(table["width"]) == [block.result(statistic) for block in compared]
+    assert (table["width"] > 0).all()
+
+
 def test_latex_is_laid_out_as_the_papers_table(written: Path) -> None:
     text = (written / "tables" / "tables.tex").read_text()
     rows = [line.strip() for line in text.splitlines()]
@@ -64,7 +86,7 @@ def test_latex_is_laid_out_as_the_papers_table(written: Path) -> None:
     assert [row[row.index("textit{") + 7 :].rstrip("} \\") for row in blocks[:3]] == [
         "Isorank 2",
         "Isoparameters 2",
-        "Baselines and methods of their own size",
+        "Baselines and methods of fixed size",
     ]
     assert rows.count("\\toprule") == rows.count("\\bottomrule") == 2
     assert "$\\pm$" in text

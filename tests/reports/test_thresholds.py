@@ -34,8 +34,8 @@ def test_a_number_alone_holds_for_one_metric() -> None:
         ({"acuracy": 0.02}, "unknown metric of these results 'acuracy': did you mean 'accuracy'?"),
         ({"accuracy": 2}, "threshold of accuracy: must be from 0 to 1"),
         ({"accuracy": -0.1}, "threshold of accuracy: must be from 0 to 1"),
-        ({"accuracy": float("nan")}, "threshold of accuracy: a number of at least 0 is wanted (got nan)"),
-        ({"accuracy": "0.1"}, "a number of at least 0 is wanted (got '0.1')"),
+        ({"accuracy": float("nan")}, "threshold of accuracy: expected a number of at least 0 (got nan)"),
+        ({"accuracy": "0.1"}, "threshold of accuracy: expected a number of at least 0 (got '0.1')"),
     ],
 )
 def test_what_no_metric_can_have_is_refused(asked: Any, said: str) -> None:

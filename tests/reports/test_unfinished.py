@@ -58,7 +58,7 @@ def test_rows_that_wait_for_their_tuning_are_missing_and_in_no_mean(
     seeds = study.seeds[study.seeds["cell"] == lotr.name]
     assert set(seeds["message"]) == {WAITING}
     assert all("LoTR" not in block.methods for block in done.analysis.blocks)
-    assert any("1 of 3 rows wait for their tuning" in note for note in done.analysis.notes)
+    assert any("1 of 3 rows are not yet tuned" in note for note in done.analysis.notes)
     page = (tmp_path / "out" / "index.html").read_text()
     # Both waiting seeds count, though neither has an id.
     assert "4 of 6 trials finished" in page
@@ -113,7 +113,7 @@ def test_parts_of_two_machines_are_reported_while_one_waits_for_its_tuning(
 def test_tuning_alone_is_nothing_to_report_yet(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
     half_tuned(uri, final=False)
-    with pytest.raises(UserError, match=r"no finished trial \(4 missing, 2 wait for tuning\)"):
+    with pytest.raises(UserError, match=r"no finished trial \(4 missing, 2 not yet tuned\)"):
         read(uri, ["tuned"])
 
 

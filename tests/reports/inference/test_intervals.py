@@ -164,5 +164,5 @@ def test_the_verdict_is_what_the_interval_says(interval: tuple | None, answer: A
 
 
 def test_no_threshold_leaves_nothing_within_it() -> None:
-    assert str(verdict((0.001, 0.002), 0.0)) == "better, beyond the threshold"
+    assert str(verdict((0.001, 0.002), 0.0)) == "better by more than the threshold"
     assert str(verdict((-0.001, 0.002), 0.0)) == "undecided"

@@ -13,8 +13,8 @@ import pytest
 from bench.wire.plan import PlannedRow
 from methods import UserError
 from reports.analysis import Block, analyse
-from reports.part import ReportPart
 from reports.reading import read
+from reports.selection import Selection
 from reports.study import table_name
 
 from ..stored import write
@@ -26,7 +26,7 @@ from .made_up import Call
 def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> None:
     whole = analyse(read(rich, ["rich"])).blocks[0]
     chosen = ["LoRA", "TensLoRA att"]
-    part = analyse(read(rich, ["rich"], ReportPart(methods=chosen, budgets=[whole.budget])))
+    part = analyse(read(rich, ["rich"], Selection(methods=chosen, budgets=[whole.budget])))
     (block,) = part.blocks
     (alone,) = block.comparisons
     among = next(found for found in whole.comparisons if found.method == alone.method)
@@ -37,29 +37,29 @@ def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> Non
 
 
 def test_another_reference_turns_the_sign(rich: str) -> None:
-    part = ReportPart(methods=["LoRA"], reference="TensLoRA att", budgets=["isorank"])
-    (block,) = analyse(read(rich, ["rich"], part)).blocks
+    selection = Selection(methods=["LoRA"], reference="TensLoRA att", budgets=["isorank"])
+    (block,) = analyse(read(rich, ["rich"], selection)).blocks
     (found,) = block.comparisons
     assert block.reference is not None
     assert (block.reference.method, found.method) == ("TensLoRA att", "LoRA")
-    with_lora = ReportPart(methods=["LoRA", "TensLoRA att"], budgets=["isorank"])
+    with_lora = Selection(methods=["LoRA", "TensLoRA att"], budgets=["isorank"])
     (other,) = analyse(read(rich, ["rich"], with_lora)).blocks[0].comparisons
     assert found.effect.difference == pytest.approx(-other.effect.difference)
 
 
 def test_a_reference_of_another_budget_is_taken_from_where_it_stands(rich: str) -> None:
-    part = ReportPart(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
-    (block, *_) = [found for found in analyse(read(rich, ["rich"], part)).blocks if found.comparisons]
+    selection = Selection(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
+    (block, *_) = [found for found in analyse(read(rich, ["rich"], selection)).blocks if found.comparisons]
     assert block.reference is not None
     assert (block.reference.method, block.reference.budget) == ("head only", "own size")
     assert [found.method for found in block.comparisons] == ["TensLoRA att"]
 
 
 def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: str) -> None:
-    rows = {row.method for row in read(rich, ["rich"], ReportPart(methods=["tenslora"])).experiments[0].rows}
+    rows = {row.method for row in read(rich, ["rich"], Selection(methods=["tenslora"])).experiments[0].rows}
     assert len(rows) > 1
     assert all(name.startswith("TensLoRA") for name in rows)
-    (row,) = {row.method for row in read(rich, ["rich"], ReportPart(methods=["LoRA"])).experiments[0].rows}
+    (row,) = {row.method for row in read(rich, ["rich"], Selection(methods=["LoRA"])).experiments[0].rows}
     assert row == "LoRA"
 
 
@@ -72,18 +72,18 @@ PAIRS = [
 
 
 def test_pairs_with_several_references_hold_at_once(rich: str) -> None:
-    def blocks(part: ReportPart) -> tuple[Block, ...]:
-        return analyse(read(rich, ["rich"], part)).blocks
+    def blocks(selection: Selection) -> tuple[Block, ...]:
+        return analyse(read(rich, ["rich"], selection)).blocks
 
-    found = blocks(ReportPart(pairs=PAIRS, budgets=["isoparameters"]))
-    asked = [(one.method, block.asked) for block in found for one in block.comparisons]
+    found = blocks(Selection(pairs=PAIRS, budgets=["isoparameters"]))
+    asked = [(one.method, block.named_reference) for block in found for one in block.comparisons]
     assert sorted(asked) == sorted(PAIRS)
     assert [block.level for block in found] == [pytest.approx(1 - 0.05 / 3)] * 3
     for block in found:
-        methods = [method for method, reference in PAIRS if reference == block.asked]
-        (by_itself,) = blocks(ReportPart(methods=methods, reference=block.asked, budgets=["isoparameters"]))[
-            :1
-        ]
+        methods = [method for method, reference in PAIRS if reference == block.named_reference]
+        (by_itself,) = blocks(
+            Selection(methods=methods, reference=block.named_reference, budgets=["isoparameters"])
+        )[:1]
         alone = {one.method: one for one in by_itself.comparisons}
         for one in block.comparisons:
             before = alone[one.method]
@@ -95,9 +95,9 @@ def test_pairs_with_several_references_hold_at_once(rich: str) -> None:
 
 def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: str) -> None:
     chosen = {"tasks": ["digits"], "budgets": ["isorank"]}
-    paired = ReportPart(pairs=[("LoRA", "TensLoRA att"), ("LoTR", "TensLoRA att")], **chosen)
-    named = ReportPart(methods=["LoRA", "LoTR"], reference="TensLoRA att", **chosen)
-    one, other = (analyse(read(rich, ["rich"], part)).blocks for part in (paired, named))
+    paired = Selection(pairs=[("LoRA", "TensLoRA att"), ("LoTR", "TensLoRA att")], **chosen)
+    named = Selection(methods=["LoRA", "LoTR"], reference="TensLoRA att", **chosen)
+    one, other = (analyse(read(rich, ["rich"], selection)).blocks for selection in (paired, named))
     told = [
         [(block.heading, found.method, found.interval, found.intervals) for found in block.comparisons]
         for block in (*one, *other)
@@ -106,34 +106,34 @@ def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: st
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("selection", "told"),
     [
-        (ReportPart(methods=["TensLoRA at"]), "method of this report 'TensLoRA at'.*TensLoRA att"),
-        (ReportPart(reference="Lora"), "reference 'Lora'.*LoRA"),
-        (ReportPart(budgets=["isorank 99"]), "budget of this report 'isorank 99'.*isorank 2"),
-        (ReportPart(methods=["head only"], budgets=["isorank 2"]), "no row is of all these"),
-        (ReportPart(pairs=[("tenslora", "LoRA")]), "method 'tenslora'.*TensLoRA att"),
-        (ReportPart(pairs=[("LoRA", "Lora")]), "reference 'Lora'.*LoRA"),
-        (ReportPart(pairs=[("head only", "LoRA")], budgets=["isorank 2"]), "'head only' has no row among"),
+        (Selection(methods=["TensLoRA at"]), "method of this report 'TensLoRA at'.*TensLoRA att"),
+        (Selection(reference="Lora"), "reference 'Lora'.*LoRA"),
+        (Selection(budgets=["isorank 99"]), "budget of this report 'isorank 99'.*isorank 2"),
+        (Selection(methods=["head only"], budgets=["isorank 2"]), "no row is of all these"),
+        (Selection(pairs=[("tenslora", "LoRA")]), "method 'tenslora'.*TensLoRA att"),
+        (Selection(pairs=[("LoRA", "Lora")]), "reference 'Lora'.*LoRA"),
+        (Selection(pairs=[("head only", "LoRA")], budgets=["isorank 2"]), "'head only' has no row among"),
     ],
 )
-def test_what_is_not_there_is_refused(rich: str, part: ReportPart, told: str) -> None:
+def test_what_is_not_there_is_refused(rich: str, selection: Selection, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        read(rich, ["rich"], part)
+        read(rich, ["rich"], selection)
 
 
 @pytest.mark.parametrize(
     ("pairs", "told"),
     [
-        ({"pairs": [("LoRA", "LoRA")]}, "a method and another one are wanted.*LoRA"),
-        ({"pairs": [("LoRA", "")]}, "a method and another one are wanted"),
+        ({"pairs": [("LoRA", "LoRA")]}, "pair: .*LoRA.*LoRA"),
+        ({"pairs": [("LoRA", "")]}, "pair: .*LoRA"),
         ({"pairs": PAIRS, "methods": ["LoRA"]}, "no methods or reference beside"),
         ({"pairs": PAIRS, "reference": "LoRA"}, "no methods or reference beside"),
     ],
 )
 def test_pairs_that_say_nothing_or_too_much_are_refused(pairs: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        ReportPart(**pairs)
+        Selection(**pairs)
 
 
 def test_what_has_a_size_of_its_own_is_named_as_in_tables() -> None:
@@ -157,18 +157,18 @@ def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
     # What the third one repeats stands once.
     (whole,) = {tuple(read(uri, names).cells["method"])}
     assert sorted(whole) == sorted([*both, "TensLoRA att", "TensLoRA att · wider"])
-    assert set(read(uri, names, ReportPart(methods=["LoRA"])).cells["method"]) == both
-    assert set(read(uri, names, ReportPart(methods=["LoRA · wider"])).cells["method"]) == {"LoRA · wider"}
-    pair = ReportPart(pairs=[("TensLoRA att", "TensLoRA att · wider")])
+    assert set(read(uri, names, Selection(methods=["LoRA"])).cells["method"]) == both
+    assert set(read(uri, names, Selection(methods=["LoRA · wider"])).cells["method"]) == {"LoRA · wider"}
+    pair = Selection(pairs=[("TensLoRA att", "TensLoRA att · wider")])
     assert set(read(uri, names, pair).cells["method"]) == {"TensLoRA att", "TensLoRA att · wider"}
-    (block,) = analyse(read(uri, names, ReportPart(pairs=[("LoRA · wider", "LoRA")]))).blocks
+    (block,) = analyse(read(uri, names, Selection(pairs=[("LoRA · wider", "LoRA")]))).blocks
     assert "training batch_size 64 against 8" in str(block.no_reference)
 
 
 def test_the_page_of_pairs_says_the_level_and_what_each_difference_is_from(rich: str, tmp_path: Path) -> None:
-    part = ReportPart(pairs=PAIRS[:3], budgets=["isorank"])
-    page = page_of(analyse(read(rich, ["rich"], part)), tmp_path).read_text(encoding="utf-8")
-    assert "those of each of the 2 references with 97.5%" in page
+    selection = Selection(pairs=PAIRS[:3], budgets=["isorank"])
+    page = page_of(analyse(read(rich, ["rich"], selection)), tmp_path).read_text(encoding="utf-8")
+    assert "at 97.5% for each of the 2 references" in page
     assert page.count("simultaneously with 97.5%, those of all 2 references together with 95%") == 2
     results = re.search('id="results".*?id="reference"', page, re.S)
     assert results is not None

@@ -1,0 +1,118 @@
+"""The rows of a report and the comparisons among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from bench.wire.words import budget_names
+from methods import UnknownNameError, UserError
+from methods.errors import shown
+from reports.study import Experiment, TableRow, table_name
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of a report; an empty choice means all. Other rows take part in no comparison.
+
+    A method is named as in tables, or by a title or a family (`tenslora` for all its variants), which means
+    every method that has it; a name that several experiments have means the row of each. `reference` replaces
+    LoRA as the reference, by its name in tables; it is among the rows whatever `methods` and `budgets` say.
+
+    `pairs` selects single comparisons, of a method with a reference, both by their names in tables. They
+    replace `methods` and `reference`, and the intervals of one budget and metric are simultaneous.
+    """
+
+    methods: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    backbones: Sequence[str] = ()
+    budgets: Sequence[str] = ()
+    reference: str = ""
+    pairs: Sequence[tuple[str, str]] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UserError for pairs beside methods or a reference, and for a pair without two names."""
+        if self.pairs and (self.methods or self.reference):
+            raise UserError("pairs say themselves what is compared: no methods or reference beside them")
+        for pair in self.pairs:
+            if len({*pair} - {""}) < 2:
+                raise UserError(f"pair: give two different methods (got {shown(list(pair))})")
+
+    @property
+    def compared(self) -> Mapping[str, tuple[str, ...]]:
+        """The methods that are compared with each reference, as in `reports.study.Study`."""
+        methods_of: dict[str, tuple[str, ...]] = {} if self.pairs else {self.reference: ()}
+        for method, reference in dict.fromkeys(self.pairs):
+            methods_of[reference] = (*methods_of.get(reference, ()), method)
+        return methods_of
+
+    def __str__(self) -> str:
+        choices = {
+            "methods": self.methods,
+            "tasks": self.tasks,
+            "backbones": self.backbones,
+            "budgets": self.budgets,
+            "compared with": [self.reference] if self.reference else [],
+        }
+        words = [f"{name} {', '.join(values)}" for name, values in choices.items() if values]
+        words += [
+            f"{', '.join(methods)} with {reference}"
+            for reference, methods in self.compared.items()
+            if methods
+        ]
+        return "; ".join(words)
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        choices = (self.methods, self.tasks, self.backbones, self.budgets, self.reference, self.pairs)
+        return not any(choices)
+
+    def of(self, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
+        """The experiments with the selected rows, without experiments that have none.
+
+        Raises UserError for a name that no row has, and if no row is left.
+        """
+        rows = [row for experiment in experiments for row in experiment.rows]
+        table_names = {row.name for row in rows}
+        references = set(self.compared) - {""}
+        exact = {("reference", name) for name in references} | {("method", name) for name, _ in self.pairs}
+        for kind, name in sorted(exact):
+            if name not in table_names:
+                raise UnknownNameError(kind, name, table_names)
+
+        def method_names(row: TableRow) -> set[str]:
+            # The name of one row is not also that of all with its title.
+            shared = {row.method, row.title, row.family} - table_names
+            return {row.name} | shared | ({table_name(row)} & set(self.methods))
+
+        methods = {*self.methods, *(references if self.methods else ()), *chain.from_iterable(self.pairs)}
+        choices: list[tuple[str, set[str], Callable[[TableRow], set[str]]]] = [
+            ("method", methods, method_names),
+            ("task", set(self.tasks), lambda row: {row.task}),
+            ("backbone", set(self.backbones), lambda row: {row.backbone}),
+            ("budget", set(self.budgets), lambda row: budget_names(row.budget)),
+        ]
+        for kind, chosen, names_of in choices:
+            every: set[str] = set().union(*map(names_of, rows))
+            for name in sorted(chosen - every):
+                raise UnknownNameError(f"{kind} of this report", name, every)
+
+        in_budgets = {row.name for row in rows if budget_names(row.budget) & set(self.budgets)}
+
+        def selected(row: TableRow) -> bool:
+            # A reference that has none of these budgets is taken from another one.
+            elsewhere = row.name in references - in_budgets
+            return all(
+                not chosen or names_of(row) & chosen or (elsewhere and kind == "budget")
+                for kind, chosen, names_of in choices
+            )
+
+        kept = [replace(each, rows=tuple(filter(selected, each.rows))) for each in experiments]
+        left = {row.name for each in kept for row in each.rows}
+        if not left:
+            raise UserError("no row is of all these methods, tasks, backbones and budgets")
+        if gone := [method for method, _ in self.pairs if method not in left]:
+            raise UserError(f"pair: '{gone[0]}' has no row among the tasks, backbones and budgets chosen")
+        return tuple(each for each in kept if each.rows)
