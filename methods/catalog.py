@@ -48,6 +48,11 @@ METHODS = Registry(
         "quanta": "baselines.quanta:QuanTA",
         "cp": "baselines.cp_adapter:CPAdapter",
         "dota": "baselines.dota:DoTA",
+        "cdka": "baselines.cdka:CDKA",
+        "abba": "baselines.abba:ABBA",
+        "loha_kr": "baselines.loha_kr:KhatriRaoLoHa",
+        "kadaptation": "baselines.kadaptation:KAdaptation",
+        "kradapter": "baselines.kradapter:KRAdapter",
     },
     _check_method,
 )

@@ -1,0 +1,96 @@
+"""CDKA (arXiv 2602.01267): each update is a sum of Kronecker products of a tall and a wide matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from methods.backbone import Geometry
+from methods.errors import UserError
+from methods.lowrank import Contracted, LowRankMethod, OwnPairs
+from methods.sizes import AnyTargets, OneRank, Targeted
+from methods.validation import Scale
+
+
+class CDKA(OneRank, Targeted, LowRankMethod):
+    """y = W·x + b + scale/√(rank·r2) · Σ_i (B_i ⊗ A_i)·x, with A_i (r1, in/r2) and B_i (out/r1, r2).
+
+    r1 divides the output and r2 the input; with both 1 it is LoRA at the scale of rsLoRA. As a low-rank pair
+    it has rank · r1 · r2 columns. A starts uniform in ±√(r2/in), B at zero (the authors' default). The
+    layer's own code could not be read: forward and scale are those of two ports that agree. There is no
+    dropout.
+    """
+
+    name: ClassVar[str] = "cdka"
+    title: ClassVar[str] = "CDKA"
+    titled: ClassVar[frozenset[str]] = frozenset({"rank"})
+    #: Of the authors' script for LLaMA-2-7B.
+    published_lr: ClassVar[float | None] = 2e-4
+    published_scale: ClassVar[float | None] = 64.0
+
+    targets: AnyTargets = "qkvo+mlp"
+    #: alpha, divided by √(rank·r2).
+    scale: Scale = 64.0
+    #: Rows of each A, a divisor of every output size.
+    r1: PositiveInt = 2
+    #: Columns of each B, a divisor of every input size.
+    r2: PositiveInt = 2
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """rank · (r1·in/r2 + r2·out/r1) for every site."""
+        shapes = self.adapted(geometry).values()
+        for name, (out, in_) in self.adapted(geometry).items():
+            for size, divisor, option in ((out, self.r1, "r1"), (in_, self.r2, "r2")):
+                if size % divisor:
+                    raise UserError(
+                        f"{self.label}: {option} should divide {size:,}, a side of {name} (got {divisor})"
+                    )
+        return (
+            geometry.layers
+            * rank
+            * sum(self.r1 * in_ // self.r2 + self.r2 * out // self.r1 for out, in_ in shapes)
+        )
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The Kronecker terms that span a weight: min(r1·in/r2, r2·out/r1), the least over the weights."""
+        sides = (
+            min(self.r1 * in_ // self.r2, self.r2 * out // self.r1)
+            for out, in_ in self.adapted(geometry).values()
+        )
+        return (min(sides),)
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Terms:
+        return _Terms(self, geometry, generator)
+
+
+class _Terms(OwnPairs):
+    """For each projection `A` (layers, rank, r1, in/r2) and `B` (layers, rank, out/r1, r2)."""
+
+    def __init__(self, method: CDKA, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__(geometry.sites(method.projections))
+        rank, self.r1, self.r2 = method.resolved_rank, method.r1, method.r2
+        self.scale = method.scale / math.sqrt(rank * self.r2)
+        self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
+        for name, (out, in_) in method.adapted(geometry).items():
+            bound = math.sqrt(self.r2 / in_)
+            wide = torch.empty(geometry.layers, rank, self.r1, in_ // self.r2)
+            self.A[name] = nn.Parameter(wide.uniform_(-bound, bound, generator=generator))
+            self.B[name] = nn.Parameter(torch.zeros(geometry.layers, rank, out // self.r1, self.r2))
+
+    def contract(self) -> Contracted:
+        downs = {name: self._down(wide) for name, wide in self.A.items()}
+        return self.contracted(downs, {name: self._up(tall) for name, tall in self.B.items()})
+
+    def _down(self, wide: Tensor) -> Tensor:
+        """(layers, rank·r2·r1, in): A_i[q, t] in row (i, v, q) and column (v, t)."""
+        same = torch.eye(self.r2, dtype=wide.dtype, device=wide.device)
+        return torch.einsum("liqt,vw->livqwt", wide, same).flatten(4).flatten(1, 3)
+
+    def _up(self, tall: Tensor) -> Tensor:
+        """(layers, out, rank·r2·r1): B_i[u, v] in row (u, q) and column (i, v, q)."""
+        same = torch.eye(self.r1, dtype=tall.dtype, device=tall.device) * self.scale
+        return torch.einsum("liuv,qp->luqivp", tall, same).flatten(3).flatten(1, 2)

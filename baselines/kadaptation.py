@@ -1,0 +1,86 @@
+"""KAdaptation (arXiv 2203.16329): each update is a sum of Kronecker products with small shared matrices."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import PositiveInt
+from torch import nn
+
+from methods.backbone import Geometry
+from methods.errors import UserError
+from methods.lowrank import Contracted, LowRankMethod, OwnPairs
+from methods.sizes import AnyTargets, OneRank, Targeted
+from methods.validation import Scale
+
+#: Standard deviation of the rules at the start (Compacter's, arXiv 2106.04647, of rules that are not shared).
+RULE_STD = 0.01
+
+
+class KAdaptation(OneRank, Targeted, LowRankMethod):
+    """y = W·x + b + scale · Σ_i (r_i ⊗ R_i)·(l_i ⊗ L_i)ᵀ·x over `products` terms.
+
+    These are parametrised hypercomplex (PHM) matrices: rules l_i, r_i (products) of a projection are shared
+    by all layers, L_i (in/products, rank) and R_i (out/products, rank) are of a site. As a low-rank pair it
+    has products · rank columns. Start: rules N(0, 0.01), L uniform in ±√(12/(in/products + rank)), R at zero
+    (ours: as released L and R are both zero, and only a bias ever trains). It has no bias and no dropout.
+    """
+
+    name: ClassVar[str] = "kadaptation"
+    title: ClassVar[str] = "KAdaptation"
+    titled: ClassVar[frozenset[str]] = frozenset({"rank"})
+
+    targets: AnyTargets = "qv"
+    #: 128/4·5 in the reference code.
+    scale: Scale = 160.0
+    #: The number of terms and the side of their small matrices, a divisor of every side of a weight; 32 in
+    #: the reference code, where sides are 768.
+    products: PositiveInt = 4
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """rank · (in + out) for every site, and 2·products² for every projection."""
+        shapes = self.adapted(geometry)
+        for name, sides in shapes.items():
+            if any(side % self.products for side in sides):
+                raise UserError(
+                    f"{self.label}: products should divide both sides of {name}, {sides[0]:,} × {sides[1]:,} "
+                    f"(got {self.products})"
+                )
+        return geometry.layers * rank * sum(map(sum, shapes.values())) + 2 * len(shapes) * self.products**2
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The smallest side over `products`, from which on the rank of an update is full."""
+        smallest = min(map(min, self.adapted(geometry).values()))
+        return (max(1, smallest // self.products),)
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Rules:
+        return _Rules(self, geometry, generator)
+
+
+class _Rules(OwnPairs):
+    """By projection: `l`, `r` (terms, products), `L` (layers, terms, in/products, rank), `R` likewise."""
+
+    def __init__(self, method: KAdaptation, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__(geometry.sites(method.projections))
+        self.scale, terms, rank = method.scale, method.products, method.resolved_rank
+        self.l, self.r, self.L, self.R = (nn.ParameterDict() for _ in range(4))
+        for name, (out, in_) in method.adapted(geometry).items():
+            for rules in (self.l, self.r):
+                rule = torch.empty(terms, terms).normal_(std=RULE_STD, generator=generator)
+                rules[name] = nn.Parameter(rule)
+            bound = (12 / (in_ // terms + rank)) ** 0.5
+            left = torch.empty(geometry.layers, terms, in_ // terms, rank)
+            self.L[name] = nn.Parameter(left.uniform_(-bound, bound, generator=generator))
+            self.R[name] = nn.Parameter(torch.zeros(geometry.layers, terms, out // terms, rank))
+
+    def contract(self) -> Contracted:
+        downs = {
+            name: torch.einsum("in,Limr->Lirnm", self.l[name], left).flatten(3).flatten(1, 2)
+            for name, left in self.L.items()
+        }
+        ups = {
+            name: torch.einsum("in,Limr->Lnmir", self.r[name] * self.scale, right).flatten(3).flatten(1, 2)
+            for name, right in self.R.items()
+        }
+        return self.contracted(downs, ups)

@@ -1,0 +1,216 @@
+"""CDKA, ABBA, LoHa (Khatri-Rao), KAdaptation and KRAdapter against their products, matrix by matrix."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods import Geometry, NotLowRank, Site, UserError, create
+
+from ..methods.oracle import BASE, EVEN, RANK, SCALE, UNEQUAL, Dense, DenseOracle, LowRankOracle, Values
+from ..methods.toy import ToyBackbone
+
+QKV = {"targets": "qkv"}
+
+
+class ProductOracle(LowRankOracle):
+    """The update of each site from the parameters of its projection and layer."""
+
+    def dense(self, values: Values, geometry: Geometry) -> Dense:
+        names = {key.partition(".")[0] for key in values}
+        updates: Dense = {}
+        for site in geometry.sites(self.method().projections):
+            own = {name: values[f"{name}.{site.projection}"] for name in names}
+            updates[site] = (
+                self.update({name: self.of_layer(name, value, site) for name, value in own.items()}),
+                None,
+            )
+        return updates
+
+    def of_layer(self, name: str, value: Tensor, site: Site) -> Tensor:
+        return value[site.layer]
+
+    def update(self, own: Values) -> Tensor:
+        """ΔW (out, in) of a site."""
+        raise NotImplementedError
+
+
+class TestCDKA(ProductOracle):
+    name = "cdka"
+    zero = r"^B\."
+    published = [
+        ({"rank": 4, "r1": 2, "r2": 2, **QKV}, BASE, 221_184),
+        ({"rank": 4, "r1": 2, "r2": 8, **QKV}, BASE, 36 * 13_056),
+        ({"rank": 1, "r1": 4, "r2": 32, **QKV}, BASE, 224_640),
+        ({"rank": 4, "r1": 1, "r2": 1, **QKV}, BASE, 221_184),
+    ]
+    budgets = [({}, (4,), 221_184)]
+
+    def update(self, own: Values) -> Tensor:
+        terms = zip(own["A"], own["B"], strict=True)
+        return SCALE / math.sqrt(RANK * 2) * sum(torch.kron(tall, wide) for wide, tall in terms)  # type: ignore[return-value]
+
+    def formula(self, geometry: Geometry, rank: int) -> int:
+        shapes = [geometry.shape(name) for name in geometry.having(self.method().projections)]
+        # r1 = r2 = 2 cancel out: LoRA's count.
+        return geometry.layers * rank * sum(out + in_ for out, in_ in shapes)
+
+    def test_its_rank_is_that_of_all_terms(self) -> None:
+        _, adapter = self.attached(EVEN[0], rank=2)
+        delta = adapter.delta(Site(0, "query"))
+        assert torch.linalg.matrix_rank(delta) == 2 * 2 * 2
+
+    def test_wide_factors_start_as_published(self) -> None:
+        start = self.start(rank=8, r2=8)
+        bound = math.sqrt(8 / 768)
+        assert 0.99 * bound < start["A.query"].abs().max() <= bound
+
+    @pytest.mark.parametrize("option", ["r1", "r2"])
+    def test_what_does_not_divide_a_side_is_refused(self, option: str) -> None:
+        with pytest.raises(UserError, match=rf"{option} should divide .*got 7"):
+            create("cdka", rank=2, **{option: 7}).count(BASE)
+
+    def test_uneven_divisors(self) -> None:
+        geometry = Geometry(24, 4, 2, 96)
+        _, adapter = self.attached(geometry, r1=3, r2=4, rank=2)
+        values = {key: value.detach() for key, value in adapter.named_parameters().items()}
+        for site in adapter.bases:
+            terms = zip(
+                values[f"A.{site.projection}"][site.layer],
+                values[f"B.{site.projection}"][site.layer],
+                strict=True,
+            )
+            dense = SCALE / math.sqrt(2 * 4) * sum(torch.kron(tall, wide) for wide, tall in terms)
+            torch.testing.assert_close(adapter.delta(site), dense)
+
+
+class TestABBA(ProductOracle):
+    name = "abba"
+    zero = r"^B2\."
+    published = [({"rank": 2, **QKV}, BASE, 221_184), ({"rank": 4, **QKV}, BASE, 442_368)]
+    budgets = [({}, (2,), 221_184)]
+
+    def update(self, own: Values) -> Tensor:
+        return SCALE * (own["B1"] @ own["A1"]) * (own["B2"] @ own["A2"])
+
+    def formula(self, geometry: Geometry, rank: int) -> int:
+        shapes = [geometry.shape(name) for name in geometry.having(self.method().projections)]
+        return 2 * geometry.layers * rank * sum(out + in_ for out, in_ in shapes)
+
+    def test_the_first_pair_starts_as_the_largest_singular_vectors(self) -> None:
+        _, adapter = self.started(EVEN[0], rank=4)
+        values = adapter.named_parameters()
+        for site, base in adapter.bases.items():
+            u, s, vh = torch.linalg.svd(base.weight.detach())
+            left, right = (values[f"{name}.{site.projection}"][site.layer] for name in ("B1", "A1"))
+            # Ten power steps leave a little of the other singular vectors.
+            torch.testing.assert_close(left @ right, (u[:, :4] * s[:4]) @ vh[:4], rtol=0, atol=1e-3)
+            torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1), rtol=1e-5, atol=1e-5)
+
+    def test_the_seed_decides_the_start(self) -> None:
+        """Of what is drawn: A1 and B1 are those of the weights."""
+        first, same, other = (self.started(EVEN[0], seed)[1].named_parameters() for seed in (0, 0, 1))
+        assert all(torch.equal(first[key], same[key]) for key in first)
+        assert {key[:2] for key in first if not torch.equal(first[key], other[key])} == {"A2"}
+
+
+class TestKhatriRaoLoHa(ProductOracle):
+    name = "loha_kr"
+    zero = r"^B1\."
+    published = [
+        ({"rank": 2, **QKV}, BASE, 221_184),
+        ({"rank": 32, "targets": "qv"}, BASE, 24 * 4 * 32 * 768),
+    ]
+    budgets = [({}, (2,), 221_184)]
+
+    def update(self, own: Values) -> Tensor:
+        return SCALE / RANK * (own["B1"] @ own["A1"]) * (own["B2"] @ own["A2"])
+
+    formula = TestABBA.formula
+
+    def test_it_begins_as_lora(self) -> None:
+        start = self.start(BASE)
+        torch.testing.assert_close(start["B2.query"] @ start["A2.query"], torch.ones(12, 768, 768))
+        assert start["A1.query"].abs().max() <= 1 / math.sqrt(768)
+
+    def test_the_seed_decides_the_start(self) -> None:
+        first, same, other = (self.started(EVEN[0], seed)[1].named_parameters() for seed in (0, 0, 1))
+        assert all(torch.equal(first[key], same[key]) for key in first)
+        assert {key[:2] for key in first if not torch.equal(first[key], other[key])} == {"A1", "A2"}
+
+
+class TestKAdaptation(ProductOracle):
+    name = "kadaptation"
+    options = {"rank": RANK, "scale": SCALE, "products": 2}
+    zero = r"^R\."
+    published = [
+        ({"rank": 4, "products": 32, **QKV}, BASE, 221_184 + 3 * 2 * 32**2),
+        ({"rank": 1, "products": 32, **QKV}, BASE, 55_296 + 6_144),
+    ]
+    budgets = [({"products": 4}, (4,), 221_184 + 3 * 2 * 4**2)]
+
+    def of_layer(self, name: str, value: Tensor, site: Site) -> Tensor:
+        return value if name in ("l", "r") else value[site.layer]
+
+    def update(self, own: Values) -> Tensor:
+        total: Tensor = 0  # type: ignore[assignment]
+        for inner, outer, left, right in zip(own["l"], own["r"], own["L"], own["R"], strict=True):
+            rule, weight = torch.outer(inner, outer), left @ right.T
+            total = total + torch.kron(rule.T, weight.T)
+        return SCALE * total
+
+    def formula(self, geometry: Geometry, rank: int) -> int:
+        shapes = [geometry.shape(name) for name in geometry.having(self.method().projections)]
+        return geometry.layers * rank * sum(out + in_ for out, in_ in shapes) + 2 * len(shapes) * 2**2
+
+    def test_what_does_not_divide_a_side_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"products should divide .*got 7"):
+            create("kadaptation", rank=2, products=7).count(BASE)
+
+
+class TestKRAdapter(DenseOracle):
+    name = "kradapter"
+    options = {}
+    zero = r"\.U$"
+    published = [
+        (QKV, BASE, 36 * 43_008),
+        ({"targets": "qkvo+mlp"}, BASE, 12 * (4 * 43_008 + 2 * 108_288)),
+    ]
+    test_counts = None
+    test_fit_is_the_nearest = None
+
+    def dense(self, values: Values, geometry: Geometry) -> Dense:
+        updates: Dense = {}
+        for site in geometry.sites(self.method().projections):
+            out, in_ = geometry.shape(site.projection)
+            u, v = values[f"{site}.U"], values[f"{site}.V"]
+            rows = torch.stack([torch.kron(v[p], u[p]) for p in range(min(out, in_))])
+            product = 2 * rows[:, : max(out, in_)]
+            updates[site] = (product if out <= in_ else product.T, None)
+        return updates
+
+    def test_its_size_is_that_of_the_weights(self) -> None:
+        assert create("kradapter", **QKV).count(BASE) == 7 * 221_184
+        for geometry in EVEN + UNEQUAL:
+            backbone = ToyBackbone(geometry)
+            method = create("kradapter", targets="qkvo+mlp")
+            adapter = method.attach(backbone, torch.Generator())
+            assert adapter.parameter_count == method.count(geometry)
+            with pytest.raises(NotLowRank):
+                adapter.factors()
+
+    def test_the_update_has_full_rank(self) -> None:
+        _, adapter = self.attached(EVEN[0])
+        assert torch.linalg.matrix_rank(adapter.delta(Site(0, "query"))) == 24
+
+
+def test_labels() -> None:
+    assert create("cdka", rank=4).label == "CDKA"
+    assert create("cdka", rank=4, r2=8).label == "CDKA (r2=8)"
+    assert create("abba", rank=4).label == "ABBA"
+    assert create("loha_kr", rank=4).label == "LoHa (Khatri-Rao)"
+    assert create("kadaptation", rank=4).label == "KAdaptation"
+    assert create("kradapter").label == "KRAdapter"
