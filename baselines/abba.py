@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from sklearn.utils.extmath import randomized_svd
@@ -81,6 +81,11 @@ class ABBA(HadamardMethod):
     targets: AnyTargets = "qkvo+mlp"
     #: α₁ = α₂ of the reference code, where the rank is 32.
     scale: Scale = 32.0
+
+    @classmethod
+    def listed(cls) -> tuple[Self, ...]:
+        """On attention alone: with the MLP, rank 1 exceeds LoRA r=4 on query, key and value."""
+        return (cls.model_validate({"targets": "qkvo"}),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> HadamardPairs:
         pairs = HadamardPairs(self, geometry)
