@@ -23,7 +23,7 @@ class KhatriRaoLoHa(HadamardMethod):
     """
 
     name: ClassVar[str] = "loha_kr"
-    title: ClassVar[str] = "LoHa (Khatri-Rao)"
+    title: ClassVar[str] = "LoHa-KR"
     divided_by_rank: ClassVar[bool] = True
 
     targets: AnyTargets = "qv"

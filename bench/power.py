@@ -19,7 +19,7 @@ from reports.inference.intervals import LEAST_SEEDS
 from reports.inference.power import Design, Response, of_assumed, of_effects, of_runs, of_stored
 from reports.reading import read
 from reports.studies import analyse_studies, block_budgets
-from reports.study import OWN_SIZE, REFERENCE, grouped, table_name
+from reports.study import OWN_SIZE, REFERENCE, grouped
 from reports.thresholds import DEFAULT, Asked, thresholds
 
 #: Assumed standard deviations of a run's score over seeds, in the score's units.
@@ -111,7 +111,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
             settings = {(row.task, row.backbone): row for row in of_block}
-            methods = {table_name(row): row.family for row in of_block}
+            methods = {row.table_name: row.family for row in of_block}
             claims = max(1, len(methods) - bool(tuning or REFERENCE in methods.values()))
             point = METRICS.get(metric).point
             stored, least = stored_designs.get((budget, metric, task), (None, DEFAULT * point))

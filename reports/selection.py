@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from bench.wire.words import budget_names
 from methods import UnknownNameError, UserError
 from methods.errors import shown
-from reports.study import Experiment, TableRow, table_name
+
+if TYPE_CHECKING:
+    # Its imports take seconds, and commands make selections before they know that there is a store.
+    from reports.study import Experiment, TableRow
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Selection:
         def method_names(row: TableRow) -> set[str]:
             # The name of one row is not also that of all with its title.
             shared = {row.method, row.title, row.family} - table_names
-            return {row.name} | shared | ({table_name(row)} & set(self.methods))
+            return {row.name} | shared | ({row.table_name} & set(self.methods))
 
         methods = {*self.methods, *(references if self.methods else ()), *chain.from_iterable(self.pairs)}
         choices: list[tuple[str, set[str], Callable[[TableRow], set[str]]]] = [

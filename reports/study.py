@@ -254,13 +254,7 @@ class TableRow(PlannedRow):
     @classmethod
     def of(cls, row: PlannedRow) -> TableRow:
         """The row under its name in a table of one experiment."""
-        return cls(**dict(row), name=table_name(row))
-
-
-def table_name(row: PlannedRow) -> str:
-    """The name of a row's method in tables, with the ranks of methods of fixed size."""
-    ranks = ",".join(map(str, row.ranks))
-    return row.method + (f" r={ranks}" if row.budget is None and ranks else "")
+        return cls(**dict(row), name=row.table_name)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Threads of a worker wait for one another. While tests keep all cores busy, a thread that waits by spinning
 # takes the core that the other needs, and a step of milliseconds takes seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Settings of the user's own programs would colour output that tests read, or lead to a store or a cluster.
+# Settings of the user's own programs would colour or wrap the output that tests read, or lead to a store or
+# a cluster.
+os.environ.pop("COLUMNS", None)
 os.environ.pop("FORCE_COLOR", None)
 os.environ.pop("TTY_COMPATIBLE", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -93,6 +93,12 @@ class PlannedRow(Wired):
     #: The studies that `trials` make up; None where they are seeds of one setting.
     studies: StudyPlan | None = None
 
+    @property
+    def table_name(self) -> str:
+        """The method's name in tables, with the ranks of methods of fixed size."""
+        ranks = ",".join(map(str, self.ranks))
+        return self.method + (f" r={ranks}" if self.budget is None and ranks else "")
+
 
 class PlannedTrial(Wired):
     """A trial with the content of its id, in a form that other versions can read."""

@@ -1,4 +1,4 @@
-"""CDKA, ABBA, LoHa (Khatri-Rao), KAdaptation and KRAdapter against their products, matrix by matrix."""
+"""CDKA, ABBA, LoHa-KR, KAdaptation and KRAdapter against their products, matrix by matrix."""
 
 from __future__ import annotations
 
@@ -211,6 +211,6 @@ def test_labels() -> None:
     assert create("cdka", rank=4).label == "CDKA"
     assert create("cdka", rank=4, r2=8).label == "CDKA (r2=8)"
     assert create("abba", rank=4).label == "ABBA"
-    assert create("loha_kr", rank=4).label == "LoHa (Khatri-Rao)"
+    assert create("loha_kr", rank=4).label == "LoHa-KR"
     assert create("kadaptation", rank=4).label == "KAdaptation"
     assert create("kradapter").label == "KRAdapter"

@@ -15,7 +15,6 @@ from methods import UserError
 from reports.analysis import Block, analyse
 from reports.reading import read
 from reports.selection import Selection
-from reports.study import table_name
 
 from ..stored import write
 from . import made_up
@@ -140,9 +139,9 @@ def test_what_has_a_size_of_its_own_is_named_as_in_tables() -> None:
     def row(method: str, budget: str | None, *ranks: int) -> PlannedRow:
         return PlannedRow.model_construct(method=method, budget=budget, ranks=ranks)
 
-    assert table_name(row("LoRA (targets=qkvo)", None, 3)) == "LoRA (targets=qkvo) r=3"
-    assert table_name(row("TensLoRA att", "isorank 2", 2, 2)) == "TensLoRA att"
-    assert table_name(row("head only", None)) == "head only"
+    assert row("LoRA (targets=qkvo)", None, 3).table_name == "LoRA (targets=qkvo) r=3"
+    assert row("TensLoRA att", "isorank 2", 2, 2).table_name == "TensLoRA att"
+    assert row("head only", None).table_name == "head only"
 
 
 def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(

@@ -22,6 +22,7 @@ from bench.inputs import Prompt, TextInput
 from bench.tasks import TASKS, prepare
 from bench.tasks.tokens import prompted
 from bench.training.trial import Resources, run_trial
+from bench.wire.measures import Measure
 from bench.wire.record import Progress
 from methods import UserError, create
 
@@ -113,8 +114,9 @@ def test_head_only_is_the_zero_shot_score_and_adapters_train() -> None:
         bare, adapted = (run_trial(trial, resources, told.append) for trial in made.trials)
     # A trial without steps has no progress, of which the terminal would show a share.
     assert all(progress.steps == 4 for progress in told)
-    assert (bare.trained.steps, bare.adapter_parameters, bare.head_parameters) == (0, 0, 0)
-    assert (adapted.trained.steps, adapted.head_parameters) == (4, 0)
+    counts = [Measure.ADAPTER_PARAMETERS, Measure.HEAD_PARAMETERS]
+    assert (bare.trained.steps, *(bare.measures[count] for count in counts)) == (0, 0, 0)
+    assert (adapted.trained.steps, adapted.measures[Measure.HEAD_PARAMETERS]) == (4, 0)
     assert bare.head == adapted.head == {}
     assert not torch.equal(bare.final.logits, adapted.final.logits)
     backbone = resources.backbone(made.trials[0])

@@ -31,6 +31,7 @@ from bench.training.ending import finished
 from bench.training.loop import evaluate
 from bench.training.saving import Saving
 from bench.training.trial import Resources, run_trial
+from bench.wire.measures import Measure
 from bench.wire.words import Artifact
 from methods import Geometry, UserError, create, from_identity
 
@@ -220,7 +221,8 @@ def test_trials_of_described_data_train_and_head_only_is_zero_shot(
     made = suite(data(tmp_path), methods=["head_only", "lora"])
     resources = Resources("cpu")
     bare, lora = (run_trial(trial, resources, lambda _: None) for trial in made.trials)
-    assert (bare.trained.steps, bare.head_parameters, bare.adapter_parameters) == (0, 0, 0)
+    counts = [Measure.ADAPTER_PARAMETERS, Measure.HEAD_PARAMETERS]
+    assert (bare.trained.steps, *(bare.measures[count] for count in counts)) == (0, 0, 0)
     assert (lora.trained.steps, lora.head) == (4, {})
     assert lora.final.loss < bare.final.loss
     table = pd.read_parquet(io.BytesIO(finished(lora).files[Artifact.PREDICTIONS]))
