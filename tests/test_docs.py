@@ -78,7 +78,8 @@ def test_links_between_pages_lead_somewhere() -> None:
         f"{page.relative_to(root)}: {link}"
         for page in pages
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-        if "://" not in link and not (page.parent / link).exists()
+        # The site of published results is made from them and not committed.
+        if "://" not in link and "../leaderboard/" not in link and not (page.parent / link).exists()
     ]
     assert len(pages) > 20
     assert not broken
