@@ -111,7 +111,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes whole states, and those of which a training pruned triplets.
+        """Loads a full state, or one from which training pruned triplets.
 
         Raises UserError for names, and for shapes that are neither.
         """

@@ -178,7 +178,7 @@ def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]
 
 
 def _beats(evidence: Evidence, other: Cell, cell: Cell, claims: int) -> bool:
-    """Whether `other` is significantly better, as one of so many claims."""
+    """Whether `other` is significantly better, with intervals simultaneous over `claims` comparisons."""
     if (other.gain or 0.0) <= (cell.gain or 0.0):
         return False
     part = evidence.on_setting((other.number, cell.number))

@@ -28,7 +28,7 @@ class Unit:
         return f"{100 * value:.{digits}f}" if self.mark else f"{value:.4g}"
 
     def difference(self, value: float | None, digits: int = 2) -> str:
-        """With its sign."""
+        """The text of a difference, which begins with its sign."""
         if value is None:
             return NOTHING
         return f"{100 * value:+.{digits}f}" if self.mark else f"{value:+.4g}"

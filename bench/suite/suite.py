@@ -51,7 +51,7 @@ def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
 
 
 def _way(tuning: Any) -> str:
-    """The tag of a tuning section: that of studies if it has their fields."""
+    """The discriminator tag of a tuning section: `Studies` if it has a field of theirs, else `Tuning`."""
     described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
     return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
 

@@ -55,7 +55,7 @@ class FacTOracle(StackedOracle):
         return stacked(full.unflatten(0, (geometry.layers, -1)), geometry, *GATED_PROJECTIONS)
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """Between Σ and V: on Σ·U·x, for fc1 and gate on that of all slices side by side."""
+        """Dropout sits between Σ and V, on Σ·U·x. For fc1 and gate the slices lie side by side."""
         (u, v), names = self.ends(values), owners(geometry)
         of_layer = self.sigmas(values, geometry).unflatten(0, (geometry.layers, -1))[site.layer]
         sigmas = [sigma for sigma, name in zip(of_layer, names, strict=True) if name == site.projection]

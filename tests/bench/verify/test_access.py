@@ -78,7 +78,7 @@ def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Call
 
 
 def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
-    """Changes what the trial names, in the plan too, and every hash with it; no id depends on it."""
+    """Changes names in a trial and in its plan, and recomputes the hashes; ids do not depend on them."""
 
     def edit(content: Files) -> None:
         for name in [name for name in content if name.endswith(("config.json", "plan.json"))]:

@@ -1,4 +1,4 @@
-"""What a design finds, and what a comparison says beyond its tasks."""
+"""Tests of the power of a design, and of verdicts that one task decides."""
 
 from __future__ import annotations
 
