@@ -98,8 +98,11 @@ def _one_line(text: str) -> str:
 #: A name for people: in tables, plots and reports, and in no id.
 Label = Annotated[str, AfterValidator(_one_line), Field(max_length=80)]
 
+#: More is a slip: float32 ends at 3e38, and an update is squared.
+LARGEST_SCALE = 1e9
+
 #: What multiplies an update.
-Scale = Annotated[float, AfterValidator(_not_zero)]
+Scale = Annotated[float, AfterValidator(_not_zero), Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE)]
 
 
 def earlier(model: type[BaseModel]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 from bench.backbones.backbone import locate
 from bench.backbones.kinds import KINDS
 from methods import Adapter, Backbone, Geometry, Method, Site, UserError, attach
+from methods.errors import shown
 
 
 def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
@@ -24,6 +25,8 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     and head. Raises UserError for any other model, for a model with an adapter, for a parameter outside the
     encoder that is in no module of its own, for a method that trains nothing, and as `Method.check` does.
     """
+    if not isinstance(method, Method):
+        raise UserError(f"wrap(): method should be made by methods.create, got {shown(method)}")
     if method.fits_head:
         raise UserError(
             f"{method.label} is fitted in a trial of a suite; a loop of your own trains the head alone: take "

@@ -384,6 +384,11 @@ def check_store(uri: str, *names: str) -> None:
     """
     from bench.wire.pack import ENDING
 
+    for name in names:
+        if name.endswith(".zip") and not name.endswith(ENDING):
+            from methods.errors import UserError
+
+            raise UserError(f"{name}: the name of a pack ends with {ENDING}; rename the file")
     file = uri.removeprefix("sqlite:///")
     packs = bool(names) and all(name.endswith(ENDING) for name in names)
     if file != uri and not packs and "?" not in file and not Path(file or ".").exists():

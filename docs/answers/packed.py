@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.store.opening import open_results
+from bench.wire.pack import ENDING
 from bench.wire.words import Status
 from reports.inference.intervals import Bounds
 from reports.reading import read_sources
@@ -68,9 +69,10 @@ class Packed:
         return sum(seed.seed in seeds and seed.status in (Status.FINISHED, Status.FAILED) for seed in known)
 
     def link(self, text: str, cell: Cell) -> str:
-        """The text, with a link to the row in the site, where the site has this suite."""
-        page = f"leaderboard/suites/{self.suite}/index.html"
-        return f"[{text}](../{page}#c{cell.number})" if (DOCS / page).exists() else text
+        """The text, linked to the row on the site if the suite is published."""
+        if not (DOCS.parent / "results" / f"{self.suite}{ENDING}").exists():
+            return text
+        return f"[{text}](../leaderboard/suites/{self.suite}/index.html#c{cell.number})"
 
 
 @dataclass(frozen=True)

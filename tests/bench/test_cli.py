@@ -349,3 +349,10 @@ def test_lists_name_all_that_there_is(call: Call) -> None:
     assert {f"TensLoRA {variant}" for variant in VARIANTS} <= set(named)
     assert named["LoRA"]["isorank_4"] == 221184
     assert named["TensLoRA qkv_depth"]["isorank_4"] == 6460
+
+
+def test_a_zip_file_without_the_name_of_a_pack_is_refused(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "pack.zip").touch()
+    done = call("report", tmp_path / "pack.zip", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert ".tensorbench.zip" in done.err

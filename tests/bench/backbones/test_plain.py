@@ -271,3 +271,8 @@ def test_what_cannot_be_wrapped_is_refused_and_left_alone() -> None:
     with pytest.raises(UserError, match="query is a AdaptedLinear, not a Linear"):
         bench.wrap(model, TENSLORA)
     assert model.get_submodule(adapter.backbone.path(Site(0, "query"))) is query
+
+
+def test_a_name_in_place_of_a_method_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method .*methods\.create, got 'lora'"):
+        bench.wrap(nn.Linear(2, 2), "lora")  # type: ignore[arg-type]
