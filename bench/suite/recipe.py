@@ -26,9 +26,6 @@ AS_HEAD = "as weight_decay"
 #: Bounds against slips, such as an extra power of ten.
 MAX_EPOCHS, MAX_STEPS = 100_000, 10**9
 
-#: AdamW moves every entry by about its rate in each step, so a larger one is a slip.
-Rate = Annotated[float, Field(gt=0, le=1000)]
-
 Epochs = Annotated[int, Field(gt=0, le=MAX_EPOCHS)]
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
@@ -41,9 +38,9 @@ class Recipe(Frozen):
     """
 
     #: Peak learning rate of the adapter.
-    lr: Rate = 5e-4
+    lr: PositiveFloat = 5e-4
     #: Peak learning rate of the head. None: the adapter's.
-    head_lr: Rate | None = None
+    head_lr: PositiveFloat | None = None
     #: The core's learning rate as a multiple of `lr`; without effect on methods that have no core.
     core_lr: Annotated[PositiveFloat, Later()] = 1.0
     #: Weight decay of the head.

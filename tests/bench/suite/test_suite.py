@@ -98,7 +98,6 @@ def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], m
         ({"training": {"steps": 1, "epochs": 1}}, "give epochs or steps, not both"),
         ({"training": {"lr": float("inf")}}, "training.lr: .*finite"),
         ({"training": {"lr": -1e-3}}, "training.lr: .*greater than 0"),
-        ({"training": {"lr": 1e10}}, "training.lr: .*1000 .*got 1"),
         ({"methods": [{"method": "tenslora", "variant": "att", "scale": 1e300}]}, "scale: .*got 1e"),
         ({"tasks": [{**DIGITS, "max_tokens": 0}]}, "tasks.0.max_tokens: .*greater than 0"),
         ({"methods": [{"method": "tenslora", "each": {"variant": []}}]}, "each.variant: .*at least 1"),
