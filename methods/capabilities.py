@@ -53,10 +53,10 @@ def capabilities(method: Method) -> tuple[Capability, ...]:
     # A skeleton and some starts draw from the global stream, which is the caller's.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
-        found = _seen(sized)
-        if found and _fits(sized, UNEVEN):
-            found.add(Capability.UNEQUAL)
-    return tuple(one for one in Capability if one in found)
+        capabilities = _seen(sized)
+        if capabilities and _fits(sized, UNEVEN):
+            capabilities.add(Capability.UNEQUAL)
+    return tuple(capability for capability in Capability if capability in capabilities)
 
 
 def _seen(method: Method) -> set[Capability]:
@@ -68,18 +68,18 @@ def _seen(method: Method) -> set[Capability]:
     backbone.module.eval()
     if not adapter.named_parameters():
         return set()
-    told = {
+    observed = {
         Capability.ZERO_START: _same(backbone.module(x), plain),
         Capability.FREE: _layers(backbone) == layers,
     }
     _move(adapter)
-    told |= {
+    observed |= {
         Capability.BATCH: _mixes_examples(backbone, x),
         Capability.EXPORTS: _is_low_rank(adapter),
         Capability.BIASES: _moves_biases(adapter),
         Capability.MERGES: _merges(adapter, backbone, x),
     }
-    return {one for one, true in told.items() if true}
+    return {capability for capability, holds in observed.items() if holds}
 
 
 def _put(method: Method, backbone: SkeletonBackbone) -> Adapter:

@@ -183,7 +183,7 @@ def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
     if "generation" in metric.kinds:
         return
     if metric.reads == "outputs":
-        yield np.zeros_like(stored.given, dtype=float)
+        yield np.zeros_like(stored.responses, dtype=float)
     elif "regression" in metric.kinds:
         yield np.full(len(labels), labels.mean())
     elif labels.ndim > 1:

@@ -72,8 +72,8 @@ class Evidence:
         trial = {seed.seed: seed.trial_id for seed in self.study.finished(cell)}
         sign = self.study.direction(cell)
         runs = [self._by_example.get(trial[seed]) for seed in seeds]
-        known = [replace(run, values=sign * run.values) for run in runs if run is not None]
-        return known if len(known) == len(runs) else None
+        stored = [replace(run, values=sign * run.values) for run in runs if run is not None]
+        return stored if len(stored) == len(runs) else None
 
 
 def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnSetting:
@@ -84,16 +84,16 @@ def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnS
 
 def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
     """The paired `differences` (seeds,), with the contributions to both sides where they are known."""
-    known = [runs for runs in sides if runs is not None]
-    if len(known) < len(sides) or any(
-        len({run.test_set for run in pair}) > 1 for pair in zip(*known, strict=True)
+    stored = [runs for runs in sides if runs is not None]
+    if len(stored) < len(sides) or any(
+        len({run.test_set for run in pair}) > 1 for pair in zip(*stored, strict=True)
     ):
         return of_seeds(differences)
-    runs = [run for side in known for run in side]
+    runs = [run for side in stored for run in side]
     if len({run.test_set for run in runs}) > 1:
         # Each seed has test examples of its own: its score varies with them already.
         return replace(of_seeds(differences), count=len(runs[0].values))
-    return of_seeds_and_examples(differences, np.subtract(*map(_table, known)), runs[0].test_set)
+    return of_seeds_and_examples(differences, np.subtract(*map(_table, stored)), runs[0].test_set)
 
 
 def _table(runs: Sequence[ByExample]) -> Array:
@@ -138,15 +138,15 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
     return Between(tuple(common), differences, scaled(part, before.study, cells[0], tuning))
 
 
-def _of_groups(first: Array, second: Array, known: Sequence[list[ByExample]]) -> OnSetting:
-    """The first side minus the second, with the contributions to both where they are known."""
-    tested = Counter(run.test_set for runs in known for run in runs)
-    if len(known) < 2 or 1 < len(tested) < tested.total():
+def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -> OnSetting:
+    """The first side minus the second, with the contributions to both where they are stored."""
+    tested = Counter(run.test_set for runs in stored for run in runs)
+    if len(stored) < 2 or 1 < len(tested) < tested.total():
         return of_groups(first, second)
     if len(tested) > 1:
         # Each run has test examples of its own: its score varies with them already.
-        return replace(of_groups(first, second), count=len(known[0][0].values))
-    return of_groups_and_examples(first, second, [_table(runs) for runs in known])
+        return replace(of_groups(first, second), count=len(stored[0][0].values))
+    return of_groups_and_examples(first, second, [_table(runs) for runs in stored])
 
 
 # --- reading ---
@@ -222,8 +222,8 @@ def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], lis
     by_trial = contributions(study, runs).by_trial
     records = {id_: record for id_, (_, record) in stored.items()}
     variances = {cell.number: _lottery(study, cell, records, by_trial) for cell in tuned}
-    known = {number: variance for number, variance in variances.items() if variance is not None}
-    return known, list(_tuning_notes(tuned, len(variances) - len(known)))
+    estimated = {number: variance for number, variance in variances.items() if variance is not None}
+    return estimated, list(_tuning_notes(tuned, len(variances) - len(estimated)))
 
 
 def _tuning_ids(cell: Cell) -> Sequence[str]:

@@ -250,8 +250,8 @@ def _claim(block: Block, best: str | None, equals: Sequence[str] | None, differe
 def _among(block: Block, equals: Sequence[str] | None) -> str:
     if equals is None:
         return "No two methods are distinguishable by these runs."
-    others = len(block.ranking.paired if block.ranking else ()) - 1
-    return f"Significantly worse: {others - len(equals)} of {many(others, 'other method')}."
+    count = len(block.ranking.paired if block.ranking else ()) - 1
+    return f"Significantly worse: {count - len(equals)} of {many(count, 'other method')}."
 
 
 def _in_words(difference: Against, reference: str, size: str) -> str:

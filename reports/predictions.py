@@ -37,7 +37,7 @@ class Predictions:
     examples: NDArray[np.int64]
     labels: NDArray[Any]
     #: Answers or outputs.
-    given: NDArray[Any]
+    responses: NDArray[Any]
 
 
 def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
@@ -55,13 +55,13 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
             table = pq.read_table(
                 io.BytesIO(content), columns=[name for names in columns.values() for name in names]
             )
-            example, label, given = (
+            example, label, responses = (
                 _array(table, names, name in integers) for name, names in columns.items()
             )
         except (OSError, ArrowException, ValueError):
             return None
         order = np.argsort(example, kind="stable")
-        return Predictions(example[order], label[order], given[order])
+        return Predictions(example[order], label[order], responses[order])
 
     ids = list(trial_ids)
     with ThreadPoolExecutor(READERS) as pool:
@@ -128,8 +128,8 @@ def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
 
 def _silent(stored: Predictions) -> bool:
     """Whether some example has no answer, or an output that is not finite."""
-    given = stored.given
-    return bool((given < 0).any() if given.dtype.kind == "i" else (~np.isfinite(given)).any())
+    responses = stored.responses
+    return bool((responses < 0).any() if responses.dtype.kind == "i" else (~np.isfinite(responses)).any())
 
 
 def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
@@ -137,7 +137,7 @@ def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
     if not len(stored.labels):
         return None
     with METRICS.blaming(metric.name):
-        values = metric.contributions(stored.labels, stored.given)
+        values = metric.contributions(stored.labels, stored.responses)
     if run.score is None or abs(values.mean() - run.score) > AGREES * max(run.size, abs(run.score)):
         return None
     return values

@@ -135,15 +135,15 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
     front: list[Cell] = []
     for points in by_cost(cells, cost):
         for own_cost, cell in points:
-            others = [
+            candidates = [
                 other
                 for other_cost, other in points
                 if other_cost <= own_cost
                 and other is not cell
                 and recipe_of.get(other.number) == recipe_of.get(cell.number)
             ]
-            rivals = sorted(others, key=lambda other: -(other.gain or 0.0))[:MOST_RIVALS]
-            if not any(_beats(evidence, rival, cell, len(others)) for rival in rivals):
+            rivals = sorted(candidates, key=lambda other: -(other.gain or 0.0))[:MOST_RIVALS]
+            if not any(_beats(evidence, rival, cell, len(candidates)) for rival in rivals):
                 front.append(cell)
     return front
 

@@ -213,9 +213,9 @@ def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
     try:
         frame = frame_of(content)
         have = list(frame.columns)
-        labels, given = (frame[numbered(have, name)].to_numpy() for name in ("label", "prediction"))
+        labels, answers = (frame[numbered(have, name)].to_numpy() for name in ("label", "prediction"))
         counted = labels.size and np.issubdtype(labels.dtype, np.integer)
-        frame["correct"] = (labels == given).all(axis=1) if counted else pd.NA
+        frame["correct"] = (labels == answers).all(axis=1) if counted else pd.NA
     except (OSError, ArrowException, ValueError, KeyError) as error:
         raise UserError(
             f"{Artifact.PREDICTIONS} of run {record.run_id} ({record.name}) cannot be read: {error}"

@@ -30,33 +30,33 @@ def capabilities(cell: Cell) -> tuple[str, ...]:
 def marks(**values: str | Iterable[str]) -> Markup:
     """Attributes of an element: `budget="isorank 4"`, `task=("digits", "textile")`.
 
-    Several values of one attribute stand on lines of their own.
+    Several values of one attribute are separated by line ends.
     """
-    told = {
+    texts = {
         name: value if isinstance(value, str) else "\n".join(dict.fromkeys(value))
         for name, value in values.items()
     }
-    attributes = (Markup('data-{}="{}"').format(name, text) for name, text in told.items())
+    attributes = (Markup('data-{}="{}"').format(name, text) for name, text in texts.items())
     return Markup(" ").join(attributes)
 
 
 def of_method(cell: Cell) -> Markup:
-    """The attributes of what is about a method, on whatever setting."""
+    """The attributes of an element about a method."""
     return marks(method=cell.method, family=cell.family, capability=capabilities(cell))
 
 
 def of_settings(settings: Iterable[TaskAndBackbone]) -> Markup:
-    """The attributes of what is about settings."""
-    found = list(settings)
-    return marks(task=(s.task for s in found), backbone=(s.backbone for s in found))
+    """The attributes of an element about settings."""
+    pairs = list(settings)
+    return marks(task=(pair.task for pair in pairs), backbone=(pair.backbone for pair in pairs))
 
 
 def choices(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """What there is to choose from in each dimension."""
-    found = {
+    """The values to choose from in each dimension."""
+    values = {
         name: list(dict.fromkeys(getattr(cell, name) for cell in cells))
         for name in DIMENSIONS
         if name != "capability"
     }
-    known = (word for cell in cells for word in capabilities(cell))
-    return found | {"capability": list(dict.fromkeys(known))}
+    words = (word for cell in cells for word in capabilities(cell))
+    return values | {"capability": list(dict.fromkeys(words))}

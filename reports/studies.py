@@ -291,7 +291,8 @@ def _chances(study: Study) -> dict[TaskAndBackbone, float]:
             shuffled = np.random.default_rng(0)
             with METRICS.blaming(metric.name):
                 drawn = [
-                    metric.score(answers.labels, shuffled.permutation(answers.given)) for _ in range(SHUFFLES)
+                    metric.score(answers.labels, shuffled.permutation(answers.responses))
+                    for _ in range(SHUFFLES)
                 ]
             chances[setting] = metric.sign * float(np.mean(drawn))
     return chances

@@ -234,9 +234,9 @@ def lines_of(frame: pd.DataFrame, form: type[Line]) -> tuple[Line, ...]:
     own = {column.name for column in fields(form)}
     lines = []
     for values in frame.reset_index(names=NUMBER).to_dict("records"):
-        known = {str(name): _or_none(value) for name, value in values.items()}
-        measures = {column: known[column] for column in COLUMNS if column in known.keys() - own}
-        lines.append(form(**{name: known[name] for name in own & known.keys()}, measures=measures))
+        row = {str(name): _or_none(value) for name, value in values.items()}
+        measures = {column: row[column] for column in COLUMNS if column in row.keys() - own}
+        lines.append(form(**{name: row[name] for name in own & row.keys()}, measures=measures))
     return tuple(lines)
 
 

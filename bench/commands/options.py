@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import update_wrapper
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from bench.execution.place import Place
     from bench.plan.rows import Part
     from reports.selection import Selection
+
+#: Types of arguments that commands import when they run, since their modules take seconds to import.
+IMPORTED_LATE = dict.fromkeys(("Part", "Place", "Selection"), object)
 
 Item = TypeVar("Item")
 
@@ -350,13 +353,12 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
     """Gives a command the options of each group, a function that makes one argument of the command."""
 
     def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:
-        # Annotations of groups and results are of types that are imported late.
+        hints = get_type_hints(function, localns=IMPORTED_LATE, include_extras=True)
         for parameter in signature(function).parameters.values():
             if parameter.name in groups:
                 yield from evaluated(groups[parameter.name])
             else:
-                annotation = eval(parameter.annotation, function.__globals__)
-                yield parameter.replace(annotation=annotation, kind=Parameter.KEYWORD_ONLY)
+                yield parameter.replace(annotation=hints[parameter.name], kind=Parameter.KEYWORD_ONLY)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = list(evaluated(command))

@@ -35,9 +35,9 @@ class TimmForm(Form):
         self._empty: nn.Module = model
         native = getattr(model.patch_embed, "img_size", None)
         self.resized = native is not None and native[0] != model_input.size
-        found = model.get_classifier()
-        # Distilled ones have two classifiers, whose logits they average.
-        classifiers = found if isinstance(found, tuple) else (found,)
+        classifier = model.get_classifier()
+        # Distilled models have two classifiers, whose logits they average.
+        classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
         self.head_paths = [name for name, module in model.named_modules() if module in classifiers]
         for module in classifiers:
             if not isinstance(module, nn.Linear):

@@ -53,9 +53,9 @@ def print_search(console: Console, search: SearchResult, records: Mapping[str, R
         table.add_row(*cells, *rates, f"{trial.value:.4f}", *loss)
     console.print(table)
     if search.tied:
-        others = many(search.tied, "other point")
+        ties = many(search.tied, "other point")
         print_warnings(
-            console, [f"{others} tied with the best; the smallest of them, then the first, is taken."]
+            console, [f"{ties} tied with the best; the smallest of them, then the first, is taken."]
         )
     _print_importance(console, search)
     _print_final(console, search, records)

@@ -27,9 +27,9 @@ from methods import Adapter
 #: scikit-learn's C, the inverse strength of the penalty, from the strongest penalty to the weakest: 1e-5 to
 #: 1e3 in half decades. For ridge regression alpha is 1 / C.
 GRID = tuple(10.0 ** (power / 2) for power in range(-10, 7))
-#: The search ends when so many strengths in a row, two decades, had a larger validation loss than the best.
+#: The search ends after this many strengths in a row, two decades, worse than the best by validation loss.
 PATIENCE = 4
-#: Of lbfgs: the largest entry of the gradient at the optimum, and the most iterations.
+#: Settings of lbfgs: the largest entry of the gradient at the optimum, and the most iterations.
 TOLERANCE, MOST_ITERATIONS = 1e-6, 10_000
 
 Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ def fit_head(
 
 
 def choose(features: Standardised, train: Tensor, validation: Tensor, objective: Objective) -> Fit:
-    """The fit of the least validation loss, the strongest penalty of equals; the tensors are labels."""
+    """The fit with the lowest validation loss; of equal fits the strongest penalty. Tensors are labels."""
     if objective.kind == "regression":
         fits = _ridge(features.train, ((train.double() - objective.centre) / objective.spread).numpy())
     elif objective.kind == "multi-label":
@@ -116,7 +116,7 @@ def choose(features: Standardised, train: Tensor, validation: Tensor, objective:
 
 
 def _features(backbone: LoadedBackbone, split: Split, recipe: Recipe, saving: Saving) -> Floats:
-    """What enters the head, (N, features), in evaluation mode and in the split's order."""
+    """The head's inputs (N, features), in evaluation mode and the split's order."""
     module = backbone.module.eval()
     parts, order = [], []
     with torch.inference_mode(), autocast(recipe, next(module.parameters()).device):
@@ -169,8 +169,8 @@ def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
         bias = np.log((count + 0.5) / (len(flags) - count + 0.5))
         converged = True
         for label, path in zip(np.flatnonzero(~constant), paths, strict=True):
-            _, (weight[label],), (bias[label],), one = next(path)
-            converged &= one
+            _, (weight[label],), (bias[label],), ended = next(path)
+            converged &= ended
         yield Fit(c, weight, bias, converged)
 
 

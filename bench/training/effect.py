@@ -1,4 +1,4 @@
-"""How much a trained adapter changes what its backbone answers."""
+"""The effect of a trained adapter on the backbone's outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def outputs(backbone: Backbone, batch: Mapping[str, Tensor], recipe: Recipe) -> 
 
 
 def effect(adapted: Tensor, bare: Tensor) -> float | None:
-    """The RMS difference of outputs with and without the adapter, relative to how they differ by example.
+    """The RMS difference of outputs with and without the adapter, relative to their spread over examples.
 
     The latter is the RMS deviation of the adapted outputs from their mean over examples. 0 is an adapter that
     changes nothing. None where outputs are the same for every example.

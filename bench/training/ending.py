@@ -1,4 +1,4 @@
-"""The record that a finished trial gives: its numbers, tags and artifacts, in plain values and bytes."""
+"""The record of a finished trial: its numbers, tags and artifacts, in plain values and bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forgetting: by how much an adapter raises the loss of a language model on text that no task trains on."""
+"""Forgetting: the rise of a language model's loss on text that no task trains on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bench.backbones.pooling import decoded
 from bench.suite.recipe import Recipe
 from bench.training.loop import autocast
 
-#: Tokens of a batch, padding included: their logits are a row of the whole vocabulary each.
+#: Tokens of a batch, padding included. The logits of each take a row of the vocabulary.
 TOKENS_AT_ONCE = 1024
 
 
 def text_loss(backbone: LoadedBackbone, text: Sequence[Tensor], recipe: Recipe) -> tuple[float, int]:
-    """The mean loss of every token but the first of its document, all pooled, and how many these are.
+    """The mean loss over all tokens except the first of each document, and their number.
 
     `text` has the token ids of each document, (tokens,). The backbone is taken as it is, in evaluation mode.
     Adapters that hold what they contract are to hold it by now.
@@ -33,7 +33,7 @@ def text_loss(backbone: LoadedBackbone, text: Sequence[Tensor], recipe: Recipe) 
     with torch.inference_mode(), autocast(recipe, device):
         for documents in _batches(text):
             ids = pad_sequence(list(documents), batch_first=True).to(device)
-            lengths = torch.tensor([len(one) for one in documents], device=device)
+            lengths = torch.tensor([len(document) for document in documents], device=device)
             mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
             predicted = mask[:, 1:].bool()
             states = decoded(encoder, ids, mask)[:, :-1][predicted]

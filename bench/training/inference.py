@@ -1,4 +1,4 @@
-"""What an adapter costs when it is used: a forward with it, one of merged weights, and the bare one."""
+"""The cost of an adapter at inference: forwards with it, with merged weights, and bare."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.wire.measures import Measure, Measures
 from methods import Adapter, UserError
 from methods.errors import RoundedMerge
 
-#: How many forwards are timed, after one that warms up: more than the least while together they take less
-#: milliseconds than this. The quickest counts, which other work disturbed least.
+#: The least and most forwards timed after a warm-up, and the milliseconds after which no more than the least
+#: are timed. The fastest counts, since other work disturbed it least.
 LEAST, MOST, SHORT_MS = 3, 12, 50.0
 
-#: Examples of the batch that a trial times, at most: few, so that it costs less than a training step.
+#: The most examples in the timed batch, so that timing costs less than a training step.
 EXAMPLES = 8
 
 
@@ -44,7 +44,7 @@ class Inference:
 
 
 class Forward:
-    """Times forwards of one batch in evaluation mode, whatever is on the backbone's module at the time.
+    """Times forwards of one batch in evaluation mode, with any adapter on the module.
 
     `precision` makes the context of a forward, an autocast say.
     """
@@ -60,7 +60,7 @@ class Forward:
         self._device, self.examples = first.device, len(first)
 
     def ms(self) -> float:
-        """The milliseconds of the quickest of a few forwards."""
+        """The milliseconds of the fastest of several forwards."""
         self._module.eval()
         times: list[float] = []
         with torch.inference_mode(), self._precision():
@@ -72,7 +72,7 @@ class Forward:
         return min(times)
 
     def with_adapter(self, adapter: Adapter) -> tuple[float, float | None]:
-        """The same with the adapter, which contracts its factors once for all forwards, and merged.
+        """The milliseconds with the adapter, contracted once for all forwards, and merged.
 
         The second is None where the adapter refuses to merge. The weights are what they were afterwards.
         """

@@ -31,7 +31,7 @@ from methods import Adapter, Backbone
 #: order in every pass.
 POOL = 16
 
-#: After so many steps their losses are fetched from the device.
+#: Steps after which losses are fetched from the device.
 LOSS_EVERY = 25
 
 
@@ -43,7 +43,7 @@ class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
 
 
 class Pruned(Exception):  # noqa: N818 - it names what happened to the trial
-    """The trial is not worth going on with. Whoever watches its progress raises this, such as a search."""
+    """Raised by a listener to progress, such as a search, to end a trial that is not worth continuing."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Trained:
     validation_metric: float
     validation_loss: float
     step_ms: float | None
-    #: Of a head that was fitted, not trained: scikit-learn's C, and whether its solver converged.
+    #: scikit-learn's C and whether its solver converged, if the head was fitted and not trained.
     head_c: float | None = None
     head_converged: bool | None = None
 
@@ -79,9 +79,9 @@ class Evaluation:
     logits: Tensor
     metric: float
     loss: float
-    #: As `Objective.answers` has them.
+    #: In the form that `Objective.answers` returns.
     answers: NDArray[Any]
-    #: What a language model wrote; None where it does not write.
+    #: The texts a language model wrote. None if the task has no written answers.
     texts: list[str] | None = None
 
 
@@ -142,9 +142,9 @@ def evaluate(
         for indices in batches(split, 2 * saving.size(recipe.batch_size), None):
             outputs = backbone.module(**split.batch(indices)).float()
             if isinstance(split, WrittenSplit):
-                told = _writer(backbone).write(backbone.module.encoder, *split.prompt_batch(indices))
-                outputs[:, 0] = torch.tensor(split.correct(indices, told))
-                texts |= zip(indices.tolist(), told, strict=True)
+                answers = _writer(backbone).write(backbone.module.encoder, *split.prompt_batch(indices))
+                outputs[:, 0] = torch.tensor(split.correct(indices, answers))
+                texts |= zip(indices.tolist(), answers, strict=True)
             parts.append(outputs)
             order.append(indices)
     # Made outside of inference mode, so that autograd and the metrics may use the logits.
@@ -152,13 +152,13 @@ def evaluate(
     logits[torch.cat(order)] = torch.cat(parts).cpu()
     labels = split.labels.cpu()
     loss, answers = objective.loss(logits, labels).item(), objective.answers(logits)
-    # What is not finite has no score; the loss tells whoever asks that training diverged.
+    # Logits that are not finite have no score; their loss shows that training diverged.
     score = objective.score(logits, labels) if math.isfinite(loss) else math.nan
     return Evaluation(logits, score, loss, answers, [texts[i] for i in range(len(split))] if texts else None)
 
 
 def _writer(backbone: Backbone) -> Any:
-    """What writes the answers of a backbone on which `put_head` has put it."""
+    """The writer that `put_head` installed on the backbone."""
     return backbone.module.answers
 
 
@@ -173,9 +173,9 @@ class _Selected:
 
 
 class _Course:
-    """How far a training is, told to `report`.
+    """Reports the progress of a training.
 
-    Losses stay on the device until they are told, a few steps at a time, so that no step waits for it.
+    Losses stay on the device and are reported several steps at a time, so that no step waits for the device.
     """
 
     def __init__(self, steps: int, report: Callable[[Progress], None]) -> None:
@@ -190,7 +190,7 @@ class _Course:
             self.tell_losses()
 
     def tell_losses(self) -> None:
-        """Tells the losses since the last time, up to the first that is not finite: then raises Diverged."""
+        """Reports the losses since the last call. Raises Diverged at the first that is not finite."""
         if not self._losses:
             return
         values = torch.stack(self._losses).tolist()
@@ -202,7 +202,7 @@ class _Course:
             raise Diverged(first + len(finite), values[len(finite)])
 
     def validated(self, result: Evaluation) -> None:
-        """Tells what validation gave. Raises Diverged for a loss that is not finite."""
+        """Reports a validation. Raises Diverged if its loss is not finite."""
         if not math.isfinite(result.loss):
             raise Diverged(self.step, result.loss)
         self.report(Progress(self.step, self.steps, self.epoch, [], result.metric, result.loss))
@@ -220,14 +220,14 @@ def train(
     """Trains adapter and head, and leaves the selected state in place.
 
     Validation is scored after each epoch and after the last step, and once where there is nothing to train.
-    The losses that are reported are the task's, without a method's own term. Raises Diverged on one that is
+    The losses reported are the task's, without a method's own term. Raises Diverged on one that is
     not finite, and UserError where the steps are too few for the method.
     """
     device = next(backbone.module.parameters()).device
     groups = _core_apart(adapter) if recipe.core_lr != 1 else adapter.parameter_groups()
     trained = [parameter for group in groups for parameter in group["params"]]
     if not trained:
-        # Neither head nor adapter: what the backbone answers as it is, without a step to tell of.
+        # Neither head nor adapter: the backbone is scored as it is, without a step to report.
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
         if not math.isfinite(result.loss):
             raise Diverged(0, result.loss)
@@ -272,7 +272,7 @@ def train(
 
 
 def _better(later: Evaluation, earlier: Evaluation, recipe: Recipe, metric: Metric) -> bool:
-    """Whether the later of two states is selected. Equals leave it at the earlier one."""
+    """Whether the later of two states is selected. The earlier one stays if they are equal."""
     if recipe.select == "last":
         return True
     if recipe.select == "loss":
@@ -282,7 +282,7 @@ def _better(later: Evaluation, earlier: Evaluation, recipe: Recipe, metric: Metr
 
 @dataclass
 class _Batch:
-    """What the backbone reads of a batch, whole and padded to one length, and the targets."""
+    """The padded inputs of a batch and its targets."""
 
     inputs: dict[str, Tensor]
     targets: Tensor
@@ -293,20 +293,20 @@ class _Batch:
 def _backward(
     backbone: Backbone, adapter: Adapter, batch: _Batch, recipe: Recipe, objective: Objective
 ) -> Tensor:
-    """The mean loss of a batch, whose gradients it adds to the parameters', part by part.
+    """Computes the mean loss of a batch in parts and accumulates its gradients.
 
-    Order, augmentation, padding and the adapter's dropout are those of the whole batch.
+    Order, augmentation, padding and the adapter's dropout are those of the full batch.
     """
-    whole = len(batch.targets)
+    size = len(batch.targets)
     losses: list[Tensor] = []
-    for start in range(0, whole, batch.at_once):
-        stop = min(start + batch.at_once, whole)
+    for start in range(0, size, batch.at_once):
+        stop = min(start + batch.at_once, size)
         targets = batch.targets[start:stop]
         inputs = {name: value[start:stop] for name, value in batch.inputs.items()}
-        with adapter.part(start, stop, whole), autocast(recipe, targets.device):
+        with adapter.part(start, stop, size), autocast(recipe, targets.device):
             logits = backbone.module(**inputs)
             loss = objective.loss(logits.float(), targets)
-        if stop - start < whole:
+        if stop - start < size:
             loss = loss * (objective.terms(inputs, targets) / objective.terms(batch.inputs, batch.targets))
         loss.backward()
         losses.append(loss.detach())
@@ -314,7 +314,7 @@ def _backward(
 
 
 def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
-    """The adapter's groups, with its cores in one of their own."""
+    """The adapter's parameter groups, with its cores in a group of their own."""
     core = {id(parameter) for parameter in adapter.core()}
     groups = []
     for group in adapter.parameter_groups():
@@ -330,7 +330,7 @@ def _optimizer(
     """AdamW on the groups "adapter", "core" and "head", each with its rate and decay, and their schedule."""
     peaks = {"adapter": recipe.lr, "core": recipe.lr * recipe.core_lr, "head": recipe.head_lr or recipe.lr}
     decays = {"adapter": recipe.adapter_decay, "core": recipe.adapter_decay, "head": recipe.weight_decay}
-    # Two steps are left to the cosine where there are as many: one at the peak, one at the floor.
+    # The cosine keeps two steps if there are as many: one at the peak, one at the floor.
     warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
     optimizer = torch.optim.AdamW(
         [group | {"lr": peaks[group["name"]], "weight_decay": decays[group["name"]]} for group in groups],
@@ -341,7 +341,7 @@ def _optimizer(
 
 
 def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
-    """What makes a training batch of indices, augmented if the recipe says so."""
+    """Returns the function from indices to a training batch, augmented if the recipe says so."""
     if not recipe.augmentation:
         return split.batch
     assert isinstance(split, ImageSplit)

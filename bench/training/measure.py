@@ -1,4 +1,4 @@
-"""Step time, peak memory, and where a number came from."""
+"""Step time, peak memory and provenance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import torch
 
 from bench.process.memory import MIB
 
-#: The first steps are left out of the step time, for they allocate, compile and warm caches.
+#: Steps left out of the step time, since they allocate, compile and warm caches.
 WARMUP_STEPS = 5
 
 LIBRARIES = ("torch", "transformers", "timm", "peft", "tensorly", "tensorly-torch", "mlflow", "numpy")
 
 
 class StepTimer:
-    """Times steps, as a context manager. On a GPU it does so by events, and no step waits for the device."""
+    """Times steps, as a context manager. On a GPU it uses events, so that no step waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -51,7 +51,7 @@ class StepTimer:
         self._marks.append((self._start, self._now()))
 
     def median_ms(self) -> float | None:
-        """The median of the steps after warmup, in milliseconds; None where there were none."""
+        """The median of the steps after warmup, in milliseconds; None without steps."""
         marks = self._marks[WARMUP_STEPS:]
         if not marks:
             return None
@@ -71,7 +71,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._reset = True
-        # What earlier trials left in circles is none of this one's memory.
+        # Reference cycles of earlier trials are not this trial's memory.
         gc.collect()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -84,7 +84,7 @@ class PeakMemory:
             self._reset = False
 
     def mib(self) -> float | None:
-        """The peak in MiB, or None where it is not known."""
+        """The peak in MiB, or None if it is unknown."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / MIB
         if not self._reset:
@@ -96,7 +96,7 @@ class PeakMemory:
 
 
 def _give_back() -> None:
-    """Returns the memory to the system that earlier trials freed and the allocator kept."""
+    """Returns memory that earlier trials freed, but the allocator kept, to the system."""
     with suppress(OSError, AttributeError):  # elsewhere than on glibc
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -107,7 +107,7 @@ def provenance(device: str) -> dict[str, str]:
 
     None of this is part of a trial's id.
     """
-    # The harness may be installed inside of somebody's repository, whose commit is not its own.
+    # The harness may be installed inside another repository, whose commit is not its own.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if tracked else (None, None)
     gpu = device_name(device) if device.startswith("cuda") else ""
@@ -137,11 +137,13 @@ def _version(name: str) -> str:
 
 @cache
 def libraries() -> dict[str, str]:
-    """The version of every package that this process could import, by its name in small letters."""
-    # `metadata` parses a file each time it is asked for.
-    found = (one.metadata for one in distributions())
-    # A folder without a name is the rest of an installation that broke off.
-    return dict(sorted((one["Name"].lower(), one["Version"]) for one in found if one["Name"]))
+    """The version of every importable package, by its lower-case name."""
+    # `metadata` parses a file at each access.
+    packages = (distribution.metadata for distribution in distributions())
+    # A folder without a name is left over from an interrupted installation.
+    return dict(
+        sorted((package["Name"].lower(), package["Version"]) for package in packages if package["Name"])
+    )
 
 
 def device_name(device: str) -> str:
@@ -152,7 +154,7 @@ def device_name(device: str) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the folder that this code runs from; None where it says nothing."""
+    """The output of git in the folder of this code. None if git fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *arguments],

@@ -1,4 +1,4 @@
-"""Where and how is computed: the current GPU, and what a recipe can ask for, which must leave no trace."""
+"""The current GPU, and switches of a recipe that must leave no trace: compilation, determinism, precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from bench.plan.trial import Trial
 from methods import UserError
 
-#: NVIDIA documents that cuBLAS may add in another order each time, unless this has one of two values.
+#: NVIDIA documents that cuBLAS may sum in another order each time unless this variable has one of two values.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 #: Set to 1, this environment variable allows bf16 on a processor that emulates it.
@@ -21,7 +21,7 @@ EMULATE_BF16 = "TENSORBENCH_EMULATE_BF16"
 
 
 def take_device(device: torch.device) -> None:
-    """Makes a GPU the current one of this thread, which is what libraries use that are told of none.
+    """Makes this GPU the thread's default, for libraries that take no device argument.
 
     A GPU without a number is the current one already.
     """
@@ -30,19 +30,19 @@ def take_device(device: torch.device) -> None:
 
 
 @contextmanager
-def compiled(encoder: nn.Module, wanted: bool) -> Iterator[None]:
-    """Inside, the encoder runs through `torch.compile`, whatever adapter is on it.
+def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
+    """Within the context the encoder runs through `torch.compile`, with any adapter.
 
     Adapters contract their factors in a hook of the module around it, so that these are inputs of the
     compiled graph. Compiled code is dropped at the end: the next trial has other layers there.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     torch.compiler.reset()
     encoder.compile()
     try:
-        # Past its limit of recompilations torch would go on without compiling, and only log it.
+        # Beyond its limit of recompilations torch would only log it and go on without compiling.
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             yield
     finally:
@@ -51,13 +51,13 @@ def compiled(encoder: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Inside, torch uses only algorithms that give the same bits every time, and raises where it has none.
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Within the context torch uses only algorithms with the same bits every time, and raises without one.
 
     On a GPU cuBLAS reads its setting when it is first used. A process that ran trials in another mode before
     may keep to that one.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     enabled, warns = (

@@ -1,4 +1,4 @@
-"""How a trial is run in less memory. Its result is the same but for how sums are rounded, so no id has it."""
+"""Options that save memory. They change a trial's result by rounding only, so ids do not contain them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     from bench.plan.trial import Trial
 
-#: What a run's provenance says where gradient checkpointing was on.
+#: The word in a run's provenance for gradient checkpointing.
 ON = "yes"
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What is done to need less memory. By default nothing."""
+    """Options that save memory; by default none."""
 
-    #: So many examples of a batch at most go through the backbone at once; their gradients are added up.
+    #: The most examples that go through the backbone at once. Gradients are accumulated.
     micro_batch: int | None = None
-    #: Whether a layer's activations are computed again for its backward, and not kept.
+    #: Whether activations are recomputed for the backward pass.
     checkpointing: bool = False
-    #: Whether a trial that runs out of memory begins again with micro-batches of half the size.
+    #: Whether a trial that runs out of memory starts again with half the micro-batch.
     shrink: bool = False
 
     def __post_init__(self) -> None:
@@ -36,20 +36,20 @@ class Saving:
             raise UserError(f"--micro-batch {self.micro_batch}: accepted are 1 and more")
 
     def size(self, batch_size: int) -> int:
-        """The examples of a batch that are computed at once."""
+        """The number of examples computed at once."""
         return min(self.micro_batch or batch_size, batch_size)
 
     def smaller(self, batch_size: int) -> Saving | None:
-        """What to try when memory ran out; None where nothing is left to try, or nothing was asked for."""
+        """The options to try after memory ran out. None if there are none left, or shrinking is off."""
         size = self.size(batch_size)
         return replace(self, micro_batch=size // 2) if self.shrink and size > 1 else None
 
     def splits(self, trial: Trial) -> bool:
-        """Whether batches of the trial are, or may come to be, computed in parts."""
+        """Whether batches of the trial are, or may be, computed in parts."""
         return self.shrink or self.size(trial.recipe.batch_size) < trial.recipe.batch_size
 
     def told(self) -> dict[str, str]:
-        """As provenance has it: empty where nothing is done."""
+        """The entries for a run's provenance; empty by default."""
         return {
             _key(Tag.MICRO_BATCH): str(self.micro_batch or ""),
             _key(Tag.CHECKPOINTING): ON if self.checkpointing else "",
@@ -57,7 +57,7 @@ class Saving:
 
     @classmethod
     def of(cls, provenance: Mapping[str, str]) -> Saving:
-        """How a stored trial was run."""
+        """The options a stored trial ran with."""
         size = provenance.get(_key(Tag.MICRO_BATCH), "")
         return cls(
             int(size) if size.isdecimal() and int(size) else None,
@@ -65,7 +65,7 @@ class Saving:
         )
 
     def check(self, trials: Sequence[Trial]) -> None:
-        """Raises UserError where a trial's result would not stay what it is."""
+        """Raises UserError if the options would change a trial's result."""
         from methods import from_identity
 
         for trial in trials:
@@ -86,7 +86,7 @@ class Saving:
     def check_backbone(
         self, name: str, module: nn.Module, example: Mapping[str, Any], device: str, *, splits: bool
     ) -> None:
-        """Raises UserError where the backbone cannot be run so with the same result.
+        """Raises UserError if the options would change results on this backbone.
 
         `example` is what `module` is called with; `splits` says whether batches are computed in parts.
         """
@@ -99,12 +99,12 @@ class Saving:
             )
 
     def _options(self) -> str:
-        given = {
+        switches = {
             "--micro-batch": self.micro_batch is not None,
             "--checkpointing": self.checkpointing,
             "--shrink-batch": self.shrink,
         }
-        return ", ".join(option for option, wanted in given.items() if wanted)
+        return ", ".join(option for option, enabled in switches.items() if enabled)
 
 
 PLAIN = Saving()
@@ -115,7 +115,7 @@ def _key(tag: Tag) -> str:
 
 
 def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
-    """Whether a forward in training draws from torch's stream of the device. Leaves streams as they were."""
+    """Whether a training forward draws from torch's generator of the device, which is restored."""
     import torch
 
     of_gpu = device.startswith("cuda")
@@ -133,7 +133,7 @@ def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
 
 
 def _switch(encoder: Any) -> Any:
-    """What turns an encoder's gradient checkpointing on (True) and off; None where it has none."""
+    """Returns the switch of an encoder's gradient checkpointing. None if it has none."""
     if hasattr(encoder, "set_grad_checkpointing"):
         return encoder.set_grad_checkpointing
     if not getattr(encoder, "supports_gradient_checkpointing", False):
@@ -141,12 +141,12 @@ def _switch(encoder: Any) -> Any:
 
     def switch(on: bool) -> None:
         with warnings.catch_warnings():
-            # transformers renamed both within version 5; the old names are there in all of them.
+            # transformers renamed both within version 5. All versions have the old names.
             warnings.simplefilter("ignore", FutureWarning)
             if on:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
                 if hasattr(encoder, "_require_grads_hook"):
-                    # For the reentrant form alone: it would make the embeddings' output require a gradient.
+                    # Needed by the reentrant form alone; it makes the embeddings' output require a gradient.
                     encoder.disable_input_require_grads()
             else:
                 encoder.gradient_checkpointing_disable()
@@ -155,15 +155,15 @@ def _switch(encoder: Any) -> Any:
 
 
 @contextmanager
-def checkpointed(encoder: Any, wanted: bool) -> Iterator[None]:
-    """Inside, the encoder's layers are computed again for their backward."""
-    switch = _switch(encoder) if wanted else None
+def checkpointed(encoder: Any, enabled: bool) -> Iterator[None]:
+    """Within the context the encoder's layers are computed again for their backward."""
+    switch = _switch(encoder) if enabled else None
     if switch is None:
         yield
         return
     cached = getattr(getattr(encoder, "config", None), "use_cache", None)
     if cached:
-        # Or transformers would say with every forward that it turns this off.
+        # Otherwise transformers warns with every forward that it turns this off.
         encoder.config.use_cache = False
     switch(True)
     try:

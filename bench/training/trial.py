@@ -41,12 +41,12 @@ class Outcome:
 
     trained: Trained
     final: Evaluation
-    #: The ids in their source, and the labels, of the examples behind `final`, in its order.
+    #: Source ids and labels of the examples in `final`, in its order.
     example_ids: Tensor
     labels: Tensor
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
-    #: Everything that was measured; None for what could not be.
+    #: All measures. None for a measure that could not be taken.
     measures: Measures
     tags: dict[str, str]
 
@@ -59,13 +59,13 @@ class Resources:
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
         self.device = torch.device(device)
-        #: How its trials are run in less memory.
+        #: Options that save memory.
         self.saving = saving
         self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
-        #: The loss of the bare backbone on a text, by the text and the precision of its forward.
+        #: Loss of the bare backbone on a text, by text and precision.
         self._bare: dict[tuple[str, str], float] = {}
-        #: Times of forwards, by the method, the data and the precision.
+        #: Forward times by method, data and precision.
         self._inference: dict[str, Measures] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
@@ -76,7 +76,7 @@ class Resources:
         take_device(self.device)
         spec = trial.backbone
         if self._backbone is None or self._backbone[0] != spec:
-            # First this one goes, or memory would hold both for a while.
+            # Freed first, so that memory never holds both.
             self._backbone = None
             self._bare.clear()
             self._inference.clear()
@@ -92,13 +92,13 @@ class Resources:
         return backbone
 
     def check_saving(self, trial: Trial) -> None:
-        """Raises UserError where the trial cannot be run as `saving` says with the same result."""
+        """Raises UserError if the memory options would change the trial's result."""
         if self.saving == PLAIN:
             return
         backbone = self.backbone(trial)
         data = self.data(trial, backbone.info.input)
-        wanted = trial.task.input(backbone.info.input)
-        put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"))
+        model_input = trial.task.input(backbone.info.input)
+        put_head(backbone, model_input, data.classes, generator(trial.seed, "head_start"))
         example = data.train.batch(torch.tensor([0]))
         with autocast(trial.recipe, self.device):
             self.saving.check_backbone(
@@ -110,7 +110,7 @@ class Resources:
             )
 
     def check(self) -> None:
-        """Drops the backbone, with a warning, if it is not as it was loaded. The next trial loads it anew."""
+        """Drops the backbone, with a warning, if it changed since loading. The next trial reloads it."""
         assert self._backbone is not None
         _, backbone, fingerprint = self._backbone
         if backbone.fingerprint() != fingerprint:
@@ -134,7 +134,7 @@ class Resources:
         return data
 
     def text(self, trial: Trial, backbone: LoadedBackbone) -> tuple[Tensor, ...] | None:
-        """The documents on which the trial's forgetting is measured; None where it is not.
+        """The documents on which the trial's forgetting is measured. None if it is not measured.
 
         Raises UserError where the text cannot be had.
         """
@@ -144,7 +144,7 @@ class Resources:
         return plain_tokens(trial.forgetting, backbone.info.input)
 
     def bare_loss(self, trial: Trial, backbone: LoadedBackbone, text: Sequence[Tensor]) -> float:
-        """The mean loss on a text of the backbone, which has no adapter now: measured once."""
+        """The bare backbone's mean loss on a text, measured once."""
         key = (str(trial.forgetting), trial.recipe.precision)
         if key not in self._bare:
             self._bare[key], _ = text_loss(backbone, text, trial.recipe)
@@ -158,13 +158,13 @@ class Resources:
             self._inference[key] = measure()
         return self._inference[key]
 
-    def _prepared(self, trial: Trial, wanted: ModelInput, split_seed: int | None) -> PreparedData:
+    def _prepared(self, trial: Trial, model_input: ModelInput, split_seed: int | None) -> PreparedData:
         row = trial.task
         task = row.lookup()
-        now = data_key(task, wanted, row.max_tokens, per_seed=split_seed is not None)
+        now = data_key(task, model_input, row.max_tokens, per_seed=split_seed is not None)
         if changed := [name for name in now if trial.data.get(name) != now[name]]:
             raise UserError(f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again")
-        made = prepare(task, wanted, row.max_tokens, *row.sizes, split_seed=split_seed)
+        made = prepare(task, model_input, row.max_tokens, *row.sizes, split_seed=split_seed)
         splits = (made.train, made.validation, made.test)
         if cut := sum(getattr(split, "cut", 0) for split in splits):
             what, how = ("prompts", " from the left")
@@ -179,7 +179,7 @@ class Resources:
 
 
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
-    """Trains and scores one trial, and tells `report` how it goes.
+    """Trains and scores one trial, and reports its progress.
 
     Raises Diverged, out-of-memory errors, or whatever else went wrong. In every case the backbone is clean
     again afterwards.
@@ -188,23 +188,25 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     data = resources.data(trial, backbone.info.input)
     text = resources.text(trial, backbone)
     before = None if text is None else resources.bare_loss(trial, backbone, text)
-    started = time.perf_counter()  # What the first trial of a worker loads is not counted.
-    wanted = trial.task.input(backbone.info.input)
+    started = time.perf_counter()  # Loading, which only a worker's first trial does, is not counted.
+    model_input = trial.task.input(backbone.info.input)
     method = from_identity(trial.method)
-    put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"), fitted=method.fits_head)
+    put_head(
+        backbone, model_input, data.classes, generator(trial.seed, "head_start"), fitted=method.fits_head
+    )
     # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:
         adapter = method.attach(backbone, generator(trial.seed, "adapter_start"))
         try:
-            # The peak is that of training and evaluation. What putting a method on takes is gone by now.
+            # The peak is that of training and evaluation. Memory for attaching is free again by now.
             memory = PeakMemory(resources.device)
             started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
             trained, final = _trained(
                 trial, backbone, adapter, data, split, report, resources.saving, fits_head=method.fits_head
             )
-            # Costs are of training and evaluation alone.
+            # Costs exclude what follows.
             seconds, peak = time.perf_counter() - started, memory.mib()
             state, count = adapter.state(), adapter.parameter_count
             measures: Measures = {
@@ -218,7 +220,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 Measure.ADAPTER_BYTES: sum(tensor.nbytes for tensor in state.values()),
                 Measure.FROZEN_BYTES: sum(tensor.nbytes for tensor in adapter.frozen().values()),
                 **trained.measures,
-                **_of_data(wanted, data),
+                **_of_data(model_input, data),
                 **_forgetting(trial, backbone, adapter, text, before),
             }
             outcome = Outcome(
@@ -237,7 +239,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
         finally:
             adapter.detach()
     finally:
-        # Whatever failed, be it attaching or detaching, the next trial gets a clean backbone.
+        # The next trial gets a clean backbone whatever failed.
         backbone.module.eval()
         resources.check()
 
@@ -253,7 +255,7 @@ def _trained(
     *,
     fits_head: bool,
 ) -> tuple[Trained, Evaluation]:
-    """The training, and the evaluation on the split. Raises Diverged for a loss that is not finite."""
+    """Trains, then evaluates on the split. Raises Diverged if a loss is not finite."""
     encoder = backbone.module.encoder
     with (
         deterministic(trial.recipe.deterministic),
@@ -277,7 +279,7 @@ def _forgetting(
     text: Sequence[Tensor] | None,
     before: float | None,
 ) -> Measures:
-    """Mean losses a token on a text, bare and adapted; empty where the bare one was not measured."""
+    """Mean losses per token on a text, bare and adapted. Empty without the bare one."""
     if text is None or before is None:
         return {}
     with torch.inference_mode(), adapter.hold():
@@ -288,7 +290,7 @@ def _forgetting(
 def _in_use(
     trial: Trial, resources: Resources, backbone: LoadedBackbone, adapter: Adapter, data: PreparedData
 ) -> Measures:
-    """Times forwards of a few examples and measures the adapter's effect on them. Takes the adapter off."""
+    """Times forwards of a few examples, measures the adapter's effect on them, and detaches it."""
     batch = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
     has_parameters = adapter.parameter_count > 0
     with adapter.hold():
@@ -303,9 +305,9 @@ def _in_use(
 def _inference(
     trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batch: Mapping[str, Tensor]
 ) -> Measures:
-    """Times a forward of a few examples, and takes the adapter off.
+    """Times a forward of a few examples, and detaches the adapter.
 
-    Empty, with a warning, where it cannot be measured: the trial has its result all the same.
+    Empty, with a warning, if it cannot be measured. The trial keeps its result.
     """
     device = next(backbone.module.parameters()).device
     forward = Forward(backbone.module, batch, lambda: autocast(trial.recipe, device))
@@ -313,19 +315,19 @@ def _inference(
         adapted, merged = forward.with_adapter(adapter)
         adapter.detach()
         return Inference(forward.ms(), adapted, merged, forward.examples).measures
-    except Exception as error:  # memory may end where merged weights stand beside the others
-        warnings.warn(f"what a forward takes is not known: {error}", stacklevel=2)
+    except Exception as error:  # memory may not hold merged weights beside the original ones
+        warnings.warn(f"the time of a forward could not be measured: {error}", stacklevel=2)
         return {}
 
 
-def _of_data(wanted: ModelInput, data: PreparedData) -> Measures:
+def _of_data(model_input: ModelInput, data: PreparedData) -> Measures:
     """Sizes of the splits, prompts that were cut, and the scale and the guessing loss of the targets."""
     splits = (data.train, data.validation, data.test)
     measures = SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated).measures
     measures[Measure.GUESSING_LOSS] = data.objective.guessing_loss(data.validation.labels.cpu())
     if data.objective.scale is not None:
         measures[Measure.TARGET_MEAN], measures[Measure.TARGET_SD] = data.objective.scale
-    if isinstance(wanted, TextInput) and (wanted.prompt or wanted.writing):
+    if isinstance(model_input, TextInput) and (model_input.prompt or model_input.writing):
         measures[Measure.CUT_PROMPTS] = sum(getattr(split, "cut", 0) for split in splits)
         measures[Measure.PROMPTS] = sum(map(len, splits))
     return measures
@@ -344,14 +346,14 @@ def _tags(trial: Trial, method: Method, adapter: Adapter, measures: Measures) ->
 
 @cache
 def _of_identity(identity: str) -> tuple[Capability, ...]:
-    """The capabilities of a method, which are looked at once for all trials of a worker."""
+    """The capabilities of a method, determined once per worker."""
     return capabilities(from_identity(json.loads(identity)))
 
 
 def _capabilities(method: Method) -> tuple[Capability, ...] | None:
-    """None, with a warning, where a tiny model cannot show them: the trial has its result all the same."""
+    """None, with a warning, if a tiny model cannot show them. The trial keeps its result."""
     try:
         return _of_identity(json.dumps(method.identity(), sort_keys=True))
-    except Exception as error:  # whatever a plug-in's method raises on a model that nobody asked it for
+    except Exception as error:  # a plug-in's method may raise anything on a model it was not made for
         warnings.warn(f"what {method.label} can do is not known: {error}", stacklevel=2)
         return None
