@@ -27,7 +27,6 @@ class CDKA(OneRank, Targeted, LowRankMethod):
 
     name: ClassVar[str] = "cdka"
     title: ClassVar[str] = "CDKA"
-    titled: ClassVar[frozenset[str]] = frozenset({"rank"})
     #: Of the authors' script for LLaMA-2-7B.
     published_lr: ClassVar[float | None] = 2e-4
     published_scale: ClassVar[float | None] = 64.0

@@ -29,7 +29,6 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
 
     name: ClassVar[str] = "kadaptation"
     title: ClassVar[str] = "KAdaptation"
-    titled: ClassVar[frozenset[str]] = frozenset({"rank"})
 
     targets: AnyTargets = "qv"
     #: 128/4·5 in the reference code.

@@ -133,16 +133,22 @@ def test_every_table_has_a_heading() -> None:
             assert re.match(r"\|.*\n\|[-:| ]+\|\n", table), f"{page.relative_to(root)}: {table[:60]}"
 
 
-def test_the_suites_in_the_readme_are_taken_as_they_stand(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("README.md", ["my_suite", "mine"]), ("docs/start.md", ["mine"]), ("docs/guides/own-data.md", ["mine"])],
+)
+def test_suites_on_pages_are_taken_as_they_stand(tmp_path: Path, page: str, names: list[str]) -> None:
     rows = "".join(f"words {number},{number % 2}\n" for number in range(200))
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "reviews.csv").write_text(f"body,stars\n{rows}")
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    names = []
-    for text in re.findall(r"```yaml\n(name: .*?)```", readme, re.S):
+    for file in ("reviews.csv", "data/reviews.csv"):
+        (tmp_path / file).write_text(f"body,stars\n{rows}")
+    loaded = []
+    for text in re.findall(
+        r"```yaml\n(name: .*?)```", (DOCS.parent / page).read_text(encoding="utf-8"), re.S
+    ):
         (tmp_path / "suite.yaml").write_text(text)
-        names.append(load_suite(tmp_path / "suite.yaml").name)
-    assert names == ["my_suite", "mine"]
+        loaded.append(load_suite(tmp_path / "suite.yaml").name)
+    assert loaded == names
 
 
 def test_every_option_of_a_method_is_documented_with_its_default() -> None:
