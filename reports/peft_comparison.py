@@ -148,8 +148,8 @@ def _read(file: Path, wave: int) -> PeftRun | None:
         raise UserError(f"{file}: larger than {LARGEST_FILE:,} bytes, which no result of peft is")
     content = file.read_bytes()
     try:
-        told = json.loads(content)
-        run, train = told["run_info"], told["train_info"]
+        result = json.loads(content)
+        run, train = result["run_info"], result["train_info"]
         last = train["metrics"][-1] if train["metrics"] else {}
         metric = next((name for name in METRICS if isinstance(last.get(name), int | float)), None)
         if train["status"] != "success" or metric is None or not math.isfinite(last[metric]):
@@ -166,7 +166,7 @@ def _read(file: Path, wave: int) -> PeftRun | None:
             seconds=_number(train.get("train_time"), float),
             seed=int(run["train_config"]["seed"]),
             created=str(run["created_at"]),
-            peft=str(told.get("meta_info", {}).get("package_info", {}).get("peft-version", "")),
+            peft=str(result.get("meta_info", {}).get("package_info", {}).get("peft-version", "")),
             wave=wave,
             file=f"{file.parent.name}/{file.name}",
             sha256=hashlib.sha256(content).hexdigest(),
@@ -195,7 +195,7 @@ def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftCom
     if reference not in latest:
         raise UnknownNameError("reference", reference, latest)
     noise = _noise(runs)
-    others = [row for row in rows if row.name != reference]
+    compared = [row for row in rows if row.name != reference]
     best, *rest = rows
     return PeftComparison(
         metric=metrics[0],
@@ -203,7 +203,7 @@ def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftCom
         runs=sorted(runs, key=lambda run: (run.name, run.created)),
         noise=noise,
         reference=reference,
-        against_reference=[_difference(row, latest[reference], noise, len(others)) for row in others],
+        against_reference=[_difference(row, latest[reference], noise, len(compared)) for row in compared],
         against_best=[_difference(row, best, noise, len(rest)) for row in rest],
         pairs=math.comb(len(rows), 2),
         naive=_apart(rows, None, 1),
@@ -231,9 +231,11 @@ def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: in
     reruns = sum(noise.variance(run.score, run.questions) for run in (row, other)) if noise else 0.0
     error = Error(reruns, noise.freedom if noise else math.inf, examples)
     difference = row.score - other.score
-    known = examples or reruns
     return Difference(
-        row.name, other.name, difference, error.interval(difference, simultaneous(claims)) if known else None
+        row.name,
+        other.name,
+        difference,
+        error.interval(difference, simultaneous(claims)) if examples or reruns else None,
     )
 
 
