@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from bench.execution.place import Place
     from bench.plan.make import make_plan
     from bench.plan.rows import Part
+    from bench.plan.suite_file import load_suite
     from bench.run import run_suite, search_suite
     from bench.store.opening import pack, unpack
-    from bench.suite.load import load_suite
     from reports.report import write_report
     from reports.results import load_results
 
@@ -40,7 +40,7 @@ __all__ = [
 _HOMES = {
     "Part": "bench.plan.rows",
     "Place": "bench.execution.place",
-    "load_suite": "bench.suite.load",
+    "load_suite": "bench.plan.suite_file",
     "make_plan": "bench.plan.make",
     "run_suite": "bench.run",
     "search_suite": "bench.run",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.process import interrupts
+from bench.machine import interrupts
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     interrupts.install()
     try:
         with interrupts.deferred():
-            from bench.cli import main as program
+            from bench.cli.program import main as program
         try:
             program()
         finally:

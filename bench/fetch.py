@@ -10,12 +10,12 @@ from pathlib import Path
 
 from bench.backbones import BackboneSpec, describe, load
 from bench.inputs import TextInput
+from bench.machine.files import sha256
+from bench.machine.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, snapshot
+from bench.plan.lock import Lock, Locked, at_revision, hub_task, lock_path, read_lock
 from bench.plan.make import make_plan
-from bench.process.files import sha256
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, snapshot
-from bench.suite.load import load_suite
-from bench.suite.lock import Lock, Locked, at_revision, hub_task, lock_path, read_lock
-from bench.suite.suite import Suite
+from bench.plan.suite import Suite
+from bench.plan.suite_file import load_suite
 from bench.tasks import prepare
 from bench.tasks.hub import HubTask
 from bench.tasks.plain_text import plain_tokens

@@ -19,20 +19,20 @@ from bench.execution.estimate import (
     workload_of_record,
 )
 from bench.plan.cells import Cell
+from bench.plan.choosing import Pilot, Selection
 from bench.plan.make import cells_of
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
-from bench.suite.choosing import Pilot, Selection
+from bench.records.measures import Measure
+from bench.records.stored_plan import Forecast, Share
+from bench.records.words import Phase
 from bench.training.saving import PLAIN, Saving
-from bench.wire.measures import Measure
-from bench.wire.plan import Forecast, Share
-from bench.wire.words import Phase
 from methods import Method, UserError
 
 if TYPE_CHECKING:
     # Neither is imported unless it is needed: MLflow and Optuna take seconds.
+    from bench.records.record import Record
     from bench.store.store import Store
-    from bench.wire.record import Record
 
 #: The machine's pace is measured with a square weight of this width, on this many positions, this often.
 WIDTH, POSITIONS, ROUNDS = 768, 1024, 3
@@ -66,9 +66,9 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
     records: list[Record] = []
     settled: set[str] = set()
     if opened is not None:
+        from bench.records.record import latest
         from bench.search.tuning import with_choices
         from bench.store.changes import changed_trials
-        from bench.wire.record import latest
 
         records, plan = opened.records(), with_choices(plan, opened)
         notes += changed_trials(plan, opened, records)

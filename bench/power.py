@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from bench.metrics import METRICS
+from bench.plan.choosing import Studies
 from bench.plan.rows import Plan, Row
-from bench.suite.choosing import Studies
-from bench.suite.suite import Suite
+from bench.plan.suite import Suite
 from methods import UserError
 from reports.analysis import analyse, measured
 from reports.cautions import NO_ADAPTERS

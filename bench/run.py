@@ -18,9 +18,15 @@ from bench.execution.perform import Report
 from bench.execution.place import HERE, Place
 from bench.execution.session import Session, session, suite_run
 from bench.plan.cells import Cell
+from bench.plan.choosing import Allocation, Search
 from bench.plan.make import cells_of, make_plan
 from bench.plan.rows import EVERYTHING, Part, Plan, Row
+from bench.plan.suite import Limit, Suite
+from bench.plan.suite_file import load_suite
 from bench.plan.trial import Trial
+from bench.records.record import Record, latest
+from bench.records.search_results import AllocationResult, SearchResult, Tried
+from bench.records.words import Kind, Phase, Status, Tag
 from bench.search.allocation import RankAllocation
 from bench.search.nested import Nested, study_name
 from bench.search.pilot import Choices, check_pilot, check_target, run_pilot, write_suite
@@ -30,12 +36,6 @@ from bench.search.tuning import with_choices
 from bench.store import DEFAULT_STORE
 from bench.store.changes import changed_trials
 from bench.store.store import Store
-from bench.suite.choosing import Allocation, Search
-from bench.suite.load import load_suite
-from bench.suite.suite import Limit, Suite
-from bench.wire.found import AllocationResult, SearchResult, Tried
-from bench.wire.record import Record, latest
-from bench.wire.words import Kind, Phase, Status, Tag
 from methods import UserError
 from methods.validation import validate
 from reports.summary import Summary, summarise

@@ -8,9 +8,17 @@ from itertools import groupby
 
 import numpy as np
 
-from bench.wire.found import FOUND, AllocationResult, ComponentWorth, Found, Redundancy, SearchResult, Tried
-from bench.wire.record import Record, scores
-from bench.wire.words import Artifact, Tag
+from bench.records.record import Record, scores
+from bench.records.search_results import (
+    FOUND,
+    AllocationResult,
+    ComponentWorth,
+    Found,
+    Redundancy,
+    SearchResult,
+    Tried,
+)
+from bench.records.words import Artifact, Tag
 from reports.study import OWN_SIZE, Experiment, Study
 
 

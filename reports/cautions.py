@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.metrics import direction
-from bench.wire.found import SearchResult
-from bench.wire.measures import Measure
-from bench.wire.record import Record
-from bench.wire.words import By, Status, Tag
+from bench.records.measures import Measure
+from bench.records.record import Record
+from bench.records.search_results import SearchResult
+from bench.records.words import By, Status, Tag
 from methods.errors import first_few
 from reports import ablation
 from reports.study import (

@@ -11,9 +11,9 @@ import numpy as np
 from scipy import stats
 
 from bench.metrics import METRICS, Metric, direction
-from bench.wire.plan import Tuned
-from bench.wire.record import Record
-from bench.wire.words import Status, Tag
+from bench.records.record import Record
+from bench.records.stored_plan import Tuned
+from bench.records.words import Status, Tag
 from methods import UserError
 from reports.inference.intervals import LEVEL, RESOLUTION
 from reports.predictions import Predictions, predictions

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.metrics import direction
-from bench.wire.plan import PlannedTrial
+from bench.records.stored_plan import PlannedTrial
 from methods import UserError
 from reports.collapses import Collapses, collapses
 from reports.evidence import Between, Evidence, between, gather

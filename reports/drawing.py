@@ -24,7 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from bench.process.visible import visible
+from bench.machine.visible import visible
 from methods.errors import cut
 from reports.study import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.metrics import bounds
-from bench.wire.record import Record
-from bench.wire.words import Tag
+from bench.records.record import Record
+from bench.records.words import Tag
 from reports.inference.crossed import (
     OnSetting,
     lottery,

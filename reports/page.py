@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from bench.process.visible import visible
-from bench.wire.measures import Measure
-from bench.wire.words import Status, Tag
+from bench.machine.visible import visible
+from bench.records.measures import Measure
+from bench.records.words import Status, Tag
 from reports import board, cautions, findings, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis

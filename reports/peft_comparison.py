@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from scipy import stats
 
-from bench.process.visible import visible
+from bench.machine.visible import visible
 from methods import UserError
 from methods.errors import UnknownNameError, shown
 from reports.inference.intervals import Bounds, Error, simultaneous

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pyarrow import ArrowException
 
 from bench.metrics import METRICS, Metric
-from bench.wire.predictions import numbered
-from bench.wire.words import Artifact
+from bench.records.predictions import numbered
+from bench.records.words import Artifact
 from reports.inference.intervals import Array
 from reports.study import Experiment, Study
 

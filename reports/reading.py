@@ -12,14 +12,14 @@ import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.metrics import bounds
+from bench.records.measures import Measure
+from bench.records.record import Record, latest
+from bench.records.stored_plan import StudyTrial
+from bench.records.words import Kind, Status, Tag
 from bench.store.changes import changed_plugins
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.opening import open_results
 from bench.store.source import Source
-from bench.wire.measures import Measure
-from bench.wire.plan import StudyTrial
-from bench.wire.record import Record, latest
-from bench.wire.words import Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown
 from reports import ablation

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.wire.plan import PlannedTrial, Tuned
+from bench.records.stored_plan import PlannedTrial, Tuned
 from methods import UserError
 from methods.errors import first_few
 from reports.study import Cell, Study, grouped

@@ -11,10 +11,10 @@ from typing import Generic, Literal, TypeVar, get_args
 
 import pandas as pd
 
-from bench.process.outputs import Files, output_folder, put_files, replace_files
+from bench.machine.outputs import Files, output_folder, put_files, replace_files
+from bench.records.words import Kind
 from bench.store.connect import StoreError
 from bench.store.store import Store
-from bench.wire.words import Kind
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 from reports import ablation, curves, figures, page, study_page, study_tables, tables

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowException
 
+from bench.records.predictions import frame_of, numbered
+from bench.records.record import Record, latest
+from bench.records.words import OWN_SIZE, Artifact, Tag
 from bench.store import DEFAULT_STORE
-from bench.wire.predictions import frame_of, numbered
-from bench.wire.record import Record, latest
-from bench.wire.words import OWN_SIZE, Artifact, Tag
 from methods import UserError
 from reports import reading
 from reports.study import COLUMNS, Experiment, Study, grouped

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from bench.wire.words import budget_names
+from bench.records.words import budget_names
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 

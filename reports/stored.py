@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from bench.records.measures import Measure
+from bench.records.origin import Start, StoredConfig
+from bench.records.record import Record, latest
+from bench.records.stored_plan import PlannedRow, StoredPlan, StudyTrial
+from bench.records.words import Artifact, Kind, Status, Tag
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.store.trained import find_trial
-from bench.wire.measures import Measure
-from bench.wire.plan import PlannedRow, StoredPlan, StudyTrial
-from bench.wire.record import Record, latest
-from bench.wire.start import Start, StoredConfig
-from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from reports.reading import read
 from reports.selection import Selection

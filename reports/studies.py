@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 
 from bench.metrics import METRICS, bounds, direction
-from bench.wire.words import OWN_SIZE, Status
+from bench.records.words import OWN_SIZE, Status
 from methods import UserError
 from reports.analysis import comparable
 from reports.cautions import NO_ADAPTERS

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from bench.metrics import METRICS, direction
+from bench.records.measures import Measure, SplitSizes
+from bench.records.record import Record
+from bench.records.stored_plan import PlannedRow, PlannedTrial, StudyPlan, Tuned
+from bench.records.words import OWN_SIZE, Status
 from bench.store.source import Source
-from bench.wire.measures import Measure, SplitSizes
-from bench.wire.plan import PlannedRow, PlannedTrial, StudyPlan, Tuned
-from bench.wire.record import Record
-from bench.wire.words import OWN_SIZE, Status
 from reports.inference.intervals import Array
 
 #: Registered names of the methods that others are measured by: the reference, the worst and the best.
@@ -68,7 +68,7 @@ class Seed(FrameLine):
     """A planned seed of a cell, with the run behind it: a line of `Study.seeds`.
 
     Unknown numbers are None here, and NaN in the frame. `measures` has every number of a trial that has a
-    column (see `bench.wire.measures.Measure`); only finished seeds have a score.
+    column (see `bench.records.measures.Measure`); only finished seeds have a score.
     """
 
     #: The number of its cell: the index of `Study.cells`.
@@ -90,7 +90,7 @@ class Seed(FrameLine):
     trial_id: str
     #: MLflow's id of the run; empty if the trial never started.
     run_id: str
-    #: A word of `bench.wire.words.Status`: FINISHED, FAILED, MISSING, …
+    #: A word of `bench.records.words.Status`: FINISHED, FAILED, MISSING, …
     status: str
     #: The reason of a failure in a word or two, and in full; else empty.
     failure: str

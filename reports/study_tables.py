@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from pydantic_core import to_jsonable_python
 
-from bench.process.visible import markdown_text
+from bench.machine.visible import markdown_text
 from reports.inference.intervals import Bounds
 from reports.inference.studies import share_failed, share_failed_interval, share_near
 from reports.recipes import Mixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.wire.words import OWN_SIZE
+from bench.records.words import OWN_SIZE
 from reports.inference.effects import Answer, Verdict
 from reports.studies import Difference, Entrant, StudyBlock
 from reports.study import FLOOR, TaskAndBackbone

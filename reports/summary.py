@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bench.records.record import latest
+from bench.records.stored_plan import StoredPlan
 from bench.store.store import Store
-from bench.wire.plan import StoredPlan
-from bench.wire.record import latest
 from reports.cautions import failed_references, guards, plain_lora
 from reports.collapses import collapses
 from reports.reading import tabulate

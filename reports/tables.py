@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from bench.machine.visible import markdown_text, visible
 from bench.metrics import direction
-from bench.process.visible import markdown_text, visible
 from reports.analysis import Analysis, Block
 from reports.cautions import reference_failures, unbeaten
 from reports.findings import chance, on_part

@@ -80,7 +80,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.environ.get("TENSORBENCH_CACHE"):
         yield
         return
-    from bench.sources.cache import cache_dir
+    from bench.machine.cache import cache_dir
 
     assets = cache_dir() / "assets"
     assets.mkdir(exist_ok=True)
@@ -134,7 +134,7 @@ def call() -> Callable[..., Ended]:
     import contextlib
     import io
 
-    from bench import cli
+    from bench.cli.program import main
 
     def program(*arguments: object) -> Ended:
         out, err = io.StringIO(), io.StringIO()
@@ -144,7 +144,7 @@ def call() -> Callable[..., Ended]:
             patch.setattr(sys, "argv", ["tensorbench", *map(str, arguments)])
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
-                    cli.main()
+                    main()
                     code = 0
                 except SystemExit as end:
                     code = int(end.code or 0)

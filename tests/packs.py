@@ -7,9 +7,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.process.files import sha256_of
+from bench.machine.files import sha256_of
+from bench.records.pack_format import MANIFEST
 from bench.store.opening import pack
-from bench.wire.pack import MANIFEST
 
 Files = dict[str, bytes]
 

@@ -24,15 +24,15 @@ import torch
 
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
+from bench.records.record import Progress
+from bench.records.search_results import SearchResult
+from bench.records.words import Status, Tag
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
 from bench.training.ending import finished
 from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
-from bench.wire.found import SearchResult
-from bench.wire.measures import Measure
-from bench.wire.record import Progress
-from bench.wire.words import Status, Tag
 
 #: Measures by which reports warn of a training.
 OPTIONAL = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS, Measure.ADAPTER_EFFECT)

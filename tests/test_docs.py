@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bench.backbones import BackboneSpec
-from bench.suite.choosing import (
+from bench.plan.choosing import (
     Allocation,
     Centres,
     HeadRates,
@@ -25,10 +25,10 @@ from bench.suite.choosing import (
     Tuning,
     Window,
 )
-from bench.suite.load import load_suite
-from bench.suite.recipe import Recipe
-from bench.suite.rows import Budget, MethodRow, TaskRow
-from bench.suite.suite import Suite
+from bench.plan.recipe import Recipe
+from bench.plan.suite import Suite
+from bench.plan.suite_file import load_suite
+from bench.plan.suite_rows import Budget, MethodRow, TaskRow
 from methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"

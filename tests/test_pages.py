@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from bench.backbones import describe
+from bench.records.words import Tag
 from bench.store.store import Store
 from bench.tasks import Task, prepare
-from bench.wire.words import Tag
 
 DOCS = Path(__file__).parents[1] / "docs"
 

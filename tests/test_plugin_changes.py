@@ -15,10 +15,10 @@ import pytest
 
 from bench.backbones import BACKBONES
 from bench.metrics import METRICS
+from bench.records.words import Status, Tag
 from bench.store.changes import changed_plugins
 from bench.store.store import Store
 from bench.tasks import TASKS
-from bench.wire.words import Status, Tag
 from methods import METHODS
 from reports.reading import read
 

@@ -38,8 +38,8 @@ from bench.backbones.kinds import (
 )
 from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.process.files import sha256_of_all
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
+from bench.machine.files import sha256_of_all
+from bench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.errors import UserError, cut, first_few, near_names, shown
 
 #: The special tokens that a tokenizer adds to texts and batches.

@@ -1,4 +1,4 @@
-"""Backbones with real weights from packages of the Python index (`bench.sources.assets`)."""
+"""Backbones with real weights from packages of the Python index (`bench.machine.assets`)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bench.backbones.backbone import BackboneInfo, LoadedBackbone, pixel_size, r
 from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD, KINDS
 from bench.backbones.shapes import with_encoder
 from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.sources import assets
-from bench.sources.cache import prepared
+from bench.machine import assets
+from bench.machine.cache import prepared
 from methods.backbone import Geometry
 from methods.errors import UserError
 

@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from bench.backbones.backbone import BackboneInfo
 from bench.inputs import MAX_PIXELS
-from bench.sources.hub import Lockable
+from bench.machine.hub import Lockable
 from methods.validation import Label, silent
 
 

@@ -26,8 +26,8 @@ from bench.backbones.backbone import (
 from bench.backbones.fused import Split
 from bench.backbones.untrusted import refuse_timm_choices
 from bench.inputs import ImageInput
-from bench.process.files import sha256_of_all
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
+from bench.machine.files import sha256_of_all
+from bench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError, first_few, near_names, shown
 from methods.validation import explained

@@ -21,14 +21,14 @@ from bench.execution.watch import Limits
 from bench.metrics import METRICS
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
+from bench.records.origin import Start
+from bench.records.record import Record, latest
+from bench.records.words import Status, Tag
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError, shown_uri
 from bench.store.outbox import Outbox
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
 from bench.training.seeding import stream_seeds
-from bench.wire.record import Record, latest
-from bench.wire.start import Start
-from bench.wire.words import Status, Tag
 
 Answer = TypeVar("Answer")
 

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 from bench.backbones import describe
 from bench.inputs import ImageInput
+from bench.machine.cache import cache_dir
+from bench.machine.memory import MIB, available_mib
+from bench.plan.choosing import AXES
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
-from bench.process.memory import MIB, available_mib
-from bench.sources.cache import cache_dir
-from bench.suite.choosing import AXES
+from bench.records.measures import Measure
+from bench.records.words import Status, Tag
 from bench.training.saving import Saving
-from bench.wire.measures import Measure
-from bench.wire.words import Status, Tag
 from methods import METHODS, Geometry, UserError
 
 if TYPE_CHECKING:
     # Its import takes seconds, and a plan without a store needs none of it.
+    from bench.records.record import Record
     from bench.store.store import Store
-    from bench.wire.record import Record
 
 #: Training examples of a task that does not state its sizes.
 UNKNOWN_SIZE = 10_000

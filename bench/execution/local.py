@@ -35,14 +35,14 @@ from bench.execution.perform import (
 )
 from bench.execution.place import Place
 from bench.execution.watch import BEAT, Watch
+from bench.machine.guard import Guard, kill_group
+from bench.machine.memory import MIB
+from bench.machine.visible import visible
 from bench.plan.trial import Trial
-from bench.process.guard import Guard, kill_group
-from bench.process.memory import MIB
-from bench.process.visible import visible
+from bench.records.record import Progress, lost
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
-from bench.wire.record import Progress, lost
 from methods import UserError
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ import torch
 from bench.backbones.answers import check_answers
 from bench.execution.watch import Silence, Watch, too_long
 from bench.plan.trial import Trial
+from bench.records.record import Failure, Progress, Record, failed
+from bench.records.words import Status, Tag
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
 from bench.training.measure import libraries, provenance
 from bench.training.numerics import check_precision
 from bench.training.trial import Resources, run_trial
-from bench.wire.record import Failure, Progress, Record, failed
-from bench.wire.words import Status, Tag
 from methods import UserError
 
 #: The kinds of events at which a trial ends, by its status. A lost one may run again.

@@ -30,10 +30,10 @@ from bench.execution.perform import (
 from bench.execution.place import Place
 from bench.execution.watch import Watch
 from bench.plan.trial import Trial
+from bench.records.record import Progress, lost
 from bench.training.loop import Pruned
 from bench.training.saving import Saving
 from bench.training.trial import Resources
-from bench.wire.record import Progress, lost
 from methods import UserError
 from methods.errors import cut
 

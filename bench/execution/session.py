@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from bench.plan.rows import Plan
+from bench.records.record import Record
+from bench.records.words import Status
 from bench.store.changes import changed_plugins
 from bench.store.claims import Claims
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
 from bench.store.outbox import Outbox, UnreadableRecordError
 from bench.store.store import Store
-from bench.wire.record import Record
-from bench.wire.words import Status
 from methods import UserError
 
 #: Seconds for the last writes of a program that is told to stop: SLURM kills soon after its SIGTERM.

@@ -10,9 +10,9 @@ from statistics import median
 from bench.execution.estimate import seconds_per_step, step_count, workloads
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
-from bench.wire.measures import Measure
-from bench.wire.record import Record
-from bench.wire.words import Status
+from bench.records.measures import Measure
+from bench.records.record import Record
+from bench.records.words import Status
 
 #: Seconds between two signs of life of a worker that runs a trial.
 BEAT = 5.0

@@ -17,7 +17,7 @@ from bench.backbones.timm_vit import Blueprint
 from bench.export.loading import ORIGINAL
 from bench.export.updates import Update, fused_layers
 from bench.inputs import ImageInput, ModelInput
-from bench.process.visible import markdown_text
+from bench.machine.visible import markdown_text
 from methods import Site, UserError
 
 #: The file that AutoImageProcessor and pipelines read.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bench.export.write import Exported, write_export
 from bench.inputs import TextInput
-from bench.process.outputs import output_folder
+from bench.machine.outputs import output_folder
+from bench.records.measures import Measure
+from bench.records.words import Tag
 from bench.store.trained import stored_trial
-from bench.wire.measures import Measure
-from bench.wire.words import Tag
 
 
 def export_run(

@@ -30,9 +30,9 @@ from bench.export.form import Form, Origin, copies
 from bench.export.timm_form import TimmForm
 from bench.export.transformers_form import TransformersForm, head_class
 from bench.inputs import ImageInput, ModelInput
-from bench.process.files import remove
-from bench.process.outputs import earlier_files, output_folder
-from bench.process.visible import markdown_text
+from bench.machine.files import remove
+from bench.machine.outputs import earlier_files, output_folder
+from bench.machine.visible import markdown_text
 from methods import Adapter, UserError
 
 #: Allowed difference of a logit from the harness's, relative to the largest logit (at least 1).

@@ -1,1 +1,1 @@
-"""Plans: the trials of a suite with resolved ranks, counts and ids. Nothing here starts a trial."""
+"""Suites as users write them, and plans: trials with resolved ranks, counts and ids."""

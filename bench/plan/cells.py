@@ -9,16 +9,16 @@ from typing import Any, Literal, NamedTuple
 
 from bench.backbones import BackboneInfo, BackboneSpec
 from bench.inputs import ModelInput, TextInput
+from bench.plan.choosing import Studies, Tuning
+from bench.plan.recipe import Recipe
 from bench.plan.rows import CandidateSetting, Names, Row
 from bench.plan.settings import Grids, Setting, applicable, points, published
+from bench.plan.suite import Suite
+from bench.plan.suite_rows import Budget, TaskRow
 from bench.plan.trial import Trial
-from bench.suite.choosing import Studies, Tuning
-from bench.suite.recipe import Recipe
-from bench.suite.rows import Budget, TaskRow
-from bench.suite.suite import Suite
+from bench.records.stored_plan import StudyPlan, StudyTrial, Tuned
+from bench.records.words import Phase
 from bench.tasks import Task
-from bench.wire.plan import StudyPlan, StudyTrial, Tuned
-from bench.wire.words import Phase
 from methods import Geometry, Method, UserError, create
 
 #: Tables give parameters in percent of LoRA of this rank on query, key and value, as the paper does.

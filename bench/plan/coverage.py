@@ -8,9 +8,9 @@ from itertools import combinations, pairwise
 from math import log
 from statistics import StatisticsError, correlation
 
+from bench.plan.choosing import AXES
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS, Grids, Setting, points
-from bench.suite.choosing import AXES
 
 #: The least correlation of two axes that count as tied: an effect of one may be due to the other.
 TIED = 0.5

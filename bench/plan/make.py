@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.plan.cells import Cell, requested_parameters
+from bench.plan.recipe import Recipe
 from bench.plan.rows import Plan, Row, in_order
 from bench.plan.settings import Setting
+from bench.plan.suite import Suite
+from bench.plan.suite_rows import Budget, MethodRow, TaskRow
 from bench.plan.trial import Trial
-from bench.suite.recipe import Recipe
-from bench.suite.rows import Budget, MethodRow, TaskRow
-from bench.suite.suite import Suite
 from bench.tasks import Task, check_use, data_key
 from methods import METHODS, Geometry, Method, UserError
 from methods.errors import cut, shown

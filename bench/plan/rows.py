@@ -9,11 +9,11 @@ from typing import NamedTuple, TypeVar
 from pydantic import Field
 
 from bench.plan.settings import Setting
+from bench.plan.suite import Suite
 from bench.plan.trial import Trial
-from bench.suite.suite import Suite
+from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan
+from bench.records.words import Phase, budget_names
 from bench.tasks import Task
-from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan
-from bench.wire.words import Phase, budget_names
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 from methods.validation import Frozen

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.suite.choosing import AXES
-from bench.suite.recipe import Recipe
+from bench.plan.choosing import AXES
+from bench.plan.recipe import Recipe
 from methods import Method
 from methods.validation import Frozen, validate
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from bench.backbones import BackboneSpec
-from bench.suite.recipe import Recipe
-from bench.suite.rows import TaskRow
+from bench.plan.recipe import Recipe
+from bench.plan.suite_rows import TaskRow
 from bench.tasks.plain_text import TextName
 from methods.validation import Frozen, earlier, identity
 

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bench.records.search_results import ComponentWorth, Redundancy, Spectrum
+from bench.records.words import Artifact, Tag
 from bench.store.trained import StoredTrial, stored_trial
 from bench.training.loop import evaluate
 from bench.training.trial import Resources
-from bench.wire.found import ComponentWorth, Redundancy, Spectrum
-from bench.wire.words import Artifact, Tag
 from methods import PROJECTIONS, Adapter, Geometry, Site, UserError
 from methods.backbone import SHARED_HEADS
 

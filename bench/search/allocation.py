@@ -6,12 +6,12 @@ from statistics import fmean
 
 from bench.metrics import METRICS
 from bench.plan.cells import Cell
+from bench.plan.choosing import Allocation
+from bench.records.record import comparable, results
+from bench.records.search_results import AllocationPoint, AllocationResult, Tried
 from bench.search.importance import importances
 from bench.search.nested import Nested, about, tried
 from bench.search.space import Ranks, RankSpace
-from bench.suite.choosing import Allocation
-from bench.wire.found import AllocationPoint, AllocationResult, Tried
-from bench.wire.record import comparable, results
 from methods import UserError
 
 

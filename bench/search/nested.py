@@ -15,9 +15,9 @@ from bench.execution.session import CLOSING, Session, within
 from bench.plan.cells import Cell
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
-from bench.wire.found import FOUND, Finalist, Found
-from bench.wire.record import Record, latest
-from bench.wire.words import OWN_SIZE, Kind, Phase, Status, Tag
+from bench.records.record import Record, latest
+from bench.records.search_results import FOUND, Finalist, Found
+from bench.records.words import OWN_SIZE, Kind, Phase, Status, Tag
 from methods import Method
 
 #: Shows the progress of a plan's trials, given their count and the slots; its value takes every event.

@@ -10,16 +10,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bench.machine.files import written_whole
 from bench.plan.cells import MANTISSA, Cell
+from bench.plan.choosing import Centres, HeadRates, Lengths, Pilot
 from bench.plan.rows import Row
+from bench.plan.suite import Suite
+from bench.plan.suite_rows import NAME, NAME_RULE
 from bench.plan.trial import Trial
-from bench.process.files import written_whole
-from bench.suite.choosing import Centres, HeadRates, Lengths, Pilot
-from bench.suite.rows import NAME, NAME_RULE
-from bench.suite.suite import Suite
-from bench.suite.yaml_text import parse, written
-from bench.wire.measures import Measure
-from bench.wire.record import Record, scores
+from bench.plan.yaml_text import parse, written
+from bench.records.measures import Measure
+from bench.records.record import Record, scores
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 from methods.validation import validate

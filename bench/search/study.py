@@ -22,17 +22,17 @@ from bench.execution.driver import patiently
 from bench.execution.perform import Event
 from bench.metrics import METRICS
 from bench.plan.cells import Cell
+from bench.plan.choosing import Search
+from bench.plan.recipe import Recipe
 from bench.plan.settings import Setting
+from bench.records.record import Record, comparable, latest, results
+from bench.records.search_results import SearchPoint, SearchResult
+from bench.records.words import PointState, Tag
 from bench.search.importance import importances
 from bench.search.nested import Nested, about
 from bench.search.space import Ranks, RankSpace
 from bench.store.connect import shown_uri
-from bench.suite.choosing import Search
-from bench.suite.recipe import Recipe
 from bench.training.loop import Pruned
-from bench.wire.found import SearchPoint, SearchResult
-from bench.wire.record import Record, comparable, latest, results
-from bench.wire.words import PointState, Tag
 from methods import UserError
 from methods.validation import earlier
 

@@ -7,10 +7,10 @@ from statistics import fmean
 
 from bench.metrics import METRICS
 from bench.plan.rows import CandidateSetting, Choice, Plan, Row
+from bench.records.record import Record, comparable, latest, results
+from bench.records.stored_plan import StoredPlan, Tuned
+from bench.records.words import By
 from bench.store.store import Store
-from bench.wire.plan import StoredPlan, Tuned
-from bench.wire.record import Record, comparable, latest, results
-from bench.wire.words import By
 
 
 def with_choices(plan: Plan, store: Store) -> Plan:

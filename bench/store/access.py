@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.backbones import BackboneSpec
+from bench.plan.suite_rows import TaskRow
 from bench.plan.trial import Trial
+from bench.records.record import Record
+from bench.records.words import Tag
 from bench.store.pack.reading import Packed
 from bench.store.source import Source
-from bench.suite.rows import TaskRow
 from bench.tasks.description import Description
-from bench.wire.record import Record
-from bench.wire.words import Tag
 from methods import UserError
 
 #: Allows hub repositories, in place of a folder.

@@ -10,11 +10,11 @@ from urllib.parse import unquote, urlparse
 
 from mlflow.tracking import MlflowClient
 
-from bench.process.files import sha256, written_whole
+from bench.machine.files import sha256, written_whole
+from bench.records import Wired
+from bench.records.record import Record
+from bench.records.words import Artifact, Tag
 from bench.store.connect import insisting
-from bench.wire import Wired
-from bench.wire.record import Record
-from bench.wire.words import Artifact, Tag
 from methods import UserError
 
 

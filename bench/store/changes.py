@@ -13,11 +13,11 @@ from bench.backbones import BACKBONES
 from bench.metrics import METRICS
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
+from bench.records.origin import StoredConfig
+from bench.records.record import Record, latest
+from bench.records.words import Artifact, Status, Tag
 from bench.store.source import Source
 from bench.tasks import TASKS
-from bench.wire.record import Record, latest
-from bench.wire.start import StoredConfig
-from bench.wire.words import Artifact, Status, Tag
 from methods import METHODS, UserError
 from methods.errors import cut
 

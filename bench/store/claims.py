@@ -21,13 +21,13 @@ from pathlib import Path
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from bench.process.alive import dead, owner
+from bench.machine.alive import dead, owner
+from bench.records.record import Record, latest
+from bench.records.words import Status, Tag
 from bench.store.connect import StoreError, insisting
 from bench.store.outbox import Outbox
 from bench.store.queries import PAGE, every_page
 from bench.store.store import Store
-from bench.wire.record import Record, latest
-from bench.wire.words import Status, Tag
 
 #: Prefixes of the names of claims, and of the keys of signs.
 PREFIX = "tensorbench-claim"

@@ -28,9 +28,9 @@ from requests.exceptions import ChunkedEncodingError, RetryError
 from sqlalchemy import Engine, create_engine, inspect, literal_column, select, table
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from bench.process import interrupts
-from bench.process.files import remove, written_whole
-from bench.sources.cache import cache_dir
+from bench.machine import interrupts
+from bench.machine.cache import cache_dir
+from bench.machine.files import remove, written_whole
 from bench.store import DEFAULT_STORE
 from methods import UserError
 

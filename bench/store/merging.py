@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.records.record import Record, latest
+from bench.records.search_results import FOUND, AllocationResult, SearchResult
+from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
+from bench.records.words import Artifact, Kind, Status, Tag
 from bench.store.artifacts import as_json
 from bench.store.connect import shown_uri
 from bench.store.source import Source
-from bench.wire.found import FOUND, AllocationResult, SearchResult
-from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
-from bench.wire.record import Record, latest
-from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+from bench.records.pack_format import ENDING
 from bench.store import DEFAULT_STORE
 from bench.store.merging import Joined
 from bench.store.pack.reading import open_pack
@@ -14,7 +15,6 @@ from bench.store.pack.unpacking import Listener, Merged, merge
 from bench.store.pack.writing import Written, write_pack
 from bench.store.source import Source
 from bench.store.store import Store
-from bench.wire.pack import ENDING
 from methods import UserError
 
 

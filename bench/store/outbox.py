@@ -20,10 +20,10 @@ from typing import ClassVar
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from bench.process.files import remove, written_whole
-from bench.wire.record import Point, Record
-from bench.wire.text import all_storable
-from bench.wire.words import Artifact, Status
+from bench.machine.files import remove, written_whole
+from bench.records.record import Point, Record
+from bench.records.text import all_storable
+from bench.records.words import Artifact, Status
 from methods import UserError
 
 #: The name of the folder of records that the store does not take.

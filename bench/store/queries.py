@@ -15,10 +15,10 @@ from mlflow.entities import Experiment, Run, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy import or_, select
 
+from bench.records.pack_format import CURVES_BEGIN
+from bench.records.record import Record, record_of
+from bench.records.words import Kind, Tag
 from bench.store.connect import open_engine
-from bench.wire.pack import CURVES_BEGIN
-from bench.wire.record import Record, record_of
-from bench.wire.words import Kind, Tag
 
 #: Most results of one request.
 PAGE = 1000

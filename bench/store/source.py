@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
+from bench.plan.choosing import Tuning
+from bench.plan.recipe import Recipe
+from bench.records import Wired
+from bench.records.record import Record
+from bench.records.stored_plan import PlannedRow, StoredPlan, StoredSuite
+from bench.records.words import Artifact, Kind
 from bench.store.artifacts import broken
-from bench.suite.choosing import Tuning
-from bench.suite.recipe import Recipe
-from bench.wire import Wired
-from bench.wire.plan import PlannedRow, StoredPlan, StoredSuite
-from bench.wire.record import Record
-from bench.wire.words import Artifact, Kind
 from methods import UserError
 from methods.validation import earlier, explained
 

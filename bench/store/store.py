@@ -15,8 +15,14 @@ from mlflow.entities import Experiment, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from bench.machine.alive import owner
+from bench.plan.lock import stored_suite
 from bench.plan.rows import Plan
-from bench.process.alive import owner
+from bench.records import Wired
+from bench.records.pack_format import CURVES_BEGIN
+from bench.records.record import Point, Record
+from bench.records.text import all_storable, run_name
+from bench.records.words import YES, Artifact, Kind, Status, Tag
 from bench.store.artifacts import check_content, keep_files, keep_json
 from bench.store.connect import (
     BROKEN_STORE,
@@ -33,12 +39,6 @@ from bench.store.connect import (
 )
 from bench.store.queries import experiments, find_runs, read_curves, read_tables
 from bench.store.source import CURVE, Source
-from bench.suite.lock import stored_suite
-from bench.wire import Wired
-from bench.wire.pack import CURVES_BEGIN
-from bench.wire.record import Point, Record
-from bench.wire.text import all_storable, run_name
-from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
 

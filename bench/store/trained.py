@@ -18,14 +18,14 @@ from torch import Tensor
 from bench.backbones import LoadedBackbone, load
 from bench.backbones.answers import put_head
 from bench.plan.trial import Trial
+from bench.records import Wired
+from bench.records.record import Record, latest
+from bench.records.words import YES, Artifact, Kind, Status, Tag
 from bench.store.access import Access, is_foreign
 from bench.store.artifacts import broken, hashes
 from bench.store.connect import BROKEN_STORE, connect, shown_uri
 from bench.store.queries import experiments, find_runs
 from bench.store.store import Store
-from bench.wire import Wired
-from bench.wire.record import Record, latest
-from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import Adapter, Method, UserError, from_identity
 from methods.validation import explained
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bench.machine.alive import owner
+from bench.machine.files import sha256_of
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
-from bench.process.alive import owner
-from bench.process.files import sha256_of
+from bench.records.measures import Measure, validation_key
+from bench.records.origin import Start, StoredConfig
+from bench.records.record import Point, Progress, Record
+from bench.records.text import all_storable, run_name
+from bench.records.words import PROVENANCE, YES, Artifact, Kind, Status, Tag
 from bench.store.changes import plugin_sources
 from bench.store.connect import insisting, storing
 from bench.store.outbox import Outbox
 from bench.store.store import Store
-from bench.wire.measures import Measure, validation_key
-from bench.wire.record import Point, Progress, Record
-from bench.wire.start import Start, StoredConfig
-from bench.wire.text import all_storable, run_name
-from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Status, Tag
 
 #: Seconds between two writes of a running trial's progress: each write is a transaction.
 PROGRESS_EVERY = 2.0

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from bench.process.files import sha256
-from bench.sources.hub import commit_of, snapshot
+from bench.machine.files import sha256
+from bench.machine.hub import commit_of, snapshot
 from bench.tasks.images import EncodedImages
 from bench.tasks.own_labels import listed
 from bench.tasks.table_files import Table, embedded_images, is_text, read_parquet

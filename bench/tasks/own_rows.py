@@ -11,7 +11,7 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from bench.process.files import sha256
+from bench.machine.files import sha256
 from bench.tasks.description import SPLIT_WORDS, Description
 from bench.tasks.images import EncodedImages
 from bench.tasks.own_images import Picture, inside, pictures_of

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.inputs import TextInput
-from bench.sources.assets import ASSETS
-from bench.sources.cache import prepared
+from bench.machine.assets import ASSETS
+from bench.machine.cache import prepared
 from bench.tasks.rated_sentences import rows
 from bench.tasks.tokens import beginning
 from methods.errors import UserError

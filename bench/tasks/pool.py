@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
+from bench.machine.cache import is_prepared, prepared
 from bench.metrics import METRICS
-from bench.sources.cache import is_prepared, prepared
+from bench.records.measures import SplitSizes
 from bench.tasks.dealing import blocks, deal, first_places
 from bench.tasks.images import EncodedImages
 from bench.tasks.objective import as_labels, as_tensor, check_answers, check_labels, objective
 from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
 from bench.tasks.task import SPLITS, Examples, SplitName, Task
-from bench.wire.measures import SplitSizes
 from methods.errors import UserError
 
 #: Incremented when deals or pools are stored differently.

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.process.memory import MIB, available_mib
-from bench.sources.cache import is_prepared, prepared
+from bench.machine.cache import is_prepared, prepared
+from bench.machine.memory import MIB, available_mib
 from bench.tasks.objective import as_tensor, check_answers, check_labels, objective
 from bench.tasks.pool import Pool, Sizes, Source, as_contents, check_size, dealt, pool_of, repeated_tests
 from bench.tasks.reading import image_content, read_images, read_texts

@@ -6,7 +6,7 @@ import html
 import tarfile
 from typing import ClassVar
 
-from bench.sources.assets import ASSETS, fetch
+from bench.machine.assets import ASSETS, fetch
 from bench.tasks.dealing import link, near_duplicates, stable_order
 from bench.tasks.task import Examples, Task
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.process.files import sha256
+from bench.machine.files import sha256
 from bench.tasks.hub import HubTexts
 from bench.tasks.table_files import Table
 from bench.tasks.task import DataSource, Examples, SplitName

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from bench.inputs import Modality
+from bench.machine.hub import Lockable
 from bench.metrics.metric import Kind
-from bench.sources.hub import Lockable
 from methods.errors import UserError, shown
 
 SplitName = Literal["train", "validation", "test"]

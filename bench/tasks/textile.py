@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.sources.assets import ASSETS, fetch
+from bench.machine.assets import ASSETS, fetch
 from bench.tasks.task import Examples, LazyImages, Task
 
 

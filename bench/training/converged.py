@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.backbones import LoadedBackbone
-from bench.suite.recipe import Recipe
+from bench.plan.recipe import Recipe
 from bench.tasks import Objective, PreparedData, Split
 from bench.training.loop import Diverged, Trained, autocast, batches, evaluate
 from bench.training.saving import Saving

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bench.suite.recipe import Recipe
+from bench.plan.recipe import Recipe
 from bench.training.loop import autocast
 from methods import Backbone
 

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 from safetensors.torch import save
 
+from bench.records.predictions import a_class_each
+from bench.records.record import Record
+from bench.records.text import storable
+from bench.records.words import Artifact, Status
 from bench.training.trial import Outcome
-from bench.wire.predictions import a_class_each
-from bench.wire.record import Record
-from bench.wire.text import storable
-from bench.wire.words import Artifact, Status
 
 
 def finished(outcome: Outcome) -> Record:
@@ -28,7 +28,7 @@ def finished(outcome: Outcome) -> Record:
 
 
 def _predictions(outcome: Outcome) -> bytes:
-    """The table of predictions, with the columns of `bench.wire.predictions`."""
+    """The table of predictions, with the columns of `bench.records.predictions`."""
     answers = {"label": outcome.labels.numpy(), "prediction": outcome.final.answers}
     columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in answers.items():

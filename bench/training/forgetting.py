@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bench.backbones import LoadedBackbone
 from bench.backbones.answers import token_logits, unembedding_of
 from bench.backbones.pooling import decoded
-from bench.suite.recipe import Recipe
+from bench.plan.recipe import Recipe
 from bench.training.loop import autocast
 
 #: Tokens of a batch, padding included. The logits of each take a row of the vocabulary.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.wire.measures import Measure, Measures
+from bench.records.measures import Measure, Measures
 from methods import Adapter, UserError
 from methods.errors import RoundedMerge
 

@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from bench.metrics import Metric
-from bench.suite.recipe import Recipe
+from bench.plan.recipe import Recipe
+from bench.records.measures import Measure, Measures
+from bench.records.record import Progress
 from bench.tasks import ImageSplit, Objective, PreparedData, Split
 from bench.tasks.splits import WrittenSplit
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
 from bench.training.saving import PLAIN, Saving
 from bench.training.seeding import generator
-from bench.wire.measures import Measure, Measures
-from bench.wire.record import Progress
 from methods import Adapter, Backbone
 
 #: Examples are sorted by length in pools of this many batches, so that there is little padding and yet a new

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 
-from bench.process.memory import MIB
+from bench.machine.memory import MIB
 
 #: Steps left out of the step time, since they allocate, compile and warm caches.
 WARMUP_STEPS = 5

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.wire.words import PROVENANCE, Tag
+from bench.records.words import PROVENANCE, Tag
 from methods.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,6 +17,9 @@ from bench.backbones import BackboneSpec, LoadedBackbone, load
 from bench.backbones.answers import has_vocabulary, put_head
 from bench.inputs import ModelInput, TextInput
 from bench.plan.trial import Trial
+from bench.records.measures import Measure, Measures, SplitSizes
+from bench.records.record import Progress
+from bench.records.words import Tag
 from bench.tasks import PreparedData, Split, data_key, prepare
 from bench.tasks.plain_text import plain_tokens
 from bench.training.converged import fit_head
@@ -28,9 +31,6 @@ from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic, take_device
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
-from bench.wire.measures import Measure, Measures, SplitSizes
-from bench.wire.record import Progress
-from bench.wire.words import Tag
 from methods import Adapter, Method, UserError, from_identity
 from methods.capabilities import Capability, capabilities
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.sources.cache import check_cache
+from bench.machine.cache import check_cache
+from bench.records.words import Kind, Status
 from bench.store.access import Access, is_foreign
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.opening import is_pack
@@ -18,7 +19,6 @@ from bench.verify.labels import labels_of
 from bench.verify.plans import examine_plan
 from bench.verify.rerun import Candidate, chosen, run_again
 from bench.verify.trials import examine
-from bench.wire.words import Kind, Status
 from methods import UserError
 
 __all__ = ["Fault", "Rerun", "Unchecked", "Verification", "verify"]

@@ -15,13 +15,13 @@ import pandas as pd
 
 from bench.metrics import METRICS
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
+from bench.records.predictions import numbered
+from bench.records.record import Record
 from bench.tasks import TASKS, Objective
 from bench.tasks.own_tasks import METRIC_OF
 from bench.tasks.task import SPLITS
 from bench.verify.findings import Examined
-from bench.wire.measures import Measure
-from bench.wire.predictions import numbered
-from bench.wire.record import Record
 
 #: Fields of a trial's data that determine the examples of a split.
 OF_DATA = ("task", "task_identity", "split", "data_hash")

@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.backbones import BackboneSpec
+from bench.plan.suite import Suite
+from bench.plan.yaml_text import parse
+from bench.records.origin import StoredConfig
+from bench.records.stored_plan import StoredSuite
+from bench.records.words import Artifact, Kind, Tag
 from bench.store.source import Source
-from bench.suite.suite import Suite
-from bench.suite.yaml_text import parse
 from bench.verify.findings import Examined
-from bench.wire.plan import StoredSuite
-from bench.wire.start import StoredConfig
-from bench.wire.words import Artifact, Kind, Tag
 from methods import UserError
 
 #: The own names of whatever a suite gives a label to, by the label. The own name `ANY` stands for all: of a

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from bench.plan.cells import REFERENCE_RANK
 from bench.plan.trial import Trial
+from bench.records.stored_plan import PlannedRow, PlannedTrial, StudyPlan
 from bench.store.access import Access
 from bench.store.source import Source
 from bench.verify.findings import Examined
 from bench.verify.labels import Labels, compare_name
 from bench.verify.trials import Resolved, compare_places, resolve
-from bench.wire.plan import PlannedRow, PlannedTrial, StudyPlan
 from methods import UserError, create
 from methods.validation import explained
 

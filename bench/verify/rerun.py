@@ -12,6 +12,10 @@ import torch
 
 from bench.execution.perform import perform, prepare_all
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
+from bench.records.predictions import frame_of, numbered
+from bench.records.record import Record
+from bench.records.words import Artifact
 from bench.store.access import Access, is_foreign
 from bench.store.source import Source
 from bench.store.trained import put_back
@@ -20,10 +24,6 @@ from bench.training.measure import provenance
 from bench.training.saving import Saving
 from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
-from bench.wire.measures import Measure
-from bench.wire.predictions import frame_of, numbered
-from bench.wire.record import Record
-from bench.wire.words import Artifact
 from methods import UserError
 
 #: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are

@@ -19,19 +19,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
+from bench.machine.files import sha256, sha256_of
 from bench.plan.trial import Trial
-from bench.process.files import sha256, sha256_of
+from bench.records.measures import Measure
+from bench.records.origin import SourceFile, StoredConfig
+from bench.records.predictions import frame_of, numbered
+from bench.records.record import Record
+from bench.records.words import YES, Artifact, Tag
 from bench.store.access import Access, is_foreign
 from bench.store.artifacts import ChangedError, hashes
 from bench.store.source import Source
 from bench.verify.examples import Splits, check_rows, stored_objective
 from bench.verify.findings import Examined
 from bench.verify.labels import ANY, Labels, compare_name, source_of
-from bench.wire.measures import Measure
-from bench.wire.predictions import frame_of, numbered
-from bench.wire.record import Record
-from bench.wire.start import SourceFile, StoredConfig
-from bench.wire.words import YES, Artifact, Tag
 from methods import Method, UserError, from_identity
 from methods.validation import explained
 

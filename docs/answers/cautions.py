@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.metrics import direction
-from bench.wire.words import OWN_SIZE, Status
+from bench.records.words import OWN_SIZE, Status
 from reports.inference.intervals import RESOLUTION
 from reports.study import FLOOR, REFERENCE, Cell, Seed, grouped
 from reports.units import PERCENT, unit_of

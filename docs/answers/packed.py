@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.records.pack_format import ENDING
+from bench.records.words import Status
 from bench.store.opening import open_results
-from bench.wire.pack import ENDING
-from bench.wire.words import Status
 from reports.inference.intervals import Bounds
 from reports.reading import read_sources
 from reports.selection import Selection

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.wire.words import Tag
+from bench.records.words import Tag
 from reports import ablation
 from reports.inference.crossed import of_seeds
 from reports.inference.effects import effect, verdict

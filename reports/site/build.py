@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from bench.process.outputs import Files, output_folder, replace_files
-from bench.process.visible import visible
+from bench.machine.outputs import Files, output_folder, replace_files
+from bench.machine.visible import visible
 from methods import UserError
 from reports.frames import csv
 from reports.rendering import environment

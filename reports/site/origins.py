@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bench.wire.start import SourceFile
+from bench.records.origin import SourceFile
 from reports.stored import Provenance, provenance_of
 from reports.study import Cell, Seed, Study
 

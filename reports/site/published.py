@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.process.outputs import Files
+from bench.machine.outputs import Files
 from bench.store.opening import as_one, is_pack
 from bench.store.pack.reading import open_pack
 from bench.store.source import Source
-from bench.wire.pack import ENDING
-from bench.wire.words import OWN_SIZE
+from bench.records.pack_format import ENDING
+from bench.records.words import OWN_SIZE
 from methods import UserError
 from methods.errors import shown
 from reports.analysis import Analysis

@@ -27,10 +27,10 @@ def main(through: int, folder: Path) -> None:
     from multiprocessing import get_context
 
     from bench.__main__ import main as command_line
+    from bench.cli import progress
     from bench.execution import local
     from bench.execution.perform import Event
     from bench.plan.rows import Plan
-    from bench.terminal import progress
 
     def hold(worker: str) -> None:
         held, go = folder / "held", folder / "go"

@@ -125,7 +125,7 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
     """Inside, this process's hub client uses this endpoint and cache, as HF_ENDPOINT and HF_HOME set them."""
     from huggingface_hub import constants
 
-    from bench.sources import hub
+    from bench.machine import hub
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", endpoint)

@@ -16,9 +16,9 @@ from typing import Any
 
 #: What the command line imports on the way to a trial, a search and a stored record.
 IMPORTED = (
-    "bench.cli",
+    "bench.cli.program",
     "bench.run",
-    "bench.terminal.progress",
+    "bench.cli.progress",
     "bench.execution.local",
     "bench.search.study",
     "bench.search.tuning",

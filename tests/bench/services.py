@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import mlflow
 import psutil
 
-from bench.process import guard
+from bench.machine import guard
 from bench.store.connect import with_driver
 
 from . import holding

@@ -19,15 +19,15 @@ from rich.table import Table
 
 import bench
 from bench.backbones import BACKBONES
-from bench.cli import RENAMED
-from bench.commands.options import VisibleConsole
+from bench.cli.listings import count_methods, print_methods
+from bench.cli.options import VisibleConsole
+from bench.cli.plans import print_plan
+from bench.cli.program import RENAMED
+from bench.cli.results import print_allocation
+from bench.cli.tables import fitted
+from bench.records.search_results import AllocationResult, Tried
 from bench.store.store import Store
 from bench.tasks import TASKS
-from bench.terminal.listings import count_methods, print_methods
-from bench.terminal.plans import print_plan
-from bench.terminal.results import print_allocation
-from bench.terminal.tables import fitted
-from bench.wire.found import AllocationResult, Tried
 from methods import METHODS, Geometry
 from methods.tenslora import VARIANTS
 
@@ -54,7 +54,7 @@ def test_whoever_reads_a_few_lines_only_stops_nothing() -> None:
 def test_help_imports_nothing_that_takes_long() -> None:
     program = """
 import sys
-from bench.cli import main
+from bench.cli.program import main
 sys.argv = ["tensorbench", "--help"]
 try:
     main()
@@ -73,7 +73,7 @@ finally:
 #: Runs the program with its arguments, and prints on standard error which slow modules that imported.
 IMPORTS = """
 import sys
-from bench.cli import main
+from bench.cli.program import main
 try:
     main()
 finally:

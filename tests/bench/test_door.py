@@ -15,12 +15,12 @@ import bench.run
 from bench.execution.inline import Inline
 from bench.execution.perform import Event, Report
 from bench.plan.rows import Plan
+from bench.records.record import Record
+from bench.records.search_results import AllocationResult, SearchResult
+from bench.records.words import Phase
 from bench.run import Audience
 from bench.search.allocation import RankAllocation
 from bench.search.study import RankSearch
-from bench.wire.found import AllocationResult, SearchResult
-from bench.wire.record import Record
-from bench.wire.words import Phase
 from methods import UserError
 
 from ..messages import naming

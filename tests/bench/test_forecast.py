@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bench.cli.plans import print_forecast
 from bench.execution.estimate import final_work, step_count
 from bench.execution.place import Place
 from bench.forecast import forecast
 from bench.plan.rows import Part
+from bench.records.stored_plan import Forecast, Share
 from bench.run import Audience, run_suite
 from bench.search.tuning import with_choices
 from bench.store.store import Store
-from bench.terminal.plans import print_forecast
 from bench.training.saving import Saving
-from bench.wire.plan import Forecast, Share
 
 from ..stored import Result
 from ..stored import write as stored

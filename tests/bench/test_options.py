@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.commands.options import split_names
+from bench.cli.options import split_names
 from bench.plan.rows import Part, Plan
 from methods import UserError
 
@@ -159,8 +159,8 @@ def test_no_name_of_a_strangers_file_is_a_command_to_the_shell(
 def test_completing_names_of_methods_needs_no_torch() -> None:
     program = """
 import sys
-import bench.cli
-from bench.commands import completion
+import bench.cli.program
+from bench.cli import completion
 assert completion.methods(None, "lort") == ["lorta"]
 print(*{"torch", "mlflow", "numpy", "pandas"} & set(sys.modules))
 """

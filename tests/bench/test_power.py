@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bench.cli.plans import print_power
 from bench.power import ASSUMED, DISAGREEMENT, Power, power
 from bench.tasks import TASKS
-from bench.terminal.plans import print_power
 from methods import UserError
 
 from ..reports.made_up import plan_of, result

@@ -8,11 +8,11 @@ import itertools
 import pytest
 from rich.console import Console
 
+from bench.cli import progress
+from bench.cli.progress import RunDisplay
+from bench.cli.tables import duration, progress_bars
 from bench.execution.perform import Event
-from bench.terminal import progress
-from bench.terminal.progress import RunDisplay
-from bench.terminal.tables import duration, progress_bars
-from bench.wire.record import Progress, failed
+from bench.records.record import Progress, failed
 
 from .test_options import BOTH
 from .toy_suites import plan

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from bench.execution.driver import pending
+from bench.records.record import latest
 from bench.store.store import Store
-from bench.wire.record import latest
 
 from .held_programs import await_held, let_all_through, started
 from .programs import Program

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 import bench.execution.inline
 from bench.backbones import load
 from bench.execution.driver import pending
-from bench.process.files import sha256
-from bench.suite.load import load_suite
+from bench.machine.files import sha256
+from bench.plan.suite_file import load_suite
+from bench.records.origin import StoredConfig
+from bench.records.words import Artifact
 from bench.tasks import TASKS, prepare
 from bench.training.loop import evaluate
 from bench.training.measure import LIBRARIES
 from bench.training.seeding import stream_seed
-from bench.wire.start import StoredConfig
-from bench.wire.words import Artifact
 from methods import from_identity
 
 from .toy_runs import Ran, raising, run

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import bench
-from bench.process.files import sha256
+from bench.machine.files import sha256
 from bench.store.store import Store
 from bench.training.seeding import stream_seed
 

@@ -16,10 +16,10 @@ import pytest
 import bench
 from bench.execution.perform import Event, Report
 from bench.plan.rows import Part, Plan
+from bench.plan.suite_file import load_suite
+from bench.records.record import latest
 from bench.run import Audience, run_suite
 from bench.store.store import Store
-from bench.suite.load import load_suite
-from bench.wire.record import latest
 from methods import UserError
 from reports.reading import read
 from reports.stored import contents

@@ -13,9 +13,9 @@ from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
+from bench.records.record import Record
+from bench.records.words import Artifact
 from bench.store.store import Store
-from bench.wire.record import Record
-from bench.wire.words import Artifact
 
 from .toy_suites import plan, write
 

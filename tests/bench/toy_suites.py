@@ -9,7 +9,7 @@ import yaml
 
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan
-from bench.suite.suite import Suite
+from bench.plan.suite import Suite
 from methods.validation import validate
 
 DIGITS = {"task": "digits", "train_size": 60, "validation_size": 30, "test_size": 40}

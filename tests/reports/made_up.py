@@ -12,8 +12,8 @@ import numpy as np
 
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan, Row
+from bench.plan.suite import Suite
 from bench.plan.trial import Trial
-from bench.suite.suite import Suite
 from methods.validation import validate
 
 from ..stored import Result, write

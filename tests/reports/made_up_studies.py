@@ -9,9 +9,9 @@ import numpy as np
 
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan, Row
+from bench.plan.suite import Suite
 from bench.plan.trial import Trial
-from bench.suite.suite import Suite
-from bench.wire.measures import Measure
+from bench.records.measures import Measure
 from methods.validation import validate
 
 from ..stored import Result

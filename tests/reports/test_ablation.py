@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.store.store import Store
-from bench.wire import Wired
-from bench.wire.found import (
+from bench.records import Wired
+from bench.records.record import Record
+from bench.records.search_results import (
     AllocationPoint,
     AllocationResult,
     ComponentWorth,
@@ -20,8 +20,8 @@ from bench.wire.found import (
     Spectrum,
     Tried,
 )
-from bench.wire.record import Record
-from bench.wire.words import YES, Artifact, Kind, Status, Tag
+from bench.records.words import YES, Artifact, Kind, Status, Tag
+from bench.store.store import Store
 from methods import UserError
 from reports import ablation, figures
 from reports.reading import Study, read

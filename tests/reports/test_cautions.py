@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.wire.plan import Tuned
+from bench.records.stored_plan import Tuned
 
 from .made_up import BUDGET, rich_of
 

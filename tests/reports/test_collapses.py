@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from bench.cli.results import print_summary
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
+from bench.records.words import Status
 from bench.search.tuning import with_choices
 from bench.store.store import Store
-from bench.terminal.results import print_summary
-from bench.wire.words import Status
 from reports import cautions
 from reports.analysis import Analysis, analyse
 from reports.board import boards, heats

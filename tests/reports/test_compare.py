@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from bench.cli.comparison import print_comparison
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
-from bench.terminal.comparison import print_comparison
 from methods import UserError
 from reports.compare import Comparison, Move, compare
 from reports.reading import read

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bench.cli.results import print_summary
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.store.store import Store
-from bench.terminal.results import print_summary
 from reports import cautions, curves, figures
 from reports.ablation import Scored, StoredAblation
 from reports.analysis import analyse

@@ -10,12 +10,12 @@ import pytest
 
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan
+from bench.plan.suite import Suite
+from bench.records.measures import Measure
+from bench.records.search_results import SearchPoint
+from bench.records.words import Artifact, Kind, PointState, Status
 from bench.search.tuning import with_choices
 from bench.store.store import Store
-from bench.suite.suite import Suite
-from bench.wire.found import SearchPoint
-from bench.wire.measures import Measure
-from bench.wire.words import Artifact, Kind, PointState, Status
 from methods.validation import validate
 from reports.analysis import analyse
 from reports.cautions import guards

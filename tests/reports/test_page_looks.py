@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from bench.plan.make import make_plan
-from bench.suite.suite import Suite
+from bench.plan.suite import Suite
 from methods.validation import validate
 from reports.analysis import analyse
 from reports.drawing import Looks, styled

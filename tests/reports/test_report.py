@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.records.words import Kind
 from bench.store.connect import StoreError
 from bench.store.store import Store
-from bench.wire.words import Kind
 from methods import UserError
 from reports.report import MANIFEST, write_report
 

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 import bench
+from bench.records.words import Artifact
 from bench.store.opening import open_results
 from bench.store.pack.writing import write_pack
-from bench.wire.words import Artifact
 from methods import UserError
 from reports.results import CURVES, PREDICTIONS, TRIALS, Column, Results
 

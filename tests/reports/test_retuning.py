@@ -14,8 +14,8 @@ import pytest
 
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
+from bench.records.words import Status
 from bench.search.tuning import with_choices
-from bench.wire.words import Status
 from reports.analysis import Analysis, analyse
 from reports.evidence import between
 from reports.frames import as_json, frames

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.wire.plan import PlannedRow
+from bench.records.stored_plan import PlannedRow
 from methods import UserError
 from reports.analysis import Block, analyse
 from reports.reading import read

@@ -18,10 +18,10 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
+from bench.machine.files import sha256_of
+from bench.machine.outputs import Files, put_files
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
-from bench.process.files import sha256_of
-from bench.process.outputs import Files, put_files
 from bench.store.pack.reading import open_pack
 from methods import METHODS, UserError
 from reports.analysis import Analysis

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.cli.plans import print_plan
+from bench.cli.stored import print_trial
+from bench.records.measures import Measure, SplitSizes
 from bench.store.store import Store
-from bench.terminal.plans import print_plan
-from bench.terminal.stored import print_trial
-from bench.wire.measures import Measure, SplitSizes
 from reports.reading import read
 from reports.report import write_report
 from reports.stored import trial_contents

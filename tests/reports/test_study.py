@@ -12,8 +12,8 @@ import pytest
 
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
 from bench.store.store import Store
-from bench.wire.measures import Measure
 from methods import UserError
 from reports.analysis import analyse
 from reports.reading import read

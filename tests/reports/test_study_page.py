@@ -350,7 +350,7 @@ def test_the_terminal_shows_the_same_analysis(
     (block,) = analysis.blocks
     from rich.console import Console
 
-    from bench.terminal.results import print_summary
+    from bench.cli.results import print_summary
 
     console = Console(width=200, record=True, file=(tmp_path / "shown").open("w"))
     print_summary(console, summary)

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from bench.cli.results import print_summary
 from bench.plan.make import make_plan
+from bench.plan.suite import Suite
+from bench.records.record import failed
+from bench.records.words import Status
 from bench.store.store import Store
-from bench.suite.suite import Suite
-from bench.terminal.results import print_summary
-from bench.wire.record import failed
-from bench.wire.words import Status
 from methods.validation import validate
 from reports.summary import Summary, summarise
 

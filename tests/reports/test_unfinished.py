@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bench.plan.rows import Part
+from bench.records.words import Artifact, Kind, Status
 from bench.search.tuning import with_choices
 from bench.store.store import Store
-from bench.wire.words import Artifact, Kind, Status
 from methods import UserError
 from reports import ablation
 from reports.compare import compare

@@ -14,10 +14,10 @@ import pytest
 from scipy import stats
 
 from bench.plan.make import make_plan
+from bench.plan.suite import Suite
+from bench.records.measures import Measure
+from bench.records.words import Artifact
 from bench.store.store import Store
-from bench.suite.suite import Suite
-from bench.wire.measures import Measure
-from bench.wire.words import Artifact
 from methods.validation import validate
 from reports.analysis import analyse
 from reports.curves import read as read_curves

@@ -14,9 +14,9 @@ import pytest
 from bench.plan import cells as plan_cells
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
+from bench.records.stored_plan import Tuned
+from bench.records.words import Status
 from bench.search.tuning import with_choices
-from bench.wire.plan import Tuned
-from bench.wire.words import Status
 from methods import UserError
 from reports.analysis import Analysis, Block, analyse
 from reports.board import boards, heats

@@ -19,8 +19,8 @@ from bench.conformance.findings import judge
 from bench.conformance.subject import Subject, scatter
 from bench.execution.perform import Event
 from bench.probes import perf
-from bench.wire.record import Record
-from bench.wire.words import Status
+from bench.records.record import Record
+from bench.records.words import Status
 from methods import METHODS
 from tools.gpu import correctness, costs, gaps, memory, runner, steps, tables, trials, wheels
 from tools.gpu.runner import Row, Runner, Step

@@ -27,10 +27,10 @@ import yaml
 
 from bench.plan.make import make_plan
 from bench.plan.rows import Row
+from bench.plan.suite import Suite
+from bench.plan.suite_file import load_suite
 from bench.plan.trial import Trial
-from bench.suite.load import load_suite
-from bench.suite.suite import Suite
-from bench.wire.words import Tag
+from bench.records.words import Tag
 from methods import from_identity
 from methods.capabilities import capabilities
 from methods.validation import validate

@@ -22,7 +22,7 @@ SUITE = Path(__file__).parents[2] / "suites" / "quickstart.yaml"
 def timed() -> None:
     """The program on the suite, in this process, with the time that each part of a trial took."""
     started = time.perf_counter()
-    from bench import cli
+    from bench.cli.program import main
     from bench.training import trial
 
     spent: dict[str, float] = {}
@@ -52,7 +52,7 @@ def timed() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = ["tensorbench", "run", str(SUITE), "--store", f"sqlite:///{folder}/mlflow.db"]
         try:
-            cli.main()
+            main()
         except SystemExit as ended:
             if ended.code:
                 raise

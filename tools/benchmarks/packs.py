@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 
 from bench.plan.make import make_plan
+from bench.plan.suite_file import load_suite
+from bench.records.words import Artifact
 from bench.store.opening import pack, unpack
 from bench.store.store import Store
-from bench.suite.load import load_suite
-from bench.wire.words import Artifact
 from reports.results import load_results
 
 from .large_store import EXAMPLES, make

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.benchmark import Timer
 
-from bench.process.memory import MIB
+from bench.machine.memory import MIB
 from bench.training.measure import device_name
 
 from . import tables

@@ -13,10 +13,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bench.backbones import Classifier
 from bench.execution.perform import perform
+from bench.records.measures import Measure
+from bench.records.record import Record
+from bench.records.words import Tag
 from bench.training.trial import Resources
-from bench.wire.measures import Measure
-from bench.wire.record import Record
-from bench.wire.words import Tag
 
 from . import tables
 from .runner import Row

@@ -13,9 +13,9 @@ import torch
 from bench.backbones import LoadedBackbone
 from bench.inputs import ImageInput
 from bench.metrics import METRICS
-from bench.suite.recipe import Recipe
+from bench.plan.recipe import Recipe
+from bench.records.record import Progress
 from bench.tasks import ImageSplit, Objective, PreparedData, TextSplit
-from bench.wire.record import Progress
 
 CLASSES = 3
 

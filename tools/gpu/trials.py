@@ -13,9 +13,9 @@ from typing import Any
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
 from bench.plan.make import make_plan
+from bench.plan.suite import Suite
 from bench.plan.trial import Trial
-from bench.suite.suite import Suite
-from bench.wire.words import Status
+from bench.records.words import Status
 from methods.validation import validate
 
 from . import tables

@@ -12,8 +12,8 @@ from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan
+from bench.plan.suite_file import load_suite
 from bench.store.store import Store
-from bench.suite.load import load_suite
 
 from .scenarios import Report, sqlite, write_suite
 

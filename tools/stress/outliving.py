@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.execution import local
 from bench.plan.make import make_plan
-from bench.suite.load import load_suite
+from bench.plan.suite_file import load_suite
 
 
 def main(how: str, suite: Path, file: Path) -> None:

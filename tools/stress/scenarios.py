@@ -20,9 +20,9 @@ import psutil
 import yaml
 
 from bench.plan.make import make_plan
+from bench.plan.suite_file import load_suite
+from bench.records.record import Record
 from bench.store.store import Store
-from bench.suite.load import load_suite
-from bench.wire.record import Record
 from tests.bench.programs import Program
 from tests.bench.proxy import Choose, proxy, share
 from tests.bench.services import Driver, Postgres, Server, await_end, container, driver, wait_until

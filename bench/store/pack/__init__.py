@@ -1,4 +1,4 @@
 """Packs, the files in which results travel: written, checked, read and merged into stores.
 
-`bench.wire.pack` says what a pack is.
+`bench.records.pack_format` says what a pack is.
 """

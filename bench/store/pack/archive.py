@@ -14,8 +14,7 @@ from pathlib import Path
 from pyarrow import ArrowException
 from pydantic import ValidationError
 
-from bench.store.pack import parquet
-from bench.wire.pack import (
+from bench.records.pack_format import (
     CURVES_TABLE,
     EXPERIMENT,
     MANIFEST,
@@ -26,7 +25,8 @@ from bench.wire.pack import (
     Manifest,
     Member,
 )
-from bench.wire.words import Artifact
+from bench.records.words import Artifact
+from bench.store.pack import parquet
 from methods import UserError
 from methods.errors import shown
 from methods.validation import explained

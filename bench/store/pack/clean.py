@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bench.wire.start import SourceFile
-from bench.wire.words import PROVENANCE, Tag
+from bench.records.origin import SourceFile
+from bench.records.words import PROVENANCE, Tag
 
 #: Tags that stay behind: they name processes, machines and runs of the one store.
 STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN}

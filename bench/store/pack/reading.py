@@ -11,14 +11,14 @@ import pyarrow as pa
 from pyarrow import ArrowException, compute
 from pydantic import ValidationError
 
+from bench.records.pack_format import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
+from bench.records.record import Record, record_of
+from bench.records.stored_plan import StoredPlan
+from bench.records.words import Artifact, Kind, Status, Tag
 from bench.store.pack import parquet
 from bench.store.pack.archive import Archive, PackError
 from bench.store.pack.clean import kept_tags
 from bench.store.source import CURVE, Source
-from bench.wire.pack import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
-from bench.wire.plan import StoredPlan
-from bench.wire.record import Record, record_of
-from bench.wire.words import Artifact, Kind, Status, Tag
 from methods.errors import shown
 from methods.validation import explained
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.process.alive import owner
-from bench.process.files import sha256
+from bench.machine.alive import owner
+from bench.machine.files import sha256
+from bench.records.pack_format import TRAVELS
+from bench.records.record import Point, Record, latest
+from bench.records.search_results import FOUND
+from bench.records.text import all_storable, run_name
+from bench.records.words import Artifact, Kind, Status, Tag
 from bench.store.artifacts import hashes
 from bench.store.connect import connect, insisting
 from bench.store.merging import Joined, result_of
 from bench.store.source import Source
 from bench.store.store import Store
-from bench.wire.found import FOUND
-from bench.wire.pack import TRAVELS
-from bench.wire.record import Point, Record, latest
-from bench.wire.text import all_storable, run_name
-from bench.wire.words import Artifact, Kind, Status, Tag
 
 #: Hears how many of how many trials are written.
 Listener = Callable[[int, int], None]

@@ -13,13 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from bench.process.files import sha256_of, written_whole
-from bench.store.artifacts import hashes
-from bench.store.pack import parquet
-from bench.store.pack.clean import clean_json, kept_tags
-from bench.store.source import Source
-from bench.suite.rows import NAME, NAME_RULE
-from bench.wire.pack import (
+from bench.machine.files import sha256_of, written_whole
+from bench.plan.suite_rows import NAME, NAME_RULE
+from bench.records.pack_format import (
     CURVES_BEGIN,
     CURVES_TABLE,
     ENDING,
@@ -32,8 +28,12 @@ from bench.wire.pack import (
     Member,
     PackedExperiment,
 )
-from bench.wire.record import Record, latest
-from bench.wire.words import Artifact, Kind, Status, Tag
+from bench.records.record import Record, latest
+from bench.records.words import Artifact, Kind, Status, Tag
+from bench.store.artifacts import hashes
+from bench.store.pack import parquet
+from bench.store.pack.clean import clean_json, kept_tags
+from bench.store.source import Source
 from methods import UserError
 from methods.errors import shown
 

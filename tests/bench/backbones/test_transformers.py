@@ -17,7 +17,7 @@ from torch import nn
 from bench.backbones import BackboneSpec, describe, load
 from bench.backbones.random_weights import byte_tokenizer
 from bench.inputs import ImageInput, TextInput
-from bench.process.files import sha256_of_all
+from bench.machine.files import sha256_of_all
 from methods.backbone import PROJECTIONS, Geometry, Site
 from methods.errors import UserError
 
@@ -359,7 +359,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A hub cache with one model in it, and no network."""
     from huggingface_hub import constants
 
-    from bench.sources.hub import snapshot
+    from bench.machine.hub import snapshot
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--me--tiny"

@@ -19,11 +19,11 @@ from bench.backbones.random_weights import byte_tokenizer
 from bench.conformance.subject import tiny
 from bench.execution.perform import prepare_all
 from bench.inputs import Prompt, TextInput
+from bench.records.measures import Measure
+from bench.records.record import Progress
 from bench.tasks import TASKS, prepare
 from bench.tasks.tokens import prompted
 from bench.training.trial import Resources, run_trial
-from bench.wire.measures import Measure
-from bench.wire.record import Progress
 from methods import UserError, create
 
 from ...messages import naming

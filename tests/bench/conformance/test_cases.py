@@ -10,6 +10,7 @@ import torch
 from pydantic import PositiveInt
 from rich.console import Console
 
+from bench.cli.checks import print_checks
 from bench.conformance import (
     BACKBONES,
     CHECKS,
@@ -18,7 +19,6 @@ from bench.conformance import (
     run_checks,
     variations,
 )
-from bench.terminal.checks import print_checks
 from methods import METHODS, create
 from methods.errors import UnknownNameError, UserError
 

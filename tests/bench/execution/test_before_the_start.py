@@ -17,12 +17,12 @@ from bench.execution.inline import Inline
 from bench.execution.local import local_slots
 from bench.execution.perform import Event
 from bench.execution.place import Place
+from bench.machine.memory import MIB, available_mib
 from bench.plan.trial import Trial
-from bench.process.memory import MIB, available_mib
+from bench.records.record import Record
+from bench.records.words import Status, Tag
 from bench.store.store import Store
 from bench.training.trial import Resources
-from bench.wire.record import Record
-from bench.wire.words import Status, Tag
 from methods import UserError
 
 from ...messages import naming

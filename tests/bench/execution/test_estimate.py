@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bench.execution.estimate import longest_first, step_count
-from bench.wire.record import Record
-from bench.wire.words import Status
+from bench.records.record import Record
+from bench.records.words import Status
 
 from ..toy_suites import DIGITS, plan
 

@@ -13,12 +13,12 @@ import torch
 import bench.execution.inline
 import bench.execution.perform
 from bench.execution.driver import failures, pending
+from bench.records.record import Record, latest
+from bench.records.words import Kind, Status
 from bench.store.store import Store
 from bench.store.writer import TrialRun
 from bench.training.loop import Pruned
 from bench.training.trial import Resources
-from bench.wire.record import Record, latest
-from bench.wire.words import Kind, Status
 from methods import UserError
 
 from ...stored import begun

@@ -16,11 +16,11 @@ from bench.execution.perform import Event
 from bench.execution.place import Place
 from bench.execution.session import session
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
+from bench.records.words import Artifact
 from bench.store.store import Store
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN
-from bench.wire.measures import Measure
-from bench.wire.words import Artifact
 from methods import UserError
 
 from ...messages import naming

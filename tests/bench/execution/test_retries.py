@@ -16,12 +16,12 @@ from bench.execution.driver import Retries, execute, pending
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.session import session
+from bench.records.record import Record, lost
+from bench.records.words import Status
 from bench.store import claims
 from bench.store.claims import Claims
 from bench.store.connect import StoreError
 from bench.store.store import Store
-from bench.wire.record import Record, lost
-from bench.wire.words import Status
 
 from ..toy_runs import SHORT
 from ..toy_suites import plan

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 import bench.execution.perform
+from bench.records.words import Kind, Status
 from bench.search.storage import open_storage
 from bench.store.store import Store
-from bench.wire.words import Kind, Status
 from methods import UserError
 from tools.stress import scenarios
 

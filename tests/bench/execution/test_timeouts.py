@@ -13,18 +13,18 @@ import psutil
 import pytest
 from rich.console import Console
 
+from bench.cli.progress import RunDisplay
 from bench.execution import local, watch
 from bench.execution.driver import execute
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.execution.watch import Limits, Silence, Watch
+from bench.plan.suite import Suite
+from bench.records.measures import Measure
+from bench.records.record import Record
+from bench.records.words import Status
 from bench.store.store import Store
-from bench.suite.suite import Suite
-from bench.terminal.progress import RunDisplay
-from bench.wire.measures import Measure
-from bench.wire.record import Record
-from bench.wire.words import Status
 from methods import UserError
 from methods.validation import validate
 

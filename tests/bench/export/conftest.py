@@ -55,7 +55,7 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """The folder that the hub's cache has for the one commit of `me/tiny`; the network is off."""
     from huggingface_hub import constants
 
-    from bench.sources.hub import snapshot
+    from bench.machine.hub import snapshot
 
     repository = tmp_path / "hub" / "models--me--tiny"
     (repository / "refs").mkdir(parents=True)

@@ -16,7 +16,7 @@ from baselines.peft_types import Peft
 from bench.backbones import BackboneInfo, BackboneSpec, LoadedBackbone
 from bench.export.write import form_of
 from bench.inputs import ImageInput
-from bench.process.outputs import output_folder
+from bench.machine.outputs import output_folder
 from methods import Geometry, NotLowRank, UserError, create
 
 from .cases import (

@@ -23,10 +23,10 @@ from bench.execution.inline import Inline
 from bench.execution.session import session
 from bench.export import Exported, export_run
 from bench.probes.redundancy import analyse
+from bench.records.record import Record, record_of
+from bench.records.words import Tag
 from bench.store.store import Store
 from bench.tasks import TASKS, prepare
-from bench.wire.record import Record, record_of
-from bench.wire.words import Tag
 from methods import UserError
 
 from ...stored import begun

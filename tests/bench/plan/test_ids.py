@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from bench.plan.make import make_plan
+from bench.plan.recipe import AS_HEAD
+from bench.plan.suite_file import load_suite
 from bench.plan.trial import Trial
-from bench.suite.load import load_suite
-from bench.suite.recipe import AS_HEAD
 
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 

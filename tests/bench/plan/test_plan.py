@@ -49,7 +49,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], set
 import socket, sys
 def refuse(*_): raise AssertionError("network")
 socket.socket.connect = refuse
-from bench.cli import main
+from bench.cli.program import main
 sys.argv = ["tensorbench", "plan", sys.argv[1], "--json"]
 try:
     main()

@@ -9,11 +9,11 @@ import pytest
 
 from bench.execution.estimate import longest_first
 from bench.plan.cells import offsets
+from bench.plan.choosing import Studies
 from bench.plan.make import make_plan
 from bench.plan.rows import Part, Plan, Row
-from bench.suite.choosing import Studies
-from bench.suite.suite import Suite
-from bench.wire.plan import PlannedRow, StoredPlan, StudyPlan
+from bench.plan.suite import Suite
+from bench.records.stored_plan import PlannedRow, StoredPlan, StudyPlan
 from methods import UserError
 from methods.validation import validate
 

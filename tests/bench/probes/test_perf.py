@@ -12,7 +12,7 @@ import pytest
 
 from bench.backbones import LoadedBackbone, load
 from bench.backbones.random_weights import RandomBackbone
-from bench.commands.tools import FEWEST_ROUNDS
+from bench.cli.tool_commands import FEWEST_ROUNDS
 from bench.probes import perf
 from bench.probes.floor import OneBias
 from methods import METHODS, Geometry, Site, UnknownNameError, UserError

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones import load
+from bench.machine.outputs import prepare_plot
 from bench.plan.make import make_plan
 from bench.probes.redundancy import (
     ATTENTION,
@@ -26,7 +27,6 @@ from bench.probes.redundancy import (
     spectrum,
     squared_norms,
 )
-from bench.process.outputs import prepare_plot
 from bench.store.store import Store
 from bench.training.trial import Resources, run_trial
 from methods import Adapter, Geometry, Site, UserError, create, from_identity

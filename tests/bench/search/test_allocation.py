@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench.plan.make import cells
+from bench.records.record import latest
 from bench.search.allocation import RankAllocation, log_spaced, path
 from bench.search.importance import importances
-from bench.wire.record import latest
 
 from ..toy_suites import suite
 from .toy_searches import Call, NewStore, run

@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 
 import bench.search.study
+from bench.cli.results import print_search
 from bench.plan.make import cells
 from bench.plan.settings import Setting
+from bench.records.record import Record
+from bench.records.search_results import SearchPoint
+from bench.records.words import PointState, Status, Tag
 from bench.search.study import Point, RankSearch
 from bench.search.tuning import with_choices
-from bench.terminal.results import print_search
-from bench.wire.found import SearchPoint
-from bench.wire.record import Record
-from bench.wire.words import PointState, Status, Tag
 
 from ...stored import Result, search_found
 from ...stored import write as stored

@@ -19,12 +19,12 @@ from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.session import Session, session
 from bench.plan.make import cells
+from bench.records.measures import Measure
+from bench.records.record import Record, lost
+from bench.records.words import Kind, Status, Tag
 from bench.search.nested import Nested
 from bench.store.store import Store
 from bench.training.loop import Pruned
-from bench.wire.measures import Measure
-from bench.wire.record import Record, lost
-from bench.wire.words import Kind, Status, Tag
 
 from ..toy_runs import raising
 from ..toy_suites import suite

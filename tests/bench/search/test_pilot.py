@@ -14,14 +14,14 @@ import bench
 import bench.training.loop
 import bench.training.trial
 from bench.plan.make import cells_of, make_plan
+from bench.plan.suite_file import load_suite
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
+from bench.records.record import Record
+from bench.records.words import Status
 from bench.search.pilot import Choices, filled_in, run_pilot, vertex
 from bench.store.store import Store
-from bench.suite.load import load_suite
 from bench.tasks.splits import PreparedData
-from bench.wire.measures import Measure
-from bench.wire.record import Record
-from bench.wire.words import Status
 from methods import UserError
 
 from ..toy_suites import DIGITS, VISION, write

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from bench.plan.choosing import HEAD_LR_GRID, LR_GRID, SCALE_GRID
 from bench.plan.settings import Grids, Setting, design, points, published
-from bench.suite.choosing import HEAD_LR_GRID, LR_GRID, SCALE_GRID
 from methods import create
 
 from ..toy_suites import TEXT, plan

@@ -12,11 +12,11 @@ import optuna
 import pytest
 
 from bench.plan.make import cells
+from bench.records.record import latest
+from bench.records.words import Kind
 from bench.search.storage import open_storage
 from bench.search.study import BY, FOLLOWS, RankSearch
 from bench.store.store import Store
-from bench.wire.record import latest
-from bench.wire.words import Kind
 from methods import UserError
 
 from ...messages import naming

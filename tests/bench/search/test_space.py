@@ -8,9 +8,9 @@ from typing import Any
 import optuna
 import pytest
 
+from bench.plan.recipe import Recipe
 from bench.plan.settings import Setting, applicable
 from bench.search.space import RankSpace
-from bench.suite.recipe import Recipe
 from methods import Geometry, Method, UserError, create
 
 from ...messages import naming

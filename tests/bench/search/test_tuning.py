@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 import bench.execution.perform
+from bench.cli.plans import print_tuning
 from bench.plan.rows import Choice, Part, Plan
+from bench.records.record import Record, failed
+from bench.records.words import Status
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.store.writer import TrialRun
-from bench.terminal.plans import print_tuning
-from bench.wire.record import Record, failed
-from bench.wire.words import Status
 from methods import UserError
 
 from ...messages import naming

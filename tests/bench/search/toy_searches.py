@@ -11,9 +11,9 @@ from typing import Any
 
 import optuna
 
+from bench.records.words import Kind
 from bench.search.storage import default_storage
 from bench.store.store import Store
-from bench.wire.words import Kind
 
 from ..toy_suites import VISION, write
 

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from typing import Literal
 
+from bench.records.record import Record, failed
+from bench.records.words import Status, Tag
 from bench.store.claims import SIGN, Claims
 from bench.store.store import Store
-from bench.wire.record import Record, failed
-from bench.wire.words import Status, Tag
 
 from ...stored import begun
 from ..toy_suites import plan

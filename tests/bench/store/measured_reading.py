@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.records.words import Artifact
 from bench.store.opening import open_results
-from bench.wire.words import Artifact
 from methods import UserError
 
 

@@ -16,13 +16,13 @@ import pytest
 import bench.execution.driver
 import bench.store.store
 from bench.execution.session import session
-from bench.process.files import sha256
+from bench.machine.files import sha256
+from bench.records.predictions import frame_of
+from bench.records.record import Record
+from bench.records.words import Artifact, Tag
 from bench.store.artifacts import ChangedError, hashes
 from bench.store.connect import StoreError
 from bench.store.store import Store
-from bench.wire.predictions import frame_of
-from bench.wire.record import Record
-from bench.wire.words import Artifact, Tag
 from methods import UserError
 
 from ..toy_runs import SHORT, Ran, executed, run

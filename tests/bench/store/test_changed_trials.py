@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from bench.plan.recipe import AS_HEAD
 from bench.plan.rows import Plan
 from bench.store import changes
 from bench.store.changes import changed_trials
 from bench.store.store import Store
-from bench.suite.recipe import AS_HEAD
 
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan, write

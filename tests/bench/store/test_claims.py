@@ -19,13 +19,13 @@ from bench.execution.driver import execute, failures
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.session import session
-from bench.process.alive import owner
+from bench.machine.alive import owner
+from bench.records.record import Record, failed
+from bench.records.words import Status, Tag
 from bench.store import claims
 from bench.store.claims import SIGN, Claims
 from bench.store.connect import StoreError
 from bench.store.store import Store
-from bench.wire.record import Record, failed
-from bench.wire.words import Status, Tag
 
 from ...stored import begun
 from ..toy_suites import plan

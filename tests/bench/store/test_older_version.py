@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 
 from bench.plan.make import make_plan
+from bench.plan.recipe import AS_HEAD
+from bench.plan.suite_file import load_suite
+from bench.records.measures import Measure
+from bench.records.record import Record, latest
+from bench.records.search_results import AllocationResult, Redundancy, SearchResult
+from bench.records.words import Artifact, Kind, Status, Tag
 from bench.search.storage import open_storage
 from bench.store import opening
 from bench.store.store import Store
-from bench.suite.load import load_suite
-from bench.suite.recipe import AS_HEAD
-from bench.wire.found import AllocationResult, Redundancy, SearchResult
-from bench.wire.measures import Measure
-from bench.wire.record import Record, latest
-from bench.wire.words import Artifact, Kind, Status, Tag
 from reports import ablation
 from reports.reading import read
 

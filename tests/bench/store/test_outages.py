@@ -18,10 +18,10 @@ import bench.execution.driver
 import bench.store.store
 from bench.execution.driver import patiently, pending
 from bench.execution.session import session
+from bench.records.words import Artifact
 from bench.store.connect import PATIENCE, StoreError, StoreRefusedError, open_engine
 from bench.store.store import Store
 from bench.store.writer import TrialRun
-from bench.wire.words import Artifact
 from methods import UserError
 
 from ...stored import begun

@@ -15,12 +15,12 @@ from mlflow.tracking import MlflowClient
 
 import bench.execution.perform
 from bench.execution.session import session
+from bench.records.record import Record
+from bench.records.words import Artifact, Status
 from bench.store import claims
 from bench.store.connect import StoreError
 from bench.store.outbox import Outbox
 from bench.store.store import Store
-from bench.wire.record import Record
-from bench.wire.words import Artifact, Status
 
 from ...stored import begun
 from ..toy_runs import SHORT, executed, raising

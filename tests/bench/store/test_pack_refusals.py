@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bench.records.pack_format import MANIFEST
 from bench.store.opening import open_results
 from bench.store.pack import archive, parquet
-from bench.wire.pack import MANIFEST
 from methods import UserError
 
 from ...packs import Files, changed, edit_json, packed

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bench.records.record import Record
+from bench.records.words import Artifact, Kind, Status, Tag
 from bench.store.opening import open_results, unpack
 from bench.store.opening import pack as repack
 from bench.store.pack import parquet
@@ -22,8 +24,6 @@ from bench.store.pack.clean import clean_json
 from bench.store.pack.unpacking import Merged
 from bench.store.pack.writing import write_pack
 from bench.store.store import Store
-from bench.wire.record import Record
-from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from reports.results import load_results
 

@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from mlflow.store.tracking.dbmodels import models
 
+from bench.records.record import Progress, Record, failed
+from bench.records.words import Kind
 from bench.store import connect, queries
 from bench.store.connect import StoreError
 from bench.store.queries import read_tables
 from bench.store.store import Store
 from bench.store.writer import TrialRun
-from bench.wire.record import Progress, Record, failed
-from bench.wire.words import Kind
 
 from ...stored import begun
 from ..toy_suites import plan

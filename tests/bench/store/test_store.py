@@ -14,13 +14,13 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine
 
 from bench.plan.rows import Plan
+from bench.records.record import Progress, Record, failed, latest, scores
+from bench.records.words import Kind, Status, Tag
 from bench.store import claims, connect
 from bench.store.connect import StoreError, storing
 from bench.store.store import Store
 from bench.store.trained import find_trial
 from bench.store.writer import TrialRun, begin_trial
-from bench.wire.record import Progress, Record, failed, latest, scores
-from bench.wire.words import Kind, Status, Tag
 from methods import UserError
 
 from ...stored import begun

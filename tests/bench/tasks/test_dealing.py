@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from pydantic import ValidationError
 
-from bench.suite.rows import TaskRow
+from bench.plan.suite_rows import TaskRow
 from bench.tasks import Examples, Task
 from bench.tasks.dealing import deal, link, near_duplicates, normalise_text, normalise_text_2
 from bench.tasks.pool import check_use

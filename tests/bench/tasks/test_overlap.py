@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.conformance import check_task
+from bench.records.measures import SplitSizes
 from bench.tasks import TASKS, Examples, Task, prepare, split_sizes
-from bench.wire.measures import SplitSizes
 
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText, reviews
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.plan.make import make_plan
+from bench.plan.suite import Suite
+from bench.plan.suite_file import load_suite
+from bench.plan.suite_rows import TaskRow
 from bench.plan.trial import Trial
-from bench.suite.load import load_suite
-from bench.suite.rows import TaskRow
-from bench.suite.suite import Suite
 from bench.tasks import data_key, prepare
 from methods.errors import UserError
 from methods.validation import validate

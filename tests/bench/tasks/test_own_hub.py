@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.suite.load import load_suite
+from bench.plan.suite_file import load_suite
 from bench.tasks import TASKS, DataSource, data_key, prepare
 from methods.errors import UserError
 

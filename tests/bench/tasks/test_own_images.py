@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from bench.plan.make import make_plan
-from bench.suite.suite import Suite
+from bench.plan.suite import Suite
 from bench.tasks import Task, prepare
 from bench.tasks.images import decoded
 from methods.errors import UserError

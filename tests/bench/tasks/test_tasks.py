@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import bench
-from bench.sources.cache import cache_dir
+from bench.machine.cache import cache_dir
 from bench.tasks import TASKS, Examples, PreparedData, Task, prepare
 from bench.tasks.dealing import normalise_text
 from bench.tasks.rated_sentences import rows

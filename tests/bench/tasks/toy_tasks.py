@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bench.inputs import ImageInput, TextInput
-from bench.suite.rows import TaskRow
+from bench.plan.suite_rows import TaskRow
 from bench.tasks import Examples, ImageSplit, PreparedData, Task, TextSplit
 from methods.validation import validate
 

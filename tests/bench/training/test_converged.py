@@ -23,6 +23,7 @@ from bench.backbones.registered_backbones import BACKBONES
 from bench.export import export_run
 from bench.metrics import METRICS
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
 from bench.store.store import Store
 from bench.store.trained import stored_trial
 from bench.tasks import Objective, PreparedData, Split
@@ -31,7 +32,6 @@ from bench.training.converged import GRID, Fit, Standardised, choose
 from bench.training.loop import evaluate
 from bench.training.trial import Outcome, Resources, run_trial
 from bench.verify import verify
-from bench.wire.measures import Measure
 from methods import Geometry, UserError, create
 
 from ...messages import naming

@@ -14,16 +14,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from bench.cli.stored import print_trial
+from bench.cli.tables import RowTable
 from bench.plan.rows import Plan
+from bench.records.measures import Measure
+from bench.records.words import Artifact, Tag
 from bench.store.store import Store
 from bench.store.trained import stored_trial
-from bench.terminal.stored import print_trial
-from bench.terminal.tables import RowTable
 from bench.training.loop import evaluate
 from bench.training.trial import Resources
 from bench.verify import verify
-from bench.wire.measures import Measure
-from bench.wire.words import Artifact, Tag
 from methods import UserError
 from reports.stored import trial_contents
 from reports.study import Cell, lines_of

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.metrics import METRICS
+from bench.records.measures import Measure
 from bench.tasks import Objective
 from bench.training.effect import effect
 from bench.training.ending import finished
 from bench.training.trial import Outcome, Resources, run_trial
-from bench.wire.measures import Measure
 
 from ..toy_suites import VISION, plan
 

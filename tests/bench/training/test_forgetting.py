@@ -19,14 +19,14 @@ from bench.backbones import BackboneSpec, load
 from bench.backbones.random_weights import byte_tokenizer
 from bench.conformance.subject import tiny
 from bench.inputs import TextInput
-from bench.suite.recipe import Recipe
+from bench.plan.recipe import Recipe
+from bench.records.measures import Measure
+from bench.records.words import Tag
 from bench.tasks import plain_text
 from bench.tasks.plain_text import plain_tokens
 from bench.training.ending import finished
 from bench.training.forgetting import text_loss
 from bench.training.trial import Resources, run_trial
-from bench.wire.measures import Measure
-from bench.wire.words import Tag
 from methods import UserError
 
 from ...messages import naming

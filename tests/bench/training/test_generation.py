@@ -21,7 +21,9 @@ from bench.backbones.answers import put_head
 from bench.backbones.random_weights import byte_tokenizer
 from bench.conformance.subject import tiny
 from bench.inputs import TextInput, Writing
-from bench.suite.load import load_suite
+from bench.plan.suite_file import load_suite
+from bench.records.measures import Measure
+from bench.records.words import Artifact
 from bench.tasks import DataSource, TextSplit, prepare
 from bench.tasks.objective import extracted, same
 from bench.tasks.school_math import GSM8K, METAMATH, MetaMath
@@ -31,8 +33,6 @@ from bench.training.ending import finished
 from bench.training.loop import evaluate
 from bench.training.saving import Saving
 from bench.training.trial import Resources, run_trial
-from bench.wire.measures import Measure
-from bench.wire.words import Artifact
 from methods import Geometry, UserError, create, from_identity
 
 from ...messages import naming

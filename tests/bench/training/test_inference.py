@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import bench
+from bench.records.measures import Measure
 from bench.training.inference import Forward
 from bench.training.trial import Resources, run_trial
-from bench.wire.measures import Measure
 
 from ...messages import naming
 from ..toy_runs import run

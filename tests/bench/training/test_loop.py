@@ -14,14 +14,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bench.training.trial
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
+from bench.records.record import Progress
 from bench.tasks import ImageSplit, TextSplit
 from bench.training import loop as training
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Evaluation, batches, head_state, rate
 from bench.training.seeding import generator, stream_seed
 from bench.training.trial import Outcome, Resources, run_trial
-from bench.wire.measures import Measure
-from bench.wire.record import Progress
 from methods import create
 
 from ..toy_suites import DIGITS, TEXT, VISION, plan

@@ -14,10 +14,10 @@ import bench.execution.perform
 import bench.training.loop
 from bench.execution.perform import perform, prepare_all
 from bench.plan.trial import Trial
+from bench.records.record import Progress
+from bench.records.words import Status, Tag
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Outcome, Resources, run_trial
-from bench.wire.record import Progress
-from bench.wire.words import Status, Tag
 from methods import UserError
 
 from ...messages import naming

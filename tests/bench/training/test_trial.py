@@ -12,11 +12,11 @@ import torch
 
 import bench.training.trial
 from bench.plan.trial import Trial
+from bench.records.measures import Measure
+from bench.records.record import Progress
+from bench.records.words import Status, Tag
 from bench.training.ending import finished
 from bench.training.trial import Resources, run_trial
-from bench.wire.measures import Measure
-from bench.wire.record import Progress
-from bench.wire.words import Status, Tag
 from methods import UserError
 
 from ...messages import naming

@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from bench.process.files import sha256_of
+from bench.machine.files import sha256_of
+from bench.records.record import Record
+from bench.records.words import Artifact, Kind, Tag
 from bench.store.artifacts import hashes
 from bench.store.store import Store
-from bench.wire.record import Record
-from bench.wire.words import Artifact, Kind, Tag
 
 
 @dataclass

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.process.files import sha256_of
+from bench.machine.files import sha256_of
+from bench.records.words import Artifact, Tag
 from bench.store.opening import unpack
 from bench.store.pack import parquet
 from bench.store.store import Store
 from bench.verify import verify
-from bench.wire.words import Artifact, Tag
 from methods import UserError
 
 from ...packs import Files, changed, packed

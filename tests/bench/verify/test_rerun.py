@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import bench.verify.rerun
+from bench.records.words import Artifact, Status
 from bench.verify import verify
-from bench.wire.words import Artifact, Status
 from methods import UserError
 
 from ..toy_runs import raising

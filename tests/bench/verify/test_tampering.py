@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from bench.records.words import Artifact, Kind, Tag
 from bench.store.store import Store
 from bench.verify import verify
-from bench.wire.words import Artifact, Kind, Tag
 
 from ..toy_runs import SHORT, run_inline
 from ..toy_suites import plan

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 from safetensors.torch import load, save
 
+from bench.machine.cache import prepared
+from bench.machine.files import sha256_of
 from bench.plan.trial import Trial
-from bench.process.files import sha256_of
-from bench.sources.cache import prepared
+from bench.records.origin import StoredConfig
+from bench.records.words import Artifact, Kind, Tag
 from bench.store.opening import pack, unpack
 from bench.store.pack.reading import open_pack
 from bench.store.pack.writing import write_pack
@@ -21,8 +23,6 @@ from bench.store.store import Store
 from bench.verify import verify
 from bench.verify.labels import labels_of
 from bench.verify.plans import examine_plan
-from bench.wire.start import StoredConfig
-from bench.wire.words import Artifact, Kind, Tag
 from methods import UserError
 
 from ...packs import changed, edit_json, packed

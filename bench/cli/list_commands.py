@@ -1,0 +1,127 @@
+"""The commands `list` and `check`: stored results, methods, tasks and backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from bench.cli import completion
+from bench.cli.options import DEFAULT_STORE, AsJson, StoreUri, check_store, echo_json, err, out
+
+if TYPE_CHECKING:
+    from bench.conformance import Finding
+
+
+class Listed(StrEnum):
+    """The choices of `list`."""
+
+    STORED = "stored"
+    METHODS = "methods"
+    TASKS = "tasks"
+    BACKBONES = "backbones"
+
+
+def list_(
+    what: Annotated[Listed, typer.Argument(help="What to list.")] = Listed.STORED,
+    store: StoreUri = DEFAULT_STORE,
+    hidden: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: hidden size.")] = 768,
+    heads: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: attention heads.")] = 12,
+    layers: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: layers.")] = 12,
+    as_json: AsJson = False,
+) -> None:
+    """List stored suites with their trials complete, failed and missing; or methods, tasks or backbones.
+
+    Parameters of methods are by default those on ViT-B and RoBERTa-base. A suite can also name other
+    backbones, of the hub or of timm, and local folders.
+    """
+    if what is Listed.STORED:
+        check_store(store)
+        from bench.cli.listings import print_stored, stored_rows
+
+        suites = stored_rows(store)
+        _print(as_json, suites, lambda: print_stored(out, store, suites))
+    elif what is Listed.METHODS:
+        from bench.cli.listings import count_methods, print_methods
+        from methods import Geometry
+
+        geometry = Geometry(hidden, heads, layers, 4 * hidden)
+        rows = count_methods(geometry)
+        _print(as_json, rows, lambda: print_methods(out, rows, geometry))
+    else:
+        from bench.cli.listings import backbone_rows, print_listing, task_rows
+
+        listing = task_rows() if what is Listed.TASKS else backbone_rows()
+        _print(as_json, listing, lambda: print_listing(out, what.capitalize(), listing))
+
+
+def _print(as_json: bool, content: Any, show: Callable[[], None]) -> None:
+    if as_json:
+        echo_json(content)
+    else:
+        show()
+
+
+def check(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A registered method, task or backbone, or all methods: all.",
+            autocompletion=completion.methods,
+        ),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Of a method only the presets, not the other options.")
+    ] = False,
+) -> None:
+    """Run the conformance checks on a method, a task or a backbone, a plug-in's too.
+
+    Of a task the examples are read, of a backbone the weights: what is not there yet is downloaded.
+    """
+    from bench.backbones import BACKBONES
+    from bench.cli.checks import print_findings
+    from bench.conformance import check_backbone, check_task
+    from bench.tasks import TASKS
+    from methods import METHODS, UnknownNameError
+
+    methods = [name] * (name in METHODS)
+    if name == "all":
+        methods = [method for method, _ in METHODS.available()]
+    checks: dict[str, Callable[[str], list[Finding]]] = {}
+    if name in TASKS:
+        checks[f"task {name}"] = check_task
+    if name in BACKBONES:
+        checks[f"backbone {name}"] = check_backbone
+    if not (methods or checks):
+        raise UnknownNameError("method, task or backbone", name, {*METHODS, *TASKS, *BACKBONES})
+    failed = bool(methods) and _methods_fail(methods, quick)
+    for title, run in checks.items():
+        findings = run(name)
+        print_findings(out, title, findings)
+        failed |= any(finding.status == "failed" for finding in findings)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _methods_fail(names: list[str], quick: bool) -> bool:
+    from bench.cli.checks import print_checks
+    from bench.cli.tables import progress_bars
+    from bench.conformance import conformance_cases, run_case
+    from methods import METHODS
+
+    cases = []
+    for name in names:
+        with METHODS.blaming(name):
+            cases += conformance_cases(name, quick=quick)
+    results = []
+    with progress_bars(err) as bar:
+        line = bar.add_task("checking", total=len(cases))
+        for case in cases:
+            bar.update(line, description=f"checking {escape(str(case))}")
+            results.append(run_case(case))
+            bar.advance(line)
+    print_checks(out, results)
+    return any(result.status == "failed" for result in results)

@@ -1,0 +1,223 @@
+"""The lists of the command `list`. Their rows are cached: computing them imports torch, MLflow and more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from bench.cli.tables import each_of, fitted, plain_table
+from bench.machine.cache import cache_dir
+from bench.machine.files import sha256_of_all
+from methods import METHODS, UserError
+from methods.backbone import Geometry
+
+if TYPE_CHECKING:
+    from bench.tasks import Task
+    from methods import Method
+
+#: A row of a list, from headings to cells.
+Row = dict[str, Any]
+
+SQLITE = "sqlite:///"
+
+#: The packages that define methods, tasks and backbones.
+SOURCES = ("methods", "baselines", "bench", "reports")
+
+#: Libraries that rows depend on: peft's methods are counted by building them.
+LIBRARIES = ("peft", "torch", "transformers", "timm")
+
+#: The rank of every count, and of the LoRA whose count the methods are fitted to.
+RANK = 4
+
+#: Bytes of a number.
+FLOAT32 = 4
+
+#: The most classes of a task that are listed by name.
+MOST_CLASSES = 10
+
+
+def print_methods(console: Console, rows: list[Row], geometry: Geometry) -> None:
+    """Prints the rows of `count_methods`."""
+    at_rank, at_budget = f"isorank {RANK}", f"isoparameters {RANK}"
+    headings = ("name", "method", at_rank, at_budget, "ranks there", "frozen bytes", "stored of them")
+    table = plain_table(
+        f"Methods at {geometry}",
+        *headings,
+        texts=("method", "ranks there"),
+        unbroken=("name",),
+        folded=headings,
+    )
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell or "–" for cell in row.values()))
+    console.print(fitted(console, table, "stored of them", "frozen bytes"))
+
+
+def print_listing(console: Console, title: str, rows: Sequence[Row]) -> None:
+    """Prints the rows of `task_rows` or `backbone_rows`."""
+    table = plain_table(title, *rows[0], texts=rows[0].keys())
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    console.print(table)
+
+
+def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
+    """Prints the rows of `stored_rows`."""
+    title = uri
+    if not uri.startswith(SQLITE):
+        from bench.store.connect import shown_uri
+
+        title = shown_uri(uri)
+    if not rows:
+        console.print(f"{title} holds no suite yet.", markup=False, soft_wrap=True)
+        return
+    studied = ["studies"] * any(row["studies"] for row in rows)
+    heads = ("complete", "failed", "running", "missing", *studied, "others", "latest run")
+    table = plain_table(title, "experiment", *heads, folded=("experiment",), unbroken=heads)
+    for row in rows:
+        failed = f"[red]{row['failed']}[/red]" if row["failed"] else "0"
+        counts = [str(row["complete"]), failed, str(row["running"]), str(row["missing"])]
+        if studied:
+            counts.append(f"{row['studies_complete']} of {row['studies']}" if row["studies"] else "–")
+        latest = datetime.fromtimestamp(row["latest"] / 1000).strftime("%Y-%m-%d %H:%M")
+        table.add_row(escape(row["experiment"]), *counts, str(row["others"]), latest)
+    console.print(fitted(console, table, "others", "running"))
+
+
+def stored_rows(uri: str) -> list[Row]:
+    """The contents of a store, experiment by experiment; cached until its SQLite file changes."""
+
+    def compute() -> list[Row]:
+        from reports.stored import contents
+
+        return [asdict(suite) for suite in contents(uri)]
+
+    database = Path(uri.removeprefix(SQLITE)).absolute()
+    if not uri.startswith(SQLITE) or not database.is_file():
+        return compute()
+    files = [file for file in (database, Path(f"{database}-wal")) if file.exists()]
+    states = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    return _cached("stored", str(states), compute)
+
+
+def count_methods(geometry: Geometry) -> list[Row]:
+    """Every method with its parameters at isorank 4 and nearest to LoRA r=4, and its ranks there.
+
+    Frozen bytes are in float32, and so are those of them that a stored adapter holds.
+    """
+
+    def rows(name: str, method: type[Method]) -> list[Row]:
+        return [_method_row(name, template, geometry) for template in method.listed()]
+
+    return _cached("methods", str(geometry), lambda: [row for each in each_of(METHODS, rows) for row in each])
+
+
+def task_rows() -> list[Row]:
+    """Every task with its modality, classes and metric."""
+
+    def compute() -> list[Row]:
+        from bench.tasks import TASKS
+
+        return list(each_of(TASKS, _task_row))
+
+    return _cached("tasks", "", compute)
+
+
+def backbone_rows() -> list[Row]:
+    """Every registered backbone with its kind, input and geometry."""
+
+    def compute() -> list[Row]:
+        from bench.backbones import BACKBONES
+
+        return list(each_of(BACKBONES, _backbone_row))
+
+    return _cached("backbones", "", compute)
+
+
+def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
+    """Rows from the cache folder if neither our source nor a library changed since, else computed.
+
+    With plug-ins of this kind they are always computed, since nothing says when the source of one changes.
+    """
+    if entry_points(group=f"tensorbench.{kind}"):
+        return compute()
+    file, state = cache_dir() / f"{kind}.json", [of, *_state()]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        cached = json.loads(file.read_text(encoding="utf-8"))
+        if cached["of"] == state:
+            return list(cached["rows"])
+    rows = compute()
+    with suppress(OSError):
+        file.write_text(json.dumps({"of": state, "rows": rows}), encoding="utf-8")
+    return rows
+
+
+def _state() -> list[str]:
+    """The hash of our source, and the versions of the libraries that rows depend on."""
+    files = []
+    for package in SOURCES:
+        spec = find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            files += sorted(Path(folder).rglob("*.py"))
+    return [sha256_of_all(*files), *map(version, LIBRARIES)]
+
+
+def _method_row(name: str, template: Method, geometry: Geometry) -> Row:
+    from methods import create
+
+    budget = create("lora", rank=RANK).count(geometry)
+    row: Row = {"name": name, "method": template.title}
+    try:
+        fitted = template.fit(geometry, budget)
+        row[f"isorank_{RANK}"] = template.isorank(RANK).count(geometry)
+        row[f"isoparameters_{RANK}"] = fitted.count(geometry)
+        row["ranks"] = ",".join(map(str, fitted.size or ()))
+        row["frozen_bytes"] = FLOAT32 * fitted.frozen_count(geometry) or None
+        row["stored_bytes"] = FLOAT32 * fitted.kept_count(geometry) or None
+    except UserError:
+        # Not to be counted on a bare geometry (full fine-tuning), or larger than this budget at any rank.
+        row |= {f"isorank_{RANK}": None, f"isoparameters_{RANK}": None, "ranks": ""}
+        row |= {"frozen_bytes": None, "stored_bytes": None}
+    return row
+
+
+def _task_row(name: str, task: Task) -> Row:
+    return {
+        "task": name,
+        "modality": task.modality,
+        "classes": _answers(task),
+        "metric": task.metric,
+        "description": task.description,
+    }
+
+
+def _answers(task: Task) -> str:
+    """The classes of a task, or the kind of its other answers."""
+    if task.target == "generation":
+        return "written answers"
+    if task.target == "regression":
+        return f"a number{', in ' + task.unit if task.unit else ''}"
+    return ", ".join(task.classes) if len(task.classes) <= MOST_CLASSES else str(len(task.classes))
+
+
+def _backbone_row(name: str, _: object) -> Row:
+    from bench.backbones import describe
+
+    info = describe(name)
+    return {
+        "backbone": info.name,
+        "kind": info.kind,
+        "input": info.input.modality,
+        "geometry": str(info.geometry),
+        "description": info.description,
+    }

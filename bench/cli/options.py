@@ -1,0 +1,403 @@
+"""The consoles of commands, and the options that several commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import update_wrapper
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from bench.cli import completion
+from bench.machine.visible import visible
+from bench.store import DEFAULT_STORE as DEFAULT_STORE
+
+if TYPE_CHECKING:
+    from bench.execution.place import Place
+    from bench.plan.rows import Part
+    from reports.selection import Selection
+
+#: Types of arguments that commands import when they run, since their modules take seconds to import.
+IMPORTED_LATE = dict.fromkeys(("Part", "Place", "Selection"), object)
+
+Item = TypeVar("Item")
+
+
+class VisibleConsole(Console):
+    """Spells out control characters, so that no foreign name or message controls the terminal.
+
+    rich's own control codes are no text and pass.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(visible(text), style)
+
+    def on_broken_pipe(self) -> None:
+        """Prints nothing more after the reader, as `head`, has closed the pipe; the command goes on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def _width(terminal: bool) -> int | None:
+    """Columns of a console: rich's own for a terminal and where COLUMNS is set, else 120 in place of 80."""
+    return None if terminal or os.environ.get("COLUMNS", "").isdigit() else 120
+
+
+out = VisibleConsole(width=_width(sys.stdout.isatty()), emoji=False)
+err = VisibleConsole(stderr=True, width=_width(sys.stderr.isatty()), emoji=False)
+
+#: A comma that separates no thousands.
+COMMA = re.compile(r",(?!\d{3}(?!\d))")
+#: A pair of brackets, with none inside.
+BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
+
+
+def split_names(text: str) -> list[str]:
+    """Names separated by commas, except those within brackets, as in `LoRA (rank=8, scale=2)`."""
+    outside = text
+    while pair := BRACKETS.search(outside):
+        outside = outside.replace(pair[0], " " * len(pair[0]))
+    ends = [comma.start() for comma in COMMA.finditer(outside)]
+    return [text[a:b].strip() for a, b in zip([0, *(end + 1 for end in ends)], [*ends, None], strict=True)]
+
+
+def split_pairs(text: str) -> list[tuple[str, str]]:
+    """Pairs of a method and its reference, from `METHOD,… : REFERENCE`."""
+    sides = re.split(r"\s:\s", text)
+    if len(sides) != 2 or not all(map(str.strip, sides)):
+        raise typer.BadParameter(f"'{text}' is not METHOD,… : REFERENCE, with spaces around the colon")
+    return [(method, sides[1].strip()) for method in split_names(sides[0])]
+
+
+def split_numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no whole number, nor several with commas") from None
+
+
+def split_ranges(text: str) -> list[int]:
+    """Whole numbers and ranges such as 0-2, both ends included, separated by commas."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
+            raise typer.BadParameter(f"'{part}' is neither a number nor a range, as 0-2")
+        numbers += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    return numbers
+
+
+def joined(values: list[list[Item]] | None) -> list[Item] | None:
+    """The values of a repeated option in one list."""
+    return [item for items in values for item in items] if values else None
+
+
+def names_option(*options: str, help: str, complete: completion.Complete | None = None) -> Any:
+    """An option that takes several names, separated by commas or by repeating the option."""
+    return typer.Option(
+        *options,
+        parser=split_names,
+        callback=joined,
+        metavar="NAME,…",
+        help=f"{help}; may be repeated.",
+        autocompletion=complete,
+    )
+
+
+def split_thresholds(text: str) -> list[tuple[str, float]]:
+    """Thresholds by metric, `accuracy=0.01,matthews=0.02`; one number has no metric."""
+    thresholds = []
+    for part in text.split(","):
+        metric, _, number = part.rpartition("=")
+        try:
+            thresholds.append((metric.strip(), float(number)))
+        except ValueError:
+            raise typer.BadParameter(
+                f"'{part}' is neither a number nor METRIC=NUMBER, as accuracy=0.01"
+            ) from None
+    return thresholds
+
+
+def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[str, float] | None:
+    """The thresholds of the option `Threshold` by metric, or its only number without a metric."""
+    pairs = joined(values) or []
+    named = dict(pairs)
+    if len(named) < len(pairs) or ("" in named and len(named) > 1):
+        from methods import UserError
+
+        raise UserError("--threshold: give one per metric, as accuracy=0.01 (got several)")
+    return named.get("", named or None)
+
+
+SuiteFile = Annotated[
+    Path, typer.Argument(help="The suite, a YAML file.", autocompletion=completion.suite_files)
+]
+Opened = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--open",
+        metavar="FOLDER|hub",
+        help="What trials that came in a pack may open: a folder with their data and checkpoints, or hub: "
+        "the repositories that they name. Default: nothing.",
+    ),
+]
+StoreUri = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow store: sqlite:///FILE, a server's http address or a database. "
+        "The default is a file in the working folder.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda or cuda:N.", autocompletion=completion.one_of("auto", "cpu", "cuda", "cuda:0")
+    ),
+]
+StudyStorage = Annotated[
+    str | None,
+    typer.Option(
+        help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside a store "
+        "that is a file, else in the working folder; several machines need one that all reach."
+    ),
+]
+ScoreSd = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-6,
+        max=1,
+        help="With --power: the standard deviation of a score over seeds, .007 say. Default: that "
+        "of stored runs of the suite, else several.",
+    ),
+]
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="How many examples of a batch are computed at once: less memory, the same result. Default: all.",
+    ),
+]
+Checkpointing = Annotated[
+    bool,
+    typer.Option(
+        "--checkpointing", help="Compute activations again for the backward: less memory, the same result."
+    ),
+]
+Tasks = Annotated[list[str] | None, names_option("--task", help="Only this task")]
+Methods = Annotated[
+    list[str] | None,
+    names_option("--method", help="Only this method, by name or title ('TensLoRA qkv_depth')"),
+]
+Backbones = Annotated[
+    list[str] | None, names_option("--backbone", help="Only this backbone, as plans name it")
+]
+Budgets = Annotated[
+    list[str] | None,
+    names_option(
+        "--budget",
+        help="Only this budget, as plans name it ('isorank 4', 'own size'), or all of a kind (isorank)",
+    ),
+]
+Threshold = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--threshold",
+        parser=split_thresholds,
+        metavar="METRIC=NUMBER,…",
+        help="The smallest difference in score that matters, of each metric; a number alone where there is "
+        "one metric; may be repeated. Default: accuracy=0.01, matthews=0.02.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
+
+
+def place_options(
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where trials run: inline (this process), local (processes of this machine) or ray.",
+            autocompletion=completion.one_of("inline", "local", "ray"),
+        ),
+    ] = "inline",
+    device: Device = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many trials at once. Default: every slot of the executor, but 1 for a search of ranks.",
+        ),
+    ] = None,
+    slots_per_device: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many trials share a GPU. Default: one.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Ray cluster: auto or HOST:PORT. Default: RAY_ADDRESS, or one started here."
+        ),
+    ] = None,
+    worker_memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MIB",
+            help="How much memory a worker may take, with --executor local on Linux. A trial beyond it fails "
+            "with 'out of memory'. Default: no limit.",
+        ),
+    ] = None,
+    trial_timeout: Annotated[
+        str | None,
+        typer.Option(
+            help="How long a trial may take, with --executor local or ray: seconds, or a multiple of what "
+            "such trials took, as 5x. Default: the suite's limit, or none."
+        ),
+    ] = None,
+    micro_batch: MicroBatch = None,
+    checkpointing: Checkpointing = False,
+    shrink_batch: Annotated[
+        bool,
+        typer.Option(
+            "--shrink-batch",
+            help="Begin a trial that runs out of memory again, with half as many examples computed at once.",
+        ),
+    ] = False,
+) -> Place:
+    from bench.execution.place import Place
+    from bench.training.saving import Saving
+
+    saving = Saving(micro_batch, checkpointing, shrink_batch)
+    return Place(
+        executor, device, workers, slots_per_device, ray_address, worker_memory, trial_timeout, saving
+    )
+
+
+def cell_options(
+    task: Tasks = None, method: Methods = None, backbone: Backbones = None, budget: Budgets = None
+) -> Part:
+    from bench.plan.rows import Part
+
+    return Part(task or (), method or (), backbone or (), budget or ())
+
+
+def part_options(
+    task: Tasks = None,
+    method: Methods = None,
+    backbone: Backbones = None,
+    budget: Budgets = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--seed",
+            parser=split_numbers,
+            callback=joined,
+            metavar="N,…",
+            help="Only this seed; may be repeated.",
+        ),
+    ] = None,
+    studies: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--studies",
+            parser=split_ranges,
+            callback=joined,
+            metavar="N-N,…",
+            help="Only these studies, the first of which is 0; may be repeated.",
+        ),
+    ] = None,
+) -> Part:
+    from bench.plan.rows import Part
+
+    return Part(task or (), method or (), backbone or (), budget or (), seed or (), studies or ())
+
+
+def report_part_options(
+    task: Tasks = None,
+    method: Methods = None,
+    backbone: Backbones = None,
+    budget: Budgets = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
+    ] = None,
+    pair: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--pair",
+            parser=split_pairs,
+            callback=joined,
+            metavar="METHOD,… : REFERENCE",
+            help="In place of --method and --reference: compare these methods with this one, by their names "
+            "in tables; may be repeated, with simultaneous intervals for each budget and metric.",
+        ),
+    ] = None,
+) -> Selection:
+    from reports.selection import Selection
+
+    return Selection(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
+
+
+def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of each group, a function that makes one argument of the command."""
+
+    def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:
+        hints = get_type_hints(function, localns=IMPORTED_LATE, include_extras=True)
+        for parameter in signature(function).parameters.values():
+            if parameter.name in groups:
+                yield from evaluated(groups[parameter.name])
+            else:
+                yield parameter.replace(annotation=hints[parameter.name], kind=Parameter.KEYWORD_ONLY)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = list(evaluated(command))
+
+        def run(**values: Any) -> None:
+            arguments = {
+                name: group(**{option: values.pop(option) for option in signature(group).parameters})
+                for name, group in groups.items()
+            }
+            command(**values, **arguments)
+
+        update_wrapper(run, command)
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del run.__wrapped__  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def check_store(uri: str, *names: str) -> None:
+    """Refuses the address of a SQLite file that is missing, unless all names are packs.
+
+    The store would refuse it too, but takes seconds to import.
+    """
+    from bench.records.pack_format import ENDING
+
+    for name in names:
+        if name.endswith(".zip") and not name.endswith(ENDING):
+            from methods.errors import UserError
+
+            raise UserError(f"{name}: the name of a pack ends with {ENDING}; rename the file")
+    file = uri.removeprefix("sqlite:///")
+    packs = bool(names) and all(name.endswith(ENDING) for name in names)
+    if file != uri and not packs and "?" not in file and not Path(file or ".").exists():
+        from methods.errors import UserError
+
+        raise UserError(f"there is no store at {file}; run a suite first, or name it with --store")
+
+
+def echo_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=1))

@@ -1,0 +1,230 @@
+"""The tables of plans at the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from bench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
+from bench.plan.choosing import AXES, Studies
+from bench.plan.coverage import shared_points, tuning_notes
+from bench.plan.rows import Plan
+from bench.plan.settings import RATIOS
+from bench.records.stored_plan import Forecast, StudyPlan
+from bench.records.words import OWN_SIZE
+from bench.tasks import split_sizes
+from methods import METHODS
+from reports.units import PERCENT, unit_of
+
+if TYPE_CHECKING:
+    from bench.power import Power
+
+#: The most points of tuning that are shown.
+MOST_POINTS = 24
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """One table for each task and backbone."""
+    final, tuning = plan.of(None), plan.of("tuning")
+    recipes = {trial.id: trial.recipe for trial in final.trials}
+    seeds = joined(sorted({seed for row in final.rows for seed in row.trials}))
+    count = f"{len(final.trials)} trials, seeds {seeds}"
+    if plan.suite.studies:
+        count = f"{len(final.trials)} trials, {studies_label(plan.suite.studies, plan)}"
+    elif tuning.trials:
+        tuned = joined(sorted({trial.seed for trial in tuning.trials}))
+        count = f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
+    console.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+    _print_splits(console, plan)
+    for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
+        rates = ("lr", "centre", "head lr") if plan.suite.studies else ("lr",)
+        table = RowTable(f"{task} · {backbone}", *rates)
+        for row in final.rows:
+            if (row.task, row.backbone) == (task, backbone):
+                first = next(iter(row.trials.values()))
+                if row.studies:
+                    table.add(row, *_rates(row.studies))
+                elif METHODS.get(row.family).fits_head:
+                    table.add(row, *["–"] * len(rates))
+                else:
+                    table.add(row, f"{recipes[first].lr:g}" if first else "tuned")
+        console.print(fitted(console, table.table, "% LoRA", rates[0], "params", "budget"))
+    if tuning.trials:
+        _print_points(console, plan)
+        console.print("The final trials are known once the tuning trials have ended.")
+    shared = sum(len(row.trials) for row in final.rows) - len(final.trials)
+    if shared and not tuning.trials:
+        console.print(f"{shared} trial(s) stand in more than one row and run once.")
+    print_missed(console, sum(row.within is False for row in final.rows))
+
+
+def _print_splits(console: Console, plan: Plan) -> None:
+    """The sizes of the splits of those tasks that have been prepared on this machine."""
+    trials = {trial.id: trial for trial in plan.trials}
+    of_task = {
+        row.task: (row.definition, trials[id_])
+        for row in plan.rows
+        for id_ in row.trials.values()
+        if id_ in trials
+    }
+    for name, (definition, trial) in of_task.items():
+        split_seed = trial.task.split_seed(trial.seed)
+        if sizes := split_sizes(definition, trial.task.sizes, split_seed):
+            dealt = "" if split_seed is None else f", as seed {split_seed} deals them"
+            console.print(escape(f"{name}: {sizes}{dealt}"), highlight=False)
+
+
+def studies_label(studies: Studies, plan: Plan) -> str:
+    """The studies of a plan or a part of one: 3 of 5 studies of 8 points, say."""
+    planned = {studies.place(seed)[0] for row in plan.of(None).rows for seed in row.trials}
+    part = "" if len(planned) == studies.studies else f"{len(planned)} of "
+    return f"{part}{studies.studies} studies of {studies.points} points"
+
+
+def _rates(studies: StudyPlan) -> tuple[str, str, str]:
+    """The window of a row's studies, its centre, and the head's rate; none where the window is the head's."""
+    ends = (studies.centre * 10 ** (side * studies.decades / 2) for side in (-1, 1))
+    head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
+    return " to ".join(f"{end:.3g}" for end in ends), f"{studies.centre:g}", head
+
+
+def _print_points(console: Console, plan: Plan) -> None:
+    """The points of tuning that methods share, and what they leave open."""
+    assert plan.suite.equal_tuning is not None
+    axes, shared = list(plan.suite.equal_tuning.grids), shared_points(plan)
+    table = plain_table("Points of tuning", "", *(axis.replace("_", " ") for axis in axes))
+    for number, setting in enumerate(shared[:MOST_POINTS], 1):
+        values = ((axis, getattr(setting, axis)) for axis in axes)
+        table.add_row(str(number), *(f"{'×' * (axis in RATIOS)}{value:g}" for axis, value in values))
+    console.print(table)
+    more = f"{len(shared) - MOST_POINTS:,} more follow. " if len(shared) > MOST_POINTS else ""
+    console.print(
+        f"{more}Each method tries its published point first, then these, without the axes that it lacks.",
+        highlight=False,
+    )
+    print_warnings(console, tuning_notes(plan))
+
+
+def print_forecast(console: Console, expected: Forecast) -> None:
+    """Prints the trials and time of each part of a suite, and the memory and disk of all."""
+    table = plain_table("Estimate", "part", "by", "points", "trials", "to run", "time", texts=("by",))
+    for part in expected.parts:
+        at_most = "≤ " * (part.command == "search")
+        counts = (f"{part.points:,}", f"{at_most}{part.trials:,}", f"{at_most}{part.open:,}")
+        table.add_row(part.part, f"tensorbench {part.command}", *counts, at_most + _duration(part.seconds))
+    console.print(table)
+    source = {
+        "stored trials": "by stored trials of this suite",
+        "operations": "by operations, at what this machine does of them now: no more than its order",
+    }[expected.based_on]
+    peak = "" if expected.peak_mib is None else f" (stored trials: up to {expected.peak_mib:,.0f})"
+    step = expected.activations_mib
+    activations = "" if step is None else f", and for the activations of a step about {step:,.0f}"
+    console.print(
+        f"Time is of one worker, {source}. A worker needs at least {expected.memory_mib:,.0f} MiB of "
+        f"memory{activations}{peak}; the results take about {expected.disk_mib:,.0f} MiB of disk.",
+        highlight=False,
+    )
+    for note in expected.notes:
+        console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
+    for advice in expected.advice:
+        console.print(escape(advice), highlight=False)
+
+
+def print_power(console: Console, powers: Sequence[Power]) -> None:
+    """Prints the smallest differences that a suite could find, and what that assumes."""
+    k = powers[0].k if powers else None
+    unit, plural = ("run", "seeds") if k is None else ("study", "studies")
+    heads = ("metric", "tasks", plural, "compared", f"sd of a {unit}", "detectable", "equivalent")
+    tuning = "" if k is None else f" after {k} trials of tuning"
+    title = f"Power: differences in points{tuning}, 80% of the time"
+    table = plain_table(title, "budget", *heads, f"{plural} needed", folded=("budget", *heads))
+    for power in powers:
+        table.add_row(*_power_cells(power))
+    console.print(fitted(console, table, "tasks", "compared", plural))
+    console.print(
+        "Detectable: a difference of this size has a simultaneous interval without zero. Equivalent: the "
+        f"smallest threshold within which equal methods are shown to be equivalent. {plural.capitalize()} "
+        "needed: those that detect the threshold.",
+        highlight=False,
+    )
+    if not all(power.stored for power in powers):
+        console.print(_assumed(k is not None), highlight=False)
+    if uncounted := dict.fromkeys(task for power in powers for task in power.uncounted):
+        names = escape(", ".join(uncounted))
+        console.print(
+            f"The number of test examples is not known of {names}: seeds alone count there.", highlight=False
+        )
+
+
+def _power_cells(power: Power) -> Iterator[str]:
+    design = power.design
+    unit = PERCENT if power.share else unit_of(power.metric)
+    yield escape(power.budget)
+    measured = f"{power.metric} on {power.task}" if power.task else power.metric
+    yield escape(measured) + ", share of it" * power.share
+    yield from map(str, (design.settings, design.seeds, design.claims))
+    yield unit.score(power.sd) + " (stored)" * power.stored
+    yield from (unit.score(value) for value in (design.finds, design.margin))
+    needed = design.needs(power.threshold)
+    yield f"{'no number' if needed is None else needed} for {unit.factor * power.threshold:.3g}"
+
+
+def _assumed(studies: bool) -> str:
+    """The assumptions of power where no stored runs show the noise."""
+    from bench.power import DISAGREEMENT
+
+    disagreement = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
+    if not studies:
+        return (
+            f"Assumed: {disagreement}; no run collapses; tuning chooses the same point each time. Otherwise "
+            "power is lower."
+        )
+    from reports.inference.power import Response
+
+    response = Response()
+    return (
+        f"Assumed: scores fall {100 * response.curvature:g} points a decade² from a best rate within "
+        f"{response.optima:g} decade of the centre; seeds have a standard deviation of "
+        f"{100 * response.seeds:g} points, unless --sd gives another; {disagreement}; no trial fails."
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def print_tuning(console: Console, plan: Plan) -> None:
+    """Prints the tuning trials and choices of each row; one table for each task and backbone."""
+    rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
+    for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
+        by = next(tuned.by for row, tuned in rows if (row.task, row.backbone) == (task, backbone))
+        title = f"{task} · {backbone} · tuning by validation {by}; ! is on the edge of its grid"
+        axes = [axis for axis in AXES if axis != "core_lr" or any(axis in (t.chosen or {}) for _, t in rows)]
+        named = (axis.replace("_", " ") for axis in axes)
+        heads = ("budget", "trials", "seeds", "epochs", *named, "tied")
+        table = plain_table(title, "method", *heads)
+        for row, tuned in rows:
+            if (row.task, row.backbone) != (task, backbone):
+                continue
+            chosen = tuned.chosen or {}
+            shown = [
+                f"{'×' * (axis in RATIOS)}{chosen[axis]:g}" + " !" * (axis in tuned.edge)
+                if axis in chosen
+                else "–"
+                for axis in axes
+            ]
+            budget = row.budget or OWN_SIZE
+            spent = (str(tuned.trials), joined(tuned.seeds), str(tuned.epochs or "–"))
+            tied = "–" if tuned.chosen is None else str(tuned.tied)
+            table.add_row(escape(row.method), budget, *spent, *shown, tied)
+        console.print(fitted(console, table, "epochs", "seeds"))
+    if any(tuned.tied for _, tuned in rows):
+        console.print("tied: so many other points are as good by that.")
+    print_warnings(console, tuning_notes(plan))

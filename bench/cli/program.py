@@ -1,0 +1,150 @@
+"""The command line: every command, and what an error or an interrupt looks like."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
+
+from bench import __version__
+from bench.cli import list_commands, result_commands, suite_commands, tool_commands
+from bench.cli.options import err
+from bench.machine import interrupts
+
+#: The new names of version 0.1's commands.
+RENAMED = {
+    "ls": "list",
+    "methods": "list methods",
+    "tasks": "list tasks",
+    "backbones": "list backbones",
+    "compare": "report B --against A",
+    "gc": "verify --leftovers",
+    "perf": "tools perf",
+    "redundancy": "tools redundancy",
+    "site": "tools site",
+    "fetch": "tools fetch",
+}
+
+
+class _PlainFlags:
+    """Help without a type beside flags, which take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class Command(_PlainFlags, TyperCommand):
+    pass
+
+
+class Group(_PlainFlags, TyperGroup):
+    pass
+
+
+class Program(Group):
+    """All commands. Errors that users can mend are shown without a traceback, unless with --debug."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in RENAMED:
+            _end(ctx, 2, f"'{args[0]}' is now: tensorbench {RENAMED[args[0]]}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SystemExit as end:
+            # Only a plug-in or a library ends the program so, and something may be left undone.
+            if ctx.params["debug"]:
+                raise
+            _end(ctx, 1, f"something ended the program before its end: sys.exit({end.code!r})")
+        except OSError as error:
+            # Raised when a name is looked up that is too long for the file system.
+            if error.errno != errno.ENAMETOOLONG or ctx.params["debug"]:
+                raise
+            _end(ctx, 2, f"{error.strerror}: {error.filename}")
+        except Exception as error:
+            # If the class is not imported yet, the error is no instance of it: usage and help stay quick.
+            errors = sys.modules.get("methods.errors")
+            if errors is None or not isinstance(error, errors.UserError) or ctx.params["debug"]:
+                raise
+            _end(ctx, 2, str(error))
+
+
+def _end(ctx: Any, code: int, why: str) -> None:
+    err.print("[bold red]error:[/bold red]", end=" ")
+    err.print(why, markup=False, highlight=False, soft_wrap=True)
+    ctx.exit(code)
+
+
+app = typer.Typer(
+    name="tensorbench",
+    cls=Program,
+    help="Compare tensor PEFT methods under matched parameter budgets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    suite_commands.plan,
+    suite_commands.run,
+    suite_commands.search,
+    result_commands.report,
+    result_commands.show,
+    result_commands.export,
+    result_commands.verify,
+    result_commands.pack,
+    result_commands.unpack,
+    list_commands.check,
+):
+    app.command(cls=Command)(command)
+app.command("list", cls=Command)(list_commands.list_)
+
+_tools = typer.Typer(cls=Group, no_args_is_help=True)
+for tool in (tool_commands.perf, tool_commands.redundancy, tool_commands.site, tool_commands.fetch):
+    _tools.command(cls=Command)(tool)
+app.add_typer(
+    _tools, name="tools", help="Time methods, analyse adapters, build the site, download a suite's data."
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tensorbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
+) -> None:
+    """`Program` reads them."""
+
+
+def main() -> None:
+    """Runs a command; `bench.__main__` is the program."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
+    # An interrupt during the evaluation of a string, as of annotations here, crashes Python itself.
+    with interrupts.deferred():
+        program = typer.main.get_command(app)
+    try:
+        program(prog_name="tensorbench")
+    except SystemExit as end:
+        # typer turns an interrupt into this code.
+        if end.code == 130:
+            kept = not {"run", "search", "fetch"}.isdisjoint(sys.argv[1:])
+            err.print("stopped" + "; start the same command again to go on" * kept)
+        raise

@@ -1,0 +1,237 @@
+"""A run at the terminal: its audience, and live progress of its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import Progress as Bars
+from rich.progress import TaskID, TextColumn
+from rich.table import Column
+
+from bench.cli.plans import studies_label
+from bench.cli.results import print_allocation, print_search
+from bench.cli.tables import joined, progress_bars
+from bench.plan.rows import Plan, Row
+from bench.records.measures import Measure
+from bench.records.record import Record
+from bench.records.search_results import AllocationResult, SearchResult
+from bench.records.words import Phase
+from bench.run import Audience
+from bench.search.allocation import RankAllocation
+from bench.search.study import RankSearch
+
+if TYPE_CHECKING:
+    from bench.execution.perform import Event
+    from bench.execution.watch import Silence
+    from bench.records.record import Progress
+from bench.records.words import Status
+
+#: Columns of a terminal from which a line has room for a long bar and for all that a trial tells, ...
+WIDE = 110
+#: ... and from which it has room for more of that than the epoch.
+MEDIUM = 72
+
+
+def worker_lines(console: Console) -> Bars:
+    """A line for each worker: its trial, cut where it has no room, and how far that is."""
+    return Bars(
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, justify="right")),
+        console=console,
+        expand=True,
+    )
+
+
+class RunDisplay:
+    """Live progress of a run, one line for each worker; off a terminal, one line for each trial that ends.
+
+    `following` is what runs after these trials, in trials that take as long as they do on average.
+    """
+
+    def __init__(
+        self, console: Console, plan: Plan, trials: int, workers: int = 1, following: float = 0.0
+    ) -> None:
+        self._console = console
+        several = len({row.backbone for row in plan.rows}) > 1
+        self._names = {
+            id_: " · ".join(
+                [
+                    f"{row.method} {joined(row.ranks)}".rstrip(),
+                    row.task,
+                    *[row.backbone] * several,
+                    _which(row, seed),
+                ]
+            )
+            for row in plan.rows
+            for seed, id_ in row.trials.items()
+        }
+        #: The study of each trial, and of how many it is one. Empty without studies.
+        self._studies = {
+            id_: f"study {row.studies.trials[seed].study} of 0–{row.studies.studies - 1}"
+            for row in plan.rows
+            if row.studies
+            for seed, id_ in row.trials.items()
+        }
+        self._total = trials
+        self._done = 0
+        #: The share of each running trial that is done.
+        self._shares: dict[str, float] = {}
+        #: The study of the trial that started last.
+        self._study = ""
+        #: The running trials whose silence was told.
+        self._silent: set[str] = set()
+        self._on = f" on {workers} workers" if workers > 1 else ""
+        self._bar = progress_bars(console)
+        # The bar and the time left are of all that is to run, which these trials may be a part of.
+        self._all = self._bar.add_task(self._told_all(), total=trials + following)
+        self._workers = worker_lines(console)
+        #: One line a worker, in the order in which they take their first trial.
+        self._lines: dict[str, TaskID] = {}
+        self._live = Live(Group(self._bar, self._workers), console=console, transient=True)
+
+    def __enter__(self) -> RunDisplay:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        name, id_ = escape(self._names[event.trial.id]), event.trial.id
+        if event.kind == "started":
+            self._study = self._studies.get(id_, "")
+            self._shares[id_] = 0
+            self._show(event.worker, name, "")
+        elif event.silence is not None:
+            said = _quiet(event.silence)
+            self._show(event.worker, name, f"[yellow]{said}[/yellow]")
+            if id_ not in self._silent and not self._console.is_terminal:
+                self._console.print(f"… {name}: {said}", highlight=False, soft_wrap=True)
+            self._silent.add(id_)
+        elif event.progress is not None:
+            self._silent.discard(id_)
+            self._shares[id_] = event.progress.step / event.progress.steps
+            self._show(event.worker, name, _told(event.progress, self._console.width))
+        else:
+            self._shares.pop(id_, None)
+            # A lost trial may run again.
+            self._done += event.kind != "lost"
+            if event.kind != "elsewhere":
+                self._show(event.worker, "[dim]idle[/dim]", "")
+            # In a file a line is a trial, however long.
+            self._console.print(_ended(name, event), highlight=False, soft_wrap=not self._console.is_terminal)
+        done = self._done + sum(self._shares.values())
+        self._bar.update(self._all, completed=done, description=self._told_all())
+
+    def _told_all(self) -> str:
+        return f"{self._done}/{self._total} trials{self._on}" + f", {self._study}" * bool(self._study)
+
+    def _show(self, worker: str, what: str, detail: str) -> None:
+        """Puts this on the line of a worker."""
+        if worker not in self._lines:
+            self._lines[worker] = self._workers.add_task("", total=None, detail="")
+        where = f"[dim]{escape(worker)}[/dim] " if worker else ""
+        self._workers.update(self._lines[worker], description=where + what, detail=detail)
+
+
+def _which(row: Row, seed: int) -> str:
+    """Names a trial within its row: by seed, or by study and point, counted from 0."""
+    if row.studies is None:
+        return f"seed {seed}"
+    trial = row.studies.trials[seed]
+    return f"study {trial.study}, point {trial.point}"
+
+
+def _told(progress: Progress, width: int) -> str:
+    """The progress of a running trial, shortened to the width of the terminal."""
+    parts = [f"epoch {progress.epoch}", f"{100 * progress.step / progress.steps:.0f}%"]
+    if progress.losses and width >= MEDIUM:
+        parts.append(f"loss {progress.losses[-1][1]:.3f}")
+    if progress.validation_metric is not None and width >= WIDE:
+        parts.append(f"validation {progress.validation_metric:.4f}")
+    return " · ".join(parts)
+
+
+def _quiet(silence: Silence) -> str:
+    said = f"{'no progress' if silence.answers else 'its worker does not answer'}: {silence.seconds:.0f} s"
+    return f"preparing: {said}" if silence.preparing else said
+
+
+def _ended(name: str, event: Event) -> str:
+    # Enough of the id for other commands to find the trial.
+    id_ = f"[dim]{event.trial.id[:8]}[/dim]"
+    if event.kind == "pruned":
+        return f"[dim]–[/dim] {name}: pruned"
+    if event.kind == "elsewhere":
+        return f"[dim]–[/dim] {name}: settled by another driver"
+    ending = event.ending
+    assert ending is not None
+    if ending.status != Status.FINISHED:
+        return f"[red]✗[/red] {name}: {escape(ending.failure)} {id_}"
+    metrics = ending.metrics
+    step = f", {metrics[Measure.STEP_MS]:.0f} ms a step" if Measure.STEP_MS in metrics else ""
+    scores = f"validation {metrics[Measure.SELECTED_VALIDATION]:.4f}"
+    if event.trial.evaluate == "test":
+        scores = f"test {metrics[Measure.SCORE]:.4f}, {scores}"
+    return f"[green]✓[/green] {name}: {scores} ({metrics[Measure.SECONDS]:.0f} s{step}) {id_}"
+
+
+class Terminal(Audience):
+    """Prints on `out`, and what is not a result on `err`."""
+
+    def __init__(self, out: Console, err: Console) -> None:
+        self._out, self._err = out, err
+        self._following = 0.0
+
+    def opened(self, sent: int, closed: int) -> None:
+        if sent:
+            self._out.print(f"Sent {sent} record(s) that an earlier start could not store.")
+        if closed:
+            self._out.print(
+                f"Closed {closed} unfinished run(s) of a process that died; their trials run again."
+            )
+
+    def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
+        what = f"{phase} trials" if phase else "trials"
+        if phase is None and plan.suite.studies:
+            what += f" ({studies_label(plan.suite.studies, plan)})"
+        count = f"{len(plan.trials)} {what}, {waiting} to run on {device}"
+        self._out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+
+    def following(self, trials: float) -> None:
+        self._following = trials
+
+    def watch(self, plan: Plan, count: int, slots: int) -> RunDisplay:
+        following, self._following = self._following, 0.0
+        return RunDisplay(self._out, plan, count, slots, following)
+
+    def searching(self, search: RankSearch) -> None:
+        points = f"{search.trials} points within {search.budget:,} parameters"
+        self._out.print(f"[bold]{escape(search.name)}[/bold]: {points}")
+        if search.note:
+            self._out.print(f"[yellow]{escape(search.note)}[/yellow]")
+
+    def allocating(self, name: str, allocation: RankAllocation) -> None:
+        count = f"{len(allocation.vectors)} allocations of {allocation.budget:,}"
+        self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
+
+    def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
+        print_search(self._out, result, records)
+
+    def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
+        print_allocation(self._out, result, records)
+
+    def chosen(self, choices: Sequence[str]) -> None:
+        for line in choices:
+            self._out.print(escape(line), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self._err.print(text)

@@ -1,0 +1,411 @@
+"""The commands on stored results: `show`, `report`, `export`, `verify`, `pack` and `unpack`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from bench.cli import completion
+from bench.cli.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Opened,
+    StoreUri,
+    Threshold,
+    check_store,
+    echo_json,
+    err,
+    names_option,
+    one_for_each,
+    out,
+    report_part_options,
+    with_options,
+)
+from bench.machine.memory import MIB
+from bench.machine.visible import visible
+
+if TYPE_CHECKING:
+    from reports.selection import Selection
+
+#: The exit code of `verify` where nothing is broken, but something could not be checked.
+NOT_CHECKABLE = 3
+
+
+@with_options(part=report_part_options)
+def show(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TRIAL|EXPERIMENT...",
+            help="A trial id or an MLflow run id, or the start of one; with --cell, what the report is of.",
+        ),
+    ],
+    part: Selection,
+    cell: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="A cell of their report, as its cells.csv numbers it; of a part, with the options of that.",
+        ),
+    ] = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Only the text of the suite that the trial was started from.")
+    ] = False,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show one trial, or a cell of a report: what it is, what came of it, and what made it.
+
+    A report of a part numbers its own cells: give --method and its like, or --pair, as they were given to it.
+    """
+    check_store(store, *what)
+    from bench.cli.stored import print_cell, print_trial
+    from bench.plan.suite_file import experiment_of
+    from reports.stored import cell_contents, trial_contents
+
+    if suite and (as_json or cell is not None):
+        raise typer.BadParameter("--suite prints the suite of one trial: no --cell or --json beside it")
+    if cell is not None:
+        selection = None if part.everything else part
+        contents = cell_contents(store, [experiment_of(name) for name in what], cell, selection)
+        if as_json:
+            echo_json(contents.as_dict())
+        else:
+            print_cell(out, contents)
+        return
+    if not part.everything:
+        raise typer.BadParameter(
+            f"--method, --pair and their like are for a cell of a report: add --cell N; got {part}"
+        )
+    if len(what) > 1:
+        raise typer.BadParameter(f"one trial at a time, or --cell with experiments; got {', '.join(what)}")
+    trial = trial_contents(store, what[0])
+    if suite:
+        text = trial.provenance.suite_text().replace("\r\n", "\n")
+        typer.echo(visible(text), nl=False)
+    elif as_json:
+        echo_json(trial.as_dict())
+    else:
+        print_trial(out, trial)
+
+
+@with_options(part=report_part_options)
+def report(
+    experiment: Annotated[
+        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
+    ],
+    part: Selection,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; must be empty or absent.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPERIMENT",
+            help="Write nothing: show what changed since this experiment or pack.",
+        ),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        names_option(
+            "--format",
+            help="html, csv, md, latex, json, png or svg; default: all",
+            complete=completion.one_of("html", "csv", "md", "latex", "json", "png", "svg"),
+        ),
+    ] = None,
+    store: StoreUri = DEFAULT_STORE,
+    threshold: Threshold = None,
+    mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
+    log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
+    force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
+    against_store: Annotated[
+        str | None, typer.Option(metavar="URI", help="With --against: its store, if another one.")
+    ] = None,
+    peft_results: Annotated[
+        bool,
+        typer.Option(
+            "--peft-results",
+            help="Read folders of result files of peft's method_comparison, from old to new.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of one or more experiments, as a page, tables, figures and JSON, or compare two.
+
+    With --method and its like, or --pair, it reports these rows alone, with simultaneous intervals for them.
+    """
+    if peft_results:
+        _compare_peft([Path(name) for name in experiment], part.reference, folder, as_json, force=force)
+        return
+    if folder is not None or against is not None:
+        check_store(store, *experiment)
+    from bench.plan.suite_file import experiment_of
+
+    if against is not None:
+        if len(experiment) > 1 or folder is not None or not part.everything:
+            raise typer.BadParameter("--against compares two experiments: no --out and no part beside it")
+        sides = ((against_store or store, experiment_of(against)), (store, experiment_of(experiment[0])))
+        _compare(*sides, one_for_each(threshold), as_json)
+        return
+    if folder is None or as_json or against_store is not None:
+        raise typer.BadParameter("give --out FOLDER for a report, or --against EXPERIMENT for a comparison")
+    from reports.cautions import reference_failures
+    from reports.report import FORMATS, write_report
+    from reports.studies import StudyAnalysis
+    from reports.study_words import answer
+
+    done = write_report(
+        store,
+        [experiment_of(name) for name in experiment],
+        folder,
+        formats or FORMATS,
+        threshold=one_for_each(threshold),
+        mixed=mixed,
+        force=force,
+        log=log,
+        selection=None if part.everything else part,
+    )
+    collapsed: dict[str, None] = {}
+    if isinstance(done.analysis, StudyAnalysis):
+        first = [answer(block) for block in done.analysis.blocks]
+    else:
+        first = reference_failures(done.analysis)
+        collapsed = dict.fromkeys(str(side) for block in done.analysis.blocks for side in block.collapsed)
+    for sentence in first:
+        out.print(f"[bold]{escape(sentence)}[/bold]", highlight=False, soft_wrap=True)
+    notes = [*collapsed, *done.analysis.notes, *map(str, done.mixtures)]
+    if done.read_only:
+        notes.append(f"not on the suite run of {', '.join(done.read_only)}: the store can only be read.")
+    for note in notes:
+        out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
+    out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)
+
+
+def _compare(
+    before: tuple[str, str],
+    after: tuple[str, str],
+    thresholds: float | dict[str, float] | None,
+    as_json: bool,
+) -> None:
+    """Prints what changed between two experiments, each named by its store and its name."""
+    from bench.cli.comparison import print_comparison
+    from reports.compare import compare
+
+    comparison = compare(before, after, thresholds)
+    if as_json:
+        echo_json(asdict(comparison))
+    else:
+        print_comparison(out, comparison)
+
+
+def _compare_peft(
+    folders: list[Path], reference: str, target: Path | None, as_json: bool, *, force: bool
+) -> None:
+    """Prints or writes which differences of peft's comparison exceed the noise of its runs."""
+    from bench.machine.outputs import output_folder, replace_files
+    from reports.peft_comparison import REFERENCE, as_markdown, compare_peft
+    from reports.peft_comparison import as_json as peft_json
+
+    comparison = compare_peft(folders, reference or REFERENCE)
+    page, content = as_markdown(comparison), peft_json(comparison)
+    if target is not None:
+        files = {"comparison.md": page, "comparison.json": content}
+        replace_files(output_folder(target, "report", force=force), files, "files.json")
+        out.print(f"Wrote {', '.join(files)} to {target}.", markup=False, soft_wrap=True)
+    else:
+        typer.echo(content if as_json else page, nl=False)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="An MLflow run id or a trial id, or the start of one.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    store: StoreUri = DEFAULT_STORE,
+    merged: Annotated[bool, typer.Option(help="A plain model with the update in its weights.")] = False,
+    opened: Opened = None,
+    force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a trained adapter as a PEFT checkpoint, or as a merged model."""
+    check_store(store)
+    from bench.export import export_run
+
+    done = export_run(store, run, folder, merged=merged, opened=opened or (), force=force)
+    for line in (
+        f"Wrote {', '.join(done.files)} to {done.folder}.",
+        f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.",
+    ):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for doubt in done.doubts:
+        out.print(f"[yellow]note:[/yellow] {escape(doubt)}.", highlight=False, soft_wrap=True)
+
+
+def pack(
+    experiment: Annotated[
+        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs to join.")
+    ],
+    file: Annotated[Path, typer.Option("--out", help="The file to write: NAME.tensorbench.zip.")],
+    store: StoreUri = DEFAULT_STORE,
+    adapters: Annotated[bool, typer.Option(help="Take the trained adapters along.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
+) -> None:
+    """Write results into one file that reports read anywhere, and that `unpack` merges into other stores."""
+    check_store(store, *experiment)
+    from bench.plan.suite_file import experiment_of
+    from bench.store import opening
+
+    names = [experiment_of(name) for name in experiment]
+    done = opening.pack(*names, out=file, store=store, adapters=adapters, force=force)
+    held = ", ".join(f"{trials:,} trials of {name}" for name, trials in done.trials.items())
+    out.print(f"Wrote {held} to {file} ({done.bytes / MIB:.1f} MiB).", markup=False, soft_wrap=True)
+    notes = {
+        "trial(s) are still running and are not in it": done.running,
+        "finished trial(s) have no adapter stored": done.without_adapter,
+    }
+    for said, count in notes.items():
+        if count:
+            out.print(f"[yellow]note:[/yellow] {count:,} {said}.", highlight=False, soft_wrap=True)
+
+
+def unpack(
+    file: Annotated[list[Path], typer.Argument(help="Packs; those of one experiment become one.")],
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Merge packs into a store. Trials that it has stay as they are; what contradicts them is refused."""
+    from bench.cli.tables import progress_bars
+    from bench.store import opening
+
+    with progress_bars(err) as bars:
+        task = bars.add_task("trials", total=None)
+        experiments = opening.unpack(
+            *file, store=store, listener=lambda done, of: bars.update(task, completed=done, total=of)
+        )
+    for merged in experiments:
+        out.print(
+            f"{merged.name}: {merged.written:,} trials written, {merged.there:,} were there.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def verify(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STORE|PACK|EXPERIMENT]...",
+            help="A store's address, packs, experiments or their suites' files. Default: all of the store.",
+        ),
+    ] = None,
+    rerun: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Run so many of the finished trials again, and compare.")
+    ] = 0,
+    sample_seed: Annotated[int, typer.Option(help="Which trials are run again: the seed of the choice.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How far scores may be apart on other hardware than the trial's. "
+            "Default: 0.02, or what 5 examples are worth, if more.",
+        ),
+    ] = None,
+    caches: Annotated[
+        bool, typer.Option("--caches", help="Also read every file of this machine's caches.")
+    ] = False,
+    opened: Opened = None,
+    leftovers: Annotated[
+        bool,
+        typer.Option(
+            "--leftovers",
+            help="Check no results: list what dead drivers left in the store, as claims, open runs and signs "
+            "of life, and records on disk. Takes up to a minute where drivers may run elsewhere.",
+        ),
+    ] = False,
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete",
+            help="With --leftovers: delete claims and signs of life, and close open runs as killed.",
+        ),
+    ] = False,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Check that finished trials are what they claim to be: files, ids, scores, parameters. Mends nothing.
+
+    The exit code is 0 if everything was checked and nothing is broken, 1 if something is broken, and 3 if
+    nothing is, and something cannot be checked on this machine.
+    """
+    names = what or []
+    # Only the address of a store has these marks.
+    addresses = [name for name in names if "://" in name]
+    if len(addresses) > 1:
+        from bench.store.connect import shown_uri
+
+        raise typer.BadParameter(f"one store at a time, got {', '.join(map(shown_uri, addresses))}")
+    names = [name for name in names if name not in addresses]
+    uri = addresses[0] if addresses else store
+    check_store(uri, *names)
+    from bench.cli.checks import print_verification
+    from bench.plan.suite_file import experiment_of
+    from bench.verify import verify as verify_results
+
+    experiments = [experiment_of(name) for name in names]
+    if leftovers:
+        if rerun or caches or as_json:
+            raise typer.BadParameter("--leftovers takes no --rerun, --caches or --json")
+        _print_leftovers(uri, experiments, delete)
+        return
+    if delete:
+        raise typer.BadParameter("--delete needs --leftovers")
+    with err.status("") as status:
+        verification = verify_results(
+            uri,
+            experiments,
+            reruns=rerun,
+            sample_seed=sample_seed,
+            tolerance=tolerance,
+            caches=caches,
+            opened=opened or (),
+            watching=lambda text: status.update(escape(text)),
+        )
+    if as_json:
+        echo_json({"ok": verification.ok, **asdict(verification)})
+    else:
+        print_verification(out, verification)
+    if not verification.ok:
+        raise typer.Exit(1 if verification.faults else NOT_CHECKABLE)
+
+
+def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:
+    from bench.store.claims import experiments, leftovers
+    from bench.store.store import Store
+
+    def waiting(name: str, count: int) -> None:
+        err.print(
+            f"{escape(name)}: waiting for a sign of life of {count} driver(s) …",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    removable = 0
+    for name in names or experiments(uri):
+        left = leftovers(Store.existing(uri, name), partial(waiting, name), delete=delete)
+        lines = [f"claims on trial {trial}" for trial in left.claims]
+        lines += [f"open run {run.run_id}: {run.name}" for run in left.runs]
+        lines += [f"sign of life of driver {driver}, which is dead" for driver in left.drivers]
+        removable += len(lines)
+        lines += [f"record that the next start sends: {path}" for path in left.waiting]
+        lines += [f"record that the store did not take: {path}" for path in left.refused]
+        for line in lines:
+            out.print(f"{escape(name)}: {escape(line)}", highlight=False, soft_wrap=True)
+    if not removable:
+        out.print("Nothing is left over in the store.")
+    elif delete:
+        out.print(f"Deleted or closed {removable}.")
+    else:
+        out.print(f"{removable} to be deleted or closed: with --delete.")

@@ -1,0 +1,250 @@
+"""The tables of results at the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from bench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
+from bench.metrics import direction
+from bench.plan.choosing import AXES
+from bench.records.record import Record, scores
+from bench.records.search_results import AllocationResult, Found, SearchPoint, SearchResult, Tried
+from bench.records.stored_plan import StudyPlan
+from bench.records.words import PointState, Status, Tag
+from reports.cautions import unbeaten
+from reports.inference.intervals import LEAST_SEEDS, t_half
+from reports.study import Cell, Seed, grouped, kept_trials, lines_of, measured
+from reports.summary import Summary
+from reports.units import Unit
+from reports.words import many
+
+if TYPE_CHECKING:
+    # This import takes seconds.
+    from reports.studies import Estimate, StudyAnalysis
+
+
+def print_search(console: Console, search: SearchResult, records: Mapping[str, Record]) -> None:
+    """The end of a search: its points, what mattered, and the final runs."""
+    states = Counter(trial.state for trial in search.trials)
+    console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
+    complete = [trial for trial in search.trials if trial.state == PointState.COMPLETE]
+    if len(search.objectives) > 1:
+        best = [trial for trial in complete if trial.number in search.pareto]
+        best.sort(key=lambda trial: trial.parameters)
+    else:
+        metrics = (records[trial.trial_id].tag(Tag.METRIC) for trial in complete if trial.trial_id in records)
+        sign = direction(next(metrics, ""))
+        best = sorted(complete, key=lambda trial: (_badness(trial, sign), trial.parameters))[:5]
+    by_loss = search.by == "loss"
+    axes = [axis for axis in AXES if any(getattr(trial, axis) for trial in best)]
+    title = "the front of metric and parameters" if len(search.objectives) > 1 else "by validation"
+    heads = (*axes, "validation", *["loss"] * by_loss)
+    table = plain_table(title, "point", ", ".join(search.modes), "params", *heads)
+    for trial in best:
+        rates = (f"{getattr(trial, axis):g}" for axis in axes)
+        cells = (str(trial.number), joined(trial.ranks), f"{trial.parameters:,}")
+        loss = [f"{trial.loss:.4f}"] if by_loss else []
+        table.add_row(*cells, *rates, f"{trial.value:.4f}", *loss)
+    console.print(table)
+    if search.tied:
+        ties = many(search.tied, "other point")
+        print_warnings(
+            console, [f"{ties} tied with the best; the smallest of them, then the first, is taken."]
+        )
+    _print_importance(console, search)
+    _print_final(console, search, records)
+
+
+def _badness(point: SearchPoint, sign: float) -> float:
+    """The sort key of points, from best to worst."""
+    return point.loss if point.loss is not None else -sign * (point.value or 0.0)
+
+
+def print_allocation(console: Console, allocation: AllocationResult, records: Mapping[str, Record]) -> None:
+    """The metric against each mode's rank, along the path, and of the final runs."""
+    heads = (", ".join(allocation.modes), "params", "validation, mean ± 95% t-interval")
+    table = plain_table(
+        f"{allocation.method} · {allocation.budget}: one mode at a time", "mode", "rank", *heads
+    )
+    for point in allocation.points:
+        table.add_row(point.mode, str(point.rank), *_tried(point, records))
+    console.print(table)
+    if allocation.path:
+        table = plain_table("From isorank to the heuristic", *heads)
+        for step in allocation.path:
+            table.add_row(*_tried(step, records))
+        console.print(table)
+    _print_importance(console, allocation)
+    _print_final(console, allocation, records)
+
+
+def _print_importance(console: Console, search: Found) -> None:
+    if not search.importance:
+        return
+    table = plain_table("Importance of each mode's rank", "evaluator", *search.modes)
+    for evaluator, values in search.importance.items():
+        shares = (f"{values[mode]:.2f}" if mode in values else "–" for mode in search.modes)
+        table.add_row(evaluator, *shares)
+    console.print(table)
+
+
+def _print_final(console: Console, search: Found, records: Mapping[str, Record]) -> None:
+    if not search.final:
+        console.print("[red]No point finished: there is nothing to compare with the heuristic.[/red]")
+        return
+    first = records.get(next(iter(search.final[0].trials.values())))
+    what = f"{first.tag(Tag.EVALUATED)} {first.tag(Tag.METRIC)}" if first else "score"
+    table = plain_table(f"On fresh seeds: {what}, mean ± 95% t-interval", "", "ranks", "params", "score")
+    for finalist in search.final:
+        table.add_row(finalist.label, *_tried(finalist, records))
+    console.print(table)
+
+
+def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
+    """Ranks, parameters, and mean with interval of the trials that finished."""
+    metrics = scores(records, tried.trials.values())
+    text = f"{fmean(metrics):.4f}" if metrics else "[red]–[/red]"
+    if len(metrics) >= LEAST_SEEDS:
+        text += f" ± {float(t_half(stdev(metrics), len(metrics))):.4f}"
+    if 0 < len(metrics) < len(tried.trials):
+        text += f" [red]({len(metrics)}/{len(tried.trials)} seeds)[/red]"
+    return joined(tried.ranks), f"{tried.parameters:,}", text
+
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """Baselines that failed, runs that collapsed and tasks on which no adapter beats the converged head, then
+    one table for each task and backbone.
+    """
+    cells = lines_of(summary.cells, Cell)
+    for sentence in (*summary.failures, *unbeaten(cells)):
+        console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
+    by_setting = grouped((cell for cell in cells if cell.studies is None), lambda cell: cell.setting)
+    for setting, of_setting in by_setting.items():
+        title = f"{setting} · {measured(of_setting)}, mean ± standard deviation over seeds"
+        table = RowTable(title, "score", "seeds")
+        for cell in of_setting:
+            table.add(cell, _score(cell), _seeds(cell))
+        console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
+    _print_studies(console, summary)
+    print_missed(console, sum(cell.within is False for cell in cells))
+    _print_lost(console, lines_of(summary.seeds, Seed))
+    print_warnings(console, summary.warnings)
+    if summary.closing:
+        console.print(escape(summary.closing), highlight=False)
+
+
+def _print_lost(console: Console, seeds: Sequence[Seed]) -> None:
+    # A trial of two budgets is one to run; what waits for its tuning has no trial yet.
+    lost = {seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds if not seed.finished}
+    failed = sum(seed.status == Status.FAILED for seed in lost.values())
+    missing = len(lost) - failed
+    if failed and any(seed.study is not None for seed in lost.values()):
+        console.print(
+            f"[red]{failed} trial(s) failed.[/red] Those that diverged score as guessing does. Studies with "
+            "other failures are left out until `--retry-failed` has run them again."
+        )
+    elif failed:
+        console.print(
+            f"[red]{failed} trial(s) failed; they are in no mean.[/red] `--retry-failed` runs them again."
+        )
+    if missing:
+        console.print(
+            f"[red]{missing} trial(s) are missing; they are in no mean.[/red] A start without "
+            "`--retry-failed` runs them."
+        )
+
+
+def _score(cell: Cell) -> str:
+    if cell.mean is None:
+        return "–"
+    return f"{cell.mean:.4f}" + ("" if cell.sd is None else f" ± {cell.sd:.4f}")
+
+
+def _seeds(cell: Cell) -> str:
+    count = f"{cell.finished}/{cell.seeds}"
+    return f"[red]{count} ({cell.failures})[/red]" if cell.failed else count
+
+
+def _print_studies(console: Console, summary: Summary) -> None:
+    """Scores after k trials of tuning by task and backbone, and the differences over tasks.
+
+    A score has an interval from three complete studies on. With fewer it is the mean over kept trials.
+    """
+    if summary.studies is None:
+        return
+    cells = lines_of(summary.cells, Cell)
+    of_cell = grouped(lines_of(summary.seeds, Seed), lambda seed: seed.cell)
+    by_setting = grouped((cell for cell in cells if cell.studies), lambda cell: cell.setting)
+    intervals = False
+    for setting, of_setting in by_setting.items():
+        points = joined(sorted({cell.studies.points for cell in of_setting if cell.studies}))
+        title = f"{setting} · {measured(of_setting)} after {points} trials of tuning"
+        table = RowTable(title, "score", "studies", "trials")
+        for cell in of_setting:
+            assert cell.studies
+            kept = kept_trials(cell.studies, of_cell[cell.number])
+            score = summary.studies.score(cell.number)
+            intervals |= bool(score and score.interval)
+            shown = _estimate(score) if score and score.interval else _kept_score(kept)
+            table.add(cell, shown, _complete(cell.studies, kept), _seeds(cell))
+        console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
+    console.print(_legend(intervals), highlight=False)
+    _print_differences(console, summary.studies)
+
+
+def _legend(intervals: bool) -> str:
+    kept = (
+        "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is the "
+        "standard deviation over studies."
+    )
+    return f"In brackets: the 95% interval of the score after so many trials. {kept}" if intervals else kept
+
+
+def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
+    """For each block its differences from the reference over all tasks, and the answer in a sentence."""
+    from reports.study_words import answer, in_words
+
+    for block in analysis.blocks:
+        if not any(entrant.differences[block.k].interval for entrant in block.compared):
+            continue
+        title = f"Difference from {block.against} in {block.unit.points} over {len(block.settings)} tasks"
+        table = plain_table(title, "method", "difference", "simultaneous 95%", "verdict", texts=("verdict",))
+        for entrant in block.compared:
+            difference = entrant.differences[block.k]
+            table.add_row(
+                escape(entrant.method),
+                block.unit.difference(difference.effect.difference),
+                _interval(block.unit, difference.interval),
+                escape(in_words(difference.verdict, block.unit.size(block.threshold))),
+            )
+        console.print(table)
+        console.print(f"[bold]{escape(answer(block))}[/bold]", highlight=False)
+
+
+def _interval(unit: Unit, interval: tuple[float, float] | None) -> str:
+    return " to ".join(map(unit.difference, interval)) if interval else "–"
+
+
+def _estimate(score: Estimate) -> str:
+    assert score.interval
+    return f"{score.value:.4f} " + escape(f"[{score.interval[0]:.4f}, {score.interval[1]:.4f}]")
+
+
+def _kept_score(kept: Mapping[int, Seed | None]) -> str:
+    scores = [seed.score for seed in kept.values() if seed and seed.score is not None]
+    if not scores:
+        return "–"
+    return f"{fmean(scores):.4f}" + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else "")
+
+
+def _complete(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
+    """The complete studies of those planned, and how many of them kept no trial, since all failed."""
+    failed = sum(seed is None for seed in kept.values())
+    count = f"{len(kept)}/{studies.studies}"
+    return f"[red]{count} ({failed} without a trial)[/red]" if failed else count

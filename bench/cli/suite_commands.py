@@ -1,0 +1,160 @@
+"""The commands on a suite: `plan`, `run` and `search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.cli.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Checkpointing,
+    Device,
+    MicroBatch,
+    ScoreSd,
+    StoreUri,
+    StudyStorage,
+    SuiteFile,
+    Threshold,
+    cell_options,
+    echo_json,
+    err,
+    one_for_each,
+    out,
+    part_options,
+    place_options,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from bench.execution.place import Place
+    from bench.plan.rows import Part
+
+
+@with_options(place=place_options, part=part_options)
+def run(
+    suite: SuiteFile,
+    place: Place,
+    part: Part,
+    store: StoreUri = DEFAULT_STORE,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run only the trials that failed.")
+    ] = False,
+) -> None:
+    """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
+
+    Several starts on one store share the work.
+    """
+    from bench.cli.plans import print_tuning
+    from bench.cli.progress import Terminal
+    from bench.cli.results import print_summary
+    from bench.run import run_suite
+
+    done = run_suite(
+        suite, store=store, place=place, part=part, retry_failed=retry_failed, audience=Terminal(out, err)
+    )
+    print_tuning(out, done.plan)
+    print_summary(out, done.summary)
+    if not done.complete:
+        raise typer.Exit(1)
+
+
+@with_options(place=place_options, part=cell_options)
+def search(
+    suite: SuiteFile,
+    place: Place,
+    part: Part,
+    store: StoreUri = DEFAULT_STORE,
+    storage: StudyStorage = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
+    sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
+    chosen: Annotated[
+        Path | None, typer.Option("--out", help="With a pilot: the file for the suite with its choices.")
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Also try trials again that failed, and with them their points."),
+    ] = False,
+) -> None:
+    """Search ranks within a budget, ablate its allocation, or choose rates and epochs for studies.
+
+    The suite's section `search`, `allocation` or `pilot` says which. Safe to stop and start again.
+    A search tries one point at a time; start the command several times to try more. An allocation's trials
+    and the final runs use all workers.
+    """
+    from bench.cli.progress import Terminal
+    from bench.run import search_suite
+
+    done = search_suite(
+        suite,
+        store=store,
+        place=place,
+        part=part,
+        storage=storage,
+        trials=trials,
+        sampler_seed=sampler_seed,
+        out=chosen,
+        retry_failed=retry_failed,
+        audience=Terminal(out, err),
+    )
+    if not done.complete:
+        raise typer.Exit(1)
+
+
+@with_options(part=part_options)
+def plan(
+    suite: SuiteFile,
+    part: Part,
+    store: StoreUri = DEFAULT_STORE,
+    device: Device = "auto",
+    power: Annotated[
+        bool, typer.Option("--power", help="Also show the smallest differences that the suite could find.")
+    ] = False,
+    sd: ScoreSd = None,
+    threshold: Threshold = None,
+    micro_batch: MicroBatch = None,
+    checkpointing: Checkpointing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would run: ranks, parameter counts, and with --json trial ids. Starts nothing.
+
+    It also counts the trials of tuning, search and allocation, and estimates their time, by stored trials of
+    the suite if there are any, else by operations.
+    """
+    from bench.cli.plans import print_forecast, print_plan, print_power
+    from bench.execution import choose_device
+    from bench.forecast import forecast
+    from bench.plan.coverage import shared_points, tuning_notes
+    from bench.plan.make import make_plan
+    from bench.plan.suite_file import load_suite
+    from bench.training.saving import Saving
+    from methods import UserError
+
+    if sd is not None and not power:
+        raise UserError("--sd needs --power")
+    if threshold and not power:
+        raise UserError("--threshold needs --power")
+    thresholds = one_for_each(threshold)
+    device = choose_device(device)
+    made = make_plan(load_suite(suite), device).select(part)
+    expected = forecast(made, store, device, Saving(micro_batch, checkpointing))
+    powers = []
+    if power:
+        # This import takes seconds.
+        from bench.power import power as suite_power
+
+        powers = suite_power(made, store, sd, thresholds)
+    if as_json:
+        content = made.stored().model_dump(mode="json") | {
+            "tuning_points": [point.model_dump(exclude_none=True) for point in shared_points(made)],
+            "tuning_warnings": tuning_notes(made),
+            "forecast": expected.model_dump(mode="json"),
+        }
+        echo_json(content | ({"power": [row.as_dict() for row in powers]} if power else {}))
+        return
+    print_plan(out, made)
+    print_forecast(out, expected)
+    if power:
+        print_power(out, powers)

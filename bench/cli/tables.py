@@ -1,0 +1,151 @@
+"""Tables, bars and numbers that several listings at the terminal share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from copy import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Column, Table
+from rich.text import Text
+
+from bench.records.stored_plan import PlannedRow
+from bench.records.words import OWN_SIZE
+from methods import UserError
+from methods.registry import Registry
+
+if TYPE_CHECKING:
+    from reports.study import Cell
+
+#: Seconds of the past by which the time left is estimated. The pace of one step says little.
+PACE = 300.0
+
+Shown = TypeVar("Shown")
+
+
+def plain_table(
+    title: str,
+    *headings: str,
+    texts: Collection[str] = ("mode",),
+    unbroken: Collection[str] = (),
+    folded: Collection[str] = (),
+) -> Table:
+    """A table with these columns: the first and those in `texts` hold text, the others numbers.
+
+    On a narrow terminal cells of the columns in `unbroken` stay on one line, and those of the columns in
+    `folded` continue on the next line rather than being cut.
+    """
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(
+            escape(heading),
+            justify="left" if heading in (headings[0], *texts) else "right",
+            no_wrap=heading in unbroken,
+            overflow="fold" if heading in folded else "ellipsis",
+        )
+    return table
+
+
+def fitted(console: Console, table: Table, *spare: str) -> Table:
+    """The table, without columns of these headings while it is too wide, the first one first."""
+    for heading in spare:
+        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
+            break
+        kept = [column for column in table.columns if column.header != heading]
+        table = copy(table)
+        table.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
+    return table
+
+
+class RowTable:
+    """Rows of a plan or a summary, with a heading wherever the budget changes."""
+
+    def __init__(self, title: str, *measured: str) -> None:
+        numbers = ("params", "% LoRA", "budget", *measured)
+        # A seed's failures are words, which may go on in the next line.
+        unbroken = [heading for heading in ("ranks", *numbers) if heading != "seeds"]
+        self.table = plain_table(title, "method", "ranks", *numbers, texts=("ranks",), unbroken=unbroken)
+        self.table.columns[0].min_width = 15
+        self._block: str | None = ""
+
+    def add(self, row: PlannedRow | Cell, *measured: str) -> None:
+        if row.budget != self._block:
+            self.table.add_row(f"[bold]{row.budget or OWN_SIZE}[/bold]")
+            self._block = row.budget
+        # Ranks that training cuts differ from seed to seed.
+        ranks = joined(row.ranks) if isinstance(row, PlannedRow) else "cut" if row.left else row.ranks
+        ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
+        self.table.add_row(
+            escape(row.method),
+            ranks or "–",
+            f"{row.parameters:,}" + (f" (peak {row.peak:,.0f})" if row.peak else ""),
+            f"{row.percent_of_lora:.2f}",
+            ratio,
+            *measured,
+        )
+
+
+def print_missed(console: Console, rows: int) -> None:
+    if rows:
+        console.print(
+            f"[yellow]{rows} row(s) marked ! miss their budget by more than its tolerance.[/yellow]"
+        )
+
+
+def print_warnings(console: Console, warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+
+
+def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
+    """The result of `show` for every name and target. A broken plug-in is left out with a warning."""
+    for name, target in registry.available():
+        try:
+            with registry.blaming(name):
+                shown = show(name, target)
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+        else:
+            yield shown
+
+
+def joined(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes and seconds, or seconds: the two largest units."""
+    rounded = round(seconds)
+    if rounded >= 3600:
+        return f"{rounded // 3600} h {rounded // 60 % 60:02} m"
+    return f"{rounded // 60} m {rounded % 60:02} s" if rounded >= 60 else f"{rounded} s"
+
+
+class TimeLeft(ProgressColumn):
+    """The remaining time at the pace so far."""
+
+    def render(self, task: Task) -> Text:
+        seconds = None if task.finished else task.time_remaining
+        return Text("" if seconds is None else f"{duration(seconds)} left", style="cyan")
+
+
+def progress_bars(console: Console) -> Bars:
+    """A line of a description, a bar and the time left, as wide as the terminal; none off a terminal."""
+    return Bars(
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=console.width // 3),
+        TimeLeft(table_column=Column(no_wrap=True, justify="right", min_width=11)),
+        console=console,
+        expand=True,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=PACE,
+    )

@@ -1,0 +1,225 @@
+"""The commands of `tools`: speed, redundancy, the site of published results, and downloads."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from bench.cli import completion
+from bench.cli.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Device,
+    Opened,
+    StoreUri,
+    SuiteFile,
+    check_store,
+    echo_json,
+    err,
+    names_option,
+    out,
+)
+from bench.machine.memory import MIB
+
+#: The rounds of `perf` that run however long they take: an interval needs some.
+FEWEST_ROUNDS = 3
+
+TimedBackbone = Annotated[
+    str,
+    typer.Option(
+        help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone.",
+        autocompletion=completion.one_of("vit-base", "vit-small", "roberta-base", "llama-1b"),
+    ),
+]
+TimedMethods = Annotated[
+    list[str] | None,
+    names_option(
+        "--method",
+        "--methods",
+        help="Names or variants of TensLoRA; default: all",
+        complete=completion.methods,
+    ),
+]
+RankModes = Annotated[
+    list[str] | None,
+    names_option(
+        "--rank-mode",
+        "--rank-modes",
+        help="isorank or isoparameters; default: both",
+        complete=completion.one_of("isorank", "isoparameters"),
+    ),
+]
+
+
+def perf(
+    backbone: TimedBackbone = "vit-base",
+    method: TimedMethods = None,
+    rank_mode: RankModes = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Examples of a step.")] = 4,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Interleaved rounds at most; ratios are paired by round.")
+    ] = 15,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="N", help=f"Start no round after this time, after {FEWEST_ROUNDS} rounds."
+        ),
+    ] = 2,
+    device: Device = "auto",
+    bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, anew every round.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this .png, .svg or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step and a forward of every method, side by side in one process, with memory.
+
+    Interrupted, it shows the rounds that are complete.
+    """
+    from bench.backbones import BACKBONES
+    from bench.cli.measured import inference_table, step_table
+    from bench.cli.tables import fitted, progress_bars
+    from bench.execution import choose_device
+    from bench.machine.outputs import prepare_plot
+    from bench.probes import perf as timing
+    from bench.training.measure import device_name
+
+    if plot is not None:
+        prepare_plot(plot)
+    chosen = choose_device(device)
+    name = backbone if backbone in BACKBONES else f"random-{backbone}"
+    rows: list[timing.Timing] = []
+    done, end, stopped = 0, time.monotonic() + 60 * minutes, False
+    with progress_bars(err) as bar:
+        line = bar.add_task("loading the backbone", total=None)
+        try:
+            rounds_so_far = timing.measure(
+                name,
+                method or timing.ALL,
+                rank_mode or timing.RANK_MODES,
+                batch=batch,
+                rounds=rounds,
+                device=chosen,
+                bf16=bf16,
+                compiled=compiled,
+                notify=lambda done, total, label: bar.update(
+                    line, completed=done, total=total, description=escape(label)
+                ),
+                first=lambda label, mode, ms: err.print(
+                    f"{escape(label)}, {mode}: {ms:.1f} ms a step", highlight=False
+                ),
+            )
+            for done, rows in enumerate(rounds_so_far, 1):  # noqa: B007 - both are used after the loop
+                if done >= FEWEST_ROUNDS and time.monotonic() > end:
+                    break
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            stopped = True
+    title = f"{name}, batch {batch}, {device_name(chosen)}, {done} of {rounds} rounds"
+    if plot is not None:
+        timing.plot(rows, title, plot)
+    if as_json:
+        echo_json(list(map(asdict, rows)))
+    else:
+        spare = ("forward", "backward", "of floor", "MiB", "same sites", "own floor", "params")
+        out.print(fitted(out, step_table(rows, title), *spare))
+        at_inference = "At inference: a forward over the bare backbone's"
+        out.print(fitted(out, inference_table(rows, at_inference), "rank mode", "bare ms"))
+    if stopped:
+        raise typer.Exit(130)
+
+
+def redundancy(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="MLflow run ids or trial ids, or the start of one.")
+    ],
+    store: StoreUri = DEFAULT_STORE,
+    plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
+    drops: Annotated[
+        bool, typer.Option(help="Also measure what the metric loses when a component is zeroed.")
+    ] = True,
+    device: Device = "auto",
+    opened: Opened = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
+    check_store(store)
+    from bench.cli.measured import print_redundancy
+    from bench.execution import choose_device
+    from bench.machine.outputs import prepare_plot
+    from bench.probes.redundancy import analyse, draw
+    from bench.store.trained import find_finished
+
+    if plot is not None:
+        prepare_plot(plot)
+    chosen = choose_device(device)
+    for run in runs[1:]:
+        # A wrong id is refused before the first adapter is measured, which takes a while.
+        find_finished(store, run)
+    analyses = []
+    for run in runs:
+        analyses.append(analyse(store, run, chosen, drops=drops, opened=opened or ()))
+        if not as_json:
+            print_redundancy(out, analyses[-1])
+    if as_json:
+        echo_json([analysis.model_dump(mode="json") for analysis in analyses])
+    if plot is not None:
+        draw(analyses, plot)
+        err.print(f"Drawn in {plot}.")
+
+
+def site(
+    results: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the packs.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write, or what to compare with.")],
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing: say which files differ from what would be written."),
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Write into a folder that has something else in it.")] = False,
+) -> None:
+    """Write a static site of all results in a folder of packs: an index, and pages of suites and methods."""
+    from reports.site.build import check_site, write_site
+
+    if check:
+        differences = check_site(results, folder)
+        for line in differences:
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if differences:
+            err.print(
+                f"{folder} differs from what {results} gives: "
+                f"tensorbench tools site {results} --out {folder} writes it.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise typer.Exit(1)
+        out.print(f"{folder} is what {results} gives.", markup=False, soft_wrap=True)
+        return
+    files = write_site(results, folder, force=force)
+    size = sum(len(content) for content in files.values()) / MIB
+    out.print(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.", markup=False, soft_wrap=True)
+
+
+def fetch(
+    suite: SuiteFile,
+    update: Annotated[
+        bool, typer.Option(help="Resolve anew what the lock file holds already, to what is newest.")
+    ] = False,
+) -> None:
+    """Download all that a suite needs and lock hub repositories to a commit, in SUITE.lock.yaml.
+
+    Afterwards the suite runs without a network, on every machine that has the lock and the caches.
+    """
+    from bench.fetch import fetch as fetch_suite
+
+    def notify(step: str) -> None:
+        err.print(f"{step} …", markup=False, highlight=False)
+
+    lock = fetch_suite(suite, update=update, notify=notify)
+    locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
+    out.print(f"All that {suite} needs is here; {locked}.", markup=False, highlight=False, soft_wrap=True)

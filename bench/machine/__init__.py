@@ -1,0 +1,1 @@
+"""The machine and the network: files, memory, processes, downloads and their cache."""

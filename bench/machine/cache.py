@@ -1,0 +1,252 @@
+"""The cache: folders built once, by one atomic rename, with the hash of every file.
+
+What was changed since is never used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+from pydantic import TypeAdapter, ValidationError
+
+from bench.machine.files import written_whole
+from methods.errors import UserError
+
+
+class _File(NamedTuple):
+    """A file when it was hashed. It is read again only if size or time change."""
+
+    sha256: str
+    size: int
+    #: When it was changed last, in nanoseconds.
+    changed: int
+
+
+#: A folder's files by their path in it.
+Contents = dict[str, _File]
+
+_CONTENTS: TypeAdapter[Contents] = TypeAdapter(Contents)
+
+
+def manifest(folder: Path) -> Path:
+    """The file beside a folder of the cache with the hashes of its files."""
+    return folder.with_name(folder.name + ".json")
+
+
+def digest(file: Path) -> str:
+    """Hex sha256 of a file's content, read now."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def look(folder: Path) -> Contents:
+    """All files of a folder, read now."""
+    return {name: _File(digest(file), *_version(file)) for name, file in _files(folder)}
+
+
+def save(contents: Contents, target: Path) -> None:
+    """Writes a manifest. Only one process at a time may write one."""
+    with written_whole(target) as unfinished:
+        unfinished.write_bytes(_CONTENTS.dump_json(contents))
+
+
+def check(folder: Path, *, every: bool = False) -> Contents | None:
+    """Compares a folder with its manifest; reads files whose size or time changed, or all if `every`.
+
+    Returns the new manifest if sizes or times differ, else None. Raises UserError, naming the file, for one
+    that changed, is missing or is new, and for a broken manifest.
+    """
+    recorded, files = _read(manifest(folder)), dict(_files(folder))
+    for name in sorted(recorded.keys() ^ files.keys()):
+        raise UserError(_fault(folder, name, "it is missing" if name in recorded else "it is new"))
+    now = {name: _File(recorded[name].sha256, *_version(file)) for name, file in files.items()}
+    for name, file in files.items():
+        if (every or now[name] != recorded[name]) and (actual := digest(file)) != recorded[name].sha256:
+            raise UserError(_fault(folder, name, f"its sha256 was {recorded[name].sha256} and is {actual}"))
+    return None if now == recorded else now
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            yield file.relative_to(folder).as_posix(), file
+
+
+def _version(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _read(file: Path) -> Contents:
+    try:
+        return _CONTENTS.validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(
+            f"{file}, with the hashes of what lies beside it, cannot be read; remove it and that folder"
+        ) from error
+
+
+def _fault(folder: Path, name: str, what: str) -> str:
+    return (
+        f"{folder / name} in the cache is not as it was made: {what}. Results that used it since may be "
+        f"wrong; remove {folder}, which is made anew when it is needed"
+    )
+
+
+#: Errors that a user can mend. Any other OSError keeps its traceback.
+_MENDABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def cache_dir() -> Path:
+    """The folder of all caches: `$TENSORBENCH_CACHE`, or `tensorbench` in the user's cache folder.
+
+    It is created if missing, and may be read-only. Raises UserError if it cannot be created.
+    """
+    named = os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")
+    try:
+        folder = Path(named).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot find the cache folder {named}: {error}; set TENSORBENCH_CACHE to a folder of yours"
+        ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder
+
+
+def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder that `build` filled for this key, built on first use.
+
+    `key` is JSON with everything that affects the result, and is stored as `key.json`. `build` gets an empty
+    folder, which is removed if it raises. Raises UserError if the folder cannot be stored or has changed.
+    """
+
+    def build_and_name(folder: Path) -> None:
+        build(folder)
+        (folder / "key.json").write_text(_canonical(key) + "\n", encoding="utf-8")
+
+    return folder_once(_prepared_folder(kind, key), build_and_name)
+
+
+def is_prepared(kind: str, key: dict[str, Any]) -> bool:
+    """Whether `prepared` would find the folder."""
+    return _prepared_folder(kind, key).is_dir()
+
+
+def _prepared_folder(kind: str, key: dict[str, Any]) -> Path:
+    return cache_dir() / "prepared" / f"{kind}-{key_digest(key)}"
+
+
+def _canonical(key: dict[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def key_digest(key: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _mendable(folder: Path) -> Iterator[None]:
+    """Turns a failure to write to `folder` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        # A build also reads files elsewhere, such as a user's own data.
+        path = Path(error.filename) if isinstance(error.filename, str) else folder
+        elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
+        if error.errno not in _MENDABLE or elsewhere:
+            raise
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return UserError(
+        f"cannot write to the cache folder {folder}: {error.strerror}; "
+        f"{'free some space there, or ' if full else ''}set TENSORBENCH_CACHE to a folder of yours"
+    )
+
+
+def folder_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `build` unless it exists. One process builds it while others wait.
+
+    Raises UserError for a folder that has changed since.
+    """
+    if folder.is_dir():
+        _unchanged(folder)
+        return folder
+    with _mendable(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            if folder.is_dir():
+                return folder
+            with written_whole(folder) as unfinished:
+                unfinished.mkdir()
+                build(unfinished)
+                save(look(unfinished), manifest(folder))
+    return folder
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_name(folder.name + ".lock"))
+
+
+def _unchanged(folder: Path) -> None:
+    """Raises UserError for a folder that has changed since it was built.
+
+    A folder of an earlier version gets its hashes now.
+    """
+    hashes = manifest(folder)
+    if (contents := check(folder) if hashes.exists() else look(folder)) is not None:
+        # In a read-only cache, files are read each time.
+        with suppress(OSError), _lock(folder):
+            save(contents, hashes)
+
+
+@dataclass(frozen=True)
+class CacheCheck:
+    """The result of a full check of the cache."""
+
+    #: The number of files read.
+    files: int
+    #: Descriptions of changed, missing and new files.
+    faults: list[str]
+    #: Folders of an earlier version without hashes.
+    unhashed: list[Path]
+
+
+def check_cache() -> CacheCheck:
+    """Reads all files in the cache, regardless of size and time. Changes nothing."""
+    kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
+    # Folders under construction have a dot before their name.
+    made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}
+    # A removed folder leaves its manifest behind; it is made anew when needed.
+    listed = made & {file.with_suffix("") for kind in kinds for file in kind.glob("[!.]*.json")}
+    faults = []
+    for folder in sorted(listed):
+        try:
+            check(folder, every=True)
+        except UserError as error:
+            faults.append(str(error))
+    files = sum(file.is_file() for folder in listed for file in folder.rglob("*"))
+    return CacheCheck(files, faults, sorted(made - listed))

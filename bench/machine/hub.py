@@ -1,0 +1,155 @@
+"""Repositories of the Hugging Face hub, resolved to a commit; files known by their hash."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import PrivateAttr
+
+from bench.machine.files import sha256
+from methods.errors import UserError
+from methods.validation import Frozen
+
+RepositoryKind = Literal["model", "dataset"]
+
+#: Paths in a repository with the sha256 of the files there, as a lock has them.
+LockedFiles = tuple[tuple[str, str], ...]
+
+#: The files of a model's description: configuration, preprocessing and tokenizer.
+SMALL_FILES = ("*.json", "*.txt", "*.model")
+
+WEIGHT_FILES = ("model*.safetensors",)
+
+#: A data set's card, downloaded to learn its commit.
+CARD = ("README.md",)
+
+
+class Lockable(Frozen):
+    """A hub repository in a suite, with the hashes of its locked files.
+
+    The hashes are no field: neither a suite nor a trial's id or record contains them. They go with the trial
+    to other processes that load the repository.
+    """
+
+    _locked: LockedFiles = PrivateAttr(())
+
+    @property
+    def locked(self) -> LockedFiles:
+        """The locked files; empty without a lock."""
+        return self._locked
+
+    def lock(self, files: LockedFiles) -> Self:
+        """The same repository with these files locked: loading refuses any others."""
+        copy = self.model_copy()
+        copy._locked = files
+        return copy
+
+
+def is_commit(revision: str | None) -> bool:
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "model") -> str:
+    """The current commit of a revision; None is the main branch. Raises UserError as `snapshot` does."""
+    if revision is not None and is_commit(revision):
+        return revision
+    return snapshot(repository, revision, CARD, kind).name
+
+
+@lru_cache(maxsize=64)
+def snapshot(
+    repository: str,
+    revision: str | None,
+    patterns: tuple[str, ...],
+    kind: RepositoryKind = "model",
+    locked: LockedFiles = (),
+) -> Path:
+    """Folder with the files of a hub repository that match `patterns`; its name is the commit hash.
+
+    Kept for the life of the process, so that a moving branch cannot change under a running suite.
+    `HF_ENDPOINT` names a mirror; `HF_HUB_OFFLINE=1` and a missing network fall back to the hub's cache.
+    Raises UserError if there is no such repository or revision, it can be neither reached nor found in
+    the cache, or a file is not the one in `locked`.
+    """
+    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import snapshot_download
+
+    what = "model" if kind == "model" else "data set"
+    where = repository if revision is None else f"{repository} at revision {revision}"
+    try:
+        with _bars(shown=patterns not in (CARD, SMALL_FILES)):
+            folder = Path(
+                snapshot_download(
+                    repository, repo_type=kind, revision=revision, allow_patterns=list(patterns)
+                )
+            )
+    except hub_errors.HFValidationError as error:
+        raise UserError(f"'{repository}' is not a hub id (owner/{kind}): {error}") from error
+    except hub_errors.GatedRepoError as error:
+        raise UserError(f"hub {what} {where} is gated: accept its terms and log in to the hub") from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise UserError(f"hub {what} {repository} has no revision {revision}") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise UserError(f"there is no hub {what} {repository}, or it is private") from error
+    # A broken connection is an error of the HTTP library, and no OSError.
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, OSError) as error:
+        raise UserError(
+            f"hub {what} {where} can be neither reached nor found whole in the cache. On a machine with a "
+            f"network run `tensorbench tools fetch SUITE.yaml` for all that a suite needs, or "
+            f"`hf download {repository}{_options(revision, patterns, kind)}`, then copy the hub's cache here "
+            f"(HF_HOME says where). {_OWN_FILES[kind]}"
+        ) from error
+    _check(repository, folder, locked)
+    return folder
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """Shows the hub's progress bars only if `shown` and on a terminal."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if are_progress_bars_disabled() or (shown and sys.stderr.isatty()):
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+_OWN_FILES = {
+    "model": "Or name files of your own as `local:`, a folder with config.json, model.safetensors and, for "
+    "text, the tokenizer (beside `timm:` only the safetensors file)",
+    "dataset": "Or put its parquet files into a folder, under their names there, and name that in the "
+    "task's row as `source: {local: FOLDER}`",
+}
+
+
+def _options(revision: str | None, patterns: tuple[str, ...], kind: RepositoryKind) -> str:
+    options = "" if kind == "model" else " --repo-type dataset"
+    options += "" if revision is None else f" --revision {revision}"
+    includes = "" if kind == "model" or patterns == CARD else "".join(f" --include '{p}'" for p in patterns)
+    return options + includes
+
+
+def _check(repository: str, folder: Path, locked: LockedFiles) -> None:
+    for name, expected in locked:
+        file = folder / name
+        # A snapshot of few patterns lacks other files.
+        if file.is_file() and (actual := sha256(file)) != expected:
+            raise UserError(
+                f"{name} of hub repository {repository} at {folder.name} is not the locked file: sha256 "
+                f"expected {expected}, got {actual}; if the suite is to use it, run "
+                f"`tensorbench tools fetch --update`"
+            )

@@ -1,0 +1,335 @@
+"""The suite that spans trials. All of it is validated before any work starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from bench.backbones import BackboneSpec
+from bench.machine.files import sha256_of
+from bench.plan.choosing import Allocation, Pilot, Search, Studies, Tuning
+from bench.plan.recipe import Recipe
+from bench.plan.suite_rows import NAME, NAME_RULE, Budget, MethodRow, TaskRow
+from bench.plan.yaml_text import written
+from bench.records.origin import SourceFile
+from bench.tasks import DataSource
+from bench.tasks.plain_text import TextName
+from methods import UserError
+from methods.validation import Frozen, refuse_repeats, tag_of, validate
+
+#: Anything that may lie in a folder of this machine.
+Located = TypeVar("Located", BackboneSpec, DataSource | None)
+
+
+def _once(value: Any) -> Any:
+    """The part of a row that may occur in a suite only once."""
+    if isinstance(value, TaskRow):
+        return value.task
+    if isinstance(value, Budget):
+        return value.label
+    return value.model_copy(update={"label": None}) if isinstance(value, BackboneSpec) else value
+
+
+def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
+    """The name of a row without a label."""
+    if isinstance(row, BackboneSpec):
+        return row.name or row.hub_name
+    return row.task if isinstance(row, TaskRow) else row.method
+
+
+def _way(tuning: Any) -> str:
+    """The discriminator tag of a tuning section: `Studies` if it has a field of theirs, else `Tuning`."""
+    described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
+    return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
+
+
+def _read_limit(value: Any) -> float | str | None:
+    """Seconds, or a multiple as `5x`. Raises ValueError for anything else."""
+    if value is None:
+        return None
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"\d+(\.\d+)?x?", text) or not float(text.rstrip("x")):
+        raise ValueError("should be seconds, or a multiple of the time of such trials: 3600, 5x")
+    return text if text.endswith("x") else float(text)
+
+
+#: Seconds, or a multiple, as `5x`, of the time of trials of the same method, backbone and task.
+Timeout = Annotated[float | str | None, BeforeValidator(_read_limit)]
+
+
+class Limit(Frozen):
+    """The limit of a command."""
+
+    trial_timeout: Timeout = None
+
+
+class Suite(Frozen):
+    """A user's suite. Its trials are tasks × backbones × methods × budgets × seeds."""
+
+    #: The name of the suite, and of its experiment in MLflow.
+    name: str
+    description: str = ""
+    tasks: tuple[TaskRow, ...] = Field(min_length=1)
+    backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
+    methods: tuple[MethodRow, ...] = Field(min_length=1)
+    #: The sizes of every method whose row leaves its ranks free.
+    budgets: tuple[Budget, ...] = ()
+    #: The choice of learning rates and scales, alike for every method. None (`none` in YAML): the suite's own
+    #: values.
+    tuning: (
+        Annotated[
+            Annotated[Tuning, Tag(tag_of(Tuning))] | Annotated[Studies, Tag(tag_of(Studies))],
+            Discriminator(_way),
+        ]
+        | None
+    ) = None
+    #: The seeds of the trials. Studies have seeds of their own.
+    seeds: tuple[int, ...] = Field((), validate_default=True)
+    training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
+    #: The split that scores the selected state, once.
+    evaluate: Literal["test", "validation"] = "test"
+    #: The text on which the forgetting of decoders is measured. None (`none` in YAML): it is not measured.
+    forgetting: TextName | None = "newspapers"
+    #: A text below the results.
+    closing: str = ""
+    #: The time limit of a trial.
+    trial_timeout: Timeout = None
+    #: The choices of `tensorbench search` for the studies.
+    pilot: Pilot | None = None
+    #: The search over ranks by `tensorbench search`, for each method, task, backbone and budget.
+    search: Search | None = None
+    #: The sweep of a budget's shares by `tensorbench search`, for each of them.
+    allocation: Allocation | None = None
+    #: The suite's file and its lock, if it came from files.
+    _file: SourceFile | None = PrivateAttr(None)
+    _lock: SourceFile | None = PrivateAttr(None)
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(NAME_RULE)
+        return name
+
+    @field_validator("description", "closing")
+    @classmethod
+    def _storable(cls, text: str) -> str:
+        if re.search("[\0\ud800-\udfff]", text):
+            raise ValueError(
+                "should be a text without NUL and halves of surrogate pairs, which no store accepts"
+            )
+        return text
+
+    @field_validator("forgetting", mode="before")
+    @classmethod
+    def _no_forgetting(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_validator("tuning", mode="before")
+    @classmethod
+    def _tuning_by_name(cls, value: Any) -> Any:
+        named: dict[str, dict[str, Any] | None] = {"none": None, "equal": {}}
+        if isinstance(value, str):
+            if value not in named:
+                raise ValueError(
+                    "tuning is none, equal, or equal with its allowance: {trials: 8, …}; or studies: "
+                    "{studies: 5, points: 8}"
+                )
+            return named[value]
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_once(cls, seeds: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        """Refuses seeds beside studies, which have their own, and a suite with neither."""
+        studied = isinstance(info.data.get("tuning"), Studies)
+        if studied and seeds:
+            raise ValueError("the trials of studies have seeds of their own: leave these out, or tuning")
+        if not (studied or seeds or "tuning" not in info.data):
+            raise ValueError("should list at least 1, where tuning is not by studies")
+        return seeds
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _task_names(cls, tasks: Any) -> Any:
+        return [{"task": t} if isinstance(t, str) else t for t in tasks] if isinstance(tasks, list) else tasks
+
+    @field_validator("tasks", "seeds", "backbones", "budgets")
+    @classmethod
+    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        refuse_repeats(map(_once, values))
+        return values
+
+    @field_validator("tasks", "backbones", "methods")
+    @classmethod
+    def _distinct_labels(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Refuses a label that is the label or the name of another row."""
+        labels = {value.label for value in values if value.label}
+        named = [value.label or _name(value) for value in values]
+        for label in sorted(labels):
+            if named.count(label) > 1:
+                raise ValueError(
+                    f"'{label}' is the label of one row and the name of another: tables need two names"
+                )
+        return values
+
+    @field_validator("methods")
+    @classmethod
+    def _no_row_twice(cls, rows: tuple[MethodRow, ...]) -> tuple[MethodRow, ...]:
+        refuse_repeats((row.content for row in rows), (row.method for row in rows))
+        return rows
+
+    @model_validator(mode="after")
+    def _rates_of_studies(self) -> Self:
+        """Refuses rates that studies choose or share, centres without studies, and splits per seed."""
+        centred = next((row for row in self.methods if row.centre is not None), None)
+        if self.studies is None:
+            if centred:
+                raise ValueError(
+                    f"'{centred.method}' sets centre, the centre of the rates of studies: write tuning: "
+                    "{studies: 5, points: 8}, or leave it out"
+                )
+            if self.pilot:
+                raise ValueError("pilot: chooses what studies need; write tuning: {studies: 5, points: 8}")
+            return self
+        dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
+        if dealt:
+            raise ValueError(f"task '{dealt}' has split: per_seed; studies need one split for all seeds")
+        for name, seeds in self.pilot.seeds.items() if self.pilot else ():
+            if shared := sorted(set(seeds) & set(self.studies.seeds)):
+                raise ValueError(f"pilot.{name}.seeds: {shared[0]} is a seed of the studies too; take others")
+        rates = {"lr", "head_lr"}
+        rows = [("training", self.training.model_fields_set & rates)]
+        rows += [(f"task '{row.task}', training", {"lr"} & set(row.training)) for row in self.tasks]
+        rows += [(f"'{row.method}', training", rates & row.recipe_fields) for row in self.methods]
+        instead = {"lr": "give the row of a method a centre", "head_lr": "give tuning, or a task, head_lr"}
+        for where, fields in rows:
+            for field in sorted(fields):
+                raise ValueError(f"{where} sets {field}, which studies choose: {instead[field]} instead")
+        return self
+
+    @model_validator(mode="after")
+    def _separate_choices(self) -> Self:
+        """Refuses a choice by the seeds of the final runs, and values for fields that are chosen."""
+        sections = {"tuning": self.equal_tuning, "search": self.search, "allocation": self.allocation}
+        for name, section in sections.items():
+            if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
+                raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
+        # Otherwise test examples of a final seed would take part in a choice.
+        dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
+        if dealt and any(sections.values()):
+            raise ValueError(
+                f"task '{dealt}' has split: per_seed; choices by validation need one split for all seeds"
+            )
+        if self.tuning and (self.search or self.allocation):
+            raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
+        rows = [(row.task, set(row.training)) for row in self.tasks]
+        rows += [(row.method, row.recipe_fields) for row in self.methods]
+        for where, section in (("tuning", self.equal_tuning), ("search", self.search)):
+            chosen = {axis for axis in ("lr", "head_lr", "core_lr") if section and section.grids.get(axis)}
+            for name, fields in rows:
+                for axis in sorted(chosen & fields):
+                    raise ValueError(
+                        f"'{name}' sets {axis}, which {where} chooses: "
+                        f"leave it out, or give {where} {axis}: null"
+                    )
+        return self
+
+    @property
+    def studies(self) -> Studies | None:
+        """The studies that tune every method, if the suite has them."""
+        return self.tuning if isinstance(self.tuning, Studies) else None
+
+    @property
+    def equal_tuning(self) -> Tuning | None:
+        """The equal tuning of every method before the suite's seeds, if the suite has it."""
+        return self.tuning if isinstance(self.tuning, Tuning) else None
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The sections that `tensorbench search` runs and `tensorbench run` does not, in words."""
+        sections = {"a search": self.search, "an allocation": self.allocation, "a pilot": self.pilot}
+        return tuple(name for name, section in sections.items() if section)
+
+    def read_from(self, file: SourceFile, lock: SourceFile | None) -> Suite:
+        """The suite with the texts of its files, which its trials store."""
+        suite = self.model_copy()
+        suite._file, suite._lock = file, lock
+        return suite
+
+    @property
+    def source(self) -> SourceFile:
+        """The text of the suite's file, or YAML of its fields if it has no file."""
+        return self._file or source_text("", written(self.model_dump(mode="json", exclude_unset=True)))
+
+    @property
+    def lock_source(self) -> SourceFile | None:
+        """The text of the suite's lock, if it has one."""
+        return self._lock
+
+    def beside(self, folder: Path) -> Suite:
+        """The suite with absolute paths; relative paths begin at `folder`.
+
+        So a stored trial finds its folders from any working folder.
+        """
+
+        def absolute(place: Located) -> Located:
+            if place is None or place.local is None:
+                return place
+            path = os.path.abspath(folder / place.local.expanduser())
+            return place.model_copy(update={"local": Path(path)})
+
+        tasks = [
+            row.model_copy(
+                update={"source": absolute(row.source), "data": row.data and row.data.beside(folder)}
+            )
+            for row in self.tasks
+        ]
+        return self.model_copy(
+            update={"backbones": tuple(map(absolute, self.backbones)), "tasks": tuple(tasks)}
+        )
+
+    def check_paths(self) -> None:
+        """Raises UserError for a path that the suite names and this machine lacks."""
+        paths = [("backbone", spec.local) for spec in self.backbones]
+        paths += [(f"task '{row.task}'", row.source.local) for row in self.tasks if row.source]
+        for field, path in paths:
+            if path is not None and not path.expanduser().exists():
+                raise UserError(
+                    f"suite '{self.name}', {field}, local: there is no {path} on this machine "
+                    "(a relative path in a suite's file begins at the folder of that file)"
+                )
+
+    def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
+        """The suite's recipe with the overrides of the task, then of the method.
+
+        Defaults are not resolved yet. Raises UserError for an unknown field and an invalid value.
+        """
+        merged = self.training.model_dump(exclude_unset=True)
+        for where, override in ((f"task '{task.task}'", task.training), (method.method, method.training)):
+            # A length of null replaces nothing.
+            if override.get("steps") is not None:
+                merged.pop("epochs", None)
+            if override.get("epochs") is not None:
+                merged.pop("steps", None)
+            merged |= override
+            validate(Recipe, merged, f"training of {where}")
+        return validate(Recipe, merged, "training")
+
+
+def source_text(name: str, text: str) -> SourceFile:
+    """The text of a file, with its hash."""
+    return SourceFile(name=name, sha256=sha256_of(text.encode()), text=text)

@@ -1,0 +1,46 @@
+"""Reads a suite from its YAML file, and obeys the lock file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.plan.lock import lock_path, read_lock
+from bench.plan.suite import Suite, source_text
+from bench.plan.yaml_text import parse, read_text
+from methods import UserError
+from methods.validation import validate
+
+
+def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -> Suite:
+    """Reads and validates a suite, and obeys the lock file beside it if `locked`.
+
+    `source` is a suite's file, or its fields as a dictionary, which has no lock. Relative paths in a file
+    begin at its folder, those in a dictionary at the working folder. Raises UserError naming file, field,
+    value and accepted values.
+    """
+    if isinstance(source, Mapping):
+        suite = validate(Suite, dict(source), "suite")
+        # The source has the author's paths: those of `beside` are absolute on this machine.
+        return suite.beside(Path.cwd()).read_from(suite.source, None)
+    path = Path(source)
+    try:
+        text = read_text(path)
+        values = parse(text)
+    except OSError as error:
+        raise UserError(f"cannot read suite {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
+    suite = validate(Suite, values, str(path)).beside(path.parent)
+    file, lock = source_text(path.name, text), lock_path(path)
+    if not (locked and lock.exists()):
+        return suite.read_from(file, None)
+    return read_lock(lock).apply(suite, lock).read_from(file, source_text(lock.name, read_text(lock)))
+
+
+def experiment_of(name: str) -> str:
+    """The experiment of a name, or of a suite's file."""
+    return load_suite(Path(name), locked=False).name if name.endswith((".yaml", ".yml")) else name

@@ -1,1 +1,0 @@
-"""This process and its surroundings: interrupts, where it writes, who else lives."""

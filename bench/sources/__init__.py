@@ -1,1 +1,0 @@
-"""Where models and data come from: hubs, and packages of the index."""

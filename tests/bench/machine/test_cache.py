@@ -1,0 +1,113 @@
+"""What lies in the cache is as it was made, or is not used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import bench.machine.cache as cache_module
+from bench.machine.cache import CacheCheck, cache_dir, check_cache, prepared
+from bench.tasks import TASKS, prepare
+from methods.errors import UserError
+
+from .paper_hub import IMAGES
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def build(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "a.txt").write_text("AAAA")
+    (folder / "deep" / "b.txt").write_text("BBBB")
+
+
+def made() -> Path:
+    return prepared("toy", {"a": 1}, build)
+
+
+def restored(file: Path, text: str) -> None:
+    """Changes a file in a way that its size and time do not show."""
+    before = file.stat()
+    file.write_text(text)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_shuffled_labels_are_seen() -> None:
+    prepare(TASKS.get("digits"), IMAGES)
+    (file,) = (cache_dir() / "prepared").glob("digits-*/train.safetensors")
+    tensors = load_file(file)
+    save_file(tensors | {"labels": tensors["labels"][torch.randperm(len(tensors["labels"]))]}, file)
+    with pytest.raises(UserError, match=r"train\.safetensors in the cache is not as it was made.*remove"):
+        prepare(TASKS.get("digits"), IMAGES)
+
+
+def change(folder: Path, how: str) -> None:
+    if how == "changed":
+        (folder / "deep" / "b.txt").write_text("CCCC")
+    elif how == "missing":
+        (folder / "deep" / "b.txt").unlink()
+    else:
+        (folder / "deep" / "c.txt").write_text("BBBB")
+
+
+@pytest.mark.parametrize("how", ["changed", "missing", "more"])
+def test_a_folder_that_changed_is_named_with_its_file(how: str) -> None:
+    change(made(), how)
+    with pytest.raises(UserError, match=rf"deep/{'c' if how == 'more' else 'b'}\.txt in the cache"):
+        made()
+
+
+def test_a_folder_that_was_only_copied_is_read_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    digest = cache_module.digest
+    monkeypatch.setattr(cache_module, "digest", lambda file: read.append(file) or digest(file))
+    folder = made()
+    for file in (folder / "a.txt", folder / "deep" / "b.txt"):
+        os.utime(file, ns=(1, 1))
+    read.clear()
+    assert made() == made() == folder
+    assert len(read) == 2
+
+
+def test_a_folder_of_an_earlier_version_is_taken_as_it_is_and_watched_from_then_on(cache: Path) -> None:
+    folder = made()
+    cache_module.manifest(folder).unlink()
+    made()
+    change(folder, "changed")
+    with pytest.raises(UserError, match="not as it was made"):
+        made()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a.txt": 5}'])
+def test_a_broken_list_of_hashes_is_named(content: str) -> None:
+    cache_module.manifest(made()).write_text(content)
+    with pytest.raises(UserError, match=r"toy-.*cannot be read"):
+        made()
+
+
+def test_a_full_check_sees_what_size_and_time_do_not_show() -> None:
+    assert check_cache() == CacheCheck(0, [], [])
+    folder = made()
+    assert check_cache() == CacheCheck(3, [], [])
+    restored(folder / "a.txt", "CCCC")
+    made()
+    found = check_cache()
+    assert (found.files, found.unhashed) == (3, [])
+    (fault,) = found.faults
+    assert f"{folder / 'a.txt'} in the cache is not as it was made" in fault
+    cache_module.manifest(folder).unlink()
+    assert check_cache() == CacheCheck(0, [], [folder])
+
+
+def test_a_folder_that_was_removed_is_no_fault() -> None:
+    shutil.rmtree(made())
+    assert check_cache() == CacheCheck(0, [], [])

@@ -1,0 +1,98 @@
+"""What is written is there whole or not at all, and an earlier run's files are known and no others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.machine.files import remove, sha256, sha256_of_all, written_whole
+from bench.machine.outputs import earlier_files
+
+
+def test_a_hash_is_the_content_s_and_follows_it(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"one")
+    assert sha256(file) == hashlib.sha256(b"one").hexdigest()
+    file.write_bytes(b"other")
+    assert sha256(file) == hashlib.sha256(b"other").hexdigest()
+
+
+def test_of_several_files_it_counts_where_one_ends(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"two"), ("c", b"onetw"), ("d", b"o")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    assert sha256_of_all(a, b) == hashlib.sha256(b"3\none3\ntwo").hexdigest()
+    assert len({sha256_of_all(a, b), sha256_of_all(b, a), sha256_of_all(c, d), sha256_of_all(a)}) == 4
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("old")
+    with written_whole(target) as unfinished:
+        unfinished.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_a_folder_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    with written_whole(tmp_path / "target") as unfinished:
+        unfinished.mkdir()
+        (unfinished / "part").write_text("new")
+        assert not (tmp_path / "target").exists()
+    assert (tmp_path / "target" / "part").read_text() == "new"
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_of_what_fails_nothing_is_kept(tmp_path: Path) -> None:
+    def stopped() -> None:
+        with written_whole(tmp_path / "target") as unfinished:
+            unfinished.mkdir()
+            (unfinished / "part").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_dead_process_left_is_no_part_of_it(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "target") as unfinished:
+        raise ZeroDivisionError
+    unfinished.mkdir()
+    (unfinished / "left").write_text("old")
+    with written_whole(tmp_path / "target") as again:
+        assert again == unfinished
+        again.mkdir()
+    assert os.listdir(tmp_path / "target") == []
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (tmp_path / "link").symlink_to(kept)
+    remove(tmp_path / "link")
+    remove(tmp_path / "nothing")
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("as_object", [True, False])
+def test_earlier_files_lie_in_the_folder(tmp_path: Path, as_object: bool) -> None:
+    folder = tmp_path / "out"
+    (folder / "tables").mkdir(parents=True)
+    (folder / "away").symlink_to(tmp_path)
+    listed = ["a.json", "tables/b.csv", "away", "", ".", "..", "tables/../../x", "/etc/passwd", "away/x"]
+    (folder / "manifest").write_text(json.dumps({"files": listed} if as_object else listed))
+    assert earlier_files(folder, "manifest") == [folder / name for name in ("a.json", "tables/b.csv", "away")]
+    assert earlier_files(folder, "another") == []
+
+
+@pytest.mark.parametrize("content", ["5", "{}", '{"files": "abc"}', "[1]", "no JSON"])
+def test_what_lists_no_files_is_no_manifest(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest").write_text(content)
+    with pytest.raises(ValueError, match=r".+"):
+        earlier_files(tmp_path, "manifest")

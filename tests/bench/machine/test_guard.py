@@ -1,0 +1,72 @@
+"""The guard of worker processes, which knows only their ids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from bench.machine.guard import Guard
+
+from ..services import await_end
+
+#: Leads a group, starts a process, prints the ids of both and waits.
+WORKER = """
+import os, signal, subprocess
+os.setsid()
+print(os.getpid(), subprocess.Popen(["sleep", "1000000"]).pid, flush=True)
+signal.pause()
+"""
+
+#: Has the process guarded whose id it reads, forks, and waits.
+DRIVER = """
+import os, signal
+from bench.machine.guard import Guard
+guard = Guard()
+guard.watch(int(input()))
+print(os.fork(), flush=True)
+signal.pause()
+"""
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def worker() -> Iterator[list[psutil.Process]]:
+    """A process, and one that it has started."""
+    with subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        both = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        yield both
+        for left in both:
+            if left.is_running():
+                left.kill()
+
+
+def test_what_it_watches_ends_with_a_driver_that_is_killed_though_a_fork_of_it_lives(
+    worker: list[psutil.Process],
+) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", DRIVER], stdin=pipe, stdout=pipe, text=True) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        print(worker[0].pid, file=driver.stdin, flush=True)
+        fork = psutil.Process(int(driver.stdout.readline()))
+        # Stopped, it takes note of nothing.
+        worker[0].suspend()
+        driver.kill()
+        driver.wait()
+        await_end(worker)
+        assert fork.is_running()
+        fork.kill()
+
+
+def test_what_it_has_forgotten_stays(worker: list[psutil.Process]) -> None:
+    guard = Guard()
+    guard.watch(worker[0].pid)
+    guard.forget(worker[0].pid)
+    guard.close()
+    assert all(process.is_running() for process in worker)

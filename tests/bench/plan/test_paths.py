@@ -1,0 +1,121 @@
+"""Relative paths begin at the suite's file, whatever folder the command is started in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from bench.plan.make import cells, make_plan
+from bench.plan.rows import Plan
+from bench.plan.suite_file import load_suite
+from bench.search.study import RankSearch
+from methods import UserError
+
+from ..hub_stand_in import write_glue
+from ..machine.paper_hub import SUITE, save_roberta
+
+Call = Callable[..., Any]
+
+LOCAL = SUITE | {
+    "name": "local",
+    "backbones": [{"local": "../models/roberta"}],
+    "tasks": [{"task": "cola", "max_tokens": 64, "source": {"local": "../data"}}],
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a suite in one folder, and a backbone and data in others."""
+    home = tmp_path_factory.mktemp("home")
+    save_roberta(home / "models" / "roberta")
+    write_glue(home / "data", "cola", {"train": 80, "validation": 20})
+    (home / "suites").mkdir()
+    (home / "suites" / "suite.yaml").write_text(yaml.safe_dump(LOCAL))
+    return home
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "home"))
+
+
+def paths(plan: Plan) -> set[tuple[Path | None, Path | None]]:
+    return {(t.backbone.local, t.task.source and t.task.source.local) for t in plan.trials}
+
+
+@pytest.mark.parametrize("shell", [".", "suites", "models"])
+def test_a_suite_finds_its_folders_from_any_working_folder(
+    home: Path, shell: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home / shell)
+    file = {".": "suites/suite.yaml", "suites": "suite.yaml", "models": "../suites/suite.yaml"}[shell]
+    plan = make_plan(load_suite(file))
+    # Trials keep whole paths, so that their results find them again from elsewhere.
+    assert paths(plan) == {(home / "models" / "roberta", home / "data")}
+    ended = call("plan", file)
+    assert (ended.code, "cola · local:roberta" in ended.out) == (0, True)
+
+
+def test_ids_do_not_depend_on_where_the_folders_lie(home: Path, made: Path, tmp_path: Path) -> None:
+    here, there = (make_plan(load_suite(folder / "suites" / "suite.yaml")) for folder in (home, made))
+    assert paths(here) != paths(there)
+    assert [trial.id for trial in here.trials] == [trial.id for trial in there.trials]
+
+
+def test_whole_paths_and_homes_stay_as_they_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    for local in (str(home / "models" / "roberta"), "~/models/roberta"):
+        suite = load_suite(LOCAL | {"backbones": [{"local": local}]})
+        assert suite.backbones[0].local == home / "models" / "roberta"
+
+
+def test_paths_of_a_dictionary_begin_at_the_working_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home / "suites")
+    plan = make_plan(load_suite(LOCAL))
+    monkeypatch.chdir("/")
+    assert paths(plan) == {(home / "models" / "roberta", home / "data")}
+
+
+@pytest.mark.parametrize(
+    ("gone", "who"), [("models/roberta", "backbone"), ("data", "task 'cola'")], ids=["backbone", "task"]
+)
+@pytest.mark.parametrize("command", ["plan", "run", "tools fetch"])
+def test_a_path_that_is_not_there_is_told_with_its_suite(
+    home: Path, command: str, gone: str, who: str, call: Call, tmp_path: Path
+) -> None:
+    shutil.rmtree(home / gone)
+    store = ("--store", f"sqlite:///{tmp_path / 'mlflow.db'}") if command == "run" else ()
+    ended = call(*command.split(), home / "suites" / "suite.yaml", *store)
+    assert ended.code == 2
+    said = " ".join(ended.err.split())
+    assert f"suite 'local', {who}, local: there is no {home / gone} on this machine" in said
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_file_of_weights_that_is_not_there_is_told_too(home: Path) -> None:
+    file = home / "suites" / "timm.yaml"
+    file.write_text(yaml.safe_dump(LOCAL | {"backbones": [{"timm": "test_vit", "local": "w.safetensors"}]}))
+    with pytest.raises(UserError, match=f"there is no {home / 'suites' / 'w.safetensors'} on this machine"):
+        make_plan(load_suite(file))
+
+
+def test_a_search_goes_on_when_its_data_have_moved(home: Path, made: Path) -> None:
+    studies = optuna.storages.InMemoryStorage()
+    found = []
+    for folder in (home, made):
+        options = {"search": {"trials": 2}, "methods": ["lora"], "budgets": [{"isoparameters": 2}]}
+        file = folder / "suites" / "searched.yaml"
+        file.write_text(yaml.safe_dump(LOCAL | options))
+        suite = load_suite(file)
+        ((_, cell),) = cells(suite)
+        assert suite.search
+        found.append(RankSearch(cell, suite.search, studies, "one name"))
+    assert found[0].size == found[1].size

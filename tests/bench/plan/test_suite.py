@@ -1,0 +1,342 @@
+"""A suite is refused with a message that helps, or spans exactly the trials that it says."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.plan.recipe import Recipe
+from bench.plan.suite import Suite
+from bench.plan.suite_file import load_suite
+from bench.plan.yaml_text import parse, written
+from methods import UserError
+from methods.tenslora import VARIANTS
+from methods.validation import validate
+
+from ...messages import naming
+from ..toy_suites import DIGITS, VISION, plan, suite, write
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [0]}, naming("'sedes'", "'seeds'")),
+        ({"training": {"lrr": 1e-3}}, r"'training.lrr'; did you mean 'lr'\?.*weight_decay"),
+        ({"tasks": [{**DIGITS, "trian_size": 9}]}, r"'tasks.0.trian_size'; did you mean 'train_size'"),
+        ({"tasks": [{**DIGITS, "training": {"stesp": 9}}]}, naming("'digits'", "'steps'")),
+        ({"budgets": [{"isornak": 2}]}, r"'budgets.0.isornak'; did you mean 'isorank'"),
+        ({"backbones": [{"hbu": "a/b"}]}, r"'backbones.0.hbu'; did you mean 'hub'"),
+        ({"methods": [{"method": "lora", "rnak": 4}]}, naming("'rnak'", "'rank'")),
+        ({"methods": [{"method": "lora", "bugdets": []}]}, naming("'bugdets'", "'budgets'")),
+        ({"methods": [{"method": "lora", "each": {"rnak": [1]}}]}, naming("'rnak'", "'rank'")),
+        (
+            {"methods": [{"method": "lora", "each": {"budgets": [[{"isorank": 1}]]}}]},
+            "methods.0.each: .*budgets",
+        ),
+        (
+            {"methods": [{"method": "lora", "each": {"training": [{"lr": 1e-3}]}}]},
+            "methods.0.each: training: .*mapping",
+        ),
+        (
+            {"methods": [{"method": "lora", "each": {"training.lr": [0.1], "training": {"lr": [0.2]}}}]},
+            "methods.0.each: training.lr ",
+        ),
+        ({"methods": [{"method": "lora", "name": "x"}]}, naming("'lora'", "'name'")),
+        (
+            {"methods": [{"method": "lora", "training": {"clpi": 1}}]},
+            r"training of lora.*did you mean 'clip'",
+        ),
+        ({"methods": ["tenslra"]}, naming("'tenslra'", "'tenslora'")),
+        ({"methods": [{"method": "tenslora", "variant": "qkv_dept"}]}, r"did you mean 'qkv_depth'"),
+        ({"tasks": ["digit"]}, naming("'digit'", "'digits'")),
+        ({"backbones": ["tiny-random-vitt"]}, r"unknown backbone .*did you mean 'tiny-random-vit'"),
+        ({"training": {"select": "lst"}}, r"training.select.*did you mean 'last'"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": [{"method": "lora", "rank": 0}]}, naming("rank", 0)),
+        ({"methods": [{"method": "tenslora", "variant": "qkv", "ranks": [2, 0, 1]}]}, r"ranks.1: .*than 0"),
+        (
+            {"methods": [{"method": "tenslora", "variant": "qkv_depth", "ranks": [2, 2]}]},
+            r"4 .*\(?input, output, projection, layer.*got 2",
+        ),
+        (
+            {"methods": [{"method": "tenslora", "variant": "att", "ranks": [2] * 4}]},
+            naming(3, "head_size", 4),
+        ),
+        ({"budgets": [{"isorank": 1, "isoparameters": 1}]}, r"one of .*got \['isorank', 'isoparameters'\]"),
+        ({"budgets": [{}]}, "one of isorank, isoparameters, parameters; got none"),
+        ({"budgets": [{"isorank": 2}] * 2}, naming("budgets", 2)),
+        (
+            {"budgets": [{"isoparameters": 4}, {"isoparameters": 4, "tolerance": 0.2}]},
+            naming("budgets", 4),
+        ),
+        (
+            {
+                "search": {"trials": 4, "lr": [1e-3, 1e-2]},
+                "methods": [{"method": "lora", "training": {"lr": 5e-3}}],
+            },
+            "'lora' sets lr, which search chooses",
+        ),
+        ({"methods": [{"method": "lora", "budgets": [{"isorank": 2}] * 2}]}, "methods.0.budgets: isorank 2 "),
+        ({"budgets": []}, "'LoRA' has free ranks"),
+        ({"seeds": [0, 1, 0]}, naming("seeds", 0)),
+        ({"seeds": []}, "seeds: .*at least 1"),
+        ({"tasks": [DIGITS, "digits"]}, "tasks: digits "),
+        ({"backbones": ["tiny-random-vit"] * 2}, "backbones: .*tiny-random-vit"),
+        ({"training": {"steps": 1, "epochs": 1}}, "give epochs or steps, not both"),
+        ({"training": {"lr": float("inf")}}, "training.lr: .*finite"),
+        ({"training": {"lr": -1e-3}}, "training.lr: .*greater than 0"),
+        ({"methods": [{"method": "tenslora", "variant": "att", "scale": 1e300}]}, "scale: .*got 1e"),
+        ({"tasks": [{**DIGITS, "max_tokens": 0}]}, "tasks.0.max_tokens: .*greater than 0"),
+        ({"methods": [{"method": "tenslora", "each": {"variant": []}}]}, "each.variant: .*at least 1"),
+        (
+            {"methods": [{"method": "tenslora", "variant": "att", "each": {"variant": ["qkv"]}}]},
+            naming("variant", "'each'"),
+        ),
+        ({"methods": [{"method": "lora", "rank": 1, "options": {}}]}, "write rank into 'options'"),
+        ({"methods": [{"method": "lora", "rank": 1, "budgets": [{"isorank": 2}]}]}, "has its size already"),
+        ({"methods": [{"rank": 1}]}, "field 'methods.0.method' is required"),
+        ({"name": "a/b"}, naming("name", 128, "'a/b'")),
+        ({"seeds": 3}, naming("seeds", "[3]", 3)),
+        ({"seeds": "0, 1"}, naming("seeds", "[0, 1]")),
+        ({"seeds": None}, r"seeds: should be a list \(got None\)"),
+        ({"methods": "lora"}, naming("methods", "[lora]")),
+        ({"budgets": {"isorank": 3}}, r"budgets: should be a list \(got"),
+        ({"methods": []}, naming("methods", 1, "[]")),
+        ({"training": 3}, naming("training", 3)),
+        ({"training": None}, "training: "),
+        ({"name": "a" * 129}, naming("name", 128)),
+        ({"search": {"trials": 4, "modes": []}}, "search.modes: .*at least 1"),
+        ({"search": {"trials": 4, "seed": -1}}, "search.seed: .*greater than or equal to 0"),
+        ({"allocation": {"modes": []}}, "allocation.modes: .*at least 1"),
+        ({"backbones": [{"local": "~no-such-user/x"}]}, "backbones.0.local: ~no-such-user is no user's home"),
+        (
+            {"tasks": [{"task": "mrpc", "source": {"local": "~no-such-user/x"}}]},
+            "tasks.0.source: ~no-such-user is no user's home",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(**changes)
+
+
+def test_a_wrong_item_is_told_once_not_as_an_empty_list_too() -> None:
+    with pytest.raises(UserError) as refused:
+        suite(tasks=[{**DIGITS, "max_tokens": 0}])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_every_wrong_field_is_told_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        suite(sedes=[0], training={"lr": 0}, seeds=[])
+    assert [line.split(": ")[1].split(";")[0] for line in str(refused.value).splitlines()] == [
+        "seeds",
+        "training.lr",
+        "unknown field 'sedes'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [toy", "not valid YAML.*line 1"),
+        (b"name: caf\xe9", "not UTF-8"),
+        (b"name: toy\nclosing: 2025-02-30\n", naming("YAML", 2)),
+        (b"seeds: [!!int x]\n", naming("YAML", 1, 9)),
+        (b"name: toy\nseeds: [0]\nname: [1]\n", naming("YAML", "'name'", 3)),
+        (b"tasks:\n- {task: a, 'task': b}\n", naming("'task'", 2, 13)),
+        (b"name: a\n---\nname: b\n", r"single document.* \(line 2"),
+        (b"name: \x07\n", "not valid YAML: .*#x0007"),
+        (b"name: a\nseeds: &a [*a]\n", naming("20,000", "aliases", 2)),
+        (b"a: *nowhere\n", naming("'nowhere'", 1)),
+        (b"a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor for the tag"),
+        (b"- digits\n", "a suite is a mapping with the fields name, "),
+        (b"", "a suite is a mapping"),
+        (b"yes: 1\n", naming("'tasks'", 1)),
+        (b"a: &a {b: 1}\nc:\n  <<: *a\n", naming("<<", 3)),
+        (b"[" * 3000 + b"]" * 3000, r"nested too deep, more than 50 levels \(line 1, column 51\)"),
+        (None, "cannot read suite .*No such file"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_refused_by_name(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    file = tmp_path / "broken.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=f"(?s){message}") as refused:
+        load_suite(file)
+    assert str(file) in str(refused.value)
+
+
+def test_a_folder_is_no_suite(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read suite"):
+        load_suite(tmp_path)
+
+
+def test_plain_words_mean_what_they_always_meant() -> None:
+    said = {
+        "5e-4": 5e-4,
+        "1E3": 1e3,
+        "1.5e3": 1.5e3,
+        "-1e-3": -1e-3,
+        "no": False,
+        "On": True,
+        "n": "n",
+        "Y": "Y",
+        "none": "none",
+        "~": None,
+        "010": 8,
+        "08": "08",
+        "0x1F": 31,
+        "30_000": 30_000,
+        "1:30": 90,
+        "2025-01-02": date(2025, 1, 2),
+        ".inf": float("inf"),
+        "'no'": "no",
+    }
+    for header in ("", "%YAML 1.2\n---\n"):
+        assert {word: parse(f"{header}a: {word}")["a"] for word in said} == said
+
+
+def test_what_is_written_is_read_back_the_same() -> None:
+    values = {
+        "b": ["n", "no", "1e5", "010", "1:30", "2025-01-02", "~", "", "é", "a: b", "<<"],
+        "a": {},
+        "c": None,
+    }
+    assert parse(written(values)) == values
+    assert list(parse(written(values))) == ["b", "a", "c"]
+    assert yaml.safe_load(written(values)) == values
+
+
+def test_rates_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    text = file.read_text().replace("lr: 0.005", "lr: 5e-4").replace("- lora", "- {method: lora, scale: 2e0}")
+    file.write_text(text)
+    made = load_suite(file)
+    assert made.training.lr == 5e-4
+    assert [method.model_dump()["scale"] for row in made.methods for _, method in row.variants()] == [2.0]
+
+
+def test_each_spans_all_combinations_in_order() -> None:
+    rows = [
+        {
+            "method": "tenslora",
+            "scale": 2,
+            "each": {"variant": list(VARIANTS), "heads": ["aligned", "interleaved"]},
+        }
+    ]
+    methods = [method for _, method in suite(methods=rows).methods[0].variants()]
+    assert [(m.variant, m.heads) for m in methods] == [  # type: ignore[attr-defined]
+        (variant, heads) for variant in VARIANTS for heads in ("aligned", "interleaved")
+    ]
+    assert {m.scale for m in methods} == {2.0}  # type: ignore[attr-defined]
+
+
+def test_options_written_out_are_the_options() -> None:
+    beside = suite(methods=[{"method": "lora", "rank": 4}])
+    written = suite(methods=[{"method": "lora", "options": {"rank": 4}}])
+    assert list(beside.methods[0].variants()) == list(written.methods[0].variants())
+    assert validate(Suite, beside.model_dump(), "round trip") == beside
+
+
+def recipe(training: Any = None, task: Any = None, method: Any = None, device: str = "cpu") -> Recipe:
+    made = suite(
+        training=training or {},
+        tasks=[{**DIGITS, "training": task or {}}],
+        methods=[{"method": "lora", "training": method or {}}],
+    )
+    return made.recipe(made.tasks[0], made.methods[0]).resolved(device)
+
+
+def test_the_method_overrides_the_task_and_the_task_the_suite() -> None:
+    made = recipe(
+        {"lr": 1e-3, "weight_decay": 0.1, "clip": 3.0}, {"lr": 2e-3, "weight_decay": 0.2}, {"lr": 3e-3}
+    )
+    assert (made.lr, made.weight_decay, made.clip) == (3e-3, 0.2, 3.0)
+
+
+@pytest.mark.parametrize("decay", [-0.1, "as lr", [0.1]])
+def test_a_decay_of_adapters_is_a_number_or_that_of_the_head(decay: Any) -> None:
+    with pytest.raises(UserError) as refused:
+        suite(training={"adapter_weight_decay": decay})
+    assert str(refused.value) == (
+        "toy suite: training.adapter_weight_decay: should be a number of at least 0, "
+        f"or 'as weight_decay' (got {decay!r})"
+    )
+    assert recipe({"adapter_weight_decay": 0.2}).adapter_decay == 0.2
+    assert (
+        recipe({"weight_decay": 0.3}, None, {"adapter_weight_decay": "as weight_decay"}).adapter_decay == 0.3
+    )
+
+
+def test_the_head_follows_the_rate_that_won_unless_it_has_its_own() -> None:
+    assert recipe({"lr": 1e-3}, None, {"lr": 3e-3}).head_lr == 3e-3
+    assert recipe({"lr": 1e-3, "head_lr": 7e-3}, None, {"lr": 3e-3}).head_lr == 7e-3
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (({"epochs": 3}, {"steps": 7}, {}), (None, 7)),
+        (({"steps": 7}, {}, {"epochs": 3}), (3, None)),
+        (({"epochs": 3}, {"steps": 7}, {"epochs": 4}), (4, None)),
+        (({}, {"steps": 7}, {"steps": 9}), (None, 9)),
+        (({"epochs": 3}, {}, {"steps": None}), (3, None)),
+        (({"steps": 7}, {"epochs": None}, {}), (None, 7)),
+        (({}, {}, {}), (10, None)),
+    ],
+)
+def test_a_length_replaces_the_other_kind_of_length(layers: Any, expected: tuple[Any, Any]) -> None:
+    made = recipe(*layers)
+    assert (made.epochs, made.steps) == expected
+
+
+def test_an_override_may_not_give_both_lengths() -> None:
+    with pytest.raises(UserError, match="training of lora: give epochs or steps"):
+        recipe({}, {}, {"epochs": 1, "steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "precision"),
+    [("auto", "cpu", "fp32"), ("auto", "cuda:1", "bf16"), ("fp32", "cuda", "fp32"), ("bf16", "cpu", "bf16")],
+)
+def test_precision_is_resolved_by_the_device(asked: str, device: str, precision: str) -> None:
+    assert recipe({"precision": asked}, device=device).precision == precision
+
+
+def test_a_suite_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        suite().seeds = (1,)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[3] / "suites").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_the_suites_that_we_ship_are_valid(file: Path) -> None:
+    assert load_suite(file).name == file.stem
+
+
+def test_a_suite_knows_the_text_that_it_was_read_from(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    file.write_text(f"# Two seeds are enough.\n{file.read_text()}")
+    assert load_suite(file).source.text == file.read_text()
+    fields = {**VISION, "backbones": [{"local": "folder"}]}
+    given = load_suite(fields).source
+    assert given.name == ""
+    # As it was given: the whole path would be that of one machine.
+    assert parse(given.text)["backbones"] == [{"local": "folder"}]
