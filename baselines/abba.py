@@ -15,31 +15,32 @@ from methods.lowrank import Contracted, LowRankMethod, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Of the randomised singular value decomposition: ten power steps as in the reference code, which neither
-#: oversamples nor seeds it, so that two draws differ. scikit-learn's ten directions more are ours.
+#: Power steps of the randomised SVD as in the reference code, and extra directions as in scikit-learn. The
+#: reference code neither oversamples nor seeds the decomposition, so its results vary between runs.
 ITERATIONS, SVD_SEED = 10, 42
 
 
 class HadamardMethod(OneRank, Targeted, LowRankMethod):
-    """(B₁·A₁) ⊙ (B₂·A₂) of every site, A (rank, in) and B (out, rank): a low-rank pair of rank².
+    """A method whose update is (B₁·A₁) ⊙ (B₂·A₂) at every site, with A (rank, in) and B (out, rank).
 
-    Its columns are the products of a column of B₁ and one of B₂, its rows likewise: no dense update is built.
+    It is a low-rank pair of rank²: the columns of its up factor are the products of a column of B₁ and one of
+    B₂, and the rows of its down factor likewise. No dense update is built.
     """
 
-    #: What `scale` is divided by.
+    #: The divisor of `scale`.
     divided_by_rank: ClassVar[bool]
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """2·rank·(in + out) for every site."""
+        """Counts 2·rank·(in + out) for every site."""
         return 2 * geometry.layers * rank * sum(map(sum, self.adapted(geometry).values()))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """⌈√⌉ of the smallest side of a weight, from which on the rank of the product is full."""
+        """⌈√n⌉ for the smallest side n of a weight: at this rank the product has full rank."""
         return (math.isqrt(min(map(min, self.adapted(geometry).values())) - 1) + 1,)
 
 
 class HadamardPairs(OwnPairs):
-    """For each projection `A1`, `A2` (layers, rank, in) and `B1`, `B2` (layers, out, rank), all at zero."""
+    """`A1`, `A2` (layers, rank, in) and `B1`, `B2` (layers, out, rank) of each projection, all zero."""
 
     def __init__(self, method: HadamardMethod, geometry: Geometry) -> None:
         super().__init__(geometry.sites(method.projections))
@@ -59,17 +60,16 @@ class HadamardPairs(OwnPairs):
 
 
 def _products(first: Tensor, second: Tensor) -> Tensor:
-    """(layers, r, n) and (layers, r, n) to (layers, r², n): every row of one by every row of the other."""
+    """Multiplies every row of one (layers, r, n) by every row of the other: (layers, r², n)."""
     return (first.unsqueeze(2) * second.unsqueeze(1)).flatten(1, 2)
 
 
 class ABBA(HadamardMethod):
     """y = W·x + b + scale · ((B₁·A₁) ⊙ (B₂·A₂))·x.
 
-    B₁ = U·√Σ and A₁ = √Σ·Vᵀ start as the largest singular values and vectors of W, A₂ uniform in ±√(6/in),
-    B₂ at zero (reference code); nothing is subtracted from W. The scale is √(α₁·α₂) of the reference, not
-    divided by a rank. Both ranks are equal, as in the reference, which ignores a second one. It has no
-    dropout.
+    Start (reference code): B₁ = U·√Σ and A₁ = √Σ·Vᵀ from the largest singular values of W, A₂ uniform in
+    ±√(6/in), B₂ zero; W itself is unchanged. The scale is √(α₁·α₂) of the reference code, not divided by a
+    rank. Both ranks are equal, as in the reference code, which ignores a second rank. There is no dropout.
     """
 
     name: ClassVar[str] = "abba"
@@ -79,12 +79,12 @@ class ABBA(HadamardMethod):
     published_scale: ClassVar[float | None] = 32.0
 
     targets: AnyTargets = "qkvo+mlp"
-    #: α₁ = α₂ of the reference code, where the rank is 32.
+    #: α₁ = α₂ in the reference code, which uses rank 32.
     scale: Scale = 32.0
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:
-        """On attention alone: with the MLP, rank 1 exceeds LoRA r=4 on query, key and value."""
+        """Attention only: with the MLP, rank 1 exceeds the count of LoRA r=4 on query, key and value."""
         return (cls.model_validate({"targets": "qkvo"}),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> HadamardPairs:
@@ -106,7 +106,7 @@ class ABBA(HadamardMethod):
 
 
 def _balanced(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U·√Σ (out, rank) and √Σ·Vᵀ (rank, in) of the largest singular values."""
+    """Returns U·√Σ (out, rank) and √Σ·Vᵀ (rank, in) for the largest singular values."""
     matrix = weight.detach().double().cpu().numpy()
     u, s, vh = map(torch.from_numpy, randomized_svd(matrix, rank, n_iter=ITERATIONS, random_state=SVD_SEED))
     return u * s.sqrt(), s.sqrt()[:, None] * vh

@@ -15,7 +15,7 @@ from methods.lowrank import Contracted, Diagonal, DropoutAt, Parametrisation, St
 from methods.sizes import OneRank
 from methods.slices import Slices, by_site, cut_inputs, cut_outputs
 
-#: The projections of the second tensor, which get a trained bias each, one for all layers.
+#: The projections in the second tensor. Each has one trained bias shared by all layers.
 BIASED = ("output", "gate", "fc1", "fc2")
 
 
@@ -25,26 +25,27 @@ class CaRA(OneRank, StackedMethod):
     The scale is not divided by the rank. The attention updates are a tensor (3·L, d, heads, head size): its
     second mode is the input, and an output channel is head · head size + j. The updates of the output
     projection and the MLP are a tensor (S·L, d, d), where S is 9 for an MLP of four slices: its second mode
-    is the output of `output`, gate and fc1, and the input of fc2. Where heads · head size is larger than d,
-    so is the third mode, which is the input of `output`. c is a bias for each of output, gate, fc1 and fc2,
-    shared by all layers.
+    is the output of `output`, gate and fc1, and the input of fc2. If heads · head size exceeds d, the third
+    mode, the input of `output`, has that size. c is a bias for each of output, gate, fc1 and fc2, shared by
+    all layers.
+
     Start (reference code): first modes xavier-normal, second modes and biases zero, the rest orthogonal.
-    Published (reference code, VTAB-1k): scale 0.1 and λ (1.0, 0) for DTD, scale 10 and λ (1.08, 0.028)
-    for EuroSAT, rank 32.
+    Published (reference code, VTAB-1k, rank 32): scale 0.1 and λ (1.0, 0) for DTD, scale 10 and λ (1.08,
+    0.028) for EuroSAT; λ is given as (mean, standard deviation).
     """
 
     name: ClassVar[str] = "cara"
     title: ClassVar[str] = "CaRA"
     projections: ClassVar[tuple[str, ...]] = GATED_PROJECTIONS
-    #: Of the reference code, on VTAB-1k.
+    #: The learning rate in the reference code for VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
-    #: At `dropout_on`. 0.1 in the reference code (its settings note 0.3 for DTD and some others).
+    #: Probability of dropout at `dropout_on`. The reference code has 0.1 (0.3 for DTD and some others).
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    #: `activation` drops entries of the rank-wide activation: cheap, but not what was published. `update`
-    #: drops entries of ΔW, as published; training then builds the dense update of every site, which is slow.
+    #: `activation` drops entries of the rank-wide activation: cheap, but not as published. `update` drops
+    #: entries of ΔW, as published, for which training builds the dense update of every site: slow.
     dropout_on: Literal["activation", "update"] = "activation"
-    #: λ is drawn from N(lambda_mean, lambda_std).
+    #: Mean and standard deviation of the normal distribution from which λ is drawn.
     lambda_mean: float = 1.0
     lambda_std: float = Field(0.0, ge=0.0)
 
@@ -54,7 +55,7 @@ class CaRA(OneRank, StackedMethod):
 
     @property
     def idle(self) -> set[str]:
-        """The place of dropout, if there is none."""
+        """The options without effect: `dropout_on` without dropout."""
         return set() if self.dropout else {"dropout_on"}
 
     def attention_shape(self, geometry: Geometry) -> tuple[int, ...]:
@@ -66,12 +67,12 @@ class CaRA(OneRank, StackedMethod):
         return (len(slices) * geometry.layers, geometry.hidden, slices.width)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """r · (3·L + d + H + h + 1) + r · (S·L + d + max(d, H·h) + 1), and the biases."""
+        """Counts r · (3·L + d + H + h + 1) + r · (S·L + d + max(d, H·h) + 1), and the biases."""
         modes = sum(self.attention_shape(geometry)) + 1 + sum(self.mlp_shape(geometry)) + 1
         return rank * modes + sum(geometry.shape(name)[0] for name in geometry.having(BIASED))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The product of all modes but the largest, of the tensor where that is larger."""
+        """The larger, over the two tensors, of the product of all modes but the largest."""
         return (max(cp_limit(self.attention_shape(geometry)), cp_limit(self.mlp_shape(geometry))),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -112,7 +113,7 @@ class _TwoTensors(Parametrisation):
         )
 
     def _weighted(self, slices: Tensor, weights: Tensor) -> Tensor:
-        """λ and the scale on the slices' factor, as (layers, slices of a layer, r)."""
+        """The slices' factor multiplied by λ and the scale, as (layers, slices of a layer, r)."""
         return (slices * (weights * self.scale)).unflatten(0, (self.geometry.layers, -1))
 
 

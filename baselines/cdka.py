@@ -19,20 +19,20 @@ from methods.validation import Scale
 class CDKA(OneRank, Targeted, LowRankMethod):
     """y = W·x + b + scale/√(rank·r2) · Σ_i (B_i ⊗ A_i)·x, with A_i (r1, in/r2) and B_i (out/r1, r2).
 
-    r1 divides the output and r2 the input; with both 1 it is LoRA at the scale of rsLoRA. As a low-rank pair
-    it has rank · r1 · r2 columns. A starts uniform in ±√(r2/in), B at zero (the authors' default). The
-    layer's own code could not be read: forward and scale are those of two ports that agree. There is no
-    dropout.
+    r1 divides the output size and r2 the input size; with r1 = r2 = 1 it is LoRA with the scale of rsLoRA. As
+    a low-rank pair it has rank · r1 · r2 columns. Start (the authors' default): A uniform in ±√(r2/in), B
+    zero. The authors' code of the layer was not accessible; forward and scale follow two ports that agree.
+    There is no dropout.
     """
 
     name: ClassVar[str] = "cdka"
     title: ClassVar[str] = "CDKA"
-    #: Of the authors' script for LLaMA-2-7B.
+    #: The learning rate in the authors' script for LLaMA-2-7B.
     published_lr: ClassVar[float | None] = 2e-4
     published_scale: ClassVar[float | None] = 64.0
 
     targets: AnyTargets = "qkvo+mlp"
-    #: alpha, divided by √(rank·r2).
+    #: LoRA's alpha. It is divided by √(rank·r2).
     scale: Scale = 64.0
     #: Rows of each A, a divisor of every output size.
     r1: PositiveInt = 2
@@ -40,7 +40,7 @@ class CDKA(OneRank, Targeted, LowRankMethod):
     r2: PositiveInt = 2
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """rank · (r1·in/r2 + r2·out/r1) for every site."""
+        """Counts rank · (r1·in/r2 + r2·out/r1) for every site."""
         shapes = self.adapted(geometry).values()
         for name, (out, in_) in self.adapted(geometry).items():
             for size, divisor, option in ((out, self.r1, "r1"), (in_, self.r2, "r2")):
@@ -55,7 +55,7 @@ class CDKA(OneRank, Targeted, LowRankMethod):
         )
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The Kronecker terms that span a weight: min(r1·in/r2, r2·out/r1), the least over the weights."""
+        """The least min(r1·in/r2, r2·out/r1) of a weight: so many terms span the weight."""
         sides = (
             min(self.r1 * in_ // self.r2, self.r2 * out // self.r1)
             for out, in_ in self.adapted(geometry).values()
@@ -85,11 +85,11 @@ class _Terms(OwnPairs):
         return self.contracted(downs, {name: self._up(tall) for name, tall in self.B.items()})
 
     def _down(self, wide: Tensor) -> Tensor:
-        """(layers, rank·r2·r1, in): A_i[q, t] in row (i, v, q) and column (v, t)."""
+        """Returns the down factor (layers, rank·r2·r1, in): A_i[q, t] in row (i, v, q) and column (v, t)."""
         same = torch.eye(self.r2, dtype=wide.dtype, device=wide.device)
         return torch.einsum("liqt,vw->livqwt", wide, same).flatten(4).flatten(1, 3)
 
     def _up(self, tall: Tensor) -> Tensor:
-        """(layers, out, rank·r2·r1): B_i[u, v] in row (u, q) and column (i, v, q)."""
+        """Returns the up factor (layers, out, rank·r2·r1): B_i[u, v] in row (u, q) and column (i, v, q)."""
         same = torch.eye(self.r1, dtype=tall.dtype, device=tall.device) * self.scale
         return torch.einsum("liuv,qp->luqivp", tall, same).flatten(3).flatten(1, 2)

@@ -8,10 +8,10 @@ from baselines.head_only import HeadOnly
 
 
 class ConvergedHead(HeadOnly):
-    """Logistic regression on the frozen features, ridge regression where the target is a number.
+    """Logistic regression on the frozen features, or ridge regression for numeric targets.
 
-    A trial fits it to the training examples without augmentation and chooses the penalty by validation loss
-    (`bench.training.converged`). No learning rate and no number of epochs can be wrong.
+    A trial fits the head to the training examples without augmentation and chooses the penalty by validation
+    loss (`bench.training.converged`). It has no learning rate or number of epochs to tune.
     """
 
     name: ClassVar[str] = "converged_head"

@@ -14,38 +14,39 @@ from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
 from methods.sizes import OneRank, Targeted
 from methods.trains import balanced
 
-#: The modes of each side of a weight.
+#: The number of modes on each side of a weight.
 MODES = 2
 
 
 def modes_of(size: int) -> tuple[int, ...]:
-    """Two modes of the smallest sum, ascending: 32 and 64 for 2,048, as published. A prime size is (1,
-    size).
+    """Splits a size into two ascending factors with the smallest sum: 32 and 64 for 2,048, as published.
+
+    A prime size gives (1, size).
     """
     modes = balanced(size, MODES)
     return (1,) * (MODES - len(modes)) + modes
 
 
 class CPAdapter(OneRank, Targeted, LowRankMethod):
-    """y = W·x + b + scale · ΔW·x, with ΔW a CP tensor (in₁, in₂, out₁, out₂) of `rank` normalised components.
+    """y = W·x + b + scale · ΔW·x, with ΔW a CP tensor (in₁, in₂, out₁, out₂) of `rank` components.
 
     A component has a unit vector for each mode and a weight: 193 numbers for a matrix of 2,048 × 2,048. Only
-    the paper's abstract could be read, so that the rest is our choice, and no result here reproduces it:
-    which modes are the input, vectors that are normalised in every forward, normal ones and zero weights at
-    the start (so that the first step moves only the weights), a scale that no rank divides, and query and
-    value.
+    the paper's abstract was accessible, so no result here reproduces the paper. Our choices are: which modes
+    are the input; vectors normalised in every forward; a start of normal vectors and zero weights, so that
+    the first step changes only the weights; a scale that is not divided by the rank; and query and value as
+    projections.
     """
 
     name: ClassVar[str] = "cp"
     title: ClassVar[str] = "CP adapters"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """L · r · Σ (in₁ + in₂ + out₁ + out₂ + 1) over the projections."""
+        """Counts L · r · Σ (in₁ + in₂ + out₁ + out₂ + 1) over the projections."""
         sizes = sum(1 + sum(modes_of(in_) + modes_of(out)) for out, in_ in self.adapted(geometry).values())
         return geometry.layers * rank * sizes
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The product of all modes but the largest, in the largest tensor."""
+        """The product of all modes but the largest, for the largest tensor."""
         return (max(cp_limit(modes_of(in_) + modes_of(out)) for out, in_ in self.adapted(geometry).values()),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

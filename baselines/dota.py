@@ -14,13 +14,14 @@ from methods.backbone import Backbone, Geometry
 from methods.sizes import StartKept
 from methods.trains import TrainsOfSites, balanced, chain, tt_svd
 
-#: The modes of each side of a weight.
+#: The number of modes on each side of a weight.
 MODES = 4
 
 
 def modes_of(out: int, in_: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """As many modes of output and input, four of the smallest sum each, ascending, with ones in front where a
-    size has fewer (our rule). A prime size is a mode of its own.
+    """Splits output and input size into equally many ascending modes: four with the smallest sum each.
+
+    A size with fewer factors gets ones in front, and a prime size is a single mode (our rule).
     """
     sides = [balanced(size, MODES) for size in (out, in_)]
     most = max(map(len, sides))
@@ -31,11 +32,11 @@ def modes_of(out: int, in_: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class DoTA(TrainsOfSites, StartKept):
     """y = (W - MPO(θ₀))·x + MPO(θ)·x + b; θ starts at θ₀, the cores of W's truncated decomposition.
 
-    MPO is a matrix product operator, a tensor train whose cores have an output and an input mode each; all
-    inner ranks are `rank`. θ₀ comes from successive singular value decompositions and is stored with a
-    trained adapter, since no two machines need find the same. Only the construction is published in what
-    could be read, so that the modes, the projections and the ranks are our choice, and no result reproduces
-    the paper. Each forward builds the dense update of every site, which is slow.
+    A matrix product operator (MPO) is a tensor train whose cores have one output and one input mode each; all
+    inner ranks are `rank`. θ₀ comes from successive SVDs and is stored with a trained adapter, since SVDs
+    differ between machines. The accessible text describes only the construction, so modes, projections and
+    ranks are our choice, and no result here reproduces the paper. Each forward builds the dense update of
+    every site, which is slow.
     """
 
     name: ClassVar[str] = "dota"
@@ -44,7 +45,7 @@ class DoTA(TrainsOfSites, StartKept):
     fixed_start: ClassVar[str] = "DoTA starts from the weights"
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The modes of every train of a layer: of the output times of the input."""
+        """The modes of every train of a layer, each the product of an output mode and an input mode."""
         sides = [modes_of(*shape) for shape in self.adapted(geometry).values()]
         return [tuple(m * n for m, n in zip(*pair, strict=True)) for pair in sides]
 
@@ -71,7 +72,7 @@ class _Operator(Addition):
         return F.linear(x, update)
 
     def _matrix(self, cores: list[Tensor]) -> Tensor:
-        """(out, in) of a train whose modes are pairs of an output and an input mode."""
+        """The matrix (out, in) of a train whose modes combine an output mode and an input mode."""
         number = len(self.pairs)
         digits = chain(cores).reshape([size for pair in self.pairs for size in pair])
         order = [*range(0, 2 * number, 2), *range(1, 2 * number, 2)]

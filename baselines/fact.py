@@ -30,19 +30,18 @@ from methods.slices import (
 class _FacT(OneRank, StackedMethod):
     """y = W·x + b + scale · V·dropout(Σ·U·x), with U and V shared by the whole model.
 
-    fc1's output and fc2's input are cut into slices of hidden × hidden, of which a layer then has S (12 where
-    the MLP is four times as wide as hidden), each with a Σ of its own.
-    V starts at zero, and U as a linear layer of torch does (uniform ±1/√hidden).
-    Published scales (reference code, VTAB-1k; reached at the rank in brackets): TT 0.01 (8) for DTD
-    and 100 (8) for EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
+    fc1's output and fc2's input are cut into slices of hidden × hidden. A layer has S slices (12 for an MLP
+    four times as wide as hidden), each with its own Σ. Start: V zero, U as torch's linear layer (uniform in
+    ±1/√hidden). Published scales (reference code, VTAB-1k; the resulting rank in brackets): TT 0.01 (8) for
+    DTD and 100 (8) for EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
     """
 
     projections: ClassVar[tuple[str, ...]] = GATED_PROJECTIONS
     dropout_at: ClassVar[DropoutAt] = "before_up"
-    #: Of the reference code, on VTAB-1k.
+    #: The learning rate in the reference code for VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
-    #: On Σ·U·x, which is as wide as the rank (for fc1, once for each slice). 0.1 in the reference code.
+    #: Dropout on Σ·U·x, which has width `rank` (for fc1, per slice). 0.1 in the reference code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
     def slices(self, geometry: Geometry) -> Slices:
@@ -50,26 +49,26 @@ class _FacT(OneRank, StackedMethod):
         return Slices.of(GATED_PROJECTIONS, geometry)
 
     def ends(self, geometry: Geometry) -> int:
-        """The entries of U and V together, at rank 1."""
+        """The number of entries of U and V together at rank 1."""
         return geometry.hidden + self.slices(geometry).width
 
 
 class FacTTT(_FacT):
     """The tensor-train form: one free Σ for each slice.
 
-    Σ starts as the reference's linear layers do: uniform ±1/√rank, and ±1/√(4·rank) for fc2, whose four
-    slices are one layer there (n·rank for n slices).
+    Σ starts as the linear layers of the reference code: uniform in ±1/√rank, and for fc2 in ±1/√(n·rank),
+    because there the n slices of fc2 are a single layer.
     """
 
     name: ClassVar[str] = "fact_tt"
     title: ClassVar[str] = "FacT-TT"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """d or H·h, of which U and V are bases."""
+        """The larger of d and H·h, since U and V are bases of these dimensions."""
         return (self.slices(geometry).width,)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """(d + max(d, H·h))·r + S·L·r²."""
+        """Counts (d + max(d, H·h))·r + S·L·r²."""
         return self.ends(geometry) * rank + len(self.slices(geometry)) * geometry.layers * rank**2
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -79,16 +78,16 @@ class FacTTT(_FacT):
 class FacTTK(_FacT):
     """The Tucker form: each Σ is a mixture of the slices of one core, C ×₃ P.
 
-    C and P start xavier-uniform. Σ is the transposed mixture, but for fc2 the mixture itself.
+    C and P start xavier-uniform. Σ is the transposed mixture, except for fc2, where it is the mixture itself.
     """
 
     name: ClassVar[str] = "fact_tk"
     title: ClassVar[str] = "FacT-TK"
     has_core: ClassVar[bool] = True
 
-    #: `paper`: each slice of fc1 and fc2 has a mixture of its own. `reference`: as the reference code has it,
-    #: which flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. What is written to column
-    #: rank · 4 + slice is then read as slice · r + rank, so that every slice is made of all four mixtures.
+    #: `paper`: each slice of fc1 and fc2 has its own mixture. `reference`: as in the reference code, which
+    #: flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. Values written to column
+    #: rank · 4 + slice are then read as slice · r + rank, so that every slice mixes all four mixtures.
     mlp_slices: Literal["paper", "reference"] = "paper"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
@@ -97,7 +96,7 @@ class FacTTK(_FacT):
         return (max(slices.width, len(slices) * geometry.layers),)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """(d + max(d, H·h) + S·L)·r + r³."""
+        """Counts (d + max(d, H·h) + S·L)·r + r³."""
         return (self.ends(geometry) + len(self.slices(geometry)) * geometry.layers) * rank + rank**3
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -105,14 +104,14 @@ class FacTTK(_FacT):
 
 
 class _Slices(Parametrisation):
-    """U and V for all sites, and a Σ for each slice between them."""
+    """U and V shared by all sites, and a Σ for each slice."""
 
     def __init__(self, method: _FacT, geometry: Geometry) -> None:
         super().__init__()
         self.scale = method.scale
         self.layers = geometry.layers
         self.slices = method.slices(geometry)
-        #: H·h where `output` takes its slice transposed: V is then its down, and U its up.
+        #: H·h if `output` uses its slice transposed (V is then its down, U its up factor), otherwise 0.
         self.turned = geometry.attention_width if turned(geometry) else 0
         sites = geometry.sites(GATED_PROJECTIONS)
         self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
@@ -120,7 +119,7 @@ class _Slices(Parametrisation):
 
     @abstractmethod
     def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """U (d, r), V (d or H·h, r), and each projection's Σ, (layers, slices, r out, r in)."""
+        """Returns U (d, r), V (d or H·h, r), and each projection's Σ (layers, slices, r out, r in)."""
 
     def contract(self) -> Contracted:
         inputs, outputs, sigmas = self.parts()
@@ -183,17 +182,17 @@ class _Tucker(_Slices):
         if self.interleaved:
             cut = self.slices.geometry.having((*CUT_OUTPUTS, *CUT_INPUTS))
             sigmas |= {name: _interleaved(sigmas[name]) for name in cut}
-        # In one piece: how a product is rounded depends on how its operands lie in memory.
+        # Contiguous, since the rounding of a product depends on its operands' memory layout.
         turned = {name: sigma.mT.contiguous() for name, sigma in sigmas.items() if name != "fc2"}
         return inputs, outputs, sigmas | turned
 
 
 def _interleaved(mixed: Tensor) -> Tensor:
-    """Mixtures (L, slice, r, r), joined along their last dimension as (rank, slice), cut as (slice, rank)."""
+    """Reorders mixtures (L, slice, r, r) as the reference code does (see `FacTTK.mlp_slices`)."""
     return mixed.movedim(1, -1).flatten(-2).unflatten(-1, mixed.shape[1:3]).movedim(-2, 1)
 
 
 def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:
-    """Draws as a linear layer of torch starts its weight."""
+    """Draws a weight as torch's linear layer does."""
     bound = 1 / math.sqrt(fan_in)
     nn.init.uniform_(tensor, -bound, bound, generator=generator)

@@ -17,8 +17,8 @@ from methods.sizes import Unsized
 class FullFineTuning(Unsized):
     """Trains every parameter of the encoder.
 
-    A language model's output layer is one of them where it is the input embeddings. One of its own stays
-    frozen, as under every other method: it stands beside the encoder, and no count of a backbone has it.
+    A language model's output layer is trained only if it is tied to the input embeddings. A separate output
+    layer stays frozen, as under every other method: it lies outside the encoder and no count includes it.
     """
 
     name: ClassVar[str] = "full"
@@ -28,7 +28,7 @@ class FullFineTuning(Unsized):
     not_low_rank: ClassVar[str] = "full fine-tuning has no low-rank factors"
 
     def count(self, geometry: Geometry) -> int:
-        """The encoder's own count, embeddings and norms included."""
+        """Returns the encoder's own count, embeddings and norms included."""
         if geometry.encoder is None:
             raise UserError(f"full fine-tuning: the encoder's parameters are not known for {geometry}")
         return geometry.encoder
@@ -38,7 +38,7 @@ class FullFineTuning(Unsized):
 
 
 class _Unfrozen(Adapter):
-    """The backbone's own parameters, beside a pristine copy of each."""
+    """The backbone's own parameters, with a pristine copy of each."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone, backbone.geometry.sites(backbone.projections))
@@ -66,7 +66,7 @@ class _Unfrozen(Adapter):
         return ((site, self.delta(site)) for site in self.bases)
 
     def merge(self) -> None:
-        """Nothing to add: the trained weights are the backbone's."""
+        """Does nothing: the trained weights are already the backbone's."""
 
     @torch.no_grad()
     def detach(self) -> None:

@@ -14,31 +14,32 @@ from methods.lowrank import Contracted, LowRankMethod, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Standard deviation of the rules at the start (Compacter's, arXiv 2106.04647, of rules that are not shared).
+#: Standard deviation of the rules at the start, as of Compacter's unshared rules (arXiv 2106.04647).
 RULE_STD = 0.01
 
 
 class KAdaptation(OneRank, Targeted, LowRankMethod):
     """y = W·x + b + scale · Σ_i (r_i ⊗ R_i)·(l_i ⊗ L_i)ᵀ·x over `products` terms.
 
-    These are parametrised hypercomplex (PHM) matrices: rules l_i, r_i (products) of a projection are shared
-    by all layers, L_i (in/products, rank) and R_i (out/products, rank) are of a site. As a low-rank pair it
-    has products · rank columns. Start: rules N(0, 0.01), L uniform in ±√(12/(in/products + rank)), R at zero
-    (ours: as released L and R are both zero, and only a bias ever trains). It has no bias and no dropout.
+    The matrices are parametrised hypercomplex (PHM). All layers share a projection's rules l_i and r_i, of
+    length `products`; each site has its own L_i (in/products, rank) and R_i (out/products, rank). As a
+    low-rank pair it has products · rank columns. Start: rules N(0, 0.01), L uniform in ±√(12/(in/products +
+    rank)), R zero. A zero R alone is our choice: in the released code L and R are both zero, and only a bias
+    ever trains. There is no bias and no dropout.
     """
 
     name: ClassVar[str] = "kadaptation"
     title: ClassVar[str] = "KAdaptation"
 
     targets: AnyTargets = "qv"
-    #: 128/4·5 in the reference code.
+    #: The reference code's 128/4·5.
     scale: Scale = 160.0
-    #: The number of terms and the side of their small matrices, a divisor of every side of a weight; 32 in
-    #: the reference code, where sides are 768.
+    #: The number of terms and the length of the rules; a divisor of every side of a weight. 32 in the
+    #: reference code, where all sides are 768.
     products: PositiveInt = 4
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """rank · (in + out) for every site, and 2·products² for every projection."""
+        """Counts rank · (in + out) for every site, and 2·products² for every projection."""
         shapes = self.adapted(geometry)
         for name, sides in shapes.items():
             if any(side % self.products for side in sides):
@@ -49,7 +50,7 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
         return geometry.layers * rank * sum(map(sum, shapes.values())) + 2 * len(shapes) * self.products**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smallest side over `products`, from which on the rank of an update is full."""
+        """The smallest side divided by `products`: at this rank an update has full rank."""
         smallest = min(map(min, self.adapted(geometry).values()))
         return (max(1, smallest // self.products),)
 
@@ -58,7 +59,7 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
 
 
 class _Rules(OwnPairs):
-    """By projection: `l`, `r` (terms, products), `L` (layers, terms, in/products, rank), `R` likewise."""
+    """Per projection: `l`, `r` (terms, products), `L` (layers, terms, in/products, rank), `R` likewise."""
 
     def __init__(self, method: KAdaptation, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

@@ -13,19 +13,19 @@ from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
 from methods.sizes import AnyTargets, Targeted, Unsized
 
-#: Fixed in the reference code.
+#: The scale, fixed in the reference code.
 SCALE = 2.0
-#: Kaiming-uniform with a = 5 (reference code; √5 was surely meant): ±√(6/26)/√fan_in.
+#: Kaiming-uniform with a = 5, i.e. ±√(6/26)/√fan_in (reference code; probably √5 was intended).
 BOUND = math.sqrt(6 / 26)
 
 
 class KRAdapter(Targeted, Unsized):
     """y = W·x + b + 2·P·x, with P[p, (a, b)] = V[p, a]·U[p, b] and p on the shorter side of W.
 
-    U (shorter, r) has r = ⌊√shorter⌋ columns and V (shorter, r′) the fewest with r·r′ ≥ longer, where P is
-    cut; so its size follows from the weight, and no budget sets it. If the output is longer, the update is
-    2·Pᵀ. U starts at zero, V kaiming-uniform. The update has full rank: it is built once a forward, as in the
-    reference, since no cheaper product gives it. It has no dropout.
+    U (shorter, r) has r = ⌊√shorter⌋ columns, and V (shorter, r′) has the fewest with r·r′ ≥ longer; P is cut
+    to the longer side. The size follows from the weight, and no budget sets it. If the output is the longer
+    side, the update is 2·Pᵀ. Start: U zero, V kaiming-uniform. The update has full rank and is built once per
+    forward, as in the reference code, since no cheaper product gives it. There is no dropout.
     """
 
     name: ClassVar[str] = "kradapter"
@@ -35,7 +35,7 @@ class KRAdapter(Targeted, Unsized):
     targets: AnyTargets = "qv"
 
     def count(self, geometry: Geometry) -> int:
-        """shorter · (r + r′) for every site."""
+        """Counts shorter · (r + r′) for every site."""
         return geometry.layers * sum(
             min(shape) * sum(columns(*shape)) for shape in self.adapted(geometry).values()
         )
@@ -45,7 +45,7 @@ class KRAdapter(Targeted, Unsized):
 
 
 def columns(out: int, in_: int) -> tuple[int, int]:
-    """r and r′ of a weight (out, in)."""
+    """Returns the numbers of columns r and r′ for a weight (out, in)."""
     r = math.isqrt(min(out, in_))
     return r, math.ceil(max(out, in_) / r)
 

@@ -15,11 +15,11 @@ from methods.validation import Scale
 
 
 class KhatriRaoLoHa(HadamardMethod):
-    """y = W·x + b + scale/rank · ((B₁·A₁) ⊙ (B₂·A₂))·x, which begins as LoRA does.
+    """y = W·x + b + scale/rank · ((B₁·A₁) ⊙ (B₂·A₂))·x, equal to LoRA at the start.
 
-    B₁ starts at zero and A₁ uniform in ±1/√in; B₂ has ones in its first column, and A₂ ones in its first row
-    and N(0, 1/√in) below, so that the second product is all ones. Weight decay would pull these ones to zero.
-    The rank of the update is at most rank². There is no dropout here.
+    Start: B₁ zero and A₁ uniform in ±1/√in; B₂ has ones in its first column, A₂ ones in its first row and
+    N(0, 1/√in) below, so that the second product is all ones. Weight decay would pull these ones to zero. The
+    rank of the update is at most rank². There is no dropout.
     """
 
     name: ClassVar[str] = "loha_kr"
@@ -27,7 +27,7 @@ class KhatriRaoLoHa(HadamardMethod):
     divided_by_rank: ClassVar[bool] = True
 
     targets: AnyTargets = "qv"
-    #: alpha, divided by the rank.
+    #: LoRA's alpha. It is divided by the rank.
     scale: Scale = 8.0
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> HadamardPairs:

@@ -14,18 +14,18 @@ from methods.validation import Scale
 
 
 class LoRA(OneRank):
-    """y = W·x + b + scale · B·A·dropout(x); A kaiming-uniform(a=√5), B zero, both by peft.
+    """y = W·x + b + scale · B·A·dropout(x); A kaiming-uniform (a=√5), B zero, both by peft.
 
-    The published alpha is rank · scale, so that the update is not divided by the rank.
+    The published alpha is rank · scale, so `scale` is not divided by the rank.
     """
 
     name: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
 
-    #: alpha / rank.
+    #: LoRA's alpha divided by the rank.
     scale: Scale = 1.0
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    #: `qkvo+mlp` is every linear layer.
+    #: `qkvo+mlp` adapts every linear layer.
     targets: AnyTargets = "qkv"
 
     @property
@@ -37,7 +37,7 @@ class LoRA(OneRank):
         return ANY_TARGETS[self.targets]
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """rank · Σ (in + out) over the sites."""
+        """Counts rank · Σ (in + out) over the sites."""
         projections = geometry.having(self.projections)
         return geometry.layers * rank * sum(sum(geometry.shape(name)) for name in projections)
 
@@ -52,7 +52,7 @@ class LoRA(OneRank):
         return PeftAdapter(
             backbone,
             self.projections,
-            # peft wants a number for alpha; r · scale keeps alpha / r at the scale.
+            # peft divides alpha by r, so alpha = r · scale.
             lambda targets: LoraConfig(
                 r=rank,
                 lora_alpha=rank * self.scale,

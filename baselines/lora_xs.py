@@ -16,33 +16,33 @@ from methods.lowrank import Contracted, LowRankMethod, Matrix, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Of the randomised singular value decomposition (reference code).
+#: Power steps of the randomised SVD (reference code).
 ITERATIONS, SVD_SEED = 10, 42
-#: The standard deviation of the trained matrices at the start (reference code).
+#: Standard deviation of the trained matrices at the start (reference code).
 START_STD = 1e-5
 
 
 class LoRAXS(OneRank, Targeted, LowRankMethod):
-    """y = W·x + b + scale/rank · B·R·A·dropout(x), of which R (rank, rank) alone is trained.
+    """y = W·x + b + scale/rank · B·R·A·dropout(x), where only R (rank, rank) is trained.
 
-    With W ≈ U·Σ·Vᵀ of the largest `rank` singular values, A = Σ·Vᵀ and B = U. No two machines need give the
-    same U and V, so both are stored with a trained adapter. R starts normal with standard deviation 1e-5
-    (reference code), so that the update is nearly zero, not exactly. The reference adapts query, value and
-    both output projections of RoBERTa, and all linear layers of LLaMA; `qkvo+mlp` are all here.
+    With W ≈ U·Σ·Vᵀ from the largest `rank` singular values, A = Σ·Vᵀ and B = U. Machines may differ in U and
+    V, so both are stored with a trained adapter. R starts normal with standard deviation 1e-5 (reference
+    code), so the initial update is small but not zero. The reference code adapts query, value and both output
+    projections of RoBERTa, and all linear layers of LLaMA; `qkvo+mlp` means all of them here.
     """
 
     name: ClassVar[str] = "lora_xs"
     title: ClassVar[str] = "LoRA-XS"
-    #: Of the reference code, on GLUE, whatever the rank; 1 · rank on mathematics.
+    #: The scale in the reference code for GLUE at any rank. For mathematics it is equal to the rank.
     published_scale: ClassVar[float | None] = 16.0
     rank_bound: ClassVar[str] = "no weight has more singular vectors"
 
     targets: AnyTargets = "qkvo+mlp"
-    #: alpha, divided by the rank.
+    #: LoRA's alpha. It is divided by the rank.
     scale: Scale = 16.0
-    #: `random`: kaiming-uniform A and B in their place, the reference's ablation; a seed brings them back.
+    #: `random`: kaiming-uniform A and B, as in the reference's ablation. They are recomputed from a seed.
     basis: Literal["svd", "random"] = "svd"
-    #: `zero`: R at zero, so that the update starts at exactly zero (ours).
+    #: `zero`: R starts at zero, so that the update is exactly zero (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property
@@ -50,18 +50,18 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
         return "LoRA-XS starts R with a standard deviation of 1e-5" if self.start == "published" else ""
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """r² for every site, whatever its size."""
+        """Counts r² for every site."""
         return geometry.layers * len(self.adapted(geometry)) * rank**2
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """r · Σ (in + out)."""
+        """Counts the entries of A and B: r · Σ (in + out)."""
         return geometry.layers * self.resolved_rank * sum(map(sum, self.adapted(geometry).values()))
 
     def kept_count(self, geometry: Geometry) -> int:
         return self.frozen_count(geometry) if self.basis == "svd" else 0
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smallest side of a weight: no weight has more singular vectors."""
+        """The smallest side of a weight, which bounds the number of singular vectors."""
         return (min(map(min, self.adapted(geometry).values())),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Cores:

@@ -20,14 +20,13 @@ Activation = Literal["relu", "tanh"]
 
 
 class LoRETTAAdapter(OneRank):
-    """h + scale · up(act(down(h))) behind the output projection and the MLP's last layer, h being their
-    output.
+    """h + scale · up(act(down(h))) after the output projection and after fc2, where h is the layer's output.
 
-    down and up are matrices (hidden, width) and (width, hidden) of a tensor train each, all inner ranks
-    `rank`, with biases. Start (reference code): normal cores whose matrices have entries of variance
-    1/(hidden + width), biases uniform ±1/√(their number); so a fresh adapter is not the identity. The places
-    are the reference's of encoders, before residual and norm; in decoders too (our choice, it has others
-    there).
+    down and up have biases and matrices (hidden, width) and (width, hidden), each a tensor train with inner
+    ranks `rank`. Start (reference code): normal cores whose matrices have entries of variance 1/(hidden +
+    width), and biases uniform in ±1/√(their number), so a fresh adapter is not the identity. The places are
+    the reference code's for encoders, before residual and norm. Using them in decoders too is our choice; the
+    reference code has other places there.
     """
 
     name: ClassVar[str] = "loretta_adp"
@@ -39,11 +38,11 @@ class LoRETTAAdapter(OneRank):
     published_scale: ClassVar[float | None] = 1.0
 
     scale: Scale = 1.0
-    #: Of the bottleneck. 64 in the reference's script.
+    #: The width of the bottleneck. 64 in the reference's script.
     width: PositiveInt = 64
-    #: `relu` in the reference's script; its configuration has `tanh`.
+    #: The activation. The reference's script has `relu`, its configuration `tanh`.
     activation: Activation = "relu"
-    #: `zero`: with the last core of up and its bias at zero, so that nothing changes at the start (ours).
+    #: `zero`: the last core of up and its bias start at zero, so that outputs do not change (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property
@@ -51,13 +50,13 @@ class LoRETTAAdapter(OneRank):
         return "LoRETTA starts both of its matrices at random" if self.start == "published" else ""
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """2·L · (2 · Σ r₋·n·r₊ + width + d)."""
+        """Counts 2·L · (2 · Σ r₋·n·r₊ + width + d)."""
         modes = loretta_modes(geometry.hidden, self.width)
         per_site = 2 * train_count(modes, rank) + self.width + geometry.hidden
         return len(self.projections) * geometry.layers * per_site
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The rank with which a matrix can be written."""
+        """The rank that is sufficient for every matrix of this shape."""
         return (train_limit(loretta_modes(geometry.hidden, self.width)),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:

@@ -16,13 +16,13 @@ from methods.validation import Scale
 
 
 class LoRETTA(TrainsOfSites, LowRankMethod):
-    """y = W·x + b + scale/width · B·A·dropout(x), with A (width, in) and B (out, width) a tensor train each.
+    """y = W·x + b + scale/width · B·A·dropout(x), with A (width, in) and B (out, width) each a tensor train.
 
     A's train has the shape of (in, width) and B's that of (width, out), both row-major, and all inner ranks
-    are `rank`. Start (reference code): normal cores, so that an entry of A has variance 1/(in + width) and
-    one of B 1/(out + width). So the update is not zero: in RoBERTa-base's shape its norm is about 5.6 a
-    matrix. The reference also trains layer norms and a classifier of trains; here both are as for every other
-    method.
+    are `rank`. Start (reference code): normal cores such that entries of A have variance 1/(in + width) and
+    entries of B 1/(out + width). So the initial update is not zero: for RoBERTa-base its norm is about 5.6
+    per matrix. The reference code also trains layer norms and a classifier of trains; here both are as for
+    every other method.
     """
 
     name: ClassVar[str] = "loretta_rep"
@@ -30,12 +30,12 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
     published_lr: ClassVar[float | None] = 1e-4
     published_scale: ClassVar[float | None] = 16.0
 
-    #: alpha, divided by `width`. 16 in the reference code.
+    #: LoRA's alpha. It is divided by `width`. 16 in the reference code.
     scale: Scale = 16.0
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    #: The rank of the update, LoRA's r. 8 in the reference code; `rank` is that of the trains, 5 there.
+    #: The rank of the update, LoRA's r, 8 in the reference code. (`rank` is that of the trains, 5 there.)
     width: PositiveInt = 8
-    #: `zero`: with the last core of every B at zero, so that the update starts at zero (ours).
+    #: `zero`: the last core of every B starts at zero, so that the update is zero (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property

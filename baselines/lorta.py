@@ -20,27 +20,26 @@ from methods.validation import Scale
 class LoRTA(OneRank, StackedMethod):
     """y = W·x + b + scale/rank · ΔW·x, where ΔW is a slice of a CP tensor (d, head size, heads, layers, 4).
 
-    The head-size factor starts at zero, the d-sized one uniform ±1/√rank, and the others uniform ±√(6/rank)
-    (reference code). So steps shrink as the rank grows: in ViT-B's shape one Adam step at rate 5e-4 moves the
-    query, key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256, where LoRA r=4 moves
-    them by 9.6e-2. At the budget of LoRA r=4 it hardly trains unless its own learning rate is tuned.
+    Start (reference code): the head-size factor zero, the d-sized one uniform in ±1/√rank, the others uniform
+    in ±√(6/rank). So steps shrink as the rank grows: for ViT-B one Adam step at rate 5e-4 moves the query,
+    key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256, where LoRA r=4 moves them
+    by 9.6e-2. At the budget of LoRA r=4 it hardly trains unless its own learning rate is tuned.
     """
 
     name: ClassVar[str] = "lorta"
     title: ClassVar[str] = "LoRTA"
     projections: ClassVar[tuple[str, ...]] = ("query", "key", "value", "output")
-    #: Of the reference code, on CoLA; on MRPC its head has 4e-3.
+    #: The head's learning rate in the reference code for CoLA. For MRPC it is 4e-3.
     published_lr: ClassVar[float | None] = 1e-2
     published_head_lr: ClassVar[float | None] = 1e-3
     published_scale: ClassVar[float | None] = 1.0
 
-    #: alpha, divided by the rank. 1 in the reference code.
+    #: LoRA's alpha. It is divided by the rank. 1 in the reference code.
     scale: Scale = 1.0
-    #: `reference`: the d-sized factor is the output, and the input is split over heads, as only the input of
-    #: the output projection really is. `output_heads`: the other way round, which suits query, key and value.
-    #: In both, channel = head · head size + j. Where heads · head size is not d, shapes leave one way only,
-    #: with both values: heads on the output of query, key and value, and on the input of the output
-    #: projection.
+    #: The side that is split into heads; channel = head · head size + j. `reference`: the input; the output
+    #: is the d-sized factor. That matches real heads for the output projection only. `output_heads`: the
+    #: output, which matches query, key and value. If heads · head size is not d, both values mean the only
+    #: possible way: heads on the output of query, key and value, and on the input of the output projection.
     orientation: Literal["reference", "output_heads"] = "reference"
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
@@ -49,7 +48,7 @@ class LoRTA(OneRank, StackedMethod):
         return (*sides, geometry.layers, len(self.projections))
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """r · (d + h + H + L + 4)."""
+        """Counts r · (d + h + H + L + 4)."""
         return rank * sum(self.shape(geometry))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
@@ -66,7 +65,7 @@ class _AttentionTensor(Parametrisation):
         rank = method.resolved_rank
         self.scale = method.scale / rank
         sites = geometry.sites(method.projections)
-        #: The sites whose input is split over heads, and not their output.
+        #: The sites whose input, not output, is split over heads.
         self.split_inputs = {
             site
             for site in sites
@@ -78,7 +77,7 @@ class _AttentionTensor(Parametrisation):
         for factor, bound in zip(factors, bounds, strict=True):
             if bound:
                 nn.init.uniform_(factor, -bound, bound, generator=generator)
-        # The method has no weights: those of the container are ones, and not trained.
+        # The method has no CP weights, so the container's are ones and not trained.
         self.tensor = CPTensor(
             torch.ones(rank), [nn.Parameter(factor) for factor in factors], shape=shape, rank=rank
         )
@@ -87,7 +86,7 @@ class _AttentionTensor(Parametrisation):
     def contract(self) -> Contracted:
         undivided, channels, heads, layers, projections = self.tensor.factors
         split = khatri_rao(heads, channels)
-        # A site is a layer and a projection, and has the row of both of them as its diagonal.
+        # A site's diagonal is the product of the rows of its layer and its projection.
         diagonals = (khatri_rao(layers, projections) * self.scale).unsqueeze(1)
         return Contracted(
             [undivided.T, split.T],

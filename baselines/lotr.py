@@ -15,28 +15,28 @@ from methods.validation import Scale
 
 
 class LoTR(OneRank, StackedMethod):
-    """y = W·x + b + scale/rank · left·M·right·x: left and right are shared, and each weight has its M (r, r).
+    """y = W·x + b + scale/rank · left·M·right·x: left and right are shared, M (r, r) is the weight's own.
 
-    Left and right start N(0, 1), and every M at zero (reference code). There is no dropout and no bias there.
+    Start (reference code): left and right N(0, 1), every M zero. There is no dropout and no bias.
     """
 
     name: ClassVar[str] = "lotr"
     title: ClassVar[str] = "LoTR"
     projections: ClassVar[tuple[str, ...]] = ("query", "value")
 
-    #: Divided by the rank, as alpha is in LoRA. 1 in the reference code.
+    #: LoRA's alpha. It is divided by the rank. 1 in the reference code.
     scale: Scale = 1.0
     #: `joint`: query and value are one tensor (d, 2·L, H·h). `separate`: each has a tensor (d, L, H·h).
     tensors: Literal["joint", "separate"] = "joint"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """(d + H·h)·r for each tensor, and 2·L·r²."""
+        """Counts (d + H·h)·r for each tensor, and 2·L·r²."""
         ends = geometry.hidden + geometry.attention_width
         tensors = 1 if self.tensors == "joint" else 2
         return tensors * ends * rank + 2 * geometry.layers * rank**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """d or H·h, of which right and left are bases."""
+        """The larger of d and H·h, since right and left are bases of these dimensions."""
         return (max(geometry.hidden, geometry.attention_width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -44,7 +44,7 @@ class LoTR(OneRank, StackedMethod):
 
 
 class _SharedEnds(Parametrisation):
-    """The tensors, each as a tensor train, which a Tucker-2 tensor of three modes is too."""
+    """The tensors. Each is held as a tensor train, since a Tucker-2 tensor of three modes is one."""
 
     def __init__(self, method: LoTR, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()

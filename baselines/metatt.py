@@ -19,16 +19,16 @@ from methods.trains import chain, train_count
 class MetaTT(OneRank, Targeted, CutMethod):
     """y = W·x + b + scale · ΔW·x, where ΔW is a slice of a tensor train; all inner ranks are `rank`.
 
-    `4d`: the modes are input, layer, projection, output, in this order. `5d`: the output is cut into heads
-    and their channels. No reference code was found, so that what the paper's accessible text leaves open is
-    our choice, and no result here reproduces the paper: the order of 5D's modes, the start (first core zero,
-    the others rectangular identities for every layer and projection), a scale that is not divided by the
-    rank, which projections are adapted by default, and what weights of unequal shapes take (as all methods
-    that stack matrices have it). 5D has as many heads as its widest slice needs.
+    `4d`: the modes are input, layer, projection, output, in this order. `5d`: the output is split into heads
+    and their channels. No reference code was found, so no result here reproduces the paper. Where the paper's
+    accessible text is silent, these are our choices: the order of 5D's modes, the start (first core zero, the
+    others rectangular identities for every layer and projection), a scale not divided by the rank, the
+    projections adapted by default, and the slices of weights of unequal shapes (as in all stacking methods).
+    5D has as many heads as its widest slice needs.
 
-    With `cuts`, sweeps over the bonds truncate by SVDs, as the paper's rank-adaptive training does (inspired
-    by DMRG), and leave each bond a rank of its own. When they sweep, that bonds share one budget, and that
-    AdamW's moments are taken along, is our choice as well.
+    With `cuts`, sweeps over the bonds truncate by SVDs, as in the paper's rank-adaptive training (inspired by
+    DMRG), and each bond gets its own rank. Our choices are the steps of the sweeps, one budget for all bonds,
+    and transforming AdamW's moments.
     """
 
     name: ClassVar[str] = "metatt"
@@ -60,15 +60,15 @@ class MetaTT(OneRank, Targeted, CutMethod):
         return (geometry.hidden, geometry.layers, len(slices), *outputs)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """(d + H·h)·r + (L + S)·r² for S slices of a layer; in 5D (d + h)·r + (L + S + H)·r².
+        """Counts (d + H·h)·r + (L + S)·r² for S slices of a layer; in 5D (d + h)·r + (L + S + H)·r².
 
-        With an MLP, H·h is max(d, H·h), and H is ⌈max(d, H·h) / h⌉.
+        With an MLP, H·h is replaced by max(d, H·h), and H by ⌈max(d, H·h) / h⌉.
         """
         return train_count(self.shape(geometry), rank)
 
     @property
     def cut_names(self) -> tuple[str, ...]:
-        """The bonds of the train, by the modes beside them."""
+        """The bonds of the train, each named by its two neighbouring modes."""
         outputs = ("output",) if self.modes == "4d" else ("head", "head_size")
         names = ("input", "layer", "projection", *outputs)
         return tuple(f"{left}-{right}" for left, right in pairwise(names))
@@ -84,7 +84,7 @@ class MetaTT(OneRank, Targeted, CutMethod):
         return train_count(self.shape(geometry), ranks)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """d or the width of a slice, of which the ends are bases."""
+        """The larger of d and a slice's width, since the ends are bases of these dimensions."""
         return (max(geometry.hidden, self.slices(geometry).width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -96,10 +96,10 @@ class _OneTrain(Parametrisation):
         super().__init__()
         self.scale, self.layers = method.scale, geometry.layers
         self.slices = method.slices(geometry)
-        #: H·h where `output` takes its slice transposed: the train's last core is then its down.
+        #: H·h if `output` uses its slice transposed (the last core is then its down factor), otherwise 0.
         self.turned = geometry.attention_width if turned(geometry) else 0
         first, *middle, last = method.shape(geometry)
-        # All bonds begin with one rank.
+        # All bonds start with the same rank.
         rank, *_ = method.start_ranks(geometry)
         identities = [torch.eye(rank).unsqueeze(1).repeat(1, size, 1) for size in middle]
         cores = [torch.zeros(1, first, rank), *identities, torch.eye(rank, last).unsqueeze(-1)]

@@ -15,7 +15,7 @@ from baselines.peft_method import AdapterClass, PeftMethod
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
 
-#: Initial triplets as a multiple of the final ones (section 4.1).
+#: Initial triplets as a multiple of the final ones (AdaLoRA, section 4.1).
 PEAK = 1.5
 
 #: Fields of peft's configuration that are counted in optimizer steps, with the smallest value of each.
@@ -25,18 +25,18 @@ STEP_FIELDS = {"tinit": 0, "tfinal": 0, "deltaT": 1}
 class AdaLoRAAdapter(PeftAdapter):
     """ΔW = alpha / (init_r + 1e-5) · B·diag(E)·A for each site, with peft's schedule and masks.
 
-    peft masks by setting entries of E to zero, and keeps all of A, B and E in training. Once the pattern is
-    final, `parameter_count` and `state` cover the remaining triplets alone. A fresh adapter that loads such a
-    state has them in its first places.
+    peft prunes by setting entries of E to zero, and keeps all of A, B and E in training. Once the pattern is
+    final, `parameter_count` and `state` cover the remaining triplets only. A fresh adapter that loads such a
+    state has them in its first positions.
     """
 
-    #: Which triplets of each site remain. None until that is final.
+    #: The mask of remaining triplets of each site. None until pruning has ended.
     _kept: dict[Site, Tensor] | None = None
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         for layer in self._adapted.values():
-            # The divisor of the update, which peft makes a trained parameter where it casts one.
+            # The divisor of the update, which peft turns into a trained parameter when it casts it.
             layer.ranknum[NAME].requires_grad_(False)  # type: ignore[index]
         self._parameters = self._trained()
 
@@ -45,9 +45,10 @@ class AdaLoRAAdapter(PeftAdapter):
         self._own_config.total_step = steps
 
     def extra_loss(self) -> Tensor:
-        """orth_reg_weight times the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ over all sites (eq. 4, as peft has it).
+        """orth_reg_weight times the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ over all sites (eq. 4, as in peft).
 
-        peft adds it to the loss of a model that has been given labels; here the loss is the harness's own.
+        peft adds this term only to the loss of a model that is given labels; here the harness computes the
+        loss.
         """
         squares = [
             gram
@@ -60,7 +61,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return weight * torch.stack(far).mean()
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Scores the triplets and prunes as peft does; the optimizer's state stays as it is."""
+        """Scores the triplets and prunes as peft does. The optimizer's state is unchanged."""
         tuner: Any = self.tuner
         tuner.update_and_allocate(step)
         config = self._own_config
@@ -82,7 +83,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return sum(int(kept.sum()) * sizes[site] for site, kept in self._kept.items())
 
     def final_ranks(self) -> dict[str, list[int]]:
-        """The remaining triplets in every layer of each projection."""
+        """The number of remaining triplets in every layer of each projection."""
         ranks: dict[str, list[int]] = {}
         for site in self.bases:
             left = self._own_config.init_r if self._kept is None else int(self._kept[site].sum())
@@ -90,7 +91,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return ranks
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        """A site of which nothing is left has one triplet of weight zero."""
+        """The remaining triplets as factors. A site with none left has one triplet of weight zero."""
         factors = {}
         for site in self.bases:
             layer: Any = self._adapted[site]
@@ -111,9 +112,9 @@ class AdaLoRAAdapter(PeftAdapter):
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a full state, or one from which training pruned triplets.
+        """Loads a full state, or a state from which training pruned triplets.
 
-        Raises UserError for names, and for shapes that are neither.
+        Raises UserError for wrong names, and for shapes of neither kind of state.
         """
         full: int = self._own_config.init_r
         filled, ranks = dict(state), dict.fromkeys(self.bases, full)
@@ -138,7 +139,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return tuner.peft_config[NAME]
 
     def _places(self) -> dict[str, tuple[Site, int]]:
-        """The site of each parameter, and the axis of its triplets."""
+        """The site of each parameter, and the axis that counts its triplets."""
         axes: dict[int, tuple[Site, int]] = {}
         for site in self.bases:
             layer: Any = self._adapted[site]
@@ -148,9 +149,9 @@ class AdaLoRAAdapter(PeftAdapter):
 
 
 def check_schedule(config: Mapping[str, Any], steps: int) -> None:
-    """Raises UserError unless the optimizer steps hold the warm-up, a phase of pruning and the end."""
+    """Raises UserError unless the steps are enough for warm-up, pruning and the final phase."""
     tinit, tfinal = config.get("tinit", 0), config.get("tfinal", 0)
-    # The last pruning is by importances that earlier steps measured.
+    # The last pruning uses importances measured in earlier steps.
     least = tfinal + max(tinit + 1, 2)
     if steps < least:
         raise UserError(
@@ -160,7 +161,7 @@ def check_schedule(config: Mapping[str, Any], steps: int) -> None:
 
 
 class AdaLoRA(PeftMethod):
-    """A rank of `rank` on average at the end of training, pruned from `config.init_r` triplets a site.
+    """AdaLoRA: `config.init_r` triplets per site at the start, pruned to `rank` per site on average.
 
     A triplet is a row of A, a column of B and their weight. `init_r` is 1.5 · rank by default, rounded up.
     """
@@ -187,11 +188,11 @@ class AdaLoRA(PeftMethod):
 
     @property
     def initial_rank(self) -> int:
-        """The triplets of a site at the start."""
+        """The number of triplets of a site at the start."""
         return int(self.config.get("init_r", math.ceil(PEAK * self.resolved_rank)))
 
     def _check_start(self) -> None:
-        """Raises UserError unless a training has triplets to prune."""
+        """Raises UserError unless there are triplets to prune."""
         if self.initial_rank <= self.resolved_rank:
             raise UserError(
                 f"peft's ADALORA ends with a rank of {self.resolved_rank} on average, which should be below "
@@ -203,15 +204,15 @@ class AdaLoRA(PeftMethod):
         return (max(min(geometry.shape(name)) for name in self.projections),)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """rank · Σ (in + out + 1) over the sites, as it is at the end."""
+        """Counts rank · Σ (in + out + 1) over the sites, the number at the end of training."""
         return rank * sum(_triplet(geometry, site) for site in geometry.sites(self.projections))
 
     def peak_count(self, geometry: Geometry) -> int:
-        """The same with all of the initial triplets."""
+        """Counts the parameters of all initial triplets."""
         return self.count_at(geometry, self.initial_rank)
 
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
-        """The same with a rank for every site, in the form of `Adapter.final_ranks`."""
+        """Counts the parameters with a rank for every site, in the form of `Adapter.final_ranks`."""
         sites: dict[str, list[Site]] = {}
         for site in geometry.sites(self.projections):
             sites.setdefault(site.projection, []).append(site)
@@ -225,18 +226,18 @@ class AdaLoRA(PeftMethod):
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         super().check(geometry, projections)
-        # A budget sets a rank that the validator has not seen.
+        # A budget sets the rank after the validator ran.
         self._check_start()
 
     def check_steps(self, steps: int) -> None:
         check_schedule(self.config, steps)
 
     def type_options(self, targets: Mapping[str, Site]) -> dict[str, Any]:
-        # A training says how many steps it has; until then the schedule is the shortest that peft takes.
+        # Training sets the number of steps. Until then, use the shortest schedule that peft accepts.
         shortest = self.config.get("tinit", 0) + self.config.get("tfinal", 0) + 1
         return {"init_r": self.initial_rank, "total_step": shortest}
 
 
 def _triplet(geometry: Geometry, site: Site) -> int:
-    """The parameters of a triplet: in + out + 1."""
+    """The number of parameters of a triplet: in + out + 1."""
     return sum(geometry.shape(site.projection)) + 1

@@ -24,11 +24,11 @@ def inject(module: nn.Module, config: Any) -> nn.Module:
 
 
 class PeftAdapter(Adapter):
-    """Injects by peft, then treats the injected layers as ours.
+    """An adapter injected by peft, with our merging, saving and freezing.
 
-    Merging is ours too: peft subtracts what it added, which does not restore the weights bit for bit.
-    `config` makes a peft configuration from the adapted sites by their dotted paths. Raises UserError for
-    a configuration that changes the backbone's own weights.
+    peft merges by adding and unmerges by subtracting, which does not restore the weights bit for bit.
+    `config` makes a peft configuration from the adapted sites by dotted path. Raises UserError for a
+    configuration that changes the backbone's own weights.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class PeftAdapter(Adapter):
         self.config = config
         sites = backbone.geometry.sites(projections)
         super().__init__(backbone, sites)
-        # Copies, since some starts write into the weights themselves (PiSSA, OLoRA).
+        # Copies, since some starts change the weights themselves (PiSSA, OLoRA).
         before = {site: (base.weight.data, base.weight.data.clone()) for site, base in self.bases.items()}
-        # peft starts its layers from the global generator: lend it ours, then give it back untouched.
+        # peft draws from the global generator: give it our generator's state, then restore the global one.
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -54,7 +54,7 @@ class PeftAdapter(Adapter):
             raise
         for site in sites:
             self.install(site, backbone.module.get_submodule(backbone.path(site)))
-        # Injection freezes everything that is not peft's, the head included.
+        # Injection freezes everything else, including the head.
         for parameter in backbone.head.parameters():
             parameter.requires_grad_(True)
         self._widen()
@@ -64,7 +64,7 @@ class PeftAdapter(Adapter):
             raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
 
     def _widen(self) -> None:
-        """Converts peft's tensors to float32 if it made them like weights below that."""
+        """Converts peft's tensors to float32 if peft made them in a lower precision, like the weights."""
         own = {id(base) for base in self.bases.values()}
         for layer in self._adapted.values():
             for module in layer.modules():
@@ -86,9 +86,9 @@ class PeftAdapter(Adapter):
 
     @torch.no_grad()
     def delta(self, site: Site) -> Tensor:
-        """Probed with the identity: exact for every layer that is linear in its input.
+        """Computes the update from the identity matrix: exact for every layer linear in its input.
 
-        Raises UserError for other layers, for which no weight could stand.
+        Raises UserError for other layers, since no weight is equivalent to them.
         """
         weight, _ = self._probe(site)
         return weight - self.bases[site].weight
@@ -116,7 +116,7 @@ class PeftAdapter(Adapter):
             del self.backbone.module.peft_config
 
     def _restore(self, before: dict[Site, tuple[Tensor, Tensor]]) -> None:
-        """Detaches, and restores weights from (tensor, copy of its values) for each site."""
+        """Detaches, and restores the weights of each site from (tensor, copy of its values)."""
         for site, (weight, copy) in before.items():
             self.bases[site].weight.data = weight.copy_(copy)
         self.detach()
@@ -126,7 +126,7 @@ class PeftAdapter(Adapter):
         layer, base = self._adapted[site], self.bases[site]
         training = layer.training
         layer.eval()
-        # Less than float32 would round an update as small as most are to nothing.
+        # In lower precision than float32, rounding would erase most updates.
         stored = {name: parameter.data for name, parameter in base.named_parameters()}
         for parameter in base.parameters():
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -149,7 +149,7 @@ class PeftAdapter(Adapter):
 
 
 def _lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
-    # Variants of LoRA (DoRA, say) keep its parameters but not its update.
+    # Variants of LoRA such as DoRA have LoRA's parameters but another update.
     if type(layer).__module__ != "peft.tuners.lora.layer" or NAME in layer.lora_variant:
         raise NotLowRank(f"peft's {type(layer).__module__.split('.')[-2]} has no low-rank factors")
     if layer.lora_B[NAME].bias is not None:

@@ -13,18 +13,18 @@ from baselines.peft_method import AdapterClass, PeftMethod
 from methods.backbone import Geometry, Site
 from methods.errors import NotLowRank, UserError
 
-#: Fields of peft's configuration that say what is shared: (default, smallest value).
+#: Fields of peft's configuration that control sharing, with (default, smallest value).
 SHARED_FIELDS = {"stride_A": (1, 1), "num_B": (2, 2)}
 
-#: Why no weight stands for the update, and an example's outputs depend on its batch.
+#: Why no weight is equivalent to the update, and an example's outputs depend on its batch.
 BY_BATCH = "Lily's router averages over all tokens of a batch, so that an output depends on its whole batch"
 
 
 class LilyAdapter(PeftAdapter):
     """y += scaling · Σ pₖ·Bₖ·A·x with p = softmax(router·A·x), averaged over the tokens of the batch.
 
-    peft shares A and B among layers whose names end alike. Here the backbone's sites decide, so that all
-    kinds of backbones share alike.
+    peft shares A and B among layers by their names. Here sharing follows the backbone's sites, so that it is
+    the same for all kinds of backbones.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -41,16 +41,16 @@ class LilyAdapter(PeftAdapter):
         self._parameters = self._trained()
 
     def delta(self, site: Site) -> Tensor:
-        """Raises NotLowRank: the update is another for every batch."""
+        """Raises NotLowRank, since the update differs between batches."""
         raise NotLowRank(BY_BATCH)
 
     def merge(self) -> None:
-        """Raises UserError: the update is another for every batch."""
+        """Raises UserError, since the update differs between batches."""
         raise UserError(f"peft's LILY cannot be merged: {BY_BATCH}")
 
 
 class Lily(PeftMethod):
-    """A of `config.stride_A` neighbouring layers and `config.num_B` matrices B of a projection are shared."""
+    """Lily: `config.stride_A` neighbouring layers share A, a projection has `config.num_B` matrices B."""
 
     adapter_class: ClassVar[AdapterClass] = LilyAdapter
     whole_numbers: ClassVar[Mapping[str, int]] = {name: least for name, (_, least) in SHARED_FIELDS.items()}
@@ -61,7 +61,7 @@ class Lily(PeftMethod):
     type: Literal["LILY"] = "LILY"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B for each projection."""
+        """Counts ⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B for each projection."""
         stride, number = (self.config.get(name, default) for name, (default, _) in SHARED_FIELDS.items())
         total = 0
         for projection in geometry.having(self.projections):

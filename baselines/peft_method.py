@@ -1,4 +1,4 @@
-"""Methods of the `peft` package: the options, counts and fits that its types share."""
+"""The base class of peft's methods: their options, counts and fits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from methods.skeleton import Skeleton
 #: The fields of peft's configurations that set an adapter's size; a type has at most one of them.
 SIZE_FIELDS = ("r", "n_frequency")
 
-#: Fields that the harness sets, or that would make a comparison on the same sites unfair.
+#: Fields of peft's configurations that a suite may not set, and why or what to use instead.
 RESERVED = {
     "target_modules": "use targets",
     "modules_to_save": "the head is trained beside every adapter",
@@ -41,7 +41,7 @@ RESERVED = {
     "use_asa": "it wants a call after every step, which is not made here",
 }
 
-#: Starts of LoRA, by the first letters of `init_lora_weights`, that the training loop cannot provide.
+#: Prefixes of `init_lora_weights` that the training loop does not support, and why.
 REFUSED_STARTS = {
     "corda": "it needs a pass over data first",
     "eva": "it needs a pass over data first",
@@ -52,12 +52,12 @@ REFUSED_STARTS = {
 }
 
 
-#: A field named `type` hides the builtin inside of the classes.
+#: Alias, because a field named `type` hides the builtin inside the classes.
 AdapterClass = type[PeftAdapter]
 
 
 class PeftMethod(OneRank):
-    """A type of peft with its configuration.
+    """An adapter type of peft, with its configuration.
 
     Parameters are counted by building the adapter on the meta device, except for types with a closed form.
     """
@@ -66,11 +66,11 @@ class PeftMethod(OneRank):
     titled: ClassVar[frozenset[str]] = frozenset({"type", "rank"})
     #: The class of the adapters.
     adapter_class: ClassVar[AdapterClass] = PeftAdapter
-    #: Fields of `config` that are whole numbers, with the smallest value of each.
+    #: Integer fields of `config`, with the smallest value of each.
     whole_numbers: ClassVar[Mapping[str, int]] = {}
 
     type: str
-    #: peft's `r`, or FourierFT's `n_frequency`. None: a budget sets it, or the type has no rank.
+    #: peft's `r`, or `n_frequency` of FourierFT. None: a budget sets it, or the type has no rank.
     rank: PositiveInt | None = None
     #: Fields of peft's configuration class.
     config: dict[str, Any] = Field(default_factory=dict)
@@ -139,7 +139,7 @@ class PeftMethod(OneRank):
                 "give its rank, not a budget"
             )
         # Counting by building is slow, and most counts are linear in the rank: try the linear guess first. On
-        # a tie it is the smaller rank.
+        # a tie take the smaller rank.
         guess = 1 + math.ceil((budget - first) / (second - first) - 0.5)
         with suppress(UserError):
             if guess > 2 and self.count_at(geometry, guess) == first + (guess - 1) * (second - first):
@@ -148,12 +148,12 @@ class PeftMethod(OneRank):
         rank = super().fit(geometry, budget, uneven=uneven).resolved_rank
         with suppress(UserError):
             if count(2 * rank) <= count(rank):
-                # LoKr's count is constant from some rank on, and higher at the ranks just below.
+                # LoKr's count is constant from some rank on, and larger at the ranks just below.
                 rank = nearest(range(1, 2 * rank + 1), count, budget)
         return self.isorank(rank)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The entries of the largest weight: a type may share factors, or count single entries."""
+        """The number of entries of the largest weight: a type may share factors, or train single entries."""
         shapes = [geometry.shape(name) for name in self.projections]
         return (max(map(math.prod, shapes)),) if self.sizeable else ()
 
@@ -161,9 +161,10 @@ class PeftMethod(OneRank):
         return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Parameters at this rank, which types without a rank ignore.
+        """Counts the parameters at this rank. Types without a rank ignore it.
 
-        Builds one layer, and two: parameters that layers share are counted once, the others for each layer.
+        Builds one layer and two layers, since parameters shared by layers count once and the others per
+        layer.
         """
         try:
             options = self.isorank(rank).model_dump_json()
@@ -177,7 +178,7 @@ class PeftMethod(OneRank):
         return self.adapter_class(backbone, self.projections, self.peft_config, generator)
 
     def peft_config(self, targets: Mapping[str, Site]) -> Any:
-        """Builds peft's configuration for sites, given by dotted path. Raises UserError for bad values."""
+        """Builds peft's configuration for sites, by dotted path. Raises UserError for bad values."""
         size = {} if self.size_field is None else {self.size_field: self.rank}
         options = {"target_modules": list(targets), **size, **self.type_options(targets)}
         try:
@@ -186,12 +187,12 @@ class PeftMethod(OneRank):
             raise UserError(f"peft's {self.type} refuses its configuration: {error}") from error
 
     def type_options(self, targets: Mapping[str, Site]) -> dict[str, Any]:
-        """Fields of peft's configuration that this type needs beside its size and its targets."""
+        """The fields of peft's configuration that this type needs besides size and targets."""
         return {}
 
     @property
     def peft_type(self) -> str:
-        """The type under peft's own name."""
+        """The type by peft's own name."""
         return self.type
 
     @property
@@ -203,7 +204,7 @@ class PeftMethod(OneRank):
 
 @cache
 def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int:
-    """Counts the trained parameters of a method, given as JSON, by building it for a geometry."""
+    """Counts a method's trained parameters by building it on a geometry. `options` is JSON."""
     method = kind.model_validate_json(options)
     config = method.peft_config({str(site): site for site in geometry.sites(method.projections)})
     try:
@@ -211,7 +212,7 @@ def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int
             with torch.device("meta"):
                 tuner = inject(Skeleton(geometry), config)
         except (NotImplementedError, RuntimeError):
-            # A few types look at values while they build, for which the meta device has no memory.
+            # A few types read values while they are built; the meta device has none.
             tuner = inject(Skeleton(geometry), config)
     except Exception as error:  # whatever peft raises, the configuration is what the user can mend
         raise UserError(

@@ -1,4 +1,4 @@
-"""The method `peft`: any type of the package that puts adapters on linear layers."""
+"""The method `peft`: any type of the package with adapters on linear layers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from methods.backbone import Geometry, Site
 from methods.base import Method
 from methods.errors import UnknownNameError
 
-#: Types that need more of a training loop or of a backbone than peft's layers.
+#: Types with their own class, because peft's layers alone are not enough for them.
 OWN_CLASSES: dict[str, type[PeftMethod]] = {"ADALORA": AdaLoRA, "LILY": Lily}
 
-#: Names that the field uses for a LoRA with one of its switches on.
+#: Common names for a LoRA with one option set.
 SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "DORA": ("LORA", {"use_dora": True}),
     "RSLORA": ("LORA", {"use_rslora": True}),
 }
 
-#: Titles of types that the field does not write in capitals.
+#: Titles of types whose common names are not all capitals.
 TITLES = {"DORA": "DoRA", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA"}
 
-#: Types of which every update is a low-rank pair.
+#: Types whose updates are low-rank pairs.
 LOW_RANK = ("LORA", "RSLORA")
 
-#: Types that the training loop would train wrongly, or that are no adapters of linear layers.
+#: Types that our training loop does not support, or that are no adapters of linear layers, and why.
 REFUSED = {
     "ADAPTION_PROMPT": "it adds virtual tokens",
     "CARTRIDGE": "it adds virtual tokens",
@@ -48,7 +48,7 @@ REFUSED = {
     "XLORA": "it mixes adapters that are trained already",
 }
 
-#: Types that draw in every training forward, whatever their configuration says of dropout.
+#: Types that draw random numbers in every training forward, even without dropout.
 DRAWING = {
     "LOHA": "peft's LoHa draws a number at every layer, from the CPU's stream",
     "LOKR": "peft's LoKr draws a number at every layer, from the CPU's stream",
@@ -103,7 +103,7 @@ class Peft(PeftMethod):
         return DRAWING.get(self.type, super().shifts_dropout)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """For LoRA the smaller side of the largest weight, for other types the entries of that weight."""
+        """The smaller side of the largest weight for LoRA; the number of its entries for other types."""
         if self.peft_type != "LORA":
             return super().rank_limits(geometry)
         return (max(min(geometry.shape(name)) for name in self.projections),)
@@ -123,7 +123,7 @@ class Peft(PeftMethod):
 
 @cache
 def peft_types() -> tuple[str, ...]:
-    """The types that put layers on linear layers: no prompts, no prefixes."""
+    """The types that adapt linear layers, without those that add prompts or prefixes."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     fields = {

@@ -1,4 +1,4 @@
-"""QuanTA (NeurIPS 2024, arXiv 2406.00132): a circuit of gates on pairs of axes, of a high rank."""
+"""QuanTA (NeurIPS 2024, arXiv 2406.00132): a circuit of gates on pairs of axes, with high rank."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from methods.sizes import StartKept, Targeted, nearest_fit
 class QuanTA(Targeted, StartKept):
     """y = W·x + b + T(x) - T₀(x), where T applies a full gate to every pair of the axes of x.
 
-    x is cut into `axes`, padded with zeros or cut at its end where these multiply to another size; the output
-    likewise. Pairs of the last axis come first. T₀ is T as it started, frozen: the start is exact (reference
-    code; it folds -T₀ into W, which stays untouched here). A seed brings T₀ back. There is no scale and no
-    dropout. Start: every gate uniform with variance 1/(n·m) for axes n and m.
+    x is reshaped to `axes`, padded with zeros or cut at its end if their product is another size; the output
+    likewise. Pairs with the last axis come first. T₀ is the frozen initial T, so the initial update is
+    exactly zero (the reference code folds -T₀ into W; here W is unchanged). T₀ is recomputed from a seed.
+    Start: every gate uniform with variance 1/(n·m) for axes n and m. There is no scale and no dropout.
     """
 
     name: ClassVar[str] = "quanta"
     title: ClassVar[str] = "QuanTA"
     titled: ClassVar[frozenset[str]] = frozenset({"axes"})
-    #: A size has few factorisations.
+    #: Large, because a size has few factorisations.
     fit_tolerance: ClassVar[float] = 0.25
     not_low_rank: ClassVar[str] = "QuanTA's update has a high rank"
-    #: Of the reference code, on DROP.
+    #: The learning rate in the reference code for DROP.
     published_lr: ClassVar[float | None] = 1e-4
 
-    #: The sizes of the axes. A single one: as many axes of it as the larger side of the largest weight needs.
+    #: The sizes of the axes. A single size is repeated as often as the largest side of a weight needs.
     axes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)
 
     @property
@@ -56,7 +56,7 @@ class QuanTA(Targeted, StartKept):
         return self.with_size((rank,))
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
-        """The axes. Raises UserError while they are free, and for a single one that cannot make up a size."""
+        """The axes. Raises UserError while they are free, or if a single size does not fit the weights."""
         if self.axes is None:
             raise UserError(f"{self.label}: axes are free; give them, or a budget")
         if len(self.axes) > 1:
@@ -64,14 +64,14 @@ class QuanTA(Targeted, StartKept):
         return equal_axes(self.label, self.axes[0], self._largest(geometry))
 
     def count(self, geometry: Geometry) -> int:
-        """Sites · Σ (n·m)² over the pairs of axes."""
+        """Counts Σ (n·m)² over the pairs of axes, for every site."""
         sites = geometry.layers * len(self.adapted(geometry))
         return sites * sum((n * m) ** 2 for n, m in combinations(self.shape(geometry), 2))
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """The axes with the nearest count among those that multiply to the largest weight's larger side.
+        """Sets the axes with the nearest count whose product is the largest side of a weight.
 
-        Where that has a prime factor above 7, to the next larger number that has none (our rule).
+        If that side has a prime factor above 7, the product is the next larger number without one (our rule).
         """
         choices = [self.with_size(axes) for axes in quanta_axes(self._largest(geometry))]
         return nearest_fit(self.label, choices, geometry, budget)
@@ -88,7 +88,7 @@ class _Circuit(Addition):
     def __init__(self, axes: tuple[int, ...], out: int, generator: torch.Generator) -> None:
         super().__init__()
         self.axes, self.out = axes, out
-        #: Positions of each gate's axes, that nearer the end last.
+        #: The two axes of each gate, in ascending order.
         self.pairs = [(q, p) for p in reversed(range(len(axes))) for q in reversed(range(p))]
         self.draw_seed(generator)
         sides = [axes[q] * axes[p] for q, p in self.pairs]

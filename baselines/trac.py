@@ -1,4 +1,4 @@
-"""TRAC (ICLR 2026, github.com/BangguoYe/TRAC): LoRA of tensor trains that layers share, under controllers."""
+"""TRAC (ICLR 2026, github.com/BangguoYe/TRAC): LoRA as tensor trains that layers share, with controllers."""
 
 from __future__ import annotations
 
@@ -16,42 +16,41 @@ from methods.validation import Scale
 
 
 class TRAC(OneRank, Targeted, LowRankMethod):
-    """y = W·x + b + scale/rank · B·A·dropout(x); A (rank, in) and B (out, rank) are open trains of three
-    cores.
+    """y = W·x + b + scale/rank · B·A·dropout(x); A (rank, in) and B (out, rank) are trains of three cores.
 
-    The first core is a layer's own, the second is random, frozen and shared by all layers of a projection,
-    the third is trained and shared by them, and each layer scales its left rank and its mode by vectors, the
-    controllers. Start (reference code): normal cores, controllers one, B's third core zero, so that the first
-    step moves only that.
+    Each layer has its own first core. All layers of a projection share the second core, which is random and
+    frozen, and the third, which is trained. Each layer scales the third core's left rank and its mode by
+    vectors, the controllers. Start (reference code): normal cores, controllers one, B's third core zero, so
+    that the first step changes only that core.
     """
 
     name: ClassVar[str] = "trac"
     title: ClassVar[str] = "TRAC"
-    #: Of the reference code, on GLUE.
+    #: The learning rate in the reference code for GLUE.
     published_lr: ClassVar[float | None] = 1e-3
     published_scale: ClassVar[float | None] = 32.0
 
-    #: alpha, divided by the rank. 32 in the reference code, where the rank is 16.
+    #: LoRA's alpha. It is divided by the rank. 32 in the reference code, which uses rank 16.
     scale: Scale = 32.0
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    #: What scales: the controllers themselves, as in the reference's library, or their softmax times their
+    #: The scaling: the controllers themselves, as in the reference's library, or their softmax times their
     #: number, as in its README. Both are one at the start.
     controllers: Literal["plain", "softmax"] = "plain"
 
     def cores(self, geometry: Geometry) -> dict[str, tuple[TRACCores, TRACCores]]:
-        """Those of A and B, of every projection."""
+        """The cores of A and of B for every projection."""
         shapes = self.adapted(geometry).items()
         return {
             name: (trac_cores(in_, output=False), trac_cores(out, output=True)) for name, (out, in_) in shapes
         }
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Σ over both sides of every projection: L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r."""
+        """Counts Σ (L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r) over both sides of every projection."""
         sides = [side for pair in self.cores(geometry).values() for side in pair]
         return sum(geometry.layers * side.own + side.inner[1] * side.modes[2] * rank for side in sides)
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """Σ ρ₁·n₂·ρ₂ over both sides of every projection. A seed brings them back."""
+        """Counts Σ ρ₁·n₂·ρ₂ over both sides of every projection. A seed recomputes these cores."""
         return sum(side.frozen for pair in self.cores(geometry).values() for side in pair)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
@@ -79,7 +78,7 @@ class _SharedCores(OwnPairs):
                 made.mode = nn.Parameter(torch.ones(geometry.layers, 1, modes[2], 1))
                 middle = torch.empty(left, modes[1], right)
                 self.register_buffer(f"middle_{name}_{side}", middle, persistent=False)
-                # The reference counts the rank as a fourth mode of the shared cores.
+                # The reference code treats the rank as a fourth mode of the shared cores.
                 self.stds[f"{name}_{side}"] = std ** (1 / 4) / right**0.5
                 nn.init.normal_(made.first, std=std ** (1 / 3) / left**0.5, generator=generator)
                 if side == "A":
@@ -101,7 +100,7 @@ class _SharedCores(OwnPairs):
         return self.contracted(downs, ups)
 
     def _matrices(self, side: str) -> Tensor:
-        """(layers, n₁·n₂·n₃, r) of one side of a projection."""
+        """The matrices (layers, n₁·n₂·n₃, r) of one side of a projection."""
         cores, middle = self.sides[side], self.get_buffer(f"middle_{side}")
         ranks: Tensor = cores.get_parameter("ranks")
         mode: Tensor = cores.get_parameter("mode")

@@ -15,16 +15,16 @@ from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
 from methods.trains import Trains, TrainsOfSites, chain
 from methods.validation import Scale
 
-#: The reference draws what it decomposes from this seed, whatever the run's.
+#: The seed of the matrix that the reference code decomposes, independent of the run's seed.
 DECOMPOSED_SEED = 42
 
 
 class TTLoRA(TrainsOfSites, LowRankMethod):
-    """y = W·x + b + scale · ΔW·x, with ΔW a tensor train of its own; all inner ranks are `rank`.
+    """y = W·x + b + scale · ΔW·x, with ΔW its own tensor train; all inner ranks are `rank`.
 
-    The scale is not divided by the rank, which is that of ΔW too: the bond between input and output modes is
-    where it comes apart into a low-rank pair. Start (reference code): uniform cores of norm one, so that the
-    update is not zero: in RoBERTa-base's shape its norm is about 0.3 a matrix. There is no dropout there.
+    The scale is not divided by the rank. ΔW has this rank too: at the bond between input and output modes it
+    splits into a low-rank pair. Start (reference code): uniform cores of norm one, so that the update is not
+    zero: for RoBERTa-base its norm is about 0.3 per matrix. There is no dropout.
     """
 
     name: ClassVar[str] = "tt_lora"
@@ -32,15 +32,14 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
     published_lr: ClassVar[float | None] = 5e-3
     published_scale: ClassVar[float | None] = 16.0
 
-    #: alpha, 16 in the reference code, where the rank is 5.
+    #: LoRA's alpha. 16 in the reference code, which uses rank 5.
     scale: Scale = 16.0
-    #: The reference has two forwards of the same cores that disagree. `contraction`, which it trains: the
-    #: first core has the fastest digit of the input's index. `reconstruction`: the leading cores are the
-    #: output, and all digits in normal order; of a weight that is not square it is no train over input and
-    #: output, and refused.
+    #: The reference code has two forwards of the same cores that disagree. `contraction`, which it trains:
+    #: the first core has the fastest digit of the input's index. `reconstruction`: the leading cores are the
+    #: output, and all digits are in normal order; it exists for square weights only.
     form: Literal["contraction", "reconstruction"] = "contraction"
-    #: `decomposed`: the train nearest to one kaiming-uniform matrix for all sites of a shape, drawn from the
-    #: seed 42 (reference code). `zero`: as published, but with the last core at zero (ours).
+    #: `decomposed`: the approximation of one kaiming-uniform matrix for all sites of a shape, drawn from seed
+    #: 42 (reference code). `zero`: as published, but with the last core zero (our addition).
     start: Literal["published", "decomposed", "zero"] = "published"
 
     @classmethod
@@ -92,9 +91,9 @@ class _WholeTrains(OwnPairs):
         return self.contracted(downs, ups)
 
     def _pair(self, cores: list[Tensor], modes: Modes) -> tuple[Tensor, Tensor]:
-        """(layers, r, in) and (layers, out, r)."""
+        """Returns the pair (layers, r, in) and (layers, out, r) of the trains."""
         inputs = modes[0]
-        # (layers, leading channels, r) and (layers, r, trailing channels).
+        # Shapes: (layers, leading channels, r) and (layers, r, trailing channels).
         left, right = chain(cores[: len(inputs)]).squeeze(1), chain(cores[len(inputs) :]).squeeze(-1)
         if not self.contracting:
             return right, left

@@ -1,6 +1,6 @@
-"""The `Method` interface, what all methods share, and TensLoRA.
+"""The `Method` interface, the code that methods share, and TensLoRA.
 
-Each name is imported when it is first used: most of them need torch, errors and the list of names do not.
+Each name is imported on first use: most of them need torch, but errors and the list of names do not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The base class of adapters: freeze, merge, detach, save. And modules with frozen parts."""
+"""The base class of adapters, with merging, detaching and saving, and modules with frozen parts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from methods.backbone import Backbone, Site
 from methods.errors import RoundedMerge, UserError
 
-#: The name under which a backbone's module holds trained parameters that are in none of its layers.
+#: The submodule of a backbone's module for trained parameters that belong to none of its layers.
 REGISTERED = "adapter"
 
 
 class Adapter(ABC):
     """The trainable part that a method put on a backbone.
 
-    Building one freezes the whole backbone but its head. While it is on and not merged, the backbone's module
-    has every trained parameter among its own, once. `detach` puts every module and every `requires_grad` back
-    as it was. Raises UserError for a backbone that has an adapter already.
+    Building an adapter freezes the whole backbone except its head. While the adapter is on and not merged,
+    the backbone's module lists every trained parameter once among its own parameters. `detach` puts every
+    module and every `requires_grad` back as it was. Raises UserError for a backbone that already has an
+    adapter.
     """
 
     def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
@@ -47,7 +48,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters, head excluded. One that several sites share is there once."""
+        """The trained parameters, head excluded. A parameter shared by several sites appears once."""
 
     @abstractmethod
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -65,14 +66,14 @@ class Adapter(ABC):
         return {}
 
     def kept(self) -> dict[str, Tensor]:
-        """The tensors in `state` beside the parameters: frozen ones, and seeds for `remake`."""
+        """The tensors that `state` holds besides the parameters: frozen tensors, or their seeds."""
         return {}
 
     def remake(self) -> None:  # noqa: B027 - most have nothing to make
-        """Makes the frozen tensors that are not `kept`, bit for bit, from those that are."""
+        """Recomputes, bit for bit, the frozen tensors that are not in `kept` from those that are."""
 
     def delta(self, site: Site) -> Tensor:
-        """The update of the site's weight, shape (out, in), scale included. For checks and analysis."""
+        """Returns the update of the site's weight, shape (out, in), scale included."""
         down, up = self.factors()[site]
         return up @ down
 
@@ -82,53 +83,53 @@ class Adapter(ABC):
             yield site, up @ down
 
     def begin_training(self, steps: int) -> None:  # noqa: B027 - most plan nothing
-        """Plans a training of this many optimizer steps. Called once before it.
+        """Prepares for a training run of `steps` optimizer steps. Called once before the first step.
 
         Raises UserError if the method needs more steps.
         """
 
     def extra_loss(self) -> Tensor | None:
-        """The method's own term of the training loss. None for most methods.
+        """Returns the method's own term of the training loss. None for most methods.
 
-        A training loop adds it to its loss before the backward. Evaluations leave it out.
+        A training loop adds this term to its loss before the backward pass. Evaluations leave it out.
         """
         return None
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 - most do nothing
-        """Acts after an optimizer step, counted from 1. Called while the gradients are still there.
+        """Acts after an optimizer step, counted from 1. Called while the gradients still exist.
 
-        A method that changes the shape of a parameter sets its `data` and leaves the parameter itself in
-        place, drops its gradient, and says in its docstring what it does with the optimizer's state of it.
+        A method that changes the shape of a parameter assigns the parameter's `data`, keeps the parameter
+        object, drops its gradient, and documents what happens to the parameter's optimizer state.
         """
 
     @property
     def settled(self) -> bool:
         """Whether the adapter has its final size.
 
-        Only such a state may be selected: an earlier one could exceed the budget.
+        Only a state of the final size may be selected, since an earlier state could exceed the budget.
         """
         return True
 
     def final_ranks(self) -> dict[str, list[int]]:
-        """The ranks left after training cut some. Empty if it cuts none.
+        """The ranks left after training cut ranks. Empty if training cuts none.
 
-        Modes and bonds map to [rank]; projections map to one rank per layer. `Method.count_left` counts
-        their parameters.
+        Modes and bonds map to [rank]; projections map to one rank per layer. `Method.count_left` counts the
+        parameters of these ranks.
         """
         return {}
 
     @property
     def parameter_count(self) -> int:
-        """The number of trained parameters that training has not cut, head excluded."""
+        """The number of trained parameters, head excluded, without those that training has cut."""
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def core(self) -> list[nn.Parameter]:
-        """The cores of tensors among the parameters (see `Method.has_core`)."""
+        """The parameters that are cores of tensors (see `Method.has_core`)."""
         return []
 
     @property
     def frozen_count(self) -> int:
-        """The number of frozen numbers of the adapter's own."""
+        """The number of entries in the adapter's own frozen tensors."""
         return sum(tensor.numel() for tensor in self.frozen().values())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -141,12 +142,12 @@ class Adapter(ABC):
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Promises that no parameter changes inside, so that forwards share one contraction."""
+        """Context in which no parameter may change, so that all forwards inside share one contraction."""
         yield
 
     @contextmanager
     def part(self, start: int, stop: int, total: int) -> Iterator[None]:
-        """Declares the forward inside as the examples `start` to `stop` of a batch of `total`, in order.
+        """Context for a forward of the examples `start` to `stop` of a batch of `total` examples, in order.
 
         An adapter with its own dropout then drops the same entries as in a forward of the full batch.
         """
@@ -159,10 +160,10 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Adds the update to the backbone's weights and puts its plain layers back in the forward.
+        """Adds the update to the backbone's weights and takes the adapter's layers out of the forward.
 
         The original tensors are kept, so that `unmerge` restores them bit for bit. Weights below float32 take
-        the sum rounded once, and a `RoundedMerge` warns of the rounding error.
+        the sum rounded once, and a `RoundedMerge` warning states the rounding error.
         """
         if self.merged:
             return
@@ -181,14 +182,14 @@ class Adapter(ABC):
         rounding.tell()
 
     def unmerge(self) -> None:
-        """Takes a merged update out of the weights, bit for bit. Does nothing if none is merged."""
+        """Restores the weights from before `merge`, bit for bit. Does nothing if no update is merged."""
         if not self.merged:
             return
         for site, (weight, bias) in self._unmerged.items():
             base = self.bases[site]
             base.weight.data = weight
             base.register_parameter("bias", bias)
-            # The mode may have changed while the adapted layer was out of the tree.
+            # The module may have changed between train and eval while the adapted layer was not part of it.
             adapted = self._adapted[site].train(base.training)
             self.backbone.module.set_submodule(self.backbone.path(site), adapted)
         self._unmerged = {}
@@ -196,7 +197,7 @@ class Adapter(ABC):
             self.register(self._registered)
 
     def detach(self) -> None:
-        """Takes the adapter off: modules, weights and `requires_grad` as they were before `attach`."""
+        """Removes the adapter: modules, weights and `requires_grad` are as they were before `attach`."""
         self.unmerge()
         for site in self._adapted:
             self.backbone.module.set_submodule(self.backbone.path(site), self.bases[site])
@@ -207,14 +208,14 @@ class Adapter(ABC):
             parameter.requires_grad_(required_grad)
 
     def install(self, site: Site, module: nn.Module) -> None:
-        """Puts `module` where the site's linear layer is, until `detach`."""
+        """Puts `module` in place of the site's linear layer until `detach`."""
         self.backbone.module.set_submodule(self.backbone.path(site), module)
         self._adapted[site] = module
 
     def register(self, parameters: nn.Module) -> None:
-        """Makes trained parameters outside the installed layers part of the backbone's module.
+        """Adds trained parameters outside the installed layers to the backbone's module.
 
-        So `module.parameters()` and `state_dict` hold them, and `to` moves them.
+        Then `module.parameters()` and `state_dict` include them, and `to` moves them.
         """
         module = self.backbone.module
         module.add_module(REGISTERED, parameters.train(module.training))
@@ -225,7 +226,7 @@ class Adapter(ABC):
             delattr(self.backbone.module, REGISTERED)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the trained parameters and of `kept`, on the CPU and contiguous for safetensors."""
+        """Returns CPU copies of the trained parameters and of `kept`, contiguous as safetensors requires."""
         return {
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in {**self.named_parameters(), **self.kept()}.items()
@@ -255,7 +256,7 @@ class _Rounding:
         self._dtype: torch.dtype | None = None
 
     def add(self, weight: Tensor, delta: Tensor, merged: Tensor) -> None:
-        """Adds the error of a site from its weight, its update and its merged weight."""
+        """Adds the rounding error of one site."""
         if torch.promote_types(merged.dtype, torch.float32) == merged.dtype:
             return
         self._dtype = merged.dtype
@@ -274,17 +275,17 @@ class _Rounding:
 
 
 class PartlyFrozen(nn.Module):
-    """Trained parameters, and frozen tensors as buffers of the module itself.
+    """A module with trained parameters, and with frozen tensors as its own buffers.
 
-    A stored adapter holds the persistent ones; the others `remake` makes from these. Buffers of submodules
-    are none of it: tensorly-torch keeps weights of one in some.
+    A stored adapter holds the persistent buffers; `remake` recomputes the other buffers from them. Buffers of
+    submodules do not count, because tensorly-torch keeps CP weights of one in a buffer.
     """
 
     def remake(self) -> None:
-        """Makes the buffers that are not persistent, bit for bit."""
+        """Recomputes the buffers that are not persistent, bit for bit."""
 
     def frozen(self) -> dict[str, Tensor]:
-        """The frozen tensors by name, without the seeds of others."""
+        """The frozen tensors by name, without seeds."""
         return {name: tensor for name, tensor in self._own() if tensor.is_floating_point()}
 
     def kept(self) -> dict[str, Tensor]:
@@ -293,17 +294,18 @@ class PartlyFrozen(nn.Module):
         return {name: tensor for name, tensor in self._own() if name in persistent}
 
     def draw_seed(self, generator: torch.Generator) -> None:
-        """Registers a seed, which `remake` draws from by `seeded` or `draw`."""
+        """Draws and registers the seed from which `seeded` and `draw` make frozen tensors."""
         self.register_buffer("seed", torch.randint(2**62, (), generator=generator))
 
     def seeded(self) -> torch.Generator:
-        """A generator of the CPU, at the beginning of the seed's stream: the same on every device."""
+        """Returns a CPU generator at the beginning of the seed's stream, the same on every device."""
         return torch.Generator().manual_seed(int(self.get_buffer("seed")))
 
     @torch.no_grad()
     def draw(self, fill: Callable[..., Any]) -> None:
-        """Fills the frozen tensors from the seed, one after another: `fill(tensor, generator=…)` as those of
-        torch.nn.init do.
+        """Fills the frozen tensors one after another from the seed.
+
+        `fill(tensor, generator=…)` is called like the functions of `torch.nn.init`.
         """
         generator = self.seeded()
         for tensor in self.frozen().values():
@@ -312,7 +314,10 @@ class PartlyFrozen(nn.Module):
             tensor.copy_(drawn)
 
     def begin_at(self, start: Iterable[Tensor], *, persistent: bool) -> nn.ParameterList:
-        """Keeps tensors as the frozen start of parameters, which it returns. `remake` may fill them first."""
+        """Returns parameters that start at the tensors in `start`, and keeps these as frozen buffers.
+
+        The buffers are persistent or not, as told. `remake` may fill them before the parameters copy them.
+        """
         for index, tensor in enumerate(start):
             self.register_buffer(f"start{index}", tensor, persistent=persistent)
         self.remake()

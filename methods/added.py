@@ -23,10 +23,10 @@ class Addition(PartlyFrozen):
 
 
 class AddedAdapter(Adapter):
-    """`base(x) + addition(x, base(x))` at every site.
+    """Computes `base(x) + addition(x, base(x))` at every site.
 
-    `make` gives the addition of a site from its frozen layer. The method says by `not_low_rank` and
-    `not_mergeable` what the additions are not.
+    `make` builds the addition of a site from its frozen layer. `not_low_rank` and `not_mergeable` are the
+    method's reasons why an addition is no low-rank pair or cannot be merged.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class AddedAdapter(Adapter):
         self.method = method
         self.additions: dict[Site, Addition] = {}
         for site, base in self.bases.items():
-            # Never below float32, where small steps of an optimizer would be lost to rounding.
+            # At least float32: in lower precision, rounding would swallow small optimizer steps.
             dtype = torch.promote_types(base.weight.dtype, torch.float32)
             self.additions[site] = make(site, base).to(base.weight.device, dtype)
             self.install(site, _Added(base, self.additions[site]))
@@ -62,7 +62,7 @@ class AddedAdapter(Adapter):
         raise NotLowRank(self.method.not_low_rank)
 
     def delta(self, site: Site) -> Tensor:
-        """Computed from unit vectors. Raises NotLowRank if no weight stands for the addition."""
+        """Computes the update from unit vectors. Raises NotLowRank if no weight equals the addition."""
         if self.method.not_mergeable:
             raise NotLowRank(self.method.not_mergeable)
         weight = self.bases[site].weight
@@ -74,7 +74,7 @@ class AddedAdapter(Adapter):
         return ((site, self.delta(site)) for site in self.bases)
 
     def merge(self) -> None:
-        """Raises UserError if no change of a weight equals the addition."""
+        """Merges the additions. Raises UserError if no change of a weight equals the addition."""
         if self.method.not_mergeable:
             raise UserError(f"{self.method.label} cannot be merged: {self.method.not_mergeable}")
         super().merge()

@@ -1,4 +1,4 @@
-"""What a method may know of a backbone: its geometry, its sites and where they live."""
+"""The part of a backbone that methods may use: geometry, sites and the paths of their layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROJECTIONS = ("query", "key", "value", "output", "fc1", "fc2")
 #: this order.
 GATED_PROJECTIONS = (*PROJECTIONS[:4], "gate", *PROJECTIONS[4:])
 
-#: What a method can be asked to adapt, by the name that suites use; `gate` only where there is one.
+#: The choices of projections to adapt, by the name that suites use. `gate` counts only in a gated MLP.
 Targets = Literal["qkv", "qkvo", "qkvo+mlp"]
 TARGETS: dict[Targets, tuple[str, ...]] = {
     "qkv": PROJECTIONS[:3],
@@ -46,21 +46,21 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """All that a parameter count needs.
+    """The sizes of a transformer from which parameters are counted.
 
-    Query writes heads · head_size channels, which need not be the hidden size, and output reads them. Key and
-    value write kv_heads · head_size, each of these heads shared by heads / kv_heads query heads.
+    Query writes heads · head_size channels, which may differ from the hidden size, and output reads them. Key
+    and value write kv_heads · head_size channels, and heads / kv_heads query heads share each of these heads.
     """
 
     hidden: int
     heads: int
     layers: int
     mlp: int
-    #: Parameters of the whole encoder, for full fine-tuning; None where nobody counted them.
+    #: Parameters of the whole encoder, for full fine-tuning. None if not counted.
     encoder: int | None = field(default=None, compare=False)
-    #: Heads of key and value. None: as many as of the query.
+    #: Heads of key and value. None: the same as `heads`.
     kv_heads: int = field(default=None, kw_only=True)  # type: ignore[assignment]
-    #: Channels of one head. None: the heads split the hidden size evenly.
+    #: Channels per head. None: the hidden size divided by `heads`.
     head_size: int = field(default=None, kw_only=True)  # type: ignore[assignment]
     #: Whether the MLP has a `gate` beside fc1.
     gated: bool = field(default=False, kw_only=True)
@@ -83,7 +83,7 @@ class Geometry:
 
     @property
     def attention_width(self) -> int:
-        """The channels that query writes and output reads."""
+        """The number of channels that query writes and output reads."""
         return self.heads * self.head_size
 
     @property
@@ -92,11 +92,11 @@ class Geometry:
         return self.having(GATED_PROJECTIONS)
 
     def having(self, projections: Iterable[str]) -> tuple[str, ...]:
-        """Those of the projections that a layer of this shape has: `gate` only where the MLP is gated."""
+        """Drops the projections that such a layer lacks: `gate` without a gated MLP."""
         return tuple(name for name in projections if self.gated or name != "gate")
 
     def sites(self, projections: Iterable[str]) -> list[Site]:
-        """The sites of those of the projections that there are, layer by layer."""
+        """The sites of the given projections, as far as the layers have them, layer by layer."""
         return [Site(layer, name) for layer, name in product(range(self.layers), self.having(projections))]
 
     def shape(self, projection: str) -> tuple[int, int]:
@@ -121,7 +121,7 @@ class Geometry:
 class Backbone(Protocol):
     """A frozen pretrained classifier: `module(**inputs)` returns logits of shape (batch, classes).
 
-    Every site is an `nn.Linear` of its own (fused projections are split on loading).
+    Every site has its own `nn.Linear`; fused projections are split on loading.
     """
 
     @property
@@ -132,7 +132,7 @@ class Backbone(Protocol):
 
     @property
     def head(self) -> nn.Module:
-        """The task head, part of `module`, trained beside every adapter and never counted with it."""
+        """The task head, part of `module`. Trained with every adapter and not counted with it."""
         ...
 
     @property

@@ -15,21 +15,21 @@ from methods.validation import Frozen, identity, validate
 
 
 class Method(Frozen, ABC):
-    """A PEFT method. Its fields are the hyper-parameters, and constructing one does no work.
+    """A PEFT method. Its fields are the hyper-parameters, and building a method does no work.
 
-    A method whose size is still free (with `ranks=None`, for instance) is a template, to which `isorank` and
-    `fit` give a size.
+    A method whose size is still free, such as one with `ranks=None`, is a template. `isorank` and `fit`
+    return it with a size.
     """
 
     #: The name under which the method is registered.
     name: ClassVar[str]
-    #: Raised when the same options give other numbers, so that no old trial matches a new one.
+    #: Increased when the same options give different results, so that old trials do not match new ones.
     version: ClassVar[int] = 1
-    #: Whether a rank or a budget can set the size.
+    #: Whether a suite can set the size by a rank or a budget.
     sizeable: ClassVar[bool] = True
-    #: The authors' learning rate of the adapter, which equal tuning always tries. None if unknown.
+    #: The authors' learning rate for the adapter, which equal tuning always tries. None if unknown.
     published_lr: ClassVar[float | None] = None
-    #: The authors' learning rate of the head. None if it is the adapter's.
+    #: The authors' learning rate for the head. None if it equals the adapter's.
     published_head_lr: ClassVar[float | None] = None
     #: The authors' scale. None if unknown, or if they tuned it per data set.
     published_scale: ClassVar[float | None] = None
@@ -47,7 +47,7 @@ class Method(Frozen, ABC):
     not_mergeable: ClassVar[str] = ""
     #: Why an example's outputs depend on the other examples of its batch.
     depends_on_batch: ClassVar[str] = ""
-    #: Why `count` is approximate: training chooses what it cuts.
+    #: Why `count` is approximate: training chooses which parameters it cuts.
     varying_count: ClassVar[str] = ""
     #: Whether it trains the backbone's own weights, which must then be in float32.
     trains_weights: ClassVar[bool] = False
@@ -55,24 +55,24 @@ class Method(Frozen, ABC):
     fits_head: ClassVar[bool] = False
     #: Whether some parameters are a core, which a recipe may train at its own rate.
     has_core: ClassVar[bool] = False
-    #: Largest relative distance from a budget at which `fit` of a method with several ranks may stay.
+    #: Largest relative distance from the budget that `fit` may leave, for a method with several ranks.
     fit_tolerance: ClassVar[float] = 0.1
-    #: Options that the conformance checks leave as the presets have them.
+    #: Options that the conformance checks do not vary.
     unvaried: ClassVar[frozenset[str]] = frozenset()
     #: Fields that `title` or `size` already show.
     titled: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], where: str) -> Method:
-        """Builds the method, maybe of a subclass. Raises UserError, which begins with `where`."""
+        """Builds the method, or a subclass, from options. Raises UserError that begins with `where`."""
         return validate(cls, options, where)
 
     @classmethod
     def presets(cls) -> Sequence[Self]:
         """Templates that together show every construction of the method, for the conformance checks.
 
-        The checks vary the other options of the first. A method with a required option overrides this.
-        Raises UserError for a required option.
+        The checks vary the remaining options of the first template. A method with a required option overrides
+        this function. Raises UserError for a required option.
         """
         return (validate(cls, {}, f"the preset of method '{cls.name}' (see Method.presets)"),)
 
@@ -86,7 +86,7 @@ class Method(Frozen, ABC):
     def projections(self) -> tuple[str, ...]:
         """The projections that get an update, in the order of the tensor's slices.
 
-        `gate` among them is adapted where a backbone has one.
+        `gate` may be among them; backbones without a gated MLP skip it.
         """
 
     @property
@@ -120,21 +120,21 @@ class Method(Frozen, ABC):
         return self.count(geometry)
 
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
-        """Counts the parameters of the ranks in `Adapter.final_ranks`.
+        """Counts the parameters for the ranks that `Adapter.final_ranks` reports.
 
         Raises UserError if the method has no such ranks.
         """
         raise UserError(f"{self.label}: its training cuts no ranks (got {shown(dict(ranks))})")
 
     def check_steps(self, steps: int) -> None:
-        """Raises UserError if the method needs more optimizer steps."""
+        """Raises UserError if a training run of `steps` optimizer steps is too short for the method."""
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """Counts the adapter's untrained numbers, such as random cores. They are not in `count`."""
+        """Counts the adapter's untrained numbers, such as random cores. `count` does not include them."""
         return 0
 
     def kept_count(self, geometry: Geometry) -> int:
-        """Counts the frozen numbers that a stored adapter holds. A seed restores the others."""
+        """Counts the frozen numbers that a stored adapter holds. The others are recomputed from a seed."""
         return 0
 
     @abstractmethod
@@ -143,9 +143,9 @@ class Method(Frozen, ABC):
 
     @abstractmethod
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """The same method with the ranks whose count is nearest to `budget`, the smaller count on a tie.
+        """The same method with the ranks whose count is nearest to `budget`; the smaller count on a tie.
 
-        `uneven` allows ranks that otherwise are equal to differ by one. Raises UserError if even the
+        `uneven` allows ranks that are equal by default to differ by one. Raises UserError if even the
         smallest ranks exceed the budget.
         """
 
@@ -175,21 +175,21 @@ class Method(Frozen, ABC):
 
     @property
     def revisions(self) -> int:
-        """How often these options alone came to give other numbers.
+        """The number of times that results changed for these options only.
 
-        It is added to `version` in an identity, so that trials of other options keep their ids.
+        The number is added to `version` in an identity, so that trials with other options keep their ids.
         """
         return 0
 
     @property
     def idle(self) -> Set[str]:
-        """Options without effect given the others, such as the place of dropout without dropout."""
+        """The options that have no effect given the others, such as the place of dropout without dropout."""
         return frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change a trial's result: name, version and hyper-parameters.
 
-        Idle options have their default here, so that one trial serves all their values.
+        Options without effect are set to their defaults, so that one trial serves all their values.
         """
         defaults = {name: type(self).model_fields[name].default for name in self.idle}
         hyperparameters = identity(self.model_copy(update=defaults))
@@ -206,11 +206,11 @@ class Method(Frozen, ABC):
         self.count(geometry)
 
     def attach(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
-        """Freezes the backbone (its head excepted) and puts a freshly started adapter on it.
+        """Freezes the backbone except its head and puts a freshly started adapter on it.
 
-        `generator` is a CPU generator: the start is the same on every device. Raises UserError as
-        `check` does, and RuntimeError unless the built adapter has `peak_count` parameters and
-        `frozen_count` frozen numbers.
+        `generator` is a CPU generator: the start is the same on every device. Raises UserError as `check`
+        does, and RuntimeError unless the built adapter has `peak_count` parameters and `frozen_count` frozen
+        numbers.
         """
         self.check(backbone.geometry, backbone.projections)
         adapter = self.put(backbone, generator)
@@ -238,10 +238,10 @@ class Method(Frozen, ABC):
 
 
 def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
-    """Freezes a backbone (its head excepted) and puts an adapter of the method on it, started from a seed.
+    """Freezes a backbone except its head and puts an adapter on it, started from a seed.
 
-    The same seed gives the same start on every device, but not the start of a suite's trial, whose seed feeds
-    several named streams. Raises UserError as `Method.check` does,
-    for instance while the ranks are free.
+    The same seed gives the same start on every device. It does not reproduce a trial of a suite, which
+    derives several named streams from its seed. Raises UserError as `Method.check` does, for instance while
+    the ranks are free.
     """
     return method.attach(backbone, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The capabilities of methods, tried out on a tiny model."""
+"""The capabilities of methods, found by trying a method on a tiny model."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from methods.skeleton import SkeletonBackbone
 
 
 class Capability(StrEnum):
-    """The words under which capabilities are stored and shown."""
+    """A capability, by the word under which it is stored and shown."""
 
-    #: `merge` puts the update into the backbone's weights and changes no output; inference then costs nothing
+    #: `merge` adds the update to the backbone's weights without changing outputs, so that inference costs no
     #: more than without the method.
     MERGES = "merges"
     #: Every update is a low-rank pair.
     EXPORTS = "exports as LoRA"
     #: A fresh adapter changes no output.
     ZERO_START = "exact zero start"
-    #: Training moves biases of the adapted layers too.
+    #: Training also changes biases of the adapted layers.
     BIASES = "trained biases"
-    #: It can be put on a model whose heads of key and value are shared and of a size of their own, and whose
-    #: MLP is gated and of a width that is no multiple of the hidden size.
+    #: It supports shared key and value heads, a head size that does not divide the hidden size, and a gated
+    #: MLP whose width is no multiple of the hidden size.
     UNEQUAL = "unequal shapes"
-    #: Inference costs nothing more than without the method, also where it is not merged.
+    #: Inference costs no more than without the method even if the update is not merged.
     FREE = "no cost unmerged"
     #: An example's outputs depend on the other examples of its batch.
     BATCH = "depends on the batch"
 
 
-#: Head size, number of heads and number of layers differ, as do the projections of a layer.
+#: Query, key, value and output are square; head size, heads and layers are different numbers.
 EVEN = Geometry(hidden=24, heads=3, layers=2, mlp=96, encoder=1)
-#: Key and value have fewer heads, whose size is their own, and the MLP has a gate and a width that is no
-#: multiple of the hidden size.
+#: Key and value have fewer heads, the head size does not divide the hidden size, and the gated MLP's width
+#: is no multiple of the hidden size.
 UNEVEN = Geometry(hidden=24, heads=4, layers=3, mlp=60, encoder=1, kv_heads=2, head_size=5, gated=True)
 #: The rank of methods whose size is free. Capabilities do not depend on it.
 RANK = 2
 
 
 def capabilities(method: Method) -> tuple[Capability, ...]:
-    """The method's capabilities, in the order of `Capability`. Empty if it adapts nothing.
+    """Returns the method's capabilities, in the order of `Capability`. Empty if it adapts nothing.
 
-    Raises whatever the method raises on a tiny model of even shapes.
+    Raises whatever the method raises on the tiny model with square weights.
     """
     sized = method.isorank(RANK) if method.sizeable else method
-    # A skeleton and some starts draw from the global stream, which is the caller's.
+    # The skeleton and some starts draw from torch's global stream; the caller's state must not change.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
         capabilities = _seen(sized)
@@ -64,7 +64,7 @@ def _seen(method: Method) -> set[Capability]:
     x = torch.randn(5, EVEN.hidden)
     plain, layers = backbone.module(x), _layers(backbone)
     adapter = _put(method, backbone)
-    # Layers that a library makes are in training mode, in which some draw.
+    # Layers made by a library start in training mode, where some of them draw random numbers.
     backbone.module.eval()
     if not adapter.named_parameters():
         return set()
@@ -83,7 +83,7 @@ def _seen(method: Method) -> set[Capability]:
 
 
 def _put(method: Method, backbone: SkeletonBackbone) -> Adapter:
-    """Installs an adapter without `attach`, which compares counts: the tiny encoder has none."""
+    """Installs an adapter without `attach`, whose comparison of counts fails for the tiny encoder."""
     method.check(backbone.geometry, backbone.projections)
     return method.put(backbone, torch.Generator().manual_seed(0))
 
@@ -104,7 +104,7 @@ def _layers(backbone: SkeletonBackbone) -> dict[str, str]:
 
 
 def _move(adapter: Adapter) -> None:
-    """Moves the parameters away from their start, where many are zero."""
+    """Moves the parameters away from their initial values, since many of these are zero."""
     for parameter in adapter.named_parameters().values():
         parameter.add_(torch.randn(parameter.shape), alpha=0.1)
 

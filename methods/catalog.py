@@ -1,4 +1,4 @@
-"""The registered methods by name. A method, and torch with it, is imported when it is asked for."""
+"""The registered methods by name. Each method is imported, and torch with it, on first use."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def create(name: str, /, **options: Any) -> Method:
 
 
 def from_identity(identity: Mapping[str, Any]) -> Method:
-    """Builds the method of a stored `Method.identity`. Raises UserError for another version of it."""
+    """Builds the method of a stored `Method.identity`. Raises UserError unless its version is current."""
     if not {"method", "version"} <= identity.keys():
         raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}

@@ -1,4 +1,4 @@
-"""Errors whose message is meant for the user: the command line shows them without a traceback."""
+"""Errors with messages for the user, which the command line shows without a traceback."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any
 
-#: How many characters of a value a message shows.
+#: The number of characters of a value that a message shows.
 SHOWN = 80
 
-#: How alike two names must be, from 0 to 1, for one to be offered in place of the other.
+#: The similarity of names, from 0 to 1, above which a message suggests a name.
 ALIKE = 0.5
 
 
 class UserError(Exception):
-    """Input or surroundings that the user can mend; the message says what and how."""
+    """An error in input or environment that the user can fix. The message says what is wrong and how."""
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: as Python writes it, cut to `SHOWN` characters however large it is."""
+    """A value's repr for a message, cut to `SHOWN` characters."""
     try:
         text = _REPR.repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts
         text = f"<{type(value).__name__}>"
     return cut(text)
 
@@ -37,12 +37,12 @@ def cut(text: str, most: int = SHOWN) -> str:
 
 
 def first_few(items: Sequence[str], most: int, separator: str = ", ") -> str:
-    """The first items and how many more there are."""
+    """The first `most` items, joined, and the number of further items."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return separator.join(items[:most]) + more
 
 
-#: Looks at no more of a value than can be shown.
+#: A repr that reads no more of a value than a message can show.
 _REPR = Repr()
 _REPR.maxlevel = 3
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = SHOWN // 4
@@ -55,12 +55,12 @@ def near_names(name: str, names: Iterable[str], at_most: int = 1) -> list[str]:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The question whether the nearest known name was meant; empty where none is near."""
+    """The question "did you mean …?" with the most similar name. Empty if no name is similar."""
     return "".join(f"did you mean '{near}'?" for near in near_names(name, names))
 
 
 class UnknownNameError(UserError):
-    """A name that is not registered, with the nearest known one."""
+    """An unregistered name. The message suggests the most similar registered name."""
 
     def __init__(self, kind: str, name: str, names: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(names)
@@ -70,15 +70,15 @@ class UnknownNameError(UserError):
 
 
 def too_small(label: str, budget: int, smallest: int, when: str = " with every rank 1") -> UserError:
-    """The error for a budget that even the smallest size exceeds."""
+    """Returns the error for a budget that even the smallest size exceeds."""
     return UserError(
         f"{label}: a budget of {budget:,} parameters is below the smallest possible, {smallest:,}{when}"
     )
 
 
 class RoundedMerge(UserWarning):
-    """Warns that weights below float32 keep a merged update only in part."""
+    """Warns that merging into weights below float32 rounded the update."""
 
 
 class NotLowRank(UserError):  # noqa: N818 - the contract's name
-    """Raised by `factors` of an adapter whose update has no low-rank form."""
+    """Raised by `factors` and `delta` of an adapter whose update has no low-rank form."""

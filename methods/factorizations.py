@@ -1,7 +1,7 @@
-"""Factorised tensors: containers from tensorly-torch, our counts and our contractions.
+"""Factorised tensors: tensorly-torch's containers with closed-form counts and contractions.
 
 The first mode is always the input. Contracting a tensor gives two parts: the input factor as (r, n1), and the
-product of everything else as (n2, ..., nN, r). From these come the low-rank pairs of the forward.
+product of everything else as (n2, ..., nN, r). The low-rank pairs of the forward come from these two parts.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ Init = Literal["orthogonal", "normal", "kaiming_uniform"]
 
 
 def fill(factor: Tensor, init: Init, std: float, generator: torch.Generator) -> None:
-    """Starts a factor in place.
+    """Draws the start of a factor in place.
 
-    `orthogonal` gives orthonormal columns, or rows where these are fewer, `normal` draws with the standard
-    deviation `std` (see `normal_std`), and `kaiming_uniform` draws as a linear layer of torch starts.
+    `orthogonal` gives orthonormal columns, or orthonormal rows if there are fewer rows than columns. `normal`
+    draws with the standard deviation `std` (see `normal_std`). `kaiming_uniform` draws as torch's linear
+    layer.
     """
     if init == "orthogonal":
         nn.init.orthogonal_(factor, generator=generator)
@@ -38,30 +39,30 @@ def fill(factor: Tensor, init: Init, std: float, generator: torch.Generator) -> 
 def normal_std(ranks: Sequence[int], parts: int) -> float:
     """The standard deviation (1 / ∏ √r) ^ (1 / parts) of a normal start.
 
-    A tensor of which every part were drawn with it would have entries of variance one. TensLoRA's reference
-    starts Tucker (N + 1 parts for N modes) and CP (N parts) so; that a tensor train, which it lacks, follows
-    the same rule by its N cores is our choice.
+    With it, a tensor whose parts are all drawn has entries of variance one. TensLoRA's reference code starts
+    Tucker (N + 1 parts for N modes) and CP (N parts) this way. It has no tensor train; applying the rule to
+    its N cores is our choice.
     """
     return math.prod(ranks) ** (-1 / (2 * parts))
 
 
 def cp_limit(shape: Sequence[int]) -> int:
-    """The CP rank with which every tensor of this shape can be written: one component a fibre."""
+    """The CP rank sufficient for every tensor of this shape: the product of all modes but the largest."""
     return math.prod(shape) // max(shape)
 
 
 def khatri_rao(left: Tensor, right: Tensor) -> Tensor:
     """The column-wise Kronecker product of (…, m, r) and (…, n, r).
 
-    It is (…, m·n, r), and row i·n + j is the product of the rows i and j. tensorly has its own, but that also
-    multiplies its result by a mask of one: forward and backward took 1.3 times as long at rank 4, and 7 times
-    at rank 256. And it breaks when other code of the process sets tensorly's backend to numpy.
+    The result is (…, m·n, r), and its row i·n + j is the product of the rows i and j. tensorly's own function
+    also multiplies the result by a mask of ones: forward and backward took 1.3 times as long at rank 4, and 7
+    times at rank 256. It also breaks when other code in the process sets tensorly's backend to numpy.
     """
     return (left.unsqueeze(-2) * right.unsqueeze(-3)).flatten(-3, -2)
 
 
 class Tucker:
-    """Core r1 × … × rN and a factor n × r for each mode (Tucker 1966). A rank may exceed its mode.
+    """A core r1 × … × rN and a factor n × r for each mode (Tucker 1966). A rank may exceed its mode's size.
 
     The core starts at zero.
     """
@@ -71,17 +72,17 @@ class Tucker:
         return tuple(modes)
 
     def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The value of each rank with which every tensor can be written."""
+        """The largest useful value of each rank: sufficient for every tensor of this shape."""
         return tuple(shape)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
-        """The parameters of a tensor, in closed form."""
+        """Counts the parameters of a tensor in closed form."""
         return sum(n * r for n, r in zip(shape, ranks, strict=True)) + math.prod(ranks)
 
     def build(
         self, shape: Sequence[int], ranks: Sequence[int], init: Init, generator: torch.Generator
     ) -> FactorizedTensor:
-        """Builds a container of started parameters, one of which is zero, and so is the tensor."""
+        """Builds a container with started parameters. One of them is zero, so that the tensor is zero."""
         factors = [nn.Parameter(torch.empty(n, r)) for n, r in zip(shape, ranks, strict=True)]
         for factor in factors:
             fill(factor, init, normal_std(ranks, len(shape) + 1), generator)
@@ -92,7 +93,7 @@ class Tucker:
         """Contracts T tensors of one shape to two stacked parts, (T, r, n1) and (T, n2, ..., nN, r)."""
         order = len(tensors[0].shape)
         rest = _stack([tensor.core for tensor in tensors])
-        # The last mode first: modes are ordered large to small, so the tensor grows as late as it can.
+        # From the last mode to the first: large modes come first, so that the product stays small longest.
         for mode in range(order - 1, 0, -1):
             factor = _stack([tensor.factors[mode] for tensor in tensors])
             rest = _mode_product(rest, factor, mode + 1)
@@ -101,9 +102,9 @@ class Tucker:
 
 
 class CP:
-    """A sum of R rank-one tensors, a factor n × R for each mode, weights fixed at one (Hitchcock 1927).
+    """A sum of R rank-one tensors: a factor n × R for each mode, weights fixed at one (Hitchcock 1927).
 
-    The input factor starts at zero, as TensLoRA's reference means it.
+    The input factor starts at zero, as TensLoRA's reference code intends.
     """
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
@@ -136,8 +137,8 @@ class CP:
 class TensorTrain:
     """A chain of cores r₋ × n × r₊ (Oseledets 2011).
 
-    Its order is input, layer, projection, head, and at the end head size or output. The last core starts at
-    zero; the others start as `init` says of matrices (r₋·n, r₊).
+    Its order is input, layer, projection, head, and finally head size or output. The last core starts at
+    zero; `init` draws each other core as a matrix (r₋·n, r₊).
     """
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
@@ -171,14 +172,14 @@ class TensorTrain:
 
 Factorization = Tucker | CP | TensorTrain
 
-#: The ways to factorise a tensor. They have no state: the container of a tensor holds its parameters.
+#: The factorisations by name. They have no state: the tensor's container holds the parameters.
 FACTORIZATIONS: dict[str, Factorization] = {"tucker": Tucker(), "cp": CP(), "tt": TensorTrain()}
 
 Item = TypeVar("Item")
 
 
 def _chain(modes: Sequence[Item]) -> list[Item]:
-    """Modes in the order of a tensor train: the input, then the others backwards."""
+    """Orders modes for a tensor train: the input first, then the others backwards."""
     return [modes[0], *reversed(modes[1:])]
 
 

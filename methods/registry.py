@@ -1,4 +1,4 @@
-"""Registries of names: built-in ones and plug-ins', imported on first use."""
+"""Registries of built-in names and plug-ins, imported on first use."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 
 from methods.errors import UnknownNameError, UserError
 
-#: The prefix of files that an editable install lists in place of its modules.
+#: The prefix of the files that an editable install records instead of its modules.
 FINDER = "__editable__"
 
 
 class Registry:
-    """Maps a name to `module:attribute`, imported only when asked for.
+    """Maps a name to `module:attribute`, imported on first use.
 
-    Plug-ins register in the entry-point group `tensorbench.<kind>s`. A name that is registered twice is
-    refused on use, never picked silently. `check` raises UserError for a target of the wrong kind.
+    Plug-ins register in the entry-point group `tensorbench.<kind>s`. Using a name that is registered twice
+    raises UserError. `check` raises UserError for a target of the wrong kind.
     """
 
     def __init__(self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None]) -> None:
@@ -41,13 +41,13 @@ class Registry:
 
     @property
     def plugins(self) -> list[str]:
-        """The names that plug-ins register."""
+        """The names registered by plug-ins."""
         return sorted(self._plugin_points())
 
     def source_hash(self, name: str) -> str:
-        """Hex sha256 of the source of a name's plug-in. Empty for built-in and unknown names.
+        """Hex SHA-256 of the source of a name's plug-in. Empty for built-in and unknown names.
 
-        Read once per process, which keeps the code that it imported.
+        Computed once per process, because the process keeps the code that it imported.
         """
         points = self._plugin_points().get(name)
         if points and name not in self._sources:
@@ -85,7 +85,7 @@ class Registry:
         return target
 
     def available(self) -> Iterator[tuple[str, Any]]:
-        """Yields every (name, target). Leaves broken plug-ins out with a warning."""
+        """Yields every (name, target). Skips broken plug-ins with a warning."""
         for name in self:
             try:
                 yield name, self.get(name)
@@ -116,9 +116,9 @@ def _package(point: EntryPoint) -> str:
 
 
 def source_hash(point: EntryPoint) -> str:
-    """Hex sha256 over names and contents of a plug-in's Python files. Empty if it has none.
+    """Hex SHA-256 over names and contents of a plug-in's Python files. Empty if there are none.
 
-    All files of the distribution count, since numbers may depend on any of them.
+    All files of the distribution count, since results may depend on any of them.
     """
     files = {name: path for name, path in (_listed(point) or _found(point)).items() if path.is_file()}
     if not files:
@@ -132,7 +132,7 @@ def source_hash(point: EntryPoint) -> str:
 
 
 def _listed(point: EntryPoint) -> dict[str, Path]:
-    """The Python files in the distribution's record."""
+    """The Python files that the distribution's record lists."""
     files = (point.dist.files if point.dist else None) or ()
     return {
         file.as_posix(): Path(str(file.locate()))
@@ -142,7 +142,7 @@ def _listed(point: EntryPoint) -> dict[str, Path]:
 
 
 def _found(point: EntryPoint) -> dict[str, Path]:
-    """The files of the imported module or package, which an editable install does not list."""
+    """The files of the imported module or package, for editable installs, which do not list them."""
     spec = find_spec(point.module.partition(".")[0])
     if spec is None:
         return {}

@@ -1,4 +1,4 @@
-"""Base classes for the size of a method and its projections, and the rank nearest to a budget."""
+"""Base classes for the size and the projections of methods, and the rank nearest to a budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from methods.errors import UserError, too_small
 Choice = TypeVar("Choice")
 Sized = TypeVar("Sized", bound=Method)
 
-#: `Targets`, and query and value alone.
+#: `Targets` and "qv", which is query and value.
 AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
 ANY_TARGETS: dict[str, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
 
@@ -24,8 +24,8 @@ ANY_TARGETS: dict[str, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARG
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
     """The rank in [low, high] with the count nearest to the budget; the smaller count on a tie.
 
-    `count` must not decrease with the rank. If it stops growing, the result is the first rank of that count.
-    The number of calls is logarithmic in the result.
+    `count` must not decrease with the rank. If it stops growing, the result is the first rank with that
+    count. `count` is called a number of times logarithmic in the result.
     """
     below, above = low, low
     while count(above) < budget and (high is None or above < high):
@@ -33,29 +33,29 @@ def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: i
         if count(above) == count(below):
             below, budget = low, count(above)
             break
-    # The first rank that reaches the budget, and the one before it.
+    # Candidates: the first rank that reaches the budget, and the rank below it.
     above = bisect_left(range(below, above), budget, key=count) + below
     return nearest([max(low, above - 1), above], count, budget)
 
 
 def nearest(candidates: Iterable[Choice], count: Callable[[Choice], int], budget: int) -> Choice:
-    """The candidate with the count nearest to the budget; the smaller count, then the first, on a tie."""
+    """The candidate with the count nearest to the budget; on ties the smaller count, then the first."""
     return min(candidates, key=lambda candidate: (abs(count(candidate) - budget), count(candidate)))
 
 
 class OneRank(Method):
-    """A method whose size is a single rank. A subclass states `count_at`."""
+    """A method whose size is a single rank. A subclass defines `count_at`."""
 
     titled: ClassVar[frozenset[str]] = frozenset({"rank"})
-    #: Why a rank above `rank_limits` is impossible. Empty if it is only useless.
+    #: Why a rank above `rank_limits` is impossible. Empty if it is possible but useless.
     rank_bound: ClassVar[str] = ""
 
-    #: None: set by a budget.
+    #: None: a budget sets it.
     rank: PositiveInt | None = None
 
     @abstractmethod
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts the parameters at a rank. Raises UserError for a geometry that cannot be adapted."""
+        """Counts the parameters at a rank. Raises UserError for a geometry that the method cannot adapt."""
 
     @property
     def size(self) -> tuple[int, ...] | None:
@@ -91,15 +91,15 @@ class OneRank(Method):
 
 
 class StartKept(Method):
-    """A method whose adapter keeps a frozen copy of all its parameters as they started."""
+    """A method whose adapter keeps a frozen copy of the initial values of all its parameters."""
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """As many as there are trained parameters."""
+        """The number of frozen entries: the same as the number of trained parameters."""
         return self.count(geometry)
 
 
 class Unsized(Method):
-    """A method of fixed size, which enters every comparison as it is."""
+    """A method of fixed size, which joins every comparison unchanged."""
 
     sizeable: ClassVar[bool] = False
 
@@ -115,7 +115,7 @@ class Unsized(Method):
 
 
 def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget: int) -> Sized:
-    """The choice with the count nearest to a budget; the smaller count on a tie.
+    """Returns the choice with the count nearest to a budget; the smaller count on a tie.
 
     Raises UserError if all choices exceed the budget.
     """
@@ -128,19 +128,19 @@ def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget
 class Targeted(Method):
     """A method with a choice of the projections that it adapts."""
 
-    #: A wider choice differs in nothing but the number of sites and their shapes.
+    #: The conformance checks do not vary `targets`, since a wider choice only adds sites.
     unvaried: ClassVar[frozenset[str]] = frozenset({"targets"})
 
     targets: AnyTargets = "qv"
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
-        """On weights of all shapes."""
+        """One preset that adapts weights of all shapes."""
         return (cls.model_validate({"targets": "qkvo+mlp"}),)
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:
-        """As published."""
+        """The method with the published choice of projections."""
         return (cls(),)
 
     @property

@@ -1,4 +1,4 @@
-"""The linear layers of a geometry, without the rest of a transformer: for counting and trying methods."""
+"""The linear layers of a geometry without the rest of a transformer, to count and try methods on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.backbone import Geometry, Site
 
 
 class Skeleton(nn.Module):
-    """A module for each layer, with a linear layer for each projection under its name."""
+    """A module per layer, with a linear layer per projection under the projection's name."""
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Skeleton(nn.Module):
 
 
 class _Classifier(nn.Module):
-    """A skeleton that computes something with every layer, and a head on it."""
+    """A skeleton whose forward uses every layer, with a classification head."""
 
     def __init__(self, geometry: Geometry, classes: int) -> None:
         super().__init__()
@@ -44,21 +44,21 @@ class _Classifier(nn.Module):
         return logits
 
     def _repeated(self, x: Tensor) -> Tensor:
-        """Each head as often as query heads share it: (batch, heads · head size)."""
+        """Repeats each head for all query heads that share it: (batch, heads · head size)."""
         heads = x.unflatten(-1, (self.geometry.kv_heads, self.geometry.head_size))
         return heads.repeat_interleave(self.geometry.heads // self.geometry.kv_heads, -2).flatten(-2)
 
 
 @dataclass(frozen=True)
 class SkeletonBackbone:
-    """A `Backbone` of random layers in eval mode: enough to put a method on."""
+    """A `Backbone` of random layers in eval mode, sufficient for attaching a method."""
 
     geometry: Geometry
     module: nn.Module
 
     @classmethod
     def random(cls, geometry: Geometry, classes: int = 3) -> SkeletonBackbone:
-        """Drawn from torch's global stream."""
+        """Draws the weights from torch's global stream."""
         return cls(geometry, _Classifier(geometry, classes).eval())
 
     @property

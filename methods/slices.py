@@ -1,9 +1,10 @@
-"""Slices of one shape: how methods that stack matrices take in sites of unequal shapes.
+"""Slices of one shape, by which methods that stack matrices support sites of unequal shapes.
 
 The tensor is that of the model with full attention. Query, key, value and output are one slice each, of the
 hidden size d by the attention's width, where key and value have a head for every query head. The MLP's
 projections are cut into ⌈mlp / d⌉ slices of d × d, gate and fc1 along their output and fc2 along its input;
-the last slice is cut to what is left. `methods.lowrank.StackedMethod` says what a site takes of its slices.
+the last slice is cut to the remaining size. `methods.lowrank.StackedMethod` describes how a site uses its
+slices.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from methods.backbone import MLP, Geometry, Site
 
-#: The projections that are cut along their output, and along their input.
+#: The projections that are sliced along their output, and along their input.
 CUT_OUTPUTS, CUT_INPUTS = ("gate", "fc1"), ("fc2",)
 
 
@@ -29,17 +30,17 @@ class Slices:
 
     @classmethod
     def of(cls, projections: Iterable[str], geometry: Geometry) -> Slices:
-        """The slices of those of the projections that the geometry has."""
+        """The slices of the given projections, as far as the geometry has them."""
         return cls(geometry.having(projections), geometry)
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The slices of each projection."""
+        """The number of slices of each projection."""
         return tuple(mlp_slices(self.geometry) if name in MLP else 1 for name in self.projections)
 
     @property
     def width(self) -> int:
-        """The size of the mode beside the d-sized one: the attention's width, and d at least for an MLP."""
+        """The size of the mode opposite the d-sized one: the attention's width, at least d with an MLP."""
         attention = self.geometry.attention_width
         return max(attention, self.geometry.hidden) if set(self.projections) & set(MLP) else attention
 
@@ -53,36 +54,36 @@ class Slices:
         return range(end - self.counts[index], end)
 
     def split(self, stack: Tensor, dim: int) -> dict[str, Tensor]:
-        """The part of each projection, cut from the dimension that counts slices."""
+        """Splits the dimension that counts slices into one part per projection."""
         return dict(zip(self.projections, stack.split(self.counts, dim), strict=True))
 
 
 def mlp_slices(geometry: Geometry) -> int:
-    """The slices of each projection of the MLP."""
+    """The number of slices of each projection of the MLP."""
     return -(-geometry.mlp // geometry.hidden)
 
 
 def turned(geometry: Geometry) -> bool:
-    """Whether `output`, which has its heads on its input, takes its slice transposed.
+    """Whether `output`, whose heads are on its input side, uses its slice transposed.
 
-    It does where the attention's width is not d: only so the slice's d-sized mode is its output. Where both
-    are d, `output` is a slice like any other, as the methods were published.
+    It does if the attention's width is not d, because only then the slice's d-sized mode must be its output.
+    If both are d, `output` is a slice like any other, as in the published methods.
     """
     return geometry.attention_width != geometry.hidden
 
 
 def cut_inputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
-    """The sites whose input is cut, with the number of slices: `Parametrisation.input_slices`."""
+    """The number of slices of each site with a sliced input, for `Parametrisation.input_slices`."""
     return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_INPUTS}
 
 
 def cut_outputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
-    """The sites whose output is cut, with the number of slices: `Parametrisation.output_slices`."""
+    """The number of slices of each site with a sliced output, for `Parametrisation.output_slices`."""
     return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_OUTPUTS}
 
 
 def joined(projection: str, matrices: Tensor) -> Tensor:
-    """Joins the middles of a projection's slices, (layers, slices, r out, r in), to a matrix per layer.
+    """Joins the middles of a projection's slices, (layers, slices, r out, r in), into one matrix per layer.
 
     Input slices are put side by side, output slices one below the other.
     """
@@ -90,7 +91,7 @@ def joined(projection: str, matrices: Tensor) -> Tensor:
 
 
 def by_site(stacks: Mapping[str, Tensor]) -> dict[Site, Tensor]:
-    """Splits tensors (layers, …) of projections into one for each site."""
+    """Splits stacked tensors (layers, …) of projections into one tensor per site."""
     return {
         Site(layer, name): tensor
         for name, stack in stacks.items()

@@ -31,35 +31,35 @@ VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 class TensLoRA(CutMethod):
     """One of the seven variants: y = W·x + b + scale · ΔW·x, where ΔW is a slice of a factorised tensor.
 
-    One part of the tensor starts at zero (of a Tucker tensor the core). So ΔW starts at zero, and the first
-    step moves only this part.
+    One part of the tensor starts at zero (the core of a Tucker tensor). So ΔW starts at zero, and the first
+    step changes only this part.
 
-    `cuts` are of a Tucker tensor alone: what goes are the least multilinear singular values, those of the
-    HOSVD of the tensor as it is then. All tensors of a variant keep equal ranks.
+    `cuts` apply to Tucker only: training drops the smallest multilinear singular values, computed by the
+    HOSVD of the current tensor. All tensors of a variant keep equal ranks.
     """
 
     name: ClassVar[str] = "tenslora"
     titled: ClassVar[frozenset[str]] = frozenset({"variant", "ranks"})
-    #: Of the reference code, for all tasks.
+    #: The learning rate of the reference code for all tasks.
     published_lr: ClassVar[float | None] = 5e-4
     published_scale: ClassVar[float | None] = 1.0
 
-    #: What is stacked: heads (att), projections (qkv), layers (depth), or a combination.
+    #: The stacked axes: heads (att), projections (qkv), layers (depth), or a combination.
     variant: Variant
-    #: Tucker: one rank for each of `modes`, in their order. CP: one. Tensor train: one for each bond.
-    #: None: a budget sets them.
+    #: Tucker: one rank per mode, in the order of `modes`. CP: a single rank. Tensor train: one per bond.
+    #: None: a budget sets the ranks.
     ranks: tuple[PositiveInt, ...] | None = None
     #: `cp` and `tt` (tensor train) are not in the paper's results.
     factorization: Literal["tucker", "cp", "tt"] = "tucker"
-    #: The paper's are query, key and value. `qkvo+mlp` cuts the MLP's projections into (d, d) slices.
+    #: The paper adapts query, key and value. `qkvo+mlp` cuts the MLP's projections into (d, d) slices.
     targets: Targets = "qkv"
-    #: `aligned`: output channel = head · head size + j, which are the backbone's real heads. `interleaved`:
-    #: channel = j · heads + head, as the reference code unfolds it, so that a slice is spread over all heads.
+    #: `aligned`: output channel = head · head size + j, so that slices are the backbone's real heads.
+    #: `interleaved`: channel = j · heads + head, as in the reference code; a slice spans all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
-    #: How the parts start that do not start at zero; `methods.factorizations` says what each is.
+    #: The start of the parts that do not start at zero (see `methods.factorizations.fill`).
     init: Init = "orthogonal"
-    #: Whether each tensor starts from draws of its own, or all of them from the same ones, as in the
-    #: reference code, which seeds anew for each.
+    #: Whether each tensor has its own random start, or all have the same one, as in the reference code, which
+    #: seeds before each tensor.
     starts: Annotated[Literal["independent", "identical"], Later()] = "independent"
 
     @classmethod
@@ -74,7 +74,7 @@ class TensLoRA(CutMethod):
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:
-        """The paper's seven."""
+        """The seven variants of the paper."""
         return tuple(cls.model_validate({"variant": variant}) for variant in VARIANTS)
 
     @model_validator(mode="after")
@@ -122,12 +122,12 @@ class TensLoRA(CutMethod):
 
     @property
     def revisions(self) -> int:
-        """`init: normal` drew from N(0, 1) at first, which is not the reference's."""
+        """One more for `init: normal`, which at first drew from N(0, 1), unlike the reference code."""
         return super().revisions + (self.init == "normal")
 
     @property
     def idle(self) -> set[str]:
-        """`heads` without a head mode, and `starts` with a single tensor."""
+        """The options without effect: `heads` without a head mode, and `starts` with a single tensor."""
         idle = set()
         if "head" not in self.modes:
             idle.add("heads")
@@ -170,7 +170,7 @@ class TensLoRA(CutMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """The axes that are not stacked, with their sizes. Each combination has its own tensor."""
+        """The axes that are not stacked, with their sizes. Each combination of indices has its own tensor."""
         sizes = self._sizes(geometry)
         return {axis: sizes[axis] for axis in ("layer", "projection") if axis not in self.modes}
 
@@ -204,8 +204,9 @@ class TensLoRA(CutMethod):
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Tucker: a mode's size. CP: what all but the largest mode multiply to. Tensor train: what the modes
-        on the smaller side of a bond multiply to.
+        """Tucker: the size of each mode. CP: the product of all modes but the largest.
+
+        Tensor train: the product of the modes on the smaller side of each bond.
         """
         return FACTORIZATIONS[self.factorization].rank_limits(self.shape(geometry))
 
@@ -216,7 +217,7 @@ class TensLoRA(CutMethod):
         return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """The ranks of `methods.tenslora_ranks`.
+        """Sets the ranks nearest to the budget by the rules of `methods.tenslora_ranks`.
 
         `uneven` lets r(input) be one above r(output) in a Tucker tensor without heads, and the first bonds of
         a tensor train be one above the others.
@@ -238,11 +239,11 @@ class TensLoRA(CutMethod):
 
 
 class _StackedTensors(Parametrisation):
-    """The tensors of one variant, and which slices of which are a site's update.
+    """The tensors of one variant, and the slices that form each site's update.
 
-    The downs are the input factors of the tensors, so that the sites of a tensor share one. Some sites have a
-    down of their own after those: where their slices are of several tensors, and where the heads lie on the
-    input.
+    The down factors are the input factors of the tensors, so that the sites of a tensor share one. Some sites
+    have their own down factor, listed after the shared ones: sites with slices from several tensors, and
+    sites with heads on their input side.
     """
 
     def __init__(self, method: TensLoRA, geometry: Geometry, generator: torch.Generator) -> None:
@@ -260,13 +261,13 @@ class _StackedTensors(Parametrisation):
             self.tensors.append(self.factorization.build(shape, ranks, method.init, generator))
         self.cutting = method.cutting(geometry, TuckerTensors(list(self.tensors)))
         sites, layer_slices = geometry.sites(method.projections), method.slices(geometry)
-        #: Where in the stack of a layer a site's slices are, and of which tensor each of them is.
+        #: The positions of each site's slices in a layer's stack, and the tensor that holds each slice.
         self._positions = {site: layer_slices.positions(site.projection) for site in sites}
         self._sources = {
             site: [self._tensor_of(site.layer, position) for position in positions]
             for site, positions in self._positions.items()
         }
-        #: The heads of the output projection lie on its input, so there the d-sized mode is the output.
+        #: The output projection has its heads on its input side, so its d-sized mode is the output.
         turns = "head" in method.modes or turned(geometry)
         self._turned = {site for site in sites if site.projection == "output" and turns}
         own = itertools.count(len(self.tensors))
@@ -298,7 +299,7 @@ class _StackedTensors(Parametrisation):
             columns = self.geometry.shape(site.projection)[1]
             if site.projection in MLP:
                 parts = [part[: self.geometry.hidden] for part in parts]
-            # The slices of fc2 are of its input, and each has columns of its own in `up`.
+            # fc2 is sliced along its input, and each slice has its own columns in `up`.
             cut_input = site.projection in CUT_INPUTS
             if site in self._turned:
                 ups[site] = inputs[0].T
@@ -314,7 +315,7 @@ class _StackedTensors(Parametrisation):
         return Contracted(downs, ups)
 
     def _by_slice(self, rest: Tensor) -> Tensor:
-        """The product of all but the input factor, as (layer, slice, out, r)."""
+        """Reshapes the product of all but the input factor to (layer, slice, out, r)."""
         names = [*self.axes, *self.method.modes[1:], "rank"]
         rest = rest.unflatten(0, tuple(self.axes.values())) if self.axes else rest.squeeze(0)
         out = [name for name in names if name in ("output", "head_size", "head")]

@@ -1,4 +1,4 @@
-"""Tensor trains (Oseledets 2011): modes, cores, contraction, and methods made of them."""
+"""Tensor trains (Oseledets 2011): modes, cores, contraction, and base classes of methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def balanced(size: int, modes: int) -> tuple[int, ...]:
 
 
 def factorisations(size: int, most: int, low: int = 2) -> Iterator[tuple[int, ...]]:
-    """Yields every list of at most `most` ascending factors of `size`, none below `low`."""
+    """Yields every ascending list of at most `most` factors of `size`, none below `low`."""
     if most:
         yield (size,)
     if most > 1:
@@ -35,23 +35,23 @@ def factorisations(size: int, most: int, low: int = 2) -> Iterator[tuple[int, ..
 
 
 def core_shapes(modes: Sequence[int], ranks: int | Sequence[int]) -> list[tuple[int, int, int]]:
-    """The shape (r₋, n, r₊) of every core. A single rank is that of all bonds."""
+    """The shape (r₋, n, r₊) of every core. A single rank applies to all bonds."""
     inner = (ranks,) * (len(modes) - 1) if isinstance(ranks, int) else tuple(ranks)
     return list(zip((1, *inner), modes, (*inner, 1), strict=True))
 
 
 def train_count(modes: Sequence[int], ranks: int | Sequence[int]) -> int:
-    """The parameters Σ r₋·n·r₊ of a train. A single rank is that of all bonds."""
+    """The number of parameters Σ r₋·n·r₊ of a train. A single rank applies to all bonds."""
     return sum(map(math.prod, core_shapes(modes, ranks)))
 
 
 def bond_limits(modes: Sequence[int]) -> tuple[int, ...]:
-    """For each bond the rank with which every tensor can be written: the size of its smaller side."""
+    """For each bond, the rank sufficient for every tensor: the size of the bond's smaller side."""
     return tuple(min(math.prod(modes[:i]), math.prod(modes[i:])) for i in range(1, len(modes)))
 
 
 def train_limit(modes: Sequence[int]) -> int:
-    """The rank of all bonds with which every tensor of these modes can be written."""
+    """The common rank of all bonds that is sufficient for every tensor with these modes."""
     return max(bond_limits(modes), default=1)
 
 
@@ -65,9 +65,9 @@ def chain(cores: Sequence[Tensor]) -> Tensor:
 
 
 class Trains(nn.Module):
-    """Trains of one shape and rank, `number` of them.
+    """Several tensor trains (`number`) of one shape and rank.
 
-    Core k of all of them is one parameter (number, r₋, n, r₊), so that they are contracted together.
+    Core k of all trains is one parameter (number, r₋, n, r₊), so that they are contracted together.
     """
 
     def __init__(self, number: int, modes: Sequence[int], rank: int) -> None:
@@ -82,14 +82,14 @@ class Trains(nn.Module):
 
     @torch.no_grad()
     def draw_unit(self, generator: torch.Generator) -> None:
-        """Draws uniform cores of norm one."""
+        """Draws uniform cores and scales each to norm one."""
         for core in self.cores:
             nn.init.uniform_(core, -1, 1, generator=generator)
             core.div_(core.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
 
     @torch.no_grad()
     def decompose(self, tensor: Tensor) -> None:
-        """Sets every train to the one nearest to a tensor (`tt_svd`)."""
+        """Sets every train to the approximation of a tensor by `tt_svd`."""
         modes, rank = [core.shape[2] for core in self.cores], self.cores[0].shape[-1]
         for core, nearest in zip(self.cores, tt_svd(tensor, modes, rank), strict=True):
             core.copy_(nearest)
@@ -102,7 +102,7 @@ class Trains(nn.Module):
 
 
 def tt_svd(tensor: Tensor, modes: Sequence[int], rank: int) -> list[Tensor]:
-    """Cores of the train nearest to a tensor by successive truncated SVDs (Oseledets 2011, algorithm 1).
+    """Decomposes a tensor into cores by successive truncated SVDs (Oseledets 2011, algorithm 1).
 
     Cores are padded with zeros if an unfolding has fewer than `rank` singular values.
     """
@@ -118,16 +118,16 @@ def tt_svd(tensor: Tensor, modes: Sequence[int], rank: int) -> list[Tensor]:
 
 
 class TrainsOfSites(OneRank, Targeted):
-    """A method whose updates are made of tensor trains, alike in all layers; all inner ranks are `rank`."""
+    """A method whose updates are tensor trains, alike in all layers. All inner ranks are `rank`."""
 
     @abstractmethod
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
         """The modes of every train of a layer. Raises UserError for a geometry that cannot be adapted."""
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """L · Σ r₋·n·r₊ over the trains of a layer."""
+        """Counts L · Σ r₋·n·r₊ over the trains of a layer."""
         return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The rank with which the largest of the trains' tensors can be written."""
+        """The rank that is sufficient for the largest of the trains' tensors."""
         return (max(map(train_limit, self.trains(geometry))),)

@@ -1,4 +1,4 @@
-"""The base of configurations: readable errors, and the fields that an id covers."""
+"""The base of configurations: readable errors, and the fields that enter an id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from methods.errors import UserError, cut, did_you_mean, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
-#: How many wrong fields are told at once, and how many characters of what is wrong with one.
+#: The largest number of wrong fields in a message, and of characters about each of them.
 MOST_TOLD, MOST_SAID = 12, 600
 
 _LISTS = ("list_type", "tuple_type")
@@ -30,10 +30,10 @@ _MAPPINGS = ("dict_type", "mapping_type", "model_type")
 
 @dataclass(frozen=True)
 class Later:
-    """Marks a field that was added when ids had already been stored, by `Annotated[bool, Later()] = False`.
+    """Marks a field that was added after ids had been stored, by `Annotated[bool, Later()] = False`.
 
-    `before` is what was done before there was a choice; without it, the field's default is. `identity` leaves
-    the field out there, so that the trials of that time keep their ids. Fields without the mark are always
+    `before` is the behaviour before the field existed; by default, the field's default. `identity` leaves the
+    field out if it has that value, so that older trials keep their ids. Fields without the mark are always
     part of an identity.
     """
 
@@ -43,7 +43,7 @@ class Later:
 class Frozen(BaseModel):
     """Base of every configuration: immutable, finite numbers, unknown fields refused.
 
-    Unlike in Python, true and false are no numbers here.
+    Unlike in Python, booleans do not count as numbers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -75,7 +75,7 @@ def _takes_numbers(model: type[BaseModel], field: str) -> bool:
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of: int and None of `tuple[int, ...] | None`."""
+    """The types of which an annotation consists: int and None for `tuple[int, ...] | None`."""
     arguments = get_args(annotation)
     if not arguments:
         yield annotation
@@ -95,18 +95,18 @@ def _one_line(text: str) -> str:
     return text.strip()
 
 
-#: A name for people: in tables, plots and reports, and in no id.
+#: A display name for tables, plots and reports. It enters no id.
 Label = Annotated[str, AfterValidator(_one_line), Field(max_length=80)]
 
-#: More is a slip: float32 ends at 3e38, and an update is squared.
+#: Larger values are mistakes: float32 ends at 3e38, and updates are squared.
 LARGEST_SCALE = 1e9
 
-#: What multiplies an update.
+#: The scale of an update.
 Scale = Annotated[float, AfterValidator(_not_zero), Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE)]
 
 
 def earlier(model: type[BaseModel]) -> dict[str, Any]:
-    """The value before the option existed, for every field marked `Later`."""
+    """The behaviour before a field existed, for every field marked `Later`."""
     return {
         name: field.get_default(call_default_factory=True) if mark.before is ... else mark.before
         for name, field in model.model_fields.items()
@@ -116,17 +116,18 @@ def earlier(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
-    """A written configuration without the named fields that are None.
+    """Drops the named fields that are None from a serialised configuration.
 
-    These fields came later, and stored plans of earlier versions are compared with new ones.
+    These fields are newer than stored plans, with which the result is compared.
     """
     return {key: value for key, value in written.items() if value is not None or key not in names}
 
 
 def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, Any]:
-    """The fields of a configuration that an id covers, as JSON.
+    """The fields of a configuration that enter an id, as JSON.
 
-    All, or those to `include`, except the ones marked `Later` that say what was done before them.
+    Takes all fields, or those in `include`, without those marked `Later` that still have the earlier
+    behaviour.
     """
     before = earlier(type(values))
     shown = {
@@ -140,7 +141,7 @@ def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, An
 def validate(model: type[Model], values: Any, where: str) -> Model:
     """Builds `model` from `values`.
 
-    Raises UserError with a line for each field that is wrong: the field, the value, what would be accepted.
+    Raises UserError with a line for each wrong field: the field, its value and the accepted values.
     """
     try:
         return model.model_validate(values)
@@ -149,9 +150,9 @@ def validate(model: type[Model], values: Any, where: str) -> Model:
 
 
 def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A line for each wrong field, and the number of further ones."""
+    """One line for each wrong field, and the number of further ones."""
     problems = error.errors()
-    # A list of which an item is wrong is to pydantic also too short: only the item is news.
+    # For a list with a wrong item, pydantic also reports it as too short: keep only the item's problem.
     problems = [
         problem
         for problem in problems
@@ -172,7 +173,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return "; ".join([f"unknown field '{field}'", *filter(None, parts)])
     message = cut(_message(problem), MOST_SAID)
     if problem["type"] == "literal_error":
-        # pydantic's "'fp32', 'bf16' or 'auto'": what stands between quotes.
+        # The quoted values in pydantic's "'fp32', 'bf16' or 'auto'".
         expected = problem["ctx"]["expected"].split("'")[1::2]
         message = "; ".join(filter(None, [message, did_you_mean(str(problem["input"]), expected)]))
     if problem["type"] == "missing":
@@ -181,7 +182,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _message(problem: Any) -> str:
-    """The message of a problem, in words of YAML instead of Python."""
+    """The message of a problem in the terms of YAML instead of Python."""
     kind = problem["type"]
     if kind in _LISTS:
         return f"should be a list{_example(problem['input'])}"
@@ -194,7 +195,7 @@ def _message(problem: Any) -> str:
 
 
 def _example(value: Any) -> str:
-    """The list that a single value may have been meant as."""
+    """The list that a single value may have been meant as, for a message."""
     return f", such as [{cut(str(value))}]" if isinstance(value, (str, int, float)) else ""
 
 
@@ -203,7 +204,7 @@ def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 
 def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """The fields that are accepted where `loc` ends; none where the annotations do not tell."""
+    """The fields accepted at the end of the path `loc`. Empty if annotations do not tell."""
     inner = [model]
     for part in loc[:-1]:
         if isinstance(part, int):
@@ -220,7 +221,7 @@ def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str
 
 
 def tag_of(model: type[BaseModel]) -> str:
-    """The tag of a model in a union of several. Messages leave it out."""
+    """The tag of a model in a discriminated union. Messages leave the tag out."""
     return f"({model.__name__})"
 
 

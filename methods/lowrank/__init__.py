@@ -1,8 +1,8 @@
-"""The shared machinery of every method whose update is a low-rank pair for each site.
+"""The machinery shared by all methods whose update is a low-rank pair for each site.
 
-A method states its parameters and how they contract to factors (a `Parametrisation`); everything else, from
-injection to the forward, is here. The factors are contracted once for each forward of the whole backbone, in
-float32 and outside autocast, and no dense update is built.
+A method defines its parameters and their contraction to factors (a `Parametrisation`); injection and forward
+are here. Factors are contracted once per forward of the whole backbone, in at least float32 and outside
+autocast, and no dense update is built.
 """
 
 from methods.lowrank.adapter import LowRankAdapter

@@ -15,16 +15,16 @@ from methods.lowrank.contracted import Contracted, Parametrisation, pair
 from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
 from methods.lowrank.masks import Masks, Part, Place, in_backward
 
-#: Turns the pairs of a parametrisation into those of a backbone's sites.
+#: Converts the contracted pairs of a parametrisation to the shapes of a backbone's sites.
 Fit = Callable[[Contracted, Parametrisation], Contracted]
 
 
 class LowRankAdapter(Adapter):
     """Low-rank pairs on a backbone's sites.
 
-    A hook contracts the factors before each forward of the backbone's module, and another releases them
-    after it, also when it raises. `masks` drop entries at `dropout_at`. `fit` adapts contracted pairs to the
-    shapes of sites.
+    One hook contracts the factors before each forward of the backbone's module, and another releases them
+    after the forward, even if it raises. `masks` drop entries at `dropout_at`. `fit` adapts contracted pairs
+    to the shapes of sites.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LowRankAdapter(Adapter):
     ) -> None:
         super().__init__(backbone, parametrisation.down_of)
         reference = next(backbone.module.parameters())
-        # Never below float32, where small steps of an optimizer would be lost to rounding.
+        # At least float32: in lower precision, rounding would swallow small optimizer steps.
         dtype = torch.promote_types(reference.dtype, torch.float32)
         self.parametrisation = parametrisation.to(device=reference.device, dtype=dtype)
         self.masks = masks
@@ -96,7 +96,7 @@ class LowRankAdapter(Adapter):
             cutting.begin_training(steps)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts ranks if this step is due, and carries AdamW's moments along (`methods.lowrank.cutting`)."""
+        """Cuts ranks if a cut is due at this step (see `methods.lowrank.cutting`)."""
         cutting = self.parametrisation.cutting
         if cutting is not None:
             cutting.after_step(step, optimizer)
@@ -111,7 +111,7 @@ class LowRankAdapter(Adapter):
         return {} if cutting is None else {name: [rank] for name, rank in cutting.named_ranks.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a state, of other ranks too if training cuts them."""
+        """Loads a state. Its ranks may differ if training cuts ranks."""
         cutting, own = self.parametrisation.cutting, self.named_parameters()
         if cutting is not None and own.keys() <= state.keys():
             cutting.take_shapes({own[name]: tuple(state[name].shape) for name in own})
@@ -155,23 +155,23 @@ class LowRankAdapter(Adapter):
         super().detach()
 
     def recontract(self) -> None:
-        """Contracts for a layer that gradient checkpointing runs again during backward.
+        """Contracts for a layer that gradient checkpointing recomputes during the backward pass.
 
-        In its non-reentrant form only the values of the second run matter, since gradients flow through the
-        factors of the first. The reentrant form would send gradients to the factors of the second run, where
-        they would be lost. That raises RuntimeError, and so does a layer that is called outside of its
-        backbone's forward and of any backward.
+        With non-reentrant checkpointing only the values of the recomputation matter, since gradients flow
+        through the factors of the first run. Reentrant checkpointing would send gradients to the recomputed
+        factors, where they would be lost; it raises RuntimeError. A layer called outside its backbone's
+        forward and any backward raises RuntimeError too.
         """
         if not in_backward():
             raise RuntimeError("an adapted layer was called outside the forward of its backbone's module")
-        # Hooks of our own, so that the checkpoint does not take what the contraction saves for the layer's.
+        # Own saved-tensor hooks, so that the checkpoint does not count these tensors as the layer's.
         with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
             contracted = self.contract()
         self._distribute(contracted.each(_value))
         after_backward(self._drop)
 
     def _adapt(self, sites: list[Site], dropout_at: DropoutAt) -> None:
-        """Installs adapted layers on sites that read one activation."""
+        """Installs adapted layers on sites that read the same activation."""
         method = self.parametrisation
         indices = tuple(dict.fromkeys(method.down_of[site] for site in sites))
         shared = SharedInput(
@@ -213,7 +213,7 @@ class LowRankAdapter(Adapter):
             linear.receive(contracted.ups[site], middle, bias)
 
     def _drop(self) -> None:
-        """Releases activations and, unless they are held, factors."""
+        """Releases activations, and factors too unless `hold` is active."""
         for shared in self._inputs:
             shared.forget()
             if not self._holding:
@@ -224,7 +224,7 @@ class LowRankAdapter(Adapter):
 
 
 def _by_input(sites: dict[Site, int]) -> list[list[Site]]:
-    """Groups sites that read one activation."""
+    """Groups sites that read the same activation."""
     groups: dict[tuple[int, object], list[Site]] = {}
     for site in sites:
         sharing = (group for group in (SHARED_INPUT, GATED_INPUT) if site.projection in group)
@@ -238,7 +238,7 @@ def _as_it_is(saved: Tensor) -> Tensor:
 
 
 def _value(factor: Tensor) -> Tensor:
-    """A leaf with the factor's value: the recomputed layer must save what the first run saved."""
+    """Returns the factor's value as a leaf, since a recomputed layer must save the same tensors."""
     value = factor.detach()
     if factor.requires_grad:
         value.requires_grad_().register_hook(_refuse_gradient)
@@ -252,8 +252,8 @@ def _refuse_gradient(_: Tensor) -> None:
 
 
 def after_backward(call: Callable[[], None]) -> None:
-    """Calls `call` once when the backward that this thread runs now has ended, as torch's own DDP does.
+    """Runs `call` once at the end of the backward pass that this thread is running, as torch's DDP does.
 
-    A hook on a tensor would run when the gradient reaches it, while other layers may still be recomputed.
+    A hook on a tensor would run as soon as its gradient arrives, while other layers may still be recomputed.
     """
     torch.autograd.Variable._execution_engine.queue_callback(call)

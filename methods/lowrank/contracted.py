@@ -1,4 +1,4 @@
-"""The parameters of a method and the factors to which they contract."""
+"""Contracted factors of a forward, and the parameters from which they are contracted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from methods.slices import by_site
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix between down and up.
+    """A matrix between a down factor and an up factor.
 
-    `entries` is (r of the up, r of the down). For an output in n slices it holds a matrix for each, one below
-    the other; for an input in n slices, a matrix for each, side by side.
+    `entries` is (r of the up, r of the down). For an output in n slices it holds n such matrices one below
+    the other; for an input in n slices, side by side.
     """
 
     entries: Tensor
@@ -29,10 +29,9 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Diagonal:
-    """A diagonal between a down and an up of one r.
+    """A diagonal between a down factor and an up factor of the same r.
 
-    `entries` is (n, r): a diagonal for each of the n slices of the output or of the input, and only one where
-    neither is cut.
+    `entries` is (n, r): one diagonal for each of n slices of the output or the input, n = 1 without slices.
     """
 
     entries: Tensor
@@ -56,10 +55,10 @@ Middle = Matrix | Diagonal
 
 @dataclass
 class Contracted:
-    """Factors for a forward: `downs[i]` (r, in), `ups[site]` (out, r), `biases[site]` (out,).
+    """The factors of one forward: `downs[i]` (r, in), `ups[site]` (out, r), `biases[site]` (out,).
 
-    An optional `middles[site]` is applied between the two. Slices of an output share one activation, dropout
-    included; results of input slices are summed (see `Parametrisation`).
+    An optional `middles[site]` is applied between down and up. Slices of an output share one activation and
+    its dropout; the results of input slices are summed (see `Parametrisation`).
     """
 
     downs: list[Tensor]
@@ -68,7 +67,7 @@ class Contracted:
     middles: dict[Site, Middle] = field(default_factory=dict)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Contracted:
-        """The same with every tensor changed."""
+        """Applies `change` to every tensor."""
         return Contracted(
             [change(down) for down in self.downs],
             {site: change(up) for site, up in self.ups.items()},
@@ -80,13 +79,13 @@ class Contracted:
 class Parametrisation(PartlyFrozen):
     """A method's trained parameters and their contraction to factors."""
 
-    #: The index in `downs` of each adapted site. Sites that share one compute it once.
+    #: The index of each adapted site's down factor in `downs`. Sites with the same index share its product.
     down_of: dict[Site, int]
-    #: Sites whose `down` applies to each of n input slices, with results side by side. Slices are as wide as
-    #: the down; the last one may be narrower.
+    #: Number of input slices per site. The down factor is applied to each slice, with results side by side.
+    #: Slices are as wide as the down factor; the last one may be narrower.
     input_slices: Mapping[Site, int] = MappingProxyType({})
-    #: Sites whose `up` applies to each of n equal slices of the narrow activation, with results side by side.
-    #: The last result may be cut.
+    #: Number of output slices per site. The up factor is applied to each of n equal slices of the activation
+    #: of width r, with results side by side. The last result may be cut.
     output_slices: Mapping[Site, int] = MappingProxyType({})
     #: Cuts ranks during training. None if ranks stay.
     cutting: Cutting | None = None
@@ -97,14 +96,14 @@ class Parametrisation(PartlyFrozen):
 
 
 class OwnPairs(Parametrisation):
-    """A parametrisation in which every site has a down of its own."""
+    """A parametrisation in which every site has its own down factor."""
 
     def __init__(self, sites: Iterable[Site]) -> None:
         super().__init__()
         self.down_of = {site: index for index, site in enumerate(sites)}
 
     def contracted(self, downs: Mapping[str, Tensor], ups: Mapping[str, Tensor]) -> Contracted:
-        """From the downs (layers, r, in) and the ups (layers, out, r) of each projection."""
+        """Builds the factors from downs (layers, r, in) and ups (layers, out, r) of each projection."""
         of_sites = by_site(downs)
         return Contracted([of_sites[site] for site in self.down_of], by_site(ups))
 
@@ -117,7 +116,7 @@ def pair(
     input_slices: int,
     output_slices: int,
 ) -> tuple[Tensor, Tensor]:
-    """Multiplies a site's middle and slices out. Returns (down, up), shaped (r, in) and (out, r).
+    """Multiplies out a site's middle and slices. Returns (down, up), shaped (r, in) and (out, r).
 
     `shape` is the (out, in) of the site's weight, to which the last slices are cut.
     """

@@ -1,7 +1,7 @@
 """Ranks cut during training: the schedule, the choice of ranks, and the truncated tensors.
 
-Tensors are brought into a form in which a part's singular values are those of the whole tensor. That takes
-factorisations of small parts only, never the tensor itself, in float64 whatever the parameters are.
+Tensors are first orthogonalised, so that the singular values of one part are those of the whole tensor. This
+factorises small parts only, never the whole tensor, always in float64.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from methods.validation import Frozen
 
 Ranks = tuple[int, ...]
 
-#: The state of AdamW for a parameter. Only this is carried through a cut.
+#: AdamW's state keys of a parameter. A cut transforms only AdamW's state.
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
 
 
 class Cuts(Frozen):
-    """A schedule that begins with more parameters than the budget and cuts ranks until it is met.
+    """A schedule that begins with more parameters than the budget and cuts ranks until the budget is met.
 
-    Cuts are spaced evenly from `first` to `last`, both shares of the training's steps; a single one is at
-    `last`. Up to the first is the warm-up, after the last the adapter has its final ranks. After cut i of n
-    the parameters are at most final + (start - final) · (1 - i/n)³, which is AdaLoRA's path (arXiv
-    2303.10512, eq. 12). That a path, and these defaults, suit tensors is our choice.
+    Cuts are spaced evenly from `first` to `last`, both fractions of the training's steps; a single cut is at
+    `last`. Steps before the first cut are the warm-up; after the last cut the adapter has its final ranks.
+    After cut i of n there are at most final + (start - final) · (1 - i/n)³ parameters, which is AdaLoRA's
+    schedule (arXiv 2303.10512, eq. 12). Using that schedule for tensors, and these defaults, is our choice.
     """
 
-    #: The parameters at the start, as a multiple of those at the end.
+    #: The number of parameters at the start, as a multiple of the number at the end.
     start: float = Field(1.5, gt=1, le=100)
-    #: How often ranks are cut.
+    #: The number of cuts.
     times: int = Field(3, ge=1, le=100)
-    #: When, as shares of the steps.
+    #: The first and last cut, as fractions of the steps.
     first: float = Field(0.25, gt=0, lt=1)
     last: float = Field(0.6, gt=0, lt=1)
 
@@ -80,10 +80,10 @@ class Cuts(Frozen):
     def start_ranks(
         self, ranks: Ranks, limits: Sequence[int], count: Callable[[Ranks], int], label: str
     ) -> Ranks:
-        """The ranks of the start: the final budget's in proportion, as large as `start` allows.
+        """The ranks at the start: the final ranks in proportion, as large as `start` allows.
 
         No rank exceeds its limit, and at least one exceeds its value in `ranks`. Raises UserError if the
-        limits allow no larger rank: there would be nothing to cut.
+        limits allow no larger rank, since there would be nothing to cut.
         """
         most, larger_ranks = self.start * count(ranks), ranks
         while growing := [i for i, rank in enumerate(larger_ranks) if rank < limits[i]]:
@@ -112,10 +112,10 @@ def kept_ranks(
 ) -> Ranks:
     """Chooses how many of each descending list of singular values to keep within a budget.
 
-    Repeatedly drops the last value of a list: the one with the smallest square per parameter saved, since
-    the square bounds the loss of squared norm. Ranks above `limits`, which depend on the other ranks, go
-    first at no cost. Then values are taken back while the budget has room, the largest square per parameter
-    first, so that no dropped value would still fit. No rank falls below 1.
+    Repeatedly drops the last value of a list. The value with the smallest square per saved parameter goes
+    first, since the square bounds the loss of squared norm. Ranks above `limits`, which depend on the other
+    ranks, are dropped before all others at no cost. Finally dropped values are taken back while the budget
+    has room, those with the largest square per parameter first. No rank falls below 1.
     """
     ranks = tuple(map(len, spectra))
 
@@ -150,7 +150,7 @@ def kept_ranks(
 class Change:
     """A parameter's value after a cut, and the map from its old gradients to new ones.
 
-    `axes` holds a matrix (new size, old size) for every axis along which gradients are multiplied.
+    `axes` maps an axis to the matrix (new size, old size) that multiplies gradients along it.
     """
 
     parameter: nn.Parameter
@@ -158,11 +158,11 @@ class Change:
     axes: Mapping[int, Tensor]
 
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """Sets the value, drops the gradient, and carries AdamW's moments along.
+        """Sets the value, drops the gradient, and transforms AdamW's moments.
 
-        The mean of gradients is mapped like a gradient. The mean of squares is mapped by squared matrices,
-        which is exact for uncorrelated entries, as Adam's diagonal assumes. Fresh moments would instead
-        restart with full steps in the middle of a schedule. State of other optimizers is dropped.
+        The first moment is mapped like a gradient. The second moment is mapped by squared matrices, which is
+        exact for uncorrelated entries, as Adam's diagonal assumes. Fresh moments would instead restart with
+        full steps in the middle of a schedule. The state of other optimizers is dropped.
         """
         _replace_value(self.parameter, self.value.to(self.parameter).contiguous())
         state = optimizer.state.get(self.parameter)
@@ -180,9 +180,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of tensors, (r,) for each rank in descending order.
+    """The singular values of tensors: a descending (r,) for each rank.
 
-    `cut` gives the parameters of the tensors of which each rank keeps its largest singular values.
+    `cut` truncates the tensors' parameters to the largest singular values of each rank.
     """
 
     values: list[Tensor]
@@ -190,31 +190,31 @@ class Spectrum:
 
 
 class Cuttable(ABC):
-    """The parameters of tensors of one shape that share their ranks."""
+    """Tensors of one shape that share their ranks, with their parameters."""
 
     @property
     @abstractmethod
     def ranks(self) -> Ranks:
-        """The ranks as they are now."""
+        """The current ranks."""
 
     @abstractmethod
     def shapes(self, ranks: Ranks) -> dict[nn.Parameter, tuple[int, ...]]:
-        """The shapes of the parameters with these ranks."""
+        """The shape of each parameter with these ranks."""
 
     @abstractmethod
     def ranks_of(self, shapes: Sequence[tuple[int, ...]]) -> Ranks | None:
-        """The ranks of parameters of these shapes, in the order of `shapes`. None if there are none."""
+        """The ranks of parameters with these shapes, in the order of `shapes`. None if no ranks fit."""
 
     @abstractmethod
     def room(self, ranks: Ranks) -> Ranks:
-        """The largest value of each rank, given the others, with nonzero singular values."""
+        """The largest useful value of each rank given the others: more would add zero singular values."""
 
     @abstractmethod
     def spectrum(self) -> Spectrum:
-        """The singular values now."""
+        """Computes the current singular values."""
 
     def resized(self) -> None:  # noqa: B027 - most keep no note of their shapes
-        """Updates notes of shapes after the parameters changed theirs."""
+        """Updates stored shapes after the parameters changed theirs."""
 
 
 class TuckerTensors(Cuttable):
@@ -264,7 +264,7 @@ class _OrthogonalTucker:
     def __init__(self, tensor: TuckerTensor) -> None:
         self.tensor = tensor
         self.core = tensor.core.detach().double()
-        #: Of every factor an orthonormal basis (n, q), the factor in it (q, r), and its columns' mean size.
+        #: For every factor: an orthonormal basis (n, q), the factor in it (q, r), and its columns' mean size.
         self.bases, self.inside, self.sizes = [], [], []
         for mode, parameter in enumerate(tensor.factors):
             factor = parameter.detach().double()
@@ -325,15 +325,15 @@ class TrainCores(Cuttable):
 
 
 class _OrthogonalTrain:
-    """A train made orthogonal from the left, which a backward sweep truncates bond by bond.
+    """A tensor train made orthogonal from the left. `cut` truncates it bond by bond from the right.
 
-    Oseledets 2011, algorithm 2: the sweep of DMRG without its optimisation.
+    This is Oseledets 2011, algorithm 2.
     """
 
     def __init__(self, cores: Sequence[nn.Parameter]) -> None:
         self.cores = cores
         values = [core.detach().double() for core in cores]
-        #: The orthonormal cores from the left, and the rest (q, r) that each leaves at its bond.
+        #: The left-orthonormal cores, and the triangular factor (q, r) of each at its right bond.
         self.orthogonal, self.rests = [], [values[0].new_ones(1, 1)]
         for value in values:
             carried_core = _times(self.rests[-1], value, 0)
@@ -349,7 +349,7 @@ class _OrthogonalTrain:
         self.values = reversed_values[::-1]
 
     def cut(self, ranks: Ranks) -> list[Change]:
-        """The first core carries the size of the tensor, the others keep their own."""
+        """Truncates the bonds. The first core carries the size of the tensor; the others keep their own."""
         changes: list[Change] = []
         carried = after = self.rests[0].new_ones(1, 1)
         for index in range(len(self.cores) - 1, 0, -1):
@@ -371,23 +371,23 @@ class _OrthogonalTrain:
         return [Change(self.cores[0], first, {2: after}), *changes[::-1]]
 
     def _last(self) -> Tensor:
-        """The last core times the rest of its bond."""
+        """The last core multiplied by the triangular factor of its bond."""
         return _times(self.rests[-1].T, self.orthogonal[-1], 2)
 
 
 @dataclass
 class Cutting:
-    """The cuts of one adapter: when they fall, and to what."""
+    """The cuts of one adapter: their steps and budgets."""
 
     cuts: Cuts
     tensor: Cuttable
     #: The mode or bond of each rank.
     names: Sequence[str]
-    #: The adapter's parameters with these ranks.
+    #: Counts the adapter's parameters for given ranks.
     count: Callable[[Ranks], int]
     #: The largest number of parameters at the end.
     final: int
-    #: The budget of each coming cut by its step.
+    #: The budget of each future cut, by step.
     _due: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -408,7 +408,7 @@ class Cutting:
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts ranks if a cut is due. A training that diverged goes on uncut."""
+        """Cuts ranks if a cut is due at this step. A training run that diverged continues without cuts."""
         budget = self._due.pop(step, None)
         parameters = self.tensor.shapes(self.tensor.ranks)
         if budget is None or not all(bool(parameter.isfinite().all()) for parameter in parameters):
@@ -422,7 +422,7 @@ class Cutting:
 
     @torch.no_grad()
     def take_shapes(self, shapes: Mapping[nn.Parameter, tuple[int, ...]]) -> None:
-        """Gives parameters the shapes of a stored state, if those are shapes of some ranks."""
+        """Resizes parameters to the shapes of a stored state, if some ranks have those shapes."""
         ranks = self.tensor.ranks_of([shapes[parameter] for parameter in self.tensor.shapes(self._largest)])
         if ranks is None or any(rank > most for rank, most in zip(ranks, self._largest, strict=True)):
             return
@@ -437,9 +437,9 @@ class Cutting:
 def _replace_value(parameter: nn.Parameter, value: Tensor) -> None:
     """Gives a parameter a value of another shape, and drops its gradient.
 
-    A loss that is still referenced keeps the node that accumulates the parameter's gradient, and the node
-    keeps the old shape. torch makes a new node only after a change of dtype or device, hence the detour: no
-    parameter is ever below float32.
+    A loss that is still referenced keeps the autograd node that accumulates the parameter's gradient, and
+    this node remembers the old shape. torch makes a new node only after a change of dtype or device. So the
+    value passes through a lower dtype, which no parameter ever has.
     """
     parameter.grad = None
     parameter.data = value.half()
@@ -452,10 +452,10 @@ def _times(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 
 def _size(tensor: Tensor, vectors: int) -> float:
-    """The root mean square length of the vectors that make up a tensor. 1 if all are zero."""
+    """The root mean square norm of the given number of vectors that form a tensor. 1 if all are zero."""
     return float(tensor.norm()) / math.sqrt(vectors) or 1.0
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """Pads singular values with zeros."""
+    """Pads singular values with zeros to `length`."""
     return torch.nn.functional.pad(values, (0, length - len(values)))

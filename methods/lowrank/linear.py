@@ -1,4 +1,4 @@
-"""Adapted layers, and the activations that they share."""
+"""Adapted linear layers, and the activations that several of them share."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
 from methods.lowrank.masks import Place
 
-#: Where dropout sits: on the activation that enters `down`, on the r-wide one that enters `up`, or on the
-#: entries of the update itself, which a training forward then builds (slow: a d×d matrix for each site).
+#: The place of dropout: on the activation that enters `down`, on the activation of width r that enters
+#: `up`, or on the entries of the update, for which training builds a d×d matrix per site (slow).
 DropoutAt = Literal["input", "before_up", "update"]
 
 
 class SharedInput:
-    """The sites of a layer that read one activation, and the down factors that they share.
+    """The down factors of the sites of a layer that read the same activation.
 
     `indices` are the positions of the downs in `Contracted.downs`, and `readers` is the number of sites. The
-    downs apply to each of `input_slices` slices of the activation, or to all of it if that is 0. With
-    `dropout`, training drops entries of the activation. A layer without factors calls `recontract`.
+    downs apply to each of `input_slices` slices of the activation, or to the whole activation if that is 0.
+    With `dropout`, training drops entries of the activation. A layer without factors calls `recontract`.
     """
 
     def __init__(
@@ -39,21 +39,21 @@ class SharedInput:
         self.readers = readers
         self.input_slices = input_slices
         self.dropout = dropout
-        #: The downs, one below the other; None outside a forward of the backbone.
+        #: The down factors, one below the other. None outside a forward of the backbone.
         self.down: Tensor | None = None
-        #: How many rows of it each of the contracted downs has.
+        #: The number of rows of each down factor in `down`.
         self.widths: list[int] = []
         self._input: Tensor | None = None
         self._narrow: tuple[Tensor, ...] = ()
         self._left = 0
 
     def own_down(self, position: int) -> Tensor:
-        """The down (r, in) at a position of `indices`."""
+        """The down factor (r, in) at a position of `indices`."""
         assert self.down is not None
         return self.down.split(self.widths)[position]
 
     def project(self, x: Tensor, training: bool) -> tuple[Tensor, ...]:
-        """Projects x to (N, r) by each down. The first site that reads this x computes it for all."""
+        """Projects x to (N, r) by each down factor. The first site that reads this x computes it for all."""
         if self._input is not x:
             assert self.down is not None
             dropped = self.dropout.drop(x) if self.dropout and training else x
@@ -73,10 +73,11 @@ class SharedInput:
 
 
 class AdaptedLinear(nn.Module):
-    """`base(x) + up(dropout(middle(down(x))))`. Sites that read the same x share the down projection.
+    """A linear layer with an update: `base(x) + up(dropout(middle(down(x))))`.
 
-    `position` is the site's down among those of `shared`. The up makes each of `output_slices` equal slices
-    of the output. Factors exist only during a forward of the backbone.
+    Layers that read the same x share its down projection. `position` is the site's position among the down
+    factors of `shared`. The up factor computes each of `output_slices` equal slices of the output. Factors
+    exist only during a forward of the backbone.
     """
 
     def __init__(
@@ -99,25 +100,25 @@ class AdaptedLinear(nn.Module):
         self.up: Tensor | None = None
         self.middle: Middle | None = None
         self.bias_update: Tensor | None = None
-        # Not a module: the adapter's parameters are not this layer's.
+        # Held in a way that does not register it: the adapter's parameters do not belong to this layer.
         self.shared = shared
 
     def receive(self, up: Tensor, middle: Middle | None, bias_update: Tensor | None) -> None:
-        """Takes the factors of one forward."""
+        """Stores the factors for one forward."""
         self.up, self.middle, self.bias_update = _unregistered(up), middle, _unregistered(bias_update)
 
     def forget(self) -> None:
-        """Lets go of the factors."""
+        """Releases the factors."""
         self.up = self.middle = self.bias_update = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` is (..., in). The update goes into the base's own output, without another pass over it."""
+        """Returns (..., out) for x (..., in). The update is added in place to the base layer's output."""
         if self.up is None:
             self.shared.recontract()
         bias: Tensor | None = self.base.bias
         if self.bias_update is not None:
             bias = self.bias_update if bias is None else bias + self.bias_update
-        # Flat, since autograd would copy gradients for an operation in place on a view.
+        # Two-dimensional, since autograd copies gradients for an in-place operation on a view.
         y = F.linear(x.flatten(0, -2), self.base.weight, bias)
         if self.drops_update and self.training:
             y += self._update_by_entries(x).flatten(0, -2)
@@ -132,7 +133,7 @@ class AdaptedLinear(nn.Module):
         out = y.shape[1]
         if len(up) > out:
             up = up[:out]
-        # In place, autocast does not cast, and on a GPU it has made a sum's result float32.
+        # Autocast does not cast in-place operations, and on a GPU it made a sum's result float32.
         narrow, up = narrow.reshape(-1, up.shape[1]).to(y.dtype), up.to(y.dtype)
         if out % len(up):
             y += F.linear(narrow, up).reshape(len(y), -1)[:, :out]
@@ -144,7 +145,7 @@ class AdaptedLinear(nn.Module):
         up, middle = self.up, self.middle
         assert up is not None
         if isinstance(middle, Diagonal) and self.shared.input_slices <= 1:
-            # The mask commutes with a diagonal, which then also scales what has the fewer entries.
+            # The mask commutes with a diagonal, so the diagonal may scale whichever operand is smaller.
             return middle.scaled(self._dropped(narrow), up)
         if isinstance(middle, Diagonal):
             narrow = middle.summed(narrow)
@@ -166,14 +167,14 @@ class AdaptedLinear(nn.Module):
 
 
 def _unregistered(factor: Tensor | None) -> Tensor | None:
-    """Returns a view of a parameter, which a module does not register as its own."""
+    """Returns a view of a parameter, because a module does not register a view as its own."""
     return factor.view_as(factor) if isinstance(factor, nn.Parameter) else factor
 
 
 def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
     """Applies `weight` to slices of x's last dimension, with results side by side.
 
-    Slices are as wide as the weight; the last one may be narrower. 0 slices leave x uncut.
+    Slices are as wide as the weight; the last one may be narrower. With `slices` 0, x stays whole.
     """
     if not slices:
         return F.linear(x, weight)
@@ -187,9 +188,9 @@ def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
 
 
 def reshaped(result: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`result`, which nothing else holds, in another shape, ready for an operation in place.
+    """Reshapes `result` for an in-place operation. Nothing else may reference `result`.
 
-    To autograd a view is an alias, whose gradient an operation in place would copy. This one it takes for a
-    tensor of its own, as `matmul` has it for its results.
+    For autograd a view is an alias, and an in-place operation on it copies gradients. This function returns a
+    tensor that autograd takes for an independent one, as `matmul` does with its results.
     """
     return torch.ops.aten._unsafe_view(result, shape)

@@ -23,51 +23,51 @@ class Part(NamedTuple):
 class Masks:
     """The dropout of one adapter. It leaves torch's global stream to the backbone.
 
-    Each forward draws a seed for every place where the adapter drops, and a mask is made of its place's seed
-    alone. So a layer that gradient checkpointing runs again in a backward finds the mask of its own forward,
-    whatever was drawn since. A place that runs twice in one forward drops the same entries twice. Where a
-    batch is computed in parts, each finds its examples' share of the mask of the whole.
+    Each forward draws a seed for every place where the adapter drops, and the place's mask depends on this
+    seed alone. So a layer that gradient checkpointing recomputes uses the mask of its own forward, whatever
+    was drawn since. A place that runs twice in one forward drops the same entries twice. If a batch is
+    computed in parts, each part gets its rows of the full batch's mask.
 
-    Only under `torch.compile`, which cannot trace generators, do masks come from the global stream.
+    Only `torch.compile` takes masks from the global stream, because it cannot trace generators.
     """
 
     def __init__(self, probability: float, seed: int) -> None:
         self.probability = probability
         self._seeds = torch.Generator().manual_seed(seed)
         self._places = 0
-        #: Places that drop a weight's entries, not those of examples.
+        #: Places that drop entries of a weight, not of an activation.
         self._of_weights: set[int] = set()
-        #: The part of a batch that the next forwards compute. None for the full batch.
+        #: The part of a batch that the following forwards compute. None for the full batch.
         self.part: Part | None = None
-        #: The seeds of the latest forward: the first part of a batch draws them for all parts.
+        #: The seeds of the latest forward. The first part of a batch draws them for all its parts.
         self._latest: list[int] = []
         self._generators: dict[torch.device, torch.Generator] = {}
         self._running: _Forward | None = None
-        #: Forwards whose graphs are alive.
+        #: Forwards whose autograd graphs still exist.
         self._open: WeakSet[_Forward] = WeakSet()
 
     def place(self, *, of_weight: bool = False) -> Place:
-        """Another place where the adapter drops, entries of activations or of a weight."""
+        """Registers another place that drops entries of activations or, with `of_weight`, of a weight."""
         if of_weight:
             self._of_weights.add(self._places)
         self._places += 1
         return Place(self, self._places - 1)
 
     def begin(self) -> None:
-        """Begins a forward of the backbone."""
+        """Marks the beginning of a forward of the backbone."""
         if not torch.compiler.is_compiling():
             self._running = _Forward(next_node(), self.part)
 
     def end(self) -> None:
-        """Ends a forward of the backbone, also one that raised."""
+        """Marks the end of a forward of the backbone, even if it raised."""
         if self._running is not None:
             self._running.end = next_node()
             self._running = None
 
     def drop(self, x: Tensor, place: int) -> Tensor:
-        """`x` with entries dropped and the others scaled up. A layer that is run again drops what it did.
+        """Drops entries of `x` and scales up the others. A recomputed layer drops the same entries.
 
-        Raises RuntimeError if a recomputed layer's forward is ambiguous.
+        Raises RuntimeError if the forward of a recomputed layer is ambiguous.
         """
         if torch.compiler.is_compiling():
             return F.dropout(x, self.probability)
@@ -80,7 +80,7 @@ class Masks:
         if part is None:
             mask = torch.empty_like(x).bernoulli_(kept, generator=generator)
         else:
-            # Examples may have several rows each, one for every token.
+            # An example may have several rows, one per token.
             rows = len(x) // (part.stop - part.start)
             batch_mask = x.new_empty(part.total * rows, *x.shape[1:]).bernoulli_(kept, generator=generator)
             mask = batch_mask[part.start * rows : part.stop * rows].clone()
@@ -96,10 +96,10 @@ class Masks:
             output.register_hook(forward)
 
     def _forward(self) -> _Forward:
-        """The forward of the current computation."""
+        """The forward to which the current computation belongs."""
         if in_backward():
             return self._recomputed()
-        # Layers may be called by themselves while an adapter holds its factors.
+        # Single layers may be called while an adapter holds its factors.
         forward = _Forward(next_node()) if self._running is None else self._running
         if not forward.seeds:
             if not (forward.part and forward.part.start):
@@ -110,7 +110,7 @@ class Masks:
     def _recomputed(self) -> _Forward:
         node = current_node()
         candidates = [forward for forward in self._open if forward.start <= node < forward.end]
-        # A backbone that runs again as a whole may be any of several that one checkpoint encloses.
+        # If a whole backbone is recomputed, one checkpoint may enclose several forwards of it.
         if len(candidates) != 1 or (self._running is not None and len(self._open) > 1):
             raise RuntimeError(
                 "an adapter with dropout cannot tell which forward a backward computes again; "
@@ -133,9 +133,9 @@ class Place:
 
 @dataclass(eq=False)
 class _Forward:
-    """The seeds of a forward's masks, drawn when it first drops, and the nodes of autograd that it made.
+    """The seeds of a forward's masks, drawn at its first dropout, and its range of autograd nodes.
 
-    Nodes are numbered in the order in which they are made: `start` is the first, `end` one past the last.
+    Nodes are numbered in order of creation: `start` is the first, `end` one past the last.
     """
 
     start: int
@@ -144,23 +144,23 @@ class _Forward:
     seeds: list[int] = field(default_factory=list)
 
     def __call__(self, gradient: Tensor) -> None:
-        """Does nothing: as a hook of a tensor it is held by the graph, and goes with it."""
+        """Does nothing. Registered as a tensor's hook, the object lives exactly as long as the graph."""
 
 
 def in_backward() -> bool:
-    """Whether this thread runs a backward now.
+    """Whether this thread is running a backward pass.
 
-    Public hooks tell when a backward passes some tensor, not whether code is called from inside one, which is
-    what distinguishes a checkpointed layer's second run from a call out of turn.
+    torch's public hooks report when a backward pass reaches some tensor, but not whether code runs inside
+    one. That is the difference between recomputing a checkpointed layer and calling it out of turn.
     """
     return torch._C._current_graph_task_id() != -1
 
 
 def next_node() -> int:
-    """The number that autograd gives to the next node which this thread makes."""
+    """The number that autograd will give to the next node created by this thread."""
     return torch._C._autograd._get_sequence_nr()
 
 
 def current_node() -> int:
-    """The number of the node whose gradient this thread computes now; only inside of a backward."""
+    """The number of the node whose gradient this thread is computing. Valid only inside a backward pass."""
     return torch._C._current_autograd_node()._sequence_nr()

@@ -1,4 +1,4 @@
-"""Base classes of methods with low-rank updates: plain, stacked over sites, and with ranks that are cut."""
+"""Base classes of methods with low-rank updates: plain, stacked over sites, and with cut ranks."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from methods.lowrank.linear import DropoutAt
 from methods.lowrank.masks import Masks
 from methods.validation import Later, Scale
 
-#: The update of a key or value head that several query heads share. `tied`: the mean of their slices, the
-#: nearest to full attention among updates that keep the head shared.
+#: The update of a key or value head that several query heads share. `tied`: the mean of their slices, which
+#: is the nearest shared update to that of full attention.
 #: `cut`: the first kv_heads · head_size rows, as VeRA in peft takes them.
 SharedHeads = Literal["tied", "cut"]
 
 
 class LowRankMethod(Method):
-    """A method whose update of every site is `up @ down`."""
+    """A method whose update is `up @ down` at every site."""
 
-    #: Multiplies the update; not divided by any rank unless the method says so.
+    #: Factor of the update. Not divided by any rank unless the method says so.
     scale: Scale = 1.0
     #: Dropout probability, at `dropout_at`.
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -41,12 +41,12 @@ class LowRankMethod(Method):
 
     @property
     def revisions(self) -> int:
-        """Dropout drew from the backbone's stream before it had one of its own."""
+        """One more with dropout, which once drew from the backbone's stream."""
         return super().revisions + (self.dropout > 0)
 
     @abstractmethod
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        """Builds the parameters at their start, which contracts to zero unless `nonzero_start` says why."""
+        """Builds the parameters at their start. They contract to zero unless `nonzero_start` says why not."""
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         parametrisation = self.parametrise(backbone.geometry, generator)
@@ -54,11 +54,11 @@ class LowRankMethod(Method):
         return LowRankAdapter(backbone, parametrisation, self.masks(generator), self.dropout_at, fit)
 
     def fitting(self, geometry: Geometry) -> Fit | None:
-        """Turns contracted pairs into those of the backbone's sites. None if they match already."""
+        """Returns the converter from contracted pairs to sites. None if the shapes already match."""
         return None
 
     def masks(self, generator: torch.Generator) -> Masks | None:
-        """The adapter's dropout, or None. Drawn after the start, which does not depend on it."""
+        """Returns the adapter's dropout, or None. Drawn after the start, which does not depend on it."""
         if not self.dropout:
             return None
         return Masks(self.dropout, int(torch.randint(2**63 - 1, (), generator=generator)))
@@ -67,8 +67,8 @@ class LowRankMethod(Method):
 class StackedMethod(LowRankMethod):
     """A method that stacks the matrices of several sites in tensors, as slices of one shape.
 
-    `parametrise` builds the tensor of `methods.slices.Slices` and contracts to its pairs. A weight takes the
-    first rows of an up that has more; heads that are shared follow `shared_heads`.
+    `parametrise` builds the tensor of `methods.slices.Slices` and contracts it to pairs. A weight with fewer
+    rows than its up factor takes the first rows. Shared heads follow `shared_heads`.
     """
 
     shared_heads: Annotated[SharedHeads, Later()] = "tied"
@@ -79,13 +79,13 @@ class StackedMethod(LowRankMethod):
 
 @dataclass(frozen=True)
 class Fitting:
-    """Turns the ups of the full-attention model into those of a backbone's sites."""
+    """Converts the up factors of the full-attention model to the shapes of a backbone's sites."""
 
     geometry: Geometry
     shared_heads: SharedHeads
 
     def __call__(self, contracted: Contracted, method: Parametrisation) -> Contracted:
-        """Cuts each up to the rows of its site, or of one slice if the site's output is cut."""
+        """Cuts each up factor to the rows of its site, or of one slice if the site's output is sliced."""
         rows = {
             site: self.geometry.hidden
             if site in method.output_slices
@@ -101,7 +101,7 @@ class Fitting:
         return replace(contracted, ups=contracted.ups | fitted | means)
 
     def _means(self, ups: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Averages ups over the query heads that share a head. An up of several sites is averaged once."""
+        """Averages up factors over the query heads that share a head, once for each distinct up factor."""
         geometry = self.geometry
         different = {id(up): up[: geometry.attention_width] for up in ups.values()}
         if not different:
@@ -115,10 +115,10 @@ class Fitting:
 
 
 class CutMethod(StackedMethod):
-    """A method of tensors with several ranks, which training may cut down to the method's own."""
+    """A tensor method with several ranks, which training may cut down to the method's own ranks."""
 
-    #: Training begins with larger ranks, and cuts those with the smallest singular values until parameters
-    #: fit those of the method's own ranks. None: ranks stay.
+    #: Training begins with larger ranks and drops the smallest singular values until there are no more
+    #: parameters than with the method's own ranks. None: ranks stay.
     cuts: Annotated[Cuts | None, Later()] = None
 
     @property
@@ -140,7 +140,7 @@ class CutMethod(StackedMethod):
         """Counts the adapter's parameters with a rank for each of `cut_names`."""
 
     def start_ranks(self, geometry: Geometry) -> Ranks:
-        """The ranks of a fresh adapter. Raises UserError if training would have none to cut."""
+        """The ranks of a fresh adapter. Raises UserError if `cuts` is set and there is nothing to cut."""
         if self.cuts is None:
             return self.budget_ranks
         counted = partial(self.count_with, geometry)
