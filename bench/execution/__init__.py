@@ -5,33 +5,33 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-# Help imports this module, and so it imports nothing that takes long.
+# `--help` imports this module, so it must import quickly.
 if TYPE_CHECKING:
     from bench.execution.executor import Executor
     from bench.execution.place import Place
     from methods.registry import Registry
 
-#: The executors of this package, by name: the class, and the words of `--help`. A plug-in registers its class
-#: in the entry-point group `tensorbench.executors`.
+#: The built-in executors by name: the class, and its description in `--help`. Plug-ins register a class in
+#: the entry-point group `tensorbench.executors`.
 EXECUTORS = {
     "inline": ("bench.execution.inline:Inline", "this process"),
     "local": ("bench.execution.local:Local", "processes of this machine"),
     "ray": ("bench.execution.ray:RayCluster", "a cluster"),
 }
 
-#: The options of a place that an executor may or may not take.
+#: The fields of a place that only some executors support.
 OPTIONS = ("workers", "slots_per_device", "ray_address", "worker_memory")
 
 
 def executor_help() -> str:
-    """The executors with their words of `--help`."""
+    """The executors and their descriptions, for `--help`."""
     *first, last = [f"{name} ({words})" for name, (_, words) in EXECUTORS.items()]
     return f"{', '.join(first)} or {last}"
 
 
 @cache
 def executors() -> Registry:
-    """The classes of executors by name, those of plug-ins included."""
+    """The registry of executor classes, including plug-ins."""
     from bench.execution.executor import Executor
     from methods.errors import UserError
     from methods.registry import Registry
@@ -46,7 +46,7 @@ def executors() -> Registry:
 def make_executor(place: Place) -> Executor:
     """Makes an executor, not entered yet.
 
-    Raises UserError for an unknown one, an option that it does not take, and whatever its `open` refuses.
+    Raises UserError for an unknown executor, an option that it does not support, and as its `open` does.
     """
     from methods.errors import UserError
 
@@ -65,7 +65,7 @@ def _flag(option: str) -> str:
 
 
 def choose_device(device: str) -> str:
-    """The device to run on. Raises UserError for one that this machine lacks."""
+    """Resolves the device. Raises UserError if this machine lacks it."""
     import torch
 
     from methods.errors import UserError

@@ -1,7 +1,7 @@
 """Drives trials through an executor into the store: claims, starts, results, losses, outages.
 
-Only the driver writes to the store; an executor runs trials and reports events. So every executor has the
-same guarantees, and a worker needs neither the store nor its address.
+Only the driver writes to the store; an executor runs trials and reports events. So all executors give the
+same guarantees, and workers need neither the store nor its address.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ from bench.training.seeding import stream_seeds
 
 Answer = TypeVar("Answer")
 
-#: Seconds between two looks at the claims of other drivers, and between two calls to a store that is away.
+#: Seconds between two reads of other drivers' claims, and between two calls to an unreachable store.
 LOOK = 2.0
 
-#: Seconds that an idle driver waits for a server that is away, and for a file that another process holds. A
-#: missing file does not come back by itself.
+#: Seconds that an idle driver waits for an unreachable server, and for a file locked by another process. It
+#: does not wait for a missing file.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
 
-#: Attempts after the first at a trial that is lost with its worker or node. Its driver makes them by itself.
-#: Failures of the trial itself, and `out of memory`, would come again, and are tried again on request only.
+#: Automatic further attempts at a trial that was lost with its worker or node. Failures of the trial itself,
+#: including `out of memory`, would recur and are retried on request only.
 TIMES = 2
-#: Seconds before the first of them, and how many times as long each waits as the one before.
+#: Seconds before the first further attempt, and the factor by which each delay exceeds the previous one.
 WAIT, GROWTH = 2.0, 10.0
 
 
 def patiently(store: Store, ask: Callable[[], Answer]) -> Answer:
-    """The store's answer, after an outage if need be. Raises StoreError if the outage does not end."""
+    """Calls `ask`, which reads the store, and waits for the end of an outage if necessary.
+
+    Raises StoreError if the outage does not end.
+    """
     give_up = time.monotonic() + _patience(store)
     while True:
         try:
@@ -63,13 +66,13 @@ def _patience(store: Store) -> float:
 
 
 def failures(store: Store) -> dict[str, str]:
-    """The run of each failed trial, by trial id."""
+    """The run id of each failed trial, by trial id."""
     records = latest(store.records())
     return {id_: record.run_id for id_, record in records.items() if record.status == Status.FAILED}
 
 
 def pending(plan: Plan, store: Store) -> list[Trial]:
-    """The trials of the plan without a result, in its order. A failure is a result too."""
+    """The plan's trials without a result, in the plan's order. A failure counts as a result."""
     records = latest(store.records())
     return [trial for trial in plan.trials if trial.id not in records or not records[trial.id].decided]
 
@@ -85,20 +88,20 @@ def execute(
     tags: Mapping[Tag, str] = {},
     retried: Mapping[str, str] = {},
 ) -> None:
-    """Runs the trials and stores each; returns when all are settled, by this driver or another.
+    """Runs and stores the trials. Returns when all are settled, by this driver or another.
 
-    `plan` has the rows behind the trials. Their runs are nested under the run `parent`, by default the
-    suite's, and get `tags`. `retried` holds, by trial id, the runs whose results do not count, such as
-    failures to try again. `notify` is called with every event, and may raise Pruned on a progress. An
-    interrupt ends the running trials and marks their runs as killed. Raises StoreError if an outage of the
-    store does not end; the records of trials that ended meanwhile are then in the outbox.
+    `plan` has the rows of the trials. Runs are nested under the run `parent`, by default the suite's, and get
+    `tags`. `retried` maps trial ids to runs whose results do not count, such as failures to retry. `notify`
+    is called with every event, and may raise Pruned on a progress event. An interrupt ends the running trials
+    and marks their runs as killed. Raises StoreError if an outage of the store does not end; records of
+    trials that ended meanwhile are then in the outbox.
     """
     with nullcontext(parent) if parent else suite_run(session, plan) as run_id:
         _Driving(plan, trials, session, executor, notify, run_id, tags, retried).run()
 
 
 class Retries:
-    """The lost trials that one driver tries again, with the times of their next attempts."""
+    """The lost trials that one driver retries, with the times of their next attempts."""
 
     def __init__(self) -> None:
         self._lost: Counter[str] = Counter()
@@ -106,7 +109,7 @@ class Retries:
         self._due: dict[str, float] = {}
 
     def another(self, trial: str) -> bool:
-        """Counts a loss of the trial; returns whether it is tried again once it is `due`."""
+        """Counts a loss of the trial. Returns whether it is retried (once it is `due`)."""
         self._lost[trial] += 1
         if self._lost[trial] > TIMES:
             return False
@@ -137,7 +140,7 @@ class _Driving:
         self.rows = {
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
-        # A single worker goes seed by seed, so that a run stopped half-way has compared all methods.
+        # A single worker keeps the plan's order (by seed), so that a stopped run has compared all methods.
         records = self.store.records()
         self.queue = longest_first(plan, trials, records) if executor.slots > 1 else list(trials)
         self.limits = Limits(plan.suite.trial_timeout, plan, records)
@@ -147,7 +150,7 @@ class _Driving:
         self.retries = Retries()
         #: Failures of a reachable store at each record, by run.
         self.strikes: Counter[str] = Counter()
-        #: The time of the last look at other drivers' claims, and of the begin of an outage (monotonic).
+        #: Monotonic times of the last read of other drivers' claims, and of the beginning of an outage.
         self.looked = -LOOK
         self.away_since: float | None = None
         #: The error with which the outage began.
@@ -170,11 +173,11 @@ class _Driving:
 
     def _close(self) -> None:
         for run in self.running.values():
-            # A record that is on disk is sent, now or at the next start.
+            # A record on disk will be sent, now or at the next start.
             self._write(run.flush if run.ended else run.kill)
 
     def _write(self, write: Callable[[], object]) -> bool:
-        """Writes to the store unless it is away; returns whether the write succeeded."""
+        """Writes to the store unless it is unreachable. Returns whether the write succeeded."""
         if not self.store.online:
             return False
         try:
@@ -191,7 +194,7 @@ class _Driving:
         self.away_since = self.away_since or time.monotonic()
 
     def _caught_up(self) -> bool:
-        """Sends the waiting records; returns whether none is left."""
+        """Sends the waiting records. Returns whether none is left."""
         for trial, run in list(self.unsent.items()):
             if not self._deliver(run, run.flush):
                 return False
@@ -201,14 +204,15 @@ class _Driving:
                 return False
             del self.unsent[trial]
         if not self.queue:
-            # With nothing to claim, this is the only sign that the store is back.
+            # If there is nothing to claim, only this call shows that the store is reachable again.
             self.away_since = None
         return True
 
     def _tell(self, write: Callable[[], object]) -> None:
-        """Writes the news of a running trial; what cannot be sent is kept.
+        """Writes news of a running trial. Unsent news is kept for later.
 
-        A refused write, to a deleted run say, is refused again with the trial's record.
+        If the store refuses the write, for instance to a deleted run, it will also refuse the trial's record,
+        where the error is handled.
         """
         try:
             write()
@@ -217,15 +221,15 @@ class _Driving:
                 self._away(error)
 
     def _deliver(self, run: TrialRun, send: Callable[[], bool]) -> bool:
-        """Sends a record; returns whether nothing is left to send.
+        """Sends a record. Returns whether nothing is left to send.
 
-        A record that a reachable store does not take is put aside, and the work goes on.
+        A record that a reachable store does not accept is put aside, and work continues.
         """
         try:
             return send()
         except StoreError as error:
             if not run.ended:
-                # This machine's disk did not take it either.
+                # The record could not be written to this machine's disk either.
                 raise
             self.strikes[run.run_id] += isinstance(error, StoreFailedError)
             if isinstance(error, StoreRefusedError) or self.strikes[run.run_id] == STRIKES:
@@ -240,7 +244,7 @@ class _Driving:
         if not (self.queue and self.executor.free) or time.monotonic() < self.looked + LOOK:
             return
         try:
-            # Read in this order: a driver gives its first sign of life before it claims.
+            # Read claims first: a driver gives its first sign of life before it claims.
             taken, living = self.claims.taken(), self.claims.living()
             for trial in list(self.queue):
                 if not self.executor.free:
@@ -249,7 +253,7 @@ class _Driving:
                     self._begin(trial)
                     if taken.get(trial.id, (0, self.claims.driver))[1] != self.claims.driver:
                         self.claims.close_stale()
-            # Other drivers run the rest of the queue, or it waits for its time.
+            # The rest of the queue is run by other drivers, or not yet due.
             self.looked, self.away_since = time.monotonic(), None
         except StoreRefusedError:
             raise
@@ -259,7 +263,7 @@ class _Driving:
     def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
         if record and record.decided and record.run_id != self.retried.get(trial.id):
-            # Another driver settled it after the trials were chosen.
+            # Another driver settled it after this queue was made.
             self.claims.settle(trial.id)
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))
@@ -274,7 +278,7 @@ class _Driving:
         self.executor.submit(trial, self.limits.seconds(trial))
 
     def _receive(self, event: Event) -> None:
-        """Stores an event and passes it on."""
+        """Stores an event and passes it to `notify`."""
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
             config = trial.model_dump(mode="json", exclude_none=True)
@@ -286,7 +290,7 @@ class _Driving:
         self.notify(event)
 
     def _start(self, event: Event) -> Start:
-        """The origin of a starting trial: suite, lock, libraries and random streams."""
+        """Provenance of a starting trial: suite, lock, libraries and random streams."""
         suite, trial = self.plan.suite, event.trial
         split = trial.task.split_seed(trial.seed)
         return Start(
@@ -301,17 +305,17 @@ class _Driving:
         del self.running[trial.id]
         self.limits.learn(trial, ending)
         if ending.status == Status.KILLED and self.retries.another(trial.id):
-            # Its claim stays, so that no other driver takes it meanwhile.
+            # Keep its claim, so that no other driver takes the trial meanwhile.
             self.queue.insert(0, trial)
         else:
             sent = sent and self._write(partial(self.claims.settle, trial.id))
         if not sent:
             self.unsent[trial.id] = run
-        # A slot is free: look at once what may run there.
+        # A slot is free: fill it without delay.
         self.looked = -LOOK
 
     def _wait(self) -> None:
-        """Waits, with nothing running here, for the end of an outage or for the trials of other drivers."""
+        """Waits while nothing runs here, for the end of an outage or for trials of other drivers."""
         if not self.store.online:
             self.away_since = self.away_since or time.monotonic()
         if self.away_since and time.monotonic() - self.away_since > _patience(self.store):

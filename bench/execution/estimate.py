@@ -1,4 +1,4 @@
-"""The time, memory and disk that trials need: an order for their start, and checks before it."""
+"""Estimates of trials' time, memory and disk, which order their start and are checked before it."""
 
 from __future__ import annotations
 
@@ -24,36 +24,37 @@ from bench.training.saving import Saving
 from methods import METHODS, Geometry, UserError
 
 if TYPE_CHECKING:
-    # Its import takes seconds, and a plan without a store needs none of it.
+    # Importing the store takes seconds, and a plan without a store does not need it.
     from bench.records.record import Record
     from bench.store.store import Store
 
-#: Training examples of a task that does not state its sizes.
+#: The assumed number of training examples of a task that does not state its sizes.
 UNKNOWN_SIZE = 10_000
 
-#: A trial's record without its weights: predictions, configuration, metrics.
+#: MiB of a trial's record without its weights: predictions, configuration, metrics.
 RECORD_MIB = 1
-#: Disk that stays free for everything else.
+#: MiB of disk to keep free for everything else.
 SPARE_MIB = 200
-#: A process with torch and the libraries loaded.
+#: MiB of a process with torch and the libraries loaded.
 PROCESS_MIB = 400
 
 #: Temporary memory of a backward pass, in multiples of the activations that one layer keeps. Measured
 #: (docs/guides/decoders.md); the same with and without checkpointing, for any batch size.
 PASSING_LAYERS = 5
 
-#: The factors of a step's time: method, backbone and task, as rows and stored trials name them, ...
+#: Method, backbone and task by their names in rows and stored trials. Trials with the same workload have
+#: steps of the same time.
 Workload = tuple[str, str, str]
-#: ... without the setting that tuning adds to the method, which changes no step's time.
+#: The setting that tuning appends to a method's name. It does not affect the time of a step.
 SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 
 
 def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
-    """The trials from the longest to the shortest, study by study; equals keep their order.
+    """Sorts trials from the longest to the shortest, study by study. The sort is stable.
 
-    A trial's length is its number of steps times the seconds of a step: the median of stored trials with the
-    same workload, else in proportion to the floating-point operations. Trials on the split of one seed stay
-    together, at the place of the longest: a worker holds one such split.
+    A trial's length is its number of steps times the seconds per step: the median of stored trials with the
+    same workload, or an estimate proportional to floating-point operations. Trials on one seed's split stay
+    together, at the position of the longest, because a worker holds one such split.
     """
     pace = Pace(plan, records)
     by_id = workloads(plan)
@@ -66,16 +67,16 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
         group.sort(key=lambda trial: lengths[trial.id], reverse=True)
     ordered = sorted(groups.values(), key=lambda group: lengths[group[0].id], reverse=True)
     if (studies := plan.suite.studies) is not None:
-        # A run stopped between two studies has tuned all methods alike.
+        # Studies in order, so that a run stopped between two of them has tuned all methods alike.
         ordered.sort(key=lambda group: studies.place(group[0].seed)[0])
     return [trial for group in ordered for trial in group]
 
 
 class Pace:
-    """The seconds of a step: of stored trials with the same workload, or in proportion to the operations.
+    """Seconds per step: measured on stored trials of the same workload, or estimated from operations.
 
-    The seconds of an operation are the median over the plan's measured workloads, else `per_operation`. If
-    that is not measured either, seconds can only be compared with each other.
+    The seconds per operation are the median over the plan's measured workloads, or `per_operation` if none is
+    measured. Without either, times are only comparable with each other.
     """
 
     def __init__(self, plan: Plan, records: Iterable[Record], per_operation: float = 1.0) -> None:
@@ -96,13 +97,13 @@ class Pace:
 
 
 def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
-    """The time of the final trials that are still to run, in units of these tuning trials."""
+    """The time of the remaining final trials, as a multiple of the time of these tuning trials."""
     pace, by_id = Pace(plan, records), {trial.id: trial for trial in plan.trials}
     settled = {record.trial_id for record in records if record.decided}
     final: dict[str, float] = {}
     for row in plan.of(None).rows:
         for seed, id_ in row.trials.items():
-            # Until tuning has chosen, the trial of any candidate stands for the final one.
+            # Before tuning has chosen, any candidate's trial represents the final one.
             trial = by_id[id_] if id_ else row.candidates[0].final[seed]
             if id_ not in settled:
                 final[trial.id] = pace.seconds(trial, workload_of(row))
@@ -111,7 +112,7 @@ def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -
 
 
 def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
-    """The seconds per step of stored trials, by workload."""
+    """The seconds per step of all stored trials, by workload."""
     times: dict[Workload, list[float]] = defaultdict(list)
     for record in records:
         seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
@@ -134,14 +135,14 @@ def workloads(plan: Plan) -> dict[str, Workload]:
 
 
 def step_count(trial: Trial) -> int:
-    """Optimizer steps; an estimate if the task does not state its number of examples.
+    """The number of optimizer steps, estimated if the task does not state its number of examples.
 
-    A head that is fitted takes one pass over the examples.
+    A fitted head takes one pass over the examples.
     """
     task = trial.task.lookup()
     examples = trial.task.train_examples(task)
     if examples is None:
-        # About as many as a suite's fractions deal to train.
+        # Approximately, from the fractions of a suite's split.
         examples = task.total * task.redealt[0] // 100 if task.total and task.redealt else UNKNOWN_SIZE
     if METHODS.get(trial.method["method"]).fits_head:
         return math.ceil(examples / trial.recipe.batch_size)
@@ -149,18 +150,18 @@ def step_count(trial: Trial) -> int:
 
 
 def step_flops(trial: Trial) -> float:
-    """The operations of a step, up to a constant: encoder weights × positions × batch."""
+    """The operations of a step up to a constant factor: encoder weights × positions × batch."""
     weights = encoder_weights(describe(trial.backbone).geometry)
     return weights * positions_of(trial) * trial.recipe.batch_size
 
 
 def activation_mib(trial: Trial, saving: Saving) -> float:
-    """The peak memory of a step's activations, in MiB, roughly.
+    """A rough estimate, in MiB, of the peak memory of a step's activations.
 
-    Each layer keeps the inputs of its parts for the backward: for each position four times the hidden size,
-    query, key, value, the output of attention, and the MLP's inner states. With checkpointing, only inputs of
-    layers are kept, and all of one layer. The temporary memory of one layer's backward is added. Attention
-    scores, which fused kernels do not keep, and logits of a vocabulary are left out.
+    Each layer keeps the inputs of its parts for the backward pass: for each position four times the hidden
+    size, query, key, value, the output of attention, and the MLP's inner states. With checkpointing only the
+    inputs of layers are kept, and everything for one layer. The temporary memory of one layer's backward pass
+    is added. Attention scores, which fused kernels do not keep, and logits over a vocabulary are ignored.
     """
     info, recipe = describe(trial.backbone), trial.recipe
     geometry = info.geometry
@@ -174,18 +175,18 @@ def activation_mib(trial: Trial, saving: Saving) -> float:
 
 
 def positions_of(trial: Trial) -> float:
-    """The patches of an image, or the most tokens of a text."""
+    """The number of patches of an image, or the largest number of tokens of a text."""
     size = describe(trial.backbone).input
     return (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
 
 
 def encoder_weights(geometry: Geometry) -> int:
-    """The entries of the weight matrices of all layers: most of a backbone's, and never more."""
+    """The number of entries of all layers' weight matrices: most of a backbone's, and never more."""
     return geometry.layers * sum(math.prod(geometry.shape(name)) for name in geometry.projections)
 
 
 def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
-    """Raises UserError if results would not fit into the outbox, or into a store that is a file."""
+    """Raises UserError if results would not fit into the outbox, or into a store on disk."""
     ids = {trial.id for trial in trials}
     parameters = {id_: row.parameters for row in plan.rows for id_ in row.trials.values() if id_ in ids}
     sizes = list(map(record_mib, parameters.values()))
@@ -202,12 +203,12 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
 
 
 def record_mib(parameters: int) -> float:
-    """The size of a trial's record in MiB, given its adapter parameters."""
+    """The size of a trial's record in MiB, given its number of adapter parameters."""
     return RECORD_MIB + 4 * parameters / MIB
 
 
 def check_memory(trials: list[Trial], workers: int) -> None:
-    """Raises UserError if the weights alone do not fit into this machine's memory."""
+    """Raises UserError if the weights alone exceed this machine's memory."""
     workers = min(workers, len(trials))
     needed, available = workers * worker_mib(trials), available_mib()
     if needed > available:
@@ -218,7 +219,7 @@ def check_memory(trials: list[Trial], workers: int) -> None:
 
 
 def worker_mib(trials: list[Trial]) -> float:
-    """The least memory of a worker in MiB: it holds one backbone at a time."""
+    """The least memory of a worker in MiB. A worker holds one backbone at a time."""
     specs = {trial.backbone for trial in trials}
     return PROCESS_MIB + max(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
 

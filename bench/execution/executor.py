@@ -1,4 +1,4 @@
-"""The interface of executors to the driver."""
+"""The executor interface that the driver uses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bench.training.saving import Saving
 
 
 class Executor(ABC):
-    """Runs trials. It is entered before the first trial; leaving it ends every worker."""
+    """Runs trials. It is a context manager: leaving it ends every worker."""
 
-    #: The fields of a place that it takes, of those in `bench.execution.OPTIONS`.
+    #: The fields of a place that it supports, out of `bench.execution.OPTIONS`.
     options: ClassVar[frozenset[str]] = frozenset()
-    #: The number of trials at once.
+    #: The number of trials that run at once.
     slots: int
     #: Whether its workers share the memory of this machine.
     on_this_machine = True
@@ -26,7 +26,7 @@ class Executor(ABC):
 
     def __init__(self, device: str, saving: Saving) -> None:
         self.device, self._saving = device, saving
-        #: Keys of prepared trials, as `needed` gives them.
+        #: Keys of prepared trials (see `needed`).
         self._prepared: set[str] = set()
 
     @classmethod
@@ -34,7 +34,7 @@ class Executor(ABC):
     def open(cls, place: Place) -> Self:
         """Makes the executor of a place, not entered yet.
 
-        Raises UserError for options that do not go together, and for what this machine lacks.
+        Raises UserError for options that conflict, and for resources that this machine lacks.
         """
 
     def __enter__(self) -> Self:
@@ -51,10 +51,11 @@ class Executor(ABC):
         report: Report = lambda event: None,
         timeout: float | str | None = None,
     ) -> None:
-        """Fetches data and weights wherever the trials may run. Raises UserError for what is missing.
+        """Fetches data and weights wherever trials may run. Raises UserError for missing ones.
 
-        `report` is called with silences of workers. `timeout` is the suite's `trial_timeout`: UserError is
-        raised if a worker gives no sign of life for that many seconds. A multiple is no limit here.
+        `report` is called when a worker is silent. `timeout` is the suite's `trial_timeout`: UserError is
+        raised if a worker gives no sign of life for that many seconds. A timeout given as a multiple is
+        ignored here.
         """
         self._saving.check(trials)
         new = [trial for trial in trials if needed(trial) not in self._prepared]
@@ -64,7 +65,7 @@ class Executor(ABC):
 
     @abstractmethod
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Prepares trials, at least one, that need something not prepared before."""
+        """Prepares trials (at least one) that need something not prepared before."""
 
     @property
     @abstractmethod
@@ -77,13 +78,13 @@ class Executor(ABC):
 
     @abstractmethod
     def step(self, report: Report) -> None:
-        """Waits for about a second, unless it runs the trial itself, and reports events.
+        """Waits for about a second (or runs the trial, if inline) and reports events.
 
-        Every submitted trial ends in one event: finished, failed, pruned, or lost with its worker. A trial
-        beyond its limit has failed, and one without progress is reported as silent. If `report` raises Pruned
-        on a progress, that trial is pruned.
+        Every submitted trial ends with one event: finished, failed, pruned, or lost with its worker. A trial
+        beyond its limit has failed, and a trial without progress is reported as silent. If `report` raises
+        Pruned on a progress event, that trial is pruned.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends all running trials at once, without events."""
+        """Ends all running trials immediately, without events."""

@@ -1,4 +1,4 @@
-"""Runs trials in processes of this machine, one per slot of a device: a crash costs one trial only."""
+"""Runs trials in processes of this machine, one per slot of a device. A crash costs a single trial."""
 
 from __future__ import annotations
 
@@ -48,32 +48,32 @@ from methods import UserError
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-#: Workers in a row that may die before they are ready: the next one would die too.
+#: The number of consecutive workers that may die before they are ready; the next would die as well.
 STILLBORN = 3
 
-#: The least memory of a worker, in MiB: torch and the libraries alone take 350 to 550.
+#: The smallest memory limit of a worker in MiB: torch and the libraries alone take 350 to 550.
 LEAST_MEMORY = 512
-#: The most, in MiB: the system counts bytes in 63 bits.
+#: The largest memory limit in MiB: the system counts bytes in 63 bits.
 MOST_MEMORY = 2**43 - 1
 
-#: From linux/prctl.h.
+#: PR_SET_PDEATHSIG from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
-#: Environment variables that set how many threads numerical libraries use.
+#: Environment variables for the number of threads of numerical libraries.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The share of one worker: a part of a device, threads and memory."""
+    """One worker's share of the machine: part of a device, threads and memory."""
 
-    #: The device and a number, as in `cuda:0/1`.
+    #: The device and the slot's number on it, as in `cuda:0/1`.
     name: str
     device: str
     threads: int
-    #: MiB of memory for the data of its worker. None: no limit.
+    #: The worker's limit of private memory in MiB. None: no limit.
     memory: int | None = None
-    #: Ways in which its worker saves memory.
+    #: The worker's options to save memory.
     saving: Saving = PLAIN
 
 
@@ -84,15 +84,15 @@ class _Worker:
     #: The driver's end of the pipe.
     link: Connection
     trial: Trial | None = None
-    #: Whether it has reported that it is: then its environment works, and a death is due to its trial.
+    #: Whether the worker reported that it is ready. If it dies afterwards, its trial is the cause.
     ready: bool = False
-    #: Why it could not prepare the trials, empty if it could. None before its answer.
+    #: The worker's reason why it could not prepare the trials. Empty if it could, None before its answer.
     prepared: str | None = None
     watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 class Local(Executor):
-    """One process per slot, spawned when it is first needed. Each loads a backbone once."""
+    """One process per slot, spawned when first needed. Each loads a backbone once."""
 
     options = frozenset({"workers", "slots_per_device", "worker_memory"})
 
@@ -101,17 +101,17 @@ class Local(Executor):
         self._free = list(reversed(slots))
         self._workers: list[_Worker] = []
         self.slots = len(slots)
-        #: Workers in a row that died before they were ready.
+        #: The number of consecutive workers that died before they were ready.
         self._stillborn = 0
-        #: Ends the workers if this process dies.
+        #: The guard process, which ends the workers if this process dies.
         self._guard: Guard | None = None
 
     @classmethod
     def open(cls, place: Place) -> Self:
         """Makes the executor with a slot for each worker.
 
-        Raises UserError for a missing device, for more workers than slots, and for a limit of memory that
-        this machine cannot set.
+        Raises UserError for a missing device, for more workers than slots, and for a memory limit that this
+        machine cannot enforce.
         """
         memory = place.worker_memory
         if memory is not None and sys.platform != "linux":
@@ -122,7 +122,7 @@ class Local(Executor):
         return cls([Slot(*slot, memory, place.saving) for slot in slots])
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """One worker fills the cache for all workers while the rest start."""
+        """Lets one worker fill the cache for all workers while the others start."""
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
         for _ in range(STILLBORN):
@@ -160,7 +160,7 @@ class Local(Executor):
 
     @staticmethod
     def _send(worker: _Worker, message: tuple[str, Any]) -> None:
-        """Sends a message to a worker; its death shows when the driver listens next."""
+        """Sends a message to a worker. If the worker is dead, listening to it will show that."""
         with suppress(OSError):
             worker.link.send(message)
 
@@ -182,7 +182,7 @@ class Local(Executor):
                 self._replace_stillborn(worker)
 
     def _look_after(self, worker: _Worker, report: Report) -> None:
-        """Ends a worker whose trial is beyond its limit, and reports silence."""
+        """Ends a worker whose trial exceeded its limit, and reports silence."""
         if worker.trial is None:
             return
         event = overdue(worker.trial, worker.slot.name, worker.watch)
@@ -222,7 +222,7 @@ class Local(Executor):
         return worker
 
     def _remove(self, worker: _Worker) -> None:
-        """Waits for the end of a worker, and ends the processes that it started."""
+        """Waits for the end of a worker, and ends the processes that the worker started."""
         worker.process.join()
         kill_group(_pid(worker.process))
         if self._guard:
@@ -242,17 +242,17 @@ class Local(Executor):
         self._give(self._start(), trial, worker.watch.limit)
 
     def _heard(self, worker: _Worker, report: Report) -> bool:
-        """Handles the worker's messages; returns False if it is dead and nothing will follow."""
+        """Handles the worker's messages. Returns False if the worker is dead and no message can follow."""
         while True:
             try:
                 if not worker.link.poll():
                     break
                 message = worker.link.recv()
             except (EOFError, OSError):
-                # It may also have died within a message.
+                # The worker may also have died in the middle of a message.
                 return False
             self._handle(worker, message, report)
-        # Its last message may have arrived since.
+        # A last message may have arrived in the meantime.
         return worker.process.is_alive() or worker.link.poll()
 
     def _handle(self, worker: _Worker, message: tuple[str, Any], report: Report) -> None:
@@ -277,10 +277,10 @@ class Local(Executor):
 
 @contextmanager
 def _environment(slot: Slot) -> Iterator[None]:
-    """The environment in which a worker is started.
+    """Context with the environment in which a worker is started.
 
-    A worker inherits the number of threads, which libraries read when they are imported. SIGINT and SIGTERM,
-    which a terminal or a batch system sends to all processes, are blocked: the driver ends its workers.
+    A worker inherits the number of threads, which libraries read on import. SIGINT and SIGTERM are blocked in
+    it: a terminal or a batch system sends them to all processes, but the driver ends its workers.
     """
     before = {key: os.environ.get(key) for key in THREADS}
     os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))
@@ -310,11 +310,11 @@ def _died(process: SpawnProcess) -> str:
 
 
 def _serve(link: Connection, slot: Slot) -> None:
-    """The life of a worker: it follows its driver's requests until either ends."""
+    """Runs a worker: serves the driver's requests until either process ends."""
     _end_with_driver()
     warnings.showwarning = lambda message, *_: print(f"warning: {visible(str(message))}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
-    # Every trial collects garbage, and imported modules are none.
+    # Exclude imported modules from the garbage collection that every trial does.
     gc.freeze()
     resources, line = Resources(slot.device, slot.saving), _Line(link)
     threading.Thread(target=line.keep_beating, daemon=True).start()
@@ -335,7 +335,7 @@ def _serve(link: Connection, slot: Slot) -> None:
 
 
 def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:
-    """Name, device and threads of each slot; the cores of this process are divided among them."""
+    """Name, device and threads of each slot. The slots share the cores of this process equally."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device == "cpu":
         if slots_per_device:
@@ -355,10 +355,10 @@ def local_slots(device: str, workers: int | None, slots_per_device: int | None) 
 
 
 def _limit_memory(mib: int) -> None:
-    """Limits this process's memory; allocations beyond the limit fail.
+    """Limits this process's private writable memory. Allocations beyond the limit fail.
 
-    Only private writable memory counts, not libraries, mapped files and reserved addresses. RLIMIT_AS would
-    count those too, which is three times as much in a process with torch.
+    Libraries, mapped files and reserved addresses do not count. RLIMIT_AS would count them, which is three
+    times as much in a process with torch.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = mib * MIB
@@ -366,7 +366,7 @@ def _limit_memory(mib: int) -> None:
 
 
 class _Line:
-    """A worker's end of the pipe, which two threads share: its trial, and its signs of life."""
+    """A worker's end of the pipe, shared by two threads: one runs the trial, one sends signs of life."""
 
     def __init__(self, link: Connection) -> None:
         self.link = link
@@ -378,7 +378,7 @@ class _Line:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Inside, the worker gives signs of life; nobody listens to an idle worker."""
+        """Context in which the worker gives signs of life. Nobody listens to an idle worker."""
         self._busy.set()
         yield
         self._busy.clear()
@@ -409,15 +409,15 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
 
 
 def _end_with_driver() -> None:
-    """Makes this process end with its driver, and the leader of all processes that it starts.
+    """Ties this process's end to its driver's, and makes it the leader of all processes that it starts.
 
-    Linux ends it with the thread that started it. On other systems, and for its own children, the driver's
-    guard does.
+    On Linux the system ends it together with the thread that started it. On other systems, and for its own
+    children, the driver's guard process does.
     """
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     driver = parent_process()
     if driver is None or not driver.is_alive():
-        # The driver ended before the system was told.
+        # The driver ended before the call above.
         os._exit(1)

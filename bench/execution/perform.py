@@ -1,4 +1,4 @@
-"""The work of every kind of worker: preparing trials and running them one by one."""
+"""The work of every worker: preparing trials and running them one by one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.training.numerics import check_precision
 from bench.training.trial import Resources, run_trial
 from methods import UserError
 
-#: The kinds of events at which a trial ends, by its status. A lost one may run again.
+#: The kind of event with which a trial ends, by its status. A lost trial may run again.
 End = Literal["finished", "failed", "pruned", "lost"]
 ENDS: dict[Status, End] = {
     Status.FINISHED: "finished",
@@ -39,27 +39,27 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_F
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a trial: it starts, makes progress, is silent, or ends, here or with another driver."""
+    """An event of a trial: start, progress, silence, or its end, here or in another driver."""
 
     trial: Trial
     kind: Literal["started", "progress", "silent", "elsewhere"] | End
-    #: The name of the worker that runs it; empty where the driver does.
+    #: The name of the worker that runs the trial. Empty if the driver runs it.
     worker: str = ""
-    #: Versions, commit and hardware behind the numbers to come; of a trial that starts.
+    #: For a started trial: versions, commit and hardware that its results depend on.
     provenance: dict[str, str] | None = None
-    #: The version of every package of the worker, likewise.
+    #: For a started trial: the version of every package in the worker.
     libraries: dict[str, str] | None = None
     progress: Progress | None = None
     ending: Record | None = None
     silence: Silence | None = None
 
 
-#: Takes events as they happen. Raises Pruned on a progress that is not worth going on with.
+#: Receives events as they happen. May raise Pruned on a progress event to stop the trial.
 Report = Callable[[Event], None]
 
 
 def started(trial: Trial, worker: str, resources: Resources) -> Event:
-    """The event of a trial that starts in this process, on the device of its resources."""
+    """The start event of a trial in this process, on the device of its resources."""
     tags = provenance(str(resources.device)) | resources.saving.told()
     return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
@@ -69,7 +69,7 @@ def ended(trial: Trial, worker: str, ending: Record) -> Event:
 
 
 def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """The timeout of a trial, whose worker must then be ended, or its silence. None if neither."""
+    """Returns the timeout of a trial, whose worker must then be ended, or its silence, or None."""
     if watch.limit is not None and watch.late:
         return ended(trial, worker, failed("timeout", too_long(watch.limit), ""))
     silence = watch.silence()
@@ -77,9 +77,10 @@ def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
 
 
 def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """The silence of a worker that prepares trials, `trial` first. Raises UserError if it is given up.
+    """Returns the silence of a worker that prepares trials, if any. `trial` is the first of them.
 
-    Only the time without an answer counts: a download may take longer than any trial.
+    Raises UserError if the worker does not answer for too long. Only time without an answer counts, since a
+    download may take longer than any trial.
     """
     if watch.given_up:
         raise UserError(
@@ -93,7 +94,7 @@ def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
 
 
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
-    """Fetches and prepares everything that trials need, so that whatever is missing shows before training."""
+    """Fetches and prepares everything that trials need, so that missing parts show before training."""
     resources.saving.check(trials)
     check_precision(trials, resources.device)
     try:
@@ -113,15 +114,15 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Whether an error means that memory ran out."""
     by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return by_type or any(said in str(error) for said in NO_MEMORY)
 
 
 def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
-    """Prepares trials in a worker. Returns why they cannot run; empty if they can.
+    """Prepares trials in a worker. Returns the reason why they cannot run, or an empty text.
 
-    The reason is text, because not every exception can cross processes.
+    The reason is text, because not every exception can be sent between processes.
     """
     try:
         prepare_all(trials, resources)
@@ -131,7 +132,7 @@ def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
 
 
 def needed(trial: Trial) -> str:
-    """A key of the preparation of a trial: equal for trials that share it."""
+    """The key of a trial's preparation, equal for trials that share it."""
     read = {"backbone", "weights_hash", "task", "data", "forgetting"}
     content = trial.model_dump(mode="json", include=read)
     split = trial.task.split_seed(trial.seed)
@@ -144,11 +145,11 @@ def perform(
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...] = (),
 ) -> Record:
-    """Runs a trial and returns its record. Any error in it, SystemExit included, becomes a failed record.
+    """Runs a trial and returns its record. Any error of the trial, even SystemExit, gives a failed record.
 
-    If memory runs out and the resources' `saving` allows it, the trial begins again with smaller micro-
-    batches and reports only new progress. Raises `interrupts`, and errors of `report` other than Pruned:
-    neither is a failure of the trial.
+    If memory runs out and the resources' `saving` allows it, the trial starts again with smaller
+    micro-batches and reports only new progress. Raises `interrupts`, and errors of `report` other than
+    Pruned, since neither is a failure of the trial.
     """
     saving = resources.saving
     news = _News(report)
@@ -175,11 +176,11 @@ def perform(
 
 
 class _News:
-    """Passes on a trial's progress, except what an earlier attempt has reported."""
+    """Passes on a trial's progress, except what an earlier attempt already reported."""
 
     def __init__(self, report: Callable[[Progress], None]) -> None:
         self._report = report
-        #: The latest reported steps of a loss and of a validation.
+        #: The last reported steps of a loss and of a validation.
         self._loss = self._validation = -1
 
     def __call__(self, progress: Progress) -> None:
@@ -199,7 +200,7 @@ def _attempt(
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...],
 ) -> Record:
-    #: The listener's error, which is no failure of the trial.
+    #: The error raised by the listener, which is no failure of the trial.
     raised: BaseException | None = None
 
     def watched(progress: Progress) -> None:
@@ -224,7 +225,7 @@ def _attempt(
             raise
         reason = "out of memory" if _out_of_memory(error) else "error"
         ending = failed(reason, f"{type(error).__name__}: {error}", traceback.format_exc())
-    # Memory can be freed only now, when no traceback holds the tensors of the trial any more.
+    # Only now can memory be freed: no traceback references the trial's tensors any more.
     gc.collect()
     if resources.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -9,25 +9,25 @@ from bench.training.saving import PLAIN, Saving
 
 @dataclass(frozen=True)
 class Place:
-    """The executor, the device and the limits of trials."""
+    """The executor, the device and the limits of a run's trials."""
 
-    #: A name in `bench.execution.EXECUTORS`.
+    #: The executor's name, such as those in `bench.execution.EXECUTORS`.
     executor: str = "inline"
-    #: auto, cpu, cuda or cuda:N.
+    #: The device: auto, cpu, cuda or cuda:N.
     device: str = "auto"
-    #: Trials at once. None: every slot, which is `slots_per_device` on each GPU, or one a core on CPUs.
+    #: The number of trials at once. None: all slots (`slots_per_device` per GPU, or one per CPU core).
     workers: int | None = None
-    #: Trials that share a GPU. None: one.
+    #: The number of trials that share a GPU. None: one.
     slots_per_device: int | None = None
-    #: A running Ray cluster: auto or HOST:PORT. None: RAY_ADDRESS, or a cluster started here.
+    #: The address of a running Ray cluster: auto or HOST:PORT. None: RAY_ADDRESS, or a new local cluster.
     ray_address: str | None = None
-    #: MiB of memory per worker. None: no limit.
+    #: The memory limit per worker in MiB. None: no limit.
     worker_memory: int | None = None
-    #: Seconds per trial, or a multiple of what such trials took, as `5x`. None: the suite's limit.
+    #: The limit of a trial in seconds, or as a multiple (`5x`) of similar trials' time. None: the suite's.
     trial_timeout: float | str | None = None
-    #: Ways to save memory that keep results the same.
+    #: Options that save memory without changing results.
     saving: Saving = PLAIN
 
 
-#: In this process, on a GPU if there is one.
+#: The default place: this process, on a GPU if there is one.
 HERE = Place()

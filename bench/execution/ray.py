@@ -1,4 +1,4 @@
-"""Runs trials on a Ray cluster, in one actor per slot: a lost node costs the trials that ran there."""
+"""Runs trials on a Ray cluster, in one actor per slot. A lost node costs only the trials on it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from bench.training.trial import Resources
 from methods import UserError
 from methods.errors import cut
 
-# Nothing leaves the machine unless the user names a cluster.
+# No usage data leaves the machine unless the user names a cluster.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 try:
@@ -47,7 +47,7 @@ try:
 except ImportError as error:
     raise UserError("--executor ray needs Ray: pip install 'tensorpeft-bench[ray]'") from error
 
-#: Seconds between two counts of the cluster's slots.
+#: Seconds after which the cluster's slots are counted again.
 LOOK = 5.0
 
 #: Seconds that a Ray cluster may take to accept a connection.
@@ -58,26 +58,26 @@ CONNECTING = 10
 class _Handle:
     actor: Any
     trial: Trial | None = None
-    #: Ray's reference to its next list of events.
+    #: Ray's reference to the actor's next list of events.
     heard: Any = None
-    #: Whether it has answered, which shows that Ray has placed it on a node.
+    #: Whether the actor has answered, which shows that Ray placed it on a node.
     placed: bool = False
-    #: The name in its events.
+    #: The worker's name in events.
     name: str = ""
     watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 @dataclass(frozen=True)
 class SlotShare:
-    """The share of a node that a slot takes."""
+    """The resources that a slot takes from a node."""
 
-    #: May be a fraction: several slots share a GPU then.
+    #: A fraction means that several slots share a GPU.
     gpus: float
     cpus: int
 
     @classmethod
     def of_gpus(cls, slots_per_device: int | None) -> SlotShare:
-        """A GPU, or its fraction among several slots, with as many cores as every node has per slot.
+        """A GPU, or a fraction of it for several slots, with as many cores as every node has per slot.
 
         Raises UserError if no node has a GPU.
         """
@@ -90,7 +90,7 @@ class SlotShare:
 
     @classmethod
     def of_cpus(cls, workers: int | None) -> SlotShare:
-        """A core, or a worker's share of all cores, on a single node.
+        """A core, or on a single node a worker's share of all cores.
 
         Raises UserError if no node has a core to offer.
         """
@@ -102,9 +102,9 @@ class SlotShare:
 
 
 class RayCluster(Executor):
-    """Runs trials on a cluster that this process is connected to; leaving it closes the connection.
+    """Runs trials on the cluster to which this process is connected. Leaving it disconnects.
 
-    `limit` is the largest number of trials at once; None: as many as there is room for.
+    `limit` is the largest number of trials at once; None allows as many as fit.
     """
 
     options = frozenset({"workers", "slots_per_device", "ray_address"})
@@ -113,7 +113,7 @@ class RayCluster(Executor):
     def __init__(self, device: str, share: SlotShare, limit: int | None, saving: Saving) -> None:
         super().__init__(device, saving)
         self._share, self._limit = share, limit
-        #: The least bytes of memory per trial; 0 before trials are prepared.
+        #: The least memory of a trial in bytes. 0 before trials are prepared.
         self._memory = 0
         self._workers: list[_Handle] = []
         self._looked = -LOOK
@@ -124,8 +124,8 @@ class RayCluster(Executor):
     def open(cls, place: Place) -> Self:
         """Connects to a cluster, or starts one on this machine if no address is known.
 
-        The device is auto, cpu or cuda. `slots_per_device` trials share a GPU; on CPUs the cores are divided
-        among the workers, as in `Local`. Raises UserError for a cluster that cannot be reached or used.
+        The device is auto, cpu or cuda. `slots_per_device` trials share a GPU; on CPUs the workers share the
+        cores, as in `Local`. Raises UserError for a cluster that cannot be reached or used.
         """
         device = place.device
         _connect(place.ray_address)
@@ -151,7 +151,7 @@ class RayCluster(Executor):
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         """Prepares once on each node with room. A node that joins later prepares with its first trial."""
-        # The preparation needs a slot of every node, and idle actors hold slots.
+        # Preparation needs a slot on every node, and idle actors occupy slots.
         for idle in [worker for worker in self._workers if worker.trial is None]:
             self._remove(idle)
         self._memory = max(self._memory, int(worker_mib(trials) * 2**20))
@@ -173,7 +173,7 @@ class RayCluster(Executor):
         watch = Watch(None)
         while ray.wait(answers, num_returns=len(answers), timeout=1)[1]:
             watch.listen(at_work=True)
-            # Ray itself notices a lost node; a task gives no signs of life.
+            # Tasks give no signs of life, but Ray itself notices a lost node.
             watch.answered()
             if event := preparing(trials[0], "", watch):
                 report(event)
@@ -190,7 +190,7 @@ class RayCluster(Executor):
         return max(0, self._room() - sum(worker.trial is not None for worker in self._workers))
 
     def _room(self) -> int:
-        """The number of slots, counted anew from time to time as nodes come and go."""
+        """The number of slots, counted again every few seconds, since nodes come and go."""
         if time.monotonic() > self._looked + LOOK:
             self._slots_now, self._looked = self._capacity(), time.monotonic()
         return self._slots_now
@@ -213,9 +213,9 @@ class RayCluster(Executor):
         worker.heard = worker.actor.events.remote()
 
     def _replace_waiting(self) -> None:
-        """Gives the trials of actors that wait for a node to idle actors.
+        """Gives trials of actors that wait for a node to idle actors.
 
-        After nodes are lost, idle actors may hold the remaining slots.
+        After nodes are lost, idle actors may occupy the remaining slots.
         """
         for waiting in [worker for worker in self._workers if worker.trial and not worker.placed]:
             idle = next((worker for worker in self._workers if worker.trial is None), None)
@@ -238,7 +238,7 @@ class RayCluster(Executor):
                 trial = worker.trial
                 assert trial is not None
                 self._remove(worker)
-                # The node may be gone, and its slots with it.
+                # The node and its slots may be gone.
                 self._looked = -LOOK
                 reason = str(error).partition("\n")[0].strip() or type(error).__name__
                 report(ended(trial, "", lost(f"its worker or node died: {reason}")))
@@ -251,7 +251,7 @@ class RayCluster(Executor):
                 if event.ending is not None:
                     worker.trial = worker.heard = None
                 if event.kind == "lost":
-                    # The actor may break its next trial too.
+                    # The actor may break its next trial as well.
                     self._remove(worker)
                 try:
                     report(event)
@@ -263,7 +263,7 @@ class RayCluster(Executor):
             self._look_after(worker, report)
 
     def _look_after(self, worker: _Handle, report: Report) -> None:
-        """Ends a worker whose trial is beyond its limit, and reports silence."""
+        """Ends a worker whose trial exceeded its limit, and reports silence."""
         worker.watch.listen(at_work=worker.placed)
         if worker.trial is None or worker not in self._workers:
             return
@@ -283,16 +283,16 @@ class RayCluster(Executor):
         ray.kill(worker.actor)
 
     def _options(self) -> dict[str, float]:
-        """The resources that Ray gives a worker."""
+        """The resources that Ray reserves for a worker."""
         return {"num_gpus": self._share.gpus, "num_cpus": self._share.cpus, "memory": self._memory}
 
     def _room_on(self, resources: Mapping[str, float]) -> int:
-        """The number of slots on a node with these resources."""
+        """The number of slots that fit on a node with these resources."""
         needs = {"CPU": self._share.cpus, "GPU": self._share.gpus, "memory": self._memory}
         return int(min(resources.get(name, 0) / amount for name, amount in needs.items() if amount))
 
     def _capacity(self) -> int:
-        """The number of slots on all nodes now, at most the limit."""
+        """The current number of slots on all nodes, at most the limit."""
         slots = sum(self._room_on(resources) for resources in _living_resources())
         return min(slots, self._limit or slots)
 
@@ -302,7 +302,7 @@ def _living_resources() -> list[dict[str, float]]:
 
 
 def _connect(address: str | None) -> None:
-    """Connects to the cluster at this address, at RAY_ADDRESS, or to one started here."""
+    """Connects to the cluster at `address` or RAY_ADDRESS, or to a new local one."""
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable("--ray-address" if address else "RAY_ADDRESS", where)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -319,15 +319,15 @@ def _connect(address: str | None) -> None:
             "RAY_AUTH_MODE=token (docs/guides/clusters.md)"
         ) from error
     finally:
-        # Ray's own handlers would end the program without closing runs in the store.
+        # Ray's signal handlers would end the program without closing runs in the store.
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def _check_reachable(source: str, address: str) -> None:
-    """Raises UserError for an address where nothing listens: Ray itself would try for a minute.
+    """Raises UserError for an address where nothing listens, which Ray itself would try for a minute.
 
-    `source` is the option or variable that gives the address.
+    `source` is the option or variable with the address.
     """
     if address in ("auto", "local"):
         return
@@ -344,7 +344,7 @@ def _check_reachable(source: str, address: str) -> None:
 
 
 class _Slot:
-    """A worker on a node, as an actor. Its methods run concurrently: a trial, and requests for its events."""
+    """A worker on a node, as an actor. It runs a trial and answers requests for events concurrently."""
 
     def __init__(self, device: str, saving: Saving) -> None:
         self._resources = Resources(device, saving)
@@ -355,18 +355,18 @@ class _Slot:
         self._threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
     def run(self, trial: Trial) -> None:
-        # A prune is for one run of a trial.
+        # A request to prune applies to one run of a trial.
         self._pruned.discard(trial.id)
         try:
             self._run(trial)
         except BaseException as error:
-            # The driver reads events, never the answer to this call.
+            # The driver reads events and never this call's return value.
             reason = f"its worker ({self._name}) broke: {type(error).__name__}: {error}"
             self._events.put(ended(trial, self._name, lost(reason)))
             raise
 
     def _run(self, trial: Trial) -> None:
-        # torch keeps the number per calling thread, and Ray runs this in a thread of its own.
+        # torch keeps the number of threads per calling thread, and Ray uses a new thread here.
         torch.set_num_threads(self._threads)
         self._events.put(started(trial, self._name, self._resources))
 
@@ -378,7 +378,7 @@ class _Slot:
         self._events.put(ended(trial, self._name, perform(trial, self._resources, report)))
 
     def events(self) -> list[Event]:
-        """The events since the last call; waits up to a second for the first."""
+        """Returns the events since the last call, waiting up to a second for the first."""
         events = []
         try:
             events.append(self._events.get(timeout=1))

@@ -1,4 +1,4 @@
-"""A driver's session on an experiment: records sent, runs closed, claims held."""
+"""A driver's session on an experiment: leftover records are sent, runs closed, claims held."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from bench.store.outbox import Outbox, UnreadableRecordError
 from bench.store.store import Store
 from methods import UserError
 
-#: Seconds for the last writes of a program that is told to stop: SLURM kills soon after its SIGTERM.
+#: Seconds for the last writes after a signal to stop: SLURM kills soon after SIGTERM.
 CLOSING = 4.0
-#: Seconds for them during an outage.
+#: Seconds for the last writes during an outage.
 BRIEFLY = 0.5
-#: Seconds for them at a normal end: nobody waits, and another process may hold the file.
+#: Seconds for the last writes at a normal end: nobody waits, and another process may lock the file.
 AT_LEISURE = 60.0
 
-#: Failures of a reachable store at a record until the record is put aside.
+#: The number of failures of a reachable store after which a record is put aside.
 STRIKES = 3
 
 
 def within(seconds: float, close: Callable[[], None]) -> bool:
-    """Whether `close` ends in time: an unreachable server must not hold up a program that is told to stop.
+    """Runs `close` and returns whether it ended in time, so that an unreachable server cannot delay exit.
 
     The next start closes whatever stays open in the store.
     """
@@ -49,19 +49,19 @@ def within(seconds: float, close: Callable[[], None]) -> bool:
 
 @dataclass(frozen=True)
 class Session:
-    """A driver that works on an experiment: it gives signs of life, and other drivers see its claims."""
+    """A driver at work on an experiment. It gives signs of life, and other drivers see its claims."""
 
     store: Store
     claims: Claims
-    #: Records of earlier processes that it sent at the start.
+    #: The number of earlier processes' records sent at the start.
     sent: int
-    #: Open runs of dead drivers that it closed at the start.
+    #: The number of dead drivers' open runs closed at the start.
     closed: int
     #: Plug-in changes already warned about.
     _warned: set[str] = field(default_factory=set, repr=False)
 
     def warn_of_changed_plugins(self, records: Iterable[Record]) -> None:
-        """Warns once of each plug-in whose source differs from that of stored results."""
+        """Warns once per plug-in whose source differs from that of stored results."""
         for plugin, warning in changed_plugins(records):
             if plugin not in self._warned:
                 self._warned.add(plugin)
@@ -70,7 +70,7 @@ class Session:
 
 @contextmanager
 def session(store: Store) -> Iterator[Session]:
-    """Sends and closes what earlier processes left behind, and holds claims while it lasts."""
+    """Context of a driver: sends and closes leftovers of earlier processes, and holds claims."""
     claims = Claims(store)
     claims.open()
     try:
@@ -80,13 +80,13 @@ def session(store: Store) -> Iterator[Session]:
         yield Session(store, claims, sent, closed)
     finally:
         Outbox(store.outbox).close()
-        # An outage may end in this moment.
+        # An outage may end at this moment.
         within(CLOSING if store.online else BRIEFLY, claims.close)
 
 
 @contextmanager
 def suite_run(session: Session, plan: Plan) -> Iterator[str]:
-    """Keeps the suite's own run open and gives its id. The run holds the plan, which reports read."""
+    """Context that keeps the suite's own run open and yields its id. The run holds the plan for reports."""
     store = session.store
     run_id = store.begin_suite(plan, session.claims.driver)
     status: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
@@ -100,9 +100,9 @@ def suite_run(session: Session, plan: Plan) -> Iterator[str]:
 
 
 def _send_left(store: Store, claims: Claims) -> int:
-    """Sends the records of ended processes in this machine's outbox; returns their number.
+    """Sends the records that ended processes left in this machine's outbox. Returns their number.
 
-    A record that a reachable store does not take holds up nothing. Raises StoreError in an outage.
+    A record that a reachable store does not accept does not delay the others. Raises StoreError in an outage.
     """
     return sum(_sent(kept, store, claims) for kept in Outbox(store.outbox).left())
 
@@ -116,7 +116,7 @@ def _sent(kept: Path, store: Store, claims: Claims) -> bool:
             put_aside(error, Outbox.refuse(kept))
             return False
         except StoreError as error:
-            # This raises in an outage.
+            # Raises in an outage.
             claims.beat()
             if attempt < STRIKES - 1:
                 continue

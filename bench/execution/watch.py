@@ -14,23 +14,23 @@ from bench.records.measures import Measure
 from bench.records.record import Record
 from bench.records.words import Status
 
-#: Seconds between two signs of life of a worker that runs a trial.
+#: Seconds between signs of life of a worker that runs a trial.
 BEAT = 5.0
 #: Seconds without a sign of life after which a worker counts as not answering.
 DEAF = 3 * BEAT
-#: Seconds without progress after which a trial is shown as silent: if its worker does not answer, and if it
-#: does, as in a long validation; then the seconds until it is shown again.
+#: Seconds without progress after which a trial is shown as silent, if its worker does not answer, and if it
+#: does (for instance in a long validation). Then the seconds until it is shown again.
 SILENT, IDLE, AGAIN = 30.0, 60.0, 5.0
-#: The most seconds that a step of the driver counts for: a driver that was stopped, or waited for the store,
-#: has not listened meanwhile.
+#: The largest number of seconds that counts between two steps of the driver. A driver that was suspended or
+#: waited for the store did not listen in between.
 LISTENED = 5.0
-#: The shortest limit that is a multiple of a trial's time, in seconds: loading a backbone takes its time.
+#: The shortest limit, in seconds, derived from a multiple: loading a backbone takes some time.
 LEAST = 60.0
 
 
 @dataclass(frozen=True)
 class Silence:
-    """The seconds of a trial without progress, and whether its worker answers."""
+    """How long a trial has made no progress, in seconds, and whether its worker answers."""
 
     seconds: float
     answers: bool
@@ -39,7 +39,7 @@ class Silence:
 
 
 class Watch:
-    """The time of a trial in a worker while the driver listens. `limit` is in seconds."""
+    """The time that a trial spent in a worker while the driver listened. `limit` is in seconds."""
 
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
@@ -47,18 +47,18 @@ class Watch:
         self._spent = self._progressed = self._answered = self._shown = 0.0
 
     def listen(self, *, at_work: bool) -> None:
-        """Counts the time since the last call if the worker is at work. Call it regularly."""
+        """Adds the time since the last call if the worker is at work. To be called regularly."""
         now = time.monotonic()
         if at_work:
             self._spent += min(now - self._last, LISTENED)
         self._last = now
 
     def answered(self) -> None:
-        """Notes a sign of life of the worker."""
+        """Records a sign of life of the worker."""
         self._answered = self._spent
 
     def progressed(self) -> None:
-        """Notes progress of the trial."""
+        """Records progress of the trial."""
         self._progressed = self._answered = self._spent
 
     @property
@@ -73,11 +73,11 @@ class Watch:
 
     @property
     def given_up(self) -> bool:
-        """Whether the last sign of life is longer ago than the limit, and than a start takes."""
+        """Whether the last sign of life is older than the limit and than the time that a start takes."""
         return self.limit is not None and self.unanswered > max(LEAST, self.limit)
 
     def silence(self) -> Silence | None:
-        """The silence of the trial, if there is one and it is time to show it."""
+        """The trial's silence, if it is time to show one."""
         quiet, answers = self._spent - self._progressed, self.unanswered < DEAF
         if quiet < (IDLE if answers else SILENT) or self._spent < self._shown + AGAIN:
             return None
@@ -86,7 +86,7 @@ class Watch:
 
 
 class Limits:
-    """The time limit of each trial of a plan. `timeout` is the suite's: seconds, or a multiple as `5x`.
+    """The time limit of each trial of a plan. `timeout` is the suite's: seconds, or a multiple (`5x`).
 
     A multiple refers to the time per step of trials of the same method, backbone and task, in the store and
     in this run. Before the first of them has finished there is no limit.
@@ -98,7 +98,7 @@ class Limits:
         self._paces = seconds_per_step(records)
 
     def seconds(self, trial: Trial) -> float | None:
-        """The limit of a trial in seconds. None if there is none."""
+        """The limit of a trial in seconds. None without a limit."""
         if not isinstance(self._timeout, str):
             return self._timeout
         paces = self._paces.get(self._workloads[trial.id])

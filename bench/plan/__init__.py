@@ -1,1 +1,1 @@
-"""Suites as users write them, and plans: trials with resolved ranks, counts and ids."""
+"""Suites as users write them, and the plans made from them: trials with resolved ranks, counts and ids."""

@@ -1,4 +1,4 @@
-"""A cell of a suite: one method under one budget on one task and backbone, with its rows and trials."""
+"""Cells of a suite: one method under one budget on one task and backbone, with its rows and trials."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from bench.records.words import Phase
 from bench.tasks import Task
 from methods import Geometry, Method, UserError, create
 
-#: Tables give parameters in percent of LoRA of this rank on query, key and value, as the paper does.
+#: Tables give parameters in percent of LoRA with this rank on query, key and value, as the paper does.
 REFERENCE_RANK = 4
 
-#: The centre of methods whose source states no rate, and of those that train the backbone's own weights.
+#: The centre for methods whose source states no rate, and for methods that train the backbone's weights.
 CENTRE, CENTRE_OF_WEIGHTS = 5e-3, 1e-4
 
 #: The largest learning rate of AdamW that makes sense: a step moves every number by about its rate.
 LARGEST_RATE = 1.0
 
-#: Decimals of an offset, and of a rate's mantissa: rates are the same on every machine, and so are ids.
+#: Decimals of an offset and of a rate's mantissa. Rounding makes rates and ids equal on every machine.
 DECIMALS, MANTISSA = 4, 3
 
 
 class Planned(NamedTuple):
-    """The rows of a cell, and its trials, each with its study and its place there."""
+    """The rows of a cell, and its trials, each with its study and its position within the study."""
 
     rows: list[Row]
     trials: list[tuple[tuple[int, int], Trial]]
@@ -43,30 +43,30 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True)
 class RateWindow:
-    """The learning rates of a cell's studies."""
+    """The window of learning rates for a cell's studies."""
 
     centre: float
     decades: float
-    #: The head's rate. None if the window is the head's, because nothing else is trained, or without a head.
+    #: The head's learning rate. None without a head, or if only the head is trained, by the window's rates.
     head_lr: float | None
 
     def rate(self, offset: float) -> float:
-        """The learning rate this many decades from the centre."""
+        """Returns the learning rate `offset` decades from the centre."""
         return float(f"{self.centre * 10**offset:.{MANTISSA}e}")
 
     def setting(self, rate: float) -> Setting:
-        """The rates of a trial of the cell at this learning rate."""
+        """Returns the rates of a trial with this learning rate."""
         return Setting(lr=rate, head_lr=self.head_lr or rate)
 
 
 def offsets(studies: Studies, study: int, setting: str) -> list[float]:
-    """The positions of a study's points in decades from the centre, the same for all methods of a setting.
+    """Returns the offsets of a study's points from the centre, in decades, equal for all methods.
 
-    The window is cut into as many equal strata as there are points. One point lies in each, uniformly, and
-    the order of strata is shuffled. Each setting (a task on a backbone, by any unique name) has its own
-    draws, so that means over settings average the luck of the draws too.
+    The window is cut into as many equal strata as there are points. Each stratum has one uniformly drawn
+    point, and the order of strata is shuffled. Each `setting` (a unique name of a task on a backbone) has its
+    own draws, so that means over settings average the luck of the draws as well.
     """
-    # Python promises the same numbers in every version for `random` only.
+    # Among Python's draws, only `random` is guaranteed to give the same numbers in every version.
     draw = Random(f"study {study} of {setting}").random
     order = sorted(range(studies.points), key=lambda _: draw())
     width = studies.lr.decades / studies.points
@@ -75,42 +75,42 @@ def offsets(studies: Studies, study: int, setting: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method under one budget on one task and backbone: all that its trials have in common."""
+    """One method under one budget on one task and backbone: the common part of its trials."""
 
     suite: Suite
     task: TaskRow
-    #: The task that `task` names, as the suite alters it.
+    #: The task named by `task`, with the suite's changes.
     definition: Task
     spec: BackboneSpec
     info: BackboneInfo
-    #: The form in which the backbone gets the examples.
+    #: The form of the examples that the backbone receives.
     model_input: ModelInput
-    #: Training examples. None if only the data tell it.
+    #: The number of training examples. None if known only after loading the data.
     examples: int | None
-    #: All that the examples depend on, as in `Trial.data`.
+    #: Everything that the examples depend on, as in `Trial.data`.
     data: dict[str, Any]
     budget: Budget | None
     method: Method
     recipe: Recipe
-    #: Whether the head has the adapter's learning rate, because the suite sets none for it.
+    #: Whether the head uses the adapter's learning rate, because the suite sets none for the head.
     head_follows: bool
     #: The labels that the suite gives to method, backbone and task.
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
-    #: The recipe's overrides for this method, in words for its label.
+    #: The method's overrides of the recipe, as text for its label.
     overrides: str = ""
-    #: The centre that its row gives to the rates of studies.
+    #: The centre of the studies' learning rates in the method's row.
     centre: float | None = None
-    #: The number of its row among the suite's methods.
+    #: The index of the method's row in the suite.
     number: int = 0
 
     @property
     def target_count(self) -> int | None:
-        """Adapter parameters that the budget requests. None if it sets the ranks instead."""
+        """The number of adapter parameters that the budget requests. None if it sets the ranks."""
         return requested_parameters(self.budget, self.info.geometry)
 
     @property
     def has_head(self) -> bool:
-        """Whether a head is trained. A language model that answers in words has none."""
+        """Whether a head is trained. A language model that answers in words has no head."""
         return not (isinstance(self.model_input, TextInput) and self.model_input.answers_by_words)
 
     @property
@@ -133,11 +133,11 @@ class Cell:
         setting: Setting | None = None,
         epochs: int | None = None,
     ) -> Trial:
-        """A trial of this cell; `method`, `setting` and `epochs` replace its ranks, rates and length."""
+        """Builds a trial of this cell. `method`, `setting` and `epochs` replace ranks, rates and length."""
         setting = setting or Setting()
         return Trial(
             method=setting.method(method or self.method).identity(),
-            # A trial is the same under any label.
+            # Labels do not enter a trial.
             backbone=self.spec.model_copy(update={"label": None}),
             weights_hash=self.info.weights_hash,
             task=self.task.model_copy(update={"label": None}),
@@ -159,14 +159,14 @@ class Cell:
         candidates: Sequence[CandidateSetting] = (),
         studies: StudyPlan | None = None,
     ) -> Row:
-        """The row of these trials, given by seed. `method` replaces the cell's if its ranks differ."""
+        """Builds the row of these trials (ids by seed). `method` replaces the cell's if its ranks differ."""
         sized = method or self.method
         own, shown = self.own, self.shown
         count, peak = sized.count(self.info.geometry), sized.peak_count(self.info.geometry)
         ratio = None if self.target_count is None else count / self.target_count
         return Row(
             method=f"{shown.method} [{note}]" if note else shown.method,
-            # A label is the title if nothing else tells the method from its plain form.
+            # Without a label, show the title, unless options distinguish the method from its plain form.
             title=shown.method if own.method == self.method.title else self.method.title,
             family=sized.name,
             own=own,
@@ -178,7 +178,7 @@ class Cell:
             peak=None if peak == count else peak,
             asked=self.target_count,
             ratio=ratio,
-            # Rounded, or the last digit of a float would decide about a count at the tolerance.
+            # Rounded, so that a float's last digit does not decide about a count exactly at the tolerance.
             within=round(abs(ratio - 1), 12) <= self.budget.tolerance
             if self.budget and ratio is not None
             else None,
@@ -192,7 +192,7 @@ class Cell:
         )
 
     def planned(self) -> Planned:
-        """The cell's rows and trials as its suite has them: by studies, equal tuning, or seeds."""
+        """Returns the cell's rows and trials: those of studies, of equal tuning, or of seeds."""
         if self.suite.studies:
             return self._studied(self.suite.studies)
         if self.suite.equal_tuning:
@@ -201,9 +201,9 @@ class Cell:
         return Planned([self.row(_ids(trials))], [((0, place), t) for place, t in enumerate(trials)])
 
     def _studied(self, studies: Studies) -> Planned:
-        """The row of the cell's studies, and its trials.
+        """Returns the row of the cell's studies, and its trials.
 
-        A fitted head has no rate and comes out the same for every seed, so that it is a single trial.
+        A fitted head has no learning rate and is the same for every seed, so it is a single trial.
         """
         if self.method.fits_head:
             trial = self.trial(studies.seed(0, 0), self.suite.evaluate)
@@ -229,7 +229,7 @@ class Cell:
         return Planned([self.row(_ids(trial for _, trial in trials), studies=plan)], trials)
 
     def _tuned(self, tuning: Tuning) -> Planned:
-        """The cell's row, those of its tuning, one for each setting, and the trials of the latter."""
+        """Returns the cell's row, one tuning row for each setting, and the tuning trials."""
         grids = self.tunable(tuning.grids)
         rows: list[Row] = []
         trials: list[Trial] = []
@@ -256,19 +256,20 @@ class Cell:
         return Planned([row, *rows], [((0, 0), trial) for trial in trials])
 
     def tunable(self, grids: Grids) -> Grids:
-        """The grids of learning rates and scale that this cell uses."""
+        """Restricts the grids of learning rates and scale to those that affect this cell."""
         parameters = self.method.count(self.info.geometry)
         return applicable(
             grids, self.method, parameters, head_follows=self.head_follows, has_head=self.has_head
         )
 
     def window(self) -> RateWindow:
-        """The rates of the cell's studies.
+        """The learning rates of the cell's studies.
 
-        The centre is that of the method's row, else of the suite's window, else the published one. A head
-        alone has the head's rate for its centre, and full fine-tuning `CENTRE_OF_WEIGHTS`.
+        The centre is that of the method's row, otherwise that of the suite's window, otherwise the published
+        rate. The centre of `head_only` is the head's rate, and that of full fine-tuning is
+        `CENTRE_OF_WEIGHTS`.
 
-        Raises UserError for a window that reaches beyond the rates of AdamW.
+        Raises UserError for a window beyond the learning rates that AdamW can use.
         """
         studies, method = self.suite.studies, self.method
         assert studies is not None
@@ -296,7 +297,7 @@ class Cell:
 
 
 def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | None:
-    """Adapter parameters that a budget requests. None if it sets the ranks instead."""
+    """The number of adapter parameters that a budget requests. None if it sets the ranks instead."""
     if budget is None:
         return None
     return _lora_parameters(budget.isoparameters, geometry) if budget.isoparameters else budget.parameters

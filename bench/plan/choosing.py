@@ -1,4 +1,4 @@
-"""The sections of a suite that choose by validation: tuning, studies, search, allocation and pilot."""
+"""The sections of a suite that choose settings by validation: tuning, studies, search, allocation, pilot."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bench.plan.suite_rows import BudgetRank
 from bench.records.words import By
 from methods.validation import Frozen, refuse_repeats
 
-#: The tuned axes besides ranks, in order: the learning rates of adapter, head and core (a multiple of the
-#: adapter's), and the method's scale.
+#: The tuned axes besides ranks, in order: the learning rates of adapter and head, the ratio of the core's
+#: rate to the adapter's, and the method's scale.
 AXES = ("lr", "scale", "head_lr", "core_lr")
 
 #: The largest seed of a search. Optuna's samplers take 32 bits, and each tried point adds 1.
@@ -28,18 +28,18 @@ MAX_SEED = 2**31
 #: The adapter's learning rates of equal tuning: two per decade.
 LR_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
-#: The scales of equal tuning, as factors of the method's own, which by default is the published one.
+#: The scales of equal tuning, as factors of the method's own scale (by default the published one).
 SCALE_GRID = (0.1, 1.0, 10.0)
 
 #: The head's learning rates of equal tuning.
 HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
-#: The seed of the first trial of the first study, and the distance between the first seeds of two studies.
+#: The first seed of the first study, and the distance between the first seeds of consecutive studies.
 FIRST_SEED, SEEDS_APART = 10_000, 1_000
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
-#: A number of tried points.
+#: A number of points to try.
 Points = Annotated[int, Field(gt=0, le=100_000)]
 
 SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
@@ -48,13 +48,13 @@ Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Selection(Frozen):
-    """The common fields of all sections that choose by validation before the final runs."""
+    """The common fields of all sections that choose settings by validation before the final runs."""
 
-    #: The seeds of the trials that choose. None of them may be a seed of the final runs.
+    #: The seeds of the tuning trials. None of them may be a seed of the final runs.
     seeds: SelectionSeeds = (1000,)
-    #: The epochs of each of these trials. None: as many as the final runs.
+    #: The epochs of each tuning trial. None: as many as the final runs.
     epochs: Epochs | None = None
-    #: The compared validation result: the loss separates states that a small split scores equally.
+    #: The validation result to compare. The loss distinguishes states with equal scores on a small split.
     by: By = "loss"
 
     @field_validator("seeds", *AXES, "modes", check_fields=False)
@@ -70,22 +70,22 @@ class Selection(Frozen):
 
     @property
     def grids(self) -> dict[str, tuple[float, ...]]:
-        """The tried values by axis, in the order of AXES; other axes stay as the suite has them."""
+        """The values to try by axis, in the order of AXES. Absent axes keep the suite's value."""
         return {axis: grid for axis in AXES if (grid := getattr(self, axis, None))}
 
 
 class Tuning(Selection):
-    """The tuning that every method may spend on its learning rate, scale and the head's learning rate.
+    """Equal tuning: the points that every method may try of its learning rates and scale.
 
     A grid of None is not tuned.
     """
 
-    #: The points that each method tries on every task, backbone and budget, each trained on every seed.
+    #: The number of points that a method tries on every task, backbone and budget, each with every seed.
     trials: Points = 8
     lr: Grid | None = LR_GRID
     scale: Grid | None = SCALE_GRID
     head_lr: Grid | None = HEAD_LR_GRID
-    #: Multiples of `lr`, for methods with a core.
+    #: The core's learning rates as multiples of `lr`, for methods with a core.
     core_lr: Grid | None = None
 
     @model_validator(mode="after")
@@ -96,12 +96,12 @@ class Tuning(Selection):
 
 
 class Window(Frozen):
-    """The learning rates of a study: log-uniform about a method's centre."""
+    """The learning rates of a study: log-uniform around a method's centre."""
 
-    #: The centre of methods whose rows have none. `published`: the method's own, else
-    #: `bench.plan.cells.CENTRE`.
+    #: The centre for methods whose rows give none. `published`: the method's published rate, or
+    #: `bench.plan.cells.CENTRE` if there is none.
     around: Literal["published"] | PositiveFloat = "published"
-    #: Decades from the lowest rate of the window to the highest.
+    #: The width of the window in decades.
     decades: Annotated[PositiveFloat, Field(le=6)] = 1.0
 
     @field_validator("around", mode="wrap")
@@ -116,16 +116,16 @@ class Window(Frozen):
 class Studies(Frozen):
     """Independent tunings of every method on every task: `points` trials each, at fresh rates and seeds.
 
-    The kept trial of a study is the one with the lowest validation loss. Every trial is scored on the test
-    split, and no test score chooses anything. Seeds and positions in the window are the same for all methods.
+    A study keeps its trial with the lowest validation loss. Every trial is scored on the test split, but no
+    test score chooses anything. Seeds and positions in the window are the same for all methods.
     """
 
-    #: The number of tunings of each method. A single tuning would give no interval.
+    #: The number of studies of each method. A single study would give no interval.
     studies: int = Field(5, ge=1, le=1000)
-    #: Trials of each tuning.
+    #: The number of trials of each study.
     points: int = Field(8, ge=2, le=SEEDS_APART)
     lr: Window = Window()
-    #: The head's learning rate on tasks whose `training` gives none. It is the same for all methods.
+    #: The head's learning rate, for all methods, on tasks whose `training` gives none.
     head_lr: PositiveFloat = 3e-3
 
     @field_validator("studies")
@@ -140,7 +140,7 @@ class Studies(Frozen):
         return FIRST_SEED + SEEDS_APART * study + point
 
     def place(self, seed: int) -> tuple[int, int]:
-        """The study and the point of a seed."""
+        """Returns the study and the point that belong to a seed."""
         return divmod(seed - FIRST_SEED, SEEDS_APART)
 
     @property
@@ -150,10 +150,10 @@ class Studies(Frozen):
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """The numbers of trials k for which the score after k trials is shown.
+        """The values of k for which the score after k trials is shown.
 
-        These are the points of a study, and powers of two up to twice that, at most the trials that remain
-        when a jackknife leaves a study out.
+        They are the number of points of a study, and the powers of two up to twice that number. A jackknife
+        leaves one study out, so k is at most the number of trials that then remain.
         """
         most = min(2 * self.points, (self.studies - 1) * self.points)
         powers = (2**power for power in range(most.bit_length()) if 2**power <= most)
@@ -163,19 +163,19 @@ class Studies(Frozen):
 class Search(Selection):
     """A search over the ranks of each mode that never exceeds the budget."""
 
-    #: The exact number of tried points, or all of them if there are fewer.
+    #: The number of points to try, or all points if there are fewer.
     trials: Points
-    #: The modes whose ranks are searched; the other modes keep the heuristic's. None: all.
+    #: The modes whose ranks are searched; other modes keep the heuristic's ranks. None: all modes.
     modes: Modes | None = None
     #: Grids that are searched together with the ranks.
     lr: Grid | None = None
     scale: Grid | None = None
     head_lr: Grid | None = None
     core_lr: Grid | None = None
-    #: `metric` is the result of `by`. With the number of parameters the result is a Pareto front.
+    #: The objectives. `metric` is the result named by `by`; adding the parameters gives a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
-    #: The rule that ends a weak trial after an epoch. `auto` is the median rule if there is one objective and
-    #: at least two epochs, else none.
+    #: The rule that ends a weak trial after an epoch. `auto`: the median rule with one objective and at least
+    #: two epochs, otherwise none.
     pruner: Literal["auto", "median", "halving", "none"] = "auto"
     #: The seed of Optuna's sampler.
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -190,25 +190,25 @@ class Search(Selection):
 
 
 class Allocation(Selection):
-    """A sweep of the shares of a budget among modes, and a path from isorank to isoparameters."""
+    """A sweep over ways to share a budget among modes, and a path from isorank to isoparameters."""
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
-    #: The swept modes. None: all.
+    #: The modes whose ranks are varied. None: all.
     modes: Modes | None = None
-    #: The tried ranks of each mode, evenly spaced in their logarithms.
+    #: The number of ranks to try per mode, evenly spaced on a logarithmic scale.
     ranks: int = Field(6, ge=2, le=6)
-    #: The rank vectors on the path from isorank to the heuristic's, both ends included. 0 skips the path.
+    #: The number of rank vectors from isorank to the heuristic's, both ends included. 0 skips the path.
     path: int = Field(5, ge=0, le=12)
-    #: Every rank of the path's first vector.
+    #: The rank of every mode at the path's beginning.
     isorank: BudgetRank = 4
 
 
-#: The learning rates and seeds of a pilot's trials, unless its section says otherwise.
+#: Default learning rates and seeds of a pilot's trials.
 PILOT_RATES = (5e-4, 1.581e-3, 5e-3, 1.581e-2, 5e-2)
 
 
 class PilotStep(Frozen):
-    """A step of a pilot, which tries rates or lengths, each on all of `seeds`."""
+    """A step of a pilot. It tries rates or lengths, each with all of `seeds`."""
 
     seeds: SelectionSeeds = (1000, 1001)
 
@@ -225,38 +225,38 @@ class PilotStep(Frozen):
 
 
 class HeadRates(PilotStep):
-    """Chooses each task's head rate: the one at which the head alone has the lowest mean validation loss."""
+    """Chooses each task's head rate: the rate at which `head_only` has the lowest mean validation loss."""
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
     rates: Grid = HEAD_LR_GRID
 
 
 class Lengths(PilotStep):
-    """Chooses each task's epochs: those with the lowest mean validation loss over these methods and seeds."""
+    """Chooses each task's epochs: the number with the lowest mean validation loss over methods and seeds."""
 
-    #: Methods by label, title or registered name. None: all with an adapter.
+    #: The methods by label, title or registered name. None: all methods with an adapter.
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    #: The lengths beside a single epoch, as multiples of the task's epochs.
+    #: The lengths to try besides one epoch, as multiples of the task's epochs.
     times: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0)
-    #: The adapter's learning rate.
+    #: The adapter's learning rate in this step.
     lr: PositiveFloat = 5e-3
 
 
 class Centres(PilotStep):
-    """Chooses each method's centre: the vertex of a parabola of mean validation loss over the log rate.
+    """Chooses each method's centre by a parabola through mean validation losses over the log rate.
 
-    Methods whose rows have a centre keep it.
+    The centre is the parabola's vertex. Methods whose rows give a centre keep it.
     """
 
-    #: The task on which rates are tried. None: the suite's first.
+    #: The task on which rates are tried. None: the suite's first task.
     task: str | None = None
     rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=3)] = PILOT_RATES
-    #: Factors of the rates of methods, by label, title or registered name.
+    #: Factors that shift a method's rates, by label, title or registered name.
     multiples: dict[str, PositiveFloat] = {}
 
 
 class Pilot(Frozen):
-    """The steps of `tensorbench search` before the studies, on validation alone. None leaves a step out."""
+    """The steps of `tensorbench search` before the studies, using validation only. None skips a step."""
 
     head_lr: HeadRates | None = HeadRates()
     epochs: Lengths | None = Lengths()

@@ -1,4 +1,4 @@
-"""The coverage of grids by the points of equal tuning, and grids that are too coarse."""
+"""How equal tuning covers its grids: warnings about confounded axes, untried values and coarse grids."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from bench.plan.choosing import AXES
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS, Grids, Setting, points
 
-#: The least correlation of two axes that count as tied: an effect of one may be due to the other.
+#: The correlation of two axes from which on they count as confounded.
 TIED = 0.5
 
-#: The largest ratio of neighbouring rates, or of neighbouring products of rate and scale. The optimum of
-#: fine-tuning is about a decade wide, and a coarser grid may step over it.
+#: The largest ratio between neighbouring rates, or products of rate and scale, without a warning. The
+#: optimum of fine-tuning is about a decade wide, and a coarser grid may miss it.
 COARSE = 4.0
 
 
 def shared_points(plan: Plan) -> list[Setting]:
-    """The points of a plan's tuning that all methods share; empty without tuning."""
+    """The tuning points of a plan that all methods share. Empty without tuning."""
     section = plan.suite.equal_tuning
     return points(section.grids, section.grids, section.trials, Setting()) if section else []
 
 
 def tuning_notes(plan: Plan) -> list[str]:
-    """Warnings about a plan's tuning before it starts; empty without tuning."""
+    """Warnings about a plan's tuning, made before it starts. Empty without tuning."""
     if plan.suite.equal_tuning is None:
         return []
     notes = [f"tuning: {note}" for note in coarse(plan.suite.equal_tuning.grids)]
@@ -46,7 +46,7 @@ def tuning_notes(plan: Plan) -> list[str]:
 
 
 def tied(settings: Sequence[Setting]) -> Iterator[str]:
-    """The pairs of axes that are confounded over these points, by the correlation of their logarithms."""
+    """Yields the pairs of axes that are confounded: the logarithms of their values are correlated."""
     values = {
         axis: [log(value) for setting in settings if (value := getattr(setting, axis)) is not None]
         for axis in AXES
@@ -55,13 +55,13 @@ def tied(settings: Sequence[Setting]) -> Iterator[str]:
         try:
             r = correlation(values[first], values[second])
         except StatisticsError:
-            continue  # fewer than two points, or an axis of one value, which has nothing to be tied to
+            continue  # fewer than two points, or an axis with a single value
         if abs(r) >= TIED:
             yield f"{first} and {second} are tied over {len(settings)} points (correlation {r:+.2f})"
 
 
 def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
-    """The values of each axis without a point."""
+    """Yields the values of each axis that no point has."""
     for axis, grid in grids.items():
         missing = sorted(set(grid) - {getattr(setting, axis) for setting in settings})
         if missing:
@@ -69,10 +69,10 @@ def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
 
 
 def coarse(grids: Grids) -> Iterator[str]:
-    """The grids whose neighbouring values lie too far apart."""
+    """Yields the grids whose neighbouring values are too far apart."""
     steps = {axis: grid for axis, grid in grids.items() if axis != "scale"}
     if "scale" in grids:
-        # A scale multiplies the update like a rate, so that steps of the rate may fill those of the scale.
+        # Scale and rate both multiply the update, so values of one may fill gaps of the other.
         products = {float(f"{a * b:.9g}") for a in grids.get("lr", (1.0,)) for b in grids["scale"]}
         steps["lr × scale" if "lr" in grids else "scale"] = sorted(products)
     for axis, grid in steps.items():

@@ -1,6 +1,6 @@
-"""The lock file of a suite: the commit of every hub repository that it uses and each file's hash.
+"""The lock file of a suite: commit and file hashes of every hub repository that the suite uses.
 
-`tensorbench tools fetch SUITE.yaml` writes it beside the suite, as `SUITE.lock.yaml`; loading obeys it.
+`tensorbench tools fetch SUITE.yaml` writes `SUITE.lock.yaml` beside the suite; loading the suite applies it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ VERSION: Literal[1] = 1
 
 
 class Locked(Frozen):
-    """A repository at a commit, with the hashes of its files."""
+    """A repository at a fixed commit, with the hashes of its files."""
 
     repository: str
-    #: The branch, tag or commit in the suite. None: the main branch.
+    #: The branch, tag or commit given in the suite. None: the main branch.
     asked: str | None = None
-    #: The commit behind it when the lock was written.
+    #: The commit of that revision when the lock was written.
     revision: str = Field(pattern="^[0-9a-f]{40}$")
-    #: The sha256 of each used file, by its path in the repository.
+    #: The SHA-256 of each used file, by its path in the repository.
     files: dict[str, str]
 
     @property
@@ -54,7 +54,7 @@ class Lock(Frozen):
     tasks: dict[str, Locked] = {}
 
     def apply(self, suite: Suite, path: Path) -> Suite:
-        """The suite with every hub repository at its locked commit, and its files locked too.
+        """Returns the suite with every hub repository and its files fixed to the lock.
 
         `path` is the lock's file, for messages. Raises UserError for a repository that is not locked.
         """
@@ -75,7 +75,7 @@ class Lock(Frozen):
         return suite.model_copy(update={"backbones": tuple(backbones), "tasks": tuple(tasks)})
 
     def of(self, spec: BackboneSpec) -> Locked | None:
-        """The lock of a backbone from a hub, if it has one."""
+        """The locked state of a hub backbone. None if the lock lacks it."""
         return self.backbones.get(at_revision(spec)) or self.backbones.get(str(spec.hub_name))
 
     def _entry(
@@ -108,12 +108,12 @@ class Lock(Frozen):
 
 
 def at_revision(spec: BackboneSpec) -> str:
-    """The key of a backbone from a hub if the suite has several of its revisions."""
+    """The key of a hub backbone of which the suite has several revisions."""
     return f"{spec.hub_name}@{spec.revision or 'main'}"
 
 
 def stored_suite(suite: Suite) -> StoredSuite:
-    """The suite as results keep it: its fields, and the files of its lock."""
+    """The suite as stored with results: its fields, and the files of its lock."""
 
     def entry(repository: str | None, place: BackboneSpec | DataSource) -> dict[str, Any]:
         return {"repository": repository, "revision": place.revision, "files": dict(place.locked)}
@@ -126,12 +126,12 @@ def stored_suite(suite: Suite) -> StoredSuite:
 
 
 def lock_path(suite: Path) -> Path:
-    """The file of a suite's lock."""
+    """The path of a suite's lock file."""
     return suite.with_suffix(".lock.yaml")
 
 
 def read_lock(path: Path) -> Lock:
-    """The lock in a file. Raises UserError for a file that is not a lock."""
+    """Reads a lock file. Raises UserError for a file that is not a lock."""
     try:
         values = read(path)
     except (OSError, ValueError) as error:
@@ -140,6 +140,6 @@ def read_lock(path: Path) -> Lock:
 
 
 def hub_task(row: TaskRow) -> HubTask | None:
-    """The row's task if its data come from a hub repository, else None. Raises UserError as `lookup` does."""
+    """The row's task if its data come from a hub, otherwise None. Raises UserError as `lookup` does."""
     task = row.lookup()
     return task if isinstance(task, HubTask) and task.source.local is None else None

@@ -1,4 +1,4 @@
-"""From a suite to its plan: pairs of task and backbone, sizes under each budget, and their trials."""
+"""Makes a plan from a suite: pairs of task and backbone, sizes under each budget, and their trials."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ from methods import METHODS, Geometry, Method, UserError
 from methods.errors import cut, shown
 from methods.validation import MOST_SAID, identity
 
-#: A study of everything here has thousands.
+#: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
 MOST_TRIALS = 100_000
 
-#: The fields of a recipe that change a forward in evaluation mode, and so a head that is fitted.
+#: The fields of a recipe that affect a fitted head, because they change forwards in evaluation mode.
 OF_FORWARD = {"batch_size", "precision", "compile", "deterministic"}
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
-    """Resolves a suite and starts nothing. `device` decides what precision `auto` is, and so a trial's id.
+    """Makes the plan of a suite and starts nothing. `device` resolves precision `auto`, which enters ids.
 
-    With equal tuning the final trials are among the candidates of the rows until one of them is chosen.
-    Raises UserError for a device other than cpu and cuda, and for whatever `cells` refuses.
+    With equal tuning, final trials appear as candidates of rows until one of them is chosen. Raises UserError
+    for a device other than cpu and cuda, and as `cells` does.
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
     rows: list[tuple[tuple[int, ...], Row]] = []
     trials: dict[str, tuple[tuple[int, ...], Trial]] = {}
     lines: set[tuple[Budget | str | None, ...]] = set()
-    # Block by block, as tables show them: rows of a fixed size, then the suite's budgets in their order.
+    # Blocks in the order of tables: rows of a fixed size, then the suite's budgets.
     blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
     for pair, cell in cells(suite, device):
         block = blocks.get(cell.budget, len(blocks))
         planned = cell.planned()
-        # Rows may share their tuning and yet differ in the trials that run with its choice.
+        # Rows may share all tuning trials and still differ in their final trials.
         final = (t.id for row in planned.rows for choice in row.candidates for t in choice.final.values())
         line = (cell.budget, *(trial.id for _, trial in planned.trials), *final)
         if line in lines:
-            continue  # the order of heads, say, of a variant that has none
+            continue  # rows with equal trials, such as orders of heads without a head mode
         lines.add(line)
         rows += [((pair, block), row) for row in planned.rows]
         for (study, place), trial in planned.trials:
-            # Study by study and seed by seed, so that a stopped run has compared all methods alike.
+            # Ordered by study, then by seed, so that a stopped run has treated all methods alike.
             trials.setdefault(trial.id, ((study, pair, place), trial))
     return Plan(suite=suite, rows=in_order(rows), trials=in_order(trials.values()))
 
 
 def cells_of(plan: Plan, device: str) -> list[Cell]:
-    """The cells behind the rows of a plan. Equal rows have one cell."""
+    """The cells behind the rows of a plan. Equal rows share a cell."""
     rows = {(row.method, row.backbone, row.task, row.budget, row.ranks) for row in plan.rows}
     keyed = {
         (*cell.shown, cell.budget.label if cell.budget else None, cell.method.size or ()): cell
@@ -77,18 +77,18 @@ class Pairing(NamedTuple):
     definition: Task
     spec: BackboneSpec
     info: BackboneInfo
-    #: The form in which the backbone gets the examples.
+    #: The form of the examples that the backbone receives.
     model_input: ModelInput
-    #: Training examples. None if only the data tell it.
+    #: The number of training examples. None if known only after loading the data.
     examples: int | None
 
 
 def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
-    """Every method under every budget, each with the number of its pair of task and backbone.
+    """Yields every method under every budget, each with the index of its pair of task and backbone.
 
     Raises UserError for invalid names, ranks, budgets, sizes and pairings, and for too many trials.
     """
-    # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
+    # Check every row's options once, even if no pair of task and backbone uses them.
     methods: list[tuple[int, MethodRow, Method]] = []
     for number, row in enumerate(suite.methods):
         with _naming(number):
@@ -98,7 +98,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     _check_number(suite, len(pairs), len(methods))
     for place, pair in enumerate(pairs):
         data = _data(pair)
-        # Studies share one split, whatever their seeds.
+        # Studies share one split, independent of their seeds.
         dealing = dict.fromkeys(pair.task.split_seed(seed) for seed in suite.seeds or (0,))
         check_use(pair.definition, pair.task.sizes, tuple(dealing))
         for number, row, template in methods:
@@ -133,9 +133,9 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
 
 
 def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
-    """The recipe as it trains the method: a rate for a core changes nothing where there is none.
+    """Removes the core's rate from a recipe if the method has no core, since it has no effect there.
 
-    Raises UserError where the method's own row gives one in vain.
+    Raises UserError if the method's own row gives such a rate.
     """
     if method.has_core:
         return recipe
@@ -146,7 +146,7 @@ def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
 
 @contextmanager
 def _naming(row: int) -> Iterator[None]:
-    """Inside, a UserError says of which row of the suite's methods it is."""
+    """Context in which a UserError gets the index of the suite's method row as prefix."""
     try:
         yield
     except UserError as error:
@@ -155,12 +155,12 @@ def _naming(row: int) -> Iterator[None]:
 
 
 def _shown(value: Any) -> str:
-    """The value of a recipe's field as a suite has it."""
+    """The value of a recipe's field as written in a suite."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _data(pair: Pairing) -> dict[str, Any]:
-    """All that a trial's examples depend on, except for its seed and their number."""
+    """Everything that a trial's examples depend on, except its seed and the number of examples."""
     task, info, model_input = pair.task, pair.info, pair.model_input
     if isinstance(model_input, TextInput):
         if not model_input.tokenizer_hash:
@@ -183,8 +183,8 @@ def _data(pair: Pairing) -> dict[str, Any]:
 
 
 def _pairs(suite: Suite) -> list[Pairing]:
-    """Every task with every backbone of its modality. Raises UserError for one without a partner."""
-    # Branches of a hub move. They are resolved here, so that a trial names the same commit wherever it runs.
+    """Pairs every task with every backbone of its modality. Raises UserError for one without a partner."""
+    # Branches on a hub move, so resolve them here: then a trial names one commit wherever it runs.
     tasks = []
     for row in suite.tasks:
         definition = row.lookup()
@@ -214,10 +214,10 @@ def _pairs(suite: Suite) -> list[Pairing]:
 def _with_distinct_names(
     backbones: Sequence[tuple[BackboneSpec, BackboneInfo]],
 ) -> list[tuple[BackboneSpec, BackboneInfo]]:
-    """The backbones with distinct names, by which tables and searches identify them.
+    """Gives the backbones distinct names, by which tables and searches identify them.
 
-    A backbone in several image sizes has its size in its name. One of several weights under a name has its
-    label there. Raises UserError for names that stay equal.
+    If several backbones have the same name, image sizes or labels are added to it. Raises UserError for names
+    that stay equal.
     """
     labelled: set[str] = set()
     for (spec, info), (other_spec, other) in combinations(backbones, 2):
@@ -268,7 +268,7 @@ def _fitted(template: Method, budget: Budget, geometry: Geometry) -> Method:
 
 
 def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
-    """Raises UserError for a label that another method has or is called by."""
+    """Raises UserError for a label that equals the label or name of another method."""
     named = Counter(row.label or method.label for _, row, method in expanded)
     for number, row, _ in expanded:
         if row.label and named[row.label] > 1:
@@ -276,10 +276,10 @@ def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
 
 
 def _check_number(suite: Suite, pairs: int, methods: int) -> None:
-    """Raises UserError for more trials than anybody runs; budgets are counted for every method."""
+    """Raises UserError for too many trials. Counts every budget for every method."""
     seeds = suite.studies.studies * suite.studies.points if suite.studies else len(suite.seeds)
     if tuning := suite.equal_tuning:
-        # The published setting may be a point beside those of the grids.
+        # The published setting may be an additional point outside the grids.
         most = 1 + prod(len(grid) for grid in tuning.grids.values() if grid)
         seeds += len(tuning.seeds) * min(tuning.trials, most)
     budgets = max(1, len(suite.budgets))
@@ -291,10 +291,10 @@ def _check_number(suite: Suite, pairs: int, methods: int) -> None:
 
 
 def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
-    """Raises UserError for ranks with which a method gains nothing over smaller ones on this backbone.
+    """Raises UserError for ranks so large that smaller ranks are as powerful on this backbone.
 
-    A budget's ranks may exceed the smaller modes, as the paper's isorank does, and so may equal ones that a
-    row gives; no rank exceeds the largest.
+    Ranks set by a budget, and equal ranks given by a row, may exceed the smaller modes, as the paper's
+    isorank does. No rank may exceed the largest mode.
     """
     ranks, limits = method.size or (), method.rank_limits(geometry)
     if budget is not None or len(set(ranks)) == 1:
@@ -320,7 +320,7 @@ def _check_recipe(recipe: Recipe, pair: Pairing) -> None:
 
 
 def _check_weights(method: Method, spec: BackboneSpec) -> None:
-    """Raises UserError for trained weights in less than float32."""
+    """Raises UserError if the method trains the backbone's weights and these are not in float32."""
     if method.trains_weights and spec.dtype != "float32":
         raise UserError(
             f"{method.label} trains the backbone's own weights, and so takes no dtype {spec.dtype}"
@@ -346,7 +346,7 @@ def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
 
 
 def _check_steps(method: Method, recipe: Recipe, pair: Pairing, suite: Suite) -> None:
-    """Raises UserError for a training that is too short for the method, if its length is known."""
+    """Raises UserError if training is too short for the method, as far as its length is known."""
     for part in (None, suite.equal_tuning, suite.search, suite.allocation):
         trained = Setting().recipe(recipe, part.epochs if part else None)
         if trained.steps or pair.examples is not None:

@@ -1,4 +1,4 @@
-"""The recipe of a trial's training."""
+"""The recipe: hyper-parameters of a trial's training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pydantic import (
 from methods import UserError
 from methods.validation import Frozen, Later, refuse_repeats
 
-#: The adapter decays like the head: the only behaviour before there was a choice.
+#: The adapter's weight decay equals the head's. The only behaviour before the option existed.
 AS_HEAD = "as weight_decay"
 
-#: Bounds against slips, such as an extra power of ten.
+#: Bounds against typing errors such as an extra zero.
 MAX_EPOCHS, MAX_STEPS = 100_000, 10**9
 
 Epochs = Annotated[int, Field(gt=0, le=MAX_EPOCHS)]
@@ -32,43 +32,43 @@ Augmentation = Literal["colour_jitter", "flip", "crop"]
 
 
 class Recipe(Frozen):
-    """The training of a trial by AdamW on a cosine schedule.
+    """The training of a trial: AdamW with a cosine schedule.
 
-    All methods have the same recipe, except for the overrides of their rows in the suite.
+    All methods have the same recipe, except for overrides in their rows of the suite.
     """
 
     #: Peak learning rate of the adapter.
     lr: PositiveFloat = 5e-4
-    #: Peak learning rate of the head. None: the adapter's.
+    #: Peak learning rate of the head. None: equal to `lr`.
     head_lr: PositiveFloat | None = None
-    #: The core's learning rate as a multiple of `lr`; without effect on methods that have no core.
+    #: The core's learning rate as a multiple of `lr`. No effect on methods without a core.
     core_lr: Annotated[PositiveFloat, Later()] = 1.0
     #: Weight decay of the head.
     weight_decay: float = Field(0.01, ge=0)
-    #: Weight decay of the adapter. It decays every factor of a method, so that ΔW shrinks faster with more
-    #: factors, and pulls gates and magnitudes to 0, not to their start: no decay is alike for all methods.
+    #: Weight decay of the adapter. 0 is the only value that treats all methods alike: any other shrinks ΔW
+    #: faster the more factors a method has, and pulls gates and magnitudes to 0 instead of their start.
     adapter_weight_decay: Annotated[NonNegativeFloat | Literal["as weight_decay"], Later(AS_HEAD)] = 0.0
     batch_size: PositiveInt = 64
-    #: Passes over the training split. A recipe has this or `steps`; with neither it is 10.
+    #: Passes over the training split. A recipe has either `epochs` or `steps`. Default: 10 epochs.
     epochs: Epochs | None = None
-    #: Optimizer steps.
+    #: The number of optimizer steps.
     steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] | None = None
-    #: The share of the steps in which the learning rate rises linearly from zero.
+    #: The fraction of the steps in which the learning rate rises linearly from zero.
     warmup: float = Field(0.1, ge=0, lt=1)
     #: The learning rate at which the cosine ends.
     lr_floor: float = Field(1e-6, ge=0)
-    #: The largest norm of the gradient of adapter and head together. None: no clipping.
+    #: The norm to which the joint gradient of adapter and head is clipped. None: no clipping.
     clip: PositiveFloat | None = None
-    #: The tested state: that with the lowest validation loss or the best validation score, the earliest among
-    #: equals, or the last.
+    #: The state that is tested: the one with the lowest validation loss or the best validation score (the
+    #: earliest on a tie), or the last one.
     select: Literal["loss", "score", "last"] = "loss"
-    #: `auto` is bf16 autocast on a GPU and of a backbone in bfloat16, and fp32 on a CPU.
+    #: `auto`: bf16 autocast on a GPU or with a bfloat16 backbone, otherwise fp32.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    #: Augmentations of training images, in order; `bench.training.augmentation` defines them.
+    #: Augmentations of training images, in order (see `bench.training.augmentation`).
     augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
     #: Whether the encoder is compiled by `torch.compile`, in training and in evaluation.
     compile: Annotated[bool, Later()] = False
-    #: Whether torch may use only deterministic algorithms. An operation without one then fails the trial.
+    #: Whether to use deterministic algorithms only. An operation that has none fails the trial.
     deterministic: Annotated[bool, Later()] = False
 
     @field_validator("augmentation")
@@ -84,7 +84,7 @@ class Recipe(Frozen):
 
     @field_serializer("select", when_used="json")
     def _as_stored(self, select: str) -> str:
-        """The word of ids and stores for selection by the score is "validation"."""
+        """Serialises selection by score as "validation", the word in ids and stores."""
         return "validation" if select == "score" else select
 
     @field_validator("adapter_weight_decay", mode="wrap")
@@ -106,11 +106,11 @@ class Recipe(Frozen):
         return self
 
     def step_count(self, examples: int) -> int:
-        """Optimizer steps on so many training examples."""
+        """The number of optimizer steps for a number of training examples."""
         return self.steps or math.ceil(examples / self.batch_size) * (self.epochs or 0)
 
     def check_batch(self, task: str, available: int) -> None:
-        """Raises UserError for a batch that is larger than the train split."""
+        """Raises UserError for a batch larger than the training split."""
         if self.batch_size > available:
             raise UserError(
                 f"training of task '{task}': batch_size {self.batch_size} is larger than the train split, "
@@ -119,14 +119,15 @@ class Recipe(Frozen):
 
     @property
     def adapter_decay(self) -> float:
-        """The weight decay of the adapter, as a number."""
+        """The adapter's weight decay as a number."""
         decay = self.adapter_weight_decay
         return self.weight_decay if decay == "as weight_decay" else decay
 
     def resolved(self, device: str, weights: str = "float32") -> Recipe:
-        """The recipe with a value in place of every default that depends on something, as an id needs it.
+        """Replaces every default that depends on something by its value, as ids require.
 
-        `weights` is what the backbone's are held in. Raises UserError for a precision that they have not.
+        `weights` is the dtype of the backbone's weights. Raises UserError for a precision they do not
+        support.
         """
         precision, decay = self.precision, self.adapter_decay
         rounded = weights == "bfloat16"
@@ -141,7 +142,7 @@ class Recipe(Frozen):
                 "head_lr": self.head_lr or self.lr,
                 "epochs": self.epochs or (None if self.steps else 10),
                 "precision": precision,
-                # Recipes that train alike have one id, however they are written.
+                # Different spellings of the same training must have one id.
                 "adapter_weight_decay": AS_HEAD if decay == self.weight_decay else decay,
             }
         )

@@ -1,4 +1,4 @@
-"""A plan: the rows of a suite and the trials behind them."""
+"""A plan: the rows of a suite's tables and the trials behind them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class CandidateSetting(Frozen):
     """A setting that tuning may choose, with its tuning trials and its final trials."""
 
     setting: Setting
-    #: Trial id of every tuning seed.
+    #: The trial id for every tuning seed.
     tuning: dict[int, str]
-    #: The trial of every final seed.
+    #: The trial for every final seed.
     final: dict[int, Trial]
 
 
 class Choice(Frozen):
-    """The choice of tuning for a row, with the number of tied candidates."""
+    """The setting that tuning chose for a row, and the number of tied candidates."""
 
     candidate: CandidateSetting
     tied: int
 
 
 class Names(NamedTuple):
-    """The names of a row."""
+    """The names of a row's method, backbone and task."""
 
     method: str
     backbone: str
@@ -47,11 +47,11 @@ class Names(NamedTuple):
 
 
 class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
-    """A row of the tables, with what a plan knows beside what it stores."""
+    """A row of the tables, with more than is stored of it."""
 
-    #: `method`, `backbone` and `task` as they would be without labels.
+    #: `method`, `backbone` and `task` without the suite's labels.
     own: Names
-    #: The task behind the name.
+    #: The task itself.
     definition: Task = Field(repr=False)
     #: The purpose of the row's trials. None for a row of the tables.
     phase: Phase | None = None
@@ -59,7 +59,7 @@ class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
     candidates: tuple[CandidateSetting, ...] = Field((), repr=False)
 
     def tuned(self, choice: Choice) -> Row:
-        """The row with the setting that its tuning has chosen, and its trials."""
+        """Returns the row with the setting chosen by tuning, and that setting's trials."""
         assert self.tuning is not None
         candidate = choice.candidate
         chosen = candidate.setting.model_dump(exclude_none=True)
@@ -69,15 +69,15 @@ class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
         return self.model_copy(update={"trials": trials, "tuning": tuning})
 
     def stored(self) -> PlannedRow:
-        """The row as it is stored and printed."""
+        """The row in the form that is stored and printed."""
         return PlannedRow(**{field: getattr(self, field) for field in PlannedRow.model_fields})
 
     def only(self, seeds: Set[int]) -> Row:
-        """The row with the trials of these seeds alone."""
+        """The row restricted to the trials of these seeds."""
         return self.model_copy(update={"trials": {s: id_ for s, id_ in self.trials.items() if s in seeds}})
 
 
-#: The fields of a part, and what one of each is called.
+#: The fields of a part, each with its noun in the singular.
 SINGULAR = {
     "tasks": "task",
     "methods": "method",
@@ -90,10 +90,10 @@ SINGULAR = {
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a suite to run; an empty choice takes all.
+    """A selection of a suite's rows. An empty field selects everything.
 
-    Methods are named by registered name, title or label, tasks and backbones by name or label, and budgets as
-    `budget_names` says. Raises UserError for a text in place of a list.
+    Methods are given by registered name, title or label, tasks and backbones by name or label, and budgets as
+    in `budget_names`. Raises UserError for a text in place of a list.
     """
 
     tasks: Sequence[str] = ()
@@ -111,7 +111,7 @@ class Part:
 
     @property
     def choices(self) -> dict[str, list[str]]:
-        """The names of each choice that is not empty, by field."""
+        """The fields that select something, as lists of names."""
         return {kind: list(map(str, names)) for kind in SINGULAR if (names := getattr(self, kind))}
 
     def __str__(self) -> str:
@@ -129,7 +129,7 @@ class Plan(Frozen):
     trials: tuple[Trial, ...]
 
     def select(self, part: Part) -> Plan:
-        """The rows and seeds of a part. Every row keeps all its tuning trials.
+        """Restricts the plan to a part. Selected rows keep all their tuning trials.
 
         Raises UserError for a name or a seed that the plan lacks, and for a part without rows.
         """
@@ -161,21 +161,21 @@ class Plan(Frozen):
         return self._part(kept)
 
     def _study(self, seed: int) -> int | None:
-        """The study of a seed; None in a suite without studies."""
+        """The study of a seed. None in a suite without studies."""
         return self.suite.studies.place(seed)[0] if self.suite.studies else None
 
     def of(self, phase: Phase | None) -> Plan:
-        """The part of one phase; None: what the tables show."""
+        """Restricts the plan to one phase. None: the rows that tables show."""
         return self._part([row for row in self.rows if row.phase == phase])
 
     def _part(self, rows: Sequence[Row]) -> Plan:
-        """These rows and the trials behind them."""
+        """The plan restricted to these rows and their trials."""
         ids = {id_ for row in rows for id_ in row.trials.values()}
         trials = tuple(trial for trial in self.trials if trial.id in ids)
         return Plan(suite=self.suite, rows=tuple(rows), trials=trials)
 
     def with_choices(self, chosen: Mapping[int, Choice]) -> Plan:
-        """The plan with the final trials of what tuning has chosen; the keys are indices of `rows`."""
+        """Adds the final trials that tuning has chosen. The keys are indices of `rows`."""
         rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
         new: list[tuple[tuple[int, int], Trial]] = []
         for index, choice in chosen.items():
@@ -187,7 +187,7 @@ class Plan(Frozen):
         return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))
 
     def stored(self) -> StoredPlan:
-        """The rows of the tables and their trials; a tuning trial shows in the `tuning` of its row only."""
+        """The tables' rows and their trials. Tuning trials appear only in the `tuning` of their row."""
         final = self.of(None)
         return StoredPlan(
             suite=self.suite.name,
@@ -201,5 +201,5 @@ class Plan(Frozen):
 
 
 def in_order(entries: Iterable[tuple[tuple[int, ...], Entry]]) -> tuple[Entry, ...]:
-    """The entries sorted by their keys; those with equal keys stay in order."""
+    """Sorts entries by their keys. The sort is stable."""
     return tuple(entry for _, entry in sorted(entries, key=lambda keyed: keyed[0]))

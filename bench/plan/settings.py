@@ -16,28 +16,28 @@ from bench.plan.recipe import Recipe
 from methods import Method
 from methods.validation import Frozen, validate
 
-#: The axes whose values are factors.
+#: The axes whose values are multiples of another value.
 RATIOS = ("scale", "core_lr")
 
-#: The values to try by axis. An axis that stays as the suite has it is absent.
+#: The values to try, by axis. Absent axes keep the suite's value.
 Grids = Mapping[str, Sequence[float]]
 
 
 class Setting(Frozen):
-    """A point of the grids. An axis of None stays as the suite has it."""
+    """A point of the grids. None on an axis keeps the suite's value."""
 
     lr: float | None = None
-    #: A factor of the method's scale in the suite, which by default is the published one.
+    #: A factor of the method's scale in the suite (by default the published scale).
     scale: float | None = None
     head_lr: float | None = None
     #: The core's rate as a multiple of `lr`.
     core_lr: float | None = None
 
     def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
-        """The resolved recipe with these rates and, if given, another number of epochs.
+        """Resolves the recipe with these rates and, if given, another number of epochs.
 
-        With `head_follows` a head without a rate of its own has the adapter's. Raises UserError for a rate
-        below the recipe's floor.
+        With `head_follows`, a head without its own rate uses the adapter's. Raises UserError for a rate below
+        the recipe's floor.
         """
         lr = self.lr or recipe.lr
         update: dict[str, Any] = {
@@ -50,7 +50,7 @@ class Setting(Frozen):
         return validate(Recipe, recipe.model_dump() | update, f"training with {self.label}")
 
     def method(self, method: Method) -> Method:
-        """The method at this scale."""
+        """The method with this setting's scale."""
         if self.scale is None or self.scale == 1:
             return method
         return method.model_copy(update={"scale": getattr(method, "scale") * self.scale})  # noqa: B009
@@ -63,7 +63,10 @@ class Setting(Frozen):
         )
 
     def edges(self, grids: Grids) -> tuple[str, ...]:
-        """The axes on which this setting is at an end of its grid or outside: better ones may lie beyond."""
+        """The axes on which this setting is at or beyond an end of its grid.
+
+        Better values may lie outside the grid there.
+        """
         return tuple(
             axis
             for axis, grid in grids.items()
@@ -79,10 +82,10 @@ def applicable(
     head_follows: bool,
     has_head: bool = True,
 ) -> Grids:
-    """The grids that affect a method, given its adapter's number of parameters.
+    """Drops the grids that have no effect on a method with this number of adapter parameters.
 
-    Some methods have no scale, and most have no core. A trained head alone has a rate only, which is `lr` if
-    it follows the adapter's and has no grid of `head_lr`. Without `has_head` a model answers in words, and no
+    Some methods have no scale, and most have no core. `head_only` has only a head rate: `lr` if
+    `head_follows` and there is no grid of `head_lr`. Without `has_head` (a model that answers in words) no
     head is tuned. A fitted head has no rate.
     """
     if method.fits_head:
@@ -108,11 +111,11 @@ def published(method: Method) -> Setting:
 
 
 def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> list[Setting]:
-    """`count` different points of these axes of the grids, or all of them if there are no more.
+    """Returns `count` different points on these axes of the grids, or all points if there are fewer.
 
-    The first is `first`, on the grids or not; an axis that it leaves open has the middle of its grid. The
-    others are a design over all grids, the same for every method: axes that a method lacks are dropped, and
-    with them the points that no longer differ. Fewer points are always the first ones of more.
+    The first is `first`, which need not lie on the grids; an axis that it leaves open gets the middle of its
+    grid. The others follow a design over all grids that is the same for every method. Axes that a method
+    lacks are dropped, and so are points that then coincide. A smaller `count` gives a prefix of a larger one.
     """
     kept = [axis for axis in grids if axis in axes]
     sizes = tuple(map(len, grids.values()))
@@ -136,11 +139,11 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
 
 @cache
 def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
-    """The first `count` cells of a grid in an order whose beginnings cover pairs of axes evenly.
+    """The first `count` cells of a grid, ordered so that every prefix covers pairs of axes evenly.
 
-    It begins in the middle. Each next cell has the fewest values, and pairs of values, in common with those
-    before it; among these, it correlates the axes least (the sum over pairs of axes of the fourth power of
-    their covariance). Every cell comes once, and nothing is random: the order is the same everywhere.
+    It begins in the middle. Each next cell has the fewest values, and pairs of values, in common with earlier
+    cells; ties go to the cell with the least correlation of axes (the sum over pairs of axes of the fourth
+    power of their covariance). Each cell occurs once. The order is deterministic.
     """
     cells = np.array(list(product(*map(range, sizes)))).reshape(prod(sizes), len(sizes))
     deviations = [math.sqrt((size**2 - 1) / 3) or 1.0 for size in sizes]
@@ -154,7 +157,7 @@ def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
         tilt = np.zeros(len(candidates))
         for covariance, values in zip(covariances, products, strict=True):
             tilt += np.square(np.square(covariance + values[candidates]))
-        chosen = candidates[tilt.round(9).argmin()]  # rounded, or the last bits of floats would decide
+        chosen = candidates[tilt.round(9).argmin()]  # rounded, so that the last bits of floats do not decide
         order.append(tuple(cells[chosen].tolist()))
         covariances = [a + float(b[chosen]) for a, b in zip(covariances, products, strict=True)]
         values_in_common = (cells == cells[chosen]).sum(axis=1)

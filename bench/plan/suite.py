@@ -1,4 +1,4 @@
-"""The suite that spans trials. All of it is validated before any work starts."""
+"""The suite, which spans all trials. It is validated completely before any work starts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from bench.tasks.plain_text import TextName
 from methods import UserError
 from methods.validation import Frozen, refuse_repeats, tag_of, validate
 
-#: Anything that may lie in a folder of this machine.
+#: Parts of a suite that may refer to a folder on this machine.
 Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
 
 def _once(value: Any) -> Any:
-    """The part of a row that may occur in a suite only once."""
+    """The part of a row that must be unique in a suite."""
     if isinstance(value, TaskRow):
         return value.task
     if isinstance(value, Budget):
@@ -57,7 +57,7 @@ def _way(tuning: Any) -> str:
 
 
 def _read_limit(value: Any) -> float | str | None:
-    """Seconds, or a multiple as `5x`. Raises ValueError for anything else."""
+    """Reads seconds, or a multiple such as `5x`. Raises ValueError for anything else."""
     if value is None:
         return None
     text = str(value)
@@ -66,12 +66,13 @@ def _read_limit(value: Any) -> float | str | None:
     return text if text.endswith("x") else float(text)
 
 
-#: Seconds, or a multiple, as `5x`, of the time of trials of the same method, backbone and task.
+#: A time limit in seconds, or as a multiple (`5x`) of the time of trials of the same method, backbone and
+#: task.
 Timeout = Annotated[float | str | None, BeforeValidator(_read_limit)]
 
 
 class Limit(Frozen):
-    """The limit of a command."""
+    """The trial limit given for one run, validated like a suite's."""
 
     trial_timeout: Timeout = None
 
@@ -85,10 +86,10 @@ class Suite(Frozen):
     tasks: tuple[TaskRow, ...] = Field(min_length=1)
     backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
     methods: tuple[MethodRow, ...] = Field(min_length=1)
-    #: The sizes of every method whose row leaves its ranks free.
+    #: The budgets of every method whose row leaves the ranks free.
     budgets: tuple[Budget, ...] = ()
-    #: The choice of learning rates and scales, alike for every method. None (`none` in YAML): the suite's own
-    #: values.
+    #: How learning rates and scales are chosen, alike for every method. None (`none` in YAML): the suite's
+    #: values are used.
     tuning: (
         Annotated[
             Annotated[Tuning, Tag(tag_of(Tuning))] | Annotated[Studies, Tag(tag_of(Studies))],
@@ -96,22 +97,22 @@ class Suite(Frozen):
         ]
         | None
     ) = None
-    #: The seeds of the trials. Studies have seeds of their own.
+    #: The seeds of the trials. Not used with studies, which have their own seeds.
     seeds: tuple[int, ...] = Field((), validate_default=True)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
-    #: The split that scores the selected state, once.
+    #: The split on which the selected state is scored once.
     evaluate: Literal["test", "validation"] = "test"
-    #: The text on which the forgetting of decoders is measured. None (`none` in YAML): it is not measured.
+    #: The text on which forgetting of decoders is measured. None (`none` in YAML): not measured.
     forgetting: TextName | None = "newspapers"
-    #: A text below the results.
+    #: A text shown below the results.
     closing: str = ""
     #: The time limit of a trial.
     trial_timeout: Timeout = None
-    #: The choices of `tensorbench search` for the studies.
+    #: The choices that `tensorbench search` makes before the studies.
     pilot: Pilot | None = None
-    #: The search over ranks by `tensorbench search`, for each method, task, backbone and budget.
+    #: The search over ranks by `tensorbench search`, separately for each method, task, backbone and budget.
     search: Search | None = None
-    #: The sweep of a budget's shares by `tensorbench search`, for each of them.
+    #: The sweep over ways to share a budget by `tensorbench search`, separately for each of the same.
     allocation: Allocation | None = None
     #: The suite's file and its lock, if it came from files.
     _file: SourceFile | None = PrivateAttr(None)
@@ -154,7 +155,7 @@ class Suite(Frozen):
     @field_validator("seeds")
     @classmethod
     def _seeds_once(cls, seeds: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        """Refuses seeds beside studies, which have their own, and a suite with neither."""
+        """Refuses seeds together with studies, which have their own, and a suite with neither."""
         studied = isinstance(info.data.get("tuning"), Studies)
         if studied and seeds:
             raise ValueError("the trials of studies have seeds of their own: leave these out, or tuning")
@@ -176,7 +177,7 @@ class Suite(Frozen):
     @field_validator("tasks", "backbones", "methods")
     @classmethod
     def _distinct_labels(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Refuses a label that is the label or the name of another row."""
+        """Refuses a label that equals the label or name of another row."""
         labels = {value.label for value in values if value.label}
         named = [value.label or _name(value) for value in values]
         for label in sorted(labels):
@@ -194,7 +195,7 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _rates_of_studies(self) -> Self:
-        """Refuses rates that studies choose or share, centres without studies, and splits per seed."""
+        """Refuses rates and splits that conflict with studies, and centres without studies."""
         centred = next((row for row in self.methods if row.centre is not None), None)
         if self.studies is None:
             if centred:
@@ -223,12 +224,12 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _separate_choices(self) -> Self:
-        """Refuses a choice by the seeds of the final runs, and values for fields that are chosen."""
+        """Refuses tuning on the seeds of the final runs, and values for tuned fields."""
         sections = {"tuning": self.equal_tuning, "search": self.search, "allocation": self.allocation}
         for name, section in sections.items():
             if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
                 raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
-        # Otherwise test examples of a final seed would take part in a choice.
+        # Otherwise test examples of a final seed would influence a choice.
         dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
         if dealt and any(sections.values()):
             raise ValueError(
@@ -250,22 +251,22 @@ class Suite(Frozen):
 
     @property
     def studies(self) -> Studies | None:
-        """The studies that tune every method, if the suite has them."""
+        """The section of studies, if the suite has one."""
         return self.tuning if isinstance(self.tuning, Studies) else None
 
     @property
     def equal_tuning(self) -> Tuning | None:
-        """The equal tuning of every method before the suite's seeds, if the suite has it."""
+        """The section of equal tuning, if the suite has one."""
         return self.tuning if isinstance(self.tuning, Tuning) else None
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The sections that `tensorbench search` runs and `tensorbench run` does not, in words."""
+        """The sections that only `tensorbench search` runs, in words."""
         sections = {"a search": self.search, "an allocation": self.allocation, "a pilot": self.pilot}
         return tuple(name for name, section in sections.items() if section)
 
     def read_from(self, file: SourceFile, lock: SourceFile | None) -> Suite:
-        """The suite with the texts of its files, which its trials store."""
+        """The suite with the texts of its files, which are stored with trials."""
         suite = self.model_copy()
         suite._file, suite._lock = file, lock
         return suite
@@ -281,7 +282,7 @@ class Suite(Frozen):
         return self._lock
 
     def beside(self, folder: Path) -> Suite:
-        """The suite with absolute paths; relative paths begin at `folder`.
+        """Makes relative paths absolute, starting at `folder`.
 
         So a stored trial finds its folders from any working folder.
         """
@@ -303,7 +304,7 @@ class Suite(Frozen):
         )
 
     def check_paths(self) -> None:
-        """Raises UserError for a path that the suite names and this machine lacks."""
+        """Raises UserError for a path in the suite that does not exist on this machine."""
         paths = [("backbone", spec.local) for spec in self.backbones]
         paths += [(f"task '{row.task}'", row.source.local) for row in self.tasks if row.source]
         for field, path in paths:
@@ -316,11 +317,11 @@ class Suite(Frozen):
     def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
         """The suite's recipe with the overrides of the task, then of the method.
 
-        Defaults are not resolved yet. Raises UserError for an unknown field and an invalid value.
+        Defaults are not resolved yet. Raises UserError for an unknown field or an invalid value.
         """
         merged = self.training.model_dump(exclude_unset=True)
         for where, override in ((f"task '{task.task}'", task.training), (method.method, method.training)):
-            # A length of null replaces nothing.
+            # An override of null keeps the suite's length.
             if override.get("steps") is not None:
                 merged.pop("epochs", None)
             if override.get("epochs") is not None:
@@ -331,5 +332,5 @@ class Suite(Frozen):
 
 
 def source_text(name: str, text: str) -> SourceFile:
-    """The text of a file, with its hash."""
+    """A file's text, with its hash."""
     return SourceFile(name=name, sha256=sha256_of(text.encode()), text=text)

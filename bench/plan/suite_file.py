@@ -1,4 +1,4 @@
-"""Reads a suite from its YAML file, and obeys the lock file beside it."""
+"""Reads a suite from its YAML file, with the lock file beside it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from methods.validation import validate
 
 
 def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -> Suite:
-    """Reads and validates a suite, and obeys the lock file beside it if `locked`.
+    """Reads and validates a suite, and applies the lock file beside it if `locked`.
 
-    `source` is a suite's file, or its fields as a dictionary, which has no lock. Relative paths in a file
-    begin at its folder, those in a dictionary at the working folder. Raises UserError naming file, field,
-    value and accepted values.
+    `source` is a suite's file, or a dictionary of its fields, which has no lock. Relative paths start at the
+    file's folder, or for a dictionary at the working folder. Raises UserError naming file, field, value and
+    accepted values.
     """
     if isinstance(source, Mapping):
         suite = validate(Suite, dict(source), "suite")
-        # The source has the author's paths: those of `beside` are absolute on this machine.
+        # Keep the paths as the author wrote them, since `beside` makes them absolute on this machine.
         return suite.beside(Path.cwd()).read_from(suite.source, None)
     path = Path(source)
     try:
@@ -42,5 +42,5 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
 
 
 def experiment_of(name: str) -> str:
-    """The experiment of a name, or of a suite's file."""
+    """The experiment's name, given that name or the suite's file."""
     return load_suite(Path(name), locked=False).name if name.endswith((".yaml", ".yml")) else name

@@ -31,27 +31,27 @@ from methods.validation import Frozen, Label, Later, refuse_repeats, silent
 #: The prefix of a recipe's fields in `each`.
 TRAINING = "training."
 
-#: The names of suites and of a user's own data, as a pattern and in words.
+#: The allowed names of suites and of users' data, as a pattern and in words.
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 NAME_RULE = "at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
 
-#: The most combinations of values that a row may stand for.
+#: The largest number of combinations that a row with `each` may have.
 MAX_ROWS = 10_000
 
 BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
 
 
 class Budget(Frozen):
-    """The size of adapters, in exactly one of three ways."""
+    """The size of adapters, given in exactly one of three ways."""
 
-    #: The value of every rank.
+    #: The same value for every rank.
     isorank: BudgetRank | None = None
-    #: LoRA of this rank on query, key and value has the requested number of parameters; ranks follow the
+    #: The rank of LoRA on query, key and value whose number of parameters is requested. Ranks follow the
     #: paper's heuristic.
     isoparameters: BudgetRank | None = None
-    #: The requested number of adapter parameters; ranks come as near to it as possible.
+    #: The requested number of adapter parameters. Ranks come as near to it as possible.
     parameters: Annotated[int, Field(gt=0, le=10**12)] | None = None
-    #: The relative difference between count and budget beyond which tables flag a row.
+    #: The relative difference between count and budget above which tables flag a row.
     tolerance: float = Field(0.05, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -76,11 +76,11 @@ class Budget(Frozen):
 
 
 class Verbalizer(Frozen):
-    """The prompt and the words by which a language model answers without a head."""
+    """The prompt and the answer words of a language model without a head."""
 
-    #: `{text}` stands for the text, `{first}` and `{second}` for the texts of a pair.
+    #: The prompt. `{text}` is replaced by the text, `{first}` and `{second}` by the texts of a pair.
     prompt: str
-    #: The words of each class, in the task's order, as they follow the prompt, including a leading space.
+    #: The answer of each class, in the task's order, as it follows the prompt, including a leading space.
     words: Annotated[tuple[str, ...], Field(min_length=2)]
 
     @field_validator("prompt")
@@ -100,9 +100,9 @@ class Verbalizer(Frozen):
 
 
 class TaskRow(Frozen):
-    """A task with the sizes of its splits and the overrides of its training.
+    """A task with the sizes of its splits and its overrides of the training.
 
-    In YAML a row with `name` in place of `task` describes the user's own data by the fields of `Description`.
+    In YAML, a row with `name` instead of `task` describes the user's own data by the fields of `Description`.
     """
 
     task: str
@@ -110,25 +110,26 @@ class TaskRow(Frozen):
     train_size: PositiveInt | None = None
     validation_size: PositiveInt | None = None
     test_size: PositiveInt | None = None
-    #: Percentages of train, validation and test in place of the task's own, unless its splits are official.
+    #: Percentages of train, validation and test that replace the task's, unless its splits are official.
     fractions: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     #: The metric that replaces the task's own.
     metric: str | None = None
-    #: Texts are cut to this many tokens.
+    #: The number of tokens to which texts are cut.
     max_tokens: PositiveInt = 128
-    #: The padded length of a batch of texts. With `max_tokens`, texts of similar length are not grouped.
+    #: The length to which a batch of texts is padded: `max_tokens`, or its longest text, for which texts of
+    #: similar length are grouped.
     padding: Annotated[Padding, Later()] = "longest"
-    #: The side in pixels to which images are squashed before their centre is cut out. None: their central
-    #: square is resized to the backbone's size.
+    #: The side in pixels of the square to which images are squashed before their centre is cut out. None: the
+    #: central square is resized to the backbone's size.
     resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
-    #: Whether images are normalised as the backbone expects, or like ImageNet's. False: pixels are between 0
+    #: The normalisation of images: as the backbone expects, or ImageNet's. False: none, with pixels between 0
     #: and 1.
     normalise: bool | Literal["imagenet"] = True
-    #: Whether all seeds share a split or each deals its own. An official split is the same for all.
+    #: Whether all seeds share a random split, or each seed draws its own. Official splits are always shared.
     split: Literal["fixed", "per_seed"] = "fixed"
-    #: If given, a decoder answers a prompt and has no head.
+    #: If given, a decoder without a head answers a prompt.
     verbalizer: Verbalizer | None = None
-    #: The source of a hub task's data in place of the task's own repository.
+    #: The data source of a hub task that replaces the task's own repository.
     source: DataSource | None = None
     training: dict[str, Any] = {}
     #: The name in tables, plots and reports.
@@ -137,15 +138,15 @@ class TaskRow(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _gather_data(cls, row: Any) -> Any:
-        """Moves the description of the data, which is beside `name` in the YAML, into the field `data`."""
+        """Moves the description of the data, written beside `name` in YAML, into the field `data`."""
         if not isinstance(row, dict) or "task" in row:
             return row
         if "name" not in row:
             if formats := [name for name in FORMATS if name in row]:
                 raise ValueError(f"data need a name: write name beside {formats[0]}")
             return row
-        # Beside a description, `label` is its column of labels, and `fractions` and `metric` are fields of
-        # its own; tables show the name.
+        # With a description, `label` names the column of labels, and `fractions` and `metric` belong to the
+        # description; tables show the name.
         own_fields = cls.model_fields.keys() - {"label", "fractions", "metric"}
         own = {key: value for key, value in row.items() if key in own_fields}
         data = {key: value for key, value in row.items() if key not in own and key != "name"}
@@ -185,21 +186,21 @@ class TaskRow(Frozen):
 
     @property
     def sizes(self) -> tuple[int | None, int | None, int | None]:
-        """The used examples of train, validation and test. None: all of a split."""
+        """The numbers of examples to use from train, validation and test. None: the whole split."""
         return self.train_size, self.validation_size, self.test_size
 
     def lookup(self) -> Task:
-        """The task itself, as the row alters it. Raises UserError for an unknown name or invalid data."""
+        """Returns the task with the row's changes. Raises UserError for an unknown name or invalid data."""
         return resolve(self.task, self.data, self.source, self.fractions, self.metric)
 
     def train_examples(self, task: Task) -> int | None:
-        """The number of training examples of its task. None if only the data tell it."""
+        """The number of training examples. None if known only after loading the data."""
         if self.train_size is not None or (self.split == "per_seed" and task.sizes is None):
             return self.train_size
         return split_count(task, "train")
 
     def scored_examples(self, task: Task, split: SplitName) -> int | None:
-        """About how many examples of this split of its task are scored. None if only the data tell it."""
+        """The approximate number of scored examples in a split. None if known only after loading the data."""
         place = SPLITS.index(split)
         available = split_count(task, split)
         if task.total is not None and task.redealt is not None:
@@ -208,11 +209,10 @@ class TaskRow(Frozen):
         return min(counts, default=None)
 
     def input(self, model_input: ModelInput, task: Task | None = None) -> ModelInput:
-        """The form in which a backbone gets the examples of its task, given the backbone's own form.
+        """Adapts a backbone's form of input to the row's task.
 
-        `task` is the row's task, which is looked up if it is None.
-
-        Raises UserError for a field that is set and belongs to the other modality.
+        `task` is the row's task, looked up if None. Raises UserError for a field that belongs to the other
+        modality.
         """
         if isinstance(model_input, ImageInput):
             self._refuse(("padding", "verbalizer"), "images")
@@ -231,7 +231,7 @@ class TaskRow(Frozen):
         )
 
     def _writing(self, model_input: TextInput, task: Task) -> Writing | None:
-        """The lengths of written answers, if the task has them. Raises UserError without a decoder."""
+        """The length limits of written answers, if the task has them. Raises UserError without a decoder."""
         if task.target != "generation":
             return None
         if not model_input.decodes:
@@ -241,8 +241,8 @@ class TaskRow(Frozen):
     def _prompt(self, model_input: TextInput, task: Task) -> Prompt | None:
         """The prompt, if the row has a verbalizer.
 
-        Raises UserError for a backbone that answers no prompt, a prompt without a place for the texts, and
-        words that are not one for each class.
+        Raises UserError for a backbone that cannot answer a prompt, a prompt without a place for the texts,
+        and unless there is one answer per class.
         """
         if self.verbalizer is None:
             return None
@@ -264,7 +264,7 @@ class TaskRow(Frozen):
         return prompt
 
     def split_seed(self, seed: int) -> int | None:
-        """The seed that deals the split of a trial with this seed. None if all seeds share a split."""
+        """The seed of the random split for a trial with this seed. None if all seeds share a split."""
         return seed if self.split == "per_seed" else None
 
     def _refuse(self, names: tuple[str, ...], modality: str) -> None:
@@ -274,27 +274,27 @@ class TaskRow(Frozen):
 
 
 class MethodRow(Frozen):
-    """A method with its options. With `each`, the row stands for every combination of the listed values.
+    """A method with its options. With `each`, one row per combination of the listed values.
 
-    Fields of the recipe are listed below `training`, as in `each: {training: {lr: [1e-4, 1e-3]}}`, or as
+    Fields of the recipe are listed under `training`, as in `each: {training: {lr: [1e-4, 1e-3]}}`, or as
     `training.lr`.
     """
 
     method: str
     options: dict[str, Any] = {}
     each: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    #: Replaces the suite's budgets for this row.
+    #: The budgets of this row, which replace the suite's.
     budgets: tuple[Budget, ...] | None = None
     training: dict[str, Any] = {}
-    #: The centre of the learning rates of its studies.
+    #: The centre of this row's learning rates in studies.
     centre: PositiveFloat | None = None
-    #: The name in tables, plots and reports; of several combinations, followed by their values.
+    #: The name in tables, plots and reports. Combinations of `each` append their values.
     label: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, row: Any) -> Any:
-        """Moves the options, which are beside `method` in the YAML, into the field `options`."""
+        """Moves the options, written beside `method` in YAML, into the field `options`."""
         if isinstance(row, str):
             return {"method": row}
         if not isinstance(row, dict):
@@ -348,20 +348,20 @@ class MethodRow(Frozen):
 
     @property
     def content(self) -> str:
-        """The contents of the row, independent of the order of its options."""
+        """The contents of the row as text, independent of the order of its options."""
         mappings = (self.options, self.each, self.training)
         return repr((self.method, self.budgets, *(sorted(mapping.items()) for mapping in mappings)))
 
     @property
     def recipe_fields(self) -> set[str]:
-        """The fields of the recipe that the row sets."""
+        """The recipe fields that the row sets."""
         return {
             *self.training,
             *(key.removeprefix(TRAINING) for key in self.each if key.startswith(TRAINING)),
         }
 
     def variants(self) -> Iterator[tuple[MethodRow, Method]]:
-        """Every combination of `each`, as a row without `each`, and its method.
+        """Yields every combination of `each`, as a row without `each` and its method.
 
         Raises UserError for a name that is neither an option of the method nor a field of a row.
         """

@@ -15,38 +15,38 @@ from bench.plan.suite_rows import TaskRow
 from bench.tasks.plain_text import TextName
 from methods.validation import Frozen, earlier, identity
 
-#: Increased whenever a change of this harness would change a trial's result.
+#: The protocol version, increased whenever a change of this harness would change a trial's result.
 PROTOCOL = 1
 
 
 class Trial(Frozen):
     """One method with resolved ranks, one backbone, one task, one recipe, one seed."""
 
-    #: `Method.identity`, all ranks resolved.
+    #: `Method.identity` with all ranks resolved.
     method: dict[str, Any]
     backbone: BackboneSpec
     weights_hash: str
     task: TaskRow
-    #: The origin of the examples: data, label rule, split, preparation and normalisation.
+    #: Everything that defines the examples: data, label rule, split, preparation and normalisation.
     data: dict[str, Any]
     recipe: Recipe
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int = PROTOCOL
-    #: The text on which forgetting is measured. No result depends on it, so it is not in the id.
+    #: The text on which forgetting is measured. It does not enter the id, since no result depends on it.
     forgetting: TextName | None = None
 
     @field_validator("recipe", mode="before")
     @classmethod
     def _of_an_earlier_version(cls, recipe: Any) -> Any:
-        """Adds to a stored recipe the fields that came later."""
+        """Adds fields that did not exist yet to a stored recipe."""
         return earlier(Recipe) | recipe if isinstance(recipe, dict) else recipe
 
     @cached_property
     def id(self) -> str:
         """A hash of everything that can change the result, and of nothing else."""
-        # The weights' hash identifies the backbone under any name, and `data` the task and the preparation of
-        # its examples, so that only the sizes of the task's row are added.
+        # The weights' hash identifies the backbone under any name. `data` identifies the task and the
+        # preparation of its examples, so only the sizes from the task's row are added.
         content = {
             **self.model_dump(mode="json", exclude={"backbone", "task", "recipe", "forgetting"}),
             "task": identity(self.task, include={"train_size", "validation_size", "test_size"}),

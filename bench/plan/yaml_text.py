@@ -1,4 +1,4 @@
-"""The YAML of suites and locks, read and written within bounds far beyond any honest file."""
+"""Reads and writes the YAML of suites and locks, within bounds far beyond any honest file."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ruamel.yaml.resolver import VersionedResolver
 
 from methods.errors import cut
 
-#: A suite needs a few levels. Without a limit, a file of brackets would exhaust the stack.
+#: The deepest nesting. A suite needs a few levels; without a limit, a file of brackets exhausts the stack.
 MAX_DEPTH = 50
 
-#: A lock with the hashes of thousands of files has some hundred thousand bytes.
+#: The largest file in bytes. A lock with the hashes of thousands of files has some hundred thousand.
 MAX_BYTES = 2**20
 
-#: Keys and values with every alias expanded: a few aliases of aliases can stand for billions.
+#: The largest number of keys and values with every alias expanded. Nested aliases can mean billions.
 MAX_VALUES = 20_000
 
 
 class _Resolver(VersionedResolver):
     """Resolves plain words by YAML 1.1, even if a file has a `%YAML` line.
 
-    So `no` is false and `010` is eight, as they always were in a suite. By YAML 1.2 `no` would be a text,
-    which Python takes for true, and `010` would be ten.
+    So `no` is false and `010` is eight, as always in suites. In YAML 1.2 `no` is a text, which Python takes
+    for true, and `010` is ten.
     """
 
     @property
@@ -38,7 +38,7 @@ class _Resolver(VersionedResolver):
         return (1, 1)
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> Any:
-        # An option may be named `n`, and hardly any reader of YAML 1.1 takes a letter for true or false.
+        # Single letters are not booleans: an option may be named `n`, and hardly any YAML 1.1 reader does so.
         if kind is ScalarNode and value in ("y", "Y", "n", "N"):
             return self.DEFAULT_SCALAR_TAG
         return super().resolve(kind, value, implicit)
@@ -50,11 +50,11 @@ class _Composer(Composer):
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)
         self._values = 0
-        #: The number of values of a node, including itself, by its id.
+        #: The number of values below each node, including the node, by the node's id().
         self._sizes: dict[int, int] = {}
 
     def return_alias(self, node: Node) -> Node:
-        # An incomplete node contains itself, and has no end.
+        # A node that is still being composed contains itself.
         self._values += self._sizes.get(id(node), MAX_VALUES + 1)
         return node
 
@@ -71,16 +71,16 @@ class _Composer(Composer):
 
 
 class _Constructor(SafeConstructor):
-    """Makes plain values only, and names the place of an invalid one.
+    """Constructs plain values only, and names the position of an invalid value.
 
-    Duplicate keys are refused; other readers take the last value. So are merge keys, since the keys beside
-    them may repeat the merged ones.
+    Duplicate keys are refused, while other readers take the last value. Merge keys are refused as well, since
+    the keys beside them may repeat merged ones.
     """
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # the date 2025-02-30, say, or a number of thousands of digits
+        except ValueError as error:  # e.g. the date 2025-02-30, or a number with thousands of digits
             raise ConstructorError(None, None, str(error), node.start_mark) from error
 
     def check_mapping_key(
@@ -109,12 +109,12 @@ def _yaml() -> YAML:
 
 
 def read(path: Path) -> Any:
-    """The values of a YAML file. Raises OSError, and ValueError like `parse`."""
+    """Reads the values of a YAML file. Raises OSError, and ValueError like `parse`."""
     return parse(read_text(path))
 
 
 def read_text(path: Path) -> str:
-    """The text of a YAML file. Raises OSError, and ValueError for a long file or one that is not UTF-8."""
+    """Reads the text of a YAML file. Raises OSError, and ValueError for a long file or invalid UTF-8."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -126,10 +126,10 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str) -> Any:
-    """The values of a YAML text. Raises ValueError with the problem and its place."""
+    """Parses a YAML text. Raises ValueError with the problem and its position."""
     try:
         with warnings.catch_warnings():
-            # By YAML 1.1 a number needs a dot; here 1e-3 is a number, too.
+            # YAML 1.1 requires a dot in floats; here 1e-3 is a number as well.
             warnings.simplefilter("ignore", YAMLWarning)
             return _yaml().load(text)
     except MaxDepthExceededError as error:
@@ -147,7 +147,7 @@ def _place(error: MarkedYAMLError) -> str:
 
 
 def written(values: Any) -> str:
-    """The YAML text of plain values; `parse` reads it back."""
+    """Writes plain values as YAML, which `parse` reads back."""
     text = io.StringIO()
     _yaml().dump(values, text)
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""What may happen to training images. torchvision does it in uint8 on the device, image by image."""
+"""Augmentation of training images by torchvision, in uint8 on the device, image by image."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from bench.training.seeding import lent
 
-#: How strongly brightness, contrast, saturation and hue are changed, and of which share of the images.
+#: The strength of changes in brightness, contrast, saturation and hue, and their probability per image.
 JITTER, JITTERED = 0.4, 0.5
 
-#: A crop may reach past the edge by this part of the side (1/8); there the image is mirrored.
+#: Crops may exceed the image by its side divided by this number. The image is mirrored there.
 CROP_MARGIN = 8
 
 
 def augmenter(names: Sequence[str], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """Applies the named transforms, in their order, to batches (B, 3, side, side) of uint8.
+    """Returns a function that applies the named transforms in order to batches (B, 3, side, side).
 
-    Every image has draws of its own, all from `generator`, a CPU one: with the same batches, all methods
-    of a seed see the same images, and no device is waited for.
+    Batches are uint8. Every image has its own draws from `generator`, a CPU generator. So with the same
+    batches all methods of a seed see the same images, and drawing never waits for the device.
     """
     from torchvision.transforms import v2
 

@@ -1,8 +1,8 @@
-"""The converged head: a linear model of the frozen features, fitted by scikit-learn instead of trained.
+"""The converged head: a linear model of the frozen features, fitted by scikit-learn.
 
-Features are standardised by the training split. For every strength of the L2 penalty the model is fitted to
-the training split, and the least validation loss decides. The head then holds the same function of the
-features as they come, so that evaluation, saving and export are those of any other head.
+Features are standardised by the training split. The model is fitted to the training split for every strength
+of the L2 penalty, and the lowest validation loss decides. The head then holds the same function of the
+unstandardised features, so that evaluation, saving and export need no special case.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from bench.training.loop import Diverged, Trained, autocast, batches, evaluate
 from bench.training.saving import Saving
 from methods import Adapter
 
-#: scikit-learn's C, the inverse strength of the penalty, from the strongest penalty to the weakest: 1e-5 to
-#: 1e3 in half decades. For ridge regression alpha is 1 / C.
+#: Values of scikit-learn's C, the inverse strength of the penalty: 1e-5 to 1e3 in half decades. For ridge
+#: regression alpha is 1 / C.
 GRID = tuple(10.0 ** (power / 2) for power in range(-10, 7))
-#: The search ends after this many strengths in a row, two decades, worse than the best by validation loss.
+#: The search ends after this many consecutive strengths (two decades) with a validation loss above the best.
 PATIENCE = 4
-#: Settings of lbfgs: the largest entry of the gradient at the optimum, and the most iterations.
+#: Settings of lbfgs: the tolerance of the gradient's largest entry, and the largest number of iterations.
 TOLERANCE, MOST_ITERATIONS = 1e-6, 10_000
 
 Floats = NDArray[np.float64]
@@ -40,7 +40,7 @@ class Fit:
     """A linear model of standardised features for one C."""
 
     c: float
-    #: (outputs, features) and (outputs,).
+    #: Weights (outputs, features) and biases (outputs,).
     weight: Floats
     bias: Floats
     converged: bool
@@ -51,7 +51,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Standardised:
-    """Features (N, features) of both splits, standardised by the mean and deviation of the training split."""
+    """Features (N, features) of both splits, standardised by mean and deviation of the training split."""
 
     train: Floats
     validation: Floats
@@ -61,7 +61,7 @@ class Standardised:
     @classmethod
     def of(cls, train: Floats, validation: Floats) -> Standardised:
         mean, sd = train.mean(0), train.std(0)
-        # A constant feature stays at zero.
+        # A constant feature becomes zero.
         sd[sd == 0] = 1.0
         return cls((train - mean) / sd, (validation - mean) / sd, mean, sd)
 
@@ -69,9 +69,9 @@ class Standardised:
 def fit_head(
     backbone: LoadedBackbone, adapter: Adapter, data: PreparedData, recipe: Recipe, saving: Saving
 ) -> Trained:
-    """Fits the head and leaves it in place.
+    """Fits the head and leaves it on the backbone.
 
-    Raises Diverged where a feature is not finite. Warns where scikit-learn's solver did not converge.
+    Raises Diverged if a feature is not finite. Warns if scikit-learn's solver did not converge.
     """
     train, validation = (
         _features(backbone, split, recipe, saving) for split in (data.train, data.validation)
@@ -96,7 +96,10 @@ def fit_head(
 
 
 def choose(features: Standardised, train: Tensor, validation: Tensor, objective: Objective) -> Fit:
-    """The fit with the lowest validation loss; of equal fits the strongest penalty. Tensors are labels."""
+    """Chooses the fit with the lowest validation loss; on a tie the strongest penalty.
+
+    `train` and `validation` are labels.
+    """
     if objective.kind == "regression":
         fits = _ridge(features.train, ((train.double() - objective.centre) / objective.spread).numpy())
     elif objective.kind == "multi-label":
@@ -116,7 +119,7 @@ def choose(features: Standardised, train: Tensor, validation: Tensor, objective:
 
 
 def _features(backbone: LoadedBackbone, split: Split, recipe: Recipe, saving: Saving) -> Floats:
-    """The head's inputs (N, features), in evaluation mode and the split's order."""
+    """Computes the head's inputs (N, features), in evaluation mode and the split's order."""
     module = backbone.module.eval()
     parts, order = [], []
     with torch.inference_mode(), autocast(recipe, next(module.parameters()).device):
@@ -137,9 +140,9 @@ def _ridge(features: Floats, targets: Floats) -> Iterator[Fit]:
 
 
 def _logistic(features: Floats, labels: NDArray[np.int64], outputs: int) -> Iterator[Fit]:
-    """Multinomial; two classes share one weight, of which each output gets a half.
+    """Yields multinomial fits. With two classes, one weight is shared: each output gets half of it.
 
-    A class without a training example gets no weight, and the share of half an example as its bias.
+    A class without training examples gets no weight and a bias as if it had half an example.
     """
     present = np.unique(labels)
     if len(present) == 1:
@@ -157,9 +160,10 @@ def _logistic(features: Floats, labels: NDArray[np.int64], outputs: int) -> Iter
 
 
 def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
-    """A logistic regression of each class (columns of `flags`), all with the same C.
+    """Yields fits of one logistic regression per class (columns of `flags`), all with the same C.
 
-    A class that all or no training examples have gets no weight, and half an example to the contrary.
+    A class that all or no examples have gets no weight, and a bias from counts to which half an example is
+    added.
     """
     count = flags.sum(0)
     constant = (count == 0) | (count == len(flags))
@@ -175,9 +179,9 @@ def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
 
 
 def _path(features: Floats, labels: NDArray[np.int64]) -> Iterator[tuple[float, Floats, Floats, bool]]:
-    """For every C its weights (classes, features), biases (classes,) and whether lbfgs converged.
+    """Yields, for every C, weights (classes, features), biases (classes,) and whether lbfgs converged.
 
-    With two classes there is one row. Each solution is the start of the next.
+    Two classes have a single row. Each solution is the start of the next.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -14,7 +14,7 @@ from methods import Backbone
 
 @torch.inference_mode()
 def outputs(backbone: Backbone, batch: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
-    """The outputs (N, outputs) of a batch in evaluation mode, on the CPU."""
+    """Computes the outputs (N, outputs) of a batch in evaluation mode, on the CPU."""
     backbone.module.eval()
     with autocast(recipe, next(iter(batch.values())).device):
         return backbone.module(**batch).float().cpu()
@@ -23,8 +23,8 @@ def outputs(backbone: Backbone, batch: Mapping[str, Tensor], recipe: Recipe) -> 
 def effect(adapted: Tensor, bare: Tensor) -> float | None:
     """The RMS difference of outputs with and without the adapter, relative to their spread over examples.
 
-    The latter is the RMS deviation of the adapted outputs from their mean over examples. 0 is an adapter that
-    changes nothing. None where outputs are the same for every example.
+    The spread is the RMS deviation of the adapted outputs from their mean over examples. 0 means that the
+    adapter changes nothing. None if the outputs are equal for all examples.
     """
     spread = (adapted - adapted.mean(0)).square().mean().sqrt().item()
     return (adapted - bare).square().mean().sqrt().item() / spread if spread > 0 else None

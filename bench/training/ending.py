@@ -1,4 +1,4 @@
-"""The record of a finished trial: its numbers, tags and artifacts, in plain values and bytes."""
+"""The record of a finished trial: measures, tags and artifacts as plain values and bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.training.trial import Outcome
 
 
 def finished(outcome: Outcome) -> Record:
-    """The record of a trial that finished."""
+    """Makes the record of a finished trial."""
     tensors = {f"adapter.{name}": value for name, value in outcome.adapter.items()}
     tensors |= {f"head.{name}": value for name, value in outcome.head.items()}
     return Record(
@@ -28,7 +28,7 @@ def finished(outcome: Outcome) -> Record:
 
 
 def _predictions(outcome: Outcome) -> bytes:
-    """The table of predictions, with the columns of `bench.records.predictions`."""
+    """Writes the table of predictions, with the columns of `bench.records.predictions`."""
     answers = {"label": outcome.labels.numpy(), "prediction": outcome.final.answers}
     columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in answers.items():

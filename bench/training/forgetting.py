@@ -1,4 +1,4 @@
-"""Forgetting: the rise of a language model's loss on text that no task trains on."""
+"""Forgetting: the rise of a language model's loss on text unrelated to any task."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bench.backbones.pooling import decoded
 from bench.plan.recipe import Recipe
 from bench.training.loop import autocast
 
-#: Tokens of a batch, padding included. The logits of each take a row of the vocabulary.
+#: Tokens per batch, padding included. Each token has logits over the whole vocabulary.
 TOKENS_AT_ONCE = 1024
 
 
 def text_loss(backbone: LoadedBackbone, text: Sequence[Tensor], recipe: Recipe) -> tuple[float, int]:
-    """The mean loss over all tokens except the first of each document, and their number.
+    """Returns the mean loss over all tokens except the first of each document, and their number.
 
-    `text` has the token ids of each document, (tokens,). The backbone is taken as it is, in evaluation mode.
-    Adapters that hold what they contract are to hold it by now.
+    `text` has the token ids (tokens,) of each document. The backbone must be in evaluation mode. Its adapter
+    should be inside `Adapter.hold`, to contract its factors only once.
     """
     encoder, table = backbone.module.encoder, unembedding_of(backbone)
     device = next(encoder.parameters()).device

@@ -15,11 +15,11 @@ from bench.records.measures import Measure, Measures
 from methods import Adapter, UserError
 from methods.errors import RoundedMerge
 
-#: The least and most forwards timed after a warm-up, and the milliseconds after which no more than the least
-#: are timed. The fastest counts, since other work disturbed it least.
+#: The smallest and largest number of timed forwards after a warm-up, and the milliseconds after which timing
+#: stops at the smallest number. The fastest forward counts, as the one least disturbed by other work.
 LEAST, MOST, SHORT_MS = 3, 12, 50.0
 
-#: The most examples in the timed batch, so that timing costs less than a training step.
+#: The largest number of examples in the timed batch: timing should cost less than a training step.
 EXAMPLES = 8
 
 
@@ -44,9 +44,9 @@ class Inference:
 
 
 class Forward:
-    """Times forwards of one batch in evaluation mode, with any adapter on the module.
+    """Times forwards of one batch in evaluation mode, with whatever adapter is on the module.
 
-    `precision` makes the context of a forward, an autocast say.
+    `precision` makes the context of a forward, such as autocast.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Forward:
         self._device, self.examples = first.device, len(first)
 
     def ms(self) -> float:
-        """The milliseconds of the fastest of several forwards."""
+        """Times several forwards and returns the milliseconds of the fastest."""
         self._module.eval()
         times: list[float] = []
         with torch.inference_mode(), self._precision():
@@ -72,9 +72,9 @@ class Forward:
         return min(times)
 
     def with_adapter(self, adapter: Adapter) -> tuple[float, float | None]:
-        """The milliseconds with the adapter, contracted once for all forwards, and merged.
+        """Returns the milliseconds with the adapter (contracted once for all forwards) and merged.
 
-        The second is None where the adapter refuses to merge. The weights are what they were afterwards.
+        The second is None if the adapter cannot be merged. The weights are restored afterwards.
         """
         with torch.inference_mode(), adapter.hold():
             adapted = self.ms()

@@ -27,35 +27,35 @@ from bench.training.saving import PLAIN, Saving
 from bench.training.seeding import generator
 from methods import Adapter, Backbone
 
-#: Examples are sorted by length in pools of this many batches, so that there is little padding and yet a new
-#: order in every pass.
+#: Examples are sorted by length within pools of this many batches. This keeps padding short and still gives
+#: a new order in every pass.
 POOL = 16
 
-#: Steps after which losses are fetched from the device.
+#: The number of steps after which losses are fetched from the device.
 LOSS_EVERY = 25
 
 
 class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
-    """The loss is no longer finite."""
+    """Raised when a loss is not finite."""
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"the loss is {loss} at step {step}")
 
 
 class Pruned(Exception):  # noqa: N818 - it names what happened to the trial
-    """Raised by a listener to progress, such as a search, to end a trial that is not worth continuing."""
+    """Raised by a listener to progress, such as a search, to stop an unpromising trial."""
 
 
 @dataclass
 class Trained:
-    """The outcome of a training, which left the selected state on the backbone."""
+    """The result of training. The selected state is on the backbone."""
 
     steps: int
     selected_epoch: int
     validation_metric: float
     validation_loss: float
     step_ms: float | None
-    #: scikit-learn's C and whether its solver converged, if the head was fitted and not trained.
+    #: scikit-learn's C and whether its solver converged, for a fitted head. None for a trained one.
     head_c: float | None = None
     head_converged: bool | None = None
 
@@ -74,21 +74,21 @@ class Trained:
 
 @dataclass
 class Evaluation:
-    """Outputs (N, outputs) on the CPU, their metric and their mean loss, and the answers that they give."""
+    """Outputs (N, outputs) on the CPU, their metric and mean loss, and the answers read from them."""
 
     logits: Tensor
     metric: float
     loss: float
-    #: In the form that `Objective.answers` returns.
+    #: The answers, in the form that `Objective.answers` returns.
     answers: NDArray[Any]
-    #: The texts a language model wrote. None if the task has no written answers.
+    #: The texts written by a language model. None if the task has no written answers.
     texts: list[str] | None = None
 
 
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
-    """The indices of one pass, batch by batch, with similar lengths together.
+    """Yields the indices of one pass in batches of examples with similar lengths.
 
-    `order` shuffles examples and batches. Without it the examples come in the order of their lengths.
+    `order` shuffles examples and batches. Without it, examples are ordered by length.
     """
     permutation = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
     lengths = split.uneven
@@ -108,7 +108,7 @@ def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[
 
 
 def rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
-    """The learning rate of a step, counted from 0: a linear warmup, then a cosine down to the floor."""
+    """The learning rate of a step, counted from 0: linear warmup, then a cosine to the floor."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - 1 - warmup)
@@ -133,7 +133,7 @@ def evaluate(
     objective: Objective,
     saving: Saving = PLAIN,
 ) -> Evaluation:
-    """Runs a split through the backbone in evaluation mode. The rows of `logits` are in the split's order."""
+    """Runs a split through the backbone in evaluation mode. Rows of `logits` are in the split's order."""
     backbone.module.eval()
     device = next(backbone.module.parameters()).device
     parts, order = [], []
@@ -147,12 +147,12 @@ def evaluate(
                 texts |= zip(indices.tolist(), answers, strict=True)
             parts.append(outputs)
             order.append(indices)
-    # Made outside of inference mode, so that autograd and the metrics may use the logits.
+    # Allocated outside inference mode, so that autograd and metrics may use the logits.
     logits = torch.empty(len(split), objective.outputs)
     logits[torch.cat(order)] = torch.cat(parts).cpu()
     labels = split.labels.cpu()
     loss, answers = objective.loss(logits, labels).item(), objective.answers(logits)
-    # Logits that are not finite have no score; their loss shows that training diverged.
+    # Logits that are not finite have no score; the loss shows that training diverged.
     score = objective.score(logits, labels) if math.isfinite(loss) else math.nan
     return Evaluation(logits, score, loss, answers, [texts[i] for i in range(len(split))] if texts else None)
 
@@ -164,7 +164,7 @@ def _writer(backbone: Backbone) -> Any:
 
 @dataclass
 class _Selected:
-    """The state that is tested, unless a later epoch gives a better one."""
+    """The best state so far, which is tested unless a later epoch gives a better one."""
 
     result: Evaluation
     epoch: int
@@ -173,9 +173,10 @@ class _Selected:
 
 
 class _Course:
-    """Reports the progress of a training.
+    """Reports the progress of training.
 
-    Losses stay on the device and are reported several steps at a time, so that no step waits for the device.
+    Losses stay on the device and are reported for several steps at a time, so that steps never wait for the
+    device.
     """
 
     def __init__(self, steps: int, report: Callable[[Progress], None]) -> None:
@@ -217,17 +218,17 @@ def train(
     report: Callable[[Progress], None],
     saving: Saving = PLAIN,
 ) -> Trained:
-    """Trains adapter and head, and leaves the selected state in place.
+    """Trains adapter and head, and leaves the selected state on the backbone.
 
-    Validation is scored after each epoch and after the last step, and once where there is nothing to train.
-    The losses reported are the task's, without a method's own term. Raises Diverged on one that is
-    not finite, and UserError where the steps are too few for the method.
+    Validation is scored after each epoch and after the last step, or once if there is nothing to train.
+    Reported losses are the task's, without a method's own term. Raises Diverged for a loss that is not
+    finite, and UserError if the steps are too few for the method.
     """
     device = next(backbone.module.parameters()).device
     groups = _core_apart(adapter) if recipe.core_lr != 1 else adapter.parameter_groups()
     trained = [parameter for group in groups for parameter in group["params"]]
     if not trained:
-        # Neither head nor adapter: the backbone is scored as it is, without a step to report.
+        # Neither head nor adapter: score the unchanged backbone; there is no step to report.
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
         if not math.isfinite(result.loss):
             raise Diverged(0, result.loss)
@@ -272,7 +273,7 @@ def train(
 
 
 def _better(later: Evaluation, earlier: Evaluation, recipe: Recipe, metric: Metric) -> bool:
-    """Whether the later of two states is selected. The earlier one stays if they are equal."""
+    """Whether the later of two states is selected. On a tie the earlier one stays."""
     if recipe.select == "last":
         return True
     if recipe.select == "loss":
@@ -286,7 +287,7 @@ class _Batch:
 
     inputs: dict[str, Tensor]
     targets: Tensor
-    #: The examples that go through the backbone at once.
+    #: The number of examples in one forward.
     at_once: int
 
 
@@ -295,7 +296,7 @@ def _backward(
 ) -> Tensor:
     """Computes the mean loss of a batch in parts and accumulates its gradients.
 
-    Order, augmentation, padding and the adapter's dropout are those of the full batch.
+    Order, augmentation, padding and the adapter's dropout are the same as for the undivided batch.
     """
     size = len(batch.targets)
     losses: list[Tensor] = []
@@ -314,7 +315,7 @@ def _backward(
 
 
 def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
-    """The adapter's parameter groups, with its cores in a group of their own."""
+    """The adapter's parameter groups, with cores in their own group."""
     core = {id(parameter) for parameter in adapter.core()}
     groups = []
     for group in adapter.parameter_groups():
@@ -327,10 +328,10 @@ def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
 def _optimizer(
     groups: Sequence[dict[str, Any]], recipe: Recipe, steps: int
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW on the groups "adapter", "core" and "head", each with its rate and decay, and their schedule."""
+    """AdamW with groups "adapter", "core" and "head", each with its rate and decay, and the schedule."""
     peaks = {"adapter": recipe.lr, "core": recipe.lr * recipe.core_lr, "head": recipe.head_lr or recipe.lr}
     decays = {"adapter": recipe.adapter_decay, "core": recipe.adapter_decay, "head": recipe.weight_decay}
-    # The cosine keeps two steps if there are as many: one at the peak, one at the floor.
+    # If possible, keep two steps for the cosine: one at the peak, one at the floor.
     warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
     optimizer = torch.optim.AdamW(
         [group | {"lr": peaks[group["name"]], "weight_decay": decays[group["name"]]} for group in groups],
@@ -341,7 +342,7 @@ def _optimizer(
 
 
 def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Returns the function from indices to a training batch, augmented if the recipe says so."""
+    """Returns the function from indices to a training batch, augmented if the recipe asks for it."""
     if not recipe.augmentation:
         return split.batch
     assert isinstance(split, ImageSplit)

@@ -1,4 +1,4 @@
-"""Step time, peak memory and provenance."""
+"""Measurements of step time and peak memory, and provenance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import torch
 
 from bench.machine.memory import MIB
 
-#: Steps left out of the step time, since they allocate, compile and warm caches.
+#: Initial steps excluded from the step time, since they allocate, compile and warm caches.
 WARMUP_STEPS = 5
 
 LIBRARIES = ("torch", "transformers", "timm", "peft", "tensorly", "tensorly-torch", "mlflow", "numpy")
 
 
 class StepTimer:
-    """Times steps, as a context manager. On a GPU it uses events, so that no step waits for the device."""
+    """Context manager that times steps. On a GPU it uses events, so that no step waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -51,7 +51,7 @@ class StepTimer:
         self._marks.append((self._start, self._now()))
 
     def median_ms(self) -> float | None:
-        """The median of the steps after warmup, in milliseconds; None without steps."""
+        """The median of the steps after warmup, in milliseconds. None without steps."""
         marks = self._marks[WARMUP_STEPS:]
         if not marks:
             return None
@@ -62,29 +62,29 @@ class StepTimer:
 
 
 class PeakMemory:
-    """The peak of memory since construction: on a GPU the device's, on a CPU the process's.
+    """The peak of memory since construction: the device's on a GPU, the process's on a CPU.
 
-    It is not known where the operating system does not let a process reset its own peak, since an earlier
-    trial's would be reported instead.
+    Unknown if the operating system does not let a process reset its own peak, because the peak could then be
+    an earlier trial's.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._reset = True
-        # Reference cycles of earlier trials are not this trial's memory.
+        # Free reference cycles of earlier trials, whose memory is not this trial's.
         gc.collect()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
         _give_back()
         try:
-            # On Linux a 5 resets the peak resident set size (VmHWM).
+            # On Linux, writing 5 resets the peak resident set size (VmHWM).
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             self._reset = False
 
     def mib(self) -> float | None:
-        """The peak in MiB, or None if it is unknown."""
+        """The peak in MiB. None if unknown."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / MIB
         if not self._reset:
@@ -96,18 +96,18 @@ class PeakMemory:
 
 
 def _give_back() -> None:
-    """Returns memory that earlier trials freed, but the allocator kept, to the system."""
-    with suppress(OSError, AttributeError):  # elsewhere than on glibc
+    """Returns memory to the system that the allocator kept after earlier trials."""
+    with suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
 def provenance(device: str) -> dict[str, str]:
-    """The commit of the harness and whether it was changed, library versions and hardware.
+    """Returns the harness's commit and whether it was modified, library versions, and hardware.
 
-    None of this is part of a trial's id.
+    None of this enters a trial's id.
     """
-    # The harness may be installed inside another repository, whose commit is not its own.
+    # The harness may be installed inside another repository, whose commit must not be reported.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if tracked else (None, None)
     gpu = device_name(device) if device.startswith("cuda") else ""
@@ -131,14 +131,14 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        # A worker that stores nothing itself needs no MLflow.
+        # A worker stores nothing itself, so MLflow may be missing.
         return "not installed"
 
 
 @cache
 def libraries() -> dict[str, str]:
     """The version of every importable package, by its lower-case name."""
-    # `metadata` parses a file at each access.
+    # `metadata` parses a file on each access.
     packages = (distribution.metadata for distribution in distributions())
     # A folder without a name is left over from an interrupted installation.
     return dict(
@@ -147,14 +147,14 @@ def libraries() -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
-    """The name of the GPU, or that of the CPU with the number of threads in use."""
+    """The name of the GPU, or the name of the CPU with the number of threads in use."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"{_cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of git in the folder of this code. None if git fails."""
+    """Returns the output of git in this code's folder. None if git fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *arguments],

@@ -1,4 +1,4 @@
-"""The current GPU, and switches of a recipe that must leave no trace: compilation, determinism, precision."""
+"""The thread's default GPU, and temporary switches of a recipe: compilation, determinism, precision."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import nn
 from bench.plan.trial import Trial
 from methods import UserError
 
-#: NVIDIA documents that cuBLAS may sum in another order each time unless this variable has one of two values.
+#: The variable that, with one of two values, makes cuBLAS sum in a fixed order (NVIDIA's documentation).
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
-#: Set to 1, this environment variable allows bf16 on a processor that emulates it.
+#: The environment variable that, set to 1, allows bf16 on a processor that emulates it.
 EMULATE_BF16 = "TENSORBENCH_EMULATE_BF16"
 
 
 def take_device(device: torch.device) -> None:
     """Makes this GPU the thread's default, for libraries that take no device argument.
 
-    A GPU without a number is the current one already.
+    A GPU without an index is the default already.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -31,10 +31,10 @@ def take_device(device: torch.device) -> None:
 
 @contextmanager
 def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
-    """Within the context the encoder runs through `torch.compile`, with any adapter.
+    """Context in which the encoder runs through `torch.compile`, with any adapter.
 
-    Adapters contract their factors in a hook of the module around it, so that these are inputs of the
-    compiled graph. Compiled code is dropped at the end: the next trial has other layers there.
+    Adapters contract their factors in a hook of the enclosing module, so that factors are inputs of the
+    compiled graph. Compiled code is dropped at the end, since the next trial has other layers.
     """
     if not enabled:
         yield
@@ -42,7 +42,7 @@ def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
     torch.compiler.reset()
     encoder.compile()
     try:
-        # Beyond its limit of recompilations torch would only log it and go on without compiling.
+        # Raise at the recompilation limit, where torch would only log and continue without compiling.
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             yield
     finally:
@@ -52,10 +52,10 @@ def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """Within the context torch uses only algorithms with the same bits every time, and raises without one.
+    """Context in which torch uses deterministic algorithms only, and raises for operations without one.
 
-    On a GPU cuBLAS reads its setting when it is first used. A process that ran trials in another mode before
-    may keep to that one.
+    cuBLAS reads its setting on first use. So on a GPU, a process that ran trials in another mode may keep
+    that mode.
     """
     if not enabled:
         yield
@@ -78,7 +78,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 
 def computes_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware: avx512_bf16, AMX or Arm's bf16."""
+    """Whether this processor multiplies bfloat16 in hardware (avx512_bf16, AMX or Arm's bf16)."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -87,7 +87,7 @@ def computes_bf16() -> bool:
 def check_precision(trials: Iterable[Trial], device: torch.device) -> None:
     """Raises UserError for `precision: bf16` on a processor that would emulate it.
 
-    Backbones in bfloat16 are exempt: they have no other precision.
+    Backbones in bfloat16 are exempt, since they have no other precision.
     """
     if device.type != "cpu" or os.environ.get(EMULATE_BF16) == "1" or computes_bf16():
         return

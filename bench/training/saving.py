@@ -1,4 +1,4 @@
-"""Options that save memory. They change a trial's result by rounding only, so ids do not contain them."""
+"""Options that save memory. They change results by rounding only, so ids do not contain them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     from bench.plan.trial import Trial
 
-#: The word in a run's provenance for gradient checkpointing.
+#: The value in a run's provenance if gradient checkpointing is on.
 ON = "yes"
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Options that save memory; by default none."""
+    """Options that save memory. By default all are off."""
 
-    #: The most examples that go through the backbone at once. Gradients are accumulated.
+    #: The largest number of examples in one forward; gradients are accumulated. None: the batch size.
     micro_batch: int | None = None
-    #: Whether activations are recomputed for the backward pass.
+    #: Whether activations are recomputed in the backward pass.
     checkpointing: bool = False
-    #: Whether a trial that runs out of memory starts again with half the micro-batch.
+    #: Whether a trial that ran out of memory starts again with half the micro-batch.
     shrink: bool = False
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class Saving:
             raise UserError(f"--micro-batch {self.micro_batch}: accepted are 1 and more")
 
     def size(self, batch_size: int) -> int:
-        """The number of examples computed at once."""
+        """The number of examples computed at once, given the batch size."""
         return min(self.micro_batch or batch_size, batch_size)
 
     def smaller(self, batch_size: int) -> Saving | None:
@@ -45,11 +45,11 @@ class Saving:
         return replace(self, micro_batch=size // 2) if self.shrink and size > 1 else None
 
     def splits(self, trial: Trial) -> bool:
-        """Whether batches of the trial are, or may be, computed in parts."""
+        """Whether batches of the trial are computed in parts, or may be after memory ran out."""
         return self.shrink or self.size(trial.recipe.batch_size) < trial.recipe.batch_size
 
     def told(self) -> dict[str, str]:
-        """The entries for a run's provenance; empty by default."""
+        """The entries for a run's provenance."""
         return {
             _key(Tag.MICRO_BATCH): str(self.micro_batch or ""),
             _key(Tag.CHECKPOINTING): ON if self.checkpointing else "",
@@ -57,7 +57,7 @@ class Saving:
 
     @classmethod
     def of(cls, provenance: Mapping[str, str]) -> Saving:
-        """The options a stored trial ran with."""
+        """Reads the options of a stored trial from its provenance."""
         size = provenance.get(_key(Tag.MICRO_BATCH), "")
         return cls(
             int(size) if size.isdecimal() and int(size) else None,
@@ -88,7 +88,7 @@ class Saving:
     ) -> None:
         """Raises UserError if the options would change results on this backbone.
 
-        `example` is what `module` is called with; `splits` says whether batches are computed in parts.
+        `example` is the keyword arguments of `module`; `splits` tells whether batches are computed in parts.
         """
         if self.checkpointing and _switch(module.encoder) is None:
             raise UserError(f"--checkpointing: backbone '{name}' has no gradient checkpointing")
@@ -115,7 +115,7 @@ def _key(tag: Tag) -> str:
 
 
 def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
-    """Whether a training forward draws from torch's generator of the device, which is restored."""
+    """Whether a training forward draws from torch's generator of the device. The generator is restored."""
     import torch
 
     of_gpu = device.startswith("cuda")
@@ -133,7 +133,7 @@ def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
 
 
 def _switch(encoder: Any) -> Any:
-    """Returns the switch of an encoder's gradient checkpointing. None if it has none."""
+    """Returns the function that switches an encoder's gradient checkpointing. None if it has none."""
     if hasattr(encoder, "set_grad_checkpointing"):
         return encoder.set_grad_checkpointing
     if not getattr(encoder, "supports_gradient_checkpointing", False):
@@ -141,12 +141,12 @@ def _switch(encoder: Any) -> Any:
 
     def switch(on: bool) -> None:
         with warnings.catch_warnings():
-            # transformers renamed both within version 5. All versions have the old names.
+            # transformers 5 renamed both during its life, but all versions accept the old names.
             warnings.simplefilter("ignore", FutureWarning)
             if on:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
                 if hasattr(encoder, "_require_grads_hook"):
-                    # Needed by the reentrant form alone; it makes the embeddings' output require a gradient.
+                    # Only the reentrant form needs this: it makes the embeddings' output require a gradient.
                     encoder.disable_input_require_grads()
             else:
                 encoder.gradient_checkpointing_disable()
@@ -156,14 +156,14 @@ def _switch(encoder: Any) -> Any:
 
 @contextmanager
 def checkpointed(encoder: Any, enabled: bool) -> Iterator[None]:
-    """Within the context the encoder's layers are computed again for their backward."""
+    """Context in which the encoder's layers are recomputed in the backward pass."""
     switch = _switch(encoder) if enabled else None
     if switch is None:
         yield
         return
     cached = getattr(getattr(encoder, "config", None), "use_cache", None)
     if cached:
-        # Otherwise transformers warns with every forward that it turns this off.
+        # Otherwise transformers warns in every forward that it turns this off.
         encoder.config.use_cache = False
     switch(True)
     try:

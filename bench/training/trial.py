@@ -37,24 +37,24 @@ from methods.capabilities import Capability, capabilities
 
 @dataclass
 class Outcome:
-    """The result of a finished trial: its predictions, its adapter, and all that was measured."""
+    """The result of a finished trial: predictions, adapter and all measures."""
 
     trained: Trained
     final: Evaluation
-    #: Source ids and labels of the examples in `final`, in its order.
+    #: Source ids and labels of the examples in `final`, in the same order.
     example_ids: Tensor
     labels: Tensor
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
-    #: All measures. None for a measure that could not be taken.
+    #: All measures. None if one could not be taken.
     measures: Measures
     tags: dict[str, str]
 
 
 class Resources:
-    """The backbone and the data set that a worker keeps from one trial to the next.
+    """The backbone and the data set that a worker keeps between trials.
 
-    A trial that needs others has them take their place, so that its peak memory is its own.
+    A trial that needs others replaces them, so that its peak memory contains no others.
     """
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
@@ -63,20 +63,20 @@ class Resources:
         self.saving = saving
         self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
-        #: Loss of the bare backbone on a text, by text and precision.
+        #: Losses of the bare backbone, by text and precision.
         self._bare: dict[tuple[str, str], float] = {}
         #: Forward times by method, data and precision.
         self._inference: dict[str, Measures] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
-        """The trial's backbone, without any adapter. Its device becomes the current one of the thread.
+        """Returns the trial's backbone without any adapter, and makes its device the thread's default.
 
-        Raises UserError if its weights are not the planned.
+        Raises UserError if its weights are not the planned ones.
         """
         take_device(self.device)
         spec = trial.backbone
         if self._backbone is None or self._backbone[0] != spec:
-            # Freed first, so that memory never holds both.
+            # Free the old one first, so that memory never holds both.
             self._backbone = None
             self._bare.clear()
             self._inference.clear()
@@ -120,9 +120,9 @@ class Resources:
             self._backbone = None
 
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
-        """The trial's data on the device.
+        """Returns the trial's data on the device.
 
-        Raises UserError if they are not the planned ones, or fewer than a batch.
+        Raises UserError if the data are not the planned ones, or fewer than a batch.
         """
         row, seed = trial.task, trial.task.split_seed(trial.seed)
         key = (json.dumps(trial.data, sort_keys=True), *row.sizes, seed)
@@ -134,9 +134,9 @@ class Resources:
         return data
 
     def text(self, trial: Trial, backbone: LoadedBackbone) -> tuple[Tensor, ...] | None:
-        """The documents on which the trial's forgetting is measured. None if it is not measured.
+        """Returns the documents on which forgetting is measured. None if it is not measured.
 
-        Raises UserError where the text cannot be had.
+        Raises UserError if the text is not available.
         """
         if trial.forgetting is None or not has_vocabulary(backbone):
             return None
@@ -151,7 +151,7 @@ class Resources:
         return self._bare[key]
 
     def inference(self, trial: Trial, measure: Callable[[], Measures]) -> Measures:
-        """Times of the trial's forwards, measured once for all seeds that this worker runs."""
+        """Returns the times of the trial's forwards, measured once per worker for all seeds."""
         content = trial.model_dump(mode="json", include={"method", "data"})
         key = json.dumps([content, trial.recipe.precision], sort_keys=True)
         if key not in self._inference:
@@ -181,32 +181,32 @@ class Resources:
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
     """Trains and scores one trial, and reports its progress.
 
-    Raises Diverged, out-of-memory errors, or whatever else went wrong. In every case the backbone is clean
-    again afterwards.
+    Raises Diverged, out-of-memory errors, or any other error of the trial. The backbone is clean afterwards
+    in every case.
     """
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)
     text = resources.text(trial, backbone)
     before = None if text is None else resources.bare_loss(trial, backbone, text)
-    started = time.perf_counter()  # Loading, which only a worker's first trial does, is not counted.
+    started = time.perf_counter()  # Loading is not counted, since only a worker's first trial loads.
     model_input = trial.task.input(backbone.info.input)
     method = from_identity(trial.method)
     put_head(
         backbone, model_input, data.classes, generator(trial.seed, "head_start"), fitted=method.fits_head
     )
-    # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
+    # The backbone's dropout draws from torch's global generators (the device's on a GPU).
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:
         adapter = method.attach(backbone, generator(trial.seed, "adapter_start"))
         try:
-            # The peak is that of training and evaluation. Memory for attaching is free again by now.
+            # The peak of training and evaluation only: memory used for attaching is free again.
             memory = PeakMemory(resources.device)
             started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
             trained, final = _trained(
                 trial, backbone, adapter, data, split, report, resources.saving, fits_head=method.fits_head
             )
-            # Costs exclude what follows.
+            # The measurements below are excluded from the trial's costs.
             seconds, peak = time.perf_counter() - started, memory.mib()
             state, count = adapter.state(), adapter.parameter_count
             measures: Measures = {
@@ -233,13 +233,13 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 measures=measures,
                 tags=_tags(trial, method, adapter, measures),
             )
-            # Last, because it takes the adapter off.
+            # Last, because it detaches the adapter.
             measures |= _in_use(trial, resources, backbone, adapter, data)
             return outcome
         finally:
             adapter.detach()
     finally:
-        # The next trial gets a clean backbone whatever failed.
+        # The next trial gets a clean backbone, whatever failed.
         backbone.module.eval()
         resources.check()
 
@@ -279,7 +279,7 @@ def _forgetting(
     text: Sequence[Tensor] | None,
     before: float | None,
 ) -> Measures:
-    """Mean losses per token on a text, bare and adapted. Empty without the bare one."""
+    """Mean losses per token on a text, of the bare and the adapted backbone. Empty without `before`."""
     if text is None or before is None:
         return {}
     with torch.inference_mode(), adapter.hold():
@@ -305,9 +305,9 @@ def _in_use(
 def _inference(
     trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batch: Mapping[str, Tensor]
 ) -> Measures:
-    """Times a forward of a few examples, and detaches the adapter.
+    """Times forwards of a few examples, and detaches the adapter.
 
-    Empty, with a warning, if it cannot be measured. The trial keeps its result.
+    If this fails, returns no measures and warns. The trial keeps its result.
     """
     device = next(backbone.module.parameters()).device
     forward = Forward(backbone.module, batch, lambda: autocast(trial.recipe, device))
@@ -315,13 +315,13 @@ def _inference(
         adapted, merged = forward.with_adapter(adapter)
         adapter.detach()
         return Inference(forward.ms(), adapted, merged, forward.examples).measures
-    except Exception as error:  # memory may not hold merged weights beside the original ones
+    except Exception as error:  # memory may be too small for merged weights beside the original ones
         warnings.warn(f"the time of a forward could not be measured: {error}", stacklevel=2)
         return {}
 
 
 def _of_data(model_input: ModelInput, data: PreparedData) -> Measures:
-    """Sizes of the splits, prompts that were cut, and the scale and the guessing loss of the targets."""
+    """Sizes of the splits, the number of truncated prompts, and scale and guessing loss of the targets."""
     splits = (data.train, data.validation, data.test)
     measures = SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated).measures
     measures[Measure.GUESSING_LOSS] = data.objective.guessing_loss(data.validation.labels.cpu())
@@ -346,14 +346,14 @@ def _tags(trial: Trial, method: Method, adapter: Adapter, measures: Measures) ->
 
 @cache
 def _of_identity(identity: str) -> tuple[Capability, ...]:
-    """The capabilities of a method, determined once per worker."""
+    """Determines a method's capabilities, once per worker."""
     return capabilities(from_identity(json.loads(identity)))
 
 
 def _capabilities(method: Method) -> tuple[Capability, ...] | None:
-    """None, with a warning, if a tiny model cannot show them. The trial keeps its result."""
+    """Determines a method's capabilities. Warns and returns None if the tiny model cannot show them."""
     try:
         return _of_identity(json.dumps(method.identity(), sort_keys=True))
-    except Exception as error:  # a plug-in's method may raise anything on a model it was not made for
+    except Exception as error:  # a plug-in's method may raise anything on an unexpected model
         warnings.warn(f"what {method.label} can do is not known: {error}", stacklevel=2)
         return None
