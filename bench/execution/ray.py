@@ -37,7 +37,7 @@ from bench.training.trial import Resources
 from methods import UserError
 from methods.errors import cut
 
-# No usage data leaves the machine unless the user names a cluster.
+# No usage data leaves the machine.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 try:

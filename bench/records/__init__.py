@@ -1,13 +1,13 @@
-"""The stored words and records that training, the store and the reports share.
+"""The stored words and records shared by training, the store and the reports.
 
-Nothing here knows MLflow or torch. Fields that a store of an earlier version lacks have a default, and fields
-that a later one adds are passed over.
+Nothing here knows MLflow or torch. Fields missing in older stores have defaults, and unknown fields of newer
+stores are ignored.
 """
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Wired(BaseModel):
-    """A stored record, which other versions read."""
+    """A stored record that other versions can read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

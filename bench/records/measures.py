@@ -1,4 +1,4 @@
-"""The table of measures: every number of a trial with its key, column, unit, meaning and summary."""
+"""The table of measures: every number of a trial, with key, column, unit, meaning and summary."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from enum import StrEnum
 from operator import sub
 from typing import Literal, Self
 
-#: Types of numbers in data frames.
+#: The dtypes of numbers in data frames.
 WHOLE: Literal["Int64"] = "Int64"
 NUMBER: Literal["float64"] = "float64"
 
-#: How a cell of a table summarises a number over its finished seeds.
+#: How a table's cell summarises a measure over its finished seeds.
 Summary = Literal["mean", "median", "max", "sum"]
 
-#: Says of a measure that less is better.
+#: The value of `less` for measures of which smaller values are better.
 LESS = True
 
-#: Bytes of a trained parameter.
+#: Bytes per trained parameter.
 FLOAT32 = 4
 
 
@@ -27,22 +27,22 @@ def _ratio(value: float, bare: float) -> float | None:
 
 
 class Measure(StrEnum):
-    """The numbers of a trial. A member is its key in the store; its attributes say the rest.
+    """The measures of a trial. A member's value is its key in the store; its attributes describe it.
 
-    Those with `parts` are computed from other measures and stored nowhere; `Record.measure` gives both kinds.
-    The tags `metric` and `evaluated` of a run say which metric and which split its score is of.
+    Measures with `parts` are computed from other measures and not stored; `Record.measure` gives both kinds.
+    A run's tags `metric` and `evaluated` name the metric and the split of its score.
     """
 
-    #: Its column in the frame of trials; empty if it has none.
+    #: The measure's column in the frame of trials. Empty if it has none.
     column: str
     unit: str
     meaning: str
     dtype: Literal["Int64", "float64"]
-    #: None for a number that cells do not summarise.
+    #: None for a measure that cells do not summarise.
     summary: Summary | None
-    #: Whether less is better; None where neither is, or where the metric decides.
+    #: Whether smaller values are better. None if neither is better, or if the metric decides.
     less: bool | None
-    #: The keys of the measures that `formula` computes it from; empty for a measured number.
+    #: The keys of the measures that are arguments of `formula`. Empty for a measured number.
     parts: tuple[str, ...]
     formula: Callable[..., float | None]
 
@@ -58,7 +58,7 @@ class Measure(StrEnum):
         parts: tuple[str, ...] = (),
         formula: Callable[..., float | None] = sub,
     ) -> Self:
-        """A member whose text is its key alone."""
+        """Makes a member whose string value is its key only."""
         member = str.__new__(cls, key)
         member._value_ = key
         member.column, member.unit, member.meaning, member.dtype = column, unit, meaning, dtype
@@ -114,10 +114,10 @@ class Measure(StrEnum):
                       "mean loss a token of that text, of the bare backbone")
     TEXT_LOSS = "forgetting/adapted", "text_loss", "nats", "the same with the adapter", NUMBER, None, LESS
     TEXT_TOKENS = "forgetting/tokens", "text_tokens", "tokens", "how many tokens of it were predicted", WHOLE
-    # Curves; the one of the validation metric has a key of its own, see `validation_key`.
+    # Curves. The validation metric's curve has another key, see `validation_key`.
     TRAIN_LOSS = "train/loss", "", "nats", "training loss by step", NUMBER, None, LESS
     VALIDATION_LOSS = "validation/loss", "", "nats", "validation loss by epoch", NUMBER, None, LESS
-    # Computed: parts and formula are added.
+    # Computed measures, with parts and formula.
     FORGETTING = ("forgetting", "forgetting", "nats",
                   "rise of the loss a token on text that no task trains on", NUMBER, "mean", LESS,
                   ("forgetting/adapted", "forgetting/bare"), sub)
@@ -134,23 +134,23 @@ class Measure(StrEnum):
     # fmt: on
 
 
-#: Numbers of a trial; None for what could not be measured.
+#: Numbers of a trial. None if a measure could not be taken.
 Measures = dict[Measure, float | None]
 
 
 def validation_key(metric: str) -> str:
-    """The metric key of a validation score by epoch."""
+    """The key of the curve of validation scores by epoch."""
     return f"validation/{metric}"
 
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """Examples of each split, as they are used."""
+    """The number of used examples of each split."""
 
     train: int
     validation: int
     test: int
-    #: Test examples that are equal to one of train; None where the cache does not tell.
+    #: The number of test examples equal to a training example. None if unknown.
     repeated: int | None
 
     def __str__(self) -> str:
@@ -170,7 +170,7 @@ class SplitSizes:
 
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> SplitSizes | None:
-        """The sizes that a trial stored. None for trials of versions that stored none."""
+        """Reads the sizes from a trial's metrics. None for trials of versions that stored none."""
         sizes = (Measure.TRAIN_EXAMPLES, Measure.VALIDATION_EXAMPLES, Measure.TEST_EXAMPLES)
         if not all(key in metrics for key in sizes):
             return None

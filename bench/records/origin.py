@@ -1,4 +1,4 @@
-"""The origin of a trial's numbers, for reviewers. It is no part of the trial's id."""
+"""The origin of a trial's numbers, for reviewers. It does not enter the trial's id."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from bench.records import Wired
 
 
 class SourceFile(Wired):
-    """A file as it was when a start read it."""
+    """The name and text of a file that a start read."""
 
-    #: Without its folder; empty where no file was read, because Python was given the fields.
+    #: The file's name without folder. Empty if Python passed fields instead of a file.
     name: str
-    #: Hash of the text in UTF-8, which is that of the file.
+    #: The hash of the text in UTF-8, equal to the file's.
     sha256: str
     text: str
-    #: Whether folders of a machine were taken out of the text, in a pack, so that it has another hash.
+    #: Whether a pack removed local folders from the text, so that its hash differs from the file's.
     cleaned: bool = False
 
 
 class Start(Wired):
-    """The files, packages and seeds that a trial was started from."""
+    """The files, packages and seeds with which a trial was started."""
 
     suite: SourceFile
-    #: The lock beside the suite; None where there is none.
+    #: The lock file of the suite. None if it has none.
     lock: SourceFile | None = None
-    #: The version of every package that the worker could import.
+    #: The version of every package that was importable in the worker.
     libraries: dict[str, str] = {}
-    #: The seeds of the trial's independent streams of random numbers, by their names.
+    #: The seeds of the trial's random streams, by name.
     streams: dict[str, int] = {}
 
 
 class StoredConfig(Wired):
-    """`config.json` of a trial's run."""
+    """The content of `config.json` of a trial's run."""
 
-    #: All that the trial's id is made from.
+    #: Everything from which the trial's id is computed.
     trial: dict[str, Any]
-    #: Commit, main versions and hardware, as the tags of provenance have them.
+    #: Commit, main versions and hardware, as in the provenance tags.
     provenance: dict[str, str] = {}
-    #: None where an earlier version stored none.
+    #: None for trials of versions that did not store it.
     start: Start | None = None

@@ -1,13 +1,13 @@
-"""The format of packs: zip files in which the results of experiments travel.
+"""The format of packs: zip files that carry the results of experiments.
 
     manifest.json                                 `Manifest`
     experiments/N/experiment.json                 `PackedExperiment`
-    experiments/N/runs.parquet                    a row a run, `bench.store.pack.parquet.RUNS`
-    experiments/N/curves.parquet                  a row a point, `bench.store.pack.parquet.CURVES`
-    experiments/N/artifacts/RUN_ID/NAME           the artifacts of a run, as `Artifact` names them
+    experiments/N/runs.parquet                    one row per run, `bench.store.pack.parquet.RUNS`
+    experiments/N/curves.parquet                  one row per point, `bench.store.pack.parquet.CURVES`
+    experiments/N/artifacts/RUN_ID/NAME           a run's artifacts, by their names in `Artifact`
 
-Experiments are numbered by name. A run is one that counts: a trial's, a search's, an allocation's, or the
-suite's, which holds the plan.
+Experiments are numbered in the order of their names. A pack holds only runs that count: of trials, searches
+and allocations, and the suite's run with the plan.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pydantic import Field
 from bench.records import Wired
 from bench.records.words import Artifact
 
-#: The ending of a pack's name, which tells it from an experiment's.
+#: The ending of a pack's file name, which distinguishes it from an experiment's name.
 ENDING = ".tensorbench.zip"
 
-#: Grows whenever an earlier version would misread a pack.
+#: The version of the format, increased whenever an earlier version would misread a pack.
 SCHEMA = 1
 
 MANIFEST = "manifest.json"
 EXPERIMENT = "experiment.json"
 RUNS_TABLE, CURVES_TABLE = "runs.parquet", "curves.parquet"
 
-#: Artifacts that travel. A traceback does not: it names local folders.
+#: Artifacts that packs contain. Tracebacks are left out, because they name local folders.
 TRAVELS = (
     Artifact.PLAN,
     Artifact.SUITE,
@@ -41,36 +41,36 @@ TRAVELS = (
     Artifact.ADAPTER,
 )
 
-#: Prefixes of the keys of curves. Other metrics travel with their last value only.
+#: Prefixes of the keys of curves. Packs contain only the last value of other metrics.
 CURVES_BEGIN = ("train/", "validation/")
 
 
 class Member(Wired):
-    """A file of a pack."""
+    """The size and hash of a file in a pack."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
 class Layout(Wired):
-    """The header that every version writes, and reads before anything else."""
+    """The header that every version writes, and reads first."""
 
     format: Literal["tensorbench pack"] = "tensorbench pack"
-    #: `SCHEMA` of the version that wrote it.
+    #: `SCHEMA` of the version that wrote the pack.
     schema_: int = Field(alias="schema", ge=1)
 
 
 class Manifest(Layout):
-    """`manifest.json`: what else is in a pack."""
+    """The content of `manifest.json`: a list of everything else in the pack."""
 
-    #: Whether the trained adapters are in it.
+    #: Whether the pack contains trained adapters.
     adapters: bool = False
-    #: Every other file, by its name in the zip.
+    #: Every other file, by its name in the zip file.
     members: dict[str, Member]
 
 
 class PackedExperiment(Wired):
-    """`experiment.json`."""
+    """The content of `experiment.json`."""
 
-    #: Also the name of its suite.
+    #: The name of the experiment, and of its suite.
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")

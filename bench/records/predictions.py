@@ -1,7 +1,8 @@
 """The columns of `predictions.parquet`: example ids, labels, predictions and outputs.
 
-They are `example`, `label`, `prediction` and `logit`, and `text` where a language model wrote. Outputs are
-always a column a class: `logit_0`, … So are labels and answers where an example may have several.
+They are `example`, `label`, `prediction` and `logit`, and `text` if a language model wrote answers. Outputs
+always have one column per class: `logit_0`, … Labels and predictions do if an example may have several
+classes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def frame_of(content: bytes) -> pd.DataFrame:
-    """The table in a file's bytes. Raises ArrowException or OSError for a file that holds none.
+    """Reads the table in a file's bytes. Raises ArrowException or OSError if they hold none.
 
-    Metadata for pandas is ignored, since a foreign file may state anything there.
+    Metadata for pandas is ignored, since a foreign file may claim anything there.
     """
     import pyarrow.parquet as pq
 
@@ -29,10 +30,10 @@ def frame_of(content: bytes) -> pd.DataFrame:
 
 
 def a_class_each(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The columns of a table (examples, classes) by name and number."""
+    """The columns of an array (examples, classes), one per class, by numbered name."""
     return {f"{name}_{number}": values[:, number] for number in range(values.shape[1])}
 
 
 def numbered(have: Sequence[str], name: str) -> list[str]:
-    """The column of this name, or its numbered columns in order."""
+    """The column with this name, or its numbered columns in order."""
     return [name] if name in have else [c for c in have if re.fullmatch(rf"{name}_\d+", c)]

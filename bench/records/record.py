@@ -1,4 +1,4 @@
-"""The record of a run: what training gives, the outbox holds, MLflow stores, a pack zips and reports read."""
+"""The record of a run, in the one form used by training, outbox, MLflow, packs and reports."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from bench.records.measures import Measure
 from bench.records.text import message, storable
 from bench.records.words import PROVENANCE, YES, Artifact, By, Status, Tag
 
-#: Why a trial has no result. A lost one is not to blame: its worker died, and it may run again.
+#: Why a trial has no result. `lost` means that its worker died through no fault of the trial.
 Failure = Literal["diverged", "out of memory", "timeout", "error", "lost"]
 
 
 @dataclass
 class Progress:
-    """What a running trial reports: losses of the latest steps or, after an epoch, the validation metric."""
+    """A report of a running trial: losses of the latest steps or, after an epoch, the validation metric."""
 
     step: int
     steps: int
     epoch: int
-    #: (step, loss) since the last report.
+    #: Pairs (step, loss) since the last report.
     losses: list[tuple[int, float]] = field(default_factory=list)
     validation_metric: float | None = None
     validation_loss: float | None = None
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
     key: str
     value: float
-    #: When it was measured, in milliseconds since the epoch.
+    #: The time of measurement, in milliseconds since the epoch.
     time: int
     step: int
 
@@ -42,13 +42,13 @@ class Point(NamedTuple):
 class Record:
     """A run: a trial's, or one that holds the plan of a suite or the result of a search.
 
-    A record that is on its way into the store holds what the store lacks: all of it, or the latest part while
-    the trial runs. One that was read holds everything but its curves and artifacts, which its `Source` reads.
+    A record on its way into the store holds what the store still lacks. A record read from the store holds
+    everything except curves and artifacts, which are read from its `Source`.
     """
 
-    #: Empty in what training gives: the driver knows the run.
+    #: Empty in a record made by training, since only the driver knows the run.
     run_id: str = ""
-    #: Empty where the run is no trial's.
+    #: Empty if the run is not a trial's.
     trial_id: str = ""
     status: Status = Status.RUNNING
     #: Milliseconds since the epoch.
@@ -57,18 +57,18 @@ class Record:
     metrics: Mapping[str, float] = field(default_factory=dict, repr=False)
     #: URI of the run's stored artifacts.
     artifacts: str = field(default="", repr=False)
-    #: Milliseconds since the epoch; None before its end.
+    #: Milliseconds since the epoch. None before the run's end.
     ended: int | None = field(default=None, repr=False)
-    #: Points of curves that the store lacks.
+    #: Points of curves that the store still lacks.
     points: tuple[Point, ...] = field(default=(), repr=False)
-    #: Artifacts that the store lacks.
+    #: Artifacts that the store still lacks.
     files: Mapping[Artifact, bytes] = field(default_factory=dict, repr=False)
 
     def tag(self, tag: Tag, default: str = "") -> str:
         return self.tags.get(tag, default)
 
     def measure(self, measure: Measure) -> float | None:
-        """A number that was measured or follows from measured ones. None if these are missing."""
+        """A measured number, or one computed from measured numbers. None if these are missing."""
         if not measure.parts:
             return self.metrics.get(measure)
         values = [self.metrics.get(part) for part in measure.parts]
@@ -80,9 +80,9 @@ class Record:
 
     @property
     def origin(self) -> str:
-        """The run id that it had where it ran: its own, unless it came here in a pack.
+        """The run's original id. It differs from `run_id` if the run came from a pack.
 
-        Tables name runs by it, so that they are the same from every store and pack.
+        Tables show this id, so that they are equal for every store and pack.
         """
         return self.tag(Tag.ORIGIN) or self.run_id
 
@@ -101,30 +101,30 @@ class Record:
 
     @property
     def decided(self) -> bool:
-        """Whether it is settled other than by a search's pruning, which binds only that search."""
+        """Whether the run is settled. Pruning does not count, since it binds only its own search."""
         return self.settled and self.status != Status.PRUNED
 
     @property
     def score(self) -> float | None:
-        """None unless it finished, with a finite score."""
+        """The score. None unless the run finished with a finite score."""
         score = self.metrics.get(Measure.SCORE, math.nan)
         return score if self.status == Status.FINISHED and math.isfinite(score) else None
 
     @property
     def failure(self) -> str:
-        """Why it has no result, in full; empty unless it failed or was lost."""
+        """The full reason why there is no result. Empty unless the run failed or was lost."""
         reason = self.tag(Tag.FAILURE)
         return f"{reason}: {self.tag(Tag.FAILURE_MESSAGE)}" if reason else ""
 
 
 def failed(reason: Failure, text: str, trace: str) -> Record:
-    """The record of a trial that failed."""
+    """Makes the record of a trial that failed."""
     tags: dict[str, str] = {Tag.FAILURE: reason, Tag.FAILURE_MESSAGE: message(text)}
     return Record(status=Status.FAILED, tags=tags, files={Artifact.TRACEBACK: storable(trace).encode()})
 
 
 def lost(text: str) -> Record:
-    """The record of a trial whose worker died."""
+    """Makes the record of a trial whose worker died."""
     return Record(status=Status.KILLED, tags={Tag.FAILURE: "lost", Tag.FAILURE_MESSAGE: message(text)})
 
 
@@ -137,31 +137,30 @@ def record_of(
     artifacts: str = "",
     ended: int | None = None,
 ) -> Record:
-    """The record of a stored run, whose tags say more about its status than MLflow's own word."""
+    """Makes the record of a stored run. Its tags refine MLflow's status."""
     trial_id = tags.get(Tag.TRIAL_ID, "")
-    # Some servers answer 0 for a run that is open.
+    # Some servers return 0 for an open run.
     return Record(run_id, trial_id, _status(status, tags), started, tags, metrics, artifacts, ended or None)
 
 
 def _status(status: str, tags: Mapping[str, str]) -> Status:
-    """The status of a run by MLflow's word and its tags.
+    """The status of a run, from MLflow's status and the run's tags.
 
-    MLflow has no word for a pruned run, which is killed and has a tag, nor for a duplicate, which finished
-    after another run of its trial had finished and has a tag.
+    MLflow has no status for pruned runs (killed, with a tag) or duplicates (finished, with a tag).
     """
     if status == Status.KILLED and tags.get(Tag.PRUNED) == YES:
         return Status.PRUNED
     if status == Status.FINISHED and tags.get(Tag.DUPLICATE) == YES:
         return Status.DUPLICATE
-    # MLflow also knows SCHEDULED, which nothing here uses: such a run has not ended.
+    # MLflow's SCHEDULED is not used here; such a run has not ended.
     return Status(status) if status in Status.__members__ else Status.RUNNING
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:
-    """The record of each trial that counts, by trial id; `records` come from old to new.
+    """Selects the run that counts for each trial, by trial id. `records` are ordered from old to new.
 
-    It is the first that finished, else the newest that is settled, else the newest. So a trial that was run
-    twice has its first score, and a retry that was killed leaves the failure standing.
+    That is the first finished run, otherwise the newest settled run, otherwise the newest. So a trial that
+    ran twice keeps its first score, and a killed retry does not hide a failure.
     """
     chosen: dict[str, Record] = {}
     for record in records:
@@ -172,13 +171,13 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
 
 
 def scores(records: Mapping[str, Record], ids: Iterable[str | None]) -> list[float]:
-    """The scores of those of the trials that have one."""
+    """The scores of these trials, without trials that have none."""
     scores = (records[id_].score for id_ in ids if id_ and id_ in records)
     return [score for score in scores if score is not None]
 
 
 def results(records: Mapping[str, Record], ids: Iterable[str | None], by: By) -> list[float]:
-    """The scores, or the losses on the same split, of those of the trials that have a score."""
+    """The scores, or losses on the same split, of these trials, without trials that have no score."""
     if by == "score":
         return scores(records, ids)
     trials = (records[id_] for id_ in ids if id_ and id_ in records)
@@ -187,8 +186,8 @@ def results(records: Mapping[str, Record], ids: Iterable[str | None], by: By) ->
 
 
 def comparable(mean: float) -> float:
-    """A mean of scores to so many digits that equal means are equal numbers.
+    """Rounds a mean of scores, so that equal means compare as equal.
 
-    Of shares that add up to the same, the sums may differ in their last digits.
+    Sums of the same fractions may differ in their last digits.
     """
     return float(f"{mean:.12g}")

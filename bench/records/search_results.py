@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bench.records import Wired
 from bench.records.words import Artifact, By, Kind, PointState
 
-#: Evaluator -> mode -> its share in the variation of the validation result that is ranked.
+#: By evaluator, then by mode: the mode's share of the variation in the ranked validation result.
 Importance = dict[str, dict[str, float]]
 
 
@@ -20,13 +20,13 @@ class Tried(Wired):
 
 
 class Finalist(Tried):
-    """The chosen rank vector, or one compared with it, on the suite's own seeds."""
+    """The chosen rank vector or a competitor, evaluated on the suite's own seeds."""
 
     label: str
 
 
 class SearchPoint(Tried):
-    """A point of a search. None as a rate or a scale stands for the suite's."""
+    """A point of a search. None as a rate or scale means the suite's value."""
 
     number: int
     state: PointState
@@ -34,46 +34,46 @@ class SearchPoint(Tried):
     scale: float | None = None
     head_lr: float | None = None
     core_lr: float | None = None
-    #: The mean validation score over the search's seeds; None unless it is complete.
+    #: The mean validation score over the search's seeds. None unless all seeds are complete.
     value: float | None
-    #: The mean validation loss; None also where the search goes by the score.
+    #: The mean validation loss. None unless all seeds are complete and the search ranks by loss.
     loss: float | None = None
-    #: The trial of the first seed; an earlier version stored no other.
+    #: The trial of the first seed, the only one that earlier versions stored.
     trial_id: str
     trials: dict[int, str] = {}
 
 
 class Found(Wired):
-    """The shared part of the results of a search and an allocation, for one cell under one budget."""
+    """The common part of the results of a search and an allocation, for one cell."""
 
     name: str
     method: str
     task: str
     backbone: str
-    #: None: the method's own size.
+    #: None: the method has a fixed size.
     budget: str | None
-    #: Adapter parameters that must not be exceeded.
+    #: The largest allowed number of adapter parameters.
     asked: int
-    #: The validation result by which what is tried is ranked, and by which `importance` is.
+    #: The validation result that ranks the points and that `importance` explains.
     by: By = "score"
     modes: tuple[str, ...]
     importance: Importance
-    #: Empty until the final trials have run.
+    #: The final results. Empty until the final trials have run.
     final: tuple[Finalist, ...] = ()
 
 
 class SearchResult(Found):
-    """`search.json`."""
+    """The content of `search.json`."""
 
     objectives: tuple[str, ...]
     trials: tuple[SearchPoint, ...]
-    #: Numbers of the points that no other beats with as few parameters; of two objectives only.
+    #: Indices of the points on the Pareto front. Empty with a single objective.
     pareto: tuple[int, ...]
     best: SearchPoint | None
 
     @property
     def tied(self) -> int:
-        """The number of other points that equal the best by the search's objective."""
+        """The number of other points that equal the best one by the search's objective."""
         if self.best is None or len(self.objectives) > 1:
             return 0
         return sum(self._rank(point) == self._rank(self.best) for point in self.trials) - 1
@@ -83,23 +83,23 @@ class SearchResult(Found):
 
 
 class AllocationPoint(Tried):
-    """A step of the sweep of one mode."""
+    """A point of the sweep over one mode's rank."""
 
     mode: str
     rank: int
 
 
 class AllocationResult(Found):
-    """`allocation.json`."""
+    """The content of `allocation.json`."""
 
     points: tuple[AllocationPoint, ...]
-    #: From every rank equal to the heuristic's.
+    #: The path from equal ranks to the heuristic's ranks.
     path: tuple[Tried, ...]
     heuristic: Tried
     best: Tried | None
 
 
-#: The artifacts of finished searches and allocations, and their forms.
+#: The artifacts of finished searches and allocations, with the classes that read them.
 FOUND: Mapping[Kind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
     Kind.SEARCH: (Artifact.SEARCH, SearchResult),
     Kind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
@@ -107,40 +107,40 @@ FOUND: Mapping[Kind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
 
 
 class Spectrum(Wired):
-    """A mode's singular values, from large to small."""
+    """A mode's singular values in descending order."""
 
     singular_values: tuple[float, ...]
     effective_rank: float
-    #: The number of singular values that hold 99% of the squared norm.
+    #: The number of singular values that make up 99% of the squared norm.
     rank_99: int
 
 
 class ComponentWorth(Wired):
-    """A part of an update, by layer, projection and head. None in a field means all."""
+    """Size and value of a part of an update, by layer, projection and head. None in a field means all."""
 
     layer: int | None
     projection: str | None
     head: int | None
     #: The part's share of the squared norm.
     share: float
-    #: Drop of the validation metric when the part is zeroed. None if not measured.
+    #: Loss of validation metric when the part is set to zero. None if not measured.
     drop: float | None
 
     @property
     def singled(self) -> tuple[str, ...]:
-        """The fields that are set: layer, projection, head."""
+        """The fields that are set, out of layer, projection and head."""
         return tuple(kind for kind in ("layer", "projection", "head") if getattr(self, kind) is not None)
 
 
 class Redundancy(Wired):
-    """`redundancy.json`: how redundant one trained adapter is."""
+    """The content of `redundancy.json`: the redundancy of one trained adapter."""
 
     trial_id: str
     run_id: str
     method: str
     ranks: tuple[int, ...]
     metric: str
-    #: Norm of the whole update, including the MLP's.
+    #: Norm of the whole update, including that of the MLP.
     norm: float
     modes: Mapping[str, Spectrum]
     components: tuple[ComponentWorth, ...]

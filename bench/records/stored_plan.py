@@ -1,4 +1,4 @@
-"""A suite's plan as it is stored and printed: `plan.json`."""
+"""A suite's plan in its stored and printed form, `plan.json`."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from bench.records.words import By, Phase
 class Tuned(Wired):
     """The equal tuning of a row: its cost and its choice."""
 
-    #: Settings that were tried, each on every one of `seeds`.
+    #: The number of settings, each tried with every one of `seeds`.
     trials: int
-    #: Epochs of each trial. None if the recipe counts steps.
+    #: The epochs of each trial. None if the recipe counts steps.
     epochs: int | None = None
     seeds: tuple[int, ...]
-    #: The values that may be tried, by axis, as far as they mean something to the row's method; empty in
-    #: plans of earlier versions.
+    #: The values that may be tried, by axis, for the axes that affect the row's method. Empty in plans of
+    #: earlier versions.
     grids: dict[str, tuple[float, ...]] = {}
     #: The validation result that ranks the points.
     by: By = "score"
-    #: The setting; None until every tuning trial has ended.
+    #: The chosen setting. None until every tuning trial has ended.
     chosen: dict[str, float] | None = None
-    #: Axes on which it is the smallest or the largest value of the grid, or outside of it.
+    #: The axes on which the chosen setting is at an end of the grid or outside.
     edge: tuple[str, ...] = ()
     #: The number of other settings that equal the chosen one.
     tied: int = 0
-    #: Every tuning trial.
+    #: The ids of all tuning trials.
     ids: tuple[str, ...]
-    #: The points and the values by axis that the suite allows to every method, of which one without some
-    #: axes tries fewer. None and empty where neither an earlier version's plan nor its suite tells.
+    #: The number of points and the values by axis that the suite allows every method. A method without some
+    #: axes tries fewer. None and empty in plans of earlier versions if their suite is not stored either.
     allowed_points: int | None = None
     allowed_grids: dict[str, tuple[float, ...]] = {}
 
 
 class StudyTrial(Wired):
-    """The place of a trial in its row's studies."""
+    """The position of a trial in its row's studies."""
 
-    #: Both count from 0.
+    #: The study and the point, both counted from 0.
     study: int
     point: int
     #: Decades from the centre of the window.
     offset: float
-    #: The adapter's learning rate, or the head's where nothing else is trained.
+    #: The adapter's learning rate, or the head's if only the head is trained.
     lr: float
 
 
@@ -52,45 +52,45 @@ class StudyPlan(Wired):
 
     studies: int
     points: int
-    #: The numbers of trials k at which the score after k trials is shown; `points` is the primary one.
+    #: The values of k for which the score after k trials is shown. The primary one is `points`.
     ks: tuple[int, ...]
-    #: The learning rates are log-uniform over so many decades about the centre.
+    #: The width in decades of the log-uniform window of learning rates around the centre.
     centre: float
     decades: float
-    #: The head's learning rate; None where the window is the head's, or there is none.
+    #: The head's learning rate. None if the head has the window's rates, or without a head.
     head_lr: float | None
-    #: The place of every trial, by its seed.
+    #: The position of every trial, by seed.
     trials: dict[int, StudyTrial]
 
 
 class PlannedRow(Wired):
-    """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
+    """A row of the tables: one method under one budget on one backbone and task, over all seeds."""
 
     method: str
     title: str
-    #: The name under which the method is registered.
+    #: The method's registered name.
     family: str = ""
-    #: None: the method's own ranks, or none to set.
+    #: The budget's label. None if the row sets its own ranks, or has a fixed size.
     budget: str | None
     backbone: str
     task: str
-    #: Ranks in the order of the method's modes.
+    #: The ranks, in the order of the method's modes.
     ranks: tuple[int, ...]
-    #: Adapter parameters, head excluded.
+    #: The number of adapter parameters, head excluded.
     parameters: int
-    #: The parameters at the start, where training cuts some; None where it does not.
+    #: The number of parameters at the start. None unless training cuts some.
     peak: int | None = None
     #: The budget's number of parameters. None if it sets the ranks instead.
     asked: int | None
-    #: The count over what is asked for, and whether it is within the budget's tolerance.
+    #: The count divided by the budget's number, and whether that is within the budget's tolerance.
     ratio: float | None
     within: bool | None
     percent_of_lora: float
-    #: Trial id of every seed; None where tuning has not chosen yet.
+    #: The trial id of every seed. None until tuning has chosen.
     trials: dict[int, str | None]
-    #: None where nothing is tuned.
+    #: The equal tuning. None without it.
     tuning: Tuned | None = None
-    #: The studies that `trials` make up; None where they are seeds of one setting.
+    #: The studies formed by `trials`. None if these are seeds of a single setting.
     studies: StudyPlan | None = None
 
     @property
@@ -101,7 +101,7 @@ class PlannedRow(Wired):
 
 
 class PlannedTrial(Wired):
-    """A trial with the content of its id, in a form that other versions can read."""
+    """A trial with everything that enters its id, in a form that other versions can read."""
 
     id: str
     method: dict[str, Any]
@@ -113,7 +113,7 @@ class PlannedTrial(Wired):
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int
-    #: The text on which its forgetting is measured.
+    #: The text on which forgetting is measured.
     forgetting: str | None = None
 
 
@@ -122,14 +122,14 @@ class Share(Wired):
 
     part: Phase | Literal["final"]
     command: Literal["run", "search"]
-    #: Settings or rank vectors that are tried; of studies, their points; of other final trials, rows of the
-    #: tables.
+    #: The number of settings or rank vectors to try, of points of studies, or (for other final trials) of
+    #: rows in the tables.
     points: int
-    #: All trials; of a search at most, since it gives weak ones up and may meet ranks twice.
+    #: The number of trials. For a search an upper bound, since it prunes trials and may repeat ranks.
     trials: int
-    #: Those without a stored result, as far as they are known beforehand, which those of a search are not.
+    #: The number of trials without a stored result. A search's trials are not known beforehand.
     open: int
-    #: Time of the open trials, run one after the other.
+    #: The time of the open trials, one after the other.
     seconds: float
 
 
@@ -137,34 +137,34 @@ class Forecast(Wired):
     """The estimated cost of a suite, before anything starts."""
 
     parts: tuple[Share, ...]
-    #: Least memory of a worker.
+    #: The least memory of a worker.
     memory_mib: float
-    #: Beside it, roughly, for the activations of the largest step; None in plans of earlier versions.
+    #: Estimated extra memory for the activations of the largest step. None in plans of earlier versions.
     activations_mib: float | None = None
-    #: The largest that a stored trial of the same kind took, on its device; None where there is none.
+    #: The largest memory that a stored trial of the same kind used on its device. None without such a trial.
     peak_mib: float | None
-    #: Disk space for the results of the open trials.
+    #: The disk space for results of the open trials.
     disk_mib: float
-    #: The basis of `seconds`: stored trials of this suite, or operations at this machine's pace.
+    #: The basis of `seconds`: stored trials of this suite, or operations at this machine's speed.
     based_on: Literal["stored trials", "operations"]
     #: Remarks on parts that cannot be started or read.
     notes: tuple[str, ...] = ()
-    #: Ways to make it take less.
+    #: Suggestions for reducing the cost.
     advice: tuple[str, ...] = ()
 
 
 class StoredSuite(Wired):
-    """`suite.json`: the suite and the lock that a plan was made from."""
+    """The content of `suite.json`: the suite and the lock from which a plan was made."""
 
-    #: The fields that its author wrote.
+    #: The suite's fields as its author wrote them.
     suite: dict[str, Any]
-    #: Of each hub repository that its lock file names, by `backbones` and `tasks` and then by name in the
-    #: suite: `repository`, `revision` (a commit) and `files` (the sha256 of each).
+    #: The lock: under `backbones` and `tasks`, by name in the suite, each hub repository's `repository`,
+    #: `revision` (a commit) and `files` (the SHA-256 of each).
     locked: dict[str, dict[str, Any]] = {}
 
 
 class StoredPlan(Wired):
-    """The rows of the tables and their trials; a tuning trial shows in the `tuning` of its row only."""
+    """The rows of the tables and their trials. Tuning trials appear only in the `tuning` of their row."""
 
     suite: str
     closing: str
@@ -173,5 +173,5 @@ class StoredPlan(Wired):
     trials: tuple[PlannedTrial, ...]
 
     def by_id(self) -> dict[str, PlannedTrial]:
-        """The trials by their ids."""
+        """The trials by id."""
         return {trial.id: trial for trial in self.trials}

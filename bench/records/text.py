@@ -1,30 +1,30 @@
-"""Text in a form that every store takes."""
+"""Text in a form that every store accepts."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Longest message in characters, which is MLflow's limit for a tag.
+#: The longest message in characters, MLflow's limit for tags.
 LONGEST = 5000
-#: The same of a run's name: SQLite takes any, other databases no more.
+#: The longest run name in characters, the limit of databases other than SQLite.
 LONGEST_NAME = 250
 
 
 def storable(text: str) -> str:
-    """The text with escapes for NUL and lone surrogates, which databases and UTF-8 refuse.
+    """Escapes NUL and lone surrogates, which databases or UTF-8 do not accept.
 
-    Python uses lone surrogates for bytes of file names that are not UTF-8.
+    In Python, lone surrogates represent bytes of file names that are not UTF-8.
     """
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def message(text: str) -> str:
-    """A storable text that is no longer than `LONGEST`."""
+    """Makes a text storable and cuts it to `LONGEST` characters."""
     return _cut(storable(text), LONGEST)
 
 
 def run_name(text: str) -> str:
-    """A storable name of a run that is no longer than `LONGEST_NAME`."""
+    """Makes a run's name storable and cuts it to `LONGEST_NAME` characters."""
     return _cut(storable(text), LONGEST_NAME)
 
 
@@ -33,7 +33,7 @@ def _cut(text: str, longest: int) -> str:
 
 
 def all_storable(content: Any) -> Any:
-    """Content of JSON, with every text in it storable."""
+    """Makes every text in JSON content storable."""
     if isinstance(content, str):
         return storable(content)
     if isinstance(content, dict):

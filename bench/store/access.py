@@ -1,4 +1,4 @@
-"""Access of trials from packs: they open no file and no hub repository that the user did not allow.
+"""Access control for trials from packs: only files and hub repositories that the user allowed.
 
 A pack may come from anybody and name any file or hub repository. Registered tasks and backbones belong to the
 harness or to an installed plug-in, and may always be used.
@@ -20,14 +20,14 @@ from bench.store.source import Source
 from bench.tasks.description import Description
 from methods import UserError
 
-#: Allows hub repositories, in place of a folder.
+#: The entry that allows hub repositories, in place of a folder.
 HUB = "hub"
 
 
 class Access:
-    """Folders that the user allows packs to open, with everything below them, and the hub.
+    """The folders that the user allows packs to open, with all subfolders, and whether the hub is allowed.
 
-    Raises UserError for a folder that is not there.
+    Raises UserError for a folder that does not exist.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
@@ -38,7 +38,7 @@ class Access:
                 raise UserError(f"--open {folder}: there is no such folder; accepted are folders and '{HUB}'")
 
     def trial(self, trial: Trial) -> Trial:
-        """The trial with the places of its backbone and its data on this machine; its id stays.
+        """The trial with the paths of its backbone and data on this machine. Its id stays the same.
 
         Raises UserError as `backbone` and `task` do.
         """
@@ -46,7 +46,7 @@ class Access:
         return trial.model_copy(update=places)
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
-        """Raises UserError for a backbone that may not be opened."""
+        """Resolves a backbone on this machine. Raises UserError if it may not be opened."""
         if spec.name is not None:
             return spec
         if spec.hub is not None or spec.timm is not None:
@@ -56,7 +56,7 @@ class Access:
         return spec.model_copy(update={"local": self._place("its backbone", spec.local)})
 
     def task(self, row: TaskRow) -> TaskRow:
-        """Raises UserError for data that may not be opened; a registered task's own data may."""
+        """Resolves a task's data on this machine. Raises UserError unless registered or allowed."""
         if row.data is not None:
             return row.model_copy(update={"data": self._data(row.data)})
         if row.source is None:
@@ -82,13 +82,13 @@ class Access:
             raise UserError(f"{what} would be asked of the hub, which nothing in a pack may: --open {HUB}")
 
     def _place(self, what: str, path: Path) -> Path:
-        """Finds a path of a pack below an allowed folder. A pack holds only the name of an absolute path."""
+        """Finds a pack's path below an allowed folder. Packs contain only the last part of absolute paths."""
         if not self._folders:
             raise UserError(f"{what} would be read from {path}, which nothing in a pack may: --open FOLDER")
         if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",):
             raise UserError(f"{what} would be read from {path}, which leads out of the folders of --open")
         for folder in self._folders:
-            # Unlike Path.exists, this takes a name that is too long.
+            # Unlike Path.exists, this accepts a name that is too long.
             if os.path.exists(place := folder / path):
                 _check_inside(what, place, folder)
                 return place.absolute()
@@ -96,7 +96,7 @@ class Access:
 
 
 def _check_inside(what: str, place: Path, folder: Path) -> None:
-    """Raises UserError unless everything below is a folder or file inside `folder`, with links resolved."""
+    """Raises UserError unless all files and folders below `place` resolve to ones inside `folder`."""
     root = folder.resolve()
     seen, coming = set(), [place]
     while coming:
@@ -104,16 +104,16 @@ def _check_inside(what: str, place: Path, folder: Path) -> None:
         try:
             real = path.resolve(strict=True)
             inside = real.is_relative_to(root) and (real.is_file() or real.is_dir())
-            # A link may lead to a folder elsewhere in it, and that holds links of its own.
+            # A link may lead to a folder elsewhere inside, which may contain further links.
             if inside and real.is_dir() and real not in seen:
                 seen.add(real)
                 coming += real.iterdir()
-        except (OSError, RuntimeError):  # a link that leads nowhere, or to itself
+        except (OSError, RuntimeError):  # a broken link, or one to itself
             inside = False
         if not inside:
             raise UserError(f"{what}: {path} is no regular file in {folder}, or leads out of it")
 
 
 def is_foreign(source: Source, record: Record) -> bool:
-    """Whether a run lies in a pack or was unpacked from one."""
+    """Whether a run is in a pack or was unpacked from one."""
     return isinstance(source, Packed) or bool(record.tag(Tag.ORIGIN))

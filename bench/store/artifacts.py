@@ -1,4 +1,4 @@
-"""The artifacts of runs: written whole, checked against their hashes, and the errors of broken ones."""
+"""The artifacts of runs: atomic writes, checks against hashes, and errors about damaged ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from methods import UserError
 
 
 class ChangedError(UserError):
-    """An artifact is not what was stored: its sha256 is `actual`, and was `stored`."""
+    """An artifact differs from what was stored: its SHA-256 is `actual` instead of `stored`."""
 
     def __init__(self, message: str, stored: str, actual: str) -> None:
         super().__init__(message)
@@ -27,9 +27,9 @@ class ChangedError(UserError):
 
 
 def hashes(record: Record) -> dict[str, str]:
-    """The sha256 of each artifact, by name. Empty for runs of versions that stored none.
+    """The SHA-256 of each artifact, by name. Empty for runs of versions that stored none.
 
-    Raises UserError for a tag that holds none.
+    Raises UserError for a malformed tag.
     """
     text = record.tag(Tag.HASHES)
     try:
@@ -40,9 +40,9 @@ def hashes(record: Record) -> dict[str, str]:
 
 
 def check_content(record: Record, name: Artifact, file: Path) -> None:
-    """Raises ChangedError, with run and file named, unless `file` holds what was stored under that name.
+    """Raises ChangedError, naming run and file, unless `file` has the stored hash of this artifact.
 
-    A file without a stored hash passes: an older version stored none, and later analyses add files.
+    A file without a stored hash passes: older versions stored none, and later analyses add files.
     """
     expected = hashes(record).get(name)
     if expected is not None and (actual := sha256(file)) != expected:
@@ -55,14 +55,14 @@ def check_content(record: Record, name: Artifact, file: Path) -> None:
 
 
 def remedy(record: Record, name: Artifact) -> str:
-    """Advice on an artifact that is not what was stored."""
+    """Advice for an artifact that differs from what was stored."""
     if name == Artifact.REDUNDANCY:
         return f"`tensorbench tools redundancy {record.run_id}` writes it anew"
     return f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
 
 
 def broken(record: Record, name: Artifact, said: str) -> UserError:
-    """The error for an artifact that is there and is not what was stored."""
+    """The error for an artifact that exists and differs from what was stored."""
     return UserError(
         f"{name} of run {record.run_id} ({record.name}) is broken, or of another version of the harness: "
         f"{said}; {remedy(record, name)}"
@@ -83,9 +83,9 @@ def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired)
 
 
 def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Stores the files of a folder. On a local disk each appears whole or not at all.
+    """Stores the files of a folder. On a local disk, each file appears completely or not at all.
 
-    MLflow itself, killed while it copies a folder, leaves half of a file there.
+    MLflow itself leaves partial files if it is killed while it copies a folder.
     """
     where = urlparse(client.get_run(run_id).info.artifact_uri)
     if where.scheme not in ("", "file"):

@@ -1,4 +1,4 @@
-"""Changes since trials ran: of a plug-in's source, and of a few fields of their configuration."""
+"""Detects changes since trials ran: in a plug-in's source, or in a few fields of a configuration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REGISTRIES = {
     Tag.METRIC_SOURCE: METRICS,
 }
 
-#: Changes that give trials of changed code new ids.
+#: What a developer should change so that trials of changed code get new ids.
 REMEDIES = {
     Tag.METHOD_SOURCE: "raise the method's `version`",
     Tag.TASK_SOURCE: "raise the task's `version`",
@@ -38,9 +38,9 @@ REMEDIES = {
 
 
 def plugin_sources(trial: Trial) -> dict[Tag, str]:
-    """Names and source hashes (sha256) of the parts of a trial that plug-ins provide.
+    """Names and source hashes (SHA-256) of the parts of a trial that plug-ins provide.
 
-    They are no part of a trial's id, since most changes of a source change no number.
+    They do not enter a trial's id, since most changes of source code change no result.
     """
     names = {
         Tag.METHOD_SOURCE: trial.method["method"],
@@ -53,9 +53,9 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
 
 
 def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
-    """Plug-in parts whose source changed since finished trials of a plan ran, each with a warning.
+    """Yields plug-in parts whose source changed since a plan's finished trials ran, with a warning each.
 
-    Trials of a plug-in that is not installed are compared with one another.
+    For a plug-in that is not installed, trials are compared with one another.
     """
     stored: defaultdict[tuple[Tag, str], Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -76,9 +76,9 @@ def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
             )
 
 
-#: Trials that differ in more fields are other trials.
+#: The largest number of differing fields of two trials that count as variants of each other.
 MOST_FIELDS = 3
-#: Most stored configurations that are read, and most messages.
+#: The largest number of stored configurations to read, and of messages.
 MOST_READ, MOST_TOLD = 200, 3
 
 #: Method, backbone, task and seed.
@@ -88,10 +88,10 @@ _ABSENT = "nothing"
 
 
 def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list[str]:
-    """Warnings about finished trials that differ from open planned ones in a few fields.
+    """Warnings about finished trials that differ from open planned trials in a few fields.
 
-    Each planned trial is compared with the nearest finished one of its method, backbone, task and seed that
-    the plan lacks. Configurations are read only where there are such trials.
+    Each planned trial is compared with the most similar finished trial of its method, backbone, task and seed
+    that is not in the plan. Configurations are read only if such trials exist.
     """
     groups: defaultdict[tuple[str, ...], list[dict[str, tuple[Any, Any]]]] = defaultdict(list)
     left = MOST_READ
@@ -106,7 +106,7 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
 
 
 def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Record]]]:
-    """Each planned trial without a result, with the finished ones of its kind that the plan lacks."""
+    """Yields each planned trial without a result, with finished trials of its kind outside the plan."""
     planned = {trial.id: trial for trial in plan.trials}
     finished: defaultdict[_Key, list[Record]] = defaultdict(list)
     for record in records.values():
@@ -118,7 +118,7 @@ def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, l
         for seed, id_ in row.trials.items():
             if id_ not in open_:
                 continue
-            # A trial may stand in several rows.
+            # A trial may belong to several rows.
             open_.remove(id_)
             yield planned[id_], finished[row.method, row.backbone, row.task, str(seed)]
 
@@ -133,7 +133,7 @@ def _stored(store: Source, record: Record) -> Trial | None:
 
 
 def _differences(stored: Trial, planned: Trial) -> dict[str, tuple[Any, Any]]:
-    """The fields of the id's content that differ, each with the stored and the planned value."""
+    """The fields of two ids' contents that differ, each with the stored and the planned value."""
     before, now = _fields(stored), _fields(planned)
     return {
         path: (before.get(path, _ABSENT), now.get(path, _ABSENT))
@@ -157,7 +157,7 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _message(group: list[dict[str, tuple[Any, Any]]], every: bool) -> str:
-    """The warning about trials that differ in the same fields. `every` says that the list is complete."""
+    """The warning about trials that differ in the same fields. `every` tells whether the list is complete."""
     count, fields = len(group), sorted(group[0])
     values = {field: {json.dumps(differences[field]) for differences in group} for field in fields}
     shown = [

@@ -1,10 +1,10 @@
-"""Claims of trials, and signs of life, where several drivers work on one experiment.
+"""Claims of trials, and signs of life, for several drivers that work on one experiment.
 
 MLflow has no compare-and-set, but the name of a registered model is unique in every store. So a claim is a
-registered model, named after the experiment, the trial and the attempt: of two drivers that create it, one
-succeeds. A driver shows that it lives by a tag of the experiment, its sign, which it changes every few
-seconds. A claim of a dead driver is never taken away. Instead, one of the drivers that wait claims the next
-attempt at the same trial. All claims on a trial are deleted when it has its result.
+registered model, named after the experiment, the trial and the attempt: if two drivers create it, one
+succeeds. A driver shows that it is alive by its sign, a tag of the experiment that it changes every few
+seconds. A dead driver's claim is never taken away. Instead, a waiting driver claims the next attempt at the
+same trial. When a trial has its result, all claims on it are deleted.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from bench.store.outbox import Outbox
 from bench.store.queries import PAGE, every_page
 from bench.store.store import Store
 
-#: Prefixes of the names of claims, and of the keys of signs.
+#: Prefixes of the names of claims and of the keys of signs.
 PREFIX = "tensorbench-claim"
 SIGN = "driver."
 
-#: MLflow's error codes for a model that is there already, and for one that is not there.
+#: MLflow's error codes for a model that exists already, and for one that does not exist.
 THERE, GONE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 
-#: Seconds between two signs of life while the store answers, and between two attempts while it does not.
+#: Seconds between signs of life while the store answers, and between attempts while it does not.
 BEAT, PROBE = 10.0, 2.0
-#: A driver that gives no sign for so many seconds is dead. The driver that waits for it counts them by its
-#: own clock, so that clocks of different machines are never compared.
+#: Seconds without a sign after which a driver counts as dead. The waiting driver measures them by its own
+#: clock, so that clocks of different machines are never compared.
 EXPIRY = 60.0
 
 
 class Claims:
-    """The claims of one driver on one experiment. Raises StoreError where the store cannot be reached."""
+    """The claims of one driver on one experiment. Raises StoreError if the store cannot be reached."""
 
-    #: The drivers of this process that have ended. Their sign stays where the store was away.
+    #: The drivers of this process that have ended. Their signs remain if the store was unreachable.
     _ended: set[str] = set()
 
     def __init__(self, store: Store) -> None:
@@ -54,33 +54,33 @@ class Claims:
         self._client = store.client
         self._experiment = store.experiment.experiment_id
         self.driver = uuid.uuid4().hex[:12]
-        #: The last sign of each driver, and when this driver saw it first (seconds, monotonic).
+        #: The last sign of each driver, and the monotonic time when this driver first saw it.
         self._signs: dict[str, tuple[str, float]] = {}
-        #: When this driver last found the store to be away, or back. Until then none could give a sign, so
-        #: that none is late before `EXPIRY` has gone by since.
+        #: The last time at which the store was unreachable or came back. Before that no driver could give a
+        #: sign, so none is late until `EXPIRY` seconds afterwards.
         self._back = -math.inf
         self._beats = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
 
     def open(self) -> None:
-        """Gives the first sign of life, and goes on until `close`."""
+        """Gives the first sign of life. Further signs follow until `close`."""
         self.beat()
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the signs of life, so that other drivers may run what this one claimed and did not settle.
+        """Ends the signs of life, so that other drivers may run unsettled trials claimed by this one.
 
-        It also closes open runs of this driver, such as one whose creation the store could not confirm.
+        Also closes open runs of this driver, such as a run whose creation the store could not confirm.
         """
         self._closing.set()
         self._ended.add(self.driver)
-        # A sign that is on its way would come after the end.
+        # Wait for a sign that is being sent, which would otherwise arrive after the end.
         self._thread.join()
         self._forget(self.driver)
         for run in self._store.running(self.driver):
             self._store.end(run.run_id, Status.KILLED)
-        # Who died while this driver was at work was not known at its start.
+        # Other drivers may have died since this one started.
         self.close_stale()
         self.sweep()
 
@@ -101,7 +101,7 @@ class Claims:
         self._client.set_experiment_tag(self._experiment, SIGN + self.driver, sign)
 
     def _keep_beating(self) -> None:
-        """Gives signs of life, and notices when the store goes away and when it is back."""
+        """Gives signs of life, and notices when the store becomes unreachable and when it is back."""
         last = time.monotonic()
         while not self._closing.wait(PROBE):
             if self._store.online and time.monotonic() < last + BEAT:
@@ -117,7 +117,7 @@ class Claims:
 
     @insisting
     def living(self) -> set[str]:
-        """The drivers that give signs of life, this one included."""
+        """The drivers that give signs of life, including this one."""
         now = time.monotonic()
         try:
             signs = self.signs()
@@ -141,7 +141,7 @@ class Claims:
 
     @insisting
     def taken(self) -> dict[str, tuple[int, str]]:
-        """The latest attempt at each trial that is claimed, and the driver that claimed it."""
+        """The latest attempt at each claimed trial, and the driver that claimed it."""
         latest: dict[str, tuple[int, str]] = {}
         for claim in self._claims():
             trial, attempt = claim.name.split(".")[-2:]
@@ -153,25 +153,25 @@ class Claims:
         return ".".join((PREFIX, self._experiment, *parts))
 
     def _claims(self, *trial: str) -> Iterator[RegisteredModel]:
-        """The claims on this experiment's trials, or on one of them."""
+        """Yields the claims on this experiment's trials, or on one of them."""
         start = self._name(*trial, "")
         models = every_page(
             lambda token: self._client.search_registered_models(
                 f"name LIKE '{start}%'", max_results=PAGE, page_token=token
             )
         )
-        # For some databases LIKE does not tell small letters from capitals.
+        # In some databases LIKE ignores case.
         return (claim for claim in models if claim.name.startswith(start))
 
     @insisting
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
         """Claims a trial, given the results of `taken` and `living`. Returns False if another driver has it.
 
-        A driver that succeeds must look whether the trial was settled meanwhile.
+        After success the driver must check whether the trial has been settled meanwhile.
         """
         attempt, driver = taken.get(trial, (0, ""))
         if driver == self.driver:
-            # Also where the store took the claim and could not tell so.
+            # Also if the store accepted the claim but its answer was lost.
             return True
         if driver in living:
             return False
@@ -181,7 +181,7 @@ class Claims:
         except MlflowException as error:
             if error.error_code != THERE:
                 raise
-            # A request whose answer was lost is repeated, and meets this driver's own claim.
+            # A request whose answer was lost is repeated, and then finds this driver's own claim.
             return self._holder(name) == self.driver
         return True
 
@@ -199,7 +199,7 @@ class Claims:
     @insisting
     def settle(self, trial: str) -> None:
         """Deletes all claims on a trial that has its result."""
-        # A list, because pages would shift with every deleted claim.
+        # Made a list first, because pages shift with every deleted claim.
         for claim in list(self._claims(trial)):
             try:
                 self._client.delete_registered_model(claim.name)
@@ -209,8 +209,8 @@ class Claims:
 
     @insisting
     def stale(self) -> list[Record]:
-        """The runs that dead drivers left open."""
-        # In this order: a driver gives its first sign before it opens a run.
+        """The open runs of dead drivers."""
+        # Read runs first: a driver gives its first sign before it opens a run.
         open_runs, living = self._store.running(), self.living()
 
         def gone(run: Record) -> bool:
@@ -218,14 +218,14 @@ class Claims:
             return driver not in living if driver else dead(run.tag(Tag.OWNER))
 
         stale = [run for run in open_runs if gone(run)]
-        # A driver that ended in between had closed its runs before it took back its sign.
+        # A driver that ended in between closed its runs before it deleted its sign.
         still = {run.run_id for run in self._store.running()} if stale else set()
         return [run for run in stale if run.run_id in still]
 
     @insisting
     def silent(self) -> set[str]:
-        """The dead drivers whose signs are still there."""
-        # In this order: one that gives its first sign meanwhile lives.
+        """The dead drivers whose signs still exist."""
+        # Read signs first: a driver that gives its first sign in between is alive.
         there = self.signs()
         return there.keys() - self.living()
 
@@ -241,10 +241,10 @@ class Claims:
 
     @insisting
     def left(self) -> list[str]:
-        """Trials with a result whose claims dead drivers left.
+        """The trials with a result that still have claims of dead drivers.
 
-        A driver that has just looked at the claims may retry a trial that did not finish. So claims on such
-        trials are still needed while another driver is at work.
+        A driver that has just read the claims may retry a trial that did not finish. So claims on such trials
+        are still needed while another driver is at work.
         """
         taken = self.taken()
         if not taken:
@@ -261,7 +261,7 @@ class Claims:
         return [trial for trial, (_, driver) in taken.items() if driver not in living and done(trial)]
 
     def sweep(self) -> None:
-        """Deletes claims that dead drivers left on trials that have their result."""
+        """Deletes claims of dead drivers on trials that have their result."""
         for trial in self.left():
             self.settle(trial)
 
@@ -271,43 +271,43 @@ def _owner(sign: str) -> str:
     return owner
 
 
-#: Seconds between two looks at the signs of drivers.
+#: Seconds between two reads of the drivers' signs.
 LOOK = 0.5
 
 
 @dataclass(frozen=True)
 class Leftovers:
-    """Remains of dead drivers in one experiment."""
+    """The leftovers of dead drivers in one experiment."""
 
     experiment: str
-    #: The trials that have claims of dead drivers, and need none.
+    #: The trials with obsolete claims of dead drivers.
     claims: list[str]
-    #: Runs that dead drivers left open.
+    #: The open runs of dead drivers.
     runs: list[Record]
-    #: Dead drivers whose signs of life are still there.
+    #: The dead drivers whose signs still exist.
     drivers: list[str]
-    #: Records on this machine: those that the next start sends, and those that the store did not take.
+    #: Records on this machine: those that the next start will send, and those that the store refused.
     waiting: list[Path]
     refused: list[Path]
 
 
 def experiments(uri: str) -> list[str]:
-    """Names of a store's experiments, without MLflow's own Default."""
+    """The names of a store's experiments, without MLflow's Default."""
     return [store.name for store in Store.every(uri) if store.name != "Default"]
 
 
 def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) -> Leftovers:
-    """Finds remains of dead drivers. `delete` removes them, except records on disk.
+    """Finds leftovers of dead drivers. `delete` removes them, except records on disk.
 
-    Only time tells whether drivers on other machines live. `watching` hears their number; then this waits
-    until each has given a sign of life, or none for `EXPIRY` seconds.
+    Whether drivers on other machines are alive can only be seen over time. `watching` receives their number;
+    then this function waits until each has given a sign of life, or none for `EXPIRY` seconds.
     """
     claims = Claims(store)
     _watch(claims, watching)
-    # In this order: a driver gives its first sign of life before it claims.
+    # Read claims first: a driver gives its first sign of life before it claims.
     taken = claims.taken()
     living = claims.living() - {claims.driver}
-    # Without any driver at work nobody asks which attempt at a trial is the next.
+    # With no driver at work, no claim is needed to determine the next attempt at a trial.
     needless = claims.left() if living else list(taken)
     waiting, refused = Outbox(store.outbox).everything()
     left = Leftovers(

@@ -1,9 +1,8 @@
-"""Opening a tracking store: its tables are made whole, and its artifacts followed where they were moved.
+"""Opens a tracking store: completes its tables, and follows its artifacts if they were moved.
 
-MLflow makes and upgrades its tables in 70 migrations, which SQLite does not hold in one transaction. If a
-process is killed in between, MLflow cannot go on from what is left. So the tables of a SQLite file are made
-aside. MLflow also stores whole paths of artifacts; in a database that was copied or renamed they are updated
-when it is opened.
+MLflow makes and upgrades its tables in 70 migrations, which are not one transaction in SQLite. If a process
+is killed in between, MLflow cannot continue. So the tables of a SQLite file are made in a temporary file.
+MLflow also stores absolute paths of artifacts; opening a copied or renamed database updates them.
 """
 
 from __future__ import annotations
@@ -38,40 +37,40 @@ SQLITE = "sqlite:///"
 
 DATABASES = ("postgresql", "mysql", "mssql")
 
-#: For how many seconds we wait while another process writes to a SQLite file. SQLite's own 5 were too few for
-#: two searches and their workers on one file; MLflow's sessions wait 20.
+#: Seconds to wait while another process writes to a SQLite file. SQLite's default of 5 was too short for two
+#: searches and their workers on one file; MLflow's sessions wait 20.
 PATIENCE = 60
 
-#: Errors of MLflow when a store cannot be read or written: its own, the database's, the disk's.
+#: Errors raised by MLflow if a store cannot be read or written: its own, the database's, the disk's.
 BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
 
-#: MLflow's error code where a server answers that its database does not.
+#: MLflow's error code if a server reports that its database does not answer.
 BUSY = "TEMPORARILY_UNAVAILABLE"
 
-#: MLflow's error codes where the store answers and refuses: asking again does not help.
+#: MLflow's error codes if the store refuses a request: repeating it does not help.
 REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
 def open_engine(uri: str) -> Engine:
-    """The store's database, for queries of our own."""
+    """The store's database, for our own queries."""
     return create_engine(uri, connect_args={"timeout": PATIENCE} if uri.startswith(SQLITE) else {})
 
 
 class StoreError(UserError):
-    """A result could not be stored. It says nothing about the trial."""
+    """A result could not be stored. The trial itself may be fine."""
 
 
 class StoreRefusedError(StoreError):
-    """The store answers and refuses: a write to a run that somebody deleted, for example."""
+    """The store refused a request, such as a write to a deleted run."""
 
 
 class StoreFailedError(StoreError):
-    """The store answers that it failed. If it does so again and does other things, this cannot be stored."""
+    """The store reported an internal failure. If only this request keeps failing, it cannot be stored."""
 
 
-#: Attempts at a request whose answer is cut.
+#: Attempts at a request whose answer is incomplete.
 ASKED = 5
-#: MLflow's message for an answer of unknown length that ends too soon.
+#: MLflow's message for an answer of unknown length that ends early.
 NO_JSON = "not in a valid JSON format"
 
 Parameters = ParamSpec("Parameters")
@@ -86,15 +85,15 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _cut(error: BaseException) -> bool:
-    """Whether the store carried out a request and its answer was cut.
+    """Whether the store carried out a request but its answer was incomplete.
 
-    MLflow repeats unanswered requests itself, but not these.
+    MLflow itself repeats requests without an answer, but not these.
     """
     return any(isinstance(cause, ChunkedEncodingError) or NO_JSON in str(cause) for cause in chain(error))
 
 
 def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Repeats a function whose answer was cut. It must be safe to call twice."""
+    """Decorator that repeats a function if its answer was incomplete. Calling it twice must be safe."""
 
     @wraps(function)
     def call(*args: Parameters.args, **named: Parameters.kwargs) -> Result:
@@ -111,7 +110,7 @@ def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters,
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """Converts errors from an unreachable store to StoreError. Interrupts wait until the block ends."""
+    """Context that converts errors of an unreachable store to StoreError and defers interrupts."""
     try:
         with interrupts.deferred():
             yield
@@ -123,12 +122,12 @@ def storing() -> Iterator[None]:
 
 
 def _kind(error: Exception) -> type[StoreError]:
-    """The kind of StoreError that an error of the store stands for."""
+    """The subclass of StoreError for an error of the store."""
     if not isinstance(error, MlflowException):
         return StoreError
     if error.error_code in REFUSALS:
         return StoreRefusedError
-    # The server's own error: a gateway has other codes, and for artifacts its disk may be full.
+    # The server's own error. Gateways use other codes; for artifacts, the server's disk may be full.
     if any(isinstance(cause, RetryError) and "too many 500" in str(cause) for cause in chain(error)):
         return StoreError if "/mlflow-artifacts/" in str(error) else StoreFailedError
     away = any(isinstance(cause, OSError | OperationalError | InterfaceError) for cause in chain(error))
@@ -136,18 +135,18 @@ def _kind(error: Exception) -> type[StoreError]:
 
 
 def insisting(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """`storing` and `asking_again` for a function."""
+    """Decorator that combines `storing` and `asking_again`."""
     return storing()(asking_again(function))
 
 
 def connect(uri: str, *, create: bool) -> MlflowClient:
-    """A client of a store that answers.
+    """Returns a client of a store that answers.
 
     Raises UserError if it does not answer or, unless `create` is set, if there is no store yet.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # It prints the traceback of every error of the database, which it also raises.
+    # MLflow prints the traceback of every database error that it also raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not uri:
         raise UserError(
@@ -155,7 +154,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         )
     uri = with_driver(uri)
     try:
-        # A database URI may name its driver: mysql+pymysql.
+        # A database URI may name its driver, as in mysql+pymysql.
         scheme = urlparse(uri).scheme.partition("+")[0]
     except ValueError as error:
         raise UserError(f"store '{shown_uri(uri)}' is no address: {error}") from error
@@ -165,10 +164,10 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
             raise UserError(
                 f"store '{shown_uri(uri)}' would be lost with this process; name a file: sqlite:///mlflow.db"
             )
-        # MLflow keeps what it opened by its address, also where the working folder is another one since.
+        # MLflow caches open stores by address, even if the working folder has changed since.
         absolute = f"{SQLITE}{database.absolute()}"
         if "?" in uri or "%" in absolute:
-            # SQLAlchemy reads options after '?' and decodes '%20'.
+            # SQLAlchemy reads options after '?' and decodes '%20', so a path cannot contain these.
             raise UserError(
                 f"store '{shown_uri(uri)}' cannot be named so: the path of a SQLite file has no '?' or '%'"
             )
@@ -201,7 +200,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
 
 
 def _driver(scheme: str) -> str:
-    """Advice on installing a driver for such a database."""
+    """Advice on installing a database driver."""
     if scheme == "postgresql":
         return ": pip install 'tensorpeft-bench[postgres]'"
     name, package = {"mysql": ("mysql+pymysql", "pymysql"), "mssql": ("mssql+pyodbc", "pyodbc")}[scheme]
@@ -219,7 +218,7 @@ def _engine(uri: str) -> Iterator[Engine]:
 
 def _open_database(uri: str) -> MlflowClient:
     with _engine(uri) as engine:
-        # MLflow would ask a server that is down ten times, for a minute and more.
+        # MLflow would retry an unreachable server ten times, for more than a minute.
         engine.connect().close()
         try:
             return _open(uri)
@@ -236,7 +235,7 @@ def _open(uri: str) -> MlflowClient:
         follow(database_file(uri))
         return client
     folder = state_folder(uri)
-    # Two processes that made the schema at once would break it.
+    # Two processes that make the schema at the same time would break it.
     with FileLock(folder / "schema.lock", timeout=120):
         if not uri.startswith(SQLITE):
             return _client(uri)
@@ -250,7 +249,7 @@ def _open(uri: str) -> MlflowClient:
 
 
 def read_only(uri: str) -> bool:
-    """Whether a store lies in a folder that cannot be written to, such as an archive."""
+    """Whether a store is in a folder that cannot be written to, such as an archive."""
     if not uri.startswith(SQLITE):
         return False
     database = database_file(uri)
@@ -264,7 +263,7 @@ def _client(uri: str) -> MlflowClient:
 
 
 def state_folder(uri: str) -> Path:
-    """This machine's folder for a store's state: beside a SQLite file, else in the cache."""
+    """This machine's folder for a store's state: beside a SQLite file, or in the cache."""
     if uri.startswith(SQLITE):
         folder = database_file(uri).parent / ".tensorbench" / database_file(uri).name
     else:
@@ -276,23 +275,23 @@ def state_folder(uri: str) -> Path:
 
 
 def with_driver(uri: str) -> str:
-    """The address with the driver of the extra `postgres` if it names none.
+    """Adds the driver of the extra `postgres` to an address that names none.
 
     SQLAlchemy 2.1 changed the default driver of `postgresql://`.
     """
     return re.sub(r"^postgresql://", "postgresql+psycopg2://", uri)
 
 
-#: Who asks and by which secret: before the host, where a password may hold a slash, and in the query.
+#: User names and secrets in an address: before the host (a password may contain a slash), and in the query.
 _BEFORE_HOST = re.compile(r"://(?:[^/\s:@]*:\S*|[^/\s]*)@")
 _IN_QUERY = re.compile(r"([?&;])([^=&;\s]+)=[^&\s]*")
-#: Whom a database's own words name: `role "me" does not exist`, `Access denied for user 'me'`.
+#: User names in messages of databases: `role "me" does not exist`, `Access denied for user 'me'`.
 _NAMED = re.compile(r"""\b(role|user) (["'])[^"']*\2""")
 _SECRET = re.compile("user|pass|pwd|token|secret|key|auth|cred|sig|odbc_connect", re.IGNORECASE)
 
 
 def shown_uri(text: str) -> str:
-    """A store's address, or an error that contains it, without user names, passwords and tokens."""
+    """Removes user names, passwords and tokens from a store's address, or from an error that contains it."""
 
     def hidden(option: re.Match[str]) -> str:
         before, name = option.groups()
@@ -305,22 +304,22 @@ def database_file(uri: str) -> Path:
     return Path(uri.removeprefix(SQLITE))
 
 
-#: Tables that MLflow makes first, and tables in which its migrations put rows.
+#: Tables that MLflow makes first, and tables that its migrations fill with rows.
 BEGUN, FILLED_BY_MIGRATIONS = {"experiments", "alembic_version"}, {"alembic_version", "workspaces"}
 
 
 def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
-    """Makes the tables of a SQLite file that has none, or that a killed first start left incomplete.
+    """Makes the tables of a SQLite file that has none, or incomplete ones after a killed first start.
 
-    Before MLflow upgrades the tables of a file with results, the file is copied; `upgraded` removes the copy.
-    `folder` is on the same file system. Only one process at a time may call this.
+    A file with results is copied before MLflow upgrades its tables; `upgraded` removes the copy. `folder` is
+    on the same file system. Only one process at a time may call this function.
     """
     from mlflow.store.db.base_sql_model import Base
 
     database = database.resolve()
     filled = _tables(engine) if database.exists() else {}
     if not filled or _only_begun(filled):
-        # Nobody may have the file open that goes.
+        # No process may have the replaced file open.
         engine.dispose()
         _make(database, folder)
     elif not filled.keys() >= Base.metadata.tables.keys() and not _copy_of(database).exists():
@@ -328,12 +327,12 @@ def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
 
 
 def upgraded(database: Path) -> None:
-    """Removes the copy from before an upgrade that has come to its end."""
+    """Removes the copy made before an upgrade that has completed."""
     remove(_copy_of(database.resolve()))
 
 
 def interrupted_upgrade(database: Path) -> str:
-    """The command that undoes a killed upgrade, as the end of a message. Empty if there was none."""
+    """The command that undoes a killed upgrade, as the end of a message. Empty without one."""
     copy = _copy_of(database.resolve())
     if not copy.exists():
         return ""
@@ -342,7 +341,7 @@ def interrupted_upgrade(database: Path) -> str:
 
 
 def interrupted_start(engine: Engine) -> str:
-    """The commands that clear a server's database of a killed first start, likewise.
+    """The commands that clear a server's database after a killed first start, as the end of a message.
 
     PostgreSQL undoes such a start by itself, MySQL does not.
     """
@@ -356,8 +355,8 @@ def interrupted_start(engine: Engine) -> str:
 
 
 def _tables(engine: Engine) -> dict[str, bool]:
-    """Whether each table has rows."""
-    # To open a SQLite file also rolls back what a killed process had not committed.
+    """Whether each table has rows, by table."""
+    # Opening a SQLite file also rolls back uncommitted changes of a killed process.
     with engine.connect() as connection:
         return {
             name: connection.execute(select(literal_column("1")).select_from(table(name)).limit(1)).first()
@@ -377,7 +376,7 @@ def _make(database: Path, folder: Path) -> None:
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    # A folder of its own: SQLite would play a journal that a kill left beside a file into the next such file.
+    # A new folder, since SQLite would apply a killed process's journal to the next file of the same name.
     aside = folder / "schema"
     remove(aside)
     aside.mkdir()
@@ -400,19 +399,19 @@ def _copy(database: Path) -> None:
         source.backup(target)
 
 
-#: The folder beside a database in which its artifacts lie.
+#: The folder of artifacts, beside the database.
 ARTIFACTS = "mlartifacts"
 
 
 def artifacts_of(database: Path, experiment: str) -> str:
-    """The URI under which a new experiment's artifacts are stored."""
+    """The URI for storing a new experiment's artifacts."""
     return (database.parent / ARTIFACTS / experiment).absolute().as_uri()
 
 
 def follow(database: Path) -> None:
     """Updates the artifact paths of a database that was moved together with its artifacts.
 
-    An experiment counts as moved if its folder lies beside the database and differs from the stored one.
+    An experiment counts as moved if its folder exists beside the database and differs from the stored one.
     Raises OSError if the database cannot be read or written.
     """
     _forget_places()
@@ -428,9 +427,9 @@ def follow(database: Path) -> None:
 
 
 def _now(database: Path, location: str) -> str | None:
-    """The new place of an experiment's artifacts.
+    """The new location of an experiment's artifacts.
 
-    None if they are still at `location` or not beside the database.
+    None if they are still at `location`, or not beside the database.
     """
     where = urlparse(location)
     _, folder, below = unquote(where.path).rpartition(f"/{ARTIFACTS}/")
@@ -452,7 +451,7 @@ def _rewrite(connection: sqlite3.Connection, experiment: str, location: str, now
 
 
 def _forget_places() -> None:
-    """Clears MLflow's cache of artifact places: a copied store has the run ids of its original."""
+    """Clears MLflow's cache of artifact locations: a copied store has the run ids of its original."""
     with suppress(ImportError, AttributeError):
         from mlflow.tracking._tracking_service import utils
 

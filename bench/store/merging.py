@@ -1,4 +1,4 @@
-"""Parts of one experiment, from packs and a store, read as one: one plan, one run a trial, or a refusal."""
+"""Merges parts of one experiment, from packs and a store, for reading, or refuses contradictory ones."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-#: Largest difference between two scores of one trial.
+#: The largest accepted difference between two scores of one trial.
 AGREES = 1e-6
 
-#: The fields of a task's row that change its examples; its name and its source may differ by machine.
+#: The fields of a task's row that affect its examples. Name and source may differ between machines.
 SIZES = ("train_size", "validation_size", "test_size")
 
-#: The settings in which the trials of a row's studies differ, as `_content` names them.
+#: The settings in which trials of a row's studies differ, by their keys in `_content`.
 STUDIED = ("training lr", "training head_lr")
 
-#: Most contradictions that an error lists.
+#: The largest number of contradictions listed in an error.
 MOST_LISTED = 10
 
 
 def brings_more(coming: Record, stored: Record | None) -> bool:
-    """Whether a run settles its trial more than the stored one."""
+    """Whether a run settles its trial better than the stored one."""
     if stored is None:
         return True
     if stored.status == Status.FINISHED:
@@ -43,7 +43,7 @@ def brings_more(coming: Record, stored: Record | None) -> bool:
 
 
 def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record]) -> bool:
-    """Whether a finished run has its trial's adapter and the stored finished one lacks it."""
+    """Whether a finished run has its trial's adapter while the stored finished run lacks it."""
     (there, run), (here, other) = coming, stored
     if not run.status == other.status == Status.FINISHED or not run.trial_id:
         return False
@@ -53,7 +53,7 @@ def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record])
 def refuse_other_scores(name: str, stored: Mapping[str, Record], coming: Iterable[Record]) -> None:
     """Raises UserError for trials whose scores differ between two parts of experiment `name`.
 
-    `stored` is by trial id.
+    `stored` maps trial ids to records.
     """
     apart = list(_apart(stored, coming))
     if apart:
@@ -97,7 +97,7 @@ def result_of(source: Source, search: Record) -> SearchResult | AllocationResult
 
 
 def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
-    """The merged plan of all parts. None if no part has one. Raises UserError if a row was not run alike."""
+    """Merges the plans of all parts. None if no part has one. Raises UserError if a row was not run alike."""
     merged: StoredPlan | None = None
     for plan in plans:
         merged = plan if merged is None else merged_plan(merged, plan)
@@ -105,7 +105,7 @@ def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
 
 
 def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
-    """A plan with the rows and seeds of both. Raises UserError if a shared row was not run alike."""
+    """Merges the rows and seeds of two plans. Raises UserError if a common row was not run alike."""
     if first == second:
         return first
     trials_of_first, coming = first.by_id(), second.by_id()
@@ -126,7 +126,7 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
 
 
 def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
-    """The rows by task, backbone, budget, method and ranks; equal ones are numbered."""
+    """The rows by task, backbone, budget, method and ranks. Equal keys are numbered."""
     counted: Counter[tuple[Any, ...]] = Counter()
     rows = {}
     for row in plan.rows:
@@ -143,14 +143,14 @@ def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTria
 def _merged_row(
     suite: str, first: PlannedRow, second: PlannedRow, trials: Sequence[PlannedTrial]
 ) -> PlannedRow:
-    """The row with the seeds of both, whose trials must be alike except for the seed."""
+    """Merges the seeds of a row. Its trials must be alike except for the seed."""
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
     contents_of_rows = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
     _refuse_other(suite, where, *contents_of_rows)
     studies = _merged_studies(suite, where, first.studies, second.studies)
     contents = [_content(trial) for trial in trials]
     if studies:
-        # These are what differs from trial to trial, and `studies` says how.
+        # These settings differ between trials, as described in `studies`.
         contents = [
             {key: value for key, value in content.items() if key not in STUDIED} for content in contents
         ]
@@ -171,7 +171,7 @@ def _merged_row(
 def _merged_studies(
     suite: str, where: str, first: StudyPlan | None, second: StudyPlan | None
 ) -> StudyPlan | None:
-    """The studies of both, if their windows and points are alike. One may have more studies."""
+    """Merges studies whose windows and points are alike. One side may have more studies."""
     if first is None or second is None:
         _refuse_other(suite, where, {"studies": first is not None}, {"studies": second is not None})
         return None
@@ -184,7 +184,7 @@ def _merged_studies(
 
 
 def _content(trial: PlannedTrial) -> dict[str, Any]:
-    """The settings that all seeds of a row share, flat. Hashes stand for the backbone and the task."""
+    """The settings common to all seeds of a row, flattened. Hashes represent backbone and task."""
     shared = trial.model_dump(include={"weights_hash", "evaluate", "protocol"})
     parts = {
         "method": trial.method,
@@ -208,7 +208,7 @@ def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapp
 
 
 class Joined(Source):
-    """Parts of one experiment, read as one.
+    """Parts of one experiment, read as a single source.
 
     Raises UserError if they contradict each other in scores, results of searches, or protocols.
     """
@@ -216,14 +216,14 @@ class Joined(Source):
     def __init__(self, parts: Sequence[Source]) -> None:
         self._parts = parts
         self._plan = one_plan(plan for part in parts if (plan := part.plan()) is not None)
-        #: The part that has a run.
+        #: The part that each run comes from.
         self._of_run: dict[str, Source] = {}
         self._records = {kind: self._joined(kind) for kind in Kind}
 
     def _joined(self, kind: Kind) -> list[Record]:
-        """The runs of a kind that count, each with its part noted."""
+        """The runs of a kind that count. Remembers the part of each."""
         chosen: dict[str, Record] = {}
-        #: Every run of each search and allocation, with its part.
+        #: All runs of each search and allocation, with their parts.
         nested: defaultdict[str, list[tuple[Source, Record]]] = defaultdict(list)
         for part in self._parts:
             records = part.records(kind)
@@ -231,7 +231,7 @@ class Joined(Source):
                 records = list(latest(records).values())
                 refuse_other_scores(self.name, chosen, records)
             for record in records:
-                # There is one run of a suite, and one of each search.
+                # Keep one run per suite, and one per search.
                 key = record.trial_id or record.tag(Tag.STUDY)
                 if kind in FOUND:
                     for other in nested[key]:
@@ -248,7 +248,7 @@ class Joined(Source):
         return sorted(chosen.values(), key=lambda record: (record.started, record.origin))
 
     def part(self, record: Record) -> Source:
-        """The part that has a run."""
+        """The part that contains a run."""
         return self._of_run[record.run_id]
 
     @property

@@ -1,4 +1,4 @@
-"""One door to results: experiments of a store, packs, and both at once, as `Source` has them."""
+"""Opens results, whether experiments of a store, packs, or both, as `Source` objects."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from methods import UserError
 
 
 def is_pack(name: str) -> bool:
-    """Whether a name is that of a pack's file. Any other name is an experiment's."""
+    """Whether a name is a pack's file name. Any other name is an experiment's."""
     return name.endswith(ENDING)
 
 
 def open_results(uri: str, names: Iterable[str]) -> list[Source]:
-    """Opens experiments by their names in the store at `uri` or by files of packs.
+    """Opens experiments, given by name in the store at `uri` or by a pack's file.
 
-    A pack may hold several. Parts of one experiment are read as one. The store is opened only if a name is
-    not a pack's. Raises UserError for a missing experiment, a pack that is refused
-    (`bench.store.pack.reading.open_pack`), and parts that contradict each other.
+    A pack may contain several. Parts of one experiment are read as one. The store is opened only if needed.
+    Raises UserError for a missing experiment, a pack that is refused (`bench.store.pack.reading.open_pack`),
+    and parts that contradict each other.
     """
     opened = (
         open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
@@ -38,7 +38,7 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
 
 
 def as_one(sources: Iterable[Source]) -> list[Source]:
-    """The sources, with parts of one experiment joined. Raises UserError if parts contradict each other."""
+    """Joins sources that are parts of one experiment. Raises UserError if they contradict each other."""
     parts: defaultdict[str, list[Source]] = defaultdict(list)
     for source in sources:
         parts[source.name].append(source)
@@ -52,11 +52,11 @@ def pack(
     adapters: bool = False,
     force: bool = False,
 ) -> Written:
-    """Writes experiments of a store, or of packs named by their files, into one file.
+    """Writes experiments of a store, or of packs given by their files, into one pack.
 
-    The name of `out` ends with `.tensorbench.zip`; `force` replaces an existing file; `adapters` includes
-    trained adapters. The same results give the same bytes. Raises UserError, with nothing written, for an
-    experiment that is missing or empty, and for an artifact that changed since it was stored.
+    `out` must end with `.tensorbench.zip`; `force` replaces an existing file; `adapters` includes trained
+    adapters. The same results give the same bytes. Raises UserError, with nothing written, for an experiment
+    that is missing or empty, and for an artifact that changed since it was stored.
     """
     return write_pack(open_results(store, map(str, experiments)), Path(out), adapters=adapters, force=force)
 
@@ -66,9 +66,10 @@ def unpack(
 ) -> list[Merged]:
     """Merges packs into a store, which is created if missing.
 
-    Trials in the store stay as they are. After a kill, the same call continues. `listener` hears how many
-    trials are written, and of how many. Raises UserError, with nothing written, for a pack that is refused,
-    for scores that differ from the store's or another pack's, and for a suite that was run differently.
+    Trials in the store stay unchanged. After a kill, the same call continues. `listener` is called with the
+    number of trials written and their total. Raises UserError, with nothing written, for a pack that is
+    refused, for scores that differ from the store's or another pack's, and for a suite that was run
+    differently.
     """
     if other := next((file for file in files if not is_pack(str(file))), None):
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")

@@ -1,8 +1,8 @@
-"""Records that the store has not taken yet, on this machine's disk.
+"""Records that have not reached the store yet, on this machine's disk.
 
-Each record is a folder, which appears whole or not at all. A process writes into a folder of its own, whose
-lock it holds until it ends, whatever ends it: so nobody sends what another process is sending, and whoever
-comes later can tell what was left.
+Each record is a folder, which appears completely or not at all. A process writes into its own folder and
+holds its lock until the process ends in any way. So no two processes send the same record, and later
+processes can tell which records were left behind.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from bench.records.text import all_storable
 from bench.records.words import Artifact, Status
 from methods import UserError
 
-#: The name of the folder of records that the store does not take.
+#: The name of the folder for records that the store refused.
 REFUSED = "refused"
 
-#: The files of a record's content, and of one that an earlier version left.
+#: The file with a record's content, and that of an earlier version.
 RECORD, LETTER = "record.json", "letter.json"
 
-#: Names of complete records; those being written or removed begin with a dot.
+#: Matches complete records. Those being written or removed begin with a dot.
 WHOLE = "[!.]*"
 
 
 class UnreadableRecordError(UserError):
-    """A folder in the outbox holds no record, or one of another version."""
+    """A folder in the outbox contains no record, or a record of another version."""
 
 
 class Outbox:
     """The records of one experiment that wait on this machine."""
 
-    #: The locks that this process holds, by the folder that each is for.
+    #: The locks held by this process, by folder.
     _locks: dict[Path, FileLock] = {}
 
     def __init__(self, folder: Path) -> None:
@@ -67,9 +67,9 @@ class Outbox:
 
     @staticmethod
     def send(kept: Path, send: Callable[[Record, Path], None]) -> None:
-        """Sends a record and deletes it once it has arrived. Sending it twice does no harm.
+        """Sends a record and deletes it after it has arrived. Sending it twice does no harm.
 
-        Raises UnreadableRecordError if the folder holds none.
+        Raises UnreadableRecordError if the folder contains no record.
         """
         if not kept.exists():
             return
@@ -78,22 +78,22 @@ class Outbox:
             send(record, kept / "files")
         except UserError:
             raise
-        except Exception as error:  # of a record that was damaged anything may come
+        except Exception as error:  # a damaged record may raise anything
             raise UnreadableRecordError(f"the record in {kept} cannot be sent: {error!r}") from error
         try:
-            # Under its name there is all of it or nothing, also where this process dies in the middle.
+            # Rename first, so that the name never refers to a part of the record if this process dies.
             sent = kept.rename(kept.with_name(f".{kept.name}"))
         except FileNotFoundError:
-            # Another process sent it, too, and was first here.
+            # Another process sent it as well, and removed it first.
             return
         remove(sent)
 
     def waiting(self) -> list[Path]:
-        """The records of this process that are not sent yet."""
+        """The unsent records of this process."""
         return sorted(self._own.glob(WHOLE))
 
     def close(self) -> None:
-        """Ends this process's part. Waiting records are left for the next process."""
+        """Releases this process's folder. Waiting records are left for the next process."""
         if lock := self._locks.pop(self._own, None):
             if not self.waiting():
                 remove(self._own)
@@ -101,7 +101,7 @@ class Outbox:
             lock.release()
 
     def left(self) -> Iterator[Path]:
-        """The records that ended processes left. Only one process at a time gets them."""
+        """Yields the records of ended processes. Only one process at a time gets them."""
         for lock_file in sorted(self._folder.glob("*.lock")):
             folder, lock = lock_file.with_suffix(""), FileLock(lock_file)
             if folder in self._locks:
@@ -113,7 +113,7 @@ class Outbox:
             try:
                 records = sorted(folder.glob(WHOLE))
                 yield from records
-                # A folder without any record may belong to a process that has only begun.
+                # A folder without records may belong to a process that has just started.
                 if records and not any(folder.glob(WHOLE)):
                     with suppress(OSError):
                         remove(folder)
@@ -122,14 +122,14 @@ class Outbox:
                 lock.release()
 
     def everything(self) -> tuple[list[Path], list[Path]]:
-        """The waiting records of all processes, and those that were put aside."""
+        """The waiting records of all processes, and the records that were put aside."""
         records = sorted(self._folder.glob(f"*/{WHOLE}"))
         refused = [record for record in records if record.parent.name == REFUSED]
         return [record for record in records if record not in refused], refused
 
     @staticmethod
     def refuse(kept: Path) -> Path:
-        """Puts aside a record that can never be sent. Returns its new place."""
+        """Puts aside a record that can never be sent. Returns its new folder."""
         aside = kept.parent.parent / REFUSED / kept.name
         aside.parent.mkdir(exist_ok=True)
         if aside.exists():
@@ -139,7 +139,7 @@ class Outbox:
 
 @cache
 def _name_of(process: int) -> str:
-    """The name of a process's folder. A fork has its own."""
+    """The name of a process's folder. A forked process has its own."""
     return uuid.uuid4().hex[:12]
 
 
@@ -148,7 +148,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _read(kept: Path) -> Record:
-    """The record in a folder. Raises UnreadableRecordError where it holds none, or not all of it."""
+    """Reads the record in a folder. Raises UnreadableRecordError unless it is complete."""
     try:
         if not (kept / "files").is_dir():
             raise ValueError("the folder of its files is not there")
@@ -168,7 +168,7 @@ def _read(kept: Path) -> Record:
 
 @dataclass
 class _Letter:
-    """The form in which versions up to 0.1 left a record."""
+    """The form of records in versions up to 0.1."""
 
     run_id: str
     trial_id: str
@@ -183,7 +183,7 @@ class _Letter:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     def record(self, files: Path) -> Record:
-        """The same as a record, whose texts are written beside its other artifacts."""
+        """Converts to a record. Its texts are written beside its other artifacts."""
         for name, text in self.texts.items():
             (files / name).write_text(text, encoding="utf-8")
         return Record(

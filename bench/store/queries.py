@@ -1,7 +1,7 @@
-"""Queries of a tracking store: by MLflow's client, and from its own tables.
+"""Queries of a tracking store, by MLflow's client and directly from its tables.
 
-The tables hold 10,000 runs in a tenth of the time that the client takes. They are no public interface of
-MLflow: a later version may have others, and then the store asks the client instead.
+Reading 10,000 runs from the tables takes a tenth of the client's time. The tables are no public interface of
+MLflow. If a later version changes them, the store uses the client instead.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bench.records.record import Record, record_of
 from bench.records.words import Kind, Tag
 from bench.store.connect import open_engine
 
-#: Most results of one request.
+#: The largest number of results per request.
 PAGE = 1000
 
 
 def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
-    """All results of a paged query. `ask` requests the page of a token; None is the first page."""
+    """Yields all results of a paged query. `ask` requests the page of a token; None is the first page."""
     page = ask(None)
     yield from page
     while page.token:
@@ -34,12 +34,12 @@ def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def experiments(client: MlflowClient) -> Iterator[Experiment]:
-    """The experiments of a store that are not deleted, the newest first. MLflow has one named Default."""
+    """Yields the experiments of a store, newest first, without deleted ones and MLflow's Default."""
     return every_page(lambda token: client.search_experiments(max_results=PAGE, page_token=token))
 
 
 def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> list[Record]:
-    """The runs of experiments that are not deleted and meet a condition in MLflow's search language."""
+    """The runs of these experiments that meet a condition in MLflow's search language."""
     if not experiments:
         return []
     runs: Iterator[Run] = every_page(
@@ -115,7 +115,7 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
 def read_curves(
     uri: str, experiment_id: str, key: str | None, runs: Collection[str]
 ) -> list[tuple[str, str, int, float]] | None:
-    """Points (run id, key, step, value) for `Source.curves`, sorted. None as in `read_tables`."""
+    """The points (run id, key, step, value) for `Source.curves`, sorted. None as in `read_tables`."""
     try:
         from mlflow.entities import LifecycleStage
         from mlflow.store.tracking.dbmodels.models import SqlMetric, SqlRun

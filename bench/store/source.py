@@ -1,4 +1,4 @@
-"""The interface for reading an experiment, whether it lies in a store, in a pack, or in several."""
+"""The interface for reading an experiment from a store, a pack, or several of them."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ CURVE = ("run_id", "key", "step", "value")
 
 
 class Source(ABC):
-    """An experiment for reading. `bench.store.opening.open_results` opens it."""
+    """An experiment for reading, opened by `bench.store.opening.open_results`."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The name of the experiment, which is also that of its suite."""
+        """The name of the experiment and of its suite."""
 
     @property
     @abstractmethod
     def where(self) -> str:
-        """Its place, for display: the store's address, or the names of the packs' files."""
+        """Its location, for display: the store's address, or the names of the packs' files."""
 
     @property
     def link(self) -> str | None:
-        """The address of its runs in MLflow's interface, up to the run id. None if it has none."""
+        """The URL of its runs in MLflow's interface, up to the run id. None without such an interface."""
         return None
 
     @abstractmethod
     def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
-        """Every run of a kind, oldest first. A pack has only those that count."""
+        """Every run of a kind, oldest first. A pack has only the runs that count."""
 
     @abstractmethod
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        """The content of a run's artifact. None if the run has none of that name.
+        """The content of a run's artifact. None if the run has no such artifact.
 
         Raises UserError if it changed since it was stored, or cannot be read.
         """
 
     @abstractmethod
     def has(self, record: Record, name: Artifact) -> bool:
-        """Whether one of its runs has an artifact of that name."""
+        """Whether a run of this experiment has such an artifact."""
 
     def copy(self, record: Record, name: Artifact, target: Path) -> bool:
-        """Writes an artifact into a file; returns whether the run has one. Raises as `read` does."""
+        """Writes an artifact to a file. Returns whether the run has one. Raises as `read` does."""
         content = self.read(record, name)
         if content is not None:
             target.write_bytes(content)
@@ -70,14 +70,14 @@ class Source(ABC):
 
     @abstractmethod
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
-        """The points of all curves, or those of one key and of the runs with these ids.
+        """The points of all curves, or of one key and of the runs with these ids.
 
-        Curves are losses by step or by epoch and validation scores by epoch. The columns are `CURVE`, sorted
+        Curves are losses by step or by epoch, and validation scores by epoch. The columns are `CURVE`, sorted
         by run, key and step. If a step was logged twice, the last value counts.
         """
 
     def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:
-        """The parsed content of a JSON artifact. None if the run has none of that name.
+        """The parsed content of a JSON artifact. None if the run has no such artifact.
 
         Raises UserError if it exists and cannot be read.
         """
@@ -90,18 +90,18 @@ class Source(ABC):
             raise broken(record, name, explained(error, form)[0]) from error
 
     def plan(self) -> StoredPlan | None:
-        """The plan of the latest start of the suite; None if none was stored.
+        """The plan of the suite's latest start. None if none was stored.
 
-        Raises UserError where it cannot be read.
+        Raises UserError if it cannot be read.
         """
-        # A start may have died after it made its run and before it stored its plan.
+        # A start may have died between making its run and storing its plan.
         for run in reversed(self.records(Kind.SUITE)):
             if (plan := self.content(run, Artifact.PLAN, StoredPlan)) is not None:
                 return _completed(plan, self._allowance(run, plan))
         return None
 
     def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
-        """The tuning that the suite of a run allows, for plans of versions that did not store it.
+        """The tuning that a run's suite allows, for plans of versions that did not store it.
 
         None if no suite is stored, or none that this version can read.
         """
@@ -115,7 +115,7 @@ class Source(ABC):
 
 
 def _completed(plan: StoredPlan, allowance: Tuning | None) -> StoredPlan:
-    """The plan with the defaults of the version that wrote it."""
+    """Fills in the defaults of the version that wrote the plan."""
     trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
     rows = [_allowed(row, allowance) for row in plan.rows] if allowance else plan.rows
     return plan.model_copy(update={"trials": tuple(trials), "rows": tuple(rows)})

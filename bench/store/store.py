@@ -1,4 +1,4 @@
-"""MLflow is the store: one experiment a suite, one run a trial, and one run that holds the plan."""
+"""The store, MLflow: one experiment per suite, one run per trial, and one run that holds the plan."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from methods.errors import did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-#: MLflow's limits for one request.
+#: MLflow's limits per request.
 MOST_METRICS, MOST_PARAMS = 1000, 100
 
-#: Parts of parameter names that MLflow accepts.
+#: The parameter names that MLflow accepts.
 PLAIN_KEY = re.compile(r"[\w.\- ]{1,80}")
 
-#: Histories that are requested at once.
+#: The number of metric histories requested concurrently.
 READERS = 8
 
 Item = TypeVar("Item")
@@ -64,7 +64,7 @@ class Store(Source):
         self.client = client
         self.experiment = experiment
         self.uri = uri
-        #: Whether the store took the last thing it was given; while it does not, records wait.
+        #: Whether the store accepted the last write. Otherwise records wait.
         self.online = True
 
     @classmethod
@@ -78,7 +78,7 @@ class Store(Source):
 
     @classmethod
     def existing(cls, uri: str, name: str) -> Store:
-        """Opens an experiment for reading. Raises UserError, with the nearest name, if there is none."""
+        """Opens an experiment for reading. Raises UserError, with the nearest name, if it does not exist."""
         client = connect(uri, create=False)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -92,7 +92,7 @@ class Store(Source):
 
     @classmethod
     def there(cls, uri: str, name: str) -> Store | None:
-        """Opens an experiment. None if the store has none of this name.
+        """Opens an experiment. None if it does not exist.
 
         Raises UserError if the store cannot be used, or the experiment was deleted.
         """
@@ -102,7 +102,7 @@ class Store(Source):
 
     @classmethod
     def every(cls, uri: str) -> list[Store]:
-        """Every experiment of a store for reading, by name. Raises UserError if there is no store."""
+        """Opens all experiments of a store for reading, by name. Raises UserError if there is no store."""
         client = connect(uri, create=False)
         stores = (cls(client, experiment, uri) for experiment in experiments(client))
         return sorted(stores, key=lambda store: store.name)
@@ -127,22 +127,22 @@ class Store(Source):
 
     @property
     def _served(self) -> bool:
-        """Whether a server stands before the database."""
+        """Whether the store is a server with a database behind it."""
         return str(self.client.tracking_uri).startswith(("http://", "https://"))
 
     @property
     def local(self) -> bool:
-        """Whether the store is a file of this machine."""
+        """Whether the store is a file on this machine."""
         return self.uri.startswith(SQLITE)
 
     @property
     def read_only(self) -> bool:
-        """Whether it lies in a folder that cannot be written to."""
+        """Whether the store is in a folder that cannot be written to."""
         return read_only(self.uri)
 
     @property
     def outbox(self) -> Path:
-        """The folder on this machine in which records of this experiment wait."""
+        """The folder on this machine for waiting records of this experiment."""
         return state_folder(self.uri) / "outbox" / self.experiment.name
 
     # --- reading ---
@@ -169,7 +169,7 @@ class Store(Source):
         return find_runs(self.client, [self.experiment.experiment_id], condition)
 
     def artifact(self, record: Record, name: Artifact) -> Path | None:
-        """An artifact as a local file. None if the run has none of that name.
+        """An artifact as a local file. None if the run has no such artifact.
 
         Raises UserError if it changed since it was stored, or cannot be read.
         """
@@ -197,7 +197,7 @@ class Store(Source):
         return not self._lacks(record, name)
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
-        """Whether a run certainly has no such artifact: MLflow raises the same error if no server answers."""
+        """Whether a run certainly lacks an artifact. MLflow raises the same error if no server answers."""
         try:
             return name not in {file.path for file in self.client.list_artifacts(record.run_id)}
         except BROKEN_STORE:
@@ -256,7 +256,7 @@ class Store(Source):
             every = {Tag.KIND: str(kind), **tags, **whose}
             made = self.client.create_run(self.experiment.experiment_id, tags=every, run_name=run_name(name))
             own: str = made.info.run_id
-            # Drivers that begin at once may each have made one; all continue with the first.
+            # Drivers that begin at the same time may each have made a run; all continue with the first.
             first = min(same(), key=lambda run: (run.started, run.run_id)).run_id
             if first != own:
                 self.client.delete_run(own)
@@ -268,7 +268,7 @@ class Store(Source):
         return run_id
 
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
-        """Opens the run that holds the plan and that trial runs are nested under."""
+        """Opens the run that holds the plan and encloses the trials' runs."""
         run_id = self.begin(Kind.SUITE, plan.suite.name, {}, driver)
         self.keep(run_id, Artifact.PLAN, plan.stored())
         self.keep(run_id, Artifact.SUITE, stored_suite(plan.suite))
@@ -289,16 +289,15 @@ class Store(Source):
 
     @insisting
     def keep_folder(self, run_id: str, folder: Path, where: str) -> None:
-        """Stores all files of a folder under `where` among the artifacts, in one request."""
+        """Stores all files of a folder as artifacts under `where`, in one request."""
         self.client.log_artifacts(run_id, str(folder), where)
 
     @insisting
     def send(self, record: Record, folder: Path | None = None) -> None:
-        """Writes a record. Sending it twice does no harm.
+        """Writes a record. Writing it twice does no harm.
 
-        `folder` holds its artifacts. The status of a run that has ended is written last, after everything
-        else. Of several finished runs of a trial the first that has its adapter counts, and the others are
-        marked as duplicates.
+        `folder` contains its artifacts. The status of an ended run is written last. If several runs of a
+        trial finished, the first one with its adapter counts, and the others are marked as duplicates.
         """
         client, run_id, ended = self.client, record.run_id, record.ended
         config = None if folder is None else folder / Artifact.CONFIG
@@ -322,12 +321,12 @@ class Store(Source):
             client.set_terminated(run_id, record.status.ended, ended)
 
     def _is_duplicate(self, record: Record, folder: Path | None) -> bool:
-        """Whether another finished run of the trial counts in place of this one.
+        """Whether another finished run of the trial counts instead of this one.
 
-        A run from a pack without its adapter does not count if this one has the adapter: it is marked
+        A run from a pack without its adapter does not count if this run has the adapter: that run is marked
         instead.
         """
-        # A search, an allocation and a suite are no trial, of which there could be another run.
+        # Only trials can have duplicate runs, not searches, allocations and suites.
         if not record.trial_id:
             return False
         runs = self.records(trial_id=record.trial_id)
@@ -341,12 +340,12 @@ class Store(Source):
 
 
 def _parts(items: list[Item], most: int) -> Iterator[list[Item]]:
-    """The items in lists of at most `most`."""
+    """Splits the items into lists of at most `most`."""
     return (items[start : start + most] for start in range(0, len(items), most))
 
 
 def parameters(config: bytes) -> dict[str, str]:
-    """The parameters of a `config.json` for MLflow's interface. Empty if it is malformed."""
+    """The parameters in a `config.json` for MLflow's interface. Empty if it is malformed."""
     try:
         trial = json.loads(config).get("trial")
     except (ValueError, AttributeError, RecursionError):
@@ -355,9 +354,9 @@ def parameters(config: bytes) -> dict[str, str]:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A trial's configuration, with dots in the keys of what is nested.
+    """Flattens a trial's configuration, with dots in the keys of nested values.
 
-    A mapping whose keys cannot name parameters, such as a user's classes, is one value.
+    A mapping whose keys cannot be parameter names, such as a user's classes, becomes one value.
     """
     values: dict[str, str] = {}
     for key, value in config.items():
@@ -388,7 +387,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
-        # If two processes start at once, the second finds the experiment of the first.
+        # If two processes start at the same time, the second finds the first one's experiment.
         if experiment := client.get_experiment_by_name(name):
             return experiment
         raise UserError(

@@ -1,4 +1,4 @@
-"""Finished trials in the state in which they were scored: adapter and head on the backbone."""
+"""Loads finished trials in the state in which they were scored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A finished trial in the state in which it was scored: adapter and head are on the backbone."""
+    """A finished trial in the state in which it was scored, with adapter and head on the backbone."""
 
     store: Store = field(repr=False)
     record: Record
@@ -46,14 +46,14 @@ class StoredTrial:
 
     @property
     def verified(self) -> bool:
-        """Whether hashes show that its files are unchanged. Older versions stored none."""
+        """Whether hashes show that its files are unchanged. Older versions stored no hashes."""
         return {Artifact.CONFIG, Artifact.ADAPTER} <= hashes(self.record).keys()
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The method's ranks, or those that training left of modes or bonds that it cuts.
+        """The method's ranks, or the ranks of modes and bonds that are left after cutting.
 
-        Where training distributes ranks over layers (AdaLoRA), the method's are their mean.
+        If training distributes ranks over layers (AdaLoRA), these are the method's, which are their mean.
         """
         left = list(self.adapter.final_ranks().values())
         if left and all(len(ranks) == 1 for ranks in left):
@@ -72,7 +72,7 @@ class StoredTrial:
 
 @contextmanager
 def stored_trial(store: str, run: str, opened: Sequence[str] = ()) -> Iterator[StoredTrial]:
-    """Loads adapter and head of a finished trial. The adapter is taken off at the end.
+    """Loads adapter and head of a finished trial. The adapter is detached at the end.
 
     `run` is an MLflow run id or a trial id, or the beginning of one. `opened` lists folders, or "hub", that a
     trial from a pack may open. Raises UserError for a run that is unknown, ambiguous or not finished, for a
@@ -98,9 +98,9 @@ def stored_trial(store: str, run: str, opened: Sequence[str] = ()) -> Iterator[S
 def put_back(
     record: Record, trial: Trial, weights: bytes, backbone: LoadedBackbone, outputs: int
 ) -> Iterator[tuple[Method, Adapter]]:
-    """Puts the stored adapter and head of a trial on its backbone; the adapter is taken off at the end.
+    """Puts a trial's stored adapter and head on its backbone. The adapter is detached at the end.
 
-    Raises UserError for `weights` that are not those of this method and backbone.
+    Raises UserError if `weights` do not belong to this method and backbone.
     """
     state, method = _state(record, weights), from_identity(trial.method)
     model_input = trial.task.input(backbone.info.input)
@@ -115,7 +115,7 @@ def put_back(
 
 
 def find_finished(store: str, run: str) -> tuple[Store, Record]:
-    """Like `find_trial`, and also raises UserError for a trial that left no adapter."""
+    """Like `find_trial`, but also raises UserError for a trial without a stored adapter."""
     try:
         opened, record = find_trial(store, run)
     except BROKEN_STORE as error:
@@ -124,7 +124,7 @@ def find_finished(store: str, run: str) -> tuple[Store, Record]:
 
 
 def find_trial(store: str, run: str) -> tuple[Store, Record]:
-    """The trial whose run id or trial id begins with `run`, and its experiment.
+    """Finds the trial whose run id or trial id begins with `run`, and its experiment.
 
     Raises UserError for none or several.
     """
@@ -137,7 +137,7 @@ def find_trial(store: str, run: str) -> tuple[Store, Record]:
 def _find(client: MlflowClient, run: str) -> Record:
     """The trial whose run id or trial id begins with `run`. Raises UserError for none or several.
 
-    A trial's id means the run of it that counts.
+    A trial id refers to the trial's run that counts.
     """
     every = [experiment.experiment_id for experiment in experiments(client)]
     records = find_runs(client, every, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")

@@ -1,4 +1,4 @@
-"""Writes trials into the store while they run and when they end."""
+"""Writes trials into the store, while they run and when they end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.store.connect import insisting, storing
 from bench.store.outbox import Outbox
 from bench.store.store import Store
 
-#: Seconds between two writes of a running trial's progress: each write is a transaction.
+#: Seconds between writes of a running trial's progress, since each write is a transaction.
 PROGRESS_EVERY = 2.0
 
 
@@ -37,10 +37,10 @@ def begin_trial(
     parent: str,
     tags: Mapping[Tag, str] = {},
 ) -> TrialRun:
-    """Opens the run of a trial, nested under the run `parent`, with the tags that are known before it starts.
+    """Opens the run of a trial, nested under the run `parent`, with the tags known before its start.
 
     `rows` are the plan's rows with this trial. `tags` are added to those of every trial. `TrialRun.start`
-    follows when the trial starts, because only its worker knows where it runs.
+    follows when the trial starts, because only its worker knows the machine.
     """
     row = rows[0]
     budgets = [
@@ -75,25 +75,25 @@ def begin_trial(
 class TrialRun:
     """Writes one trial.
 
-    Whatever the store does not take waits until `flush` reaches the store: in memory while the trial runs,
-    and on disk once it has ended.
+    Data that the store does not accept wait until `flush` succeeds: in memory while the trial runs, and on
+    disk after it has ended.
     """
 
     def __init__(self, store: Store, run_id: str, metric: str, trial_id: str) -> None:
         self.run_id = run_id
         self._store = store
         self._metric = metric
-        #: The content that the store lacks.
+        #: The content that the store still lacks.
         self._pending = Record(run_id, trial_id)
         #: The sha256 of each artifact.
         self._hashes: dict[Artifact, str] = {}
-        #: The place of the record on disk, once the trial has ended.
+        #: The record's folder on disk, after the trial has ended.
         self._kept: Path | None = None
         self._flushed = -PROGRESS_EVERY
 
     @property
     def ended(self) -> bool:
-        """Whether the record is on disk, from where it is sent now or later."""
+        """Whether the record is on disk, from where it will be sent."""
         return self._kept is not None
 
     def _add(self, tags: Mapping[str, str], points: Iterable[Point], files: Mapping[Artifact, bytes]) -> None:
@@ -109,7 +109,7 @@ class TrialRun:
     def start(
         self, config: dict[str, Any], provenance: Mapping[str, str], start: Start | None = None
     ) -> None:
-        """Stores the resolved configuration, the worker's provenance, and what the trial was started from."""
+        """Stores the resolved configuration, the worker's provenance, and the origin of the start."""
         tags = {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         if start is not None:
             tags[Tag.SUITE_HASH] = start.suite.sha256
@@ -134,7 +134,7 @@ class TrialRun:
             self.flush()
 
     def end(self, ending: Record) -> bool:
-        """Writes the record to disk, then sends it like `flush`. From here on nothing is lost."""
+        """Writes the record to disk, then sends it like `flush`. After that nothing can be lost."""
         self._add(ending.tags, ending.points, ending.files)
         hashes = json.dumps(self._hashes, sort_keys=True)
         record = replace(
@@ -153,12 +153,12 @@ class TrialRun:
         self._store.client.set_terminated(self.run_id, Status.KILLED)
 
     def put_aside(self) -> Path:
-        """Puts the record aside, so that it is never sent. Returns its new place."""
+        """Puts the record aside, so that it is never sent. Returns its new folder."""
         assert self._kept is not None
         return Outbox.refuse(self._kept)
 
     def flush(self) -> bool:
-        """Sends the pending record unless the store is known to be away. Returns whether it was sent."""
+        """Sends the pending record unless the store is unreachable. Returns whether it was sent."""
         if not self._store.online:
             return False
         if self._kept is not None:

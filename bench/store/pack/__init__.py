@@ -1,4 +1,4 @@
-"""Packs, the files in which results travel: written, checked, read and merged into stores.
+"""Packs, the files that carry results: written, checked, read and merged into stores.
 
-`bench.records.pack_format` says what a pack is.
+`bench.records.pack_format` describes the format.
 """

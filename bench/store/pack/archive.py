@@ -1,4 +1,4 @@
-"""The zip file of a pack, which anybody may have made: checked before anything of it is believed."""
+"""The zip file of a pack. It may come from anybody, so everything is checked before use."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ from methods import UserError
 from methods.errors import shown
 from methods.validation import explained
 
-#: The largest pack that is read: how many files, how many bytes the zip file's list of them has, and how
-#: large they are when they are unpacked. A pack of 10,000 trials has some 30,000 files and 200 MiB.
+#: Limits of a pack: the number of files, the bytes of the zip file's directory, and the unpacked bytes. A
+#: pack of 10,000 trials has some 30,000 files and 200 MiB.
 MOST_MEMBERS, MOST_DIRECTORY, MOST_BYTES = 100_000, 13 * 2**20, 16 * 2**30
-#: The largest file of each kind.
+#: The largest unpacked file of each kind, in bytes.
 LARGEST = {".json": 64 * 2**20, ".parquet": 2**30, ".safetensors": MOST_BYTES}
-#: A file of parquet that is larger is read only if the rows that it states may need so much.
+#: The size above which a parquet file is read only if its stated number of rows justifies it.
 LARGE = 16 * 2**20
-#: The most that the JSON files in memory hold, and that much more for each byte that they take in the pack:
-#: bytes, and marks that begin or separate values, each of which may take a hundred bytes in memory. Of the
-#: plan of 10,000 trials these are 7 MiB and 600,000, from 350 KiB.
+#: Limits for all JSON files in memory, as (constant, additional amount per packed byte): of bytes, and of
+#: marks that begin or separate values. A mark may take a hundred bytes in memory. The plan of 10,000 trials
+#: has 7 MiB and 600,000 marks, packed in 350 KiB.
 JSON_BYTES, JSON_MARKS = (16 * 2**20, 32), (10**6, 3)
-#: Zipped text is hardly ever less than a hundredth of what it was; a bomb is a thousandth. Small files pass.
+#: The largest compression ratio, and the size below which any ratio is accepted. Zipped text hardly ever
+#: exceeds a ratio of 100; a zip bomb has 1000.
 MOST_RATIO, SMALL = 200, 2**20
 
 _RUN_ID = "[0-9A-Za-z_-]{1,64}"
@@ -51,7 +52,7 @@ _NAMES = re.compile(
     rf"|artifacts/{_RUN_ID}/(?:{'|'.join(map(re.escape, TRAVELS))}))"
 )
 
-#: A path that begins at a root or a drive, or that has `..` in it.
+#: A path that begins at a root or a drive, or contains `..`.
 _OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
 
 #: Errors of Python for incomplete zip files.
@@ -59,7 +60,7 @@ BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, V
 
 
 class PackError(UserError):
-    """The file is not a pack, or one that cannot be trusted."""
+    """The file is not a pack, or cannot be trusted."""
 
 
 class Archive:
@@ -70,7 +71,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        #: Bytes that tables may still need beyond what their rows may.
+        #: The remaining bytes that tables may need beyond the allowance of their rows.
         self.slack = parquet.SLACK
         try:
             self._zip = zipfile.ZipFile(_File(path))
@@ -78,7 +79,7 @@ class Archive:
             raise PackError(f"there is no pack {path}") from error
         except BROKEN_ZIP as error:
             raise self._refused(f"it is cut, or no zip file: {error}") from error
-        #: Sizes and marks of the JSON files in memory, each with its bytes in the pack.
+        #: Bytes and marks of the JSON files in memory, each with the file's packed bytes.
         self._held: dict[str, dict[str, tuple[int, int]]] = {"bytes": {}, "marks": {}}
         self._entries = self._checked_entries()
         self.manifest = self._read_manifest()
@@ -89,16 +90,16 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
-        """Every file except the manifest."""
+        """All files except the manifest."""
         return [name for name in self._entries if name != MANIFEST]
 
     def read(self, name: str) -> bytes:
-        """The content of a file of the pack. Raises PackError if it needs too much memory."""
+        """Returns the content of a file. Raises PackError if it needs too much memory."""
         if name.endswith(".parquet") and self._entries[name].file_size > LARGE:
             self._check_stated(name)
         if name.endswith(".json"):
             self._check_json(name, "bytes", self._entries[name].file_size, JSON_BYTES)
-        # No more is unpacked than the zip file states, as `ZipFile.read` would.
+        # Unpack no more than the zip file states, unlike `ZipFile.read`.
         content = b"".join(self._blocks(name))
         if name.endswith(".json"):
             marks = sum(content.count(mark) for mark in b"[{,:")
@@ -106,11 +107,11 @@ class Archive:
         return content
 
     def packed_bytes(self, name: str) -> int:
-        """How many bytes a file takes in the pack."""
+        """The compressed size of a file."""
         return self._entries[name].compress_size
 
     def copy(self, name: str, target: Path) -> None:
-        """Writes a file of the pack, block by block."""
+        """Writes a file of the pack to disk, block by block."""
         with target.open("wb") as file:
             for block in self._blocks(name):
                 file.write(block)
@@ -132,11 +133,11 @@ class Archive:
             raise self._refused(f"{name}: {error}") from error
 
     def _check_json(self, name: str, what: str, size: int, limit: tuple[int, int]) -> None:
-        """Raises PackError if this file and the others in memory are too large together."""
-        # Configurations are read one after the other.
+        """Raises PackError if this file, together with the others in memory, is too large."""
+        # Configurations are in memory one at a time.
         held = {} if name.endswith(Artifact.CONFIG) else self._held[what]
         held[name] = size, self._entries[name].compress_size
-        # A copy, since several threads may read at once.
+        # A copy, since several threads may read at the same time.
         total, packed = map(sum, zip(*list(held.values()), strict=True))
         most = limit[0] + limit[1] * packed
         if total > most:
@@ -158,7 +159,7 @@ class Archive:
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > MOST_BYTES:
             raise self._refused(f"it would be {unpacked:,} bytes large, more than {MOST_BYTES:,}")
-        # Files that lie over one another are how a small zip file becomes large.
+        # Overlapping files are a way to make a small zip file unpack to a large size.
         if sum(entry.compress_size for entry in entries) > self.path.stat().st_size:
             raise self._refused("its files lie over one another")
         if MANIFEST not in by_name:
@@ -182,7 +183,7 @@ class Archive:
     def _read_manifest(self) -> Manifest:
         content = self.read(MANIFEST)
         try:
-            # First: what else a later version writes may have another form.
+            # Checked first, since later versions may write everything else in another form.
             schema = Layout.model_validate_json(content).schema_
             if schema > SCHEMA:
                 raise self._refused(
@@ -216,7 +217,7 @@ class Archive:
 
 
 class _File(io.FileIO):
-    """The file of a pack, with a bound on the size of its directory."""
+    """The file of a pack, with a limit on the size of its directory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MOST_DIRECTORY:

@@ -1,4 +1,4 @@
-"""Cleans what is packed of local paths, users, hosts and processes."""
+"""Removes local paths, users, hosts and processes from packed data."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from bench.records.origin import SourceFile
 from bench.records.words import PROVENANCE, Tag
 
-#: Tags that stay behind: they name processes, machines and runs of the one store.
+#: Tags that are not packed: they name processes, machines and runs of one store.
 STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN}
 _KNOWN = {str(tag) for tag in Tag} - STAYS
 
-#: A path from a root, a home or a drive, in a text; what stands after a scheme (`https://…`) is none.
+#: A path in a text, from a root, a home or a drive. A URL such as `https://…` is none.
 _PATH = re.compile(
     r"(?:(?<![\w/:.~-])|(?<=file:)|(?<=file://))(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:;,()]+[/\\])+"
 )
 
 
 def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags that travel, in the order of their keys. MLflow's own name users and files."""
+    """The tags to pack, in the order of their keys. MLflow's own tags name users and files."""
     kept = {key: value for key, value in tags.items() if key in _KNOWN or key.startswith(PROVENANCE)}
     if Tag.FAILURE_MESSAGE in kept:
         kept[Tag.FAILURE_MESSAGE] = without_folders(_without_host(kept[Tag.FAILURE_MESSAGE], tags))
@@ -29,18 +29,18 @@ def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_host(text: str, tags: Mapping[str, str]) -> str:
-    """The text without the name of the run's machine. A run from a pack has none."""
+    """Removes the name of the run's machine from a text. A run from a pack has no such name."""
     host = re.split("[/:]", tags.get(Tag.OWNER, ""))[0]
     return re.sub(rf"\b{re.escape(host)}\b", "…", text) if host and Tag.ORIGIN not in tags else text
 
 
 def without_folders(text: str) -> str:
-    """The text with `…/` for the folders of each path in it."""
+    """Replaces the folders of each path in a text by `…/`."""
     return _PATH.sub("…/", text)
 
 
 def clean_json(content: bytes) -> bytes:
-    """A JSON file with `./NAME` in place of local paths. The same bytes if it has none."""
+    """Replaces local paths in a JSON file by `./NAME`. Returns the same bytes if there are none."""
     parsed = json.loads(content)
     cleaned = _cleaned(parsed)
     return content if cleaned == parsed else json.dumps(cleaned, indent=1).encode()
@@ -59,6 +59,6 @@ def _cleaned(value: Any) -> Any:
 
 
 def _cleaned_source(file: dict[str, Any]) -> dict[str, Any]:
-    """The text of a suite or a lock without folders. Its stored hash is of the original."""
+    """Removes folders from the text of a suite or a lock. Its stored hash remains the original's."""
     text = without_folders(file["text"])
     return file if text == file["text"] else file | {"text": text, "cleaned": True}

@@ -1,9 +1,9 @@
-"""The parquet tables of a pack: one schema for those who write and those who read, and how large they may be.
+"""The parquet tables of a pack: one schema for writers and readers, and limits of their size.
 
-A few bytes of parquet can stand for gigabytes: a text that a dictionary holds once and millions of rows
-repeat, pages that compress to nothing, lists of millions of values in a row. So the headers of all pages are
-added up before any page is decoded, and compared with what the rows may need. A page header is a struct of
-Thrift's compact protocol, see parquet-format's `parquet.thrift` and Thrift's `thrift-compact-protocol.md`.
+A few bytes of parquet can expand to gigabytes: by a dictionary's text repeated in millions of rows, by pages
+of zeros, or by rows with lists of millions of values. So before any page is decoded, the headers of all pages
+are added up and compared with the allowance of the rows. A page header is a struct of Thrift's compact
+protocol (parquet-format's `parquet.thrift`, Thrift's `thrift-compact-protocol.md`).
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-#: Encodings whose values are no larger than their page, but for dictionaries: PLAIN, PLAIN_DICTIONARY, RLE
-#: and RLE_DICTIONARY. DELTA_BYTE_ARRAY, for example, can repeat a long text in a few bits.
+#: The accepted encodings: PLAIN, PLAIN_DICTIONARY, RLE and RLE_DICTIONARY. Apart from dictionaries, their
+#: values are no larger than their page, while DELTA_BYTE_ARRAY can repeat a long text in a few bits.
 ENCODINGS = {0, 2, 3, 8}
 
-#: Kinds of pages.
+#: Page types.
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 
-#: Thrift's types of fields.
+#: Thrift's field types.
 _STOP, _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _STRUCT = 0, 1, 2, 3, 5, 7, 8, 9, 12
 _INTEGERS = {4, 5, 6}
 
-#: Page headers have three levels, footers nine with their lists, and the columns in them three.
+#: The deepest accepted nesting. Page headers have three levels, footers nine, their columns three.
 _DEEPEST = 12
 
-#: The list of a footer's columns, and the number of columns in one, by the numbers of their fields.
+#: Field numbers: the list of columns in a footer, and the number of children in a column.
 _SCHEMA, _CHILDREN = 2, 5
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the pages of a file hold before dictionaries are looked up."""
+    """The decoded size of a file's pages before dictionaries are looked up."""
 
-    #: Values of all columns, nulls and the levels of empty lists included.
+    #: The number of values in all columns, nulls and levels of empty lists included.
     values: int
-    #: Bytes of all pages without their compression.
+    #: The uncompressed bytes of all pages.
     bytes: int
 
 
@@ -49,7 +49,7 @@ def measure(content: bytes, metadata: pq.FileMetaData) -> Decoded:
     """Adds up the pages of all columns.
 
     Raises ValueError for column chunks that overlap or lie outside the file, an encoding that none of our
-    writers uses, and a page whose header cannot be read.
+    writers uses, and an unreadable page header.
     """
     values = size = encoded = 0
     for group in range(metadata.num_row_groups):
@@ -65,7 +65,7 @@ def measure(content: bytes, metadata: pq.FileMetaData) -> Decoded:
 
 
 def check_depth(footer: bytes) -> None:
-    """Raises ValueError for deeply nested columns, over which pyarrow would end the process."""
+    """Raises ValueError for deeply nested columns, which would crash pyarrow."""
     left: list[int] = []
     for column in _Reader(footer, 0, len(footer)).lists_of(_SCHEMA):
         while left and not left[-1]:
@@ -79,7 +79,7 @@ def check_depth(footer: bytes) -> None:
 
 
 def _range(chunk: Any) -> tuple[int, int]:
-    """The first byte and the length of a column chunk, as pyarrow reads it."""
+    """The first byte and the length of a column chunk, as pyarrow computes them."""
     start = chunk.data_page_offset
     dictionary = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
     return (dictionary if dictionary and dictionary < start else start), chunk.total_compressed_size
@@ -104,16 +104,17 @@ def _measure_chunk(content: bytes, place: int, end: int) -> Decoded:
 
 
 class _Reader:
-    """Reads a struct: its 32-bit integers and structs by the numbers of their fields.
+    """Reads a Thrift struct: its 32-bit integers and nested structs, by field number.
 
-    If a number repeats, its last field counts, as in pyarrow. Raises ValueError if it is cut or too deep.
+    If a field number repeats, the last one counts, as in pyarrow. Raises ValueError if the struct is
+    incomplete or too deep.
     """
 
     def __init__(self, content: bytes, place: int, end: int) -> None:
         self._content, self._place, self._end = content, place, end
 
     def struct(self, depth: int = 0) -> tuple[dict[int, Any], int]:
-        """The fields of a struct, and its end."""
+        """Returns the fields of a struct, and the position after it."""
         if depth > _DEEPEST:
             raise ValueError("a header is nested too deep")
         fields: dict[int, Any] = {}
@@ -127,7 +128,7 @@ class _Reader:
         return fields, self._place
 
     def _fields(self) -> Iterator[tuple[int, int]]:
-        """The number and kind of each field of a struct. Each has to be read before the next one."""
+        """Yields the number and type of each field of a struct. The caller must read it before the next."""
         number = 0
         while (head := self._byte()) & 15 != _STOP:
             kind, step = head & 15, head >> 4
@@ -137,7 +138,7 @@ class _Reader:
             yield number, kind
 
     def lists_of(self, field: int) -> Iterator[dict[int, Any]]:
-        """The structs in the lists at a field of this number, which a file may have several times."""
+        """Yields the structs in the lists at a field number, which may occur several times."""
         for number, kind in self._fields():
             if (number, kind) != (field, _LIST):
                 self._skip(kind, 0)
@@ -150,19 +151,19 @@ class _Reader:
                     self._skip_item(inner, 0)
 
     def _list(self) -> tuple[int, int]:
-        """The kind and the number of a list's items."""
+        """Reads the type and number of a list's items."""
         head = self._byte()
         return head & 15, head >> 4 if head >> 4 < 15 else self._varint()
 
     def _skip_item(self, kind: int, depth: int) -> None:
-        """Skips an item of a list, in which a boolean takes a byte."""
+        """Skips an item of a list, where a boolean takes a byte."""
         if kind in (_TRUE, _FALSE):
             self._advance(1)
         else:
             self._skip(kind, depth)
 
     def _skip(self, kind: int, depth: int) -> None:
-        """Skips a field of any kind."""
+        """Skips a field of any type."""
         if kind in (_TRUE, _FALSE):
             return
         if kind == _STRUCT:
@@ -176,7 +177,7 @@ class _Reader:
             for _ in range(count):
                 self._skip_item(inner, depth + 1)
         else:
-            # Neither page headers nor footers have sets or maps.
+            # Page headers and footers contain no sets or maps.
             raise ValueError("a header has a field of an unknown type")
 
     def _byte(self) -> int:
@@ -197,13 +198,13 @@ class _Reader:
         return value | byte << shift
 
     def _integer(self) -> int:
-        """A zigzag varint."""
+        """Reads a zigzag varint."""
         value = self._varint()
         return value >> 1 ^ -(value & 1)
 
 
-#: The columns. `run_id` is the id that the run had where it ran, `parent` that of the run that it is nested
-#: under, or empty. Times are in milliseconds since the epoch.
+#: The columns. `run_id` is the run's original id. `parent` is the original id of the enclosing run, or
+#: empty. Times are in milliseconds since the epoch.
 RUNS = pa.schema(
     {
         "run_id": pa.string(),
@@ -217,61 +218,61 @@ RUNS = pa.schema(
 )
 CURVES = pa.schema({"run_id": pa.string(), "key": pa.string(), "step": pa.int64(), "value": pa.float64()})
 
-#: Bytes that a pack may need beyond what its rows need.
+#: Bytes that a pack may need beyond the allowance of its rows.
 SLACK = 64 * 2**20
 
-#: The longest footer, in bytes: that of a table of 1,000 classes, three columns each, has 2 MiB. Read, it
-#: takes forty times as much.
+#: The longest footer, in bytes. For 1,000 classes with three columns each it has 2 MiB. In memory it takes
+#: forty times as much.
 MOST_FOOTER = 4 * 2**20
 
-#: A footer that is too short for columns nested so deep that pyarrow runs out of stack.
+#: The size in bytes up to which a footer cannot nest columns deeply enough to overflow pyarrow's stack.
 SMALL_FOOTER = 16 * 2**10
 
-#: Largest factor by which zip shrinks a large table, whose pages are compressed already.
+#: The largest factor by which zip compresses a large table, whose pages are already compressed.
 MOST_ZIPPED = 8
 
-#: Bytes that a value takes in a column, and as an object of Python in a list or a mapping.
+#: Bytes of a value in a column, and as a Python object in a list or a mapping.
 IN_COLUMN, AS_OBJECT = 8, 150
 
 
 @dataclass(frozen=True)
 class Room:
-    """How much a table may need in memory."""
+    """The memory that a table may need."""
 
-    #: Bytes that a row may need, on average.
+    #: The average number of bytes that a row may need.
     row: int
-    #: Bytes that a row has at least in the file: it holds no more rows than that, whatever it states.
+    #: The least packed bytes of a row, which bound the number of rows whatever the file states.
     least: int = 1
-    #: Bytes that each value takes.
+    #: The bytes of each value.
     value: int = IN_COLUMN
 
     def of(self, rows: int, packed: int) -> int:
-        """Bytes for these rows of a file that takes `packed` bytes in the pack."""
+        """The bytes that `rows` rows may need, if the file has `packed` compressed bytes."""
         return self.row * min(rows, packed // self.least)
 
 
-#: A run has some 60 tags and measures, a few of them long texts.
+#: The allowance for runs: some 60 tags and measures each, a few of them long texts.
 OF_RUNS = Room(16 * 2**10, 32, AS_OBJECT)
 OF_CURVES = Room(160)
 
 
 def _of_predictions(columns: int) -> Room:
-    """Room for predictions: a language model's answer has some hundred characters."""
+    """The allowance for predictions. A language model's answer has some hundred characters."""
     return Room(24 * columns + 256)
 
 
 def written(table: pa.Table) -> bytes:
-    """The file of a table: the same bytes for the same table and version of pyarrow."""
+    """Writes a table. The same table and version of pyarrow give the same bytes."""
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", compression_level=9)
     return file.getvalue()
 
 
 def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[pa.Table, int]:
-    """Reads a table with texts as dictionaries. Also returns the bytes it needs beyond its rows' allowance.
+    """Reads a table with texts as dictionaries. Also returns the bytes beyond its rows' allowance.
 
-    `packed` is how many bytes its file takes in the pack. Raises ValueError for a table with other columns,
-    or one that needs more than its rows and the slack; or ArrowException.
+    `packed` is the file's compressed size. Raises ValueError for a table with other columns, or one that
+    exceeds the allowance and the slack; or ArrowException.
     """
     metadata = _metadata(io.BytesIO(content), len(content))
     if not metadata.schema.to_arrow_schema().equals(columns):
@@ -282,8 +283,9 @@ def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[p
 
 
 def check_predictions(content: bytes, packed: int) -> None:
-    """Raises ValueError for a table of anything but numbers and texts, or one that is too large; or
-    ArrowException.
+    """Raises ValueError for a table that is too large or has columns other than numbers and texts.
+
+    Raises ArrowException if the table cannot be read.
     """
     metadata = _metadata(io.BytesIO(content), len(content))
     texts = []
@@ -297,8 +299,9 @@ def check_predictions(content: bytes, packed: int) -> None:
 
 
 def check_stated(stream: IO[bytes], size: int, packed: int) -> None:
-    """Raises ValueError for a file that is larger than the rows it states may need, or mostly padding that
-    zip makes small; or ArrowException. `packed` is how many bytes it takes in the pack.
+    """Raises ValueError for a file larger than its rows may need, or mostly compressible padding.
+
+    `packed` is the file's compressed size. Raises ArrowException if its metadata cannot be read.
     """
     metadata = _metadata(stream, size)
     row = max(OF_RUNS.row, _of_predictions(metadata.num_columns).row)
@@ -317,14 +320,14 @@ def _metadata(stream: IO[bytes], size: int) -> Any:
         check_depth(stream.read(footer))
     stream.seek(0)
     metadata = pq.read_metadata(stream)
-    # Other writers may lay out their pages in ways that are not added up here.
+    # Other writers may arrange pages in ways that `measure` does not add up.
     if not str(metadata.created_by).startswith("parquet-cpp-arrow"):
         raise ValueError("it was not written by pyarrow")
     return metadata
 
 
 def _leaves(metadata: Any) -> Iterator[tuple[str, str]]:
-    """The path and the stored type of each column of values."""
+    """Yields the path and the stored type of each column of values."""
     for number in range(metadata.num_columns):
         column = metadata.schema.column(number)
         yield column.path, column.physical_type
@@ -339,7 +342,7 @@ def _read(
     slack: int,
     columns: Sequence[str] | None = None,
 ) -> tuple[pa.Table, int]:
-    """Reads columns, with texts as dictionaries. Also returns the bytes beyond their room."""
+    """Reads columns with texts as dictionaries. Also returns the bytes beyond their allowance."""
     allowed, pages = room.of(metadata.num_rows, packed), measure(content, metadata)
     needed = pages.bytes + room.value * pages.values
     _refuse_larger(metadata, needed, allowed + slack)
@@ -359,7 +362,7 @@ def _refuse_larger(metadata: Any, needed: int, allowed: int) -> None:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """The bytes of texts without dictionaries."""
+    """The bytes of texts if expanded from dictionaries."""
     if isinstance(values, pa.MapArray):
         return _text_bytes(values.keys) + _text_bytes(values.items)
     if not isinstance(values, pa.DictionaryArray):

@@ -1,4 +1,4 @@
-"""Packs as results: what a file holds, without a store."""
+"""Reads the experiments in a pack, without a store."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from methods.validation import explained
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Statuses of packed runs, all of which have ended.
+#: Statuses of packed runs. All have ended.
 STATUSES = (Status.FINISHED, Status.FAILED, Status.KILLED)
 
-#: Milliseconds since the epoch at the end of the year 9999, behind which Python knows no date.
+#: Milliseconds since the epoch at the end of the year 9999, Python's last.
 LATEST = 253_402_300_800_000
 
-#: Runs that are read from their lines at once.
+#: The number of runs converted at a time.
 BATCH = 256
 
-#: MLflow's longest tag and longest key of a metric.
+#: MLflow's limits for the length of a tag and of a metric's key.
 LONGEST_TAG, LONGEST_KEY = 8000, 250
 
 
 def open_pack(path: Path) -> list[Packed]:
-    """The experiments of a pack, by name.
+    """Opens the experiments of a pack, ordered by name.
 
-    Raises UserError for a file that is missing, cut, too large unpacked, or of a later version, and for
-    members whose hashes differ or whose paths lead out of it.
+    Raises UserError for a file that is missing, incomplete, too large unpacked, or of a later version, and
+    for members with a wrong hash or a path outside the pack.
     """
     archive = Archive(path)
     folders = sorted({name.rpartition("/artifacts/")[0] or name.rpartition("/")[0] for name in archive.names})
@@ -64,7 +64,7 @@ class Packed(Source):
             raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
         self._name = experiment.name
         runs = self._table(RUNS_TABLE, parquet.RUNS)
-        # One part after the other: what is no tag of ours is not kept.
+        # Converted part by part, so that tags which are not ours are dropped early.
         self._records = [self._record(line) for part in runs.to_batches(BATCH) for line in part.to_pylist()]
         self._points = self._table(CURVES_TABLE, parquet.CURVES)
         if any(column.null_count for column in self._points.columns):
@@ -86,7 +86,7 @@ class Packed(Source):
             table, excess = parquet.read(content, columns, packed, self.archive.slack)
         except (ValueError, ArrowException) as error:
             raise self._refused(name, str(error)) from error
-        # All experiments of a pack are in memory at once.
+        # All experiments of a pack are in memory together.
         self.archive.slack -= excess
         return table
 
@@ -105,7 +105,7 @@ class Packed(Source):
 
     @property
     def where(self) -> str:
-        # Reports say it, and the folders of a machine are nobody else's business.
+        # Reports show this, so leave out the machine's folders.
         return self.archive.path.name
 
     def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
@@ -118,7 +118,7 @@ class Packed(Source):
         return self._path(record, name) in self.archive
 
     def copy(self, record: Record, name: Artifact, target: Path) -> bool:
-        # An adapter may exceed the memory; other artifacts are checked when they are read.
+        # An adapter may exceed memory. Other artifacts are checked when they are read.
         if name != Artifact.ADAPTER:
             return super().copy(record, name, target)
         if there := self.has(record, name):
@@ -165,7 +165,7 @@ class Packed(Source):
 
 
 def _record(line: dict[str, Any]) -> Record:
-    """The record of a line of the table of runs. Raises ValueError for values that no store could hold."""
+    """The record of a row in the table of runs. Raises ValueError for values that no store could hold."""
     run_id, status, started = line["run_id"], line["status"], line["started"]
     if not re.fullmatch("[0-9A-Za-z_-]{1,64}", run_id or ""):
         raise ValueError(f"run_id: {shown(run_id)} is none")

@@ -1,4 +1,4 @@
-"""Merges packs into a store: what it lacks is written, what it has stays, what contradicts it is refused."""
+"""Merges packs into a store: adds what is missing, keeps what exists, refuses contradictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.store.merging import Joined, result_of
 from bench.store.source import Source
 from bench.store.store import Store
 
-#: Hears how many of how many trials are written.
+#: Called with the number of trials written and their total.
 Listener = Callable[[int, int], None]
 
 
@@ -31,7 +31,7 @@ class Merged:
     """The result of merging one experiment."""
 
     name: str
-    #: The numbers of trials that were written and that the store had already.
+    #: The numbers of trials that were written, and that the store already had.
     written: int
     there: int
 
@@ -39,9 +39,8 @@ class Merged:
 def merge(sources: Sequence[Source], uri: str, listener: Listener = lambda done, of: None) -> list[Merged]:
     """Merges experiments with distinct names into the store at `uri`, which is created if missing.
 
-    Trials in the store stay as they are. After a kill, the same call continues. Raises UserError, with
-    nothing written, if a trial or a search has another result in the store, or a suite was run differently
-    there.
+    Trials in the store stay unchanged. After a kill, the same call continues. Raises UserError, with nothing
+    written, if a trial or a search has another result in the store, or a suite was run differently there.
     """
     connect(uri, create=True)
     merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
@@ -54,7 +53,7 @@ def merge(sources: Sequence[Source], uri: str, listener: Listener = lambda done,
 
 
 class _Merge:
-    """One experiment on its way into a store. Raises UserError if it contradicts the store."""
+    """The merge of one experiment into a store. Raises UserError if it contradicts the store."""
 
     def __init__(self, source: Source, store: Store | None) -> None:
         self.source = source
@@ -65,22 +64,22 @@ class _Merge:
         def is_same(run: Record) -> bool:
             """Whether the store has this very run and lacks only its adapter.
 
-            Another run is taken completely, so that adapter and predictions belong together.
+            Other runs are taken completely, so that adapter and predictions belong together.
             """
             other = stored.get(run.trial_id)
             return other is not None and other.status == run.status and other.origin == run.origin
 
-        #: Runs whose adapters alone are taken, each with the store's run.
+        #: Runs of which only the adapter is taken, each with the store's run.
         self._bare = [(run, stored[run.trial_id]) for run in brought if is_same(run)]
         self.coming = [run for run in brought if not is_same(run)]
         self.there = len(latest(source.records())) - len(self.coming)
-        #: The plan of both; None where the store has no plan yet.
+        #: The merged plan. None if the store has no plan yet.
         self._plan = both.plan() if store and store.plan() else None
 
     def write(self, store: Store) -> Iterator[Record]:
-        """Writes the runs that the store lacks. Yields each trial when it is written."""
+        """Writes the runs that the store lacks. Yields each trial after it is written."""
         stored = store.records()
-        # Runs that an unpack began and did not end.
+        # Runs left by an interrupted unpack.
         begun = {run.tag(Tag.ORIGIN): run.run_id for run in stored if not run.settled}
         parents = self._parents(store)
         points = dict(list(self.source.curves().groupby("run_id")))
@@ -95,7 +94,7 @@ class _Merge:
     def _parents(self, store: Store) -> dict[str, str]:
         """Writes missing runs of the suite and of searches.
 
-        Returns their ids in the store by those in the pack; "" is the suite's.
+        Returns the ids in the store by the ids in the pack; the key "" is the suite's run.
         """
         ids: dict[str, str] = {}
         for run in self.source.records(Kind.SUITE):
@@ -124,7 +123,7 @@ def _nested(source: Source) -> list[Record]:
 
 
 def _unended(there: Sequence[Record], run: Record) -> bool:
-    """Whether the last of these runs is left from an interrupted unpack of `run`."""
+    """Whether the last of these runs was left by an interrupted unpack of `run`."""
     return bool(there) and there[-1].tag(Tag.ORIGIN) == run.origin and not there[-1].settled
 
 
@@ -136,9 +135,9 @@ def _same(store: Store, search: Record) -> list[Record]:
 
 @insisting
 def _begin(store: Store, run: Record, parent: str) -> str:
-    """Opens a run for a packed one. This process owns it, so that the run is closed if the process dies."""
+    """Opens a run for a packed one. This process owns it, so it is closed if the process dies."""
     tags = dict(run.tags) | {Tag.ORIGIN: run.origin, Tag.OWNER: owner(), Tag.PARENT: parent}
-    # MLflow writes this tag itself.
+    # MLflow sets this tag itself.
     tags.pop(Tag.NAME, None)
     if not parent:
         del tags[Tag.PARENT]
@@ -150,7 +149,7 @@ def _begin(store: Store, run: Record, parent: str) -> str:
 
 
 def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.DataFrame | None) -> None:
-    """Writes a run completely, its end last. Doing so twice does no harm."""
+    """Writes a run completely, its end last. Writing it twice does no harm."""
     ended = run.started if run.ended is None else run.ended
     points = () if curves is None else curves.itertuples(index=False, name=None)
     record = replace(
@@ -167,7 +166,7 @@ def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.Dat
 
 
 def _add_adapter(store: Store, source: Source, run: Record, stored: Record) -> None:
-    """Adds the adapter that a stored run lacks, if its hash is the stored one."""
+    """Adds the adapter that a stored run lacks, if it has the stored hash."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Artifact.ADAPTER
         source.copy(run, Artifact.ADAPTER, file)

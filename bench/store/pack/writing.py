@@ -1,4 +1,4 @@
-"""Writes packs. The same results give the same bytes, from whatever store or pack they come."""
+"""Writes packs. The same results give the same bytes, from any store or pack."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from bench.store.source import Source
 from methods import UserError
 from methods.errors import shown
 
-#: The artifacts that travel with each kind of run.
+#: The artifacts that are packed with each kind of run.
 OF_KIND = {
     Kind.SUITE: (Artifact.PLAN, Artifact.SUITE),
     Kind.SEARCH: (Artifact.SEARCH,),
@@ -45,10 +45,10 @@ OF_KIND = {
     Kind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
 }
 
-#: The time of every file in a pack: the earliest that a zip file can state.
+#: The time stamp of every file in a pack: the earliest of the zip format.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 
-#: Runs that are read at once, and runs that are kept in memory.
+#: The number of runs read at a time, and of runs kept in memory.
 READERS, BATCH = 8, 64
 
 
@@ -58,7 +58,7 @@ class Written:
 
     path: Path
     bytes: int = 0
-    #: The number of its trials by experiment.
+    #: The number of trials, by experiment.
     trials: dict[str, int] = field(default_factory=dict)
     #: The number of running trials, which were left out.
     running: int = 0
@@ -99,7 +99,7 @@ def write_pack(
 
 def _put(file: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry = zipfile.ZipInfo(name, NO_TIME)
-    # Readable by all, and written on the same system everywhere.
+    # Readable by all, and marked as written on the same system everywhere.
     entry.create_system, entry.external_attr = 3, 0o100644 << 16
     file.writestr(entry, content, zipfile.ZIP_DEFLATED, 6)
 
@@ -109,11 +109,11 @@ def _json(content: Any) -> bytes:
 
 
 class _Content:
-    """The packed content of one experiment. Raises UserError if it is empty or its name is not a suite's."""
+    """The packed content of one experiment. Raises UserError if it is empty or has an invalid name."""
 
     def __init__(self, source: Source, adapters: bool, done: Written) -> None:
         self._source, self._adapters, self._done = source, adapters, done
-        # Whoever renames an experiment in MLflow may give it any name.
+        # In MLflow an experiment may be renamed to anything.
         if not NAME.fullmatch(source.name):
             raise UserError(
                 f"experiment {shown(source.name)}: the name of what is packed has {NAME_RULE}; rename it in "
@@ -133,11 +133,11 @@ class _Content:
         done.running += len(trials) - len(ended)
         done.trials[source.name] = len(ended)
         self._suite, self._runs = suite, sorted([suite, *nested, *ended], key=lambda run: run.origin)
-        #: The sha256 of each artifact of each run, by origin, where it is not what the store has.
+        #: The SHA-256 of artifacts that differ from the store's, by the run's original id.
         self._changed: dict[str, dict[str, str]] = {}
 
     def members(self) -> Iterator[tuple[str, bytes]]:
-        """Every file by its name in the experiment's folder, in the order of names."""
+        """Yields every file by its name in the experiment's folder, sorted."""
         runs = iter(self._runs)
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(runs, BATCH)):
@@ -190,7 +190,7 @@ class _Content:
                 "started": run.started,
                 "ended": run.started if run.ended is None else run.ended,
                 "tags": list(self._tags(run).items()),
-                # The last value of a curve is its last point.
+                # The last point of a curve is the metric's value.
                 "metrics": sorted(kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN)),
             }
             for run in sorted(self._runs, key=lambda run: (run.started, run.origin))
