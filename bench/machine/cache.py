@@ -1,6 +1,6 @@
-"""The cache: folders built once, by one atomic rename, with the hash of every file.
+"""The cache: folders built once and renamed atomically, with the hash of every file.
 
-What was changed since is never used.
+Changed files are never used.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from methods.errors import UserError
 
 
 class _File(NamedTuple):
-    """A file when it was hashed. It is read again only if size or time change."""
+    """The hash of a file, with size and time. It is hashed again only if size or time change."""
 
     sha256: str
     size: int
-    #: When it was changed last, in nanoseconds.
+    #: The time of the last change, in nanoseconds.
     changed: int
 
 
-#: A folder's files by their path in it.
+#: A folder's files, by relative path.
 Contents = dict[str, _File]
 
 _CONTENTS: TypeAdapter[Contents] = TypeAdapter(Contents)
 
 
 def manifest(folder: Path) -> Path:
-    """The file beside a folder of the cache with the hashes of its files."""
+    """The file with the hashes, beside a folder of the cache."""
     return folder.with_name(folder.name + ".json")
 
 
 def digest(file: Path) -> str:
-    """Hex sha256 of a file's content, read now."""
+    """Hex SHA-256 of a file's current content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def look(folder: Path) -> Contents:
-    """All files of a folder, read now."""
+    """Hashes all files of a folder."""
     return {name: _File(digest(file), *_version(file)) for name, file in _files(folder)}
 
 
 def save(contents: Contents, target: Path) -> None:
-    """Writes a manifest. Only one process at a time may write one."""
+    """Writes a manifest. Only one process may write a manifest at a time."""
     with written_whole(target) as unfinished:
         unfinished.write_bytes(_CONTENTS.dump_json(contents))
 
 
 def check(folder: Path, *, every: bool = False) -> Contents | None:
-    """Compares a folder with its manifest; reads files whose size or time changed, or all if `every`.
+    """Compares a folder with its manifest. Reads files whose size or time changed, or all if `every`.
 
-    Returns the new manifest if sizes or times differ, else None. Raises UserError, naming the file, for one
-    that changed, is missing or is new, and for a broken manifest.
+    Returns the new manifest if sizes or times differ, otherwise None. Raises UserError naming a file that
+    changed, is missing or is new, and for a broken manifest.
     """
     recorded, files = _read(manifest(folder)), dict(_files(folder))
     for name in sorted(recorded.keys() ^ files.keys()):
@@ -103,7 +103,7 @@ def _fault(folder: Path, name: str, what: str) -> str:
     )
 
 
-#: Errors that a user can mend. Any other OSError keeps its traceback.
+#: Errors that a user can fix. Any other OSError keeps its traceback.
 _MENDABLE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -118,7 +118,7 @@ _MENDABLE = {
 def cache_dir() -> Path:
     """The folder of all caches: `$TENSORBENCH_CACHE`, or `tensorbench` in the user's cache folder.
 
-    It is created if missing, and may be read-only. Raises UserError if it cannot be created.
+    Created if missing. It may be read-only. Raises UserError if it cannot be created.
     """
     named = os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")
     try:
@@ -135,10 +135,11 @@ def cache_dir() -> Path:
 
 
 def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder that `build` filled for this key, built on first use.
+    """The folder that `build` filled for this key. Built on first use.
 
     `key` is JSON with everything that affects the result, and is stored as `key.json`. `build` gets an empty
-    folder, which is removed if it raises. Raises UserError if the folder cannot be stored or has changed.
+    folder, which is removed if `build` raises. Raises UserError if the folder cannot be stored or has
+    changed.
     """
 
     def build_and_name(folder: Path) -> None:
@@ -149,7 +150,7 @@ def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> P
 
 
 def is_prepared(kind: str, key: dict[str, Any]) -> bool:
-    """Whether `prepared` would find the folder."""
+    """Whether `prepared` would find the folder in the cache."""
     return _prepared_folder(kind, key).is_dir()
 
 
@@ -167,11 +168,11 @@ def key_digest(key: dict[str, Any]) -> str:
 
 @contextmanager
 def _mendable(folder: Path) -> Iterator[None]:
-    """Turns a failure to write to `folder` into a UserError."""
+    """Context that converts a failure to write to `folder` to a UserError."""
     try:
         yield
     except OSError as error:
-        # A build also reads files elsewhere, such as a user's own data.
+        # `build` also reads files elsewhere, such as a user's own data.
         path = Path(error.filename) if isinstance(error.filename, str) else folder
         elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
         if error.errno not in _MENDABLE or elsewhere:
@@ -188,7 +189,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def folder_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `build` unless it exists. One process builds it while others wait.
+    """Returns `folder`, filled by `build` unless it exists. One process builds it while others wait.
 
     Raises UserError for a folder that has changed since.
     """
@@ -214,11 +215,11 @@ def _lock(folder: Path) -> FileLock:
 def _unchanged(folder: Path) -> None:
     """Raises UserError for a folder that has changed since it was built.
 
-    A folder of an earlier version gets its hashes now.
+    A folder built by an earlier version gets its hashes now.
     """
     hashes = manifest(folder)
     if (contents := check(folder) if hashes.exists() else look(folder)) is not None:
-        # In a read-only cache, files are read each time.
+        # A read-only cache cannot keep hashes, so files are read each time.
         with suppress(OSError), _lock(folder):
             save(contents, hashes)
 
@@ -227,20 +228,20 @@ def _unchanged(folder: Path) -> None:
 class CacheCheck:
     """The result of a full check of the cache."""
 
-    #: The number of files read.
+    #: The number of files that were read.
     files: int
     #: Descriptions of changed, missing and new files.
     faults: list[str]
-    #: Folders of an earlier version without hashes.
+    #: Folders without hashes, built by an earlier version.
     unhashed: list[Path]
 
 
 def check_cache() -> CacheCheck:
     """Reads all files in the cache, regardless of size and time. Changes nothing."""
     kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
-    # Folders under construction have a dot before their name.
+    # The names of folders under construction begin with a dot.
     made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}
-    # A removed folder leaves its manifest behind; it is made anew when needed.
+    # The manifest of a removed folder remains. The folder is rebuilt when needed.
     listed = made & {file.with_suffix("") for kind in kinds for file in kind.glob("[!.]*.json")}
     faults = []
     for folder in sorted(listed):

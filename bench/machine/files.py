@@ -1,4 +1,4 @@
-"""Hashes of local files, and writes that appear whole or not at all."""
+"""Hashes of local files, and atomic writes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-#: A file as it was when it was hashed: its path, its size and when it was changed last, in nanoseconds.
+#: A file's path, its size and the time of its last change in nanoseconds, when it was hashed.
 _Version = tuple[Path, int, int]
 
 
 def sha256(file: Path) -> str:
-    """Hex sha256 of a file's content."""
+    """Hex SHA-256 of a file's content."""
     return _digest((_version(file),), sized=False)
 
 
 def sha256_of(content: bytes) -> str:
-    """Hex sha256 of a file's content in memory."""
+    """Hex SHA-256 of a file's content in memory."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_of_all(*files: Path) -> str:
-    """Hex sha256 over the sizes and contents of files in this order. Names do not count."""
+    """Hex SHA-256 over the sizes and contents of files in this order, without their names."""
     return _digest(tuple(map(_version, files)), sized=True)
 
 
@@ -33,7 +33,7 @@ def _version(file: Path) -> _Version:
     return file, status.st_size, status.st_mtime_ns
 
 
-# A plan asks for the same weights many times: they are read again only if they changed.
+# A plan needs the hash of the same weights many times, so read them again only if they changed.
 @lru_cache(maxsize=4096)
 def _digest(files: tuple[_Version, ...], *, sized: bool) -> str:
     digest = hashlib.sha256()
@@ -48,11 +48,11 @@ def _digest(files: tuple[_Version, ...], *, sized: bool) -> str:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """Gives a free path beside `target`. A file or folder that the block writes there becomes `target`.
+    """Context that yields a temporary path. A file or folder written there becomes `target` at the end.
 
     So `target` is always complete or absent, even if this process dies. If the block raises, nothing is kept.
-    Only one process at a time may write a target: an existing file at the free path counts as the remains of
-    a dead process and is removed.
+    Only one process at a time may write a target: an existing file at the temporary path counts as left over
+    from a dead process and is removed.
     """
     unfinished = target.with_name(f".{target.name}.unfinished")
     remove(unfinished)
@@ -60,7 +60,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(target)
     finally:
-        # A leftover that cannot be removed must not hide why the block failed; the next one tells of it.
+        # A leftover that cannot be removed must not hide the block's error. The next write reports it.
         with suppress(OSError):
             remove(unfinished)
 

@@ -1,8 +1,8 @@
-"""A guard that ends worker processes and their children when their driver is gone.
+"""A guard process that ends workers and their children when their driver is gone.
 
-A guard is a process of its own, run from this file by the standard library alone. It learns the workers' ids
-over a pipe, which ends with its driver, however that ends. So it needs no help of the workers, which may be
-stopped, or in the midst of a call that lets no other thread of theirs run.
+A guard runs this file with only the standard library. It receives the workers' ids over a pipe, which closes
+when the driver ends in any way. So it does not depend on the workers, which may be suspended, or inside a
+call that blocks all their threads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from weakref import WeakSet
 
-#: Signals by which a terminal or a batch system ends the driver; the guard ignores them.
+#: Signals by which a terminal or a batch system ends the driver. The guard ignores them.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _guards: WeakSet[Guard] = WeakSet()
@@ -30,7 +30,7 @@ class Guard:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            # A signal to the driver's process group is not for it.
+            # Signals to the driver's process group must not reach the guard.
             start_new_session=True,
         )
         assert self._process.stdin is not None
@@ -38,11 +38,11 @@ class Guard:
         _guards.add(self)
 
     def watch(self, pid: int) -> None:
-        """Makes a process and its process group end with this one."""
+        """Ties the end of a process and its process group to the end of this process."""
         self._tell(f"+{pid}\n")
 
     def forget(self, pid: int) -> None:
-        """Stops watching a process that has ended, whose id may be reused."""
+        """Stops watching a process that has ended, since its id may be reused."""
         self._tell(f"-{pid}\n")
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class Guard:
         self._pipe.close()
 
     def _tell(self, line: str) -> None:
-        # Somebody may have ended the guard, and that is no reason to stop the work.
+        # If somebody ended the guard, work continues without it.
         with suppress(OSError):
             self._pipe.write(line.encode())
 
@@ -66,7 +66,7 @@ def kill_group(pid: int) -> None:
 
 
 def _let_go() -> None:
-    # The pipe would not end with this process as long as a fork of it holds it open.
+    # Forked processes must not hold the pipe open after this process ends.
     for guard in list(_guards):
         guard.let_go()
 
@@ -81,7 +81,7 @@ def _main() -> None:
     for line in sys.stdin:
         (pids.add if line.startswith("+") else pids.discard)(int(line[1:]))
     for pid in pids:
-        # A worker that has just been started is in its driver's group still.
+        # A worker that has just started is still in its driver's process group.
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
         kill_group(pid)

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub, resolved to a commit; files known by their hash."""
+"""Repositories of the Hugging Face hub at fixed commits, and their files checked by hash."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from methods.validation import Frozen
 
 RepositoryKind = Literal["model", "dataset"]
 
-#: Paths in a repository with the sha256 of the files there, as a lock has them.
+#: Paths in a repository with their SHA-256, as in a lock.
 LockedFiles = tuple[tuple[str, str], ...]
 
-#: The files of a model's description: configuration, preprocessing and tokenizer.
+#: The files that describe a model: configuration, preprocessing and tokenizer.
 SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 WEIGHT_FILES = ("model*.safetensors",)
 
-#: A data set's card, downloaded to learn its commit.
+#: A data set's card, downloaded to find the commit.
 CARD = ("README.md",)
 
 
 class Lockable(Frozen):
     """A hub repository in a suite, with the hashes of its locked files.
 
-    The hashes are no field: neither a suite nor a trial's id or record contains them. They go with the trial
-    to other processes that load the repository.
+    The hashes are not a field, so no suite, trial id or record contains them. They are sent with the trial to
+    other processes that load the repository.
     """
 
     _locked: LockedFiles = PrivateAttr(())
 
     @property
     def locked(self) -> LockedFiles:
-        """The locked files; empty without a lock."""
+        """The locked files. Empty without a lock."""
         return self._locked
 
     def lock(self, files: LockedFiles) -> Self:
-        """The same repository with these files locked: loading refuses any others."""
+        """The same repository with these files locked. Loading refuses any other file."""
         copy = self.model_copy()
         copy._locked = files
         return copy
@@ -56,7 +56,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "model") -> str:
-    """The current commit of a revision; None is the main branch. Raises UserError as `snapshot` does."""
+    """The current commit of a revision. None means the main branch. Raises UserError as `snapshot` does."""
     if revision is not None and is_commit(revision):
         return revision
     return snapshot(repository, revision, CARD, kind).name
@@ -70,12 +70,12 @@ def snapshot(
     kind: RepositoryKind = "model",
     locked: LockedFiles = (),
 ) -> Path:
-    """Folder with the files of a hub repository that match `patterns`; its name is the commit hash.
+    """Downloads the files of a hub repository that match `patterns`. The folder's name is the commit.
 
-    Kept for the life of the process, so that a moving branch cannot change under a running suite.
-    `HF_ENDPOINT` names a mirror; `HF_HUB_OFFLINE=1` and a missing network fall back to the hub's cache.
-    Raises UserError if there is no such repository or revision, it can be neither reached nor found in
-    the cache, or a file is not the one in `locked`.
+    Cached for the life of the process, so that a moving branch cannot change under a running suite.
+    `HF_ENDPOINT` names a mirror; with `HF_HUB_OFFLINE=1` or without a network, the hub's cache is used.
+    Raises UserError if there is no such repository or revision, if it is neither reachable nor in the cache,
+    or if a file is not the one in `locked`.
     """
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download
@@ -97,7 +97,7 @@ def snapshot(
         raise UserError(f"hub {what} {repository} has no revision {revision}") from error
     except hub_errors.RepositoryNotFoundError as error:
         raise UserError(f"there is no hub {what} {repository}, or it is private") from error
-    # A broken connection is an error of the HTTP library, and no OSError.
+    # The HTTP library reports a broken connection by its own error, not an OSError.
     except (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, OSError) as error:
         raise UserError(
             f"hub {what} {where} can be neither reached nor found whole in the cache. On a machine with a "
@@ -111,7 +111,7 @@ def snapshot(
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    """Shows the hub's progress bars only if `shown` and on a terminal."""
+    """Context that shows the hub's progress bars only if `shown` and on a terminal."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -146,7 +146,7 @@ def _options(revision: str | None, patterns: tuple[str, ...], kind: RepositoryKi
 def _check(repository: str, folder: Path, locked: LockedFiles) -> None:
     for name, expected in locked:
         file = folder / name
-        # A snapshot of few patterns lacks other files.
+        # A snapshot of a few patterns lacks other files.
         if file.is_file() and (actual := sha256(file)) != expected:
             raise UserError(
                 f"{name} of hub repository {repository} at {folder.name} is not the locked file: sha256 "

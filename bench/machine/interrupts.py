@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: once to close what is open and stop, twice to end at once.
+"""Ctrl-C and SIGTERM: the first closes what is open and stops, the second ends the process at once.
 
-An interrupt in the midst of a write or of an import is raised when that ends: a library may swallow it, leave
-a transaction open, or make an error of its own of it.
+An interrupt during a write or an import is raised when that ends. Otherwise a library could swallow it, leave
+a transaction open, or convert it to its own error.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Seconds that an interrupt waits for the end of a write: a server may not answer at all.
+#: Seconds that an interrupt waits for the end of a write, since a server may never answer.
 PATIENCE = 3
-#: Seconds after which an interrupt that Python swallowed, or that came within an import, is raised again.
+#: Seconds after which an interrupt that Python swallowed, or that came during an import, is raised again.
 AGAIN = 0.05
 
 #: The file name of Python's import machinery.
 _IMPORTER = "<frozen importlib._bootstrap>"
 
-#: Nested writes of the main thread that are going on.
+#: The number of nested writes in progress in the main thread.
 _writing = 0
-#: Whether an interrupt is still to be raised: when a write ends, before the next one, or by the timer.
+#: Whether an interrupt is pending. It is raised when a write ends, before the next, or by the timer.
 _pending = False
 
 
@@ -39,7 +39,7 @@ def install() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Defers interrupts in the main thread until the block ends."""
+    """Context that defers interrupts in the main thread until its end."""
     global _writing
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -60,12 +60,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     unraisable = sys.unraisablehook
 
     def end(number: int, frame: object) -> None:
-        # A terminal and a batch system may both pass on one and the same signal.
+        # A terminal and a batch system may both forward the same signal.
         if time.monotonic() - interrupted > 0.5:
             os._exit(130)
 
     def ignored(what: sys.UnraisableHookArgs) -> None:
-        # While Python exits, nothing is left that an interrupt could stop.
+        # While Python exits, there is nothing left to interrupt.
         if _swallowed(what.exc_value) and threading.main_thread().is_alive():
             _ask(AGAIN)
         else:
@@ -74,9 +74,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for other in SIGNALS:
         signal.signal(other, end)
     signal.signal(signal.SIGALRM, _retry)
-    # Once Python has given up its handlers at its exit, the timer would kill the process.
+    # After Python has removed its handlers at exit, the timer would kill the process.
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
-    # A signal may come within a weakref callback, a `__del__` or the like, which let no exception out.
+    # A signal may arrive in a weakref callback or a `__del__`, which cannot raise.
     sys.unraisablehook = ignored
     if _writing:
         _ask(PATIENCE)
@@ -87,7 +87,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _retry(number: int, frame: FrameType | None) -> None:
-    """Raises a deferred interrupt, unless an import is still going on."""
+    """Raises a deferred interrupt, unless an import is still in progress."""
     if _importing(frame):
         _ask(AGAIN)
     else:
@@ -118,7 +118,7 @@ def raise_pending() -> None:
 
 
 def _swallowed(error: BaseException | None) -> bool:
-    """Whether an ignored exception is, or was caused by, an interrupt other than the one being handled."""
+    """Whether an ignored exception is, or was caused by, an interrupt other than the current one."""
     handled = sys.exception()
     while error is not None and error is not handled:
         if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Memory that this process may still use."""
+"""The memory that this process may still use."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
     lines = own.read_text().splitlines() if own.exists() else []
     group = root / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     for limiting in (group, *group.parents):
-        # The root has no limit outside of a container.
+        # Outside of a container, the root group has no limit.
         with suppress(OSError):
             limit = (limiting / "memory.max").read_text().strip()
             if limit != "max":
                 stat = dict(line.split() for line in (limiting / "memory.stat").read_text().splitlines())
-                # The page cache is freed when memory is needed.
+                # The page cache counts as free, since it is released when memory is needed.
                 used = int((limiting / "memory.current").read_text()) - int(stat["inactive_file"])
                 free = min(free, int(limit) - used)
     return free / MIB

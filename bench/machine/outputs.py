@@ -10,12 +10,12 @@ from methods import UserError
 
 PLOTS = (".png", ".svg", ".pdf")
 
-#: Files by name, in which folders are set off by slashes.
+#: File contents by name, with slashes between folders.
 Files = Mapping[str, str | bytes]
 
 
 def output_folder(out: Path, what: str, *, force: bool) -> Path:
-    """The folder for a report or an export (`what`), absolute. Raises UserError if it cannot take it."""
+    """The absolute folder for a report or an export (`what`). Raises UserError if it cannot be used."""
     try:
         target = out.expanduser().resolve()
     except RuntimeError as error:
@@ -28,10 +28,10 @@ def output_folder(out: Path, what: str, *, force: bool) -> Path:
 
 
 def earlier_files(folder: Path, manifest: str) -> list[Path]:
-    """The files that an earlier export or report wrote into `folder`, by its manifest. Empty without one.
+    """The files written to `folder` by an earlier export or report, from its manifest. Empty without one.
 
-    A manifest is a JSON list of paths in the folder, or an object with such a list as `files`. Paths that
-    lead out of the folder are left out. Raises ValueError for a malformed manifest, or OSError.
+    A manifest is a JSON list of paths in the folder, or an object with such a list as `files`. Paths outside
+    the folder are ignored. Raises ValueError for a malformed manifest, or OSError.
     """
     file = folder / manifest
     if not file.is_file():
@@ -55,7 +55,7 @@ def replace_files(folder: Path, files: Files, manifest: str) -> None:
 
 
 def put_files(folder: Path, files: Files) -> None:
-    """Writes the files, with their folders."""
+    """Writes the files, creating their folders."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def _leads_into(folder: Path, name: str) -> bool:
     parts = PurePath(name).parts
     if not parts or ".." in parts:
         return False
-    # What lies at the path may be a link; the folder in which it lies may not lead elsewhere.
+    # The path itself may be a link, but its folder must not resolve to a place outside.
     return (folder / name).parent.resolve().is_relative_to(folder.resolve())
 
 
@@ -77,7 +77,7 @@ def prepare_plot(file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         there = file.exists()
-        # What is measured takes minutes, and a picture comes last.
+        # Checked first, since measuring takes minutes and the picture is drawn last.
         file.open("ab").close()
         if not there:
             file.unlink()

@@ -1,11 +1,11 @@
-"""Foreign text with its invisible characters spelled out."""
+"""Escapes invisible characters in foreign text."""
 
 from __future__ import annotations
 
 import re
 
-#: What moves a terminal's cursor or colours it, what turns the direction of text around or cannot be seen, so
-#: that a name reads as another one, and halves of characters, which no file and no terminal takes.
+#: Control sequences of terminals, characters that reverse text or are invisible (which make one name look
+#: like another), and lone surrogates, which cannot be written.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -13,7 +13,7 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    r"""The text with control characters as `\u202e`. Tabs and line ends stay."""
+    r"""Writes control characters as `\u202e` and the like. Tabs and line ends stay."""
     return _HIDDEN.sub(_escaped, text)
 
 
@@ -23,6 +23,6 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text without meaning to Markdown or HTML, on one line."""
+    """Escapes a text so that it has no meaning in Markdown or HTML, on one line."""
     text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(visible(text).split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

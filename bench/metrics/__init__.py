@@ -1,4 +1,4 @@
-"""Metrics: what a score is of, which direction is better, and how it varies with the test examples."""
+"""Metrics: scores, the direction that is better, and their variation with the test examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of classes. The scores are scikit-learn's."""
+"""Metrics of classes. Scores are computed by scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from methods.errors import UserError
 
 
 class Accuracy(Metric):
-    """The share of correct answers; a multi-label answer is correct if all its labels are."""
+    """The share of correct answers. A multi-label answer is correct if all its labels are."""
 
     name = "accuracy"
     kinds = ("single label", "multi-label")
@@ -31,7 +31,7 @@ class Accuracy(Metric):
 
 
 class BalancedAccuracy(Metric):
-    """The mean over classes of the share of correct answers to their examples."""
+    """The mean over classes of the share of correctly answered examples."""
 
     name = "balanced_accuracy"
     kinds = ("single label",)
@@ -39,7 +39,7 @@ class BalancedAccuracy(Metric):
     bounds = (0.0, 1.0)
 
     def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
-        # scikit-learn's warns of an answer that is no class of these targets.
+        # scikit-learn's function warns of answers that are not among the targets' classes.
         return float(
             np.mean([(predictions[targets == label] == label).mean() for label in np.unique(targets)])
         )
@@ -86,24 +86,24 @@ class FScore(Metric):
         return about(float(ratio.mean()), ((above - ratio * below) / nonzero).mean(1))
 
     def _columns(self, values: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """One column per counted class: whether an example has it."""
+        """For each counted class, a column that tells whether an example has it."""
         if values.ndim > 1:
             return values.astype(bool)
         return values[:, None] == (1 if self.average == "binary" else labels)
 
 
 class Matthews(Metric):
-    """Matthews' correlation, for uneven classes: 0 for a constant answer."""
+    """Matthews' correlation, for unbalanced classes: 0 for a constant answer."""
 
     name = "matthews"
     kinds = ("single label",)
     description = "Matthews' correlation"
     bounds = (-1.0, 1.0)
-    #: For two even classes, it is twice the accuracy minus one.
+    #: For two balanced classes, the score is twice the accuracy minus one.
     point = 2.0
 
     def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
-        # torchmetrics' gives points for always answering the larger class, and sums in float32.
+        # torchmetrics' version rewards always answering the larger class, and sums in float32.
         from sklearn.metrics import matthews_corrcoef
 
         return float(matthews_corrcoef(targets, predictions))
@@ -118,16 +118,17 @@ class Matthews(Metric):
         if of_answers * of_labels <= 0:
             return np.zeros(len(targets))
         score = above / np.sqrt(of_answers * of_labels)
-        # The slope of `above` and of the two below along each example's cell of the confusion matrix.
+        # Derivatives of numerator and denominator along each example's cell of the confusion matrix.
         slope_above = right - said[targets + 1] - label_shares[predictions + 1]
         slope_below = said[predictions + 1] / of_answers + label_shares[targets + 1] / of_labels
         return about(score, slope_above / np.sqrt(of_answers * of_labels) + score * slope_below)
 
 
 class Auroc(Metric):
-    """The probability that an example of a class has a higher output for it than an example without it.
+    """The probability that an example of a class has a higher output for it than another example.
 
-    The second of two classes, or the mean over more classes or labels, each against the rest.
+    Computed for the second of two classes, or as the mean over several classes or labels, each against the
+    rest.
     """
 
     name = "auroc"
@@ -149,7 +150,7 @@ class Auroc(Metric):
 
         scores, influences = [], []
         for true, output in _against_rest(targets, predictions):
-            # Placements (DeLong et al., 1988): the share of the other side that is ranked correctly.
+            # Placements (DeLong et al., 1988): the share of the opposite examples that is ranked correctly.
             ranks, within = rankdata(output), np.empty(len(output))
             for side in (true, ~true):
                 within[side] = rankdata(output[side])
@@ -162,7 +163,7 @@ class Auroc(Metric):
 
 
 def _against_rest(targets: NDArray[Any], outputs: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], Array]]:
-    """For each class, whether each example has it, and the output for it."""
+    """Yields for each class whether each example has it, and the output for it."""
     outputs = np.asarray(outputs, dtype=float)
     if targets.ndim > 1:
         pairs = [(targets[:, c].astype(bool), outputs[:, c]) for c in range(outputs.shape[1])]

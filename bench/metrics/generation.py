@@ -1,6 +1,6 @@
-"""Metrics of texts that a language model writes.
+"""Metrics of texts written by a language model.
 
-Targets are 1; answers are 1 if correct, else 0. Outputs are (N, 3): whether the answer is correct, the
+Targets are 1; answers are 1 if correct, otherwise 0. Outputs are (N, 3): whether the answer is correct, the
 log-likelihood of the correct answer, and its number of tokens.
 """
 

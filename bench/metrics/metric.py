@@ -43,22 +43,23 @@ class Metric(ABC):
     """
 
     name: str
-    #: The kinds of target that it scores.
+    #: The kinds of target that the metric can score.
     kinds: tuple[Kind, ...]
     description: str
     reads: Literal["answers", "outputs"] = "answers"
-    #: Whether a larger score is the better one.
+    #: Whether larger scores are better.
     higher: bool = True
     #: Whether scores have the unit of the targets, so that scores of two tasks cannot be averaged.
-    #: Otherwise they are shown in percent.
+    #: Otherwise scores are shown in percent.
     in_units: bool = False
-    #: The least and the largest possible score, which also limit intervals.
+    #: The smallest and the largest possible score, which also limit intervals.
     bounds: tuple[float, float] = (-math.inf, math.inf)
-    #: The equivalent of a point of accuracy; for a metric with a unit, the same share of the score.
+    #: The difference, in points, that matters as much as a point of accuracy. For a metric with a unit, in
+    #: percent of the score.
     point: float = 1.0
-    #: Whether it needs examples with and without each class.
+    #: Whether the metric needs examples with and without each class.
     every_class: bool = False
-    #: The number of classes that it needs; None: any number.
+    #: The number of classes that the metric needs. None: any number.
     classes: int | None = None
 
     @abstractmethod
@@ -66,11 +67,11 @@ class Metric(ABC):
         """The score of N answers or outputs. Raises UserError if it is undefined for these targets."""
 
     def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
-        """The contribution of each example (N,) to the score, which is their mean.
+        """The contribution of each example (N,) to the score. The score is their mean.
 
-        To first order, the variance of a score over test sets is that of the contributions over N. This
-        default computes the jackknife's pseudo-values (Tukey, 1958) from N scores; our metrics use a closed
-        form, the score plus the influence of each example (Hampel, 1974).
+        To first order, the variance of a score over test sets is that of the contributions divided by N. This
+        default computes the jackknife's pseudo-values (Tukey, 1958) from N scores. Our metrics use a closed
+        form: the score plus the influence of each example (Hampel, 1974).
         """
         count = len(targets)
         if count < 3:
@@ -81,7 +82,7 @@ class Metric(ABC):
 
     @property
     def sign(self) -> float:
-        """The factor by which more is better."""
+        """The factor that makes larger scores better."""
         return 1.0 if self.higher else -1.0
 
     def better(self, score: float, other: float) -> bool:
@@ -90,6 +91,6 @@ class Metric(ABC):
 
 
 def about(score: float, influence: Array) -> Array:
-    """Contributions with the variation of the influence, and the score as their mean."""
+    """Contributions that vary like the influence, with the score as their mean."""
     contributions: Array = score + influence - influence.mean()
     return contributions

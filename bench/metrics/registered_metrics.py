@@ -1,4 +1,4 @@
-"""The registered metrics. Adding one is a line here, or a plug-in's entry point."""
+"""The registered metrics. A new metric is one more line here, or a plug-in's entry point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.registry import Registry
 
 
 def _check(name: str, metric: Any) -> None:
-    """Raises UserError unless the object registered under `name` is a metric with all declarations."""
+    """Raises UserError unless a registered object is a metric with all declarations."""
     where = f"metric '{name}'"
     if not isinstance(metric, Metric):
         raise UserError(f"{where}: should be an instance of a subclass of bench.metrics.Metric")
@@ -52,7 +52,7 @@ METRICS = Registry(
 
 
 def direction(metric: str) -> float:
-    """The factor by which more of a stored score is better; 1 if nothing was scored.
+    """The factor that makes larger values of a stored score better. 1 if nothing was scored.
 
     Raises UserError for a metric that is not installed.
     """
@@ -60,7 +60,7 @@ def direction(metric: str) -> float:
 
 
 def bounds(metric: str) -> tuple[float, float]:
-    """The least and the largest possible score of a stored metric; infinite if nothing was scored.
+    """The smallest and largest possible score of a stored metric. Infinite if nothing was scored.
 
     Raises UserError for a metric that is not installed.
     """

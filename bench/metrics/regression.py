@@ -1,4 +1,4 @@
-"""Metrics of numbers. The scores are scipy's and scikit-learn's."""
+"""Metrics of numbers. Scores are computed by scipy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bench.metrics.metric import Array, Metric, about
 
 
 class _Correlation(Metric):
-    """A correlation with the targets; 0 if the answers or the targets are constant."""
+    """A correlation with the targets. 0 if the answers or the targets are constant."""
 
     kinds = ("regression",)
     bounds = (-1.0, 1.0)
-    #: As for Matthews' correlation.
+    #: The same as for Matthews' correlation.
     point = 2.0
 
     def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
@@ -58,7 +58,7 @@ class Pearson(_Correlation):
 
 
 class Spearman(_Correlation):
-    """The correlation of the ranks of answers and targets; ties share their mean rank."""
+    """The correlation of the ranks of answers and targets. Ties share their mean rank."""
 
     name = "spearman"
     description = "Spearman's correlation of ranks"
@@ -69,7 +69,7 @@ class Spearman(_Correlation):
         return float(spearmanr(targets, predictions).statistic)
 
     def _influence(self, targets: Array, predictions: Array, score: float) -> Array:
-        """The influence of each example itself, and of its effect on the ranks of others."""
+        """The direct influence of each example, plus its influence on the ranks of others."""
         x, y = (_placed(values) for values in (targets, predictions))
         of_x, of_y = float(np.mean(x**2)), float(np.mean(y**2))
         together = x * y + _mean_above(targets, y) + _mean_above(predictions, x)
@@ -82,7 +82,7 @@ class Spearman(_Correlation):
 
 
 def _placed(values: Array) -> Array:
-    """The share of other values below each value, ties counting half, minus one half."""
+    """The share of other values below each value (ties count half), minus one half."""
     from scipy.stats import rankdata
 
     placed: Array = (rankdata(values) - 0.5) / len(values) - 0.5
@@ -90,7 +90,7 @@ def _placed(values: Array) -> Array:
 
 
 def _mean_above(values: Array, other: Array) -> Array:
-    """For each value, the sum of `other` over larger values plus half of that over equal ones, over N."""
+    """For each value, the sum of `other` over larger values plus half the sum over equal ones, over N."""
     _, place = np.unique(values, return_inverse=True)
     sums = np.bincount(place, other)
     above = sums.sum() - np.cumsum(sums) + sums / 2
@@ -99,7 +99,7 @@ def _mean_above(values: Array, other: Array) -> Array:
 
 
 class Rmse(Metric):
-    """The root of the mean squared error, in the units of the targets."""
+    """The root mean squared error, in the unit of the targets."""
 
     name = "rmse"
     kinds = ("regression",)

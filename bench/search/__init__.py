@@ -1,1 +1,1 @@
-"""Choices by validation: ranks within a budget, its allocation to modes, and tuned settings."""
+"""Choices made by validation: ranks within a budget, its allocation to modes, and tuned settings."""

@@ -1,4 +1,4 @@
-"""The allocation of a budget to a method's modes: sweeps of each mode, and a path from equal ranks."""
+"""The allocation of a budget to a method's modes: a sweep of each mode, and a path from equal ranks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from methods import UserError
 
 
 def log_spaced(low: int, high: int, count: int) -> list[int]:
-    """Different ranks from low to high, both included, at most `count`, evenly spaced by their logarithm."""
+    """At most `count` different ranks from low to high, both included, evenly spaced by logarithm."""
     steps = max(count - 1, 1)
     return sorted({round(low * (high / low) ** (i / steps)) for i in range(count)})
 
 
 def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, int, Ranks]]:
-    """Each mode in turn at ranks from one to its limit, as (mode, its rank, all ranks).
+    """Varies each mode's rank in turn from one to its limit: a list of (mode, its rank, all ranks).
 
     The ranks of the other modes keep the heuristic's proportion and are scaled to the budget.
     """
@@ -36,7 +36,7 @@ def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, in
 
 
 def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
-    """Different vectors from start to end, both included, at most `count`, with every rank log-spaced."""
+    """At most `count` different vectors from start to end, both included, with every rank log-spaced."""
     steps = max(count - 1, 1)
     vectors = [
         tuple(round(a * (b / a) ** (i / steps)) for a, b in zip(start, end, strict=True))
@@ -48,8 +48,8 @@ def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
 class RankAllocation:
     """The allocation of one cell's budget.
 
-    Raises UserError for a method with a single mode, a mode that it lacks, a budget below its smallest ranks,
-    and a path that would begin above the budget.
+    Raises UserError for a method with a single mode, an unknown mode, a budget below the smallest ranks, and
+    a path that would begin above the budget.
     """
 
     def __init__(self, cell: Cell, section: Allocation) -> None:
@@ -89,7 +89,7 @@ class RankAllocation:
         row_of = dict(zip(self.vectors, rows, strict=True))
         points = {ranks: tried(row) for ranks, row in row_of.items()}
         values = {ranks: results(records, row.trials.values(), section.by) for ranks, row in row_of.items()}
-        # A vector with a failed seed cannot win, and does not count for the importance of a mode.
+        # A vector with a failed seed cannot win, and is ignored for the importance of modes.
         means = {ranks: fmean(v) for ranks, v in values.items() if len(v) == len(section.seeds)}
         candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
         sign = METRICS.get(self.cell.definition.metric).sign if section.by == "score" else -1.0

@@ -5,19 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-#: Fewer points than these say nothing about importance.
+#: The least number of points for a statement about importance.
 FEWEST = 5
 
 
 def importances(
     names: Sequence[str], points: Sequence[tuple[Sequence[int], float]]
 ) -> dict[str, dict[str, float]]:
-    """The share of each mode in the variation of the score, by each evaluator; empty for too few points.
+    """The share of each mode in the variation of the score, by evaluator. Empty for too few points.
 
-    A point has the ranks of the modes, in the order of `names`, and a score, larger being better. fANOVA
+    A point has the ranks of the modes, in the order of `names`, and a score (larger is better). fANOVA
     (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the log-ranks; PED-ANOVA (Watanabe
-    et al. 2023) compares where the better half of the points lies. A mode whose rank never varied is left
-    out.
+    et al. 2023) compares the distribution of the better half of the points with that of all. A mode whose
+    rank never varied is left out.
     """
     import optuna
     from optuna.importance import (

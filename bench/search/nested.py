@@ -1,4 +1,4 @@
-"""The trials of a search or an allocation: ordinary ones, nested under one run that holds the result."""
+"""The trials of a search or an allocation: ordinary trials, nested under a run that holds the result."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from bench.records.search_results import FOUND, Finalist, Found
 from bench.records.words import OWN_SIZE, Kind, Phase, Status, Tag
 from methods import Method
 
-#: Shows the progress of a plan's trials, given their count and the slots; its value takes every event.
+#: A context that shows the progress of a plan's trials, given their number and the slots. It yields the
+#: function to call with every event.
 Watch = Callable[[Plan, int, int], AbstractContextManager[Report]]
 
 
 class Nested:
-    """The parent run of one cell's search or allocation, and the trials that are nested under it.
+    """The parent run of one cell's search or allocation, with the trials nested under it.
 
-    It is entered before the first trial, which opens the run, and left after the last. `retried` holds, by
-    trial id, the runs of failures to try again.
+    It is a context manager: entering opens the run, leaving closes it. `retried` holds, by trial id, the runs
+    of failures to retry.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Nested:
         if error is None:
             self._close(Status.FINISHED)
         else:
-            # The error goes up even if the store fails. The next start closes runs that stay open.
+            # Raise the error even if the store fails. The next start closes runs that stay open.
             within(CLOSING, lambda: self._close(Status.KILLED))
 
     def _close(self, status: Literal[Status.FINISHED, Status.KILLED]) -> None:
@@ -67,7 +68,7 @@ class Nested:
 
     @property
     def driver(self) -> str:
-        """The driver that runs the trials."""
+        """The id of the driver that runs the trials."""
         return self._driver.claims.driver
 
     def living(self) -> set[str]:
@@ -75,13 +76,13 @@ class Nested:
         return patiently(self.store, self._driver.claims.living)
 
     def keep(self, result: Found) -> None:
-        """Sets what the parent run will hold as `search.json` or `allocation.json` when it is left."""
+        """Sets the result that the parent run will hold as `search.json` or `allocation.json`."""
         self._result = result
 
     def trials(
         self, methods: Sequence[Method], seeds: Sequence[int], phase: Phase | None, **options: Any
     ) -> tuple[list[Row], list[Trial]]:
-        """The trials of these sizes of the cell's method, seed by seed, and a row for each size."""
+        """Builds the trials of these sizes of the cell's method, seed by seed, and a row for each size."""
         evaluate = "validation" if phase else self.cell.suite.evaluate
         made = {
             (i, seed): self.cell.trial(seed, evaluate, method=method, **options)
@@ -101,10 +102,10 @@ class Nested:
         phase: Phase | None,
         listen: Report | None = None,
     ) -> dict[str, Record]:
-        """Runs the trials without a result; returns the records of all of them, by trial id.
+        """Runs the trials without a result. Returns the records of all of them, by trial id.
 
-        A trial that a search pruned has no result: the rule of another search might let it go on. `listen` is
-        called with every event, and may raise Pruned on a progress.
+        A trial that another search pruned has no result, since this search's rule might let it continue.
+        `listen` is called with every event, and may raise Pruned on a progress event.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
         records = latest(patiently(self.store, self.store.records))
@@ -112,7 +113,7 @@ class Nested:
         repeated = {**self.retried, **pruned}
 
         def has_result(trial: Trial) -> bool:
-            """Whether `records`, which are read anew after the run, have a result that counts."""
+            """Whether `records` have a result that counts. They are read again after the run."""
             record = records.get(trial.id)
             return record is not None and record.settled and record.run_id != repeated.get(trial.id)
 
@@ -144,23 +145,23 @@ class Nested:
         return {trial.id: records[trial.id] for trial in trials if has_result(trial)}
 
     def compare(self, methods: Mapping[str, Method], **options: Any) -> tuple[Finalist, ...]:
-        """Runs these sizes, by label, on the suite's seeds, which chose nothing: the result's `final`."""
+        """Runs these sizes, by label, on the suite's seeds, which were not used for choosing."""
         rows, trials = self.trials(list(methods.values()), self.cell.suite.seeds, None, **options)
         self.run(rows, trials, None)
         return tuple(Finalist(label=label, **tried(row)) for label, row in zip(methods, rows, strict=True))
 
 
 def study_name(cell: Cell) -> str:
-    """The name of a cell's search or allocation, which no label of the suite changes."""
+    """The name of a cell's search or allocation, independent of the suite's labels."""
     budget = cell.budget.label if cell.budget else OWN_SIZE
     return " · ".join((cell.suite.name, cell.own.method, cell.own.task, cell.own.backbone, budget))
 
 
 def about(cell: Cell) -> dict[str, Any]:
-    """The fields of `Found` that name its cell."""
+    """The fields of `Found` that identify its cell."""
     return {**cell.shown._asdict(), "budget": cell.budget.label if cell.budget else None}
 
 
 def tried(row: Row) -> dict[str, Any]:
-    """The fields of `Tried`, from a row with all its trials."""
+    """The fields of `Tried` from a row with all its trials."""
     return {"ranks": row.ranks, "parameters": row.parameters, "trials": row.trials}

@@ -1,4 +1,4 @@
-"""The pilot of a study chooses head rates, epochs and centres on validation alone, and writes the suite."""
+"""The pilot before studies: chooses head rates, epochs and centres by validation, and writes the suite."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from methods import UnknownNameError, UserError
 from methods.errors import shown
 from methods.validation import validate
 
-#: The registered name of the method that has a head and no adapter.
+#: The registered name of the method without adapter.
 HEAD = "head_only"
 
-#: Runs trials; returns the record that counts of each ended trial, by trial id.
+#: Runs trials, and returns the record that counts for each ended trial, by trial id.
 Run = Callable[[Sequence[Row], Sequence[Trial]], Mapping[str, Record]]
 
 
@@ -35,14 +35,14 @@ Run = Callable[[Sequence[Row], Sequence[Trial]], Mapping[str, Record]]
 class Choices:
     """The choices of a pilot, with the losses behind them."""
 
-    #: The head's learning rate, and the epochs, by task.
+    #: The head's learning rate and the epochs, by task.
     head_lr: dict[str, float] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
-    #: The centre of each row of the suite's methods, by its number.
+    #: The centre of each of the suite's method rows, by index.
     centres: dict[int, float] = field(default_factory=dict)
-    #: A line for each choice: the tried values, each with its mean validation loss.
+    #: A line per choice: the tried values with their mean validation losses.
     lines: list[str] = field(default_factory=list)
-    #: A line for each choice that could not be made.
+    #: A line per choice that could not be made.
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -52,7 +52,7 @@ class Choices:
 
 @dataclass
 class _Step:
-    """The trials of a step, by subject (such as a task) and tried value."""
+    """The trials of a step, by subject (such as a task) and value."""
 
     rows: list[Row] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
@@ -68,7 +68,7 @@ class _Step:
         choices: Choices,
         epochs: int | None = None,
     ) -> list[str]:
-        """Adds trials of a value on a cell, at this rate, with the earlier steps' choices for its task.
+        """Adds trials of a value on a cell at this rate, using earlier steps' choices for its task.
 
         Returns the ids of the trials.
         """
@@ -87,7 +87,7 @@ class _Step:
         return list(ids.values())
 
     def losses(self, records: Mapping[str, Record]) -> dict[Any, dict[float, float]]:
-        """The mean validation loss of each value, by subject; infinite if a trial failed."""
+        """The mean validation loss of each value, by subject. Infinite if a trial failed."""
         means: dict[Any, dict[float, float]] = defaultdict(dict)
         for (subject, value), ids in self.ids.items():
             stored = [records[id_].measure(Measure.SELECTED_LOSS) for id_ in ids if id_ in records]
@@ -97,7 +97,7 @@ class _Step:
 
 
 def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
-    """Raises UserError, before any trial, for a step that does not fit these cells."""
+    """Raises UserError for a step that does not fit these cells. Called before any trial."""
     suite = cells[0].suite
     tasks = {cell.task.task for cell in cells}
     if pilot.head_lr is not None and (
@@ -125,7 +125,7 @@ def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
 
 
 def run_pilot(pilot: Pilot, cells: Sequence[Cell], run: Run) -> Choices:
-    """Runs the steps of a pilot, each with the choices of those before. Only validation is scored."""
+    """Runs the steps of a pilot, each using the choices of earlier steps. Scores validation only."""
     choices = Choices()
     if pilot.head_lr is not None:
         _choose_head_rates(pilot.head_lr, cells, run, choices)
@@ -163,7 +163,7 @@ def _choose_epochs(section: Lengths, cells: Sequence[Cell], run: Run, choices: C
                 ids = step.add(task, epochs, cell, section.lr, section.seeds, choices, epochs)
                 by_method[task, epochs].setdefault(cell.shown.method, []).extend(ids)
     for cell in cells:
-        # Adapters have to beat the fitted head, which is shown beside them.
+        # Adapters should beat the fitted head, so its score is shown as well.
         if cell.method.fits_head:
             trial = cell.trial(section.seeds[0], "validation")
             step.rows.append(cell.row({trial.seed: trial.id}, phase="search"))
@@ -199,11 +199,11 @@ def _choose_centres(section: Centres, cells: Sequence[Cell], run: Run, choices: 
 
 
 def vertex(losses: Mapping[float, float]) -> float:
-    """The vertex of a parabola of mean loss over the log of the rate.
+    """The vertex of a parabola of the mean loss over the logarithm of the rate.
 
-    The parabola goes through the rate with the lowest loss and its neighbours, so that no collapse further
-    away bends it. Without two neighbours that ended, the result is that rate. It is rounded to half a decade
-    and clipped to the tried rates.
+    The parabola goes through the rate with the lowest loss and its two neighbours only, so that distant
+    collapses do not bend it. Without two finished neighbours the result is that rate. The result is rounded
+    to half a decade and clipped to the tried rates.
     """
     rates = sorted(losses)
     best = min(range(len(rates)), key=lambda i: losses[rates[i]])
@@ -216,7 +216,7 @@ def vertex(losses: Mapping[float, float]) -> float:
 
 
 def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tuple[float, float]) -> float:
-    """The abscissa of the vertex of a parabola through three points, the middle not above the others."""
+    """The abscissa of the vertex of a parabola through three points, the middle one the lowest."""
     (x0, y0), (x1, y1), (x2, y2) = left, mid, right
     rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
     if rise == fall:
@@ -225,7 +225,7 @@ def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tu
 
 
 def _any_ended(subject: str, losses: Mapping[float, float], choices: Choices) -> bool:
-    """Whether any value finished on all seeds. Otherwise notes that nothing can be chosen."""
+    """Whether any value finished on all seeds. Otherwise notes that no choice is possible."""
     if any(map(math.isfinite, losses.values())):
         return True
     choices.missing.append(f"{subject}: at every tried value a trial failed")
@@ -243,14 +243,14 @@ def _line(subject: str, choice: float, losses: Mapping[float, float], edge: bool
 
 
 def _rows_of_lengths(section: Lengths, cells: Sequence[Cell]) -> set[int]:
-    """The numbers of the rows that choose epochs: these methods, or all with an adapter."""
+    """The indices of the rows that choose epochs: the given methods, or all with an adapter."""
     if section.methods is None:
         return {cell.number for cell in _adapted(cells) if not cell.method.trains_weights}
     return set().union(*(_rows_named("pilot.epochs.methods", name, cells) for name in section.methods))
 
 
 def _multiples(section: Centres, cells: Sequence[Cell]) -> dict[int, float]:
-    """The factors of the rates of rows, by their numbers."""
+    """The factors of the rates, by row index."""
     named = {name: _rows_named("pilot.centres.multiples", name, cells) for name in section.multiples}
     return {number: section.multiples[name] for name, rows in named.items() for number in rows}
 
@@ -263,12 +263,12 @@ def _scores(task: str, by_method: Mapping[str, Sequence[str]], records: Mapping[
 
 
 def _adapted(cells: Sequence[Cell]) -> Iterator[Cell]:
-    """The cells that train an adapter or the backbone, not the head alone."""
+    """The cells that train an adapter or the backbone, not only the head."""
     return (cell for cell in cells if cell.method.count(cell.info.geometry) > 0)
 
 
 def _rows_named(where: str, name: str, cells: Sequence[Cell]) -> set[int]:
-    """The numbers of the rows with this name in tables, else of all with this title or registered name.
+    """The indices of the rows with this name in tables, otherwise with this title or registered name.
 
     Raises UserError if there are none.
     """
@@ -282,7 +282,7 @@ def _rows_named(where: str, name: str, cells: Sequence[Cell]) -> set[int]:
 
 
 def check_target(suite: Suite, out: Path) -> None:
-    """Raises UserError for a file that cannot hold the suite with a pilot's choices."""
+    """Raises UserError if `out` cannot be written with the suite and a pilot's choices."""
     if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")
     if out.stem == suite.name:
@@ -295,7 +295,7 @@ def check_target(suite: Suite, out: Path) -> None:
 
 
 def _paths(suite: Suite) -> list[object]:
-    """The paths of this machine that the suite names."""
+    """The paths on this machine that the suite names."""
     backbones = [spec.local for spec in suite.backbones]
     sources = [row.source and row.source.local for row in suite.tasks]
     return [*backbones, *sources, *(row.data and row.data.paths for row in suite.tasks)]
@@ -309,7 +309,7 @@ def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
         {"task": row} if isinstance(row, str) else dict(row) for row in values["tasks"]
     ]
     for task in tasks:
-        # A task that the suite describes has `name` in place of `task`.
+        # A task described in the suite has `name` instead of `task`.
         label = task["task"] if "task" in task else task["name"]
         for key, by_task in (("head_lr", choices.head_lr), ("epochs", choices.epochs)):
             if label in by_task:
@@ -323,7 +323,7 @@ def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
 
 
 def write_suite(suite: Suite, choices: Choices, out: Path) -> None:
-    """Writes the suite with the choices, and above them the losses behind each.
+    """Writes the suite with the choices, preceded by the losses that they are based on.
 
     Raises UserError if the file cannot be written.
     """

@@ -1,4 +1,4 @@
-"""The rank vectors within a budget, and ranks from shares of it."""
+"""The rank vectors within a budget, and ranks computed from shares of it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Ranks = tuple[int, ...]
 class RankSpace:
     """The rank vectors of a method whose number of parameters does not exceed a budget.
 
-    For a method with one rank, these are all ranks within the budget. With several ranks, a vector belongs to
-    the space only if no rank could be raised by one; with `below`, vectors that leave some of the budget
-    belong to it too. `modes` names the ranks that vary, None being all; the others stay as in `method`.
-    Raises UserError for a mode that the method lacks, and for a budget below the smallest vector.
+    For a method with one rank these are all ranks within the budget. With several ranks, a vector belongs to
+    the space only if no rank could be raised by one. With `below`, vectors that leave part of the budget
+    unused belong to it as well. `modes` names the ranks that vary (None: all); the others stay as in
+    `method`. Raises UserError for a mode that the method lacks, and for a budget below the smallest vector.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class RankSpace:
                 raise UnknownNameError(f"mode of {method.label}:", mode, self.names)
         #: Indices of the ranks that vary.
         self.free = [i for i, name in enumerate(self.names) if modes is None or name in modes]
-        #: A single rank may leave some of the budget, since no other rank could use it.
+        #: A single rank may leave part of the budget unused, since no other rank could use it.
         self.below = below or len(self.free) == 1
         self._fixed = {i: rank for i, rank in enumerate(method.size or ()) if i not in self.free}
         self.smallest = self._with({})
         if self.count(self.smallest) > budget:
             raise too_small(method.label, budget, self.count(self.smallest))
         full = method.rank_limits(geometry)
-        #: The largest rank of each mode: a larger one gains nothing, or exceeds the budget.
+        #: The largest rank of each mode: a larger one is useless or exceeds the budget.
         self.limits = tuple(
             self._fixed.get(i) or self._largest({}, i, full[i]) for i in range(len(self.names))
         )
@@ -58,11 +58,11 @@ class RankSpace:
         return self.method.with_size(ranks).count(self.geometry)
 
     def _with(self, ranks: Mapping[int, int]) -> Ranks:
-        """The vector with these ranks, by index; modes that do not vary keep theirs, others have rank 1."""
+        """The vector with these ranks, by index. Fixed modes keep their ranks, other modes have rank 1."""
         return tuple(ranks.get(i) or self._fixed.get(i) or 1 for i in range(len(self.names)))
 
     def _largest(self, ranks: Mapping[int, int], index: int, limit: int | None) -> int:
-        """The largest rank of one mode that the budget allows beside these ranks of others."""
+        """The largest rank of one mode that the budget allows, given ranks of other modes."""
 
         def fits(rank: int) -> bool:
             return self.count(self._with({**ranks, index: rank})) <= self.budget
@@ -75,7 +75,7 @@ class RankSpace:
         return fitting + bisect_left(larger, True, key=lambda rank: not fits(rank))
 
     def affordable(self, ranks: Ranks) -> Ranks:
-        """These ranks, or the largest in their proportion if they exceed the budget."""
+        """Returns these ranks or, if they exceed the budget, the largest in the same proportion."""
         return ranks if self.count(ranks) <= self.budget else self.ranks(ranks) or self.smallest
 
     def ranks(
@@ -83,9 +83,9 @@ class RankSpace:
     ) -> Ranks | None:
         """The largest vector within the budget in proportion to the weights.
 
-        Proportional ranks are rounded down. The rest of the budget goes, rank by rank, to the mode that is
-        furthest below its proportion. `fixed` holds ranks, by index, that stay. None if these alone exceed
-        the budget.
+        Proportional ranks are rounded down. Then the rank furthest below its proportion is raised until the
+        budget is used up. `fixed` holds ranks, by index, that do not change. None if these alone exceed the
+        budget.
         """
         budget = self.budget if budget is None else budget
         held = {**self._fixed, **(fixed or {})}
@@ -117,7 +117,8 @@ class RankSpace:
     def suggest(self, trial: optuna.trial.BaseTrial) -> Ranks:
         """The vector that an Optuna trial draws.
 
-        For each mode it draws a share in [0, 1]: the logarithm of its rank, relative to that of its limit.
+        For each mode the trial draws a number in [0, 1]: the logarithm of the rank divided by that of its
+        limit.
         """
         if len(self.free) == 1:
             (index,) = self.free
@@ -147,7 +148,7 @@ class RankSpace:
         return shares | ({"parameters at most": self.count(ranks)} if self.below else {})
 
     def vectors(self) -> Iterator[Ranks]:
-        """Every vector of the space."""
+        """Yields every vector of the space."""
         yield from self._vectors({})
 
     def _vectors(self, chosen: dict[int, int]) -> Iterator[Ranks]:
@@ -169,7 +170,7 @@ class RankSpace:
                 yield from self._vectors({**chosen, index: rank})
 
     def size(self, most: int) -> int:
-        """The number of vectors, at most `most`."""
+        """The number of vectors, counted up to `most`."""
         return sum(1 for _ in islice(self.vectors(), most))
 
 

@@ -1,4 +1,4 @@
-"""Optuna's storage of the studies of searches."""
+"""Optuna's storage for the studies of searches."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from bench.store.connect import SQLITE, shown_uri, with_driver
 from methods import UserError
 
-#: Seconds for which several writers of a SQLite file wait for each other.
+#: Seconds that writers of the same SQLite file wait for each other.
 PATIENCE = 120
 
 
 def default_storage(store: str) -> str:
-    """The study's database: beside a store that is a file, else in the working folder."""
+    """The database of the study: beside a store that is a file, otherwise in the working folder."""
     if not store.startswith(SQLITE):
         return f"{SQLITE}optuna.db"
     return f"{SQLITE}{Path(store.removeprefix(SQLITE)).parent / 'optuna.db'}"
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """Optuna's storage at a database URL. Raises UserError for one that cannot be used."""
+    """Opens Optuna's storage at a database URL. Raises UserError if it cannot be used."""
     url = with_driver(url)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -35,7 +35,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(url)
         file = Path(url.removeprefix(SQLITE))
         (file.parent / ".tensorbench").mkdir(parents=True, exist_ok=True)
-        # Two processes that make the schema at once would break it.
+        # Two processes that make the schema at the same time would break it.
         with FileLock(file.parent / ".tensorbench" / "optuna.lock", timeout=PATIENCE):
             storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": PATIENCE}})
         _take_turns(storage.engine)
@@ -47,18 +47,18 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 def _take_turns(engine: Engine) -> None:
     """Makes every transaction on a SQLite file exclusive.
 
-    Optuna takes a waiting trial by reading and then writing it under a lock on its row. SQLite has no such
-    lock, and two processes would take the same trial.
+    Optuna takes a waiting trial by reading and then writing it under a lock on its row. SQLite has no row
+    locks, so two processes could take the same trial.
     """
 
     @event.listens_for(engine, "connect")
     def _(connection: Any, __: Any) -> None:
-        # By default Python's driver begins a transaction only at the first write.
+        # By default, Python's driver begins a transaction only at the first write.
         connection.isolation_level = None
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    # Open connections do not have these listeners.
+    # Connections that are already open lack these listeners.
     engine.dispose()

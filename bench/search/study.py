@@ -1,4 +1,4 @@
-"""A search over ranks by Optuna: validation only, within a budget, resumable, by several processes."""
+"""A search over ranks by Optuna: by validation, within a budget, resumable, in several processes."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ from bench.training.loop import Pruned
 from methods import UserError
 from methods.validation import earlier
 
-#: Draws of the model that may repeat tried points before points are drawn at random, and likewise random
-#: draws before the remaining points are listed.
+#: The number of draws from the model that may repeat tried points before points are drawn at random. Also
+#: the number of random draws that may repeat before the remaining points are listed.
 DRAWS = 100
-#: Seconds between two looks at the trials of other processes.
+#: Seconds between two reads of the trials of other processes.
 LOOK = 1.0
-#: Seconds that a process has to sign a trial as its own, after another process has seen it running.
+#: Seconds after which a running trial without a driver's name counts as abandoned.
 UNSIGNED = 60
-#: A study's key for a head without a grid beside a grid of `lr`.
+#: The study attribute that tells whether a head without its own grid uses the rates of `lr`.
 FOLLOWS = "whether the head has the rate of lr"
-#: A study's key for the result that ranks points.
+#: The study attribute with the result that ranks points.
 BY = "ranked by"
 
-#: States of tried points.
+#: The states of points that were tried.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
 class Point:
-    """The ranks of one trial of the search, and the rates and scale that are searched with them."""
+    """A point of the search: ranks, with the rates and scale that are searched together with them."""
 
     ranks: Ranks
     setting: Setting
 
     @property
     def key(self) -> str:
-        """A text that is equal for equal points; `of` reads it."""
+        """A text that identifies the point. `of` reads it."""
         return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
 
     @classmethod
     def of(cls, key: str) -> Point:
-        """The point of this key."""
+        """The point with this key."""
         ranks, setting = json.loads(key)
         return cls(tuple(ranks), Setting.model_validate(setting))
 
@@ -82,18 +82,18 @@ class RankSearch:
         self.budget = cell.target_count or method.count(geometry)
         self.metric = METRICS.get(cell.definition.metric)
         self.two = search.objectives != "metric"
-        #: A point's value times this is better if it is larger.
+        #: The factor that makes larger values of a point better.
         self.sign = self.metric.sign if search.by == "score" else -1.0
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
         self.grids = cell.tunable(search.grids)
         settings = prod(len(grid) for grid in self.grids.values())
-        #: Points of the space, counted until they exceed the requested trials.
+        #: The number of points, counted until it exceeds the requested trials.
         self.size = self.space.size(search.trials // settings + 1) * settings
         self.exhaustive = self.size <= search.trials
         self.trials = min(search.trials, self.size)
         self._pruner = self._choose_pruner()
         self._study = self._open(storage)
-        #: When this process first saw each running trial without a driver (seconds, monotonic).
+        #: The monotonic time at which this process first saw each running trial without a driver.
         self._unsigned: dict[int, float] = {}
 
     def _choose_pruner(self) -> optuna.pruners.BasePruner:
@@ -119,10 +119,10 @@ class RankSearch:
         return ceil(recipe.steps / ceil(examples / recipe.batch_size)) if examples else None
 
     def _described(self) -> dict[str, Any]:
-        """The contents that must not change between two starts of a study, as JSON returns them."""
+        """The contents that must stay the same between starts of a study, as JSON returns them."""
         trial = self.cell.trial(self.search.seeds[0], "validation", epochs=self.search.epochs)
         content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
-        # The place of a task's data may change: `data` identifies them.
+        # The location of a task's data may change, since `data` identifies them.
         for place in ("source", "data"):
             content["task"].pop(place, None)
         method = {key: value for key, value in content.pop("method").items() if key not in ("rank", "ranks")}
@@ -156,8 +156,8 @@ class RankSearch:
         if stored is None:
             study.set_user_attr("space", own)
             return study
-        # A study of an earlier version ranks by the score. It lacks FOLLOWS and fields of the recipe, and has
-        # a task's source.
+        # A study of an earlier version ranks by the score. It lacks FOLLOWS and some fields of the recipe,
+        # and it has a task's source.
         stored = {
             FOLLOWS: own[FOLLOWS],
             BY: "score",
@@ -178,13 +178,13 @@ class RankSearch:
 
     @property
     def note(self) -> str:
-        """A line for the user if the space has fewer points than the requested trials, else empty."""
+        """A note for the user if the space has fewer points than requested trials. Otherwise empty."""
         if self.trials == self.search.trials:
             return ""
         return f"the space has only {self.size} points: all are tried, and the search ends there"
 
     def run(self, nested: Nested) -> None:
-        """Tries points until the requested number is done, or raises whatever stops it."""
+        """Tries points until the requested number is done. Raises any error that stops it."""
         try:
             self._try_again(nested)
             self._try_all(nested)
@@ -209,13 +209,13 @@ class RankSearch:
                     self._parameters(point), user_attrs={"key": point.key, "ranks": point.ranks}
                 )
             elif not any(trial.state == TrialState.WAITING for trial in open_):
-                # Other processes run the rest. If one of them dies, its trial comes back.
+                # Other processes run the rest. If one of them dies, its trial is released.
                 time.sleep(LOOK)
                 continue
             self._take(nested)
 
     def _trials(self) -> list[FrozenTrial]:
-        """The study's trials. Those to try again count as interrupted."""
+        """The study's trials. Those to be retried count as interrupted."""
         attributes, trials = self._study.user_attrs, []
         for trial in self._study.get_trials(deepcopy=False):
             if f"again {trial.number}" in attributes:
@@ -225,16 +225,16 @@ class RankSearch:
         return trials
 
     def _try_again(self, nested: Nested) -> None:
-        """Marks points as untried if their failures are to be tried again, or their trials are not stored.
+        """Marks points as untried if their failures are to be retried, or their trials are not stored.
 
-        Optuna itself changes no trial that has ended.
+        Optuna itself never changes an ended trial.
         """
-        # Read in this order: a trial of another process is stored before the study has its result.
+        # Read the study first: another process stores a trial before the study gets its result.
         trials, stored = self._trials(), latest(patiently(nested.store, nested.store.records))
         for trial in trials:
             ids = list(trial.user_attrs.get("trials", {}).values())
             failed = "failure" in trial.user_attrs and any(id_ in nested.retried for id_ in ids)
-            # A pruned trial has not run its later seeds.
+            # A pruned trial did not run its later seeds.
             ran = ids if trial.state == TrialState.COMPLETE else ids[:1]
             if trial.state in DONE and (failed or any(id_ not in stored for id_ in ran)):
                 self._study.set_user_attr(f"again {trial.number}", True)
@@ -242,7 +242,7 @@ class RankSearch:
     def _release(self, nested: Nested) -> None:
         """Marks running trials of ended processes as failed, so that their points are tried again."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        # Read after the trials: a driver gives a sign of life before it takes any.
+        # Read after the trials: a driver gives a sign of life before it takes a trial.
         living, now = nested.living(), time.monotonic()
         for trial in running:
             if driver := trial.user_attrs.get("driver"):
@@ -250,12 +250,12 @@ class RankSearch:
             else:
                 gone = now - self._unsigned.setdefault(trial.number, now) > UNSIGNED
             if gone:
-                # Several processes may see it at once; the first wins.
+                # Several processes may do so at the same time; the first wins.
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> Point | None:
-        """A point that an interrupted trial left untried, if there is one."""
+        """A point left untried by an interrupted trial. None if there is none."""
         for trial in trials:
             key = trial.user_attrs.get("key")
             if trial.state == TrialState.FAIL and key and key not in taken:
@@ -263,9 +263,9 @@ class RankSearch:
         return None
 
     def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> Point:
-        """An untried point: first the heuristic's, within the budget, then draws of a model of the others.
+        """An untried point: first the heuristic's, within the budget, then draws from a model of the others.
 
-        They are drawn on a copy of the study, so that repeated draws leave no trace in it.
+        Points are drawn on a copy of the study, so that repeated draws leave no trace in it.
         """
         if not taken:
             assert self.cell.method.size
@@ -277,7 +277,7 @@ class RankSearch:
         seed = self.search.seed + len(trials)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # A constant liar keeps parallel processes away from each other's running trials.
+            # Constant liar: parallel processes avoid each other's running trials.
             model = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         for sampler in (model, optuna.samplers.RandomSampler(seed=seed)):
             copy = optuna.create_study(directions=self._study.directions, sampler=sampler)
@@ -308,11 +308,11 @@ class RankSearch:
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
     def _take(self, nested: Nested) -> None:
-        """Takes a waiting trial, runs it and stores its result in the study, whatever that is."""
+        """Takes a waiting trial, runs it and stores its result in the study."""
         trial = self._study.ask()
         values, state = None, TrialState.FAIL
         try:
-            # Another process may have failed the trial, because this one was silent for too long.
+            # Another process may have marked the trial as failed, because this one was silent for too long.
             with suppress(optuna.exceptions.UpdateFinishedTrialError):
                 values = self._try(trial, nested)
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
@@ -327,8 +327,8 @@ class RankSearch:
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
         point = self._suggest(trial)
         key = trial.user_attrs.get("key")
-        # A trial without a key was not queued: another process took the trial that this one had queued. Of
-        # two trials of a point, the one with the smaller number goes on.
+        # A trial without a key was not queued: another process took the trial that this one had queued. If
+        # two trials have the same point, the one with the smaller number continues.
         if key is None or key in {t.user_attrs.get("key") for t in before} or len(before) >= self.trials:
             return None
         point = Point.of(key)
@@ -344,15 +344,15 @@ class RankSearch:
 
             def listen(event: Event, position: int = position) -> None:
                 progress = event.progress
-                # Only the first seed reports: Optuna's rules look at the best value so far, and a lucky first
-                # seed would set it for the later ones.
+                # Only the first seed reports: Optuna's rules use the best value so far, which a lucky first
+                # seed would set for the later ones.
                 if self.two or position or progress is None or progress.validation_metric is None:
                     return
                 by_loss = self.search.by == "loss"
                 value = progress.validation_loss if by_loss else progress.validation_metric
                 assert value is not None
                 trial.report(value, progress.epoch)
-                # Pruning after the last epoch would save nothing.
+                # Pruning after the last epoch saves nothing.
                 if progress.step < progress.steps and trial.should_prune():
                     raise Pruned
 
@@ -372,9 +372,9 @@ class RankSearch:
         return (value, parameters) if self.two else (value,)
 
     def finish(self, nested: Nested) -> SearchResult:
-        """Searches, then compares the best point with the heuristic, within the budget, on the suite's seeds.
+        """Searches, then compares the best point and the heuristic, within the budget, on the suite's seeds.
 
-        Both have the rates and the scale of the best point if these were searched.
+        Both use the rates and the scale of the best point if these were searched.
         """
         self.run(nested)
         result = self.result()
@@ -395,7 +395,7 @@ class RankSearch:
         """The result of the search before the final trials."""
         points = [self._point(trial) for trial in self._trials() if trial.state in DONE]
         complete = [(point, merit) for point in points if (merit := self._merit(point)) is not None]
-        # Among equals the smaller point is best, then the earlier.
+        # On ties the smaller point is best, then the earlier one.
         ranked = sorted(complete, key=lambda entry: (-entry[1], entry[0].parameters, entry[0].number))
         return SearchResult(
             **about(self.cell),
@@ -411,7 +411,7 @@ class RankSearch:
         )
 
     def _merit(self, point: SearchPoint) -> float | None:
-        """The number that ranks a point, larger being better. None if the point is not complete."""
+        """The number that ranks a point; larger is better. None if the point is not complete."""
         value = point.value if self.search.by == "score" else point.loss
         return None if value is None else self.sign * comparable(value)
 
@@ -419,7 +419,7 @@ class RankSearch:
         point, attributes = Point.of(trial.user_attrs["key"]), trial.user_attrs
         trials = attributes["trials"]
         state = PointState.FAILED if "failure" in attributes else PointState[trial.state.name]
-        # An earlier version ranks by the score, and stores it as the value alone.
+        # An earlier version ranked by the score, and stored only this value.
         result = trial.values[0] if state == PointState.COMPLETE else None
         return SearchPoint(
             number=trial.number,

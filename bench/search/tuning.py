@@ -1,4 +1,4 @@
-"""Equal tuning: every method gets the same number of tuning trials, and the best setting is locked."""
+"""Equal tuning: every method gets equally many tuning trials, and its best setting is fixed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bench.store.store import Store
 
 
 def with_choices(plan: Plan, store: Store) -> Plan:
-    """The plan with the final trials of every row whose tuning trials have all ended.
+    """Adds the final trials of every row whose tuning trials have all ended.
 
     A row chooses the setting with the best mean validation loss or score over the tuning seeds, as the suite
-    says; ties go to the better mean of the other measure, then to the first setting. Settings with fewer
-    failed seeds come first. An earlier start's choice stays, even if a tuning trial was tried again since.
+    says. Ties go to the better mean of the other measure, then to the first setting. Settings with fewer
+    failed seeds come first. A choice from an earlier start stays, even if a tuning trial was retried since.
     """
     waiting = {i: row for i, row in enumerate(plan.rows) if row.tuning and row.tuning.chosen is None}
     if not waiting:
@@ -44,7 +44,7 @@ def _best(row: Row, records: Mapping[str, Record]) -> Choice:
     other: By = "score" if by == "loss" else "loss"
     best = max(merit(candidate, by) for candidate in row.candidates)
     equal = [candidate for candidate in row.candidates if merit(candidate, by) == best]
-    # Settings without a finished seed have no result to share.
+    # Settings without a finished seed have no result.
     return Choice(
         candidate=max(equal, key=lambda candidate: merit(candidate, other)),
         tied=len(equal) - 1 if best[0] else 0,
@@ -62,7 +62,7 @@ def _stored_choice(row: Row, stored: Tuned | None) -> Choice | None:
 def _locked(plan: StoredPlan | None) -> dict[frozenset[str], Tuned]:
     """The tuning of the stored plan's rows with a choice, by the ids of their tuning trials.
 
-    The ids are a set, since a plan of an earlier version has another order.
+    The ids are a set, since plans of earlier versions have another order.
     """
     tuned = [row.tuning for row in plan.rows if row.tuning] if plan else []
     return {frozenset(entry.ids): entry for entry in tuned if entry.chosen is not None}

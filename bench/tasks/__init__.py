@@ -1,4 +1,4 @@
-"""Tasks: data with their splits, a preparation and a metric."""
+"""Tasks: data with splits, a preparation and a metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dealing a task's examples into splits: duplicates, groups, and shares of every class."""
+"""Deals a task's examples into splits, respecting duplicates, groups and class shares."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from methods.errors import UserError
 
 
 def normalise_text(text: str) -> str:
-    """The text without case, punctuation and differences of spaces and unicode form, by the first rules.
+    """Removes case, punctuation and differences of spaces and Unicode form, by the first rules.
 
-    They also drop emoji and the vowel signs of many scripts.
+    These rules also drop emoji and the vowel signs of many scripts.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    # A text without letters or digits, such as a smiley, keeps its signs.
+    # A text without letters or digits, such as an emoticon, keeps its signs.
     return " ".join(re.findall(r"[^\W_]+", folded)) or folded.strip()
 
 
 class _Replacements(dict[int, str]):
-    """Keeps letters, numbers, marks and symbols; every other character separates words."""
+    """Translation table that keeps letters, numbers, marks and symbols; others become spaces."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        # A variation selector only says how the previous character is drawn.
+        # A variation selector only affects how the previous character is drawn.
         drawn = "" if 0xFE00 <= code <= 0xFE0F else character
         self[code] = drawn if unicodedata.category(character)[0] in "LNMS" else " "
         return self[code]
@@ -58,7 +58,7 @@ def first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]
 
 def _joined(size: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each position, the smallest position in its connected component."""
-    # A slow import that only the preparation of data needs.
+    # A slow import, needed only to prepare data.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -93,7 +93,7 @@ def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
     pairs: list[tuple[int, int]] = []
     holders: defaultdict[str, list[int]] = defaultdict(list)
     for i, mine in enumerate(words):
-        # Such sets share a word among the rarest few of each, so that only those are compared.
+        # Sets that are this similar share one of the rarest few words of each, so only those are compared.
         rarest = sorted(mine, key=lambda word: (frequency[word], word))
         few = rarest[: len(mine) + 1 - -(-percent * len(mine) // 100)]
         for j in {j for word in few for j in holders[word]}:
@@ -107,12 +107,12 @@ def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
 
 
 def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
-    """Positions of the items in a pseudo-random order that depends only on `name` and the items."""
+    """Sorts positions in a pseudo-random order that depends only on `name` and the items."""
     digests = (hashlib.sha256(f"{name}\0{item}".encode()).digest() for item in items)
     return np.argsort(np.fromiter(digests, dtype="S32"), kind="stable")
 
 
-#: The number of equal parts of sorted regression targets that are dealt like classes.
+#: The number of equal parts into which sorted regression targets are cut, to be dealt like classes.
 PARTS = 10
 
 #: The least number of examples in such a part, by the second rules.
@@ -120,7 +120,7 @@ LEAST = 20
 
 
 def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
-    """The strata of each example, which a deal spreads evenly: its classes, or the part of its target.
+    """The strata of each example, which a deal distributes evenly: its classes, or its part of targets.
 
     Examples without any class form a stratum.
     """
@@ -133,7 +133,7 @@ def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
         most = PARTS if task.rules == 1 else max(1, min(PARTS, len(labels) // LEAST))
         edges = np.quantile(labels, np.arange(1, most) / most) if len(labels) else np.zeros(0)
         places = np.searchsorted(edges, labels, side="right").tolist()
-    # One tuple for all examples of a stratum saves memory.
+    # Sharing one tuple per stratum saves memory.
     tuples: dict[int, tuple[int, ...]] = {}
     return [tuples.setdefault(part, (part,)) for part in places]
 
@@ -144,9 +144,9 @@ def blocks(
     groups: Sequence[Hashable] | NDArray[Any] | None,
     splits: Sequence[SplitName] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the examples that are kept, and the number of each one's block, which no deal separates.
+    """The positions of kept examples, and the number of each one's block. Blocks are never separated.
 
-    Duplicates form a block, and so does a group. Duplicates whose labels disagree are dropped, except in
+    Duplicates form a block, and so does a group. Duplicates with different labels are dropped, except in
     official `splits`, and except for ratings and answers (floats and texts), which need not agree.
     """
     kept = np.arange(len(labels))
@@ -168,13 +168,13 @@ def deal(
     splits: Sequence[SplitName] | None = None,
     seed: int | None = None,
 ) -> dict[SplitName, NDArray[np.int64]]:
-    """Positions of the examples of each split, in the split's order.
+    """Deals examples into splits. Returns the positions of each split's examples, in order.
 
     Deals the blocks of `blocks`, large ones first, each to the split whose class shares it disturbs least.
-    Official test and validation splits stay as they are; a missing validation split is dealt from train.
-    Splits are shuffled, so that their first n examples are a fair sample. A `seed` changes deal and order.
-    Raises UserError if a split lacks a class, if fractions do not add up to 100, and for fractions of a suite
-    that meet official splits.
+    Official test and validation splits stay unchanged; a missing validation split is dealt from train. Splits
+    are shuffled, so that their first n examples are a fair sample. A `seed` changes deal and order. Raises
+    UserError if a split lacks a class, if fractions do not add up to 100, and for a suite's fractions with
+    official splits.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
     if not len(kept) and len(labels):
@@ -225,8 +225,8 @@ def _share_out(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Deals each block to the split that it brings nearest to its share of every stratum.
 
-    `numbers`: the block of each position in `kept`. `parts`: the strata of each example. `name` and the
-    smallest id of each block decide the order of blocks of equal size.
+    `numbers`: the block of each position in `kept`. `parts`: the strata of each example. Blocks of equal size
+    are ordered by `name` and their smallest id.
     """
     if not len(kept):
         return {}
@@ -252,7 +252,7 @@ def _share_out(
 
 
 def _growth(counts: Counter[int], have: Counter[int], total: Counter[int], share: int) -> int:
-    """How much a split's distance from its share grows by a block with these class counts.
+    """The increase of a split's distance from its share caused by a block with these class counts.
 
     The distance is chi-square: the sum over classes of (have - expected)² / expected, where expected is
     `share` percent of `total`. Integer arithmetic gives the same split on every machine.

@@ -1,4 +1,4 @@
-"""The description of a data set in a suite: its place, its columns and its target."""
+"""The description of a user's data set in a suite: location, columns and target."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bench.metrics.metric import Kind
 from bench.tasks.task import SplitName
 from methods.validation import Frozen, Later, identity
 
-#: One file, or one for each official split.
+#: A single file, or one for each official split.
 Files = Path | dict[SplitName, Path]
 
-#: The fields that give the place of the data.
+#: The fields that give the location of the data.
 FORMATS = ("csv", "parquet", "jsonl", "images", "image_list", "dataset", "hub")
 
-#: The names of official splits that folders, columns and data sets may use.
+#: The names of official splits in folders, columns and data sets.
 SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
@@ -33,35 +33,35 @@ _Words = Annotated[str, Field(min_length=1)]
 
 
 class Description(Frozen):
-    """Data of the user's own. Exactly one of `FORMATS` gives their place."""
+    """A user's own data. Exactly one of `FORMATS` gives their location."""
 
     #: Comma-separated values with a line of column names, in UTF-8; `.tsv` files are separated by tabs.
     csv: Files | None = None
     parquet: Files | None = None
-    #: A JSON object a line.
+    #: One JSON object per line.
     jsonl: Files | None = None
-    #: A folder with a folder of images for each class; or with such folders for each official split.
+    #: A folder with one folder of images per class, or with such folders for each official split.
     images: Path | None = None
-    #: A text file with the path of an image and its label on each line. Paths begin at the list's folder.
+    #: A text file with an image's path and its label on each line. Paths are relative to the list's folder.
     image_list: Files | None = None
     #: A folder that `datasets` wrote by `save_to_disk`.
     dataset: Path | None = None
-    #: A data set of a hub, with the folder of its files where it has several configurations.
+    #: A data set on a hub, with the folder of its files if it has several configurations.
     hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
     config: Annotated[str, Later()] = ""
     revision: str | None = None
 
-    #: The column of texts, or the two of pairs.
+    #: The column of texts, or the two columns of pairs.
     text: _Words | tuple[_Words, _Words] | None = None
-    #: The column of images: embedded in parquet and `datasets`, paths below the file's folder in CSV and
-    #: JSONL.
+    #: The column of images: embedded images in parquet and `datasets`, paths below the file's folder in CSV
+    #: and JSONL.
     image: _Words | None = None
-    #: The column of labels. Several columns of 0 and 1 are several labels.
+    #: The column of labels. Several columns of 0 and 1 give multi-label data.
     label: _Words | tuple[_Words, ...] | None = None
     #: The names of the classes in their order, or the values of the label column with their names.
     classes: tuple[_Words, ...] | dict[str, _Words] | None = None
     target: Kind = "single label"
-    #: For a generation, which has `prompt` and `answer` in place of `text` and `label`: the text around a
+    #: For generation tasks, which use `prompt` and `answer` instead of `text` and `label`: the text around a
     #: prompt, and fields of `Task`.
     template: Annotated[str, Later()] = "{prompt}"
     loss_on: Annotated[Literal["answer", "all"], Later()] = "answer"
@@ -69,7 +69,7 @@ class Description(Frozen):
     answer_after: Annotated[tuple[_Words, ...], Later()] = ()
     #: The separator of several labels in one column of a CSV file or a list.
     separator: _Words = "|"
-    #: A metric's name; None: accuracy (single label), f1_macro (multi-label), pearson (regression).
+    #: A metric's name. None: accuracy (single label), f1_macro (multi-label), pearson (regression).
     metric: _Words | None = None
     #: False accepts splits that lack a class, such as small official ones with many classes.
     every_class: bool = True
@@ -79,7 +79,7 @@ class Description(Frozen):
     group: _Words | None = None
     #: The column with the official split of each row.
     split_by: _Words | None = None
-    #: Names of official splits that are not in `SPLIT_WORDS`: the data's name, then ours.
+    #: Further names of official splits, beyond `SPLIT_WORDS`: the data's name, then ours.
     splits: dict[str, SplitName] | None = None
     #: Percentages of train, validation and test, or of train and validation if the test split is official.
     fractions: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
@@ -87,7 +87,7 @@ class Description(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _generation(cls, values: Any) -> Any:
-        """Moves the columns of prompts and answers to those of inputs and labels."""
+        """Renames the columns of prompts and answers to those of inputs and labels."""
         if not isinstance(values, dict) or not values.keys() & {"prompt", "answer"}:
             return values
         if lacking := {"prompt", "answer"} - values.keys():
@@ -100,7 +100,7 @@ class Description(Frozen):
     @field_validator("classes", mode="before")
     @classmethod
     def _texts(cls, classes: Any) -> Any:
-        """Turns the numbers and truth values of YAML into names."""
+        """Converts the numbers and booleans of YAML to class names."""
         if isinstance(classes, dict):
             return {_text(value): name for value, name in classes.items()}
         return [_text(name) for name in classes] if isinstance(classes, list) else classes
@@ -158,7 +158,7 @@ class Description(Frozen):
             )
 
     def _written(self) -> None:
-        """Raises ValueError for fields of generations elsewhere, and for incomplete generations."""
+        """Raises ValueError for generation fields in other tasks, and for incomplete generation tasks."""
         own = ("template", "loss_on", "new_tokens", "answer_after")
         if self.target != "generation":
             if set_ := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
@@ -175,7 +175,7 @@ class Description(Frozen):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the classes as far as they are source."""
+        """The class names as far as the description lists them."""
         classes = self.classes or ()
         return tuple(dict.fromkeys(classes.values())) if isinstance(classes, dict) else classes
 
@@ -192,7 +192,7 @@ class Description(Frozen):
         return {} if isinstance(source, str) else {self.format: source}
 
     def beside(self, folder: Path) -> Self:
-        """The description with absolute paths. Relative ones begin at `folder`."""
+        """The description with absolute paths. Relative ones start at `folder`."""
         source = getattr(self, self.format)
         if isinstance(source, str):
             return self
@@ -207,7 +207,7 @@ class Description(Frozen):
         return self.model_copy(update={self.format: absolute(source)})
 
     def official(self, word: Any) -> SplitName | None:
-        """The split that the data's own word means; None if it means none."""
+        """The split that a word in the data means. None if it means none."""
         words = {name.casefold(): split for name, split in (self.splits or SPLIT_WORDS).items()}
         return words.get(str(word).strip().casefold())
 

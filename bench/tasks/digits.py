@@ -1,4 +1,4 @@
-"""Handwritten digits of 8×8 pixels, which scikit-learn brings along: a task without a download."""
+"""Handwritten digits of 8×8 pixels, included in scikit-learn: a task without a download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.errors import UserError
 
 
 class Digits(Task):
-    """Ten digits by 13 writers. Who wrote which is not published, so that splits share writers."""
+    """Ten digits by 13 writers. The writers are not published, so splits share them."""
 
     name = "digits"
     modality = "vision"
@@ -22,9 +22,9 @@ class Digits(Task):
     license = "CC-BY-4.0"
 
     def examples(self) -> Examples:
-        """One example a digit, grey as RGB; its id is its place in scikit-learn's arrays.
+        """One example per digit, grey as RGB. Its id is its position in scikit-learn's arrays.
 
-        Raises UserError if the installed scikit-learn brings other data.
+        Raises UserError if the installed scikit-learn has other data.
         """
         from sklearn.datasets import load_digits
 
@@ -36,7 +36,7 @@ class Digits(Task):
                 f"task 'digits': the installed scikit-learn brings other data: "
                 f"sha256 expected {self.data_hash}, got {actual}"
             )
-        # Grey comes in 17 steps, from 0 to 16.
+        # Grey values are 0 to 16.
         grey = np.round(images * (255 / 16)).astype(np.uint8)
         return Examples(list(np.repeat(grey[..., None], 3, axis=3)), labels.tolist(), range(len(labels)))
 

@@ -1,4 +1,4 @@
-"""Tasks whose data are parquet files of a hub repository, or of a folder with the same files."""
+"""Tasks whose data are parquet files in a hub repository, or in a folder with the same files."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from bench.tasks.table_files import Table, embedded_images, is_text, read_parque
 from bench.tasks.task import DataSource, Examples, SplitName, Task
 from methods.errors import UserError
 
-#: The ids of the repository's n-th split start at n times this number.
+#: The ids in the repository's n-th split start at n times this number.
 _SPLIT_STRIDE = 10**9
 
 
 class HubTask(Task):
     """A task of a repository's parquet files.
 
-    `parts` maps the repository's splits to ours. Without a validation split, it is dealt from train; if all
-    are None, everything is dealt. Splits in `optional` may be absent. No code of a repository is ever run.
+    `parts` maps the repository's splits to ours. A missing validation split is dealt from train; if all
+    values are None, everything is dealt. Splits in `optional` may be absent. Code in a repository is never
+    run.
     """
 
     repository: ClassVar[str]
-    #: The folder of this task's files in the repository; empty if it has no such folders.
+    #: The folder of this task's files in the repository. Empty if it has no such folders.
     config: ClassVar[str] = ""
     parts: ClassVar[dict[str, SplitName | None]]
     optional: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "label"
-    #: Whether labels may be the names of the classes.
+    #: Whether labels may be class names.
     named: ClassVar[bool] = False
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class HubTask(Task):
         return task
 
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
-        """Raises UserError for fractions if the task always has official splits."""
+        """As `Task.altered`. Raises UserError for fractions if the task always has official splits."""
         if fractions is not None and self.official & {"validation", "test"}:
             raise UserError(
                 f"task '{self.name}': fractions go with splits that are dealt, and its are official"
@@ -61,12 +62,12 @@ class HubTask(Task):
 
     @property
     def where(self) -> str:
-        """The hub repository that the data come from."""
+        """The hub repository of the data."""
         return self.source.hub or self.repository
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """Patterns of the repository's files that are used."""
+        """Patterns that match the repository's files of this task."""
         return (f"{self.config}/*.parquet" if self.config else "*.parquet",)
 
     @property
@@ -76,7 +77,7 @@ class HubTask(Task):
 
     @property
     def commit(self) -> str | None:
-        """The commit that the source's revision names now; None for a local folder. Raises UserError."""
+        """The current commit of the source's revision. None for a local folder. Raises UserError."""
         return None if self.source.local else commit_of(self.where, self.source.revision, "dataset")
 
     @property
@@ -100,7 +101,7 @@ class HubTask(Task):
         return snapshot(self.where, self.commit, self.patterns, "dataset", self.source.locked)
 
     def examples(self) -> Examples:
-        """One example per row; its id is its row plus a billion times its split's place."""
+        """One example per row. Its id is its row plus a billion times the position of its split."""
         tables = {part: self._table(part, files) for part, files in self._files().items()}
         (first, names), *remaining = [
             (part, table.class_names[self.label])
@@ -123,7 +124,7 @@ class HubTask(Task):
 
     @property
     def numbered(self) -> tuple[str, ...]:
-        """The classes in the order of the repository's numbers."""
+        """The classes in the order of the repository's class numbers."""
         return self.classes
 
     def _check_order(self, part: str, named: Sequence[str], other: str, names: Sequence[str]) -> None:
@@ -135,7 +136,7 @@ class HubTask(Task):
             )
 
     def labels_of(self, values: Any) -> list[Any]:
-        """The labels of a column's values: class numbers or targets."""
+        """Converts a column's values to labels: class numbers or targets."""
         return list(values)
 
     @property
@@ -153,7 +154,7 @@ class HubTask(Task):
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
         every = list(within.rglob("*.parquet"))
         if not within.is_dir():
-            # A folder with this task's files only. Folders of other configurations must not match.
+            # A folder with only this task's files. Folders of other configurations must not match.
             within = self.folder()
             every = [file for place in (".", *self.parts) for file in (within / place).glob("*.parquet")]
         part_files: dict[str, list[Path]] = {part: [] for part in self.parts}
@@ -187,7 +188,7 @@ class HubTask(Task):
         return {part: files for part, files in part_files.items() if files}
 
     def _table(self, part: str, files: list[Path]) -> Table:
-        """A split with the task's columns. Raises UserError for columns that are not as the task says."""
+        """Reads a split with the task's columns. Raises UserError for columns that contradict the task."""
         names = (*self.columns, self.label)
         table = read_parquet(files, names, f"task '{self.name}': the {part} split")
         class_names = table.class_names.get(self.label, [])
@@ -203,7 +204,7 @@ class HubTask(Task):
         return table
 
     def _check_column(self, part: str, column: str, values: Any) -> None:
-        """Raises UserError for rows without a value, and for labels or texts of another type."""
+        """Raises UserError for rows without a value, and for labels or texts of the wrong type."""
         from pyarrow import types
 
         where = f"task '{self.name}': {column} of the {part} split"
@@ -225,17 +226,17 @@ class HubTask(Task):
 
 
 def _place(file: Path, part: str) -> str:
-    """The pattern of a split's files, of which a data set has one."""
+    """The pattern of a split's files. A data set must have only one per split."""
     return f"{file.parent}/{part}*" if _begins(file) == part else f"{file.parent}/*"
 
 
 def _begins(file: Path) -> str:
-    """The beginning of a file's name, which may be a split."""
+    """The beginning of a file's name, which may be a split's name."""
     return file.stem.split("-")[0]
 
 
 class HubTexts(HubTask):
-    """Texts of one column, or pairs of two."""
+    """Texts in one column, or pairs in two."""
 
     modality = "text"
 
@@ -252,7 +253,7 @@ class HubTexts(HubTask):
 
 
 class HubImages(HubTask):
-    """Images of one column, as encoded bytes or in the form of `datasets.Image`."""
+    """Images in one column, as encoded bytes or in the form of `datasets.Image`."""
 
     modality = "vision"
     columns = ("image",)

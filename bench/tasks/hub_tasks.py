@@ -1,4 +1,4 @@
-"""Tasks of the hub: GLUE, textures and satellite images."""
+"""Tasks from the hub: GLUE, textures and satellite images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.tasks.hub import HubImages, HubTexts
 
 
 class _Glue(HubTexts):
-    """Wang et al., 2019. Test labels are hidden, so the development set is the test."""
+    """A GLUE task (Wang et al., 2019). Test labels are hidden, so the development set is the test."""
 
     repository = "nyu-mll/glue"
     parts = {"train": "train", "validation": "test"}
@@ -14,7 +14,7 @@ class _Glue(HubTexts):
 
 
 class Cola(_Glue):
-    """Warstadt et al., 2019: 8,551 sentences from the linguistics literature, 1,043 to test on."""
+    """CoLA (Warstadt et al., 2019): 8,551 sentences from linguistics literature, 1,043 for testing."""
 
     name = config = "cola"
     columns = ("sentence",)
@@ -25,7 +25,7 @@ class Cola(_Glue):
 
 
 class Mrpc(_Glue):
-    """Dolan and Brockett, 2005: 3,668 pairs of sentences from the news, 408 to test on."""
+    """MRPC (Dolan and Brockett, 2005): 3,668 pairs of sentences from news, 408 for testing."""
 
     name = config = "mrpc"
     columns = ("sentence1", "sentence2")
@@ -35,7 +35,7 @@ class Mrpc(_Glue):
 
 
 class Sst2(_Glue):
-    """Socher et al., 2013: 67,349 phrases from film reviews, 872 sentences to test on."""
+    """SST-2 (Socher et al., 2013): 67,349 phrases from film reviews, 872 sentences for testing."""
 
     name = config = "sst2"
     columns = ("sentence",)
@@ -45,9 +45,9 @@ class Sst2(_Glue):
 
 
 class Stsb(_Glue):
-    """Cer et al., 2017: 5,749 pairs of sentences, 1,500 to test on.
+    """STS-B (Cer et al., 2017): 5,749 pairs of sentences, 1,500 for testing.
 
-    The paper gives Pearson's and Spearman's correlation; ours is the first of them.
+    The paper reports Pearson's and Spearman's correlation. The metric here is Pearson's.
     """
 
     name = config = "stsb"
@@ -60,7 +60,7 @@ class Stsb(_Glue):
 
 
 class Qqp(_Glue):
-    """Quora, 2017: 363,846 pairs of questions, 40,430 to test on. The paper gives F1 beside accuracy."""
+    """QQP (Quora, 2017): 363,846 pairs of questions, 40,430 for testing. The paper also reports F1."""
 
     name = config = "qqp"
     columns = ("question1", "question2")
@@ -70,7 +70,7 @@ class Qqp(_Glue):
 
 
 class Mnli(_Glue):
-    """Williams et al., 2018: 392,702 pairs, 9,815 to test on that are of the genres of train."""
+    """MNLI matched (Williams et al., 2018): 392,702 pairs, 9,815 for testing, in the genres of train."""
 
     name = "mnli"
     config = "mnli"
@@ -82,7 +82,7 @@ class Mnli(_Glue):
 
 
 class MnliMismatched(Mnli):
-    """The same with the 9,832 to test on that are of other genres."""
+    """MNLI mismatched: the same training pairs, 9,832 for testing in other genres."""
 
     name = "mnli-mm"
     parts = {"train": "train", "validation_mismatched": "test"}
@@ -90,7 +90,7 @@ class MnliMismatched(Mnli):
 
 
 class Qnli(_Glue):
-    """Rajpurkar et al., 2016, as GLUE has it: 104,743 pairs, 5,463 to test on."""
+    """QNLI (Rajpurkar et al., 2016, in GLUE's form): 104,743 pairs, 5,463 for testing."""
 
     name = config = "qnli"
     columns = ("question", "sentence")
@@ -100,7 +100,7 @@ class Qnli(_Glue):
 
 
 class Rte(_Glue):
-    """Dagan et al., 2006, and its successors: 2,490 pairs, 277 to test on."""
+    """RTE (Dagan et al., 2006, and its successors): 2,490 pairs, 277 for testing."""
 
     name = config = "rte"
     columns = ("sentence1", "sentence2")
@@ -122,7 +122,7 @@ stratified striped studded swirly veined waffled woven wrinkled zigzagged
 
 
 class Dtd(HubImages):
-    """Partition 1 of the ten official ones: 1,880 photographs for each of train, validation and test."""
+    """Partition 1 of DTD's ten official ones: 1,880 photographs each for train, validation and test."""
 
     name = "dtd"
     repository = "HuggingFaceM4/DTD_Describable-Textures-Dataset"
@@ -135,13 +135,13 @@ class Dtd(HubImages):
 
 
 class DtdMerged(Dtd):
-    """Partition 1 with its official train and validation as one: 3,760, of which validation is dealt."""
+    """DTD's partition 1 with train and validation merged: 3,760, from which validation is dealt."""
 
     name = "dtd-merged"
     repository = "tanganke/dtd"
     config = ""
     parts = {"train": "train", "validation": "train", "test": "test"}
-    #: There the two are one file already.
+    #: In this repository, train and validation are one file already.
     optional = frozenset({"validation"})
     fractions = (90, 10, 0)
     description = "photographs of 47 textures, partition 1, its train and validation merged"
@@ -151,7 +151,7 @@ DTD, DTD_MERGED = Dtd(), DtdMerged()
 
 
 class EuroSat(HubImages):
-    """27,000 patches of 64×64 pixels. Nobody published a split with them: all of ours are dealt."""
+    """EuroSAT: 27,000 patches of 64×64 pixels. No split was published with them, so all are dealt."""
 
     name = "eurosat"
     repository = "timm/eurosat-rgb"
@@ -161,7 +161,7 @@ class EuroSat(HubImages):
         *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
         *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
     )
-    #: The usual 80 / 20, a tenth of the 80 for validation.
+    #: The usual 80 / 20, with a tenth of the 80 for validation.
     fractions = (72, 8, 20)
     description = "satellite images of 640 m of land, by what covers it"
     license = "MIT, by its repository; Sentinel-2 data are free to use"

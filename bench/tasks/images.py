@@ -1,4 +1,4 @@
-"""Encoded images of other people, read from their bytes alone."""
+"""Reads encoded images from untrusted bytes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from PIL import Image, ImageOps
 from bench.tasks.task import LazyImages
 from methods.errors import UserError
 
-#: The modes that become RGB: of up to 8 bits a channel, with colours from a palette, grey, or transparent.
+#: The modes that are converted to RGB: up to 8 bits per channel, palette, grey, or with transparency.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
-#: The formats that are read. PIL knows many more: for some it runs programs (EPS), for most nobody tests the
-#: reader.
+#: The accepted formats. PIL knows many more, but runs programs for some (EPS), and its readers for most of
+#: them are hardly tested.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 _END_OF_JPEG = b"\xff\xd9"
 
 
 class EncodedImages(LazyImages):
-    """Images as bytes in files or table cells, decoded when they are indexed.
+    """Images as bytes in files or table cells, decoded on access.
 
     `content` reads the bytes of an item, and `where` is its name in messages.
     """
@@ -50,10 +50,10 @@ class EncodedImages(LazyImages):
 
 
 def decoded(content: bytes) -> NDArray[np.uint8]:
-    """The image in RGB (height, width, 3), rotated as its EXIF data say, without transparency.
+    """The image in RGB (height, width, 3), rotated by its EXIF data, without transparency.
 
-    Raises ValueError for an unknown format, an incomplete file, more pixels than PIL accepts, more than
-    8 bits per channel, and several pictures, as in an animation.
+    Raises ValueError for an unknown format, an incomplete file, more pixels than PIL accepts, more than 8
+    bits per channel, and several pictures, as in an animation.
     """
     with _explained():
         image = _opened(content)
@@ -64,11 +64,11 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
 
 
 def _check(content: bytes) -> None:
-    """Raises ValueError for an image that `decoded` refuses, as far as that shows without decoding pixels."""
+    """Raises ValueError for an image that `decoded` refuses, as far as visible without its pixels."""
     with _explained():
         image = _opened(content)
         if image.format == "PNG":
-            image.verify()  # compares its checksums
+            image.verify()  # compares checksums
         elif image.format not in ("JPEG", "MPO") or _END_OF_JPEG not in content[-64:]:
             image.load()
 
@@ -77,10 +77,10 @@ def _opened(content: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-    # The second picture of a photograph (MPO) is a preview, or for the other eye.
+    # The second picture of an MPO photograph is a preview, or for the other eye.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ValueError("it holds several pictures, as an animation does; save the one that is meant")
-    # PIL keeps the upper 8 bits of colours and reports their depth nowhere else.
+    # PIL keeps only the upper 8 bits of colours, and tells their depth only here.
     layouts = [str(tile[3]) for tile in getattr(image, "tile", ())]
     if image.format in ("PNG", "TIFF") and any(";16" in layout for layout in layouts):
         raise ValueError("it has 16 bits a channel; save it with 8 bits a channel")
@@ -91,7 +91,7 @@ def _opened(content: bytes) -> Image.Image:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turns every error of PIL, which may be any for a damaged file, into a ValueError."""
+    """Converts every error of PIL, which may be any for a damaged file, to ValueError."""
     try:
         yield
     except Image.UnidentifiedImageError as error:

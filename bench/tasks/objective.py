@@ -1,4 +1,4 @@
-"""Losses and scores of a backbone's outputs, by the kind of a task's target."""
+"""Losses and scores of a backbone's outputs, for each kind of target."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from methods.errors import UserError, shown
 
 @dataclass(frozen=True)
 class Objective:
-    """Loss and score of a backbone's outputs (N, outputs) against a split's labels.
+    """Loss and score of a backbone's outputs (N, outputs) for a split's labels.
 
     Single label: labels int64 (N,). Multi-label: labels float 0 or 1 (N, classes). Regression: labels float
-    (N,) in their unit, and the output is standardised with mean `centre` and standard deviation `spread` of
-    the training targets. Generation: labels are 1, and outputs (N, 3) are whether the written answer is
-    correct, the log-likelihood of the predicted tokens, and their number.
+    (N,) in their unit; the output predicts targets standardised by the training targets' mean `centre` and
+    standard deviation `spread`. Generation: labels are 1, and outputs (N, 3) are whether the written answer
+    is correct, the log-likelihood of the predicted tokens, and their number.
     """
 
     metric: Metric
@@ -40,23 +40,24 @@ class Objective:
         return (self.centre, self.spread) if self.kind == "regression" else None
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over examples (binary for multi-label) or tokens (generation).
+        """The mean cross-entropy over examples (binary for multi-label) or tokens (generation).
 
-        For a regression, the mean squared error of the standardised targets.
+        For regression, the mean squared error of standardised targets.
         """
         if self.kind == "single label":
             return F.cross_entropy(outputs, labels)
         if self.kind == "generation":
-            # Every token has the same weight, in whichever example.
+            # Every token has the same weight, regardless of its example.
             return -outputs[:, 1].sum() / outputs[:, 2].sum()
         if self.kind == "multi-label":
             return F.binary_cross_entropy_with_logits(outputs, labels)
         return F.mse_loss(outputs.squeeze(1), (labels - self.centre) / self.spread)
 
     def guessing_loss(self, labels: Tensor) -> float | None:
-        """The loss of the best constant answer; None for a generation.
+        """The loss of the best constant answer. None for generation.
 
-        The entropy of the labels, its mean over several labels, or the variance of the targets.
+        It is the entropy of the labels (for multi-label the mean over labels), or the variance of the
+        targets.
         """
         if self.kind == "generation":
             return None
@@ -68,11 +69,11 @@ class Objective:
         return (torch.special.entr(share) + torch.special.entr(1 - share)).mean().item()
 
     def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
-        """The number of terms in the mean that is the loss: the examples' weight in a batch."""
+        """The number of terms in the loss's mean, by which parts of a batch are weighted."""
         return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)
 
     def answers(self, outputs: Tensor) -> NDArray[Any]:
-        """Classes (N,), flags of classes (N, classes), numbers (N,), or whether answers are correct (N,)."""
+        """Classes (N,), class flags (N, classes), numbers (N,), or whether answers are correct (N,)."""
         if self.kind == "single label":
             return np.asarray(outputs.argmax(1))
         if self.kind == "multi-label":
@@ -82,13 +83,13 @@ class Objective:
         return np.asarray(outputs.squeeze(1).double() * self.spread + self.centre)
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """The metric of outputs and labels, both on the CPU. Raises UserError if it is undefined for them."""
+        """The metric of outputs and labels, both on the CPU. Raises UserError if undefined for them."""
         predictions = self.answers(outputs) if self.metric.reads == "answers" else np.asarray(outputs)
         with METRICS.blaming(self.metric.name):
             return float(self.metric.score(np.asarray(self.targets(labels)), predictions))
 
     def targets(self, labels: Tensor) -> Tensor:
-        """The labels in the form of metrics and stored predictions."""
+        """The labels in the form used by metrics and stored predictions."""
         return labels.long() if self.kind == "multi-label" else labels
 
     def standardised(self, task: str, labels: Tensor) -> Objective:
@@ -109,7 +110,7 @@ class Objective:
 
 
 def objective(task: Task) -> Objective:
-    """The objective of a task. Raises UserError for a metric that is unknown or does not fit the task."""
+    """The objective of a task. Raises UserError for an unknown or unsuitable metric."""
     metric = METRICS.get(task.metric)
     where = f"task '{task.name}': metric '{task.metric}'"
     if task.target not in metric.kinds:
@@ -139,7 +140,7 @@ def check_labels(task: Task, split: str, labels: Tensor) -> None:
 
 
 def as_tensor(task: Task, labels: list[Any]) -> Tensor:
-    """A task's checked labels as one tensor."""
+    """Converts a task's checked labels to one tensor."""
     if task.target == "single label":
         return torch.tensor(labels)
     if task.target == "regression":
@@ -177,8 +178,8 @@ MARGIN = " .!?$%"
 def extracted(text: str, phrases: Sequence[str]) -> str | None:
     """The final answer in a text, by the rule of peft's comparison of methods on MetaMathQA.
 
-    The text from the last occurrence of the first phrase that occurs, to the end of that line; empty lines
-    before it do not count. The whole text if there are no `phrases`; None if none occurs.
+    That is the text from the last occurrence of the first phrase that occurs to the end of the line, skipping
+    empty lines. The whole text without `phrases`; None if no phrase occurs.
     """
     if not phrases:
         return text.strip()
@@ -190,9 +191,9 @@ def extracted(text: str, phrases: Sequence[str]) -> str | None:
 
 
 def same(answer: str | None, right: str | None) -> bool:
-    """Whether an answer is correct: compared as numbers or fractions if both are, else as texts.
+    """Whether an answer is correct. Compares numbers or fractions if both are, otherwise texts.
 
-    A missing answer is wrong. Unlike peft, equal texts that read as NaN are the same.
+    A missing answer is wrong. Unlike in peft, equal texts that read as NaN are equal.
     """
     if answer is None or right is None:
         return False

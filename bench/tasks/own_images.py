@@ -1,4 +1,4 @@
-"""Image files that a suite describes, by folders of classes or by a list."""
+"""Image files described in a suite, by folders of classes or by a list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Picture:
     path: Path
     label: str
     split: SplitName | None
-    #: Its name in messages.
+    #: The image's name in messages.
     line: str
 
 
@@ -51,12 +51,12 @@ def _by_class(description: Description, folder: Path) -> list[Picture]:
 
 
 def _homes(description: Description, folder: Path) -> list[tuple[SplitName | None, Path]]:
-    """The folders that contain those of the classes, each with its split.
+    """The folders that contain class folders, each with its split.
 
-    Raises UserError for a mixture of splits and other folders, unless the description lists the splits.
+    Raises UserError for splits mixed with other folders, unless the description lists the splits.
     """
     below = _folders(folder)
-    # A class may also be called train: then its folder contains images, not folders.
+    # A class may be called train as well: then its folder contains images, not folders.
     official = {path: description.official(path.name) for path in below if _folders(path)}
     splits: list[tuple[SplitName | None, Path]] = [(split, path) for path, split in official.items() if split]
     if description.splits is not None:
@@ -74,7 +74,7 @@ def _homes(description: Description, folder: Path) -> list[tuple[SplitName | Non
 
 
 def _seen(folder: Path, file: Path) -> bool:
-    """Whether neither the file nor a folder on its path is hidden."""
+    """Whether neither the file nor any folder on its path is hidden."""
     return not any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
@@ -95,7 +95,7 @@ def _listed(file: Path, split: SplitName | None) -> list[Picture]:
 
 @lru_cache(maxsize=32)
 def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
-    """The path, the label and the name in messages of each line of a list."""
+    """For each line of a list: the path, the label, and the line's name in messages."""
     pictures = []
     with file.open(encoding="utf-8-sig") as stream:
         for number, text in enumerate(stream, 1):
@@ -112,7 +112,7 @@ def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
 
 
 def inside(root: Path, name: str, line: str) -> Path:
-    """The file of this name below a folder. Raises UserError if it lies elsewhere or is missing."""
+    """The file of this name below a folder. Raises UserError if it is elsewhere or missing."""
     try:
         path = (root / name).resolve()
         if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):

@@ -1,4 +1,4 @@
-"""Label columns as classes and numbers. Every error names the line."""
+"""Converts label columns to classes and numbers. Every error names the line."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from bench.tasks.description import Description
 from bench.tasks.table_files import as_answer
 from methods.errors import UserError, did_you_mean, shown
 
-#: A label column with more values holds something else.
+#: The largest number of values of a label column. With more it contains something else.
 MOST_CLASSES = 10_000
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
-#: The label values of a file or split, and the names of its classes, whose numbers the values then are.
+#: The label values of a file or split, and its class names. With class names, values are class numbers.
 Part = tuple[Iterable[Any], Sequence[str] | None]
 
 
 def read_labels(
     description: Description, parts: Sequence[Part], line: Callable[[int], str]
 ) -> tuple[tuple[str, ...], Sequence[Any]]:
-    """The classes, and the label of each row as `Examples` holds it.
+    """The classes, and the label of each row as in `Examples`.
 
-    With several label columns, a value is a tuple. `line` is the name of a row in messages. Raises UserError.
+    With several label columns, a value is a tuple. `line` gives a row's name in messages. Raises UserError.
     """
     reader = _Reader(description, line)
     values = [value for part, _ in parts for value in part]
@@ -33,7 +33,7 @@ def read_labels(
         return (), [reader.answer(value, row) for row, value in enumerate(values)]
     if description.target == "regression":
         return (), array("d", (reader.target(value, row) for row, value in enumerate(values)))
-    # One tuple for all rows with the same labels: a large table has millions of rows.
+    # Share one tuple among rows with the same labels, since a large table has millions of rows.
     unique: dict[Any, Any] = {}
     if isinstance(description.label, tuple):
         flags = (reader.flagged(value, row) for row, value in enumerate(values))
@@ -57,7 +57,7 @@ def read_labels(
 
 
 def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[str, str] | None:
-    """From a part's class numbers to those of the first part, by name; None if they are the same.
+    """Maps a part's class numbers to those of the first part, by name. None if they are equal.
 
     Adds new names to `stored_names`.
     """
@@ -74,7 +74,7 @@ def _class_key(reader: _Reader, key: str, row: int, renumbered: Mapping[str, str
 
 
 class _Reader:
-    """Reads single values of the label column."""
+    """Reads single values of the label columns."""
 
     def __init__(self, description: Description, line: Callable[[int], str]) -> None:
         self._description, self._line = description, line
@@ -95,7 +95,7 @@ class _Reader:
         return number
 
     def flagged(self, values: Sequence[Any], row: int) -> tuple[int, ...]:
-        """The numbers of the columns that hold 1."""
+        """The numbers of the columns with a 1."""
         numbers = []
         for number, (value, column) in enumerate(zip(values, self._description.label or (), strict=True)):
             flag = None if is_blank(value) else _FLAGS.get(self._key(value, row, column).casefold())
@@ -134,7 +134,7 @@ class _Reader:
     def unknown(
         self, key: str, row: int, accepted: Iterable[str], stored_names: Sequence[str] = ()
     ) -> UserError:
-        """The error for a label that is none of the classes."""
+        """The error for a label that is not a class."""
         numbered = key in map(str, range(len(stored_names)))
         name = f" ({shown(stored_names[int(key)])})" if numbered else ""
         near = "" if key.removeprefix("-").isdecimal() else did_you_mean(key, accepted)
@@ -147,9 +147,9 @@ class _Reader:
 def _classes(
     description: Description, column: str, keys: Iterable[str], stored_names: Sequence[str], rows: int
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes, and the number of the class that each value of the column means.
+    """The classes, and the class number of each value in the column.
 
-    Classes are those of the description, else those stored with the data, else the values themselves.
+    Classes come from the description, otherwise from names stored with the data, otherwise from the values.
     """
     keys = list(keys)
     names = description.names or tuple(stored_names)
@@ -196,6 +196,6 @@ def is_blank(value: Any) -> bool:
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """The first names for a message, and how many more there are."""
+    """The first names for a message, and the number of further names."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""The rows of data that a suite describes: inputs, labels, groups and official splits."""
+"""Reads the rows of data described in a suite: inputs, labels, groups and official splits."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from bench.tasks.table_files import (
 from bench.tasks.task import SplitName
 from methods.errors import UserError, shown
 
-#: A number in a CSV file.
+#: Matches a number in a CSV file.
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows, split after split, as `Examples` holds them."""
+    """All rows, split after split, in the form of `Examples`."""
 
-    #: Called for training only: a plan does not need the inputs.
+    #: Reads the inputs. Called for training only, since a plan does not need them.
     inputs: Callable[[], Sequence[Any]]
     classes: tuple[str, ...]
     labels: Sequence[Any]
@@ -46,7 +46,7 @@ class Rows:
 
 
 def read_rows(description: Description) -> Rows:
-    """Reads the described data. Raises UserError, with the line, for rows that are not as described."""
+    """Reads the described data. Raises UserError naming the line if rows contradict the description."""
     if description.format in ("images", "image_list"):
         return _picture_rows(description, pictures_of(description))
     tables = [*_tables(description)]
@@ -62,7 +62,7 @@ def _names(columns: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _tables(description: Description) -> Iterator[tuple[SplitName | None, Table]]:
-    """The tables of the data, each with the official split that its file or name says."""
+    """Yields the tables of the data, each with the official split told by its file or name."""
     source, kind = getattr(description, description.format), description.format
     fields = ("text", "image", "label", "group", "split_by")
     names = list(dict.fromkeys(chain.from_iterable(_names(getattr(description, field)) for field in fields)))
@@ -88,7 +88,7 @@ def _tables(description: Description) -> Iterator[tuple[SplitName | None, Table]
 
 
 def _check_inputs(description: Description, table: Table, split: SplitName | None) -> None:
-    """Raises UserError for a table without rows, and for inputs that are missing or of another type."""
+    """Raises UserError for a table without rows, and for missing inputs or inputs of the wrong type."""
     from pyarrow import compute
 
     if not len(table.columns):
@@ -120,7 +120,7 @@ def _check_inputs(description: Description, table: Table, split: SplitName | Non
 
 
 class _TableRows:
-    """The rows of all tables, counted through."""
+    """The rows of all tables, numbered through."""
 
     def __init__(self, description: Description, tables: Sequence[tuple[SplitName | None, Table]]) -> None:
         self._description, self._tables = description, tables
@@ -149,20 +149,20 @@ class _TableRows:
         return read_labels(self._description, parts, self.line)
 
     def groups(self) -> list[str] | None:
-        """The key of each row's group, or None without a group column."""
+        """The key of each row's group. None without a group column."""
         if (name := self._description.group) is None:
             return None
         groups = []
         for row, value in enumerate(self._values(name)):
             self._refuse_blank(value, name, row)
-            # The same number may be an integer in one file and a float in another.
+            # A number may be an integer in one file and a float in another.
             integral = isinstance(value, float) and value.is_integer()
-            # One text object for all rows of a group saves memory.
+            # Sharing one text object per group saves memory.
             groups.append(sys.intern(str(int(value) if integral else value)))
         return groups
 
     def splits(self) -> list[SplitName]:
-        """The official split of each row; empty if the data do not say."""
+        """The official split of each row. Empty if the data have none."""
         description = self._description
         if (name := description.split_by) is None:
             return [split for split, table in self._tables if split for _ in range(len(table.columns))]
@@ -182,7 +182,7 @@ class _TableRows:
             raise UserError(f"{self.line(row)}: no value in column '{column}'")
 
     def inputs(self) -> Sequence[Any]:
-        """The texts or images. Raises UserError for a path that is not below the folder of its table."""
+        """The texts or images. Raises UserError for a path outside the folder of its table."""
         description = self._description
         if description.text is not None:
             columns = [self._values(name) for name in _names(description.text)]
@@ -204,7 +204,7 @@ class _TableRows:
         return EncodedImages(range(self._starts[-1]), content, lambda row: f"{self.line(row)}: its image")
 
     def image_files(self) -> Iterator[Path]:
-        """The files that a table of paths names."""
+        """Yields the files named in a table of paths."""
         assert self._description.image is not None
         sources = list(self._description.paths.values())
         for row, path in enumerate(self._values(self._description.image)):
@@ -212,7 +212,7 @@ class _TableRows:
 
 
 def _official(splits: list[SplitName]) -> list[SplitName] | None:
-    """None if every row is of the train split, which is then dealt. Raises UserError without any such row."""
+    """Returns None if every row is in train, which is then dealt. Raises UserError without train rows."""
     if splits and "train" not in splits:
         raise UserError(f"there is no train split, only {' and '.join(sorted(set(splits)))}")
     return None if set(splits) <= {"train"} else splits
@@ -239,7 +239,7 @@ def _picture_rows(description: Description, pictures: Sequence[Picture]) -> Rows
 
 
 def files_of(description: Description) -> list[tuple[str, Path]]:
-    """Every file of the data, with a name that does not depend on where it lies."""
+    """Every file of the data, with a name independent of its location."""
     if description.format in ("images", "image_list"):
         root = description.images
         return [
@@ -256,7 +256,7 @@ def files_of(description: Description) -> list[tuple[str, Path]]:
 
 
 def content_hash(description: Description) -> str:
-    """Hex sha256 over all files, independent of their folder."""
+    """Hex SHA-256 over all files, independent of their folder."""
     digest = hashlib.sha256()
     for name, file in files_of(description):
         digest.update(f"{name} {sha256(file)}\n".encode())

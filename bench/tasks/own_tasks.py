@@ -1,4 +1,4 @@
-"""Tasks of data that a suite describes."""
+"""Tasks made from data that a suite describes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from bench.tasks.table_files import blank_row
 from bench.tasks.task import SPLITS, DataSource, Examples, SplitName, Task
 from methods.errors import UserError
 
-#: Incremented when the same description gives other examples.
+#: The version, incremented when a description gives other examples than before.
 READING_VERSION = 2
 
-#: Folders of public data that suites of ours expect beside them, and where they are published.
+#: Folders of public data that our suites expect beside them, and their sources.
 PUBLISHED = {"vtab-1k": "https://github.com/ZhangYuanhan-AI/NOAH/#data-preparation"}
 
-#: The metric of a task that names none.
+#: The default metric for each kind of target.
 METRIC_OF: dict[Kind, str] = {
     "single label": "accuracy",
     "multi-label": "f1_macro",
@@ -44,10 +44,10 @@ def resolve(
     fractions: tuple[int, int, int] | None = None,
     metric: str | None = None,
 ) -> Task:
-    """The task that a suite's row names: registered, or with `data` described there.
+    """The task named by a suite's row: registered, or described by `data`.
 
-    Reads the described data, so that it should be called once per row. Raises UserError for an unknown
-    name, for data that cannot be read, and for a source, fractions or a metric that do not fit the task.
+    Reads described data, so it should be called once per row. Raises UserError for an unknown name, for data
+    that cannot be read, and for a source, fractions or a metric that do not fit the task.
     """
     task: Task = TASKS.get(name) if data is None else described(name, data)
     task = task if source is None else task.at(source)
@@ -59,7 +59,7 @@ def resolve(
 
 
 def described(name: str, description: Description) -> Task:
-    """The described task. Raises UserError for data that cannot be read or do not fit the description."""
+    """Makes the described task. Raises UserError for data that cannot be read or do not fit."""
     if name in TASKS:
         raise UserError(f"task '{name}': there is a registered task of this name; give your data another one")
     if description.hub is not None:
@@ -71,13 +71,13 @@ def described(name: str, description: Description) -> Task:
                 raise UserError(f"{role}: there is no {path} on this machine{_where_from(path)}")
         for named, file in files_of(description):
             status = file.stat()
-            # The name of an image includes its class, which may change while its file does not.
+            # An image's name includes its class, which may change while the file does not.
             stamps.append((named, str(file), status.st_size, status.st_mtime_ns))
         return _own(name, description.model_dump_json(), tuple(stamps))
 
 
 def _where_from(path: Path) -> str:
-    """Where to get public data that a suite of ours expects in a folder, as the end of a message."""
+    """The source of public data that our suites expect in a folder, as the end of a message."""
     places = [
         f"; {place} says where to get {folder}" for folder, place in PUBLISHED.items() if folder in path.parts
     ]
@@ -86,7 +86,7 @@ def _where_from(path: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _own(name: str, description: str, stamps: tuple[tuple[str, str, int, int], ...]) -> OwnTask:
-    """The task, kept in memory as long as its files do not change."""
+    """Makes the task. It is kept in memory as long as its files do not change."""
     return OwnTask(name, Description.model_validate_json(description))
 
 
@@ -121,7 +121,7 @@ def _declare(task: Task, name: str, description: Description, classes: Sequence[
 
 
 def _identity(of_task: str, description: Description, classes: Sequence[str]) -> str:
-    # Classes of images in files are still read and dealt by the first version.
+    # Image folders and lists with classes are still read and dealt as in version 1.
     before = description.format in ("images", "image_list") and description.target != "regression"
     version = 1 if before else READING_VERSION
     content = json.dumps([version, description.identity(), list(classes)], sort_keys=True)
@@ -129,7 +129,7 @@ def _identity(of_task: str, description: Description, classes: Sequence[str]) ->
 
 
 def _fractions(description: Description, official: Collection[SplitName]) -> tuple[int, int, int]:
-    """The percentages of train, validation and test among rows without an official split."""
+    """The percentages of train, validation and test for rows without an official split."""
     if description.fractions is not None:
         return description.fractions
     lacking = [split for split in SPLITS if split not in official]
@@ -139,7 +139,7 @@ def _fractions(description: Description, official: Collection[SplitName]) -> tup
 
 
 class OwnTask(Task):
-    """A task of files on this machine, identified by their content."""
+    """A task made from files on this machine, identified by their content."""
 
     at_hand = True
 
@@ -154,7 +154,7 @@ class OwnTask(Task):
         self.data_hash = f"sha256:{content_hash(description)}"
 
     def examples(self) -> Examples:
-        """One example per row; its id is its row, counted through all files and folders."""
+        """One example per row. Its id is its row, counted through all files and folders."""
         with _blaming(self.name):
             rows = read_rows(self._description)
             inputs, template = rows.inputs(), self._description.template
@@ -167,7 +167,7 @@ class OwnTask(Task):
 
 
 class _OfHub(HubTask):
-    """A task of a data set on the hub, described by its columns."""
+    """A task made from a data set on the hub, described by its columns."""
 
     named = True
 
@@ -178,7 +178,7 @@ class _OfHub(HubTask):
         self._description = description
         self.source = DataSource(revision=description.revision)
         self.repository, self.config, self.label = description.hub, description.config, description.label  # type: ignore[misc]
-        # Ids start at a split's place in this order, which therefore never changes.
+        # Ids depend on a split's position in this order, which must never change.
         usual: dict[str, SplitName | None] = {**{split: split for split in SPLITS}, **SPLIT_WORDS}
         words = dict(description.splits or usual)
         self.parts = words  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Texts outside all tasks, on which forgetting is measured."""
+"""Texts unrelated to all tasks, on which forgetting is measured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TextName = Literal["newspapers", "finewiki"]
 
 @dataclass(frozen=True)
 class PlainText:
-    """The beginnings, of at most `tokens` tokens, of the first `documents` documents of a source.
+    """The first `documents` documents of a source, each cut to `tokens` tokens.
 
     `source` identifies the content permanently.
     """
@@ -45,12 +45,12 @@ def editorials(count: int) -> list[str]:
 
 REPOSITORY, REVISION = "HuggingFaceFW/finewiki", "8bd13e72e6a002407649b3e898535f42ceb1aeb9"
 
-#: The first file of the default configuration.
+#: The first file of FineWiki's default configuration.
 FILE = "data/enwiki/000_00000.parquet"
 
 
 def articles(count: int) -> list[str]:
-    """The texts of the first articles of FineWiki. Only their part of the 2.5 GB file is read from the hub.
+    """The texts of the first articles of FineWiki. Reads only their part of the 2.5 GB file from the hub.
 
     Raises UserError if the file is neither reachable nor in the hub's cache.
     """
@@ -80,13 +80,13 @@ def _opened() -> Any:
 
 TEXTS: dict[TextName, PlainText] = {
     "newspapers": PlainText(32, 128, f"sha256:{ASSETS['vader-sentiment'].sha256}", editorials),
-    # As in peft's comparison of methods.
+    # The numbers of peft's comparison of methods.
     "finewiki": PlainText(100, 768, f"hub:{REPOSITORY}@{REVISION}/{FILE}", articles),
 }
 
 
 def plain_tokens(name: TextName, model_input: TextInput) -> tuple[Tensor, ...]:
-    """The token ids (tokens,) of each document, with the tokenizer's first token; kept in the cache.
+    """The token ids (tokens,) of each document, with the tokenizer's first token. Kept in the cache.
 
     Raises UserError for texts that are not available or cannot be stored.
     """

@@ -1,4 +1,4 @@
-"""The examples of a task that are dealt into splits: found once and kept, also for plans."""
+"""The examples of a task to be dealt into splits, computed once and cached, for plans as well."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from bench.tasks.reading import image_content, read_examples, read_images, read_
 from bench.tasks.task import SPLITS, Examples, SplitName, Task
 from methods.errors import UserError
 
-#: Incremented when deals or pools are stored differently.
+#: The version of the stored form of deals and pools.
 _VERSION = 1
 
-#: The numbers of examples of train, validation and test that are used; None means all.
+#: The numbers of examples to use from train, validation and test. None means all.
 Sizes = tuple[int | None, int | None, int | None]
 
 
@@ -54,7 +54,7 @@ def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
 
 
 def dealt(source: Source) -> dict[SplitName, NDArray[np.int64]]:
-    """The split that all seeds share, as `deal` returns it, from the cache if possible. Raises UserError."""
+    """The deal that all seeds share, as from `deal`, from the cache if possible. Raises UserError."""
 
     def build(folder: Path) -> None:
         of = source.examples
@@ -69,7 +69,7 @@ def dealt(source: Source) -> dict[SplitName, NDArray[np.int64]]:
 
 
 def same_contents(source: Source) -> dict[str, NDArray[np.int64]]:
-    """The `ids` (N,), and in `same` (N,) the position of the first example with the same content.
+    """The `ids` (N,) of all examples, and in `same` (N,) each one's first position with equal content.
 
     From the cache if possible. Raises UserError for examples that cannot be read.
     """
@@ -83,7 +83,7 @@ def same_contents(source: Source) -> dict[str, NDArray[np.int64]]:
 
 
 def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
-    """Whether the cache holds `same_contents` and, unless `per_seed` is None, the pool or the deal."""
+    """Whether the cache has `same_contents` and, unless `per_seed` is None, the pool or the deal."""
     keys = {f"contents-{task.name}": _key(task)}
     if per_seed is not None:
         keys |= {f"pool-{task.name}": _key(task)} if per_seed else {f"deal-{task.name}": _deal_key(task)}
@@ -94,8 +94,8 @@ def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
 class Pool:
     """The M examples from which seeds deal.
 
-    `kept`: int64 (M,), their positions among all examples. `numbers`: int64 (M,), their blocks. `labels`
-    (M, …), as `as_tensor` returns them. `splits`: their official splits, as indices into SPLITS.
+    `kept`: int64 (M,), their positions among all examples. `numbers`: int64 (M,), their blocks. `labels` (M,
+    …), as `as_tensor` returns them. `splits`: their official splits, as indices into SPLITS.
     """
 
     kept: NDArray[np.int64]
@@ -105,7 +105,7 @@ class Pool:
     splits: NDArray[np.int64] | None
 
     def deal(self, task: Task, seed: int) -> dict[SplitName, NDArray[np.int64]]:
-        """Positions in the pool of each split's examples. Raises UserError as `dealing.deal` does."""
+        """The positions in the pool of each split's examples. Raises UserError as `dealing.deal` does."""
         labels = as_labels(task, torch.from_numpy(self.labels))
         splits = None if self.splits is None else [SPLITS[code] for code in self.splits.tolist()]
         return deal(task, labels, self.ids, self.ids, self.numbers, splits, seed)
@@ -133,19 +133,19 @@ def _key(task: Task) -> dict[str, Any]:
 
 
 def _deal_key(task: Task) -> dict[str, Any]:
-    # It decides which splits are refused, not which examples they have, so the task's identity lacks it.
+    # `every_class` affects only whether a split is refused, so it does not enter the task's identity.
     return _key(task) | {"every_class": task.every_class}
 
 
 def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
-    """Raises UserError for sizes and splits that the data cannot give, as far as a plan can know.
+    """Raises UserError for sizes and splits that the data do not allow, as far as a plan can know.
 
-    `seeds`: the seeds that deal a split each; None stands for the split that all seeds share.
+    `seeds` are the seeds that each deal a split; None means the split shared by all seeds.
     """
     for split, size, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
         check_size(task, split, size, available)
     for split, size, share in zip(SPLITS, sizes, task.redealt or (), strict=False):
-        # Blocks are never separated, so that a split may slightly exceed its share.
+        # Blocks are never separated, so a split may slightly exceed its share.
         if task.total and size is not None and size > task.total * share * 11 // 1000:
             raise UserError(
                 f"{split}_size must be at most {task.total * share // 100} or so, {share} % of the "
@@ -153,7 +153,7 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
             )
     if not task.at_hand:
         return
-    # Duplicates among images show only when all are decoded, which a plan does where sizes are given.
+    # Finding duplicate images requires decoding all of them, which a plan does only if sizes are given.
     if task.modality == "text" or any(sizes):
         _check_splits(task, sizes, seeds)
     else:
@@ -161,7 +161,7 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
 
 
 def split_count(task: Task, split: SplitName) -> int | None:
-    """The number of examples in a split that all seeds share; None if it is unknown before a download.
+    """The number of examples in a split shared by all seeds. None if unknown before a download.
 
     Raises UserError for data that cannot be split.
     """
@@ -177,7 +177,7 @@ def _dealt_counts(task: Task) -> dict[SplitName, int]:
 
 @lru_cache(maxsize=32)
 def _check_images(task: Task) -> None:
-    """Raises UserError for an image that cannot be read; looks once at the same images."""
+    """Raises UserError for an image that cannot be read. Checks the same images only once."""
     source = Source(task)
 
     def check(folder: Path) -> None:
@@ -189,7 +189,7 @@ def _check_images(task: Task) -> None:
 
 @lru_cache(maxsize=32)
 def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
-    """Checks the splits of each seed. The cache serves rows with several backbones."""
+    """Checks the splits of each seed. Cached, since several rows may have the same splits."""
     source = Source(task)
     for seed in seeds:
         if seed is None:
@@ -222,7 +222,7 @@ def check_size(task: Task, split: str, size: int | None, available: int, seed: i
 
 
 def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:
-    """The numbers of examples used per split; None for a task that has not been prepared."""
+    """The numbers of used examples per split. None for a task that has not been prepared."""
     if not contents_at_hand(task, per_seed=split_seed is not None):
         return None
     source = Source(task)
@@ -237,7 +237,7 @@ def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes 
 
 
 def repeated_tests(task: Task, train: NDArray[np.int64], test: NDArray[np.int64]) -> int | None:
-    """The number of test examples that also occur in train; None if the cache does not hold the contents.
+    """The number of test examples that also occur in train. None if the contents are not cached.
 
     `train` and `test` are ids. Texts are compared after normalisation (`Task.rules`), images by their pixels.
     """

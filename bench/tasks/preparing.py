@@ -1,4 +1,4 @@
-"""The splits of a task as a backbone reads them: prepared once, kept in the cache, then read."""
+"""Prepares the splits of a task for a kind of model input, once, and reads them from the cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from bench.tasks.tokens import encoded, flat, prompted, written
 from methods.errors import UserError
 from methods.validation import Frozen, Later, identity
 
-#: Number of texts tokenised in one call.
+#: The number of texts tokenised in one call.
 _TEXTS_AT_ONCE = 1000
 
 #: The file with all examples from which seeds deal.
@@ -50,7 +50,7 @@ class _Key(Frozen):
 class _TextKey(_Key):
     tokenizer_hash: str
     max_tokens: int
-    #: A prompt's template, followed by its words.
+    #: A prompt's template, followed by its answer words.
     prompt: Annotated[tuple[str, ...] | None, Later()] = None
 
 
@@ -66,7 +66,7 @@ def data_key(
 
     `per_seed`: each seed has its own split. A trial's id must also cover the seed, the sizes of the subsets,
     the padding of texts and, for images, `mean` and `std`. Raises UserError for a backbone of another
-    modality, `max_tokens` below 1, and a `resize` smaller than the image size.
+    modality, `max_tokens` below 1, and a `resize` below the image size.
     """
     if task.modality != model_input.modality:
         raise UserError(
@@ -103,12 +103,12 @@ def prepare(
     test_size: int | None = None,
     split_seed: int | None = None,
 ) -> PreparedData:
-    """The splits of a task as a backbone reads them, prepared once and kept in the cache.
+    """Prepares the splits of a task for a kind of model input, from the cache if possible.
 
-    Texts are cut to `max_tokens` or the model's limit, whichever is less. Images are resized as `ImageInput`
-    says, with antialiasing. A size selects the first examples of its split, which are a fair sample; None
-    selects all. With a `split_seed`, that seed deals the examples. Raises UserError for a size beyond the
-    split, for another modality, and for data that are not available or cannot be stored.
+    Texts are cut to `max_tokens` or the model's limit, whichever is less. Images are resized as in
+    `ImageInput`, with antialiasing. A size selects the first examples of its split, which are a fair sample;
+    None selects all. With a `split_seed`, that seed deals the examples. Raises UserError for a size beyond
+    the split, for another modality, and for data that are not available or cannot be stored.
     """
     sizes = (train_size, validation_size, test_size)
     for split, size, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
@@ -127,7 +127,7 @@ def prepare(
         if isinstance(scored, WrittenSplit):
             check_answers(task, name, scored.answers, scored.ids.tolist())
     if isinstance(train, WrittenSplit):
-        # Evaluation scores only the answer.
+        # Evaluation scores the answer only.
         train = replace(train, trains_prompts=task.loss_on == "all")
     repeated = repeated_tests(task, train.ids.numpy(), test.ids.numpy())
     return PreparedData(
@@ -138,8 +138,8 @@ def prepare(
 def _folder(task: Task, model_input: ModelInput, key: dict[str, Any], sizes: Sizes, per_seed: bool) -> Path:
     """The folder of the prepared splits, or of the pool from which seeds deal.
 
-    Only texts that the sizes select are tokenised: a few hundred of a million rows. All images are prepared,
-    since all must be decoded to find duplicates.
+    Only texts within the sizes are tokenised: perhaps a few hundred of a million rows. All images are
+    prepared, since all must be decoded to find duplicates.
     """
     source = Source(task)
     if isinstance(model_input, ImageInput):
@@ -210,7 +210,7 @@ def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key:
 
 
 def build_texts(source: Source, model_input: TextInput, max_tokens: int, sizes: Sizes, folder: Path) -> None:
-    """Writes one file per split, with the first `size` of its texts. Raises UserError."""
+    """Writes one file per split with the first `size` of its texts. Raises UserError."""
     parts = dealt(source)
     for split, size in zip(SPLITS, sizes, strict=True):
         check_size(source.task, split, size, len(parts[split]))
@@ -256,7 +256,7 @@ def _labels_and_ids(source: Source, positions: NDArray[np.int64]) -> Arrays:
 def _tokenised(
     source: Source, model_input: TextInput, max_tokens: int, positions: NDArray[np.int64]
 ) -> Arrays:
-    """The arrays of the texts at these positions, which are in ascending order."""
+    """The arrays of the texts at these positions, which must be in ascending order."""
     task, batches = source.task, list[Arrays]()
     used = np.zeros(len(source.examples.labels), dtype=bool)
     used[positions] = True
@@ -282,12 +282,12 @@ def _tokenised(
 
 @contextmanager
 def _resized(source: Source, model_input: ImageInput, folder: Path) -> Iterator[Arrays]:
-    """The arrays of all images, with the pixels in a file of the folder until the context ends.
+    """Context with the arrays of all images. Their pixels are in a file of the folder until it ends.
 
-    The source learns the images' contents on the way.
+    Decoding also computes the images' contents for the source.
     """
     task, size, count = source.task, model_input.size, len(source.examples.inputs)
-    # The pixels in the page cache, and two copies of those that are written.
+    # Memory for the pixels in the page cache, and for two copies of those being written.
     required, free = 3 * count * 3 * size**2 / MIB, available_mib()
     if required > free:
         raise UserError(

@@ -1,4 +1,4 @@
-"""VADER's archive: sentences that 20 people rated each, -4 to 4 (Hutto and Gilbert, ICWSM 2014)."""
+"""VADER's archive: sentences, each rated by 20 people from -4 to 4 (Hutto and Gilbert, ICWSM 2014)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from bench.tasks.task import Examples, Task
 
 
 def rows(member: str) -> list[tuple[str, float, str]]:
-    """Source, mean rating and text of each row of a file of the archive. Raises UserError."""
+    """Source, mean rating and text of each row in a file of the archive. Raises UserError."""
     folder = fetch("vader-sentiment") / "vaderSentiment-3.3.2" / "additional_resources"
     with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
         file = archive.extractfile(f"hutto_ICWSM_2014/{member}_GroundTruth.txt")
-        assert file is not None  # a regular file of an archive whose hash is pinned
+        assert file is not None  # a regular file in an archive with a pinned hash
         lines = file.read().decode("utf-8").split("\n")
     fields = (line.rstrip("\r").split("\t", 2) for line in lines if line)
     return [(source, float(rating), html.unescape(text).strip()) for source, rating, text in fields]
 
 
-#: Mean ratings (of 20 people) nearer to zero are neutral or disputed.
+#: The least distance from zero of a mean rating of 20 people. Nearer ones are neutral or disputed.
 _LEAST_RATING = 0.5
 
 
 class _RatedSentences(Task):
-    """Positive or negative by the sign of the mean rating; sentences rated within ±0.5 are left out."""
+    """Positive or negative, by the sign of the mean rating. Omits sentences rated within ±0.5."""
 
     modality = "text"
     paired = False
@@ -37,7 +37,7 @@ class _RatedSentences(Task):
     member: ClassVar[str]
 
     def examples(self) -> Examples:
-        """One example a rated sentence; its id is its row in the file, from 0."""
+        """One example per rated sentence. Its id is its row in the file, from 0."""
         texts, labels, ids, sources = [], [], [], []
         for row, (source, rating, text) in enumerate(rows(self.member)):
             if abs(rating) >= _LEAST_RATING:
@@ -48,12 +48,12 @@ class _RatedSentences(Task):
         return Examples(texts, labels, ids, groups=link(near_duplicates(texts), sources))
 
     def _source_of(self, row_id: str) -> str:
-        """The source of a row; rows of one source share a split."""
+        """The source of a row. Rows with the same source share a split."""
         return row_id
 
 
 class MovieSentiment(_RatedSentences):
-    """Sentences from film reviews; evenly balanced."""
+    """Sentences from film reviews, evenly balanced."""
 
     name = "movie-sentiment"
     sizes = (7052, 1510, 1510)
@@ -62,7 +62,7 @@ class MovieSentiment(_RatedSentences):
 
 
 class AmazonSentiment(_RatedSentences):
-    """Sentences from customers' reviews of five products; a review is never parted by the split."""
+    """Sentences from customers' reviews of five products. Splits never separate a review."""
 
     name = "amazon-sentiment"
     metric = "matthews"
@@ -75,7 +75,7 @@ class AmazonSentiment(_RatedSentences):
 
 
 class TweetSentiment(_RatedSentences):
-    """Tweets, about 200 of them contrived variants of others, which share a split with their original."""
+    """Tweets, about 200 of them contrived variants of others. A variant shares its original's split."""
 
     name = "tweet-sentiment"
     metric = "matthews"
@@ -88,11 +88,10 @@ MOVIE, AMAZON, TWEETS = MovieSentiment(), AmazonSentiment(), TweetSentiment()
 
 
 class RatingPairs(Task):
-    """By how much the first of two film review sentences was rated higher than the second.
+    """Pairs of film review sentences. The target is the difference of their mean ratings.
 
-    Twenty people rated each sentence from -4 to 4; the target is the difference of the means. The pairs are
-    ours: a fixed shuffle of all sentences, two by two, so that every sentence is in one pair only. Of
-    sentences that are near-duplicates the first one alone is taken.
+    Twenty people rated each sentence from -4 to 4. The pairs are ours: a fixed shuffle of all sentences, two
+    by two, so that every sentence is in one pair only. Only the first of several near-duplicates is used.
     """
 
     name = "rating-pairs"
@@ -107,7 +106,7 @@ class RatingPairs(Task):
     description = "pairs of film review sentences, by how much the first is rated higher"
 
     def examples(self) -> Examples:
-        """One example a pair; its id is the row of its first sentence in the file, from 0."""
+        """One example per pair. Its id is the row of its first sentence in the file, from 0."""
         rated = rows("movieReviewSnippets")
         first = near_duplicates([text for _, _, text in rated])
         alone = [row for row, number in enumerate(first) if row == number]

@@ -1,4 +1,4 @@
-"""A task's examples, checked against its declaration. Errors name the row."""
+"""Reads a task's examples and checks them against its declaration. Errors name the row."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from methods.errors import UserError, shown
 
 Value = TypeVar("Value")
 
-#: The largest rounding of regression targets, as a share of their standard deviation.
+#: The largest accepted rounding error of regression targets, relative to their standard deviation.
 ROUNDED = 1e-4
 
 
 def read_examples(task: Task) -> Examples:
-    """The task's examples with labels and ids as int; `read_texts` and `read_images` read the inputs.
+    """The task's examples with labels and ids as int. `read_texts` and `read_images` read the inputs.
 
     Raises UserError for an invalid label, id, split or group, and for regression targets that float32 cannot
     represent.
@@ -50,7 +50,7 @@ def read_examples(task: Task) -> Examples:
 
 
 def read_texts(task: Task, examples: Examples) -> Iterator[Any]:
-    """Yields the texts or pairs of texts. Raises UserError for one that is of another form than the first."""
+    """Yields the texts or pairs of texts. Raises UserError if one is not of the first one's type."""
     paired = isinstance(examples.inputs[0], tuple) and task.target != "generation"
     accepted = "texts are all strings, or all tuples of two strings"
     with TASKS.blaming(task.name):
@@ -72,14 +72,14 @@ def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
 
 
 def text_content(text: str | tuple[str, str], rules: Literal[1, 2] = 1) -> bytes:
-    """A hash of 16 bytes that is equal for texts, or pairs, that are duplicates by `Task.rules`."""
+    """A hash of 16 bytes, equal for texts or pairs that are duplicates by `Task.rules`."""
     normalise = normalise_text if rules == 1 else normalise_text_2
     shared = "\0".join(map(normalise, text if isinstance(text, tuple) else (text,)))
     return hashlib.sha256(shared.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def image_content(image: NDArray[np.uint8]) -> bytes:
-    """A hash of 16 bytes that is equal for duplicate images."""
+    """A hash of 16 bytes, equal for duplicate images."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()[:16]
 
 
@@ -140,7 +140,7 @@ def _check_rounding(task: Task, labels: list[float]) -> None:
 
 
 def _integer(least: int, beyond: int) -> Callable[[Any], int]:
-    """Returns a function that accepts integers, also numpy's, from `least` to below `beyond`."""
+    """Returns a function that accepts integers (numpy's as well) from `least` to below `beyond`."""
 
     def read(value: Any) -> int:
         number = operator.index(value)

@@ -1,4 +1,4 @@
-"""The registered tasks. Adding one is a line here."""
+"""The registered tasks. A new task is one more line here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Words = Annotated[str, Field(min_length=1)]
 
 
 class _Declared(Frozen):
-    """The attributes of a task, documented in `Task`."""
+    """The declared attributes of a task, documented in `Task`."""
 
     name: _Words
     modality: Modality
@@ -57,7 +57,7 @@ class _Declared(Frozen):
 
 
 def check_task(name: str, task: Any) -> None:
-    """Raises UserError unless the object registered under `name` is a task with all declarations.
+    """Raises UserError unless a registered object is a task with all declarations.
 
     A `data_hash` that is a property is not evaluated, since it may read files.
     """
@@ -84,7 +84,7 @@ def check_task(name: str, task: Any) -> None:
     objective(task)
 
 
-#: Names to tasks. Plug-ins add more by entry points.
+#: The tasks by name. Plug-ins add more by entry points.
 TASKS = Registry(
     "task",
     {

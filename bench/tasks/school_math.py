@@ -1,4 +1,4 @@
-"""Grade-school mathematics: GSM8K, and MetaMathQA as peft's comparison of methods trains on it."""
+"""Grade-school mathematics: GSM8K, and MetaMathQA as trained on in peft's comparison of methods."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from bench.tasks.table_files import Table
 from bench.tasks.task import DataSource, Examples, SplitName
 from methods.errors import UserError
 
-#: The answer follows the prompt without a space, as in peft's comparison.
+#: The prompt. As in peft's comparison, the answer follows without a space.
 PROMPT = "Question: {question} Think step by step.\nAnswer:"
 
-#: The phrases that precede the final number, in the order of the search.
+#: The phrases that precede the final number, in the order in which they are searched.
 PHRASES = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
 
-#: The most characters of a question and answer of MetaMathQA that is used.
+#: The largest number of characters in a used question and answer of MetaMathQA.
 LONGEST = 1_300
 
 
 class Gsm8k(HubTexts):
-    """Cobbe et al., 2021: 7,473 word problems with solutions, 1,319 to test on."""
+    """GSM8K (Cobbe et al., 2021): 7,473 word problems with solutions, 1,319 for testing."""
 
     name = "gsm8k"
     repository = "openai/gsm8k"
@@ -50,7 +50,7 @@ class Gsm8k(HubTexts):
 
 
 class MetaMath(HubTexts):
-    """Yu et al., 2023, as peft's comparison of methods has it.
+    """MetaMathQA (Yu et al., 2023) as in peft's comparison of methods.
 
     The train split has the first 20,000 pairs of MetaMathQA with at most 1,300 characters. The validation
     split has 50 problems of GSM8K's train split, the first in numpy's permutation of seed 0. The test split
@@ -76,7 +76,7 @@ class MetaMath(HubTexts):
     description = "problems from MetaMathQA to train on, and GSM8K's to be tested on"
     license = "MIT"
 
-    #: The source of validation and test problems, which a suite cannot change.
+    #: The source of validation and test problems. A suite cannot change it.
     problems = Gsm8k().at(DataSource(revision="740312add88f781978c0658806c59bc2815b9866"))
 
     @property
@@ -93,7 +93,7 @@ class MetaMath(HubTexts):
         return f"sha256:{digest.hexdigest()}"
 
     def examples(self) -> Examples:
-        """Ids of MetaMathQA are its rows; those of GSM8K are -1 minus its own ids."""
+        """The examples. MetaMathQA's ids are its rows, GSM8K's are -1 minus its own ids."""
         rows = self._kept()
         problems = self._problems().examples()
         assert problems.splits is not None  # GSM8K's own
@@ -125,7 +125,7 @@ class MetaMath(HubTexts):
         return file
 
     def _kept(self) -> list[tuple[int, str, str]]:
-        """Row, query and response of the first rows within the length limit. Raises UserError."""
+        """Yields row, query and response of the first rows within the length limit. Raises UserError."""
         file = self._json()
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))

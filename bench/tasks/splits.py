@@ -15,10 +15,10 @@ from bench.tasks.objective import Objective, extracted, same
 class TextSplit:
     """N tokenised texts, end to end in one buffer.
 
-    `tokens`: int32 (total tokens,). `starts`: int64 (N,), where each text begins. `lengths`: int64 (N,),
+    `tokens`: int32 (total tokens,). `starts`: int64 (N,), the beginning of each text. `lengths`: int64 (N,),
     always on the CPU, where batches are planned. `labels` (N, …), in the form of `Objective`. `ids`: int64
-    (N,), always on the CPU. `pad_id`: the padding token. `seconds`: int64 (N,), where the second text of a
-    pair begins; None if the tokenizer does not distinguish the two. `width`: the width of every batch; None:
+    (N,), always on the CPU. `pad_id`: the padding token. `seconds`: int64 (N,), the beginning of a pair's
+    second text; None if the tokenizer does not distinguish the two. `width`: the width of every batch; None:
     that of its longest text.
     """
 
@@ -30,7 +30,7 @@ class TextSplit:
     pad_id: int
     seconds: Tensor | None = None
     width: int | None = None
-    #: The number of prompts that were cut from the left.
+    #: The number of prompts cut from the left.
     cut: int = 0
 
     def __len__(self) -> int:
@@ -38,11 +38,11 @@ class TextSplit:
 
     @property
     def uneven(self) -> Tensor | None:
-        """The lengths by which batches are formed; None if all batches have the same width."""
+        """The lengths by which batches are formed. None if all batches have the same width."""
         return self.lengths if self.width is None else None
 
     def to(self, device: torch.device | str) -> TextSplit:
-        """The same split with the tensors that `batch` and `targets` read on `device`."""
+        """The same split with the tensors read by `batch` and `targets` on `device`."""
         return replace(
             self,
             tokens=self.tokens.to(device),
@@ -52,17 +52,17 @@ class TextSplit:
         )
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, int64 (B, tokens), padded on the right.
+        """Returns `input_ids` and `attention_mask`, int64 (B, tokens), padded on the right.
 
         Pairs also have `token_type_ids` if the tokenizer distinguishes the two texts. `indices`: int64 (B,),
-        best on the CPU: then nothing waits for an accelerator.
+        best on the CPU, which avoids waiting for an accelerator.
         """
         device = self.tokens.device
         lengths = self.lengths[indices.cpu()]
         position = torch.arange(self.width or int(lengths.max()), device=device)
         mask = position < send(lengths, device)[:, None]
         rows = send(indices, device)
-        # Positions past a text's end belong to another text, or to none: clamped, then masked.
+        # Positions past a text's end belong to another text or to none, so clamp and mask them.
         flat = (self.starts[rows, None] + position).clamp_(max=len(self.tokens) - 1)
         batch = {
             "input_ids": self.tokens[flat].long().masked_fill_(~mask, self.pad_id),
@@ -73,7 +73,7 @@ class TextSplit:
         return batch
 
     def targets(self, indices: Tensor) -> Tensor:
-        """Labels, (B, …)."""
+        """Returns labels (B, …)."""
         return self.labels[send(indices, self.labels.device)]
 
 
@@ -91,14 +91,14 @@ class ImageSplit:
     mean: Tensor
     std: Tensor
 
-    #: All images have the same size, so that batches are not formed by length.
+    #: All images have the same size, so batches are not formed by length.
     uneven = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> ImageSplit:
-        """The same split with the tensors that `batch` and `targets` read on `device`."""
+        """The same split with the tensors read by `batch` and `targets` on `device`."""
         return replace(
             self,
             pixels=self.pixels.to(device),
@@ -108,7 +108,7 @@ class ImageSplit:
         )
 
     def batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """`pixel_values`, float32 (B, 3, size, size), normalised. `indices`: int64 (B,).
+        """Returns `pixel_values`, float32 (B, 3, size, size), normalised. `indices`: int64 (B,).
 
         `augment` changes the uint8 images (B, 3, size, size) on their device.
         """
@@ -118,19 +118,19 @@ class ImageSplit:
         return {"pixel_values": pixels.float().div_(255).sub_(self.mean).div_(self.std)}
 
     def targets(self, indices: Tensor) -> Tensor:
-        """Labels, (B, …)."""
+        """Returns labels (B, …)."""
         return self.labels[send(indices, self.labels.device)]
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor on `device`, copied without waiting for an accelerator."""
+    """Copies a small CPU tensor to `device` without waiting for an accelerator."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def answers_of(tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """The correct answers, from the arrays of `bench.tasks.tokens.written`."""
+    """The correct answers, decoded from the arrays of `bench.tasks.tokens.written`."""
     content, sizes = bytes(tensors["answer_bytes"].tolist()), tensors["answer_sizes"]
     ends = sizes.cumsum(0).tolist()
     return tuple(content[end - size : end].decode() for end, size in zip(ends, sizes.tolist(), strict=True))
@@ -141,8 +141,8 @@ class WrittenSplit(TextSplit):
     """N prompts, each followed by its answer.
 
     `prompts`: int64 (N,), on the CPU, the number of tokens in each prompt. `answers`: the correct answers.
-    `phrases`: texts before the part of an answer that counts. `trains_prompts`: whether the loss includes the
-    prompt's tokens.
+    `phrases`: texts that precede the relevant part of an answer. `trains_prompts`: whether the loss includes
+    the prompt's tokens.
     """
 
     prompts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
@@ -151,7 +151,7 @@ class WrittenSplit(TextSplit):
     trains_prompts: bool = False
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The batch of the texts with `scored` (B, tokens), which marks the tokens to predict."""
+        """Returns the batch of the texts with `scored` (B, tokens), which marks the tokens to predict."""
         batch = super().batch(indices)
         mask = batch["attention_mask"]
         places = torch.arange(mask.shape[1], device=mask.device)
@@ -159,7 +159,7 @@ class WrittenSplit(TextSplit):
         return {**batch, "scored": mask * (places >= send(first, mask.device)[:, None])}
 
     def prompt_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """`input_ids` and `attention_mask` of the prompts alone, (B, tokens), padded on the left."""
+        """Returns `input_ids` and `attention_mask` (B, tokens) of the prompts only, padded on the left."""
         device = self.tokens.device
         lengths = self.prompts[indices.cpu()]
         width = int(lengths.max())
@@ -168,7 +168,7 @@ class WrittenSplit(TextSplit):
         return tokens.masked_fill_(place < 0, self.pad_id), (place >= 0).long()
 
     def correct(self, indices: Tensor, texts: Sequence[str]) -> list[bool]:
-        """Whether each written text answers its example correctly."""
+        """Whether each written text is a correct answer to its example."""
         return [
             same(extracted(text, self.phrases), extracted(self.answers[index], self.phrases))
             for index, text in zip(indices.tolist(), texts, strict=True)
@@ -186,12 +186,12 @@ class PreparedData:
     validation: Split
     test: Split
     objective: Objective
-    #: The number of test examples that also occur in train; None if unknown.
+    #: The number of test examples that also occur in train. None if unknown.
     repeated: int | None = None
 
     @property
     def classes(self) -> int:
-        """The number of outputs of a head for them."""
+        """The number of outputs of a head for these data."""
         return self.objective.outputs
 
     def to(self, device: torch.device | str) -> PreparedData:

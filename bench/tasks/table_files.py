@@ -1,4 +1,4 @@
-"""Tables of files, and the line of each row for messages. Nothing of a file is run."""
+"""Reads tables from files, and the line of each row for messages. Never runs code from a file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from methods.errors import UserError, did_you_mean, shown
 
 if TYPE_CHECKING:
-    # Their import takes a while, and most plans read no table.
+    # Imported late: the import is slow, and most plans read no table.
     import pyarrow as pa
 
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
 
-#: Half of a character beyond the first 65,536, which JSON can express and UTF-8 cannot.
+#: A lone surrogate, which JSON can express and UTF-8 cannot.
 _HALF = re.compile("[\ud800-\udfff]")
 
-#: The kinds of JSON values, as messages call them.
+#: The names of JSON types in messages.
 _KINDS = {str: "texts", bool: "true or false", list: "lists", dict: "objects", float: "numbers"}
 
 
@@ -32,14 +32,14 @@ class Table:
     """Some columns of one file, or of one split of a data set."""
 
     columns: pa.Table
-    #: The name of a row in messages, such as "reviews.csv, line 17". Rows count from 0.
+    #: Returns the name of a row (from 0) in messages, such as "reviews.csv, line 17".
     line: Callable[[int], str]
-    #: The names of the classes, for label columns that store them.
+    #: The class names, for label columns that store them.
     class_names: dict[str, list[str]]
 
 
 def read_csv(file: Path, names: Sequence[str]) -> Table:
-    """Reads columns of a CSV file as texts; an empty value is null. Raises UserError."""
+    """Reads columns of a CSV file as texts. An empty value is null. Raises UserError."""
     import pandas as pd
     import pyarrow as pa
 
@@ -61,7 +61,7 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
             frame = pd.read_csv(file, na_values=[""], **options)
         except pd.errors.ParserError as error:
             raise UserError(_csv_fault(file, delimiter, len(have))) from error
-        # pandas takes the first column for row names where rows have more values than the header.
+        # pandas takes the first column as row names if rows have more values than the header.
         if not isinstance(frame.index, pd.RangeIndex):
             raise UserError(_csv_fault(file, delimiter, len(have)))
         places = [have.index(name) for name in names]
@@ -73,7 +73,7 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
 
 
 def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> None:
-    """Raises UserError for a file whose columns another character separates."""
+    """Raises UserError if another character separates the file's columns."""
     for other in ";\t|":
         if len(have) == 1 and set(names) <= {name.strip('"') for name in have[0].split(other)}:
             raise UserError(
@@ -82,9 +82,9 @@ def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> N
 
 
 def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row below the column names, with the line on which it begins; values in quotes may have several.
+    """Yields each row below the header with its first line. Quoted values may span several lines.
 
-    Like pandas, passes over empty lines.
+    Skips empty lines, as pandas does.
     """
     limit = csv.field_size_limit(2**31 - 1)
     try:
@@ -102,13 +102,13 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_line(file: Path, delimiter: str, row: int) -> int:
-    """The line, from 1, on which a row begins."""
+    """The line, counted from 1, on which a row begins."""
     line, _ = next(islice(_csv_rows(file, delimiter), row, None), (row + 2, []))
     return line
 
 
 def _csv_fault(file: Path, delimiter: str, columns: int) -> str:
-    """A message that names the first row with too many values; without any, a quote stays open."""
+    """A message that names the first row with too many values. Without one, a quote is not closed."""
     line = 1
     for line, fields in _csv_rows(file, delimiter):
         if len(fields) > columns:
@@ -120,9 +120,9 @@ def _csv_fault(file: Path, delimiter: str, columns: int) -> str:
 
 
 def read_jsonl(file: Path, names: Sequence[str], texts: Sequence[str], answers: Sequence[str] = ()) -> Table:
-    """Reads columns of a file with a JSON object on each line. Raises UserError.
+    """Reads columns of a file with one JSON object per line. Raises UserError.
 
-    Columns in `texts` hold strings. In `answers`, numbers and truth values become texts as JSON writes them.
+    Columns in `texts` hold strings. In `answers`, numbers and booleans become texts as in JSON.
     """
     import pyarrow as pa
 
@@ -150,7 +150,7 @@ def read_jsonl(file: Path, names: Sequence[str], texts: Sequence[str], answers: 
 
 
 def as_answer(value: Any) -> Any:
-    """A number or a truth value as JSON writes it; anything else as it is."""
+    """Writes a number or a boolean as in JSON. Returns other values unchanged."""
     return json.dumps(value) if isinstance(value, (bool, int, float)) else value
 
 
@@ -167,7 +167,7 @@ def _object(file: Path, number: int, text: str) -> dict[str, Any]:
 def _check_kinds(
     file: Path, name: str, values: Iterable[tuple[int, Any]], expected: type | None = None
 ) -> None:
-    """Raises UserError, with the line, for a value that is not `expected`, or not of the first one's kind."""
+    """Raises UserError naming the line for a value that is not `expected`, or not of the first's type."""
     for line, value in values:
         if value is None:
             continue
@@ -201,9 +201,9 @@ def read_parquet(files: Sequence[Path], names: Sequence[str], where: str = "") -
 
 
 def read_dataset(folder: Path, names: Sequence[str]) -> dict[str, Table]:
-    """Reads columns of a folder that `save_to_disk` wrote, by split; one without splits is named "".
+    """Reads columns of a folder written by `save_to_disk`, by split; "" is a data set without splits.
 
-    They are read from disk when they are used. Raises UserError.
+    Values are read from disk on use. Raises UserError.
     """
     import datasets
 
@@ -221,7 +221,7 @@ def read_dataset(folder: Path, names: Sequence[str]) -> dict[str, Table]:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """The names of classes that `datasets` stored with a table."""
+    """The class names that `datasets` stored with a table."""
     import datasets
 
     if b"huggingface" not in (schema.metadata or {}):
@@ -243,7 +243,7 @@ def check_columns(where: str, names: Iterable[str], have: Sequence[str]) -> None
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Turns errors of the libraries that read a file into a UserError that names it."""
+    """Converts errors of the libraries that read a file to a UserError that names the file."""
     from pyarrow import ArrowException
 
     try:
@@ -267,7 +267,7 @@ def _undecodable_line(file: Path) -> int:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds texts."""
+    """Whether a column of this type contains texts."""
     from pyarrow import types
 
     inner = kind.value_type if types.is_dictionary(kind) else kind
@@ -275,7 +275,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def blank_row(column: Any) -> int | None:
-    """The first row of a column of texts that is null or only spaces; None if there is none."""
+    """The first row in a column of texts that is null or only spaces. None if there is none."""
     from pyarrow import compute, types
 
     texts = compute.cast(column, column.type.value_type) if types.is_dictionary(column.type) else column
@@ -285,10 +285,10 @@ def blank_row(column: Any) -> int | None:
 
 
 def embedded_images(column: Any, where: Callable[[int], str]) -> Any:
-    """The encoded images of a column, as an array of bytes. Raises UserError for one that is not embedded.
+    """The encoded images of a column as an array of bytes. Raises UserError unless all are embedded.
 
-    `where` is the name of a row in messages. `datasets.Image` stores a path beside the bytes. It is never
-    followed: it could name any file of this machine, and any address.
+    `where` gives the name of a row in messages. `datasets.Image` stores a path beside the bytes. It is never
+    followed, since it could name any file of this machine and any address.
     """
     from pyarrow import compute, types
 

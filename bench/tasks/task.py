@@ -21,20 +21,20 @@ from methods.errors import UserError, shown
 
 SplitName = Literal["train", "validation", "test"]
 
-#: Incremented when `bench.tasks.dealing` or `bench.tasks.preparing` treats the same examples differently.
+#: The version of `bench.tasks.dealing` and `bench.tasks.preparing`, incremented when results change.
 PREPARATION_VERSION = 1
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class DataSource(Lockable):
-    """The source of a hub task's data: another repository, another revision, or a folder."""
+    """The source of a hub task's data: another repository or revision, or a folder."""
 
-    #: A folder that holds the repository's parquet files under their names there.
+    #: A folder with the repository's parquet files under the same names.
     local: Path | None = None
-    #: Another repository, whose data have the same columns.
+    #: Another repository with the same columns.
     hub: str | None = None
-    #: A branch, tag or commit of the repository; None is the main branch.
+    #: A branch, tag or commit of the repository. None: the main branch.
     revision: str | None = None
 
     @model_validator(mode="after")
@@ -45,7 +45,7 @@ class DataSource(Lockable):
 
 
 class LazyImages(Sequence[NDArray[np.uint8]]):
-    """RGB images as arrays (height, width, 3). `decode` makes each from its item when it is indexed."""
+    """RGB images as arrays (height, width, 3). `decode` makes each from its item on access."""
 
     def __init__(self, items: Sequence[Any], decode: Callable[[Any], NDArray[np.uint8]]) -> None:
         self.items, self._decode = items, decode
@@ -129,12 +129,12 @@ class Task(ABC):
     modality: Modality
     classes: tuple[str, ...] = ()
     target: Kind = "single label"
-    #: Whether its texts are pairs; None if only the examples show it.
+    #: Whether its texts are pairs. None if known only from the examples.
     paired: bool | None = None
     #: The unit of a regression's targets.
     unit: str = ""
-    #: For a generation: whether the loss includes the prompt's tokens, the most tokens of an answer, and the
-    #: phrases that precede its final part (see `bench.tasks.objective.extracted`).
+    #: For generation: whether the loss includes the prompt's tokens, the largest number of tokens of an
+    #: answer, and the phrases that precede its final part (see `bench.tasks.objective.extracted`).
     loss_on: Literal["answer", "all"] = "answer"
     new_tokens: int = 64
     answer_after: tuple[str, ...] = ()
@@ -144,17 +144,17 @@ class Task(ABC):
     description: str
     license: str
     fractions: tuple[int, int, int] = (70, 15, 15)
-    #: The percentages of a suite, which replace the task's own.
+    #: A suite's percentages, which replace the task's own.
     redealt: tuple[int, int, int] | None = None
-    #: Whether a split that lacks a class is refused.
+    #: Whether a split without examples of some class is refused.
     every_class: bool = True
     sizes: tuple[int, int, int] | None = None
-    #: The number of all examples, if a suite deals a task of stated `sizes` anew.
+    #: The total number of examples, if a suite changes the fractions of a task with `sizes`.
     total: int | None = None
-    #: The version of the rules in `bench.tasks.dealing` for duplicates and splits. Registered tasks keep the
-    #: first, with which results are published; described data have the second.
+    #: The version of the rules in `bench.tasks.dealing` for duplicates and splits. Registered tasks keep
+    #: version 1, with which results were published; described data use version 2.
     rules: Literal[1, 2] = 1
-    #: Whether its examples are on this machine, so that a plan can check them.
+    #: Whether its examples are on this machine, where a plan can check them.
     at_hand: bool = False
 
     @abstractmethod
@@ -167,13 +167,13 @@ class Task(ABC):
         return {"regression": 1, "generation": 3}.get(self.target, len(self.classes))
 
     def at(self, source: DataSource) -> Task:
-        """The same task with another source of its data. Raises UserError if it has only one."""
+        """The same task with another data source. Raises UserError if it has only one source."""
         raise UserError(f"task '{self.name}' brings its own data and takes no source")
 
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
         """The task with other percentages of train, validation and test, or another metric.
 
-        Its identity is another one too.
+        Its identity differs as well.
         """
         task = copy(self)
         if fractions is not None:
@@ -188,19 +188,19 @@ class Task(ABC):
         return self.fractions
 
     def pinned(self) -> DataSource | None:
-        """The source of exactly the data that `data_hash` names; None if the task has only one source."""
+        """The source of exactly the data that `data_hash` identifies. None if it has only one source."""
         return None
 
     def identity_hash(self) -> str:
-        """A hash of data, labels, splits, preparation and metric, computed without the data themselves.
+        """A hash of data, labels, splits, preparation and metric, computed without reading the data.
 
-        Raises UserError for a `data_hash` that is no text or cannot be computed.
+        Raises UserError for a `data_hash` that is not a text or cannot be computed.
         """
         data_hash = self.data_hash
         if not isinstance(data_hash, str) or not data_hash:
             raise UserError(f"task '{self.name}': data_hash should be a text, got {shown(data_hash)}")
         parts = [self.name, data_hash, str(self.version), str(PREPARATION_VERSION)]
-        # Accuracy was the first metric, and its trials keep their ids.
+        # Accuracy was the first metric, and trials with it keep their ids.
         parts += [self.metric] if self.metric != "accuracy" else []
         parts += [self.target] if self.target != "single label" else []
         parts += [f"fractions {self.redealt}"] if self.redealt else []

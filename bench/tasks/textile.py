@@ -13,10 +13,10 @@ from bench.tasks.task import Examples, LazyImages, Task
 
 
 class Textile(Task):
-    """Three classes: 1,000 sound images, 500 with a small local defect, 500 whose whole weave is off.
+    """Three classes of texture: 1,000 sound images, 500 with a local defect, 500 with a faulty weave.
 
-    No two images are near-duplicates (docs/reference/tasks.md says how that was checked), so the split needs
-    no groups.
+    No two images are near-duplicates (docs/reference/tasks.md describes the check), so the split needs no
+    groups.
     """
 
     name = "textile"
@@ -28,7 +28,7 @@ class Textile(Task):
     license = ASSETS["textile"].license
 
     def examples(self) -> Examples:
-        """One example an image of 250×250 pixels; its id is its place, classes in order, then file names."""
+        """One example per image of 250×250 pixels. Its id is its position, by class, then file name."""
         folder = fetch("textile") / "conformal_clip_data" / "data" / "textile_images" / "simulated"
         paths = [
             (path, k) for k, name in enumerate(self.classes) for path in sorted((folder / name).iterdir())

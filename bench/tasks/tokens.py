@@ -1,4 +1,4 @@
-"""Texts, prompts and answers as token ids."""
+"""Converts texts, prompts and answers to token ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -
     encoded = tokenizer(*columns, truncation=True, max_length=max_tokens)
     arrays = flat(encoded["input_ids"])
     if paired:
-        # A tokenizer without token types does not distinguish the two texts.
+        # Tokenizers without token types do not distinguish the two texts.
         seconds = [row.index(1) for row in encoded.get("token_type_ids", []) if any(row)]
         arrays |= {"seconds": np.array(seconds)} if seconds else {}
     return arrays
@@ -37,9 +37,9 @@ def prompted(
     """The token ids of each text's prompt, and whether the prompt was cut.
 
     Prompts begin with the tokenizer's first token and lack its last, since an answer follows. A prompt that
-    exceeds `max_tokens` with its answer is cut from the left, so that the question at its end remains. Raises
-    UserError for a prompt without a place for the texts, for words without tokens, and for a `max_tokens`
-    that leaves no room for the text.
+    exceeds `max_tokens` together with its answer is cut from the left, so that the question at its end
+    remains. Raises UserError for a prompt without a place for the texts, for words without tokens, and if
+    `max_tokens` leaves no room for the text.
     """
     prompt.check(paired=isinstance(texts[0], tuple))
     longest = max(map(len, prompt.word_tokens(tokenizer)))
@@ -60,10 +60,10 @@ def prompted(
 def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Sequence[str]) -> Arrays:
     """The arrays of N prompts, each followed by its answer and the token that ends a text.
 
-    `tokens`, end to end, and their `lengths`; `prompts`, the number of tokens in each prompt; `cut`, whether
-    an example exceeded `max_tokens`. A prompt that leaves no room is cut from the left, an answer from the
-    right. `answer_bytes` and `answer_sizes` are the correct answers in UTF-8. Raises UserError if the
-    tokenizer has no end token, and for a `max_tokens` without room.
+    They are `tokens`, end to end, with their `lengths`; `prompts`, the number of tokens in each prompt;
+    `cut`, whether an example exceeded `max_tokens`; and `answer_bytes` with `answer_sizes`, the correct
+    answers in UTF-8. A prompt that leaves no room is cut from the left, an answer from the right. Raises
+    UserError if the tokenizer has no end token, and for a `max_tokens` without room.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the backbone's tokenizer has no token that ends a text, with which answers end")
@@ -96,13 +96,13 @@ def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Se
 
 
 def beginning(tokenizer: Any) -> list[int]:
-    """The token with which the tokenizer begins a text, or nothing."""
+    """The token that begins a text in this tokenizer, or an empty list."""
     begun: list[int] = tokenizer("")["input_ids"][:1]
     return begun if begun and begun[0] == tokenizer.bos_token_id else []
 
 
 def flat(rows: Sequence[Sequence[int]]) -> Arrays:
-    """The tokens of all rows, end to end, and the length of each row."""
+    """Concatenates the tokens of all rows. Also returns the length of each row."""
     return {
         "tokens": np.fromiter(chain.from_iterable(rows), dtype=np.int32),
         "lengths": np.array([len(row) for row in rows]),
