@@ -54,10 +54,10 @@ def build(folder: Path) -> list[str]:
         module = importlib.import_module(name)
         # What a package imports when it is asked for, pdoc would not see.
         vars(module).update({public: getattr(module, public) for public in getattr(module, "__all__", ())})
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pdoc.pdoc(*PUBLIC, output_directory=folder)
-    wrong = [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
+    wrong = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     for name in PUBLIC:
         for doc in _documented(Module(importlib.import_module(name))):
             if _wants_words(doc) and not doc.docstring.strip():
@@ -94,16 +94,16 @@ def _exists(dotted: str) -> bool:
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:end]))
+            target = importlib.import_module(".".join(parts[:end]))
         except ModuleNotFoundError:
             continue
         for attribute in parts[end:]:
-            fields = getattr(found, "model_fields", {}) | getattr(found, "__annotations__", {})
+            fields = getattr(target, "model_fields", {}) | getattr(target, "__annotations__", {})
             if attribute in fields:
                 return True
-            if not hasattr(found, attribute):
+            if not hasattr(target, attribute):
                 return False
-            found = getattr(found, attribute)
+            target = getattr(target, attribute)
         return True
     return False
 

@@ -36,7 +36,7 @@ def table(checks: Mapping[str, str]) -> str:
 
 def _row(name: str) -> tuple[str, ...]:
     kind = KINDS[name]
-    named = ", ".join(f"`{one}`" for one in (name, *kind.within))
+    named = ", ".join(f"`{kind_name}`" for kind_name in (name, *kind.within))
     gate = " and gate" if "gate" in kind.layouts[0] else ""
     split = [f"; {', '.join(parts[:-1])} and {parts[-1]} split" for parts in kind.fused.values()]
     sites = f"all six{gate}{''.join(split)}"
@@ -59,10 +59,14 @@ def run_checks() -> dict[str, str]:
     """What comes of each kind's checks now."""
     checks, failed = {}, []
     for name in NAMES:
-        found = check_kind(name)
-        failed += [f"{name}: {one.check}: {one.message}" for one in found if one.status == "failed"]
-        asked = [one for one in found if one.status != "not applicable"]
-        checks[name] = f"{sum(one.status == 'passed' for one in asked)} of {len(asked)}"
+        findings = check_kind(name)
+        failed += [
+            f"{name}: {finding.check}: {finding.message}"
+            for finding in findings
+            if finding.status == "failed"
+        ]
+        applicable = [finding for finding in findings if finding.status != "not applicable"]
+        checks[name] = f"{sum(finding.status == 'passed' for finding in applicable)} of {len(applicable)}"
     if failed:
         raise SystemExit("\n".join(failed))
     return checks

@@ -35,7 +35,7 @@ def _row(name: str) -> tuple[str, ...]:
         loaders.append(f"`{answering.loader}`")
         head += "; none"
     fused = "; ".join(", ".join(parts[:-1]) + f" and {parts[-1]}" for parts in kind.fused.values())
-    named = ", ".join(f"`{one}`" for one in (name, *kind.within))
+    named = ", ".join(f"`{kind_name}`" for kind_name in (name, *kind.within))
     return named, "; ".join(models), head, "; ".join(loaders), fused or "–", "–" if fused else "yes"
 
 

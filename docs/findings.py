@@ -27,8 +27,8 @@ RESULTS = DOCS.parent / "results"
 def answers(results: Path = RESULTS) -> dict[str, Answer]:
     """What is found of each question."""
     tuned, untuned = Packed(TUNED, results), Packed(UNTUNED, results)
-    found = {question.letter: of_pairs(tuned, question) for question in COMPARED}
-    return found | {
+    of_pairs_by_letter = {question.letter: of_pairs(tuned, question) for question in COMPARED}
+    return of_pairs_by_letter | {
         "f": of_ranks(Packed(RANKS, results), [untuned, tuned]),
         "g": of_tuning(tuned, untuned),
         "h": of_forgetting(Packed(DECODER, results)),
@@ -36,7 +36,7 @@ def answers(results: Path = RESULTS) -> dict[str, Answer]:
     }
 
 
-def in_short(evidence: str, found: Mapping[str, Answer]) -> str:
+def in_short(evidence: str, by_letter: Mapping[str, Answer]) -> str:
     """The table of findings.md: each question of that page with its answer, or how far it is."""
     questions = dict(re.findall(r"^## (\w)\. (.+)$", evidence, re.M))
     return table(
@@ -46,7 +46,7 @@ def in_short(evidence: str, found: Mapping[str, Answer]) -> str:
                 f"[{letter}. {questions[letter]}](evidence.md#{letter})",
                 answer.short or f"**not yet** ({answer.state})",
             ]
-            for letter, answer in found.items()
+            for letter, answer in by_letter.items()
         ],
     )
 
@@ -59,18 +59,18 @@ def rewritten(page: str, contents: Mapping[str, str]) -> str:
     return page
 
 
-def pages(found: Mapping[str, Answer]) -> dict[Path, str]:
+def pages(by_letter: Mapping[str, Answer]) -> dict[Path, str]:
     """Both pages as they are to be."""
     findings, evidence = (page.read_text(encoding="utf-8") for page in (FINDINGS, EVIDENCE))
     return {
-        FINDINGS: rewritten(findings, {"answers": in_short(evidence, found)}),
-        EVIDENCE: rewritten(evidence, {letter: answer.told for letter, answer in found.items()}),
+        FINDINGS: rewritten(findings, {"answers": in_short(evidence, by_letter)}),
+        EVIDENCE: rewritten(evidence, {letter: answer.text for letter, answer in by_letter.items()}),
     }
 
 
 if __name__ == "__main__":
-    found = answers()
-    for page, text in pages(found).items():
+    all_answers = answers()
+    for page, text in pages(all_answers).items():
         page.write_text(text, encoding="utf-8")
-    for picture in (picture for answer in found.values() for picture in answer.pictures):
+    for picture in (picture for answer in all_answers.values() for picture in answer.pictures):
         picture.path.write_text(picture.svg(), encoding="utf-8")

@@ -86,10 +86,10 @@ def trained(method: Method) -> None:
     adapter.detach()
     for name, tensor in backbone.module.named_parameters():
         assert name.startswith("head.") or torch.equal(tensor, frozen[name]), f"{method.label} left traces"
-    again = attach(backbone, method, seed=1)
-    again.load(state)
+    reloaded = attach(backbone, method, seed=1)
+    reloaded.load(state)
     assert torch.allclose(backbone.module.eval()(x), answers, atol=1e-5), f"{method.label} is lost"
-    again.detach()
+    reloaded.detach()
 
 
 def copies(tensors: Any) -> dict[str, Tensor]:

@@ -32,11 +32,13 @@ def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed
     change(content)
     if signed:
         manifest = json.loads(content.pop(MANIFEST))
-        members = {name: {"sha256": sha256_of(told), "bytes": len(told)} for name, told in content.items()}
+        members = {
+            name: {"sha256": sha256_of(member), "bytes": len(member)} for name, member in content.items()
+        }
         content[MANIFEST] = json.dumps(manifest | {"members": members}).encode()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, told in content.items():
-            file.writestr(name, told)
+        for name, member in content.items():
+            file.writestr(name, member)
     return target
 
 
@@ -45,8 +47,8 @@ def edit_json(name: str, change: Callable[[dict], None]) -> Callable[[Files], No
 
     def edit(content: Files) -> None:
         for path in [path for path in content if path.endswith(name)]:
-            told = json.loads(content[path])
-            change(told)
-            content[path] = json.dumps(told).encode()
+            document = json.loads(content[path])
+            change(document)
+            content[path] = json.dumps(document).encode()
 
     return edit

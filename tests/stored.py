@@ -72,11 +72,13 @@ def write(uri: str, plan: Plan, result: Callable[[Trial, Row], Result | None]) -
     suite_run = store.begin_suite(plan)
     rows = {id_: row for row in reversed(plan.rows) for id_ in row.trials.values()}
     results = [(trial, rows[trial.id], result(trial, rows[trial.id])) for trial in plan.trials]
-    given = [(trial, row, told) for trial, row, told in results if told is not None]
-    if given:
+    finished = [
+        (trial, row, trial_result) for trial, row, trial_result in results if trial_result is not None
+    ]
+    if finished:
         with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
-            template = _template(connection, store, suite_run, *given[0][:2])
-            _clone(connection, store, suite_run, template, given)
+            template = _template(connection, store, suite_run, *finished[0][:2])
+            _clone(connection, store, suite_run, template, finished)
     store.end(suite_run, Status.FINISHED)
     return store
 
@@ -95,7 +97,7 @@ def begun(
     return run
 
 
-def search_found(**told: Any) -> SearchResult:
+def search_found(**fields: Any) -> SearchResult:
     """What a search that has tried nothing yet stores, but for what is told."""
     usual: dict[str, Any] = {
         "name": "search",
@@ -111,7 +113,7 @@ def search_found(**told: Any) -> SearchResult:
         "pareto": (),
         "best": None,
     }
-    return SearchResult(**usual | told)
+    return SearchResult(**usual | fields)
 
 
 def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -> str:
@@ -173,12 +175,12 @@ def _clone(
     store: Store,
     suite_run: str,
     stored: Template,
-    given: list[tuple[Trial, Row, Result]],
+    results: list[tuple[Trial, Row, Result]],
 ) -> None:
     home = Path(unquote(store.experiment.artifact_location.removeprefix("file://")))
     now = time.time_ns() // 10**6
     lines: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
-    for number, (trial, row, result) in enumerate(given):
+    for number, (trial, row, result) in enumerate(results):
         run_id = uuid.uuid4().hex
         artifacts = home / run_id / "artifacts"
         artifacts.mkdir(parents=True)
@@ -196,19 +198,19 @@ def _clone(
             | {"status": "FAILED" if result.failure else "FINISHED", "start_time": now + number}
             | {"end_time": now + number + run["end_time"] - run["start_time"]}
         )
-        known = {line["key"]: line["value"] for line in stored["tags"]} | tags
+        tags_by_key = {line["key"]: line["value"] for line in stored["tags"]} | tags
         # The hashes are those of the first one's artifacts.
-        known.pop(Tag.HASHES)
-        lines["tags"] += [changed | {"key": key, "value": value} for key, value in known.items()]
+        tags_by_key.pop(Tag.HASHES)
+        lines["tags"] += [changed | {"key": key, "value": value} for key, value in tags_by_key.items()]
         lines["params"] += [line | changed for line in stored["params"]]
         if result.failure:
             continue
-        told = _told(row, result)
+        values = _told(row, result)
         for table in ("metrics", "latest_metrics"):
             for line in stored[table]:
                 left_out = line["key"] in OPTIONAL and line["key"] not in result.measures
                 if not left_out and not line["key"].startswith("validation/"):
-                    lines[table].append(line | changed | {"value": told.get(line["key"], line["value"])})
+                    lines[table].append(line | changed | {"value": values.get(line["key"], line["value"])})
         curve = next(line for line in stored["metrics"] if line["key"] == "validation/accuracy")
         lines["metrics"] += [
             curve | changed | {"step": epoch, "value": value}
@@ -240,7 +242,7 @@ def _tags(trial: Trial, row: Row) -> dict[str, str]:
     """Tags in which trials differ."""
     ranks = ",".join(map(str, row.ranks))
     budget = row.budget or "own"
-    told = {"budget": budget, "asked": row.asked, "ratio": row.ratio, "within": row.within}
+    budget_fields = {"budget": budget, "asked": row.asked, "ratio": row.ratio, "within": row.within}
     return {
         "mlflow.runName": f"{row.method} {ranks}".rstrip() + f" · {row.task} · seed {trial.seed}",
         "trial_id": trial.id,
@@ -251,7 +253,7 @@ def _tags(trial: Trial, row: Row) -> dict[str, str]:
         "evaluated": trial.evaluate,
         "ranks": ranks,
         "budget": budget,
-        "budgets": json.dumps([told] if row.budget else []),
+        "budgets": json.dumps([budget_fields] if row.budget else []),
     }
 
 

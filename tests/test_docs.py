@@ -52,7 +52,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
-def told(page: str, column: int) -> dict[str, dict[str, str]]:
+def table_rows(page: str, column: int) -> dict[str, dict[str, str]]:
     """Each section's fields with what the table says in a column, code marks aside."""
     sections = {}
     for section in (DOCS / page).read_text(encoding="utf-8").split("\n## ")[1:]:
@@ -99,7 +99,8 @@ def anchors(text: str) -> set[str]:
     """What a link can lead to on a page, as GitHub names it."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     slugs = {
-        re.sub(r"[^\w\- ]", "", re.sub(r"\]\(\S*\)", "", told)).lower().replace(" ", "-") for told in headings
+        re.sub(r"[^\w\- ]", "", re.sub(r"\]\(\S*\)", "", table_rows)).lower().replace(" ", "-")
+        for table_rows in headings
     }
     return slugs | set(re.findall(r'<a id="([^"]+)">', text))
 
@@ -152,7 +153,7 @@ def test_suites_on_pages_are_taken_as_they_stand(tmp_path: Path, page: str, name
 
 
 def test_every_option_of_a_method_is_documented_with_its_default() -> None:
-    sections = told("reference/methods.md", column=3)
+    sections = table_rows("reference/methods.md", column=3)
     # Those that have no options share a section.
     assert not sections.pop("`head_only`, `converged_head` and `full`")
     bare = {"head_only", "converged_head", "full"}
@@ -168,7 +169,7 @@ def test_every_option_of_a_method_is_documented_with_its_default() -> None:
 
 
 def test_every_value_that_a_method_takes_is_documented() -> None:
-    for heading, accepted in told("reference/methods.md", column=2).items():
+    for heading, accepted in table_rows("reference/methods.md", column=2).items():
         for option, values in accepted.items():
             annotation = METHODS.get(heading.strip("`")).model_fields[option].annotation
             if get_origin(annotation) is Literal:
@@ -178,7 +179,7 @@ def test_every_value_that_a_method_takes_is_documented() -> None:
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_every_field_of_a_suite_is_documented_with_its_default(heading: str) -> None:
     fields = SECTIONS[heading].model_fields
-    assert told("reference/suite.md", column=2)[heading] == {
+    assert table_rows("reference/suite.md", column=2)[heading] == {
         name: default(field, "–") for name, field in fields.items()
     }
 
@@ -221,6 +222,6 @@ def test_the_table_of_kinds_is_what_the_kinds_say(
     text = page.PAGE.read_text(encoding="utf-8")
     checks = page.checks_of(text)
     assert page.stated(text) == page.table(checks), "run python docs/backbones.py"
-    passed = [found.split(" of ") for found in checks.values()]
-    assert all(number == asked and int(asked) > 15 for number, asked in passed)
+    passed = [cell.split(" of ") for cell in checks.values()]
+    assert all(number == applicable and int(applicable) > 15 for number, applicable in passed)
     assert page.table({**checks, "vit": "0 of 1"}) != page.stated(text)

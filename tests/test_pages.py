@@ -23,8 +23,8 @@ def code(page: str) -> list[str]:
     """The Python blocks of a page, each at its own line, so that an error names the page's line."""
     text = (DOCS / page).read_text(encoding="utf-8")
     return [
-        "\n" * text.count("\n", 0, found.start(1)) + found[1]
-        for found in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
+        "\n" * text.count("\n", 0, block.start(1)) + block[1]
+        for block in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
     ]
 
 
@@ -37,9 +37,9 @@ def test_a_notebook_can_do_what_the_page_says(
         try:
             exec(compile(block, str(DOCS / "guides/python.md"), "exec"), names)
         except AssertionError as error:
-            found = Store.existing("sqlite:///mlflow.db", "notebook").records()
-            told = [(one.name, one.status, one.tag(Tag.FAILURE_MESSAGE)) for one in found]
-            raise AssertionError(f"the page's store has {told}") from error
+            records = Store.existing("sqlite:///mlflow.db", "notebook").records()
+            outcomes = [(record.name, record.status, record.tag(Tag.FAILURE_MESSAGE)) for record in records]
+            raise AssertionError(f"the page's store has {outcomes}") from error
     said = capsys.readouterr().out
     assert "0 trials ran" in said
     assert (tmp_path / "report" / "index.html").exists()

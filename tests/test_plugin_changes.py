@@ -106,8 +106,8 @@ def test_a_start_and_a_report_tell_of_results_of_another_source(
     first = call(*command)
     assert first.code == 0, first.err
     before = {record.trial_id: record for record in Store.existing(uri, "toy").records()}
-    again = call(*command)
-    for quiet in (first.err, again.err, notes(uri)):
+    repeated = call(*command)
+    for quiet in (first.err, repeated.err, notes(uri)):
         assert "source" not in quiet
 
     site.change()
@@ -155,26 +155,28 @@ def test_a_search_tells_it_once(
     # Python shows a warning of the same words once by itself.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        again = call(*command)
-    assert again.code == 0, again.err
-    assert " ".join(again.err.split()).count("with the plug-in's method 'mine' ran with another source") == 1
+        repeated = call(*command)
+    assert repeated.code == 0, repeated.err
+    assert (
+        " ".join(repeated.err.split()).count("with the plug-in's method 'mine' ran with another source") == 1
+    )
 
 
 def test_every_file_of_the_distribution_counts_and_nothing_else(site: Site) -> None:
-    def found() -> tuple[str, ...]:
+    def source_files() -> tuple[str, ...]:
         return tuple(registry.source_hash("mine") for registry in (METHODS, TASKS, BACKBONES))
 
-    before = found()
+    before = source_files()
     assert len(set(before)) == 1
     assert len(before[0]) == 64
     (site.folder / "somebody_elses.py").write_text("")
     (site.package / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.0\n")
     site.look_again()
-    assert found() == before
+    assert source_files() == before
     for name in SOURCES:
         site.change(name)
-        assert found() != before
-        before = found()
+        assert source_files() != before
+        before = source_files()
     assert METHODS.source_hash("lora") == METHODS.source_hash("no such method") == ""
 
 

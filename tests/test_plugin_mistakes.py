@@ -148,9 +148,9 @@ def test_lists_name_the_package_and_go_on(
     listed = call("list", group)
     assert listed.code == 0
     assert {"tasks": "digits", "backbones": "minilm-l6", "methods": "tenslora"}[group] in listed.out
-    told = " ".join(listed.err.split())
-    assert "plug-in 'mistaken'" in told
-    assert re.search(said, told)
+    warnings = " ".join(listed.err.split())
+    assert "plug-in 'mistaken'" in warnings
+    assert re.search(said, warnings)
 
 
 def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:

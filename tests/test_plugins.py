@@ -36,7 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def found(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def installed_plugin(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """This process finds the package as a new one would: it looks for plug-ins again."""
     monkeypatch.syspath_prepend(installed)
     monkeypatch.setattr(METHODS, "_plugins", None)
@@ -52,7 +52,7 @@ def test_the_guide_shows_the_tested_package_in_under_60_lines() -> None:
     assert 'shared_down = "shared_down:SharedDown"' in (PLUGIN / "pyproject.toml").read_text()
 
 
-def test_it_is_listed_with_its_counts(found: Path, call: Call) -> None:
+def test_it_is_listed_with_its_counts(installed_plugin: Path, call: Call) -> None:
     listed = call("list", "methods")
     assert listed.code == 0, listed.err
     # 4 · 768 · (1 + 36) parameters.
@@ -77,14 +77,14 @@ def test_a_suite_can_name_it(installed: Path, tmp_path: Path, new_store: Callabl
     assert "1/1" in ran.output()
 
 
-def test_it_passes_the_conformance_checks(found: Path, call: Call) -> None:
+def test_it_passes_the_conformance_checks(installed_plugin: Path, call: Call) -> None:
     checked = call("check", "shared_down", "--quick")
     assert checked.code == 0, checked.out + checked.err
     assert "shared_down" in checked.out
 
 
 def test_one_that_fails_to_import_is_named_and_the_rest_goes_on(
-    found: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed_plugin: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "broken-1.0.dist-info"
     package.mkdir()

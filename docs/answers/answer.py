@@ -33,7 +33,7 @@ class Answer:
     #: How far it is, in a few words.
     state: str
     #: In full, for evidence.md.
-    told: str
+    text: str
     pictures: Sequence[Picture] = ()
     #: For findings.md; empty as long as there is no answer.
     short: str = ""
@@ -41,13 +41,13 @@ class Answer:
 
 def shortly(letter: str, outcomes: Sequence[Outcome]) -> str:
     """Those that are told apart with their numbers, which lead to the evidence; the others are counted."""
-    told = [one for one in outcomes if one.apart or len(outcomes) <= FEW]
-    others = Counter(one.verdict for one in outcomes if one not in told)
+    shown = [outcome for outcome in outcomes if outcome.apart or len(outcomes) <= FEW]
+    verdicts = Counter(outcome.verdict for outcome in outcomes if outcome not in shown)
     numbers = [
-        f"{one.compared} [{one.difference}](evidence.md#{letter}) ({one.interval}), {one.verdict}"
-        for one in told
+        f"{row.compared} [{row.difference}](evidence.md#{letter}) ({row.interval}), {row.verdict}"
+        for row in shown
     ]
     counted = [
-        f"{count} of {many(len(outcomes), 'comparison')} {verdict}" for verdict, count in others.items()
+        f"{count} of {many(len(outcomes), 'comparison')} {verdict}" for verdict, count in verdicts.items()
     ]
     return f"{'; '.join(numbers + counted)}."

@@ -27,23 +27,23 @@ def cautions(packed: Packed, rows: Iterable[Cell]) -> str:
     cells = list({cell.number: cell for cell in rows if cell.missing < cell.seeds}.values())
     if not cells:
         return ""
-    told = [
+    sentences = [
         _edges(cells),
         _missed(cells),
         _failed(packed, cells),
         _collapsed(packed, cells),
         _still(packed, cells),
     ]
-    return " ".join(filter(None, told))
+    return " ".join(filter(None, sentences))
 
 
 def _edges(cells: Sequence[Cell]) -> str:
     tuned = [cell.tuning for cell in cells if cell.tuning and cell.tuning.chosen]
     if not tuned:
         return ""
-    count = Counter(axis for one in tuned for axis in one.edge)
+    count = Counter(axis for row in tuned for axis in row.edge)
     on = listed(f"{count[axis]} in {name}" for axis, name in AXES.items() if count[axis])
-    at = sum(bool(one.edge) for one in tuned)
+    at = sum(bool(row.edge) for row in tuned)
     return f"Chosen on an edge of the grid: {at} of {many(len(tuned), 'point')}{f' ({on})' * bool(on)}."
 
 
@@ -51,11 +51,11 @@ def _missed(cells: Sequence[Cell]) -> str:
     shares = grouped(
         ((cell.method, share) for cell in cells if (share := _share(cell)) is not None), lambda pair: pair[0]
     )
-    told = [
-        f"{method} ({' and '.join(dict.fromkeys(number(share) for _, share in some))} of it)"
-        for method, some in shares.items()
+    methods = [
+        f"{method} ({' and '.join(dict.fromkeys(number(share) for _, share in shares_of_method))} of it)"
+        for method, shares_of_method in shares.items()
     ]
-    return f"Not at the budget: {listed(told)}." if told else ""
+    return f"Not at the budget: {listed(methods)}." if methods else ""
 
 
 def _share(cell: Cell) -> float | None:
@@ -70,17 +70,17 @@ def _share(cell: Cell) -> float | None:
 
 
 def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
-    told = [
+    methods = [
         _seeds(cell, seeds, f" ({why})")
         for cell in cells
         for why, seeds in grouped(_known(packed, cell, Status.FAILED), lambda seed: seed.failure).items()
     ]
-    return f"Failed or diverged: {'; '.join(told) or 'nothing'}."
+    return f"Failed or diverged: {'; '.join(methods) or 'nothing'}."
 
 
 def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
     """Seeds that came out below the mean of the head alone, where all seeds of that have finished."""
-    told, tasks = [], {cell.task: False for cell in cells}
+    collapsed, tasks = [], {cell.task: False for cell in cells}
     for cell in cells:
         floor = _floor(packed, cell)
         if floor is None or floor.gain is None:
@@ -92,24 +92,28 @@ def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
             for seed in _known(packed, cell, Status.FINISHED)
             if seed.score is not None and turned * seed.score < floor.gain - RESOLUTION
         ]
-        told += [_seeds(cell, below)] if below else []
+        collapsed += [_seeds(cell, below)] if below else []
     on = [task for task, compared in tasks.items() if compared]
     where = f", compared on {listed(on)}" * (len(on) < len(tasks))
-    return f"Below the mean of the head alone{where}: {'; '.join(told) or 'no seed'}." if on else ""
+    return f"Below the mean of the head alone{where}: {'; '.join(collapsed) or 'no seed'}." if on else ""
 
 
 def _still(packed: Packed, cells: Sequence[Cell]) -> str:
     """Rows that come to what the head alone comes to, seed by seed: their adapters hardly moved."""
-    told = []
+    cells_at_head = []
     for cell in cells:
         floor = _floor(packed, cell)
         if floor is None or not cell.complete or not unit_of(cell.metric).mark:
             continue
         own, bare = packed.gains(cell), packed.gains(floor)
         if own.keys() <= bare.keys() and all(abs(own[seed] - bare[seed]) <= STILL for seed in own):
-            told.append(f"{cell.method} on {cell.task}")
+            cells_at_head.append(f"{cell.method} on {cell.task}")
     points = number(PERCENT.factor * STILL)
-    return f"Within {points} points of the head alone on every seed: {listed(told)}." if told else ""
+    return (
+        f"Within {points} points of the head alone on every seed: {listed(cells_at_head)}."
+        if cells_at_head
+        else ""
+    )
 
 
 def _floor(packed: Packed, cell: Cell) -> Cell | None:
@@ -121,8 +125,8 @@ def _floor(packed: Packed, cell: Cell) -> Cell | None:
 
 
 def _known(packed: Packed, cell: Cell, status: Status) -> Iterator[Seed]:
-    known = packed.study.of_cell(cell.number) if packed.study else ()
-    return (seed for seed in known if seed.status == status)
+    stored_seeds = packed.study.of_cell(cell.number) if packed.study else ()
+    return (seed for seed in stored_seeds if seed.status == status)
 
 
 def _seeds(cell: Cell, seeds: Sequence[Seed], why: str = "") -> str:

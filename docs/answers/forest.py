@@ -69,8 +69,8 @@ class Forest(Picture):
     @property
     def _reference(self) -> str:
         """What all rows are compared with; empty where it is not the same."""
-        others = {row.other for row in self.rows}
-        return others.pop() if len(others) == 1 else ""
+        references = {row.other for row in self.rows}
+        return references.pop() if len(references) == 1 else ""
 
     def figure(self) -> Figure:
         line = 0.26 if self._reference else 0.4

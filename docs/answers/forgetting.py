@@ -30,7 +30,7 @@ def of_forgetting(packed: Packed) -> Answer:
     ended = planned - sum(cell.missing for cell in cells)
     state = "forgetting: all there" if ended == planned else f"so far: {ended:,} of {planned:,} trials"
     head = ["method", "parameters", "accuracy", "forgetting", "more than LoRA", "interval", "verdict"]
-    told = (
+    summary = (
         f"{ended:,} of {planned:,} trials, of {listed(dict.fromkeys(cell.setting for cell in cells))}. "
         "Forgetting is the rise of the loss of a token on text that no task trains on, in nats, the mean "
         "over seeds. Intervals are over seeds, and hold at once with 95%."
@@ -39,28 +39,28 @@ def of_forgetting(packed: Packed) -> Answer:
     figure = Forest("h", list(more.values()), Axis("difference in forgetting, in nats a token", _nats))
     lines = [_forgotten(packed, cell, more.get(cell.number)) for cell in cells]
     command = f"```\ntensorbench report {packed.files} --out h\n```"
-    shown = [told, table(head, lines), figure.shown, cautions(packed, cells), command]
+    shown = [summary, table(head, lines), figure.shown, cautions(packed, cells), command]
     short = shortly("h", list(map(_outcome, more.values()))) if ended == planned else ""
     return Answer(state, "\n\n".join(shown), [figure], short)
 
 
 def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:
     """By the numbers of the cells, LoRA's left out. What has no result counts among what holds at once."""
-    found = [(cell, more) for cell in cells if (more := _more(study, cell, cells))]
+    changes = [(cell, more) for cell in cells if (more := _more(study, cell, cells))]
     level = simultaneous(sum(cell.family != REFERENCE for cell in cells))
     return {
-        cell.number: Row(cell.method, "LoRA", more.difference, more.interval(level)) for cell, more in found
+        cell.number: Row(cell.method, "LoRA", more.difference, more.interval(level)) for cell, more in changes
     }
 
 
 def _forgotten(packed: Packed, cell: Cell, more: Row | None) -> list[str]:
-    told = ["reference" if cell.family == REFERENCE else "–", "", ""]
+    cells_of_change = ["reference" if cell.family == REFERENCE else "–", "", ""]
     if more is not None:
-        found = _outcome(more)
-        told = [found.difference, found.interval, found.verdict]
+        outcome = _outcome(more)
+        cells_of_change = [outcome.difference, outcome.interval, outcome.verdict]
     value = "–" if cell["forgetting"] is None else packed.link(_nats(cell["forgetting"]), cell)
     accuracy = "–" if cell.mean is None else number(100 * cell.mean)
-    return [cell.method, f"{cell.parameters:,}", accuracy, value, *told]
+    return [cell.method, f"{cell.parameters:,}", accuracy, value, *cells_of_change]
 
 
 def _outcome(more: Row) -> Outcome:
@@ -74,16 +74,23 @@ def _outcome(more: Row) -> Outcome:
 
 def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:
     """By how much a row forgets more than LoRA on its setting, seed by seed; None of LoRA itself."""
-    lora = next((one for one in cells if one.family == REFERENCE and one.setting == cell.setting), None)
+    lora = next(
+        (
+            counterpart
+            for counterpart in cells
+            if counterpart.family == REFERENCE and counterpart.setting == cell.setting
+        ),
+        None,
+    )
     if lora is None or lora is cell:
         return None
     own, other = (
         {
             seed.seed: seed["forgetting"]
-            for seed in study.finished(one.number)
+            for seed in study.finished(counterpart.number)
             if seed["forgetting"] is not None
         }
-        for one in (cell, lora)
+        for counterpart in (cell, lora)
     )
     both = sorted(own.keys() & other.keys())
     return effect([of_seeds(np.array([own[seed] - other[seed] for seed in both]))]) if both else None

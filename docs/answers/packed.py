@@ -65,8 +65,10 @@ class Packed:
 
     def settled(self, cell: Cell | None, seeds: range) -> int:
         """How many of these seeds are finished or failed."""
-        known = self.study.of_cell(cell.number) if self.study and cell else ()
-        return sum(seed.seed in seeds and seed.status in (Status.FINISHED, Status.FAILED) for seed in known)
+        stored_seeds = self.study.of_cell(cell.number) if self.study and cell else ()
+        return sum(
+            seed.seed in seeds and seed.status in (Status.FINISHED, Status.FAILED) for seed in stored_seeds
+        )
 
     def link(self, text: str, cell: Cell) -> str:
         """The text, linked to the row on the site if the suite is published."""
@@ -104,7 +106,7 @@ class Progress:
         return f"{so_far}: {self.trials:,} of {self.planned:,} trials"
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """In full: what is there, and what is missing."""
         if self.complete:
             return f"On {self._tasks(self.there)}."
@@ -135,13 +137,15 @@ def progress(
     packed: Packed, rows: Sequence[str], budget: str, tasks: Iterable[str], seeds: range = SEEDS
 ) -> Progress:
     """How far these rows are: a row is there if all of these seeds have finished or failed."""
-    found = {}
+    settled = {}
     for task in tasks:
         cells = packed.cells(task, budget)
-        found[task] = {name: packed.settled(cells.get(name), seeds) for name in rows}
-    missing = {task: [name for name, ended in of.items() if ended < len(seeds)] for task, of in found.items()}
-    trials = sum(ended for of in found.values() for ended in of.values())
-    return Progress(trials, len(rows) * len(found) * len(seeds), len(rows), missing)
+        settled[task] = {name: packed.settled(cells.get(name), seeds) for name in rows}
+    missing = {
+        task: [name for name, ended in of.items() if ended < len(seeds)] for task, of in settled.items()
+    }
+    trials = sum(ended for of in settled.values() for ended in of.values())
+    return Progress(trials, len(rows) * len(settled) * len(seeds), len(rows), missing)
 
 
 def points(value: float) -> str:

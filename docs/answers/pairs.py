@@ -57,7 +57,7 @@ def of_pairs(packed: Packed, question: Question) -> Answer:
     """What is found of a question that compares pairs."""
     done = progress(packed, question.rows, question.budget, question.tasks, question.seeds)
     if not done.there:
-        return Answer(done.state, done.told)
+        return Answer(done.state, done.text)
     shown = cautions(packed, packed.rows(question.rows, question.budget, done.there))
     lines, lacking = compared(packed, question, done.there)
     answers, short = [], ""
@@ -67,26 +67,28 @@ def of_pairs(packed: Packed, question: Question) -> Answer:
         said = answers if len(lines) > FEW else []
         short = " ".join([*said, shortly(question.letter, list(map(_outcome, lines)))])
     figure = Forest(question.letter, [_row(line) for line in lines])
-    told = [
-        done.told,
+    sections = [
+        done.text,
         *lacking,
         "\n".join(f"- {answer}" for answer in answers),
         _table(packed, question, done, lines),
         figure.shown,
     ]
-    told += [_level(question), _beside(lines), shown, _command(packed, question, done)]
-    return Answer(done.state, "\n\n".join(filter(None, told)), [figure], short)
+    sections += [_level(question), _beside(lines), shown, _command(packed, question, done)]
+    return Answer(done.state, "\n\n".join(filter(None, sections)), [figure], short)
 
 
 def _outcome(line: Line) -> Outcome:
     mean = line.mean
-    told = points(mean.effect.difference), bounds(mean.interval), str(mean.verdict)
-    return Outcome(f"{line.method} from {line.other}", *told, apart=bool(mean.verdict.side))
+    texts = points(mean.effect.difference), bounds(mean.interval), str(mean.verdict)
+    return Outcome(f"{line.method} from {line.other}", *texts, apart=bool(mean.verdict.side))
 
 
 def _row(line: Line) -> Row:
     several = len(line.by_task) > 1
-    on_tasks = {task: found.effect.difference for task, found in line.by_task.items() if several}
+    on_tasks = {
+        task: against_task.effect.difference for task, against_task in line.by_task.items() if several
+    }
     return Row(line.method, line.other, line.mean.effect.difference, line.mean.interval, on_tasks)
 
 
@@ -96,15 +98,15 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
     lines, lacking = [], []
     for block in analyse(packed.selected(selection)).blocks:
         lacking += [block.no_reference] if block.no_reference else []
-        for found in block.comparisons:
-            mean = against(block, found, beside=question.beside)
-            on = {setting.task: against(block, found, i) for i, setting in enumerate(block.settings)}
+        for comparison in block.comparisons:
+            mean = against(block, comparison, beside=question.beside)
+            on = {setting.task: against(block, comparison, i) for i, setting in enumerate(block.settings)}
             # Where there is one other task, its column has the difference.
-            without = found.without if len(on) > 2 else ()
-            on_texts = next((one for one in without if one.task == IMAGES), None)
-            design = of_effect(found.effect, block.claims + question.beside, block.level)
+            without = comparison.without if len(on) > 2 else ()
+            on_texts = next((leave_out for leave_out in without if leave_out.task == IMAGES), None)
+            design = of_effect(comparison.effect, block.claims + question.beside, block.level)
             finds = design.finds if design else None
-            lines.append(Line(found.method, block.named_reference, mean, on, on_texts, finds))
+            lines.append(Line(comparison.method, block.named_reference, mean, on, on_texts, finds))
     places = {pair: place for place, pair in enumerate(question.pairs)}
     on_tasks = {(line.method, line.other): line.by_task for line in lines}
     for method, other in question.pairs:
@@ -128,9 +130,9 @@ def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[L
         mean, name = line.mean, line.method + " †" * line.mean.lost
         over_all = [points(mean.effect.difference)] * several
         rows.append([name, line.other, *on, *over_all, bounds(mean.interval), str(mean.verdict)])
-    told = table(["compared", "with", *done.there, *["mean"] * several, "interval", "verdict"], rows)
+    pairs_table = table(["compared", "with", *done.there, *["mean"] * several, "interval", "verdict"], rows)
     lost = any(line.mean.lost for line in lines)
-    return told + "\n\n† Without seeds that failed, diverged or have not run, of either method." * lost
+    return pairs_table + "\n\n† Without seeds that failed, diverged or have not run, of either method." * lost
 
 
 def _level(question: Question) -> str:
@@ -153,11 +155,11 @@ def _beside(lines: Sequence[Line]) -> str:
         for line in lines
         if line.finds is not None
     ]
-    told = f"On the texts alone, which was not asked before: {'; '.join(texts)}." if texts else ""
+    sentence = f"On the texts alone, which was not asked before: {'; '.join(texts)}." if texts else ""
     if not sees:
-        return told
+        return sentence
     smallest = "The smallest true difference, as a mean over all tasks, that would be found 80% of the time"
-    return f"{told} {smallest}: {listed(sees)}.".strip()
+    return f"{sentence} {smallest}: {listed(sees)}.".strip()
 
 
 def _command(packed: Packed, question: Question, done: Progress) -> str:
@@ -165,8 +167,8 @@ def _command(packed: Packed, question: Question, done: Progress) -> str:
     pairs = "".join(
         f" \\\n    --pair '{listed(methods)} : {other}'" for other, methods in question.compared.items()
     )
-    asked = f"{packed.files} --out {question.letter} --budget '{question.budget}'{only}{pairs}"
-    return f"```\ntensorbench report {asked}\n```"
+    arguments = f"{packed.files} --out {question.letter} --budget '{question.budget}'{only}{pairs}"
+    return f"```\ntensorbench report {arguments}\n```"
 
 
 def _beats(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
@@ -211,10 +213,10 @@ def _by_count(
     """Spearman's correlation of the mean count and the mean score on these tasks, and of how many rows."""
     by_task = [packed.cells(task, question.budget) for task in tasks]
     rows = [[cells[line.method] for cells in by_task] for line in lines]
-    known = [cells for cells in rows if all(cell.mean is not None for cell in cells)]
-    counts = [np.mean([cell.parameters for cell in cells]) for cells in known]
-    scores = [np.mean([cell.mean for cell in cells]) for cells in known]
-    return float(stats.spearmanr(counts, scores).statistic), len(known)
+    complete = [cells for cells in rows if all(cell.mean is not None for cell in cells)]
+    counts = [np.mean([cell.parameters for cell in cells]) for cells in complete]
+    scores = [np.mean([cell.mean for cell in cells]) for cells in complete]
+    return float(stats.spearmanr(counts, scores).statistic), len(complete)
 
 
 def _tensor_or_sites(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:

@@ -63,7 +63,11 @@ class Question:
     @property
     def rows(self) -> tuple[str, ...]:
         """All that have to be there."""
-        return tuple(dict.fromkeys(name for other, some in self.compared.items() for name in (other, *some)))
+        return tuple(
+            dict.fromkeys(
+                name for other, references in self.compared.items() for name in (other, *references)
+            )
+        )
 
 
 VARIANTS = {LORA: (QKV_DEPTH, ALL_MODES)}

@@ -31,46 +31,48 @@ SPECTRA = (
 )
 
 
-def of_ranks(packed: Packed, others: Sequence[Packed]) -> Answer:
+def of_ranks(packed: Packed, further: Sequence[Packed]) -> Answer:
     """Question f: cuts during training, what searches and allocations chose, and the spectra of updates.
 
     `others` are packs that may hold further adapters' spectra.
     """
     during = of_pairs(packed, IN_TRAINING)
     every = ablation.read(packed.study) if packed.study else []
-    found = [one for one in every if one.final and all(final.state == COMPLETE for final in one.final)]
-    searched = f"{len(found)} of {STUDIES} searches and allocations"
-    told, pictures, short = [during.told], list(during.pictures), ""
-    if packed.study and found:
-        lines = [line for one in found for line in _finalists(packed.study, one)]
+    complete = [
+        search for search in every if search.final and all(final.state == COMPLETE for final in search.final)
+    ]
+    searched = f"{len(complete)} of {STUDIES} searches and allocations"
+    sections, pictures, short = [during.text], list(during.pictures), ""
+    if packed.study and complete:
+        lines = [line for search in complete for line in _finalists(packed.study, search)]
         head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval", "verdict"]
         note = f"Intervals are of seeds alone. All {STUDIES}, and that of cuts above, hold at once with 95%."
-        told += [f"Of {searched}, on final seeds:", table(head, [line.cells for line in lines]), note]
+        sections += [f"Of {searched}, on final seeds:", table(head, [line.cells for line in lines]), note]
         if gains := [line.gain for line in lines if line.gain]:
             chosen = Forest("f-choices", gains)
             pictures.append(chosen)
-            told.append(chosen.shown)
-        if during.short and len(found) == STUDIES:
+            sections.append(chosen.shown)
+        if during.short and len(complete) == STUDIES:
             short = f"{during.short} {_chosen(gains)}"
     else:
-        told.append(f"**Not run yet**: {searched}.")
-    if updates := updates_of([packed, *others]):
+        sections.append(f"**Not run yet**: {searched}.")
+    if updates := updates_of([packed, *further]):
         spectra = Spectra(updates)
         pictures.append(spectra)
-        told += [f"{SPECTRA}:", spectra.table, spectra.shown]
-    return Answer(f"{during.state}; {searched}", "\n\n".join(told), pictures, short)
+        sections += [f"{SPECTRA}:", spectra.table, spectra.shown]
+    return Answer(f"{during.state}; {searched}", "\n\n".join(sections), pictures, short)
 
 
 def _chosen(gains: Sequence[Row]) -> str:
     """What searches and allocations chose, in short."""
-    told = shortly(IN_TRAINING.letter, list(map(_outcome, gains))) if gains else "they chose the same."
-    return f"Searches and allocations, from the heuristic's ranks: {told}"
+    summary = shortly(IN_TRAINING.letter, list(map(_outcome, gains))) if gains else "they chose the same."
+    return f"Searches and allocations, from the heuristic's ranks: {summary}"
 
 
 def _outcome(gain: Row) -> Outcome:
-    found = verdict(gain.interval, DEFAULT)
-    told = points(gain.difference), bounds(gain.interval), str(found)
-    return Outcome(gain.method, *told, apart=bool(found.side))
+    answer = verdict(gain.interval, DEFAULT)
+    texts = points(gain.difference), bounds(gain.interval), str(answer)
+    return Outcome(gain.method, *texts, apart=bool(answer.side))
 
 
 @dataclass(frozen=True)
@@ -87,34 +89,34 @@ class Finalist:
     @property
     def cells(self) -> list[str]:
         mean = "–" if self.ranks.value is None else number(100 * self.ranks.value)
-        told = ["–", "–", "the heuristic" if self.ranks.label == HEURISTIC else "the same ranks"]
+        cells_of_gain = ["–", "–", "the heuristic" if self.ranks.label == HEURISTIC else "the same ranks"]
         if self.gain:
-            found = _outcome(self.gain)
-            told = [found.difference, found.interval, found.verdict]
+            outcome = _outcome(self.gain)
+            cells_of_gain = [outcome.difference, outcome.interval, outcome.verdict]
         by = f"{self.by}: {self.ranks.label} ({many(self.seeds, 'seed')})"
         parameters = f"{self.ranks.parameters or 0:,}"
-        return [self.task, by, listed(self.ranks.ranks), parameters, mean, *told]
+        return [self.task, by, listed(self.ranks.ranks), parameters, mean, *cells_of_gain]
 
 
-def _finalists(study: Study, found: ablation.StoredAblation) -> Iterator[Finalist]:
+def _finalists(study: Study, search: ablation.StoredAblation) -> Iterator[Finalist]:
     """What was chosen, and the heuristic's ranks beside it."""
-    scores = {one.label: _scores(study.experiments, one) for one in found.final}
-    heuristic = next(one for one in found.final if one.label == HEURISTIC)
-    for one in found.final:
-        own, gain = scores[one.label], None
-        if one.ranks != heuristic.ranks:
+    scores = {final.label: _scores(study.experiments, final) for final in search.final}
+    heuristic = next(final for final in search.final if final.label == HEURISTIC)
+    for final in search.final:
+        own, gain = scores[final.label], None
+        if final.ranks != heuristic.ranks:
             differences = [own[seed] - scores[HEURISTIC][seed] for seed in sorted(own)]
-            whole = effect([of_seeds(np.array(differences))])
-            interval = whole.interval(simultaneous(STUDIES + len(IN_TRAINING.pairs)))
-            gain = Row(f"{found.kind}, {found.task}", "the heuristic", whole.difference, interval)
-        yield Finalist(found.task, found.kind, one, len(own), gain)
+            total = effect([of_seeds(np.array(differences))])
+            interval = total.interval(simultaneous(STUDIES + len(IN_TRAINING.pairs)))
+            gain = Row(f"{search.kind}, {search.task}", "the heuristic", total.difference, interval)
+        yield Finalist(search.task, search.kind, final, len(own), gain)
 
 
-def _scores(experiments: Sequence[Experiment], one: ablation.Scored) -> dict[int, float]:
+def _scores(experiments: Sequence[Experiment], final: ablation.Scored) -> dict[int, float]:
     """By seed."""
     records = (record for each in experiments for record in each.records.values())
     return {
         int(record.tag(Tag.SEED)): record.score
         for record in records
-        if record.origin in one.runs and record.score is not None
+        if record.origin in final.runs and record.score is not None
     }

@@ -30,13 +30,13 @@ class Update:
 
     def values(self, mode: str) -> Array:
         """Singular values of the mode's unfolding (adapters, values), from large to small."""
-        return np.array([one.spectra[mode] for one in self.adapters])
+        return np.array([adapter.spectra[mode] for adapter in self.adapters])
 
     def effective(self, mode: str) -> float:
         """The mean of the adapters' effective ranks."""
-        return float(np.mean([one.effective_ranks[mode] for one in self.adapters]))
+        return float(np.mean([adapter.effective_ranks[mode] for adapter in self.adapters]))
 
-    def told(self, mode: str) -> str:
+    def summary(self, mode: str) -> str:
         return f"{self.effective(mode):.1f} of {self.values(mode).shape[1]}"
 
     @property
@@ -46,17 +46,17 @@ class Update:
 
 def updates_of(packs: Sequence[Packed]) -> list[Update]:
     """Those that an analysis of redundancy looked at."""
-    found = [
-        (pack.suite, one)
+    studied = [
+        (pack.suite, adapter)
         for pack in packs
         if pack.study is not None
-        for one in ablation.read(pack.study)
-        if one.kind == "redundancy"
+        for adapter in ablation.read(pack.study)
+        if adapter.kind == "redundancy"
     ]
-    rows = grouped(found, lambda pair: (pair[0], pair[1].task, pair[1].method, pair[1].budget))
+    rows = grouped(studied, lambda pair: (pair[0], pair[1].task, pair[1].method, pair[1].budget))
     return [
-        Update(suite, task, method, [one for _, one in some])
-        for (suite, task, method, _), some in rows.items()
+        Update(suite, task, method, [adapter for _, adapter in pairs])
+        for (suite, task, method, _), pairs in rows.items()
     ]
 
 
@@ -64,22 +64,22 @@ def updates_of(packs: Sequence[Packed]) -> list[Update]:
 class Spectra(Picture):
     """A panel for each mode, with a line for each update."""
 
-    found: Sequence[Update]
+    updates: Sequence[Update]
     name: str = "f-spectra"
 
     @property
     def alternative(self) -> str:
         each = (
-            f"{one.label}: {listed(f'{_words(mode)} {one.told(mode)}' for mode in MODES)}"
-            for one in self.found
+            f"{update.label}: {listed(f'{_words(mode)} {update.summary(mode)}' for mode in MODES)}"
+            for update in self.updates
         )
         return f"Effective ranks of trained updates. {'; '.join(each)}."
 
     @property
     def table(self) -> str:
         rows = [
-            [one.suite, one.task, one.method, str(len(one.adapters)), *map(one.told, MODES)]
-            for one in self.found
+            [update.suite, update.task, update.method, str(len(update.adapters)), *map(update.summary, MODES)]
+            for update in self.updates
         ]
         return table(["suite", "task", "update of", "adapters", *map(_words, MODES)], rows)
 
@@ -87,11 +87,11 @@ class Spectra(Picture):
         figure, axes = panels(len(MODES), columns=3, height=2.5)
         with styled():
             for ax, mode in zip(axes, MODES, strict=True):
-                for number, one in enumerate(self.found):
-                    values = one.values(mode)
+                for number, update in enumerate(self.updates):
+                    values = update.values(mode)
                     shares = (values / values[:, :1]).mean(axis=0)
                     places = np.arange(1, len(shares) + 1) / len(shares)
-                    ax.plot(places, shares, color=SERIES[number % len(SERIES)], lw=1.2, label=one.label)
+                    ax.plot(places, shares, color=SERIES[number % len(SERIES)], lw=1.2, label=update.label)
                 ax.set_title(_words(mode))
                 ax.set_xlim(0, 1)
                 ax.set_ylim(0, 1.05)

@@ -30,28 +30,32 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
     done = [progress(side, ROWS, BUDGET, TWO_TASKS) for side in sides.values()]
     missing = {
         task: [
-            f"{name} {label}" for label, one in zip(sides, done, strict=True) for name in one.missing[task]
+            f"{name} {label}"
+            for label, state in zip(sides, done, strict=True)
+            for name in state.missing[task]
         ]
         for task in TWO_TASKS
     }
-    both = Progress(sum(one.trials for one in done), sum(one.planned for one in done), 2 * len(ROWS), missing)
+    both = Progress(
+        sum(state.trials for state in done), sum(state.planned for state in done), 2 * len(ROWS), missing
+    )
     if not both.there:
-        return Answer(both.state, both.told)
+        return Answer(both.state, both.text)
     ranked = {f"on {task}": [task] for task in both.there}
     if len(ranked) > 1:
         ranked = {"by the mean over both tasks": both.there} | ranked
     agreed = listed(f"**{number(_kendall(tuned, untuned, tasks))}** {how}" for how, tasks in ranked.items())
     lines = [f"Kendall's correlation of the two rankings of {len(ROWS)} rows is {agreed}."]
     itself = {label: _itself(side, both.there) for label, side in sides.items()}
-    beside = listed(f"{number(found)} {label}" for label, found in itself.items() if found is not None)
+    beside = listed(f"{number(gain)} {label}" for label, gain in itself.items() if gain is not None)
     if beside:
         lines.append(
             "How far a ranking agrees with itself, by two of its seeds and by the other three, which was not "
             f"asked before: {beside}."
         )
     best = [(label.capitalize(), *_best(side, both.there)) for label, side in sides.items()]
-    full = [f"{label}: {told}" for label, told, _ in best]
-    brief = [f"{label}: {told}" for label, _, told in best]
+    full = [f"{label}: {sentence}" for label, sentence, _ in best]
+    brief = [f"{label}: {sentence}" for label, _, sentence in best]
     commands = "\n".join(
         f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
         for label, side in sides.items()
@@ -74,39 +78,39 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
         for row in gained
     ]
     note = f"Points. Intervals are of seeds alone, and those of all rows hold at once with 95%.{left_out}"
-    told = [
-        both.told,
+    sections = [
+        both.text,
         "\n".join(f"- {line}" for line in [*lines, *full]),
         table(head, rows),
         note,
         figure.shown,
         shown,
     ]
-    told.append(f"```\n{commands}\n```")
+    sections.append(f"```\n{commands}\n```")
     short = " ".join([*lines, *brief]) if both.complete else ""
-    return Answer(both.state, "\n\n".join(told), [figure], short)
+    return Answer(both.state, "\n\n".join(sections), [figure], short)
 
 
 def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Row]:
     """What tuning gave each row, from the most on, seed by seed. Intervals hold at once."""
-    found = [(name, _differences(tuned, untuned, name, tasks)) for name in ROWS]
-    whole = [
-        (name, on, effect(list(map(of_seeds, on.values())))) for name, on in found if len(on) == len(tasks)
+    gains = [(name, _differences(tuned, untuned, name, tasks)) for name in ROWS]
+    complete = [
+        (name, on, effect(list(map(of_seeds, on.values())))) for name, on in gains if len(on) == len(tasks)
     ]
     level = simultaneous(len(ROWS))
-    for name, on, gain in sorted(whole, key=lambda one: -one[2].difference):
+    for name, on, gain in sorted(complete, key=lambda line: -line[2].difference):
         by_task = {task: float(differences.mean()) for task, differences in on.items()}
         yield Row(name, "untuned", gain.difference, gain.interval(level), by_task)
 
 
 def _differences(tuned: Packed, untuned: Packed, name: str, tasks: Sequence[str]) -> dict[str, Array]:
     """By task; those are left out on which the two sides share no seed."""
-    found = {}
+    by_task = {}
     for task in tasks:
         own, other = (side.gains(side.cells(task, BUDGET)[name]) for side in (tuned, untuned))
         if both := sorted(own.keys() & other.keys()):
-            found[task] = np.array([own[seed] - other[seed] for seed in both])
-    return found
+            by_task[task] = np.array([own[seed] - other[seed] for seed in both])
+    return by_task
 
 
 def _kendall(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> float:
@@ -123,9 +127,9 @@ def _itself(side: Packed, tasks: Sequence[str]) -> float | None:
     None where a seed is missing.
     """
     gains = [[side.gains(side.cells(task, BUDGET)[name]) for task in tasks] for name in ROWS]
-    if not all({*SEEDS} <= found.keys() for row in gains for found in row):
+    if not all({*SEEDS} <= by_seed.keys() for row in gains for by_seed in row):
         return None
-    scores = np.array([[[found[seed] for seed in SEEDS] for found in row] for row in gains]).mean(axis=1)
+    scores = np.array([[[by_seed[seed] for seed in SEEDS] for by_seed in row] for row in gains]).mean(axis=1)
     by_two = combinations(range(len(SEEDS)), 2)
     agreed = [
         stats.kendalltau(scores[:, two].mean(axis=1), np.delete(scores, two, axis=1).mean(axis=1)).statistic
@@ -137,10 +141,10 @@ def _itself(side: Packed, tasks: Sequence[str]) -> float | None:
 def _best(side: Packed, tasks: Sequence[str]) -> tuple[str, str]:
     """In full, and in short."""
     study = side.selected(Selection(tasks=tasks, budgets=[BUDGET]))
-    found = next(findings(study, analyse(study).blocks))
-    if found.best is None or found.equals is None:
+    finding = next(findings(study, analyse(study).blocks))
+    if finding.best is None or finding.equals is None:
         return ("nothing tells methods apart.",) * 2
-    first = f"**{plain(found.best)}** has the best mean at LoRA's budget"
+    first = f"**{plain(finding.best)}** has the best mean at LoRA's budget"
     paired = f"of the {MOST_PAIRED} best by mean rank"
-    full = f"{first}. Not told apart from it, {paired}: {listed(map(plain, found.equals)) or 'none'}."
-    return full, f"{first}, and {paired} {len(found.equals)} are not told apart from it."
+    full = f"{first}. Not told apart from it, {paired}: {listed(map(plain, finding.equals)) or 'none'}."
+    return full, f"{first}, and {paired} {len(finding.equals)} are not told apart from it."

@@ -60,10 +60,10 @@ class _Labelled(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.head, self.whole = module.encoder, module.head, [module]
+        self.encoder, self.head, self.wrapped = module.encoder, module.head, [module]
 
     def forward(self, x: Tensor, labels: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(loss=F.cross_entropy(self.whole[0](x), labels))
+        return SimpleNamespace(loss=F.cross_entropy(self.wrapped[0](x), labels))
 
 
 def test_adalora_trains_as_by_peft_itself() -> None:

@@ -57,8 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
             if name is None:
                 self._send(404, {"X-Error-Code": "RepoNotFound"}, b"{}")
                 return
-            kind, _, asked = path.removeprefix(f"api/{name}/").partition("/")
-            if asked not in ("main", commit := self.hub.commit(name)):
+            kind, _, revision = path.removeprefix(f"api/{name}/").partition("/")
+            if revision not in ("main", commit := self.hub.commit(name)):
                 self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
             elif kind == "revision":
                 shown = name.partition("/")[2]
@@ -66,8 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._json([self._entry(name, file) for file in self._files(name)])
             return
-        whole = path if path.startswith("datasets/") else f"models/{path}"
-        name, _, rest = whole.partition("/resolve/")
+        full_path = path if path.startswith("datasets/") else f"models/{path}"
+        name, _, rest = full_path.partition("/resolve/")
         _, _, file = rest.partition("/")
         target = self.hub.folders[name] / file
         if not target.is_file():

@@ -60,7 +60,7 @@ class Proxy:
         #: How often each fault befell each endpoint.
         self.faults: Counter[tuple[str, Fault]] = Counter()
         #: All endpoints that were asked.
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
         self._http.daemon_threads = True
@@ -69,7 +69,7 @@ class Proxy:
 
     def fault(self, endpoint: str) -> Fault | None:
         with self._lock:
-            self.asked[endpoint] += 1
+            self.requests[endpoint] += 1
             if chosen := self.choose(endpoint):
                 self.faults[endpoint, chosen] += 1
             return chosen

@@ -55,8 +55,8 @@ def await_end(processes: Sequence[psutil.Process]) -> None:
 
 def postgres_programs() -> Path | None:
     """The folder of PostgreSQL's server programs, which Debian keeps off the path; None without them."""
-    if found := shutil.which("initdb"):
-        return Path(found).resolve().parent
+    if initdb := shutil.which("initdb"):
+        return Path(initdb).resolve().parent
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in debian if (folder / "initdb").exists()), None)
 
@@ -205,14 +205,14 @@ class Driver:
 
     def workers(self) -> list[psutil.Process]:
         """Its worker processes: its children but for multiprocessing's own one and the workers' guard."""
-        found = []
+        children = []
         for child in psutil.Process(self.process.pid).children():
             # One that was killed may not be gone yet.
             with suppress(psutil.NoSuchProcess):
                 command = " ".join(child.cmdline())
                 if "resource_tracker" not in command and guard.__file__ not in command:
-                    found.append(child)
-        return found
+                    children.append(child)
+        return children
 
     def end(self) -> None:
         self.process.kill()

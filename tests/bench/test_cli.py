@@ -95,8 +95,8 @@ def test_a_second_list_imports_nothing_that_takes_long(
 ) -> None:
     arguments = ("list", *what, "--store", new_store(tmp_path), "--json")
     first = call(*arguments)
-    again = imports(*arguments)
-    assert (again.stdout, again.stderr.split()) == (first.out, [])
+    second = imports(*arguments)
+    assert (second.stdout, second.stderr.split()) == (first.out, [])
 
 
 @pytest.mark.processes
@@ -212,10 +212,10 @@ def test_no_name_commands_the_terminal(call: Call, tmp_path: Path, control: str)
     table.add_row(f"lo{control}ra")
     shown.print(table, f"lo{control}ra")
     assert isinstance(shown.file, io.StringIO)
-    told = shown.file.getvalue()
-    assert "31m" in told
+    output = shown.file.getvalue()
+    assert "31m" in output
     # Its own colours are all that is left of what commands a terminal.
-    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", re.sub("\x1b\\[[0-9;]*m", "", told))
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", re.sub("\x1b\\[[0-9;]*m", "", output))
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "sqlite:////proc/nowhere/mlflow.db"])
@@ -262,7 +262,7 @@ def test_options_of_a_search_that_the_suite_lacks_end_with_2(call: Call, tmp_pat
 
 def test_names_with_brackets_are_shown_as_they_are() -> None:
     shown = io.StringIO()
-    found = AllocationResult(
+    allocation = AllocationResult(
         name="att [lr=0.01]",
         method="att [lr=0.01]",
         task="digits",
@@ -276,7 +276,7 @@ def test_names_with_brackets_are_shown_as_they_are() -> None:
         heuristic=Tried(ranks=(2,), parameters=100, trials={}),
         best=None,
     )
-    print_allocation(Console(file=shown, width=120), found, {})
+    print_allocation(Console(file=shown, width=120), allocation, {})
     assert "att [lr=0.01] · isorank 2: one mode at a time" in shown.getvalue()
 
 

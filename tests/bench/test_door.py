@@ -56,14 +56,14 @@ class Heard(Audience):
     def searching(self, search: RankSearch) -> None:
         self.said.append(f"searching {search.trials}")
 
-    def searched(self, found: SearchResult, records: dict[str, Record]) -> None:
-        self.said.append(f"searched {len(found.trials)}")
+    def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
+        self.said.append(f"searched {len(result.trials)}")
 
     def allocating(self, name: str, allocation: RankAllocation) -> None:
         self.said.append(f"allocating {len(allocation.vectors)}")
 
-    def allocated(self, found: AllocationResult, records: dict[str, Record]) -> None:
-        self.said.append(f"allocated {len(found.points)}")
+    def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
+        self.said.append(f"allocated {len(result.points)}")
 
 
 @pytest.mark.processes
@@ -92,11 +92,13 @@ def test_what_python_gives_otherwise_than_the_command_line_is_refused(tmp_path: 
 
 
 def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewStore) -> None:
-    uri, told = new_store(tmp_path), Heard()
+    uri, first_audience = new_store(tmp_path), Heard()
     tuning = {"trials": 2, "seeds": [7], "epochs": 1, "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
-    done = bench.run_suite(suite(training=SHORT, tuning=tuning), store=uri, place=CPU, audience=told)
+    done = bench.run_suite(
+        suite(training=SHORT, tuning=tuning), store=uri, place=CPU, audience=first_audience
+    )
     started, ended = "started", "finished"
-    assert told.said == [
+    assert first_audience.said == [
         "opened 0 0",
         "watching 2 on 1",
         "tuning: 2 of 2 on cpu",
@@ -113,9 +115,9 @@ def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewS
     assert results.seeds["trial_id"].tolist() == [row.trials[0]]
     assert results.cells["mean"].tolist() == done.summary.cells["mean"].tolist()
 
-    again = Heard()
-    assert bench.run_suite(suite(training=SHORT, tuning=tuning), store=uri, audience=again).complete
-    assert [said.partition(" on")[0] for said in again.said] == [
+    second_audience = Heard()
+    assert bench.run_suite(suite(training=SHORT, tuning=tuning), store=uri, audience=second_audience).complete
+    assert [said.partition(" on")[0] for said in second_audience.said] == [
         "opened 0 0",
         "tuning: 0 of 2",
         "final: 0 of 1",
@@ -123,15 +125,17 @@ def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewS
 
 
 def test_a_suite_is_searched_and_allocated_and_heard_of(tmp_path: Path, new_store: NewStore) -> None:
-    uri, told = new_store(tmp_path), Heard()
+    uri, audience = new_store(tmp_path), Heard()
     made = suite(
         methods=[{"method": "tenslora", "variant": "qkv_depth"}],
         training=SHORT,
         search={"trials": 1},
         allocation={"ranks": 2, "path": 0, "seeds": [5], "modes": ["input"]},
     )
-    done = bench.search_suite(made, store=uri, place=CPU, audience=told)
-    steps = [said for said in told.said if said.partition(" ")[0] not in ("watching", "started", "finished")]
+    done = bench.search_suite(made, store=uri, place=CPU, audience=audience)
+    steps = [
+        said for said in audience.said if said.partition(" ")[0] not in ("watching", "started", "finished")
+    ]
     assert steps == ["opened 0 0", "searching 1", "searched 1", "allocating 2", "allocated 2"]
     assert done.complete
     search, allocation = done.results

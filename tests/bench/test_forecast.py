@@ -56,10 +56,10 @@ class Heard(Audience):
 class Remaining(Heard):
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[float] = []
+        self.announced: list[float] = []
 
     def following(self, trials: float) -> None:
-        self.told.append(trials)
+        self.announced.append(trials)
 
 
 def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_store: NewStore) -> None:
@@ -70,18 +70,18 @@ def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_stor
     made = plan(**changes)
     assert final_work(made, made.of("tuning").trials, []) == pytest.approx(3 * 4)
     run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
-    assert heard.told == [pytest.approx(3 * 4)]
+    assert heard.announced == [pytest.approx(3 * 4)]
     # With all that is stored nothing is left, and so nothing is told.
     run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
-    assert len(heard.told) == 1
+    assert len(heard.announced) == 1
 
 
 def nowhere(folder: Path) -> str:
     return f"sqlite:///{folder / 'none.db'}"
 
 
-def counts(found: Forecast) -> dict[str, tuple[str, int, int, int]]:
-    return {part.part: (part.command, part.points, part.trials, part.open) for part in found.parts}
+def counts(forecast_: Forecast) -> dict[str, tuple[str, int, int, int]]:
+    return {part.part: (part.command, part.points, part.trials, part.open) for part in forecast_.parts}
 
 
 def ended(only: Callable[[Any], bool] = lambda _: True) -> Callable[..., Result | None]:
@@ -96,15 +96,15 @@ def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
         "tuning": ("run", 6, 12, 12),
         "final": ("run", 2, 4, 4),
     }
-    found = forecast(plan(**SEARCHED), store, "cpu")
+    estimate = forecast(plan(**SEARCHED), store, "cpu")
     # The search ends with its best point and the heuristic, each on three seeds; so does the allocation.
-    assert counts(found)["final"] == ("run", 2, 6, 6)
-    assert counts(found)["search"] == ("search", 5, 5 * 2 + 6, 5 * 2 + 6)
-    command, points, trials, open_ = counts(found)["allocation"]
+    assert counts(estimate)["final"] == ("run", 2, 6, 6)
+    assert counts(estimate)["search"] == ("search", 5, 5 * 2 + 6, 5 * 2 + 6)
+    command, points, trials, open_ = counts(estimate)["allocation"]
     assert (command, trials, open_) == ("search", points + 6, points + 6)
     assert points >= 5
-    assert [note.partition(":")[0] for note in found.notes] == ["search", "allocation"]
-    assert all("head_only" in note or "head only" in note for note in found.notes)
+    assert [note.partition(":")[0] for note in estimate.notes] == ["search", "allocation"]
+    assert all("head_only" in note or "head only" in note for note in estimate.notes)
     assert not (tmp_path / "none.db").exists()
 
 
@@ -150,11 +150,11 @@ def test_a_note_says_where_bf16_would_be_faster(
 def test_stored_trials_tell_time_and_memory_and_what_is_left(tmp_path: Path, new_store: NewStore) -> None:
     made, uri = plan(seeds=[0, 1, 2]), new_store(tmp_path)
     stored(uri, made, ended(lambda trial: trial.seed == 0))
-    found = forecast(made, uri, "cpu")
-    assert (found.based_on, found.peak_mib) == ("stored trials", 321.0)
-    assert counts(found) == {"final": ("run", 1, 3, 2)}
+    estimate = forecast(made, uri, "cpu")
+    assert (estimate.based_on, estimate.peak_mib) == ("stored trials", 321.0)
+    assert counts(estimate) == {"final": ("run", 1, 3, 2)}
     left = [trial for trial in made.trials if trial.seed]
-    assert found.parts[0].seconds == pytest.approx(SECONDS_A_STEP * sum(map(step_count, left)))
+    assert estimate.parts[0].seconds == pytest.approx(SECONDS_A_STEP * sum(map(step_count, left)))
     stored(uri, made, ended(lambda trial: trial.seed != 0))
     assert forecast(made, uri, "cpu").parts[0].seconds == 0
 
@@ -175,9 +175,9 @@ def test_a_store_of_other_suites_or_a_broken_one_is_no_obstacle(tmp_path: Path, 
     uri = new_store(tmp_path)
     assert forecast(plan(), uri, "cpu").notes == ()
     (tmp_path / "broken.db").write_text("no database at all")
-    found = forecast(plan(), f"sqlite:///{tmp_path / 'broken.db'}", "cpu")
-    assert counts(found) == {"final": ("run", 1, 1, 1)}
-    assert "cannot use the store" in found.notes[0]
+    estimate = forecast(plan(), f"sqlite:///{tmp_path / 'broken.db'}", "cpu")
+    assert counts(estimate) == {"final": ("run", 1, 1, 1)}
+    assert "cannot use the store" in estimate.notes[0]
 
 
 def test_the_command_prints_the_forecast_and_has_it_in_its_json(call: Call, tmp_path: Path) -> None:
@@ -195,13 +195,16 @@ def test_the_command_prints_the_forecast_and_has_it_in_its_json(call: Call, tmp_
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(0, "0 s"), (100, "100 s"), (150, "2 min"), (7300, "2 h"), (200_000, "2 days")]
+    ("seconds", "shown_time"),
+    [(0, "0 s"), (100, "100 s"), (150, "2 min"), (7300, "2 h"), (200_000, "2 days")],
 )
-def test_times_are_told_in_their_unit(seconds: float, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_times_are_told_in_their_unit(
+    seconds: float, shown_time: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     part = Share(part="final", command="run", points=1, trials=1, open=1, seconds=seconds)
-    found = Forecast(parts=(part,), memory_mib=1, peak_mib=None, disk_mib=1, based_on="operations")
-    print_forecast(Console(width=120), found)
-    assert told in capsys.readouterr().out
+    estimate = Forecast(parts=(part,), memory_mib=1, peak_mib=None, disk_mib=1, based_on="operations")
+    print_forecast(Console(width=120), estimate)
+    assert shown_time in capsys.readouterr().out
 
 
 def test_run_says_what_it_leaves_out_and_which_command_does_it(

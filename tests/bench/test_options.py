@@ -54,15 +54,15 @@ def cells(made: Plan) -> set[tuple[str, str, str | None]]:
 
 
 def test_a_part_of_a_suite_is_picked_by_backbone_and_budget() -> None:
-    whole = plan(BOTH)
-    vit = whole.select(Part(backbones=["tiny-random-vit"]))
+    full_plan = plan(BOTH)
+    vit = full_plan.select(Part(backbones=["tiny-random-vit"]))
     assert {row.backbone for row in vit.rows} == {"tiny-random-vit"}
     for name in ("1,000 parameters", "1000 parameters", "parameters"):
-        picked = whole.select(Part(methods=["LoRA"], budgets=[name], backbones=["tiny-random-bert"]))
+        picked = full_plan.select(Part(methods=["LoRA"], budgets=[name], backbones=["tiny-random-bert"]))
         assert {budget for _, _, budget in cells(picked)} == {"1,000 parameters"}
         assert {backbone for backbone, _, _ in cells(picked)} == {"tiny-random-bert"}
-    assert {method for _, method, _ in cells(whole.select(Part(budgets=["own size"])))} == {"head only"}
-    assert cells(whole.select(Part(budgets=["own size", "isorank", "parameters"]))) == cells(whole)
+    assert {method for _, method, _ in cells(full_plan.select(Part(budgets=["own size"])))} == {"head only"}
+    assert cells(full_plan.select(Part(budgets=["own size", "isorank", "parameters"]))) == cells(full_plan)
 
 
 @pytest.mark.parametrize(

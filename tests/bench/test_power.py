@@ -26,11 +26,11 @@ SIMILARITY = Path(__file__).parents[1] / "data" / "similarity.csv"
 
 
 def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> None:
-    found = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
-    assert [(one.budget, one.sd) for one in found[: len(ASSUMED)]] == [
+    powers = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
+    assert [(line.budget, line.sd) for line in powers[: len(ASSUMED)]] == [
         ("own size", pytest.approx(sd)) for sd in ASSUMED
     ]
-    isorank = next(one for one in found if one.budget == "isorank 2" and one.sd == pytest.approx(0.007))
+    isorank = next(line for line in powers if line.budget == "isorank 2" and line.sd == pytest.approx(0.007))
     # Four methods beside LoRA, on three settings.
     assert (isorank.design.claims, isorank.design.settings, isorank.design.seeds) == (4, 3, 5)
     assert not isorank.stored
@@ -43,53 +43,53 @@ def test_assumed_noise_has_the_test_examples_of_each_task(tmp_path: Path) -> Non
     assert every is not None
     nowhere = f"sqlite:///{tmp_path / 'none.db'}"
 
-    def found(**changes: Any) -> Power:
+    def first_power(**changes: Any) -> Power:
         planned = plan(TEXT, methods=["lora", "lotr"], **{"tasks": tasks} | changes)
         return power(planned, nowhere, sd=0.007)[0]
 
-    one = found()
-    assert one.design.examples == pytest.approx(DISAGREEMENT * (1 / 100 + 1 / every[2]) / 4)
-    assert one.uncounted == ()
-    assert found(tasks=tasks[:1]).design.examples == pytest.approx(DISAGREEMENT / 100)
+    both_tasks = first_power()
+    assert both_tasks.design.examples == pytest.approx(DISAGREEMENT * (1 / 100 + 1 / every[2]) / 4)
+    assert both_tasks.uncounted == ()
+    assert first_power(tasks=tasks[:1]).design.examples == pytest.approx(DISAGREEMENT / 100)
     # Of Matthews' correlation a point is worth two, and seeds that deal their own splits have them already.
-    matthews = found(tasks=[movies | {"metric": "matthews"}])
+    matthews = first_power(tasks=[movies | {"metric": "matthews"}])
     assert matthews.design.examples == pytest.approx(4 * DISAGREEMENT / 100)
-    assert found(tasks=[movies | {"split": "per_seed"}]).design.examples == 0
+    assert first_power(tasks=[movies | {"split": "per_seed"}]).design.examples == 0
 
 
 def test_tasks_whose_test_examples_are_not_known_are_named(tmp_path: Path) -> None:
     columns = {"text": ["first", "second"], "label": "score", "target": "regression", "metric": "rmse"}
     planned = plan(TEXT, tasks=[{"name": "similar", "csv": str(SIMILARITY), **columns}], methods=["lora"])
-    found = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
-    assert [(one.uncounted, one.design.examples) for one in found] == [(("similar",), 0.0)]
+    powers = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
+    assert [(line.uncounted, line.design.examples) for line in powers] == [(("similar",), 0.0)]
     shown = io.StringIO()
-    print_power(Console(file=shown, width=200), found)
+    print_power(Console(file=shown, width=200), powers)
     assert "not known of similar" in shown.getvalue()
 
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_narrow_terminal_keeps_what_is_found(tmp_path: Path, width: int) -> None:
-    found = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
+    powers = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
     shown = io.StringIO()
-    print_power(Console(file=shown, width=width), found)
+    print_power(Console(file=shown, width=width), powers)
     first = next(line for line in shown.getvalue().splitlines() if line.startswith(" own size"))
-    numbers = (f"{100 * found[0].sd:.2f}", f"{100 * found[0].design.finds:.2f}")
-    assert {*numbers, f"{100 * found[0].design.margin:.2f}"} <= {*first.split()}
+    numbers = (f"{100 * powers[0].sd:.2f}", f"{100 * powers[0].design.finds:.2f}")
+    assert {*numbers, f"{100 * powers[0].design.margin:.2f}"} <= {*first.split()}
     assert "…" not in shown.getvalue()
 
 
 def test_sizes_of_one_method_are_methods_of_their_own(tmp_path: Path) -> None:
     planned = plan(methods=[{"method": "lora", "each": {"rank": [1, 2, 3]}}, "head_only"], budgets=[])
-    (found,) = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
+    (line,) = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
     # As a report has it: one of the three is what the others are compared with.
-    assert found.design.claims == 3
+    assert line.design.claims == 3
 
 
 def test_stored_runs_tell_the_noise(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     uri = new_store(tmp_path)
     store(uri, plan_of(seeds=[0, 1, 2]), result)
     planned = plan_of()
-    isorank = next(one for one in power(planned, uri) if one.budget == "isorank 2")
+    isorank = next(line for line in power(planned, uri) if line.budget == "isorank 2")
     assert isorank.stored
     assert isorank.design.seeds == 5
     assert isorank.design.examples > 0
@@ -103,13 +103,15 @@ def test_metrics_have_lines_of_their_own(tmp_path: Path) -> None:
         backbones=["tiny-random-bert"],
         budgets=[{"isorank": 2}],
     )
-    found = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
-    assert [(one.metric, one.threshold, one.design.settings) for one in found] == [
+    powers = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
+    assert [(line.metric, line.threshold, line.design.settings) for line in powers] == [
         ("accuracy", 0.01, 1),
         ("matthews", 0.02, 1),
     ]
-    asked = power(planned, f"sqlite:///{tmp_path / 'none.db'}", 0.007, {"accuracy": 0.02, "matthews": 0.1})
-    assert [one.threshold for one in asked] == [0.02, 0.1]
+    with_thresholds = power(
+        planned, f"sqlite:///{tmp_path / 'none.db'}", 0.007, {"accuracy": 0.02, "matthews": 0.1}
+    )
+    assert [line.threshold for line in with_thresholds] == [0.02, 0.1]
     with pytest.raises(UserError, match="several metrics"):
         power(planned, f"sqlite:///{tmp_path / 'none.db'}", 0.007, 0.01)
 
@@ -118,8 +120,8 @@ def test_scores_with_units_have_a_line_for_each_task(tmp_path: Path) -> None:
     columns = {"text": ["first", "second"], "label": "score", "target": "regression", "metric": "rmse"}
     tasks = [{"name": name, "csv": str(SIMILARITY), **columns} for name in ("one", "other")]
     planned, nowhere = plan(TEXT, tasks=tasks, methods=["lora", "lotr"]), f"sqlite:///{tmp_path / 'none.db'}"
-    found = power(planned, nowhere, sd=0.007)
-    assert [(one.metric, one.task, one.design.settings) for one in found] == [
+    powers = power(planned, nowhere, sd=0.007)
+    assert [(line.metric, line.task, line.design.settings) for line in powers] == [
         ("rmse", "one", 1),
         ("rmse", "other", 1),
     ]
@@ -135,8 +137,8 @@ def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> Non
     assert " for 2" in shown.out
     assert "80% of the time" in shown.out
     assert "no run collapses" in shown.out
-    told = json.loads(call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--json").out)
-    assert [line["sd"] for line in told["power"]] == [pytest.approx(0.007)]
+    document = json.loads(call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--json").out)
+    assert [line["sd"] for line in document["power"]] == [pytest.approx(0.007)]
     assert "power" not in json.loads(call("plan", suite, "--store", uri, "--json").out)
 
 

@@ -29,8 +29,8 @@ def shown(width: int) -> list[str]:
     display(Event(first, "started", worker="cpu:0"))
     display(Event(second, "started", worker="cpu:1"))
     for step in range(1, 6):
-        told = Progress(step, 8, 1, [(step, 0.6931)], 0.8123, 0.5)
-        display(Event(second, "progress", worker="cpu:1", progress=told))
+        progress = Progress(step, 8, 1, [(step, 0.6931)], 0.8123, 0.5)
+        display(Event(second, "progress", worker="cpu:1", progress=progress))
     with console.capture() as captured:
         console.print(display._live.renderable)
     return captured.get().splitlines()
@@ -57,8 +57,8 @@ def test_the_time_left_counts_what_follows() -> None:
         display = RunDisplay(Console(file=io.StringIO(), force_terminal=True), made, 2, 1, following)
         display._bar.get_time = lambda: float(next(seconds))
         for step in range(1, 6):
-            told = Progress(step, 8, 1)
-            display(Event(made.trials[0], "progress", progress=told))
+            progress = Progress(step, 8, 1)
+            display(Event(made.trials[0], "progress", progress=progress))
         (task,) = display._bar.tasks
         assert task.speed
         return task.remaining and task.remaining / task.speed
@@ -93,8 +93,8 @@ def test_nothing_moves_off_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [(0, "0 s"), (59.4, "59 s"), (61, "1 m 01 s"), (3599.6, "1 h 00 m"), (90_061, "25 h 01 m")],
 )
-def test_durations_have_two_units(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

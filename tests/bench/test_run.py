@@ -193,10 +193,10 @@ def test_a_second_start_loads_nothing_and_trains_nothing(
     before = finished.store.records()
     for name in ("prepare_all", "perform"):
         monkeypatch.setattr(bench.execution.inline, name, raising(AssertionError(name)))
-    again = call("run", finished.suite, "--store", finished.uri)
-    assert again.code == 0, again.err
-    assert "toy: 8 trials, 0 to run on cpu" in again.out
-    assert "The end." in again.out
+    rerun = call("run", finished.suite, "--store", finished.uri)
+    assert rerun.code == 0, rerun.err
+    assert "toy: 8 trials, 0 to run on cpu" in rerun.out
+    assert "The end." in rerun.out
     assert finished.store.records() == before
 
 

@@ -126,19 +126,19 @@ def test_from_a_cell_of_a_table_one_comes_to_its_trials_and_what_made_them(ran: 
 def test_a_trial_of_an_earlier_version_says_that_its_suite_is_not_known(ran: Ran, call: Call) -> None:
     record = ran.by_method("LoRA")
     file = ran.artifact(record, "config.json")
-    whole, told = file.read_text(), json.loads(file.read_text())
-    del told["start"]
-    file.write_text(json.dumps(told))
+    original, configuration = file.read_text(), json.loads(file.read_text())
+    del configuration["start"]
+    file.write_text(json.dumps(configuration))
     ran.store.client.delete_tag(record.run_id, "sha256")
     try:
         shown = call("show", record.trial_id, "--store", ran.uri)
-        asked = call("show", record.trial_id, "--suite", "--store", ran.uri)
+        answer = call("show", record.trial_id, "--suite", "--store", ran.uri)
     finally:
-        file.write_text(whole)
+        file.write_text(original)
         ran.store.client.set_tag(record.run_id, "sha256", record.tags["sha256"])
     assert "an earlier version stored none" in shown.out
-    assert asked.code == 2
-    assert "the text of the trial's suite is not known: an earlier version stored none" in asked.err
+    assert answer.code == 2
+    assert "the text of the trial's suite is not known: an earlier version stored none" in answer.err
 
 
 def test_a_failed_trial_is_shown_with_its_traceback(ran: Ran, call: Call) -> None:

@@ -66,9 +66,9 @@ def run(
 def run_inline(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[Event]:
     """Runs these trials of a plan, or all of them, in this process; failures again."""
     events: list[Event] = []
-    again = failures(store)
+    retried = failures(store)
     with session(store) as at_work, Inline("cpu") as place:
-        execute(made, list(trials or made.trials), at_work, place, events.append, retried=again)
+        execute(made, list(trials or made.trials), at_work, place, events.append, retried=retried)
     return events
 
 

@@ -121,13 +121,16 @@ class Largest(TorchDispatchMode):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.known = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        self.parameter_storages = {p.untyped_storage().data_ptr() for p in module.parameters()}
         self.numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+            if (
+                isinstance(tensor, Tensor)
+                and tensor.untyped_storage().data_ptr() not in self.parameter_storages
+            ):
                 self.numel = max(self.numel, tensor.numel())
         return result
 

@@ -14,15 +14,15 @@ from methods.validation import Frozen, Later, earlier, identity, validate
 
 class Options(Frozen):
     pair: tuple[int, int] | None = None
-    some: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"some": 3}, "some: should be a list, such as [3] (got 3)"),
-        ({"some": "0, 1"}, "some: should be a list, such as [0, 1] (got '0, 1')"),
-        ({"some": None}, "some: should be a list (got None)"),
+        ({"sizes": 3}, "sizes: should be a list, such as [3] (got 3)"),
+        ({"sizes": "0, 1"}, "sizes: should be a list, such as [0, 1] (got '0, 1')"),
+        ({"sizes": None}, "sizes: should be a list (got None)"),
         ({"pair": [1, 2, 3]}, "pair: should list at most 2 (got [1, 2, 3])"),
         ([], "should be a mapping of fields to values"),
     ],
@@ -37,7 +37,7 @@ class Counted(Frozen):
     number: int | None = None
     rates: tuple[float, ...] = ()
     flag: bool = False
-    some: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     either: bool | int = 0
 
 
@@ -48,7 +48,7 @@ def test_true_and_false_are_no_numbers(values: dict[str, Any]) -> None:
 
 
 def test_true_and_false_are_taken_where_they_may_stand_and_whole_numbers_for_others() -> None:
-    values = {"number": 3, "rates": [1, 2.5], "flag": True, "some": {"a": True}, "either": True}
+    values = {"number": 3, "rates": [1, 2.5], "flag": True, "overrides": {"a": True}, "either": True}
     assert validate(Counted, values, "here").model_dump() == {**values, "rates": (1.0, 2.5)}
 
 
@@ -90,8 +90,8 @@ def test_an_identity_of_some_fields_has_no_others() -> None:
 
 
 def test_the_nearest_names_come_first_and_strange_ones_have_none() -> None:
-    known = ("vit_small", "vit_base", "resnet")
-    assert near_names("vit_bas", known, at_most=2) == ["vit_base", "vit_small"]
-    assert did_you_mean("resnit", known) == "did you mean 'resnet'?"
-    assert near_names("xyz", known) == []
-    assert did_you_mean("xyz", known) == ""
+    names = ("vit_small", "vit_base", "resnet")
+    assert near_names("vit_bas", names, at_most=2) == ["vit_base", "vit_small"]
+    assert did_you_mean("resnit", names) == "did you mean 'resnet'?"
+    assert near_names("xyz", names) == []
+    assert did_you_mean("xyz", names) == ""

@@ -52,21 +52,21 @@ def resize(browser: webdriver.Chrome, width: int, height: int = 900) -> None:
 
 def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
     """The rows of results that can be seen, in their order."""
-    found: list[dict[str, Any]] = browser.execute_script(
+    table_rows: list[dict[str, Any]] = browser.execute_script(
         """return [...document.querySelectorAll('.board tbody tr[data-method]')]
         .filter(r => r.getClientRects().length).map(r => ({id: r.id, ...r.dataset}))"""
     )
-    return found
+    return table_rows
 
 
 def seen(browser: webdriver.Chrome, selector: str) -> list[str]:
     """The texts of the elements that can be seen."""
-    found: list[str] = browser.execute_script(
+    texts: list[str] = browser.execute_script(
         """return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length)
         .map(e => e.innerText.trim())""",
         selector,
     )
-    return found
+    return texts
 
 
 def pick(browser: webdriver.Chrome, name: str, value: str) -> None:

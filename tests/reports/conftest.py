@@ -90,8 +90,8 @@ def browser() -> Iterator[webdriver.Chrome]:
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options=options, service=Service(DRIVER)) as found:
-        yield found
+    with webdriver.Chrome(options=options, service=Service(DRIVER)) as chrome:
+        yield chrome
 
 
 @pytest.fixture

@@ -104,10 +104,10 @@ def result(trial: Trial, row: Row) -> Result | None:
     )
 
 
-def store(folder: Path, new_store: NewStore, plan: Plan | None = None, told: Any = result) -> str:
+def store(folder: Path, new_store: NewStore, plan: Plan | None = None, result_of: Any = result) -> str:
     folder.mkdir(exist_ok=True)
     uri = new_store(folder)
-    write(uri, plan or plan_of(**SMALL), told)
+    write(uri, plan or plan_of(**SMALL), result_of)
     return uri
 
 

@@ -145,8 +145,8 @@ def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> N
 
 def test_each_has_its_figures(study: Study) -> None:
     names = [
-        [drawn.name for drawn in figures.ablation(number, found)]
-        for number, found in enumerate(ablation.read(study))
+        [drawn.name for drawn in figures.ablation(number, ablation_)]
+        for number, ablation_ in enumerate(ablation.read(study))
     ]
     assert names == [
         ["ablation-0-ranks", "ablation-0-importance"],
@@ -162,8 +162,8 @@ def test_the_same_ranks_under_several_labels_count_once_in_the_mean_at_a_rank() 
         ablation.Scored("best", [2, 3], 10, 0.9, None, []),
     ]
     head = {"name": "n", "run_id": "", "method": "", "task": "", "backbone": "", "budget": ""}
-    found = ablation.StoredAblation(kind="allocation", **head, modes=["input", "heads"], tried=tried)
-    (drawn,) = figures.ablation(0, found)
+    allocation = ablation.StoredAblation(kind="allocation", **head, modes=["input", "heads"], tried=tried)
+    (drawn,) = figures.ablation(0, allocation)
     (line,) = drawn.figure.axes[0].lines
     assert list(line.get_xydata()[0]) == pytest.approx([2, 70])
 
@@ -176,7 +176,7 @@ def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> Non
     assert "ranks <of> att" not in page
     assert "figures/ablation-2-spectra.svg" in done.files
     content = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [found["kind"] for found in content["ablations"]] == ["search", "allocation", "redundancy"]
+    assert [entry["kind"] for entry in content["ablations"]] == ["search", "allocation", "redundancy"]
 
 
 def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: NewStore) -> None:

@@ -67,14 +67,14 @@ def test_a_setting_that_has_not_been_run_keeps_nobody_out(tmp_path: Path, new_st
 
 
 def test_what_differs_and_what_does_not_is_said(analysis: Analysis) -> None:
-    found = compared(block(analysis, "isorank 2"))
+    by_method = compared(block(analysis, "isorank 2"))
     # Edges of +8, −1 and −9 of 200 examples; seeds are paired, so that their shared noise is gone.
-    assert str(found["TensLoRA att"].verdict) == "better by more than the threshold"
-    assert found["TensLoRA att"].effect.difference == pytest.approx(0.04, abs=0.004)
-    assert str(found["TensLoRA depth"].verdict) == "worse by more than the threshold"
-    assert found["TensLoRA qkv"].verdict.answer in (Answer.WITHIN, Answer.UNDECIDED)
-    assert found["TensLoRA att"].effect.pairs == 15
-    assert "LoRA" not in found
+    assert str(by_method["TensLoRA att"].verdict) == "better by more than the threshold"
+    assert by_method["TensLoRA att"].effect.difference == pytest.approx(0.04, abs=0.004)
+    assert str(by_method["TensLoRA depth"].verdict) == "worse by more than the threshold"
+    assert by_method["TensLoRA qkv"].verdict.answer in (Answer.WITHIN, Answer.UNDECIDED)
+    assert by_method["TensLoRA att"].effect.pairs == 15
+    assert "LoRA" not in by_method
 
 
 def test_the_verdict_is_what_the_interval_says_and_no_more_than_with_the_floor(analysis: Analysis) -> None:
@@ -104,9 +104,9 @@ def test_plain_lora_of_another_budget_goes_before_one_of_other_sites(
     methods = [{"method": "lora", "rank": 3, "targets": "qkvo"}, "lora", att]
     plan = plan_of(**SMALL | {"methods": methods, "budgets": [{"isoparameters": 2}]})
     uri = store(tmp_path, new_store, plan)
-    found = block(analyse(read(uri, ["small"])), "isorank 2").reference
-    assert found is not None
-    assert (found.method, found.budget) == ("LoRA", "isoparameters 2")
+    reference = block(analyse(read(uri, ["small"])), "isorank 2").reference
+    assert reference is not None
+    assert (reference.method, reference.budget) == ("LoRA", "isoparameters 2")
 
 
 def test_groups_and_ranks_follow_the_scores(analysis: Analysis) -> None:
@@ -149,13 +149,15 @@ def test_predictions_beyond_the_limit_are_not_read_and_that_is_told(
 def test_predictions_that_are_not_those_of_the_score_do_not_count(
     tmp_path: Path, new_store: NewStore
 ) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
         return made and dataclasses.replace(made, score=made.score - 0.01 * ("TensLoRA" in row.title))
 
-    found = analyse(read(store(tmp_path, new_store, told=told), ["small"]))
-    assert any("Predictions of 2 runs do not give the score that is stored" in note for note in found.notes)
-    assert block(found, "isorank 2").without_examples
+    analysis = analyse(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
+    assert any(
+        "Predictions of 2 runs do not give the score that is stored" in note for note in analysis.notes
+    )
+    assert block(analysis, "isorank 2").without_examples
 
 
 def test_the_report_says_what_it_could_have_found(analysis: Analysis) -> None:
@@ -170,7 +172,7 @@ def test_the_report_says_what_it_could_have_found(analysis: Analysis) -> None:
 def test_a_verdict_is_tried_without_each_task(analysis: Analysis) -> None:
     att = compared(block(analysis, "isorank 2"))["TensLoRA att"]
     assert att.sides == (3, 0, 0)
-    assert [one.task for one in att.without] == ["movie-sentiment", "digits", "textile"]
+    assert [leave_out.task for leave_out in att.without] == ["movie-sentiment", "digits", "textile"]
     parts = att.effect.parts[1:]
     assert att.without[0].difference == pytest.approx(np.mean([part.difference for part in parts]))
 
@@ -198,11 +200,13 @@ def test_scores_that_were_stored_in_float32_are_the_same_scores(tmp_path: Path, 
 
     many = plan_of(**SMALL | {"seeds": [0, 1, 2, 3, 4]})
     exact, older = (
-        analyse(read(store(tmp_path / name, new_store, many, told), ["small"]))
-        for name, told in (("exact", result), ("older", rounded))
+        analyse(read(store(tmp_path / name, new_store, many, result_of), ["small"]))
+        for name, result_of in (("exact", result), ("older", rounded))
     )
-    for one, other in zip(exact.blocks, older.blocks, strict=True):
-        assert [str(c.verdict) for c in one.comparisons] == [str(c.verdict) for c in other.comparisons]
-        assert one.ranking is not None
-        assert other.ranking is not None
-        assert list(one.ranking.ranks.mean) == list(other.ranking.ranks.mean)
+    for exact_block, older_block in zip(exact.blocks, older.blocks, strict=True):
+        assert [str(c.verdict) for c in exact_block.comparisons] == [
+            str(c.verdict) for c in older_block.comparisons
+        ]
+        assert exact_block.ranking is not None
+        assert older_block.ranking is not None
+        assert list(exact_block.ranking.ranks.mean) == list(older_block.ranking.ranks.mean)

@@ -28,22 +28,22 @@ def question(script: Any, letter: str, budget: str, compared: dict[str, tuple[st
     return script("answers.questions").Question(letter, budget, compared, tuple(BASE))
 
 
-def rows(told: str) -> list[list[str]]:
+def rows(text: str) -> list[list[str]]:
     """The lines of the table, without its head."""
-    found = [line.strip("| ").split(" | ") for line in told.splitlines() if line.startswith("| ")]
-    return found[2:]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return lines[2:]
 
 
 def test_an_answer_is_what_its_command_reports(
     script: Any, checkout: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = question(
+    asked_question = question(
         script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv"), "head only": ("TensLoRA att",)}
     )
-    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked)
-    told = answer.told
+    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked_question)
+    text = answer.text
     assert answer.state == "all there"
-    _, command, _ = told.split("```")
+    _, command, _ = text.split("```")
     assert "--task" not in command
     monkeypatch.chdir(checkout)
     # The command's own --out stands before, and this one after it counts.
@@ -51,22 +51,25 @@ def test_an_answer_is_what_its_command_reports(
     assert call(*words).code == 0
     points = script("answers.packed").points
     stored = pd.read_csv(tmp_path / "out/tables/comparisons.csv")
-    wanted = {
-        (one.method, one.reference): [points(one.difference), f"{points(one.low)} to {points(one.high)}"]
-        for one in stored.itertuples()
+    expected = {
+        (comparison.method, comparison.reference): [
+            points(comparison.difference),
+            f"{points(comparison.low)} to {points(comparison.high)}",
+        ]
+        for comparison in stored.itertuples()
     }
-    assert {(row[0], row[1]): row[5:7] for row in rows(told)} == wanted
-    assert len(wanted) == 3
+    assert {(row[0], row[1]): row[5:7] for row in rows(text)} == expected
+    assert len(expected) == 3
     assert set(stored["level"]) == {0.975}
-    assert "those of each of the 2 references with 97.5%" in told
+    assert "those of each of the 2 references with 97.5%" in text
     # By 4 points of 100 on each task; by half a point less.
-    assert "- TensLoRA att beats LoRA: **yes, by what matters**." in told
-    assert "- TensLoRA qkv beats LoRA: **no**." in told
+    assert "- TensLoRA att beats LoRA: **yes, by what matters**." in text
+    assert "- TensLoRA qkv beats LoRA: **no**." in text
 
     # In short, of qkv the answer alone: its interval is within a point, and has zero in it.
     numbers = "; ".join(
         f"{method} from {other} [{mean}](evidence.md#a) ({interval}), {verdict}"
-        for method, other, *_, mean, interval, verdict in rows(told)
+        for method, other, *_, mean, interval, verdict in rows(text)
         if method == "TensLoRA att"
     )
     counted = "1 of 3 comparisons practically equivalent"
@@ -74,16 +77,18 @@ def test_an_answer_is_what_its_command_reports(
 
 
 def test_intervals_hold_at_once_with_those_that_stand_elsewhere(script: Any, checkout: Path) -> None:
-    asked = replace(question(script, "f", BUDGET, {"LoRA": ("TensLoRA att",)}), beside=4)
-    ((line,), _) = script("answers.pairs").compared(rich_of(script, checkout), asked, asked.tasks)
+    asked_question = replace(question(script, "f", BUDGET, {"LoRA": ("TensLoRA att",)}), beside=4)
+    ((line,), _) = script("answers.pairs").compared(
+        rich_of(script, checkout), asked_question, asked_question.tasks
+    )
     assert line.mean.interval == pytest.approx(line.mean.effect.interval(0.95**0.2))
-    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked)
-    assert "95%, also with those of the 4 comparisons below, which" in answer.told
+    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked_question)
+    assert "95%, also with those of the 4 comparisons below, which" in answer.text
 
 
 def test_in_short_what_is_told_apart_has_numbers_and_the_rest_is_counted(script: Any) -> None:
     module = script("answers.answer")
-    one, other, more = (
+    open_outcome, other, more = (
         module.Outcome(f"{name} from LoRA", "+1.00", "−1.00 to +3.00", verdict, verdict != "undecided")
         for name, verdict in (
             ("A", "undecided"),
@@ -91,36 +96,36 @@ def test_in_short_what_is_told_apart_has_numbers_and_the_rest_is_counted(script:
             ("C", "undecided"),
         )
     )
-    told = [f"{name} from LoRA [+1.00](evidence.md#a) (−1.00 to +3.00)" for name in "AB"]
+    sentences = [f"{name} from LoRA [+1.00](evidence.md#a) (−1.00 to +3.00)" for name in "AB"]
     assert (
-        module.shortly("a", [one, other, more])
-        == f"{told[1]}, significantly better; may be under the threshold; 2 of 3 comparisons undecided."
+        module.shortly("a", [open_outcome, other, more])
+        == f"{sentences[1]}, significantly better; may be under the threshold; 2 of 3 comparisons undecided."
     )
     assert (
-        module.shortly("a", [one, other])
-        == f"{told[0]}, undecided; {told[1]}, significantly better; may be under the threshold."
+        module.shortly("a", [open_outcome, other])
+        == f"{sentences[0]}, undecided; {sentences[1]}, significantly better; may be under the threshold."
     )
 
 
 def test_what_is_not_all_there_has_no_answer(script: Any, checkout: Path, tmp_path: Path) -> None:
     # LoTR lacks a seed of movie-sentiment.
-    asked = question(script, "a", "isorank 2", {"LoRA": ("LoTR",)})
-    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked)
-    told = answer.told
+    asked_question = question(script, "a", "isorank 2", {"LoRA": ("LoTR",)})
+    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked_question)
+    answer_text = answer.text
     assert answer.state == "so far on 2 of 3 tasks: 29 of 30 trials"
-    assert told.startswith("**So far, on 2 of 3 tasks** (digits, textile): no answer yet")
-    assert "Missing: LoTR on movie-sentiment." in told
-    assert "beats" not in told
+    assert answer_text.startswith("**So far, on 2 of 3 tasks** (digits, textile): no answer yet")
+    assert "Missing: LoTR on movie-sentiment." in answer_text
+    assert "beats" not in answer_text
     assert answer.short == ""
-    assert "--task digits,textile \\\n    --pair 'LoTR : LoRA'" in told
-    ((_, _, digits, textile, mean, _, _),) = rows(told)
+    assert "--task digits,textile \\\n    --pair 'LoTR : LoRA'" in answer_text
+    ((_, _, digits, textile, mean, _, _),) = rows(answer_text)
     means = [float(text.replace("−", "-")) for text in (digits, textile, mean)]
     assert means[2] == pytest.approx(sum(means[:2]) / 2, abs=0.011)
 
     nothing = script("answers.packed").Packed("rich", tmp_path)
-    answer = script("answers.pairs").of_pairs(nothing, asked)
+    answer = script("answers.pairs").of_pairs(nothing, asked_question)
     assert answer.state == "not run yet: 0 of 30 trials"
-    assert answer.told == "**Not run yet**: 0 of 30 trials are there. Missing: every row on all 3 tasks."
+    assert answer.text == "**Not run yet**: 0 of 30 trials are there. Missing: every row on all 3 tasks."
 
 
 def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
@@ -133,7 +138,7 @@ def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
 
 
 def test_it_is_the_sites_where_only_lora_on_others_differs(script: Any) -> None:
-    found = lines(
+    compared_lines = lines(
         script,
         {
             ("LoRTA", "LoRA (targets=qkvo) r=3"): "",
@@ -144,16 +149,16 @@ def test_it_is_the_sites_where_only_lora_on_others_differs(script: Any) -> None:
             ("FacT-TT", "LoRA"): "",
         },
     )
-    told = list(script("answers.pairs").ANSWERS["d"](None, None, found))
-    assert told == ["LoRTA: **the sites**.", "CaRA: **the tensor**.", "FacT-TT: **undecided**."]
+    sentences = list(script("answers.pairs").ANSWERS["d"](None, None, compared_lines))
+    assert sentences == ["LoRTA: **the sites**.", "CaRA: **the tensor**.", "FacT-TT: **undecided**."]
 
 
 def test_it_was_the_interleaving_where_the_twin_is_worse(script: Any) -> None:
     pairs = script("answers.questions").COMPARED[1].pairs
     worse = ("TensLoRA att_qkv (heads=interleaved)", "TensLoRA att_qkv")
     assert worse in pairs
-    found = lines(script, {pair: "worse" if pair == worse else "" for pair in pairs})
-    real, mixed, was = script("answers.pairs").ANSWERS["b"](None, None, found)
+    compared_lines = lines(script, {pair: "worse" if pair == worse else "" for pair in pairs})
+    real, mixed, was = script("answers.pairs").ANSWERS["b"](None, None, compared_lines)
     assert "worse" not in real + mixed
     assert was == "It was the interleaving for: **TensLoRA att_qkv**."
 
@@ -162,22 +167,24 @@ def test_the_count_explains_what_it_goes_with(
     script: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs, number = script("answers.pairs"), script("answers.packed").number
-    asked = question(script, "c", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")})
+    asked_question = question(
+        script, "c", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")}
+    )
     results = rich_of(script, checkout)
     cells = results.study.cells.query("budget == @BUDGET")
 
     def rho(tasks: tuple[str, ...]) -> float:
         means = cells.query("task in @tasks").groupby("method")[["parameters", "mean"]].mean()
-        return float(means.loc[[method for method, _ in asked.pairs]].corr("spearman").iloc[0, 1])
+        return float(means.loc[[method for method, _ in asked_question.pairs]].corr("spearman").iloc[0, 1])
 
-    told = pairs.of_pairs(results, asked).told
-    assert f"is {number(rho(asked.tasks))} among the 3 rows" in told
-    assert f"**{'yes' if rho(asked.tasks) >= 0.8 else 'no'}**" in told
-    assert "it is" not in told
+    text = pairs.of_pairs(results, asked_question).text
+    assert f"is {number(rho(asked_question.tasks))} among the 3 rows" in text
+    assert f"**{'yes' if rho(asked_question.tasks) >= 0.8 else 'no'}**" in text
+    assert "it is" not in text
 
     monkeypatch.setattr(pairs, "IMAGES", "textile")
     digits, textile = (number(rho((task,))) for task in ("digits", "textile"))
-    assert f"it is {digits}, and on textile {textile}." in pairs.of_pairs(results, asked).told
+    assert f"it is {digits}, and on textile {textile}." in pairs.of_pairs(results, asked_question).text
 
 
 def test_two_rankings_of_the_same_rows_agree(
@@ -190,17 +197,17 @@ def test_two_rankings_of_the_same_rows_agree(
     results = rich_of(script, checkout)
     answer = tuning.of_tuning(results, results)
     assert answer.state == "all there"
-    assert answer.told.count("**1.00**") == 3
+    assert answer.text.count("**1.00**") == 3
     assert answer.short.count("**1.00**") == 3
-    assert "**TensLoRA att** has the best mean at LoRA's budget." in answer.told
+    assert "**TensLoRA att** has the best mean at LoRA's budget." in answer.text
     by_row = [
         [results.gains(results.cells(task, BUDGET)[name]) for task in ("digits", "textile")] for name in names
     ]
     scores = pd.DataFrame([sum(map(pd.Series, on)) for on in by_row])
     halves = [(list(two), [seed for seed in scores if seed not in two]) for two in combinations(scores, 2)]
     means = [[scores[half].mean(axis=1) for half in both] for both in halves]
-    itself = sum(one.corr(other, "kendall") for one, other in means) / 10
-    assert f"not asked before: {itself:.2f} tuned, {itself:.2f} untuned." in answer.told
+    itself = sum(ranking.corr(other, "kendall") for ranking, other in means) / 10
+    assert f"not asked before: {itself:.2f} tuned, {itself:.2f} untuned." in answer.text
 
     other = rich_of(script, checkout)
     lower = [0.03, 0.02, 0.025, 0.01, 0.04]
@@ -210,18 +217,18 @@ def test_two_rankings_of_the_same_rows_agree(
         name: replace(cell, mean=1 - (cell.mean or 0.0)) for name, cell in cells(task, budget).items()
     }
     answer = tuning.of_tuning(results, other)
-    assert answer.told.count("**−1.00**") == 3
-    found = effect([of_seeds(np.array(lower))] * 2)
-    bounds = script("answers.packed").bounds(found.interval(simultaneous(len(names))))
-    gained = [row for row in rows(answer.told) if row[0] in names]
+    assert answer.text.count("**−1.00**") == 3
+    contrast = effect([of_seeds(np.array(lower))] * 2)
+    bounds = script("answers.packed").bounds(contrast.interval(simultaneous(len(names))))
+    gained = [row for row in rows(answer.text) if row[0] in names]
     assert sorted(row[0] for row in gained) == sorted(names)
     assert all(row[1:] == ["+2.50", "+2.50", "+2.50", bounds] for row in gained)
-    assert all(f"{name} from untuned +2.50 ({bounds}, digits +2.50" in answer.told for name in names)
+    assert all(f"{name} from untuned +2.50 ({bounds}, digits +2.50" in answer.text for name in names)
 
     other.gains = lambda cell: {} if cell.method == "LoTR" else results.gains(cell)
     answer = tuning.of_tuning(results, other)
-    assert "left out: LoTR." in answer.told
-    assert f"not asked before: {itself:.2f} tuned." in answer.told
+    assert "left out: LoTR." in answer.text
+    assert f"not asked before: {itself:.2f} tuned." in answer.text
     answer = tuning.of_tuning(results, script("answers.packed").Packed("other", checkout))
     assert (answer.state, answer.short) == ("unfinished: 50 of 100 trials", "")
 
@@ -243,22 +250,22 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
         Scored(label, size, 100, cell.mean, cell.sd, [seed.run_id for seed in study.of_cell(cell.number)])
         for label, cell, size in (("best", att, [4, 2]), ("heuristic", lora, [3, 3]))
     ]
-    found = StoredAblation("search", "s", "r", "tenslora", "digits", "vit", BUDGET, ["a", "b"], final=final)
-    same = replace(found, kind="allocation", final=[replace(final[1], label="best"), final[1]])
-    partly = replace(found, final=[replace(final[0], state="4 of 5 finished"), final[1]])
-    monkeypatch.setattr(ranks.ablation, "read", lambda study: [found, same, partly])
+    search = StoredAblation("search", "s", "r", "tenslora", "digits", "vit", BUDGET, ["a", "b"], final=final)
+    same = replace(search, kind="allocation", final=[replace(final[1], label="best"), final[1]])
+    partly = replace(search, final=[replace(final[0], state="4 of 5 finished"), final[1]])
+    monkeypatch.setattr(ranks.ablation, "read", lambda study: [search, same, partly])
     answer = ranks.of_ranks(results, [])
     assert answer.state == "not run yet: 0 of 40 trials; 2 of 4 searches and allocations"
-    best, heuristic, again, _ = rows(answer.told)
+    best, heuristic, same_ranks, _ = rows(answer.text)
     _, (own, other) = study.gains([att.number, lora.number])
     low, high = ttest_rel(own, other).confidence_interval(0.95**0.2)
     points = script("answers.packed").points
     assert best[1:4] == ["search: best (5 seeds)", "4, 2", "100"]
-    told = [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
-    assert best[5:] == [*told, "better by more than the threshold"]
+    expected = [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
+    assert best[5:] == [*expected, "better by more than the threshold"]
     assert heuristic[5:] == ["–", "–", "the heuristic"]
-    assert again[5:] == ["–", "–", "the same ranks"]
-    assert f"search, digits from the heuristic {told[0]} ({told[1]})" in answer.told
+    assert same_ranks[5:] == ["–", "–", "the same ranks"]
+    assert f"search, digits from the heuristic {expected[0]} ({expected[1]})" in answer.text
     assert answer.short == ""
 
     monkeypatch.setattr(ranks, "STUDIES", 2)
@@ -266,19 +273,19 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
     monkeypatch.setattr(ranks, "of_pairs", lambda packed, question: during)
     short = ranks.of_ranks(results, []).short
     by = "Searches and allocations, from the heuristic's ranks:"
-    assert short.startswith(f"No cut is told apart. {by} search, digits [{told[0]}](evidence.md#f) (")
+    assert short.startswith(f"No cut is told apart. {by} search, digits [{expected[0]}](evidence.md#f) (")
 
 
 def test_a_figure_holds_each_difference(script: Any, checkout: Path) -> None:
-    asked = question(script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv")})
-    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked)
+    asked_question = question(script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv")})
+    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked_question)
     (figure,) = answer.pictures
     drawn = figure.svg()
-    for method, other, *_, mean, interval, _ in rows(answer.told):
+    for method, other, *_, mean, interval, _ in rows(answer.text):
         assert f"{method} from {other} {mean} ({interval}, " in drawn
     # By task, and the mean.
     assert all(f">{label}</text>" in drawn for label in (*BASE, "mean"))
-    assert figure.shown in answer.told
+    assert figure.shown in answer.text
 
 
 def test_the_spectra_of_the_same_method_and_task_are_told_together(
@@ -286,7 +293,7 @@ def test_the_spectra_of_the_same_method_and_task_are_told_together(
 ) -> None:
     spectra, results = script("answers.spectra"), rich_of(script, checkout)
     sizes = dict(zip(spectra.MODES, (8, 4, 2, 3, 2), strict=True))
-    found = [
+    adapters = [
         StoredAblation(
             *("redundancy", "s", "r", "LoRA", task, "vit", BUDGET, list(sizes)),
             spectra={mode: [2.0**-place for place in range(size)] for mode, size in sizes.items()},
@@ -294,9 +301,9 @@ def test_the_spectra_of_the_same_method_and_task_are_told_together(
         )
         for task, effective in (("digits", 1.0), ("digits", 2.0), ("textile", 1.25))
     ]
-    monkeypatch.setattr(spectra.ablation, "read", lambda study: found)
+    monkeypatch.setattr(spectra.ablation, "read", lambda study: adapters)
     answer = script("answers.ranks").of_ranks(results, [])
-    digits, textile = (row for row in rows(answer.told) if row[2] == "LoRA")
+    digits, textile = (row for row in rows(answer.text) if row[2] == "LoRA")
     assert digits == [
         "rich",
         "digits",
@@ -318,20 +325,20 @@ def test_the_spectra_of_the_same_method_and_task_are_told_together(
 
 def test_a_row_that_failed_is_among_what_is_said_of_forgetting(script: Any) -> None:
     packed = script("answers.packed").Packed("smollm2", ROOT / "results")
-    whole = script("answers.forgetting").of_forgetting(packed)
+    complete = script("answers.forgetting").of_forgetting(packed)
     cells, seeds = packed.study.cells.copy(), packed.study.seeds.copy()
     cells.loc[cells["method"] == "FacT-TT", ["forgetting", "mean"]] = np.nan
     seeds.loc[seeds["method"] == "FacT-TT", ["forgetting", "score"]] = np.nan
     seeds.loc[seeds["method"] == "FacT-TT", ["status", "failure"]] = ["FAILED", "diverged"]
     packed.study = replace(packed.study, cells=cells, seeds=seeds)
     answer = script("answers.forgetting").of_forgetting(packed)
-    assert answer.state == whole.state == "forgetting: all there"
-    assert "Failed or diverged: FacT-TT on movie-sentiment, seeds 0, 1, 2 (diverged)." in answer.told
-    *others, lost = rows(answer.told)
+    assert answer.state == complete.state == "forgetting: all there"
+    assert "Failed or diverged: FacT-TT on movie-sentiment, seeds 0, 1, 2 (diverged)." in answer.text
+    *finished, lost = rows(answer.text)
     assert lost[0] == "FacT-TT"
     assert lost[2:] == ["–", "–", "–"]
     assert "FacT-TT" not in answer.short
     assert answer.short.endswith("2 of 4 comparisons undecided.")
-    assert "; LoRTA from LoRA [−0.023](evidence.md#h) (−0.036 to −0.010), less; " in whole.short
+    assert "; LoRTA from LoRA [−0.023](evidence.md#h) (−0.036 to −0.010), less; " in complete.short
     # What is left holds at once with what failed.
-    assert others == [row for row in rows(whole.told) if row[0] != "FacT-TT"]
+    assert finished == [row for row in rows(complete.text) if row[0] != "FacT-TT"]

@@ -14,10 +14,10 @@ from .made_up import BUDGET, rich_of
 def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, checkout: Path) -> None:
     results = rich_of(script, checkout)
     below = [cell for cell in results.study.all_cells if cell.budget == BUDGET and cell.task == "digits"]
-    told = script("answers.cautions").cautions(results, below)
-    assert "Failed or diverged: TensLoRA depth on digits, seed 3 (diverged)." in told
-    assert "Below the mean of the head alone: no seed." in told
-    assert "grid" not in told
+    text = script("answers.cautions").cautions(results, below)
+    assert "Failed or diverged: TensLoRA depth on digits, seed 3 (diverged)." in text
+    assert "Below the mean of the head alone: no seed." in text
+    assert "grid" not in text
 
     (head,) = (
         cell for cell in results.study.all_cells if (cell.method, cell.task) == ("head only", "digits")
@@ -25,12 +25,12 @@ def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, chec
     (worst,) = (cell for cell in below if cell.method == "TensLoRA depth")
     raised = replace(head, mean=results.study.finished(worst.number)[1].score)
     results.cells = lambda task, budget: {"head only": raised}
-    told = script("answers.cautions").cautions(results, [worst])
-    assert "Below the mean of the head alone: TensLoRA depth on digits, seed 0." in told
+    text = script("answers.cautions").cautions(results, [worst])
+    assert "Below the mean of the head alone: TensLoRA depth on digits, seed 0." in text
     # Of an error the larger is the worse.
     results.cells = lambda task, budget: {"head only": replace(raised, metric="rmse")}
-    told = script("answers.cautions").cautions(results, [replace(worst, metric="rmse")])
-    assert "Below the mean of the head alone: TensLoRA depth on digits, seeds 2, 4." in told
+    text = script("answers.cautions").cautions(results, [replace(worst, metric="rmse")])
+    assert "Below the mean of the head alone: TensLoRA depth on digits, seeds 2, 4." in text
 
 
 def test_an_adapter_that_left_the_head_alone_is_named(script: Any, checkout: Path) -> None:
@@ -39,8 +39,8 @@ def test_an_adapter_that_left_the_head_alone_is_named(script: Any, checkout: Pat
     assert "Within" not in script("answers.cautions").cautions(results, [lora])
     # As if the head alone had come to the same.
     results.cells = lambda task, budget: {"head only": lora}
-    told = script("answers.cautions").cautions(results, [lora])
-    assert "Within 0.10 points of the head alone on every seed: LoRA on digits." in told
+    text = script("answers.cautions").cautions(results, [lora])
+    assert "Within 0.10 points of the head alone on every seed: LoRA on digits." in text
 
 
 def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, checkout: Path) -> None:
@@ -50,18 +50,18 @@ def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, checkout: P
         replace(cell, tuning=Tuned(trials=8, seeds=(1000,), chosen={"lr": 1e-3}, edge=edge, ids=()))
         for cell, edge in zip(results.study.all_cells, edges, strict=False)
     ]
-    told = script("answers.cautions").cautions(results, cells)
-    assert told.startswith("Chosen on an edge of the grid: 2 of 3 points (1 in rate, 2 in scale).")
-    assert "budget" not in told
+    text = script("answers.cautions").cautions(results, cells)
+    assert text.startswith("Chosen on an edge of the grid: 2 of 3 points (1 in rate, 2 in scale).")
+    assert "budget" not in text
 
 
 def test_a_row_that_misses_its_budget_tells_its_share(script: Any, checkout: Path) -> None:
     results = rich_of(script, checkout)
     (lotr, *_) = (cell for cell in results.study.all_cells if (cell.method, cell.budget) == ("LoTR", BUDGET))
     shares = [replace(lotr, ratio=ratio, within=within) for ratio, within in ((0.875, False), (1.04, True))]
-    told = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
-    assert ["Not at the budget: LoTR (0.88 of it)." in one for one in told] == [True, False]
+    texts = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
+    assert ["Not at the budget: LoTR (0.88 of it)." in text for text in texts] == [True, False]
     lora = replace(lotr, method="LoRA qkvo", family="lora", budget="own size", within=None)
     shares = [replace(lora, percent_of_lora=percent) for percent in (75.0, 99.0)]
-    told = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
-    assert ["Not at the budget: LoRA qkvo (0.75 of it)." in one for one in told] == [True, False]
+    texts = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
+    assert ["Not at the budget: LoRA qkvo (0.75 of it)." in text for text in texts] == [True, False]

@@ -44,10 +44,10 @@ LABELS = np.arange(EXAMPLES) % 2
 
 #: How many of the examples are right, by title, task and seed. Those that are not named have about 900.
 Right = Mapping[tuple[str, str, int], int]
-Told = Callable[[Trial, Row], Result]
+ResultOf = Callable[[Trial, Row], Result]
 
 
-def told(right: Right, diverged: tuple[str, str, int] | None = None) -> Told:
+def results_with(right: Right, diverged: tuple[str, str, int] | None = None) -> ResultOf:
     def of_trial(trial: Trial, row: Row) -> Result:
         key = (row.title, row.task, trial.seed)
         count = right.get(key, 900 + (trial.seed * 7 + len(row.title)) % 3)
@@ -64,7 +64,7 @@ def stored(tmp_path: Path, new_store: NewStore) -> Callable[..., str]:
     """Writes what is told of a plan, and gives the store's URI."""
     numbers = itertools.count()
 
-    def make(result: Told, changes: dict[str, Any] = WITH_HEAD) -> str:
+    def make(result: ResultOf, changes: dict[str, Any] = WITH_HEAD) -> str:
         return store(tmp_path / str(next(numbers)), new_store, plan_of(**changes), result)
 
     return make
@@ -74,13 +74,13 @@ def analysis_of(uri: str, threshold: float | None = None) -> Analysis:
     return analyse(read(uri, ["small"]), threshold)
 
 
-def only(found: Analysis) -> AgainstReference:
-    (comparison,) = next(block for block in found.blocks if block.title == "isorank 2").comparisons
+def only(analysis: Analysis) -> AgainstReference:
+    (comparison,) = next(block for block in analysis.blocks if block.title == "isorank 2").comparisons
     return comparison
 
 
 def of(study: Study) -> list[tuple[str, int, int]]:
-    return [(one.method, one.count, one.runs) for one in collapses(study).values()]
+    return [(side.method, side.count, side.runs) for side in collapses(study).values()]
 
 
 # --- what a collapse is ---
@@ -91,9 +91,9 @@ def test_it_is_measured_by_the_head_alone_and_else_by_the_methods_own_median(
 ) -> None:
     low = {("LoRA", "digits", 1): 650}
     head = {("head only", "digits", seed): 700 for seed in range(5)}
-    assert of(read(stored(told(head | low)), ["small"])) == []
-    assert of(read(stored(told(head | {("LoRA", "digits", 1): 590})), ["small"])) == [("LoRA", 1, 5)]
-    assert of(read(stored(told(low), FIVE), ["small"])) == [("LoRA", 1, 5)]
+    assert of(read(stored(results_with(head | low)), ["small"])) == []
+    assert of(read(stored(results_with(head | {("LoRA", "digits", 1): 590})), ["small"])) == [("LoRA", 1, 5)]
+    assert of(read(stored(results_with(low), FIVE), ["small"])) == [("LoRA", 1, 5)]
 
 
 def test_it_is_also_one_near_guessing_unless_all_methods_are(stored: Callable[..., str]) -> None:
@@ -102,19 +102,21 @@ def test_it_is_also_one_near_guessing_unless_all_methods_are(stored: Callable[..
 
     # With 1,000 examples of two classes guessing comes to 53% at most, with two standard errors.
     guessed = {("LoRA", "digits", 1): 525}
-    assert of(read(stored(told(head(600) | guessed)), ["small"])) == [("LoRA", 1, 5)]
+    assert of(read(stored(results_with(head(600) | guessed)), ["small"])) == [("LoRA", 1, 5)]
     near = {(title, "digits", seed): 540 for title in ("LoRA", "TensLoRA att") for seed in range(5)}
-    assert of(read(stored(told(head(550) | near | guessed)), ["small"])) == []
+    assert of(read(stored(results_with(head(550) | near | guessed)), ["small"])) == []
 
 
 def test_tuning_trials_of_the_chosen_point_count(tmp_path: Path, new_store: NewStore) -> None:
     def result(trial: Trial, row: Row) -> Result:
         if trial.evaluate == "test":
-            return told({})(trial, row)
+            return results_with({})(trial, row)
         # The rate of .01 is chosen, of which one LoRA seed collapsed; another point collapses wholly.
         best = trial.recipe.lr == 0.01
         low = not best or (row.title == "LoRA" and trial.seed == 7)
-        return told({(row.title, row.task, trial.seed): 600 - 100 * (not best) if low else 990})(trial, row)
+        return results_with({(row.title, row.task, trial.seed): 600 - 100 * (not best) if low else 990})(
+            trial, row
+        )
 
     tuning = {"trials": 4, "seeds": [7, 8], "lr": [1e-4, 1e-2], "scale": None, "head_lr": None}
     uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})
@@ -125,7 +127,7 @@ def test_what_tunes_nothing_has_all_of_its_tuning_trials_counted(tmp_path: Path,
     methods = ["head_only", "converged_head", *SMALL["methods"]]
     tuning = {"trials": 2, "seeds": [7, 8], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
     uri, plan = new_store(tmp_path), plan_of(**FIVE | {"methods": methods, "tuning": tuning})
-    study = read(tuned(uri, plan, told({("converged head", "digits", 7): 600})), ["small"])
+    study = read(tuned(uri, plan, results_with({("converged head", "digits", 7): 600})), ["small"])
     (head,) = (cell for cell in study.all_cells if cell.family == "converged_head")
     assert head.tuning is not None
     assert head.tuning.chosen == {}
@@ -135,16 +137,16 @@ def test_what_tunes_nothing_has_all_of_its_tuning_trials_counted(tmp_path: Path,
 def test_the_report_says_first_at_the_terminal_which_baseline_failed(
     stored: Callable[..., str], call: Call, tmp_path: Path
 ) -> None:
-    uri = stored(told({("LoRA", "digits", 1): 500}), TWO_TASKS)
+    uri = stored(results_with({("LoRA", "digits", 1): 500}), TWO_TASKS)
     done = call(
         "report", "small", "--store", uri, "--out", str(tmp_path / "out"), "--format", "json", "--no-log"
     )
-    first, *others = done.out.splitlines()
+    first, *rest = done.out.splitlines()
     assert first == cautions.reference_failures(analysis_of(uri))[0]
-    assert any("1 of 5 runs collapsed" in line for line in others)
+    assert any("1 of 5 runs collapsed" in line for line in rest)
 
 
-def tuned(uri: str, plan: Plan, result: Told) -> str:
+def tuned(uri: str, plan: Plan, result: ResultOf) -> str:
     """The store with tuning trials and the final ones of what they choose."""
     opened = write(uri, plan.of("tuning"), result)
     chosen = with_choices(plan, opened)
@@ -157,9 +159,9 @@ def tuned(uri: str, plan: Plan, result: Told) -> str:
 
 
 def test_without_collapses_equal_methods_are_equivalent(stored: Callable[..., str]) -> None:
-    found = only(analysis_of(stored(told({}))))
-    assert found.verdict.answer is Answer.WITHIN
-    assert found.collapsed == ()
+    comparison = only(analysis_of(stored(results_with({}))))
+    assert comparison.verdict.answer is Answer.WITHIN
+    assert comparison.collapsed == ()
 
 
 @pytest.mark.parametrize("method", ["LoRA", "TensLoRA att"])
@@ -167,42 +169,44 @@ def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(
     method: str, stored: Callable[..., str]
 ) -> None:
     # So wide a threshold that the interval is within it.
-    found = analysis_of(stored(told({(method, "digits", 3): 780})), 0.5)
-    (side,) = found.collapses.values()
+    analysis = analysis_of(stored(results_with({(method, "digits", 3): 780})), 0.5)
+    (side,) = analysis.collapses.values()
     assert (side.method, side.count, side.runs) == (method, 1, 5)
-    comparison = only(found)
+    comparison = only(analysis)
     assert comparison.interval is not None
     assert max(map(abs, comparison.interval)) < 0.5
     assert comparison.verdict.answer is Answer.UNDECIDED
-    (line,) = (line for line in findings(found.study, found.blocks) if line.block.title == "isorank 2")
+    (line,) = (line for line in findings(analysis.study, analysis.blocks) if line.block.title == "isorank 2")
     assert line.against is None or line.against.verdict.answer is Answer.UNDECIDED
 
 
 def test_nothing_claims_more_than_with_diverged_runs_at_the_floor(stored: Callable[..., str]) -> None:
     right = {("TensLoRA att", "digits", seed): 950 + seed % 2 for seed in range(5)}
     right |= {("head only", "digits", seed): 700 for seed in range(5)}
-    found = analysis_of(stored(told(right, diverged=("TensLoRA att", "digits", 2))))
-    comparison = only(found)
+    analysis = analysis_of(stored(results_with(right, diverged=("TensLoRA att", "digits", 2))))
+    comparison = only(analysis)
     assert comparison.interval is not None
     assert comparison.interval[0] > 0.01
     assert comparison.if_floor is not None
     assert comparison.if_floor.verdict.answer is Answer.UNDECIDED
-    (line,) = (line for line in findings(found.study, found.blocks) if line.block.title == "isorank 2")
+    (line,) = (line for line in findings(analysis.study, analysis.blocks) if line.block.title == "isorank 2")
     assert line.best == "TensLoRA att"
     assert line.against is not None
     assert line.against.verdict == comparison.verdict == comparison.if_floor.verdict
     assert not line.claim.startswith("Better")
     # Nor the row of the results, the heat map and the main table.
-    (setting,) = boards(found)
-    (row,) = (row for board in boards(found)[setting] for row in board.rows if row.cell.method == line.best)
+    (setting,) = boards(analysis)
+    (row,) = (
+        row for board in boards(analysis)[setting] for row in board.rows if row.cell.method == line.best
+    )
     assert [shown.verdict for shown in row.against] == [comparison.verdict]
-    (heat,) = (heat for heat in heats(found) if heat.block.title == "isorank 2")
+    (heat,) = (heat for heat in heats(analysis) if heat.block.title == "isorank 2")
     (field,) = (row.shades[0] for row in heat.rows if row.cell.method == line.best)
     assert field is not None
     assert field.against.verdict == comparison.verdict
     assert BETTER not in "".join(
         mean.mark
-        for table in main_tables(found.study.all_cells, found.blocks)
+        for table in main_tables(analysis.study.all_cells, analysis.blocks)
         for rows in table.blocks.values()
         for row in rows
         for mean in (*row.entries, *row.averages)
@@ -210,7 +214,7 @@ def test_nothing_claims_more_than_with_diverged_runs_at_the_floor(stored: Callab
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "both"),
+    ("first", "second", "both"),
     [
         (
             Verdict(Answer.BEYOND, "better"),
@@ -228,8 +232,8 @@ def test_nothing_claims_more_than_with_diverged_runs_at_the_floor(stored: Callab
         (Verdict(Answer.BEYOND, "better"), Verdict(Answer.NONE), Verdict(Answer.NONE)),
     ],
 )
-def test_the_weaker_of_two_verdicts_is_what_both_say(one: Verdict, other: Verdict, both: Verdict) -> None:
-    assert weaker(one, other) == weaker(other, one) == both
+def test_the_weaker_of_two_verdicts_is_what_both_say(first: Verdict, second: Verdict, both: Verdict) -> None:
+    assert weaker(first, second) == weaker(second, first) == both
 
 
 def test_the_bound_is_that_of_clopper_and_pearson() -> None:
@@ -250,13 +254,13 @@ def test_a_reference_below_the_head_alone_is_named_first_with_the_mean_without_i
 ) -> None:
     right = {("LoRA", "textile", seed): 850 + seed for seed in range(5)}
     right |= {("TensLoRA att", "textile", seed): 951 + seed % 2 for seed in range(5)}
-    uri = stored(told(right), TWO_TASKS)
-    found = analysis_of(uri)
-    failure, mean = cautions.reference_failures(found)
+    uri = stored(results_with(right), TWO_TASKS)
+    analysis = analysis_of(uri)
+    failure, mean = cautions.reference_failures(analysis)
     assert failure.startswith("LoRA (isorank 2) scored no better than a head on textile · tiny-random-vit: ")
     assert "below the head alone (85.20 against " in failure
-    comparison = only(found)
-    (without,) = (one for one in comparison.without if one.task == "textile")
+    comparison = only(analysis)
+    (without,) = (leave_out for leave_out in comparison.without if leave_out.task == "textile")
     for difference in (comparison.effect.difference, without.difference):
         assert f"{100 * difference:+.2f}".replace("-", "−") in mean
     write_report(uri, ["small"], tmp_path / "out", ["html", "md"], log=False)
@@ -276,20 +280,20 @@ def test_a_reference_of_which_a_run_collapsed_has_failed_there(
 ) -> None:
     # Its mean is above the head's all the same.
     right = {("head only", "textile", seed): 700 for seed in range(5)} | {("LoRA", "textile", 2): 550}
-    found = analysis_of(stored(told(right), TWO_TASKS))
-    failure, *_ = cautions.reference_failures(found)
+    analysis = analysis_of(stored(results_with(right), TWO_TASKS))
+    failure, *_ = cautions.reference_failures(analysis)
     assert failure.startswith("LoRA (isorank 2) failed on textile")
-    assert found.collapses[only(found).reference_cells[1]].counted in failure
+    assert analysis.collapses[only(analysis).reference_cells[1]].counted in failure
     assert "below" not in failure
-    (side,) = found.collapses.values()
-    page = page_of(found, tmp_path).read_text()
+    (side,) = analysis.collapses.values()
+    page = page_of(analysis, tmp_path).read_text()
     # Beside the row, in the comparisons and on the first screen.
     assert page.count("1 of 5 runs collapsed") >= 3
-    line = frames(found)["collapses"].iloc[0]
+    line = frames(analysis)["collapses"].iloc[0]
     assert (line["method"], line["task"], line["collapsed"], line["runs"]) == ("LoRA", "textile", 1, 5)
     assert line["chance_at_most"] == side.chance
 
 
 def test_a_reference_that_is_above_the_heads_has_not_failed(stored: Callable[..., str]) -> None:
     right = {("head only", task, seed): 700 for task in TWO_TASKS["tasks"] for seed in range(5)}
-    assert cautions.reference_failures(analysis_of(stored(told(right), TWO_TASKS))) == []
+    assert cautions.reference_failures(analysis_of(stored(results_with(right), TWO_TASKS))) == []

@@ -29,19 +29,19 @@ FIVE = SMALL | {"seeds": [0, 1, 2, 3, 4], "training": {"lr": 1e-3}}
 def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
     """As `result`, but TensLoRA scores that much more, and a little seed noise."""
 
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
         assert made is not None
         noise = 0.001 * ((trial.seed * 7) % 3 - 1)
         return dataclasses.replace(made, score=made.score + noise + by * ("TensLoRA" in row.title))
 
-    return told
+    return result_of
 
 
 def answered(more: int) -> Callable[[Trial, Row], Result | None]:
     """As `result`, but that many examples more are answered rightly, always the same ones."""
 
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
         assert made is not None
         labels, answers = np.asarray(made.labels), np.asarray(made.answers).copy()
@@ -49,7 +49,7 @@ def answered(more: int) -> Callable[[Trial, Row], Result | None]:
         answers[wrong] = labels[wrong]
         return dataclasses.replace(made, answers=answers, score=float((answers == labels).mean()))
 
-    return told
+    return result_of
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,13 @@ def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     return made
 
 
-def moves(found: Comparison) -> dict[str, Move]:
-    return {move.method: move for move in found.moves}
+def moves(comparison: Comparison) -> dict[str, Move]:
+    return {move.method: move for move in comparison.moves}
 
 
 def test_verdicts_are_what_the_simultaneous_intervals_say(uri: str) -> None:
-    found = compare((uri, "before"), (uri, "after"))
-    lora, att = moves(found)["LoRA"], found.moves[0]
+    comparison = compare((uri, "before"), (uri, "after"))
+    lora, att = moves(comparison)["LoRA"], comparison.moves[0]
     assert (att.method, att.verdict, att.moved) == ("TensLoRA att", "better by more than the threshold", True)
     assert (lora.verdict, lora.moved) == ("practically equivalent", False)
     assert att.difference == pytest.approx(0.05, abs=1e-3)
@@ -78,7 +78,7 @@ def test_verdicts_are_what_the_simultaneous_intervals_say(uri: str) -> None:
     half = stats.t.ppf((1 + 0.95**0.5) / 2, 4) * noise.std(ddof=1) / np.sqrt(5)
     assert lora.interval == pytest.approx((noise.mean() - half, noise.mean() + half))
     assert not lora.examples
-    assert any("do not give the score that is stored" in note for note in found.notes)
+    assert any("do not give the score that is stored" in note for note in comparison.notes)
     assert att.pairs == 5
 
 
@@ -107,31 +107,33 @@ def test_a_metric_with_units_has_a_threshold_of_each_cell(
     """It is a share of the cell's scores, and both the text and the JSON say it."""
 
     def errors(scale: float) -> Callable[[Trial, Row], Result]:
-        def told(trial: Trial, row: Row) -> Result:
+        def result_of(trial: Trial, row: Row) -> Result:
             draw = np.random.default_rng(trial.seed)
             labels = draw.normal(size=100)
             answers = labels + scale * (2.0 if row.title == "LoRA" else 3.0) * draw.normal(size=100)
             score = float(np.sqrt(((answers - labels) ** 2).mean()))
             return Result(score=score, labels=labels, answers=answers, tags={"metric": "rmse", "unit": "kg"})
 
-        return told
+        return result_of
 
     made = new_store(tmp_path)
     write(made, plan_of(**FIVE | {"name": "before"}), errors(1.0))
     write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), errors(0.8))
-    told = json.loads(call("report", "after", "--against", "before", "--store", made, "--json").out)
-    assert len(told["moves"]) == 2
-    sizes = sorted(move["threshold"] for move in told["moves"])
-    for move in told["moves"]:
+    document = json.loads(call("report", "after", "--against", "before", "--store", made, "--json").out)
+    assert len(document["moves"]) == 2
+    sizes = sorted(move["threshold"] for move in document["moves"])
+    for move in document["moves"]:
         assert move["threshold"] == pytest.approx(0.01 * (move["before"] + move["after"]) / 2)
     ended = call("report", "after", "--against", "before", "--store", made)
     assert f"Thresholds: {sizes[0]:.3g} kg to {sizes[1]:.3g} kg of rmse" in " ".join(ended.out.split())
-    asked = call("report", "after", "--against", "before", "--store", made, "--threshold", "rmse=0.5")
-    assert "Thresholds: 0.5 kg of rmse" in " ".join(asked.out.split())
+    with_threshold = call(
+        "report", "after", "--against", "before", "--store", made, "--threshold", "rmse=0.5"
+    )
+    assert "Thresholds: 0.5 kg of rmse" in " ".join(with_threshold.out.split())
 
 
 def test_cells_of_which_runs_collapsed_are_never_equivalent(tmp_path: Path, new_store: NewStore) -> None:
-    def told(right: float) -> Callable[[Trial, Row], Result | None]:
+    def results_with(right: float) -> Callable[[Trial, Row], Result | None]:
         def of_trial(trial: Trial, row: Row) -> Result:
             low = trial.seed == 3 and row.title == "LoRA"
             noise = 0.001 * (right > 0.5) * (trial.seed % 3)
@@ -140,15 +142,15 @@ def test_cells_of_which_runs_collapsed_are_never_equivalent(tmp_path: Path, new_
         return of_trial
 
     made = new_store(tmp_path)
-    write(made, plan_of(**FIVE | {"name": "before"}), told(0.5))
-    write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), told(0.6))
+    write(made, plan_of(**FIVE | {"name": "before"}), results_with(0.5))
+    write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), results_with(0.6))
     compared = compare((made, "before"), (made, "after"))
     # The reason is said beside the verdict.
     assert sum("1 of 5 runs collapsed" in note for note in compared.notes) == 1
-    found = moves(compared)
-    assert found["TensLoRA att"].verdict.endswith("practically equivalent")
-    assert found["LoRA"].verdict.startswith("undecided")
-    assert found["LoRA"].interval == pytest.approx(found["TensLoRA att"].interval)
+    by_method = moves(compared)
+    assert by_method["TensLoRA att"].verdict.endswith("practically equivalent")
+    assert by_method["LoRA"].verdict.startswith("undecided")
+    assert by_method["LoRA"].interval == pytest.approx(by_method["TensLoRA att"].interval)
 
 
 def test_a_lost_run_costs_its_pair(tmp_path: Path, new_store: NewStore) -> None:
@@ -178,12 +180,12 @@ def test_what_is_measured_otherwise_is_not_compared(call: Call, tmp_path: Path, 
 
 
 def test_what_changed_and_what_only_one_has_is_named(uri: str) -> None:
-    found = compare((uri, "before"), (uri, "after"))
-    assert [(c.what, c.before, c.after, c.cells) for c in found.changes] == [
+    comparison = compare((uri, "before"), (uri, "after"))
+    assert [(c.what, c.before, c.after, c.cells) for c in comparison.changes] == [
         ("training lr", "0.001", "0.002", 2),
         ("training head_lr", "0.001", "0.002", 2),
     ]
-    assert found.only == ([], ["LoTR · isorank 2 · digits · tiny-random-vit"])
+    assert comparison.only == ([], ["LoTR · isorank 2 · digits · tiny-random-vit"])
 
 
 def test_too_few_seeds_and_the_same_trials_are_said(tmp_path: Path, new_store: NewStore) -> None:
@@ -199,13 +201,13 @@ def test_too_few_seeds_and_the_same_trials_are_said(tmp_path: Path, new_store: N
 def test_differences_without_spread_tell_nothing_of_noise(
     by: float, verdict: str, tmp_path: Path, new_store: NewStore
 ) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
         return made and dataclasses.replace(made, score=made.score + by)
 
     made = new_store(tmp_path)
     write(made, plan_of(**FIVE | {"name": "before"}), result)
-    write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), told)
+    write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), result_of)
     for move in compare((made, "before"), (made, "after")).moves:
         assert (move.verdict, move.interval, move.moved) == (verdict, None, False)
         assert move.difference == pytest.approx(by)
@@ -226,10 +228,10 @@ def test_the_command_shows_it_and_speaks_json(call: Call, uri: str) -> None:
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_a_narrow_terminal_keeps_methods_differences_and_verdicts(uri: str, width: int) -> None:
     names = ("results/before_the_change.tensorbench.zip", "results/after_the_change.tensorbench.zip")
-    found = dataclasses.replace(compare((uri, "before"), (uri, "after")), names=names, changes=())
+    comparison = dataclasses.replace(compare((uri, "before"), (uri, "after")), names=names, changes=())
     shown = io.StringIO()
-    print_comparison(Console(file=shown, width=width), found)
-    for move in found.moves:
+    print_comparison(Console(file=shown, width=width), comparison)
+    for move in comparison.moves:
         line = next(line for line in shown.getvalue().splitlines() if line.startswith(f" {move.method[:8]}"))
         assert f"{100 * move.difference:+.2f}" in line
         assert line.split()[-1] in move.verdict

@@ -94,10 +94,10 @@ def test_it_is_first_in_the_terminal_and_on_the_page_where_no_adapter_beats_it(
 
 
 def test_nothing_is_said_while_runs_are_missing(tmp_path: Path, new_store: NewStore) -> None:
-    def some(trial: Trial, row: Row) -> Result | None:
+    def some_results(trial: Trial, row: Row) -> Result | None:
         return None if (row.title, row.task, trial.seed) == ("LoRA", "digits", 2) else result(trial, row)
 
-    begun = store(tmp_path / "begun", new_store, plan_of(**SMALL), some)
+    begun = store(tmp_path / "begun", new_store, plan_of(**SMALL), some_results)
     assert not cautions.unbeaten(read(begun, ["small"]).all_cells)
 
 
@@ -139,7 +139,7 @@ def test_every_figure_has_its_line(study: Study) -> None:
     # Of the converged head from LoRA: 180 of 200 against 171 on digits, 130 against 141 on textile.
     assert -0.5 in lines(forest, 0)
     tried = [Scored("a", [2, 1], 10, 0.5, None, []), Scored("b", [2, 3], 10, 0.9, None, [])]
-    found = StoredAblation(
+    search = StoredAblation(
         kind="search",
         name="n",
         run_id="",
@@ -151,6 +151,6 @@ def test_every_figure_has_its_line(study: Study) -> None:
         tried=tried,
     )
     level = curves.converged_validation(study, "digits", "tiny-random-vit")
-    (ranks,) = figures.ablation(0, found, level)
+    (ranks,) = figures.ablation(0, search, level)
     assert 90.0 in lines(ranks, 1)
     assert len(ranks.figure.axes[0].lines) == 2

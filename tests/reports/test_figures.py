@@ -32,13 +32,16 @@ from .made_up import SMALL, NewStore, plan_of, store
 def cells(**columns: Any) -> list[Cell]:
     """A complete cell for each entry of the columns that are named; all others are alike."""
     count = max(len(column) for column in columns.values() if isinstance(column, list))
-    told = {"task": "t", "backbone": "b", "complete": True} | columns
+    values = {"task": "t", "backbone": "b", "complete": True} | columns
     blank = dict.fromkeys(column.name for column in fields(Cell)) | {"measures": {}}
     return [
         Cell(
             **blank
             | {"number": number}
-            | {name: column[number] if isinstance(column, list) else column for name, column in told.items()}
+            | {
+                name: column[number] if isinstance(column, list) else column
+                for name, column in values.items()
+            }
         )
         for number in range(count)
     ]
@@ -82,14 +85,14 @@ def test_the_same_trials_in_two_budgets_are_both_among_the_best() -> None:
 def test_a_point_leaves_the_pareto_front_only_for_a_certain_difference(
     edge: float, training: dict[str, Any], front: list[str], tmp_path: Path, new_store: NewStore
 ) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         noise = random.Random(f"{row.title} {trial.seed}").gauss(0, 0.005)
         return Result(score=0.8 + noise + edge * (row.title != "LoRA"), answers=(), labels=())
 
     methods = ["lora", {"method": "tenslora", "variant": "att", **training}]
     plan = plan_of(**SMALL | {"seeds": [0, 1, 2, 3, 4], "methods": methods})
-    found = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
-    on_it = pareto(found.evidence, found.study.all_cells, lambda cell: cell.parameters)
+    analysis = analyse(read(store(tmp_path, new_store, plan, result_of), ["small"]))
+    on_it = pareto(analysis.evidence, analysis.study.all_cells, lambda cell: cell.parameters)
     assert sorted(cell.title for cell in on_it) == front
 
 
@@ -191,7 +194,7 @@ def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:
         names = [text for text in ax.texts if text.get_position()[0] == 1.03]
         boxes = [Text.get_window_extent(text) for text in names]
         assert len(boxes) > 1
-        assert all(not one.overlaps(other) for one, other in combinations(boxes, 2))
+        assert all(not first.overlaps(second) for first, second in combinations(boxes, 2))
         assert all(not box.overlaps(ax.bbox) for box in boxes)
 
 

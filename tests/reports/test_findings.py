@@ -29,19 +29,19 @@ def lines(analysis: Analysis) -> list[Finding]:
 def test_each_budget_has_a_line_and_each_of_its_settings_one(analysis: Analysis) -> None:
     of_budget = [line for line in lines(analysis) if line.block.budget == "isorank 2"]
     assert [line.setting for line in of_budget] == [None, *of_budget[0].block.settings]
-    whole, *alone = of_budget
-    assert whole.best == "TensLoRA att"
-    assert whole.against is not None
-    assert whole.against.effect.difference == pytest.approx(0.04, abs=0.005)
-    assert whole.claim.startswith("Better than LoRA by more than 1 point. If all 4 methods were equal, ")
-    assert whole.equals == ()
-    assert whole.costs is not None
-    assert whole.costs.parameters[0] > 0
+    overall, *alone = of_budget
+    assert overall.best == "TensLoRA att"
+    assert overall.against is not None
+    assert overall.against.effect.difference == pytest.approx(0.04, abs=0.005)
+    assert overall.claim.startswith("Better than LoRA by more than 1 point. If all 4 methods were equal, ")
+    assert overall.equals == ()
+    assert overall.costs is not None
+    assert overall.costs.parameters[0] > 0
     # One setting shows less than all of them do.
     for line in alone:
         assert line.finds is not None
-        assert whole.finds is not None
-        assert line.finds > whole.finds
+        assert overall.finds is not None
+        assert line.finds > overall.finds
         assert line.against is not None
         assert line.against.interval is not None
 
@@ -51,15 +51,15 @@ def test_a_claim_that_hangs_on_one_task_names_it(
 ) -> None:
     edges = {"digits": 20, "textile": -4}
 
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         edge = edges[row.task] if row.title == "TensLoRA att" else 0
         monkeypatch.setitem(made_up.EDGE, row.title, edge)
         return result(trial, row)
 
     plan = plan_of(**SMALL | {"tasks": list(edges), "seeds": [0, 1, 2]})
-    analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
-    whole, *alone = lines(analysis)
-    assert re.search(r" driven by digits: without it, it is −[12]\.\d\d points\.$", whole.claim)
+    analysis = analyse(read(store(tmp_path, new_store, plan, result_of), ["small"]))
+    overall, *alone = lines(analysis)
+    assert re.search(r" driven by digits: without it, it is −[12]\.\d\d points\.$", overall.claim)
     assert not any("driven" in line.claim for line in alone)
 
 
@@ -67,14 +67,14 @@ def test_a_mean_that_one_task_moves_by_more_than_the_threshold_is_said_to_be_eve
     tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def claim(name: str, edges: dict[str, int]) -> str:
-        def told(trial: Trial, row: Row) -> Result | None:
+        def result_of(trial: Trial, row: Row) -> Result | None:
             monkeypatch.setitem(
                 made_up.EDGE, row.title, edges[row.task] if row.title == "TensLoRA att" else 0
             )
             return result(trial, row)
 
         plan = plan_of(**SMALL | {"tasks": list(edges), "seeds": [0, 1, 2]})
-        return lines(analyse(read(store(tmp_path / name, new_store, plan, told), ["small"])))[0].claim
+        return lines(analyse(read(store(tmp_path / name, new_store, plan, result_of), ["small"])))[0].claim
 
     assert "driven by digits" in claim("moved", {"digits": 20, "textile": 10})
     assert "driven" not in claim("even", {"digits": 11, "textile": 10})
@@ -89,15 +89,15 @@ def shifted(trial: Trial, row: Row) -> Result:
 
 
 def no_numbers(trial: Trial, row: Row) -> Result:
-    told = result(trial, row)
-    assert told is not None
-    answers = np.asarray(told.answers, dtype=float)
+    numbered = result(trial, row)
+    assert numbered is not None
+    answers = np.asarray(numbered.answers, dtype=float)
     answers[:50] = np.nan
-    return replace(told, answers=answers, score=float((answers == told.labels).mean()))
+    return replace(numbered, answers=answers, score=float((answers == numbered.labels).mean()))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told", "claim", "limit"),
+    ("changes", "result_of", "claim", "limit"),
     [
         ({"seeds": [0]}, result, "Too few seeds (1): no difference", "no difference can be"),
         ({"seeds": [0, 1]}, result, "Too few seeds (2): no difference", "no difference can be"),
@@ -109,9 +109,9 @@ def no_numbers(trial: Trial, row: Row) -> Result:
     ],
 )
 def test_poor_stores_say_what_cannot_be_claimed(
-    changes: dict[str, Any], told: Any, claim: str, limit: str, tmp_path: Path, new_store: NewStore
+    changes: dict[str, Any], result_of: Any, claim: str, limit: str, tmp_path: Path, new_store: NewStore
 ) -> None:
-    uri = store(tmp_path, new_store, plan_of(**SMALL | {"seeds": [0, 1, 2]} | changes), told)
+    uri = store(tmp_path, new_store, plan_of(**SMALL | {"seeds": [0, 1, 2]} | changes), result_of)
     analysis = analyse(read(uri, ["small"]))
     (line,) = lines(analysis)
     assert claim in line.claim

@@ -42,7 +42,7 @@ def planned(**changes: Any) -> Plan:
     return make_plan(validate(Suite, {**SUITE, **changes}, "suite"))
 
 
-def told(
+def results_with(
     folder: Path, new_store: NewStore, measures: dict[str, dict[str, float]], **changes: Any
 ) -> list[str]:
     """The warnings where the methods' runs have these measures, by the start of their names."""
@@ -57,7 +57,7 @@ def told(
 
 
 def test_trainings_that_worked_have_no_warning(tmp_path: Path, new_store: NewStore) -> None:
-    assert told(tmp_path, new_store, {}) == []
+    assert results_with(tmp_path, new_store, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_trainings_that_worked_have_no_warning(tmp_path: Path, new_store: NewSto
 def test_what_did_not_work_is_named(
     tmp_path: Path, new_store: NewStore, measures: dict[str, float], sign: str
 ) -> None:
-    (warning,) = told(tmp_path, new_store, {"LoRA": measures})
+    (warning,) = results_with(tmp_path, new_store, {"LoRA": measures})
     assert warning.startswith("digits · tiny-random-vit: ")
     assert sign in warning
     assert "LoRA" in warning
@@ -82,7 +82,7 @@ def test_selection_by_the_score_is_held_against_the_head_by_the_score(
     tmp_path: Path, new_store: NewStore
 ) -> None:
     # All have the validation score of the head alone, and lower losses.
-    (warning,) = told(tmp_path, new_store, {}, training={"select": "score"})
+    (warning,) = results_with(tmp_path, new_store, {}, training={"select": "score"})
     assert "validation score" in warning
 
 

@@ -69,14 +69,14 @@ def test_nothing_compares_what_is_measured_otherwise(
 ) -> None:
     def changed(study: Study) -> Study:
         """With this field of the trials of its last experiment, as a suite may set it."""
-        *others, last = study.experiments
+        *earlier, last = study.experiments
         trials = {
             id_: trial.model_copy(
                 update={"task": trial.task | {what: value}} if what.endswith("_size") else {what: value}
             )
             for id_, trial in last.trials.items()
         }
-        return dataclasses.replace(study, experiments=(*others, dataclasses.replace(last, trials=trials)))
+        return dataclasses.replace(study, experiments=(*earlier, dataclasses.replace(last, trials=trials)))
 
     study = read(two, ["small", "other"])
     assert len(analyse(study).blocks) == 1
@@ -102,10 +102,10 @@ def test_other_rates_are_flagged_between_experiments(tmp_path: Path, new_store: 
 
 
 def test_other_library_versions_are_flagged(tmp_path: Path, new_store: NewStore) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
         assert made is not None
         return dataclasses.replace(made, tags={"provenance.version_torch": f"2.{trial.seed}"})
 
-    found = recipes.find_mixtures(read(store(tmp_path, new_store, told=told), ["small"]))
-    assert [str(m) for m in found] == ["version of torch differs: 2.0 (2 trials); 2.1 (2 trials)"]
+    mixtures = recipes.find_mixtures(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
+    assert [str(m) for m in mixtures] == ["version of torch differs: 2.0 (2 trials); 2.1 (2 trials)"]

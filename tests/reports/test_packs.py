@@ -47,13 +47,13 @@ def tables(uri: str, name: str, folder: Path) -> dict[str, bytes]:
 def test_the_tables_are_the_same_byte_for_byte(
     small: str, pack: Path, tmp_path: Path, new_store: NewStore
 ) -> None:
-    known = tables(small, "small", tmp_path / "store")
-    assert {"tables/seeds.csv", "tables/cells.csv", "tables/tables.md", "report.json"} <= known.keys()
+    expected = tables(small, "small", tmp_path / "store")
+    assert {"tables/seeds.csv", "tables/cells.csv", "tables/tables.md", "report.json"} <= expected.keys()
     nowhere = f"sqlite:///{tmp_path / 'none.db'}"
-    assert tables(nowhere, str(pack), tmp_path / "pack") == known
+    assert tables(nowhere, str(pack), tmp_path / "pack") == expected
     other = new_store(tmp_path)
     unpack(pack, store=other)
-    assert tables(other, "small", tmp_path / "other") == known
+    assert tables(other, "small", tmp_path / "other") == expected
 
 
 def test_the_commands_take_packs(small: str, pack: Path, tmp_path: Path, call: Call) -> None:
@@ -88,7 +88,7 @@ def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: 
 
 
 @pytest.mark.parametrize(
-    ("tag", "told"),
+    ("tag", "value"),
     [
         ("capabilities", "oops"),
         ("capabilities", '{"a": 1}'),
@@ -97,18 +97,20 @@ def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: 
     ],
 )
 def test_tags_that_cannot_be_read_are_refused_with_their_run(
-    tag: str, told: str, pack: Path, tmp_path: Path
+    tag: str, value: str, pack: Path, tmp_path: Path
 ) -> None:
     def change(content: Files) -> None:
         (name,) = [name for name in content if name.endswith("runs.parquet")]
         table = pq.read_table(io.BytesIO(content[name]))
-        lines = [line | {"tags": [*(dict(line["tags"]) | {tag: told}).items()]} for line in table.to_pylist()]
+        lines = [
+            line | {"tags": [*(dict(line["tags"]) | {tag: value}).items()]} for line in table.to_pylist()
+        ]
         file = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(lines, table.schema), file)
         content[name] = file.getvalue()
 
     changed(pack, tmp_path / "bad.tensorbench.zip", change)
-    said = rf"tag {tag} of run \w+ .* in .*bad.tensorbench.zip cannot be read: '{re.escape(told)}'"
+    said = rf"tag {tag} of run \w+ .* in .*bad.tensorbench.zip cannot be read: '{re.escape(value)}'"
     with pytest.raises(UserError, match=said):
         write_report("", [str(tmp_path / "bad.tensorbench.zip")], tmp_path / "out", ["md"])
     (tmp_path / "results").mkdir()

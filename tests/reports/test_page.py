@@ -31,8 +31,8 @@ def test_nothing_is_asked_of_the_network_and_nothing_goes_wrong(
     drawn.find_element(By.ID, "dots").click()
     drawn.find_element(By.CSS_SELECTOR, ".open").click()
     assert [entry for entry in drawn.get_log("browser") if entry["level"] != "INFO"] == []
-    asked = re.findall(r'"url":"((?:https?|file|wss?):[^"]*)"', str(drawn.get_log("performance")))
-    assert {url for url in asked if not url.endswith("/index.html")} == set()
+    urls = re.findall(r'"url":"((?:https?|file|wss?):[^"]*)"', str(drawn.get_log("performance")))
+    assert {url for url in urls if not url.endswith("/index.html")} == set()
     text = page.read_text()
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\(["']?http""", text)
     assert len(text) < 1_500_000
@@ -98,10 +98,10 @@ def test_ranks_sort_by_the_rank_and_not_by_its_interval_too(shown: webdriver.Chr
         ranks,
     )
     ranks.find_elements(By.CSS_SELECTOR, "thead button")[2].click()
-    found = [
+    shown_ranks = [
         int(cell.get_property("firstChild")["textContent"]) for cell in shown.execute_script(cells, ranks)
     ]
-    assert found == sorted(found, reverse=True)
+    assert shown_ranks == sorted(shown_ranks, reverse=True)
 
 
 def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(drawn: webdriver.Chrome) -> None:
@@ -118,8 +118,8 @@ def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(drawn:
     assert seen(drawn, ".heat [data-task=textile], .heat thead [data-scope=all]") == []
     pick(drawn, "budget", "isorank 2")
     pick(drawn, "family", "tenslora")
-    wanted = {"TensLoRA att", "TensLoRA qkv", "TensLoRA depth"}
-    assert {row["method"] for row in rows(drawn)} == set(seen(drawn, ".heat tbody th")) == wanted
+    selected = {"TensLoRA att", "TensLoRA qkv", "TensLoRA depth"}
+    assert {row["method"] for row in rows(drawn)} == set(seen(drawn, ".heat tbody th")) == selected
     assert drawn.find_element(By.ID, "shown").text == "3 of 36 results"
     assert {
         *seen(drawn, "figure[data-budget='isoparameters 2']"),
@@ -153,8 +153,8 @@ def test_methods_are_chosen_by_what_they_can_do(shown: webdriver.Chrome) -> None
     pick(shown, "capability", "trained biases")
     assert {row["family"] for row in rows(shown)} == {"full"}
     pick(shown, "capability", "exports as LoRA")
-    wanted = {"TensLoRA att", "TensLoRA qkv", "TensLoRA depth"}
-    assert {row["method"] for row in rows(shown)} == set(seen(shown, ".heat tbody th")) == wanted
+    capable = {"TensLoRA att", "TensLoRA qkv", "TensLoRA depth"}
+    assert {row["method"] for row in rows(shown)} == set(seen(shown, ".heat tbody th")) == capable
     assert "capability=exports+as+LoRA" in shown.current_url
 
 
@@ -213,8 +213,8 @@ def test_a_run_is_linked_where_it_is_stored(
         row.click()
     links = "return [...document.querySelectorAll(arguments[0])].map(a => a.href.split('/').at(-3))"
     for method, experiment in (("LoRA", "small"), ("TensLoRA att", "other")):
-        found = browser.execute_script(links, f".board [data-method='{method}'] + .detail a")
-        assert found == [experiment] * 2
+        addresses = browser.execute_script(links, f".board [data-method='{method}'] + .detail a")
+        assert addresses == [experiment] * 2
 
 
 def test_a_lost_seed_says_why(shown: webdriver.Chrome) -> None:
@@ -238,21 +238,23 @@ def test_every_seed_has_a_dot_on_demand(shown: webdriver.Chrome, analysis: Analy
 def test_dots_of_equal_seeds_do_not_hide_one_another(
     browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore
 ) -> None:
-    uri = store(tmp_path, new_store, told=lambda *_: Result(score=0.5))
+    uri = store(tmp_path, new_store, result_of=lambda *_: Result(score=0.5))
     opened(browser, page_of(analyse(read(uri, ["small"])), tmp_path))
     browser.find_element(By.ID, "dots").click()
     tracks = browser.find_elements(By.CSS_SELECTOR, ".board .track")
     assert len(tracks) == 2
     for track in tracks:
-        one, other = (dot.location for dot in track.find_elements(By.TAG_NAME, "s"))
-        assert (one["x"], one["y"]) == (other["x"], other["y"] + 3)
+        upper, lower = (dot.location for dot in track.find_elements(By.TAG_NAME, "s"))
+        assert (upper["x"], upper["y"]) == (lower["x"], lower["y"] + 3)
 
 
 def test_a_seed_has_the_score_that_tables_print(
     browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore
 ) -> None:
     # 637 of 800 lies between two numbers of two digits, and that of validation between two of six.
-    uri = store(tmp_path, new_store, told=lambda *_: Result(score=0.79625, validation=[0.7091503267973857]))
+    uri = store(
+        tmp_path, new_store, result_of=lambda *_: Result(score=0.79625, validation=[0.7091503267973857])
+    )
     opened(browser, page_of(analyse(read(uri, ["small"])), tmp_path))
     (score, *_) = seen(browser, ".board tbody .score b")
     browser.find_element(By.CSS_SELECTOR, ".board .open").click()

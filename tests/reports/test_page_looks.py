@@ -73,8 +73,8 @@ def large(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path
     folder = tmp_path_factory.mktemp("large")
     uri = new_store(folder)
     # In place of methods of peft, which takes seconds to import, and of two of the seeds.
-    others = {"method": "tenslora", "init": "normal", "each": {"variant": VARIANTS[:6]}}
-    suite = STUDY | {"methods": [*STUDY["methods"][:-1], others], "seeds": [0, 1, 2]}
+    variants = {"method": "tenslora", "init": "normal", "each": {"variant": VARIANTS[:6]}}
+    suite = STUDY | {"methods": [*STUDY["methods"][:-1], variants], "seeds": [0, 1, 2]}
     write(uri, make_plan(validate(Suite, suite, "suite")), study_result)
     analysis = analyse(read(uri, ["study"]))
     with styled():

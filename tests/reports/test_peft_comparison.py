@@ -33,9 +33,9 @@ def content(
     }
 
 
-def write(folder: Path, name: str, told: Any) -> None:
+def write(folder: Path, name: str, content: Any) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(told if isinstance(told, str) else json.dumps(told))
+    (folder / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 def snapshots(folder: Path, scores: Sequence[Sequence[float]]) -> list[Path]:
@@ -141,12 +141,12 @@ def test_a_failed_run_is_listed_and_not_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "file_content",
     ["no JSON", "[]", "{}", content(1.5), content(0.5) | {"run_info": 3}, "[" * 100_000],
     ids=["text", "list", "empty", "not a share", "wrong type", "deep"],
 )
-def test_a_file_that_is_not_of_pefts_is_named(tmp_path: Path, told: Any) -> None:
-    write(tmp_path / "0", "lora--b", told)
+def test_a_file_that_is_not_of_pefts_is_named(tmp_path: Path, file_content: Any) -> None:
+    write(tmp_path / "0", "lora--b", file_content)
     with pytest.raises(UserError, match=r"lora--b\.json"):
         compare_peft([tmp_path / "0"])
 
@@ -174,12 +174,12 @@ def test_the_page_and_the_json_hold_every_row_and_escape_names(tmp_path: Path) -
 
 def test_the_command_prints_or_writes_the_comparison(call: Callable[..., Any], tmp_path: Path) -> None:
     folders = snapshots(tmp_path, [[0.5, 0.4], [0.5, 0.41]])
-    told = call("report", "--peft-results", *map(str, folders))
-    assert told.code == 0
-    assert "| `lora--1` |" in told.out
+    ended = call("report", "--peft-results", *map(str, folders))
+    assert ended.code == 0
+    assert "| `lora--1` |" in ended.out
     out = tmp_path / "out"
     assert call("report", "--peft-results", *map(str, folders), "--out", str(out)).code == 0
-    assert (out / "comparison.md").read_text(encoding="utf-8") == told.out
+    assert (out / "comparison.md").read_text(encoding="utf-8") == ended.out
     assert json.loads((out / "comparison.json").read_text(encoding="utf-8"))["pairs"] == 1
     assert call("report", "--peft-results", str(folders[0]), "--out", str(out)).code == 2
     assert call("report", "--peft-results", str(tmp_path / "nowhere")).code == 2

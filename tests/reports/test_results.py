@@ -44,8 +44,8 @@ def test_trials_are_the_stored_runs(results: Results) -> None:
     seeds = results.seeds[results.seeds["status"] == "FINISHED"].drop_duplicates("trial_id")
     assert trials.loc[seeds["trial_id"], "score"].tolist() == seeds["score"].tolist()
     for column in ("started", "ended"):
-        told = [getattr(experiment.records[id_], column) for id_ in trials.index]
-        assert trials[column].astype("int64").tolist() == told
+        stored_values = [getattr(experiment.records[id_], column) for id_ in trials.index]
+        assert trials[column].astype("int64").tolist() == stored_values
     full = trials["method"].str.startswith("full fine-tuning")
     assert set(trials.loc[full, "budget"]) == {"own size"}
     assert trials["started"].dt.tz is not None
@@ -58,10 +58,10 @@ def test_every_seed_says_of_which_cell_it_is(results: Results) -> None:
 
 
 def test_predictions_give_the_scores(results: Results) -> None:
-    found = results.predictions
+    predictions = results.predictions
     trials = results.trials.set_index("trial_id")
-    assert set(found["trial_id"]) == set(trials.index[trials["status"] == "FINISHED"])
-    right = found.groupby("trial_id")["correct"].agg(["mean", "size"])
+    assert set(predictions["trial_id"]) == set(trials.index[trials["status"] == "FINISHED"])
+    right = predictions.groupby("trial_id")["correct"].agg(["mean", "size"])
     assert (right["size"] == EXAMPLES).all()
     np.testing.assert_allclose(right["mean"], trials.loc[right.index, "score"])
 
@@ -79,8 +79,8 @@ def test_curves_have_every_point(results: Results) -> None:
 @pytest.mark.parametrize("name", FRAMES)
 def test_a_frame_has_its_columns_also_where_it_has_no_line(results: Results, name: str) -> None:
     columns = types(FRAMES[name])
-    whole = getattr(results, name)
-    assert whole.dtypes.to_dict() == columns
+    frame = getattr(results, name)
+    assert frame.dtypes.to_dict() == columns
     bare = tuple(replace(experiment, records={}) for experiment in results.experiments)
     empty = getattr(Results(bare, results.cells[:0], results.seeds[:0], ()), name)
     assert len(empty) == 0
@@ -95,20 +95,20 @@ def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> N
     results = bench.load_results("small", store=uri)
     (experiment,) = results.experiments
     ids = list(experiment.records)[:2]
-    told = {}
+    files = {}
     for classes, id_ in zip((2, 3), ids, strict=True):
         frame = pd.DataFrame({"example": [0], "label": [1], "prediction": [1]})
         for number in range(classes):
             frame[f"logit_{number}"] = np.float32(number)
         file = io.BytesIO()
         frame.to_parquet(file, index=False)
-        told[experiment.records[id_].run_id] = file.getvalue()
+        files[experiment.records[id_].run_id] = file.getvalue()
     source = experiment.source
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "read", lambda record, name: told.get(record.run_id))
-        found = results.predictions
-    assert list(found.columns) == [*PREDICTIONS, "logit_0", "logit_1", "logit_2"]
-    assert found.set_index("trial_id")["logit_2"].isna().to_dict() == {ids[0]: True, ids[1]: False}
+        patch.setattr(source, "read", lambda record, name: files.get(record.run_id))
+        predictions = results.predictions
+    assert list(predictions.columns) == [*PREDICTIONS, "logit_0", "logit_1", "logit_2"]
+    assert predictions.set_index("trial_id")["logit_2"].isna().to_dict() == {ids[0]: True, ids[1]: False}
 
 
 def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Results) -> None:
@@ -116,19 +116,22 @@ def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Resul
     several = pd.DataFrame({"example": [0, 1], **labels, **answers})
     number = pd.DataFrame({"example": [0], "label": [2.5], "prediction": [2.25], "logit_0": [0.5]})
     (experiment,) = results.experiments
-    told = []
+    files = []
     for frame in (several, number):
         file = io.BytesIO()
         frame.to_parquet(file, index=False)
-        told.append(file.getvalue())
+        files.append(file.getvalue())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment.source, "read", lambda record, name: told.pop() if told else None)
-        found = Results(results.experiments, results.cells, results.seeds, ()).predictions
-    of_number, of_several = found[found["label"].notna()], found[found["label"].isna()]
+        patch.setattr(experiment.source, "read", lambda record, name: files.pop() if files else None)
+        predictions = Results(results.experiments, results.cells, results.seeds, ()).predictions
+    of_number, of_several = (
+        predictions[predictions["label"].notna()],
+        predictions[predictions["label"].isna()],
+    )
     assert of_number[["label", "prediction", "correct"]].values.tolist() == [[2.5, 2.25, pd.NA]]
     assert of_several["correct"].tolist() == [True, False]
     assert of_several[["label_0", "prediction_0"]].values.tolist() == [[1, 1], [0, 1]]
-    assert found["logit_0"].dtype == "float32"
+    assert predictions["logit_0"].dtype == "float32"
 
 
 def test_a_pack_gives_the_frames_of_its_store(rich: str, results: Results, tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_the_document_has_every_column_with_type_and_unit(name: str) -> None:
     sections = (DOCS / "reference" / "data-frames.md").read_text(encoding="utf-8").split("\n## ")
     (section,) = (section for section in sections if section.startswith(f"`{name}`\n"))
     lines = [
-        f"| `{column}` | {told.dtype} | {told.unit or '–'} | {told.meaning} |"
-        for column, told in FRAMES[name].items()
+        f"| `{column}` | {field.dtype} | {field.unit or '–'} | {field.meaning} |"
+        for column, field in FRAMES[name].items()
     ]
     assert [line for line in section.splitlines() if line.startswith("| `")] == lines

@@ -31,7 +31,7 @@ LABELS = np.arange(EXAMPLES) % 2
 RIGHT = {0.0005: 80, 0.001: 83, 0.01: 84}
 TUNING = {"trials": 3, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
 
-Told = Callable[[Trial, Row], Result | None]
+ResultOf = Callable[[Trial, Row], Result | None]
 
 
 def answered(right: int, seed: str) -> Result:
@@ -41,7 +41,7 @@ def answered(right: int, seed: str) -> Result:
     return Result(score=right / EXAMPLES, answers=answers, labels=LABELS)
 
 
-def told(trial: Trial, row: Row) -> Result:
+def results_of(trial: Trial, row: Row) -> Result:
     if trial.evaluate == "validation":
         return answered(RIGHT[trial.recipe.lr], f"{row.title} {trial.recipe.lr} {trial.seed}")
     return answered(75 + trial.seed + 5 * ("att" in row.title), f"{row.title} {trial.seed}")
@@ -51,7 +51,9 @@ def told(trial: Trial, row: Row) -> Result:
 def tuned(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
     """Analyses a suite that was tuned and run; `tuning`, `result`: what differs from the usual."""
 
-    def make(tuning: dict[str, Any] | None = None, result: Told = told, name: str = "small") -> Analysis:
+    def make(
+        tuning: dict[str, Any] | None = None, result: ResultOf = results_of, name: str = "small"
+    ) -> Analysis:
         (tmp_path / name).mkdir()
         uri = new_store(tmp_path / name)
         seeds = {"seeds": [0, 1, 2, 3, 4], "name": name}
@@ -72,12 +74,12 @@ def test_the_interval_has_the_choice_of_both_methods(tuned: Callable[..., Analys
         table = np.array([np.asarray(run.answers) == LABELS for run in runs], dtype=float)
         of_seeds = np.var([(75 + seed) / EXAMPLES for seed in range(5)], ddof=1)
         expected.append(lottery(table.mean(1), np.cov(table) / EXAMPLES + of_seeds * np.eye(len(runs))))
-    found = analysis.evidence.tuning
+    variances = analysis.evidence.tuning
     # Points in another order have other draws.
-    assert [found[cell] for cell in sorted(found)] == pytest.approx(expected, rel=0.1)
+    assert [variances[cell] for cell in sorted(variances)] == pytest.approx(expected, rel=0.1)
     (comparison,) = analysis.blocks[0].comparisons
     assert comparison.effect.error is not None
-    assert comparison.effect.error.tuning == pytest.approx(sum(found.values()))
+    assert comparison.effect.error.tuning == pytest.approx(sum(variances.values()))
     outer, inner = comparison.interval, comparison.at_chosen_points
     assert outer is not None
     assert inner is not None
@@ -85,19 +87,19 @@ def test_the_interval_has_the_choice_of_both_methods(tuned: Callable[..., Analys
     # One interval stands in a row; the other one is in the files.
     (line,) = frames(analysis)["comparisons"].to_dict("records")
     assert (line["low_at_chosen_points"], line["high_at_chosen_points"]) == pytest.approx(inner)
-    assert line["error_of_tuning"] == pytest.approx(sum(found.values()) ** 0.5)
+    assert line["error_of_tuning"] == pytest.approx(sum(variances.values()) ** 0.5)
     assert "low_at_chosen_points" in json.loads(as_json(analysis, [], []))["tables"]["comparisons"][0]
 
 
 def test_several_tuning_seeds_lessen_the_noise_of_a_point(tuned: Callable[..., Analysis]) -> None:
-    one, four = tuned(name="one"), tuned({"seeds": [7, 8, 9, 10]}, name="four")
-    for cell, lottery_of_one in one.evidence.tuning.items():
-        assert 0 < four.evidence.tuning[cell] < lottery_of_one
+    of_one_seed, of_four_seeds = tuned(name="one"), tuned({"seeds": [7, 8, 9, 10]}, name="four")
+    for cell, lottery_of_one in of_one_seed.evidence.tuning.items():
+        assert 0 < of_four_seeds.evidence.tuning[cell] < lottery_of_one
 
 
 def test_points_whose_runs_failed_cannot_be_chosen(tuned: Callable[..., Analysis]) -> None:
     def failing(trial: Trial, row: Row) -> Result:
-        made = told(trial, row)
+        made = results_of(trial, row)
         lost = trial.evaluate == "validation" and trial.recipe.lr != 0.01
         return dataclasses.replace(made, failure="diverged") if lost else made
 
@@ -114,7 +116,7 @@ def test_a_single_point_leaves_nothing_to_choose(tuned: Callable[..., Analysis])
 
 def test_tuning_that_is_not_stored_is_unknown_and_said(tuned: Callable[..., Analysis]) -> None:
     def unread(trial: Trial, row: Row) -> Result:
-        made = told(trial, row)
+        made = results_of(trial, row)
         return dataclasses.replace(made, answers=1 - LABELS) if trial.evaluate == "validation" else made
 
     analysis = tuned(result=unread)
@@ -127,7 +129,7 @@ def test_tuning_that_is_not_stored_is_unknown_and_said(tuned: Callable[..., Anal
 def test_one_tuning_adds_nothing_between_two_experiments(tuned: Callable[..., Analysis]) -> None:
     first, same, other = tuned(name="first"), tuned(name="same"), tuned({"seeds": [8]}, name="other")
     for analysis, expected in ((same, 0.0), (other, first.evidence.tuning[1] + other.evidence.tuning[1])):
-        found = between(first.evidence, analysis.evidence, (1, 1))
-        assert found is not None
-        assert found.part.tuning == expected
+        contrast = between(first.evidence, analysis.evidence, (1, 1))
+        assert contrast is not None
+        assert contrast.part.tuning == expected
     assert first.evidence.tuning[1] > 0

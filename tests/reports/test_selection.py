@@ -23,35 +23,37 @@ from .made_up import Call
 
 
 def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> None:
-    whole = analyse(read(rich, ["rich"])).blocks[0]
+    full_block = analyse(read(rich, ["rich"])).blocks[0]
     chosen = ["LoRA", "TensLoRA att"]
-    part = analyse(read(rich, ["rich"], Selection(methods=chosen, budgets=[whole.budget])))
+    part = analyse(read(rich, ["rich"], Selection(methods=chosen, budgets=[full_block.budget])))
     (block,) = part.blocks
     (alone,) = block.comparisons
-    among = next(found for found in whole.comparisons if found.method == alone.method)
+    among = next(comparison for comparison in full_block.comparisons if comparison.method == alone.method)
     assert set(block.cells) == set(chosen)
     assert alone.effect.difference == among.effect.difference
     assert alone.interval[1] - alone.interval[0] < among.interval[1] - among.interval[0]
-    assert part.notes[0].startswith(f"A part (methods LoRA, TensLoRA att; budgets {whole.budget}): ")
+    assert part.notes[0].startswith(f"A part (methods LoRA, TensLoRA att; budgets {full_block.budget}): ")
 
 
 def test_another_reference_turns_the_sign(rich: str) -> None:
     selection = Selection(methods=["LoRA"], reference="TensLoRA att", budgets=["isorank"])
     (block,) = analyse(read(rich, ["rich"], selection)).blocks
-    (found,) = block.comparisons
+    (comparison,) = block.comparisons
     assert block.reference is not None
-    assert (block.reference.method, found.method) == ("TensLoRA att", "LoRA")
+    assert (block.reference.method, comparison.method) == ("TensLoRA att", "LoRA")
     with_lora = Selection(methods=["LoRA", "TensLoRA att"], budgets=["isorank"])
     (other,) = analyse(read(rich, ["rich"], with_lora)).blocks[0].comparisons
-    assert found.effect.difference == pytest.approx(-other.effect.difference)
+    assert comparison.effect.difference == pytest.approx(-other.effect.difference)
 
 
 def test_a_reference_of_another_budget_is_taken_from_where_it_stands(rich: str) -> None:
     selection = Selection(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
-    (block, *_) = [found for found in analyse(read(rich, ["rich"], selection)).blocks if found.comparisons]
+    (block, *_) = [
+        candidate for candidate in analyse(read(rich, ["rich"], selection)).blocks if candidate.comparisons
+    ]
     assert block.reference is not None
     assert (block.reference.method, block.reference.budget) == ("head only", "own size")
-    assert [found.method for found in block.comparisons] == ["TensLoRA att"]
+    assert [candidate.method for candidate in block.comparisons] == ["TensLoRA att"]
 
 
 def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: str) -> None:
@@ -74,38 +76,47 @@ def test_pairs_with_several_references_hold_at_once(rich: str) -> None:
     def blocks(selection: Selection) -> tuple[Block, ...]:
         return analyse(read(rich, ["rich"], selection)).blocks
 
-    found = blocks(Selection(pairs=PAIRS, budgets=["isoparameters"]))
-    asked = [(one.method, block.named_reference) for block in found for one in block.comparisons]
-    assert sorted(asked) == sorted(PAIRS)
-    assert [block.level for block in found] == [pytest.approx(1 - 0.05 / 3)] * 3
-    for block in found:
+    pair_blocks = blocks(Selection(pairs=PAIRS, budgets=["isoparameters"]))
+    compared_pairs = [
+        (comparison.method, block.named_reference)
+        for block in pair_blocks
+        for comparison in block.comparisons
+    ]
+    assert sorted(compared_pairs) == sorted(PAIRS)
+    assert [block.level for block in pair_blocks] == [pytest.approx(1 - 0.05 / 3)] * 3
+    for block in pair_blocks:
         methods = [method for method, reference in PAIRS if reference == block.named_reference]
         (by_itself,) = blocks(
             Selection(methods=methods, reference=block.named_reference, budgets=["isoparameters"])
         )[:1]
-        alone = {one.method: one for one in by_itself.comparisons}
-        for one in block.comparisons:
-            before = alone[one.method]
+        alone = {comparison.method: comparison for comparison in by_itself.comparisons}
+        for comparison in block.comparisons:
+            before = alone[comparison.method]
             each = (1 - 0.05 / 3) ** (1 / len(methods))
-            assert one.effect.difference == before.effect.difference
-            assert one.interval == pytest.approx(one.effect.interval(each))
-            assert one.interval[1] > before.interval[1]
+            assert comparison.effect.difference == before.effect.difference
+            assert comparison.interval == pytest.approx(comparison.effect.interval(each))
+            assert comparison.interval[1] > before.interval[1]
 
 
 def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: str) -> None:
     chosen = {"tasks": ["digits"], "budgets": ["isorank"]}
     paired = Selection(pairs=[("LoRA", "TensLoRA att"), ("LoTR", "TensLoRA att")], **chosen)
     named = Selection(methods=["LoRA", "LoTR"], reference="TensLoRA att", **chosen)
-    one, other = (analyse(read(rich, ["rich"], selection)).blocks for selection in (paired, named))
-    told = [
-        [(block.heading, found.method, found.interval, found.intervals) for found in block.comparisons]
-        for block in (*one, *other)
+    of_pairs, of_reference = (
+        analyse(read(rich, ["rich"], selection)).blocks for selection in (paired, named)
+    )
+    intervals = [
+        [
+            (block.heading, comparison.method, comparison.interval, comparison.intervals)
+            for comparison in block.comparisons
+        ]
+        for block in (*of_pairs, *of_reference)
     ]
-    assert told[0] == told[1] != []
+    assert intervals[0] == intervals[1] != []
 
 
 @pytest.mark.parametrize(
-    ("selection", "told"),
+    ("selection", "reason"),
     [
         (Selection(methods=["TensLoRA at"]), "method of this report 'TensLoRA at'.*TensLoRA att"),
         (Selection(reference="Lora"), "reference 'Lora'.*LoRA"),
@@ -116,13 +127,13 @@ def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: st
         (Selection(pairs=[("head only", "LoRA")], budgets=["isorank 2"]), "'head only' has no row among"),
     ],
 )
-def test_what_is_not_there_is_refused(rich: str, selection: Selection, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_is_not_there_is_refused(rich: str, selection: Selection, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         read(rich, ["rich"], selection)
 
 
 @pytest.mark.parametrize(
-    ("pairs", "told"),
+    ("pairs", "reason"),
     [
         ({"pairs": [("LoRA", "LoRA")]}, "pair: .*LoRA.*LoRA"),
         ({"pairs": [("LoRA", "")]}, "pair: .*LoRA"),
@@ -130,8 +141,8 @@ def test_what_is_not_there_is_refused(rich: str, selection: Selection, told: str
         ({"pairs": PAIRS, "reference": "LoRA"}, "no methods or reference beside"),
     ],
 )
-def test_pairs_that_say_nothing_or_too_much_are_refused(pairs: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_pairs_that_say_nothing_or_too_much_are_refused(pairs: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         Selection(**pairs)
 
 
@@ -154,8 +165,8 @@ def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
     names = ["small", "wider", "repeated"]
     both = {"LoRA", "LoRA · wider"}
     # What the third one repeats stands once.
-    (whole,) = {tuple(read(uri, names).cells["method"])}
-    assert sorted(whole) == sorted([*both, "TensLoRA att", "TensLoRA att · wider"])
+    (method_names,) = {tuple(read(uri, names).cells["method"])}
+    assert sorted(method_names) == sorted([*both, "TensLoRA att", "TensLoRA att · wider"])
     assert set(read(uri, names, Selection(methods=["LoRA"])).cells["method"]) == both
     assert set(read(uri, names, Selection(methods=["LoRA · wider"])).cells["method"]) == {"LoRA · wider"}
     pair = Selection(pairs=[("TensLoRA att", "TensLoRA att · wider")])
@@ -180,14 +191,14 @@ def test_the_page_of_pairs_says_the_level_and_what_each_difference_is_from(rich:
 
 def test_the_command_takes_pairs_and_files_say_the_level(rich: str, call: Call, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    asked = ["--pair", "LoRA, LoTR : TensLoRA att", "--pair", "LoTR : TensLoRA qkv", "--budget", "isorank"]
-    ended = call("report", "rich", "--store", rich, "--out", out, "--format", "md,json", *asked)
+    options = ["--pair", "LoRA, LoTR : TensLoRA att", "--pair", "LoTR : TensLoRA qkv", "--budget", "isorank"]
+    ended = call("report", "rich", "--store", rich, "--out", out, "--format", "md,json", *options)
     assert ended.code == 0
     assert (out / "tables/tables.md").read_text(encoding="utf-8").count("simultaneously with 97.5%, ") == 2
     stored = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert [block["level"] for block in stored["blocks"]] == [0.975, 0.975]
-    told = {(line["method"], line["block"], line["level"]) for line in stored["tables"]["comparisons"]}
-    assert told == {(method, f"isorank 2 · against {reference}", 0.975) for method, reference in PAIRS[:3]}
+    levels = {(line["method"], line["block"], line["level"]) for line in stored["tables"]["comparisons"]}
+    assert levels == {(method, f"isorank 2 · against {reference}", 0.975) for method, reference in PAIRS[:3]}
     wrong = call("report", "rich", "--store", rich, "--out", tmp_path / "no", "--pair", "LoRA TensLoRA att")
     assert wrong.code != 0
     assert "METHOD,… : REFERENCE" in wrong.err
@@ -197,8 +208,8 @@ def test_the_command_writes_a_part_and_leaves_the_stored_report_alone(
     rich: str, call: Call, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    asked = ["--method", "LoRA,TensLoRA att", "--reference", "TensLoRA att", "--format", "html"]
-    ended = call("report", "rich", "--store", rich, "--out", out, *asked)
+    options = ["--method", "LoRA,TensLoRA att", "--reference", "TensLoRA att", "--format", "html"]
+    ended = call("report", "rich", "--store", rich, "--out", out, *options)
     assert ended.code == 0
     assert "suite run" not in ended.out
     page = (out / "index.html").read_text(encoding="utf-8")
@@ -212,8 +223,8 @@ def test_a_cell_of_a_part_is_shown_by_its_number_there(rich: str, call: Call, tm
     assert ended.code == 0, ended.err
     cells = pd.read_csv(tmp_path / "out" / "tables" / "cells.csv")
     (number,) = cells["cell"][(cells["method"] == "LoTR") & (cells["task"] == "digits")]
-    asked = ["show", "rich", "--store", rich, "--cell", str(number), *part]
-    assert call(*asked).out.startswith("LoTR · isoparameters 2 · digits")
+    command = ["show", "rich", "--store", rich, "--cell", str(number), *part]
+    assert call(*command).out.startswith("LoTR · isoparameters 2 · digits")
     wrong = call("show", "0123", "--store", rich, *part)
     assert wrong.code == 2
     assert "add --cell N" in wrong.err

@@ -72,7 +72,7 @@ def evil(content: dict[str, bytes]) -> None:
             trial["method"]["method"] = EVIL
         plan["closing"] = EVIL
 
-    edit_json("experiment.json", lambda told: told.update(name="evil"))(content)
+    edit_json("experiment.json", lambda experiment: experiment.update(name="evil"))(content)
     edit_json("plan.json", rename)(content)
 
 
@@ -115,9 +115,9 @@ class Links(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        told = dict(attrs)
-        self.to += [address for name in ("href", "src") if (address := told.get(name))]
-        self.ids += [one for one in (told.get("id"),) if one]
+        values = dict(attrs)
+        self.to += [address for name in ("href", "src") if (address := values.get(name))]
+        self.ids += [id_ for id_ in (values.get("id"),) if id_]
 
 
 def test_every_link_leads_to_something_of_the_site(written: Path) -> None:
@@ -182,8 +182,8 @@ def test_every_number_leads_to_its_seeds_and_they_to_what_made_them(site: Files,
     for record in source.records():
         assert record.run_id in page
         assert record.trial_id in page
-    for told in (sha256_of(SUITE.encode()), sha256_of(LOCK.encode()), "data_order 123", "harness 0.1.0"):
-        assert told in page
+    for detail in (sha256_of(SUITE.encode()), sha256_of(LOCK.encode()), "data_order 123", "harness 0.1.0"):
+        assert detail in page
     assert "# &lt;b&gt;as it was written&lt;/b&gt;" in page
     assert re.search(r"tensorbench show [0-9a-f]{16} --store", page)
     for name in ("index.html", "methods/lora.html"):
@@ -193,10 +193,10 @@ def test_every_number_leads_to_its_seeds_and_they_to_what_made_them(site: Files,
 def test_the_index_opens_with_what_the_report_of_each_suite_claims(site: Files) -> None:
     index, report = (str(site[name]) for name in ("index.html", "suites/small/index.html"))
     number = r'<td class="n"[^>]*>(<b>[^<]*</b><small>[^<]*?)(?: points)?</small></td>'
-    told = rf'<td class="first">([^<]*)</td>\s*{number}\s*<td class="claim[^>]*>([^<]*)</td>'
-    (claimed,) = re.findall(told, report)
+    claim_cell = rf'<td class="first">([^<]*)</td>\s*{number}\s*<td class="claim[^>]*>([^<]*)</td>'
+    (claimed,) = re.findall(claim_cell, report)
     assert claimed[0] == "TensLoRA att"
-    assert claimed in re.findall(told, index)
+    assert claimed in re.findall(claim_cell, index)
 
 
 def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(
@@ -208,15 +208,15 @@ def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(
         "budgets": [{"isorank": 2}, {"isoparameters": 2, "tolerance": 0.2}],
     }
     pack = packed(store(tmp_path, new_store, plan_of(**suite)), "small", tmp_path)
-    (found,) = published([pack])
-    assert "own size" in {block.budget for block in found.analysis.blocks}
-    assert [line.block.budget for line in found.headlines] == ["isorank 2", "isoparameters 2"]
-    assert {line.setting for line in found.headlines} == {None}
+    (entry,) = published([pack])
+    assert "own size" in {block.budget for block in entry.analysis.blocks}
+    assert [line.block.budget for line in entry.headlines] == ["isorank 2", "isoparameters 2"]
+    assert {line.setting for line in entry.headlines} == {None}
     # To draw its figures again would tell nothing more.
-    monkeypatch.setattr(build, "published", lambda packs: [found])
+    monkeypatch.setattr(build, "published", lambda packs: [entry])
     index = str(site_files([pack])["index.html"])
-    told = re.findall(r'<th scope="row" class="budget">(.*?)<small>(.*?)</small>', index)
-    assert told == [("isorank 2", "2 settings"), ("isoparameters 2", "2 settings")]
+    budget_headings = re.findall(r'<th scope="row" class="budget">(.*?)<small>(.*?)</small>', index)
+    assert budget_headings == [("isorank 2", "2 settings"), ("isoparameters 2", "2 settings")]
 
 
 def test_a_suite_tuned_by_studies_stands_beside_the_others(
@@ -238,11 +238,11 @@ def test_a_suite_tuned_by_studies_stands_beside_the_others(
     assert str(site[f"suites/{name}/{suite.picture}"]).startswith("<?xml")
     lines = table(site, "leaderboard.csv").query("suite == @name").set_index("method")
     (entrant,) = block.compared
-    found = entrant.differences[block.k]
+    difference = entrant.differences[block.k]
     line = lines.loc["LoTR"]
     assert line["mean"] == entrant.scores[block.k][0].value
-    assert (line["trials_of_tuning"], line["overall"]) == (4, found.effect.difference)
-    assert (line["overall_low"], line["overall_high"]) == found.interval
+    assert (line["trials_of_tuning"], line["overall"]) == (4, difference.effect.difference)
+    assert (line["overall_low"], line["overall_high"]) == difference.interval
     assert pd.isna(lines.loc["LoRA", "overall"])
     assert lines.loc["converged head", "mean"] == block.levels[0].scores[0]
     assert "after 4 trials of tuning" in str(site["methods/lotr.html"])
@@ -301,8 +301,8 @@ def test_the_same_packs_elsewhere_give_the_same_files(
     assert f"Wrote {len(site)} files" in done.out
     assert differences(site, tmp_path / "site", beside=["site-files.json"]) == []
     for name, content in site.items():
-        found = (tmp_path / "site" / name).read_bytes()
-        assert found == (content.encode() if isinstance(content, str) else content), name
+        written = (tmp_path / "site" / name).read_bytes()
+        assert written == (content.encode() if isinstance(content, str) else content), name
     # An empty folder of packs is refused, and the site that is there stays.
     (tmp_path / "none").mkdir()
     refused = call("tools", "site", tmp_path / "none", "--out", tmp_path / "site")
@@ -331,13 +331,13 @@ def test_check_names_what_differs(
     (folder / "packs" / "small.tensorbench.zip").write_bytes(b"")
     other = call("tools", "site", results, "--out", folder, "--check")
     assert other.code == 1
-    for told in (
+    for difference in (
         r"leaderboard\.csv differs: line \d+ has 'small.*, and should have",
         "methods/lora.html is missing",
         "methods/old.html should not be there",
         "packs/small.tensorbench.zip differs",
     ):
-        assert re.search(told, other.out), told
+        assert re.search(difference, other.out), difference
     assert "suites/small/index.html" not in other.out
 
 
@@ -390,8 +390,10 @@ def test_a_folder_that_makes_no_site(
 
 def test_every_method_has_an_equation_of_its_own_text() -> None:
     texts = {name: equation_of(name) for name in METHODS}
-    assert {name for name, found in texts.items() if found is None} - set(METHODS.plugins) == {"peft"}
-    named = {name: found.name for name, found in texts.items() if found}
+    assert {name for name, method_text in texts.items() if method_text is None} - set(METHODS.plugins) == {
+        "peft"
+    }
+    named = {name: method_text.name for name, method_text in texts.items() if method_text}
     assert (named["lora"], named["lora_xs"], named["fact_tk"], named["cp"]) == (
         "LoRA",
         "LoRA-XS",
@@ -405,20 +407,20 @@ def test_every_method_has_an_equation_of_its_own_text() -> None:
 
 
 def test_what_stands_behind_an_underscore_is_below_the_line() -> None:
-    told = {
+    renderings = {
         "ΔW_{ℓ,p} < gate_pq": "ΔW<sub>ℓ,p</sub> &lt; gate<sub>pq</sub>",
         "B_ℓ·A_ℓᵀ": "B<sub>ℓ</sub>·A<sub>ℓ</sub>ᵀ",
     }
-    assert {text: build.subscripts(text) for text in told} == told
+    assert {text: build.subscripts(text) for text in renderings} == renderings
 
 
 def test_a_row_that_has_not_begun_is_not_among_what_was_tried(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
-        first, *others = real(suite, analysis)
+        first, *rest = real(suite, analysis)
         begun = replace(first.cell, finished=0, failed=0, missing=first.cell.seeds, method="not begun")
-        return [replace(first, cell=begun), *others]
+        return [replace(first, cell=begun), *rest]
 
     real = build.standings
     monkeypatch.setattr(build, "standings", standings)

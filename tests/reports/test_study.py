@@ -26,10 +26,10 @@ from .made_up import NAME, SMALL, NewStore, plan_of, result, store
 
 
 def cell(study: Study, **where: str) -> Cell:
-    (found,) = (
+    (match,) = (
         cell for cell in study.all_cells if all(getattr(cell, name) == value for name, value in where.items())
     )
-    return found
+    return match
 
 
 def test_a_cell_is_the_mean_of_its_finished_seeds_with_students_interval(study: Study) -> None:
@@ -57,15 +57,15 @@ def _trials(title: str, budget: str, task: str) -> list[tuple[Trial, Row]]:
 
 
 def test_ranks_that_training_cuts_are_those_that_it_left(tmp_path: Path, new_store: NewStore) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
         if made is None or row.title == "LoRA":
             return made
         left = json.dumps({"input": [2 - trial.seed], "layer": [3, 1, 2]})
         return replace(made, tags=made.tags | {"final_ranks": left})
 
-    analysis = analyse(read(store(tmp_path, new_store, told=told), ["small"]))
-    left = {one.method: one.left for one in analysis.study.all_cells}
+    analysis = analyse(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
+    left = {cell.method: cell.left for cell in analysis.study.all_cells}
     assert left == {"LoRA": "", "TensLoRA att": "input 1 to 2, layer 1 to 3"}
     page = page_of(analysis, tmp_path).read_text(encoding="utf-8")
     assert "<small>left: input 1 to 2, layer 1 to 3</small>" in page
@@ -102,7 +102,7 @@ def test_the_same_trials_in_two_experiments_stand_once(tmp_path: Path, new_store
 
 def test_nothing_finished_is_nothing_to_report(tmp_path: Path, new_store: NewStore) -> None:
     uri = store(
-        tmp_path, new_store, told=lambda trial, row: Result(failure="diverged") if trial.seed else None
+        tmp_path, new_store, result_of=lambda trial, row: Result(failure="diverged") if trial.seed else None
     )
     with pytest.raises(UserError, match=r"no finished trial \(2 failed, 2 missing\)"):
         read(uri, ["small"])
@@ -136,10 +136,10 @@ def test_an_analysis_leaves_the_study_as_it_was(small: str) -> None:
 def test_cells_tell_what_their_methods_can_do_where_their_runs_do(
     tmp_path: Path, new_store: NewStore
 ) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         tags = {} if row.title == "LoRA" else {"capabilities": '["merges", "exact zero start"]'}
         return Result(score=0.5, tags=tags)
 
-    lora, tenslora = read(store(tmp_path, new_store, told=told), ["small"]).all_cells
+    lora, tenslora = read(store(tmp_path, new_store, result_of=result_of), ["small"]).all_cells
     assert capabilities(tenslora) == ("merges", "exact zero start")
     assert capabilities(lora) == ()

@@ -90,14 +90,14 @@ def test_differences_are_those_of_the_statistics(analysis: StudyAnalysis) -> Non
     assert (block.k, block.against, len(block.compared)) == (4, "LoRA", 3)
     reference = block.entrants[0]
     for entrant in block.compared:
-        for k, found in entrant.differences.items():
+        for k, difference in entrant.differences.items():
             parts = [
                 estimates.of_pair(own, other, k)
                 for own, other in zip(entrant.studies, reference.studies, strict=True)
             ]
             expected = effect(parts)
-            assert found.effect.difference == pytest.approx(expected.difference)
-            assert found.interval == pytest.approx(expected.interval(simultaneous(3)))
+            assert difference.effect.difference == pytest.approx(expected.difference)
+            assert difference.interval == pytest.approx(expected.interval(simultaneous(3)))
     for place, studies in enumerate(reference.studies):
         assert reference.scores[4][place].value == pytest.approx(estimates.score_after(studies, 4))
 
@@ -147,13 +147,13 @@ def test_a_diverged_trial_fails_at_chance_and_is_marked(analysis: StudyAnalysis,
 
 
 def test_a_trial_lost_to_the_machine_makes_its_study_incomplete(tmp_path: Path, new_store: NewStore) -> None:
-    def told(trial: Any, row: Any) -> Result | None:
+    def result_of(trial: Any, row: Any) -> Result | None:
         if (row.title, trial.seed) == ("LoRA", 10_001):
             return Result(failure="out of memory")
         return result(trial, row)
 
     uri = new_store(tmp_path)
-    write(uri, plan_of(tasks=["digits"], backbones=["tiny-random-vit"], methods=["lora", "lotr"]), told)
+    write(uri, plan_of(tasks=["digits"], backbones=["tiny-random-vit"], methods=["lora", "lotr"]), result_of)
     analysis = analyse_studies(read(uri, [NAME], studies=True))
     (block,) = analysis.blocks
     assert block.entrants[0].studies[0].numbers == (1, 2, 3)
@@ -191,10 +191,10 @@ def test_the_page_shows_the_numbers_of_the_analysis(analysis: StudyAnalysis, pag
     (block,) = analysis.blocks
     text = re.sub(r"<[^>]*>", " ", page).replace("−", "-")
     for entrant in block.compared:
-        found = entrant.differences[block.k]
-        assert found.interval is not None
-        assert f"{100 * found.effect.difference:+.2f}" in text
-        assert f"{100 * found.interval[0]:+.2f} to {100 * found.interval[1]:+.2f}" in text
+        difference = entrant.differences[block.k]
+        assert difference.interval is not None
+        assert f"{100 * difference.effect.difference:+.2f}" in text
+        assert f"{100 * difference.interval[0]:+.2f} to {100 * difference.interval[1]:+.2f}" in text
         assert f"{100 * entrant.means[block.k].value:.2f}" in text
         assert entrant.transfer is not None
         assert f"{100 * entrant.transfer.mean:+.2f}".lstrip("+-") in text
@@ -219,16 +219,16 @@ def test_tables_have_the_numbers_as_stored(folder: Path, analysis: StudyAnalysis
         (row,) = differences[(differences["method"] == entrant.method) & differences["primary"]].to_dict(
             "records"
         )
-        found = entrant.differences[4]
-        assert row["difference"] == pytest.approx(found.effect.difference)
-        assert (row["low"], row["high"]) == pytest.approx(found.interval)
+        difference = entrant.differences[4]
+        assert row["difference"] == pytest.approx(difference.effect.difference)
+        assert (row["low"], row["high"]) == pytest.approx(difference.interval)
     trials = pd.read_csv(folder / "tables" / "trials.csv")
     assert len(trials) == len(study.all_seeds)
     assert {"study", "point", "offset", "lr", "validation_loss", "score", "failed", "complete"} <= set(trials)
     assert trials["failed"].sum() == sum(map(analysis.failed, study.all_seeds)) > 0
-    told = json.loads((folder / "report.json").read_text())
-    assert told["blocks"][0]["answer"] in (folder / "tables" / "tables.md").read_text().replace("\\", "")
-    assert len(told["tables"]["differences"]) == len(differences)
+    document = json.loads((folder / "report.json").read_text())
+    assert document["blocks"][0]["answer"] in (folder / "tables" / "tables.md").read_text().replace("\\", "")
+    assert len(document["tables"]["differences"]) == len(differences)
     assert "\\toprule" in (folder / "tables" / "tables.tex").read_text()
     names = {file.name for file in (folder / "figures").iterdir()}
     assert {"differences-0.svg", "differences-0.png", "curves-0.svg", "rates-0.png"} <= names
@@ -370,9 +370,9 @@ def test_power_of_studies_is_stored_or_assumed(uri: str, analysis: StudyAnalysis
     assert (stored.stored, assumed.stored) == (True, False)
     assert stored.as_dict()["studies"] == 4
     assert stored.as_dict()["comparisons"] == assumed.as_dict()["comparisons"] == 3
-    for found in (stored, assumed):
-        assert found.k == 4
-        assert found.design.finds is not None
+    for noise in (stored, assumed):
+        assert noise.k == 4
+        assert noise.design.finds is not None
     (noisier,) = power(plan_of(), uri, sd=0.03)
     assert (noisier.design.finds or 0) > (assumed.design.finds or 0)
     with pytest.raises(UserError, match="studies: 2"):

@@ -71,8 +71,8 @@ def summary(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Su
 
 
 def line(summary: Summary, method: str) -> Any:
-    (found,) = summary.cells[summary.cells["method"] == method].to_dict("records")
-    return found
+    (record,) = summary.cells[summary.cells["method"] == method].to_dict("records")
+    return record
 
 
 def test_mean_deviation_and_costs_are_those_of_the_seeds(summary: Summary) -> None:
@@ -113,8 +113,8 @@ def test_a_method_without_any_result_has_no_mean(summary: Summary) -> None:
 
 def test_it_is_complete_only_if_every_seed_of_every_row_is(summary: Summary) -> None:
     assert not summary.complete
-    whole = summary.cells[summary.cells["method"] == "LoRA"]
-    assert Summary("", whole, summary.seeds).complete
+    lora = summary.cells[summary.cells["method"] == "LoRA"]
+    assert Summary("", lora, summary.seeds).complete
 
 
 def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) -> None:

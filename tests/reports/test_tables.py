@@ -71,9 +71,9 @@ def test_a_statistic_is_computed_and_exported_once_it_is_listed(study: Study, mo
 
     statistic = Statistic("widest", widest, lines)
     monkeypatch.setattr("reports.analysis.STATISTICS", (*STATISTICS, statistic))
-    found = analyse(study)
-    table = frames.frames(found)["widest"]
-    compared = [block for block in found.blocks if block.comparisons]
+    analysis = analyse(study)
+    table = frames.frames(analysis)["widest"]
+    compared = [block for block in analysis.blocks if block.comparisons]
     assert list(table["block"]) == [block.heading for block in compared]
     assert list(table["width"]) == [block.result(statistic) for block in compared]
     assert (table["width"] > 0).all()
@@ -98,14 +98,14 @@ def test_latex_is_laid_out_as_the_papers_table(written: Path) -> None:
 def test_averages_are_of_one_metric_and_hold_the_claim(tmp_path: Path, new_store: NewStore) -> None:
     tasks = {"digits": "accuracy", "textile": "accuracy", "land-cover": "matthews"}
 
-    def told(trial: Trial, row: Row) -> Result:
+    def result_of(trial: Trial, row: Row) -> Result:
         noise = random.Random(f"{row.title} {row.task} {trial.seed}").gauss(0, 0.002)
         edge = {"LoRA": 0.0, "TensLoRA att": 0.05, "TensLoRA qkv": -0.05, "LoTR": 0.0}[row.title]
         return Result(score=0.8 + noise + edge, answers=(), labels=(), tags={"metric": tasks[row.task]})
 
     methods = ["lora", {"method": "tenslora", "each": {"variant": ["att", "qkv"]}}, "lotr"]
     plan = plan_of(**SMALL | {"tasks": list(tasks), "methods": methods, "seeds": list(range(5))})
-    analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
+    analysis = analyse(read(store(tmp_path, new_store, plan, result_of), ["small"]))
     (table,) = tables.main_tables(analysis.study.all_cells, analysis.blocks)
     assert (table.averages, table.columns) == (["accuracy"], 6)
     rows = {row.method: row for row in table.blocks["isorank 2"]}
@@ -130,13 +130,13 @@ def test_averages_are_of_one_metric_and_hold_the_claim(tmp_path: Path, new_store
 def test_what_has_no_score_has_no_mark(tmp_path: Path, new_store: NewStore, tasks: list[str]) -> None:
     backbones = ["tiny-random-vit", "random-vit-small"]
 
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         noise = random.Random(f"{row.title} {row.task} {trial.seed}").gauss(0, 0.002)
         ran = row.title == "LoRA" or row.backbone == backbones[0]
         return Result(score=0.8 + noise - 0.2 * (row.title != "LoRA")) if ran else None
 
     plan = plan_of(**SMALL | {"tasks": tasks, "backbones": backbones, "seeds": list(range(5))})
-    analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
+    analysis = analyse(read(store(tmp_path, new_store, plan, result_of), ["small"]))
     marks = {
         table.backbone: {
             entry.mark for row in table.blocks["isorank 2"] for entry in (*row.entries, *row.averages)
@@ -151,13 +151,13 @@ def test_a_claim_in_units_stands_with_the_task_whose_units_they_are(
 ) -> None:
     edges = {"digits": -0.4, "textile": 0.4}
 
-    def told(trial: Trial, row: Row) -> Result:
+    def result_of(trial: Trial, row: Row) -> Result:
         noise = random.Random(f"{row.title} {row.task} {trial.seed}").gauss(0, 0.002)
         edge = edges[row.task] if row.title == "TensLoRA att" else 0.0
         return Result(score=1 + noise + edge, answers=(), labels=(), tags={"metric": "rmse", "unit": "kg"})
 
     plan = plan_of(**SMALL | {"tasks": list(edges), "seeds": list(range(5))})
-    analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
+    analysis = analyse(read(store(tmp_path, new_store, plan, result_of), ["small"]))
     (table,) = tables.main_tables(analysis.study.all_cells, analysis.blocks)
     rows = {row.method: row for row in table.blocks["isorank 2"]}
     assert [entry.mark for entry in rows["TensLoRA att"].entries] == ["↑", "↓"]
@@ -167,13 +167,13 @@ def test_two_metrics_of_one_task_have_a_column_and_a_block_each(tmp_path: Path, 
     uri, edge = new_store(tmp_path), {"LoRA": 0.0, "TensLoRA att": -0.2}
     for metric in ("pearson", "rmse"):
 
-        def told(trial: Trial, row: Row, metric: str = metric) -> Result:
+        def result_of(trial: Trial, row: Row, metric: str = metric) -> Result:
             score = 0.5 + edge[row.title] + 0.001 * trial.seed
             return Result(score=score, answers=(), labels=(), tags={"metric": metric})
 
         tasks = [{"task": "rating-pairs", "metric": metric}]
         suite = SMALL | {"name": metric, "tasks": tasks, "backbones": ["tiny-random-bert"]}
-        write(uri, plan_of(**suite), told)
+        write(uri, plan_of(**suite), result_of)
     analysis = analyse(read(uri, ["pearson", "rmse"]))
     assert [(block.metric, list(block.cells)) for block in analysis.blocks] == [
         ("pearson", ["LoRA", "TensLoRA att"]),
@@ -202,7 +202,8 @@ def test_a_table_that_passes_a_page_is_split(written: Path, study: Study, monkey
     assert r"% needs \usepackage{booktabs,longtable}" in text
     # The same rows.
     rows = [
-        [line for line in one.splitlines() if line.lstrip().startswith("TensLoRA")] for one in (short, text)
+        [line for line in source.splitlines() if line.lstrip().startswith("TensLoRA")]
+        for source in (short, text)
     ]
     assert rows[0] == rows[1]
 
@@ -235,11 +236,11 @@ def test_the_markdown_table_is_exactly_so(tmp_path: Path, new_store: NewStore) -
         **SMALL | {"methods": ["lora", {"method": "tenslora", "each": {"variant": ["att", "qkv"]}}]}
     )
 
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         value = scores[row.title][trial.seed]
         return None if value is None else Result(score=value)
 
-    text = tables.markdown(analyse(read(store(tmp_path, new_store, plan, told), ["small"])), [])
+    text = tables.markdown(analyse(read(store(tmp_path, new_store, plan, result_of), ["small"])), [])
     assert GOLDEN in text
     assert "† seeds are missing; the mean is of those that are there." in text
 
@@ -285,10 +286,10 @@ def test_what_turns_text_around_is_spelled_out_wherever_it_is_read(
     plan = plan_of(**SMALL, closing=f"Closing {HIDDEN}")
     rows = tuple(row.model_copy(update={"method": f"{row.title}{name}", "task": name}) for row in plan.rows)
 
-    def told(trial: Trial, row: Row) -> Result:
+    def result_of(trial: Trial, row: Row) -> Result:
         return Result(score=0.5) if trial.seed else Result(failure=f"no {HIDDEN}")
 
-    uri = store(tmp_path, new_store, Plan(suite=plan.suite, rows=rows, trials=plan.trials), told)
+    uri = store(tmp_path, new_store, Plan(suite=plan.suite, rows=rows, trials=plan.trials), result_of)
     out = tmp_path / "out"
     write_report(uri, ["small"], out, log=False)
     spelled = "".join(f"\\u{ord(character):04x}" for character in HIDDEN)

@@ -28,7 +28,7 @@ def test_a_number_alone_holds_for_one_metric() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "said"),
     [
         (0.02, "cannot hold for several metrics (accuracy, matthews)"),
         ({"acuracy": 0.02}, "unknown metric of these results 'acuracy': did you mean 'accuracy'?"),
@@ -38,9 +38,9 @@ def test_a_number_alone_holds_for_one_metric() -> None:
         ({"accuracy": "0.1"}, "threshold of accuracy: expected a number of at least 0 (got '0.1')"),
     ],
 )
-def test_what_no_metric_can_have_is_refused(asked: Any, said: str) -> None:
+def test_what_no_metric_can_have_is_refused(requested: Any, said: str) -> None:
     with pytest.raises(UserError) as error:
-        thresholds(["accuracy", "matthews"], asked)
+        thresholds(["accuracy", "matthews"], requested)
     assert said in str(error.value)
 
 

@@ -81,9 +81,9 @@ def test_two_half_tuned_experiments_are_compared(tmp_path: Path, new_store: NewS
     uri = new_store(tmp_path)
     half_tuned(uri)
     half_tuned(uri, "again")
-    found = {move.method: move.verdict for move in compare((uri, "tuned"), (uri, "again")).moves}
-    assert found["LoTR"] == "no verdict"
-    assert found["LoRA"] == "same trials"
+    verdicts = {move.method: move.verdict for move in compare((uri, "tuned"), (uri, "again")).moves}
+    assert verdicts["LoTR"] == "no verdict"
+    assert verdicts["LoRA"] == "same trials"
     both = read(uri, ["tuned", "again"])
     # What waits is not known to be the same.
     assert len(both.cells) == 4
@@ -126,9 +126,9 @@ def test_what_a_search_stored_is_reported(tmp_path: Path, new_store: NewStore, c
     assert ended.code == 0, ended.err
     ended = call("report", suite, "--store", uri, "--out", tmp_path / "out", "--format", "html")
     assert ended.code == 0, ended.err
-    (found,) = ablation.read(read(uri, ["toy"]))
-    assert (found.kind, len(found.tried), len(found.final)) == ("search", 2, 2)
-    assert found.name in (tmp_path / "out" / "index.html").read_text()
+    (search,) = ablation.read(read(uri, ["toy"]))
+    assert (search.kind, len(search.tried), len(search.final)) == ("search", 2, 2)
+    assert search.name in (tmp_path / "out" / "index.html").read_text()
     (run,) = Store.existing(uri, "toy").records(Kind.SUITE)
     assert run.status == Status.FINISHED
 
@@ -136,8 +136,8 @@ def test_what_a_search_stored_is_reported(tmp_path: Path, new_store: NewStore, c
 def test_a_searched_suite_whose_own_rows_never_ran_says_so(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
     store = write(uri, plan_of(**SMALL), lambda trial, row: None)
-    found = search_found(name="s")
-    store.keep(store.begin(Kind.SEARCH, "s", {}, driver=""), Artifact.SEARCH, found)
+    result = search_found(name="s")
+    store.keep(store.begin(Kind.SEARCH, "s", {}, driver=""), Artifact.SEARCH, result)
     done = write_report(uri, ["small"], tmp_path / "out", log=False)
     assert any("no trial of the suite's own rows has finished" in note for note in done.analysis.notes)
 
@@ -146,11 +146,11 @@ def test_runs_that_repeat_a_trial_are_told(tmp_path: Path, new_store: NewStore) 
     uri = new_store(tmp_path)
     store = write(uri, plan_of(**SMALL), result)
     (first, *_) = store.records()
-    again = store.client.create_run(
+    duplicate = store.client.create_run(
         store.experiment.experiment_id,
         tags={"kind": "trial", "trial_id": first.trial_id, "duplicate": "yes"},
     )
-    store.client.set_terminated(again.info.run_id, "FINISHED")
+    store.client.set_terminated(duplicate.info.run_id, "FINISHED")
     assert any("1 finished run(s) repeat a trial" in note for note in read(uri, ["small"]).notes)
 
 

@@ -54,12 +54,12 @@ SUITE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
-    found = new_store(tmp_path_factory.mktemp("units"))
+    store_uri = new_store(tmp_path_factory.mktemp("units"))
     made = make_plan(validate(Suite, SUITE, "suite"))
-    store = Store.create(found, "units")
+    store = Store.create(store_uri, "units")
     store.begin_suite(made)
     run_inline(store, made)
-    return found
+    return store_uri
 
 
 def test_stored_predictions_give_the_stored_scores_by_scipy(uri: str) -> None:
@@ -135,7 +135,7 @@ def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
 
 
 def test_predictions_of_a_regression_are_in_its_units(uri: str) -> None:
-    found = load_results("units", store=uri).predictions
-    assert found["label"].dtype == found["prediction"].dtype == "float64"
-    assert found["label"].max() > 4
-    assert len(found) == 12 * 10
+    predictions = load_results("units", store=uri).predictions
+    assert predictions["label"].dtype == predictions["prediction"].dtype == "float64"
+    assert predictions["label"].max() > 4
+    assert len(predictions) == 12 * 10

@@ -34,28 +34,28 @@ from ..stored import Result, write
 from .browsing import page_of
 from .made_up import SMALL, NewStore, plan_of, store
 
-Told = Callable[[Trial, Row], Result | None]
+ResultOf = Callable[[Trial, Row], Result | None]
 
 FIVE: dict[str, Any] = SMALL | {"seeds": [0, 1, 2, 3, 4]}
 OTHER = {"name": "other", "methods": [{"method": "tenslora", "variant": "att"}]}
 
 
-def scores(edge: float = 0.0, noise: float = 0.007, *, seed: int = 0) -> Told:
+def scores(edge: float = 0.0, noise: float = 0.007, *, seed: int = 0) -> ResultOf:
     """Scores of .8 with that noise of each run, and an edge of what is not LoRA, without predictions."""
 
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         own = random.Random(f"{row.title} {row.task} {trial.seed} {seed}")
         return Result(score=0.8 + own.gauss(0, noise) + edge * (row.title != "LoRA"), answers=(), labels=())
 
-    return told
+    return result_of
 
 
-def of(found: Analysis, title: str = "isorank 2") -> Block:
-    return next(block for block in found.blocks if block.title == title)
+def of(analysis: Analysis, title: str = "isorank 2") -> Block:
+    return next(block for block in analysis.blocks if block.title == title)
 
 
-def only(found: Analysis, title: str = "isorank 2") -> AgainstReference:
-    (comparison,) = of(found, title).comparisons
+def only(analysis: Analysis, title: str = "isorank 2") -> AgainstReference:
+    (comparison,) = of(analysis, title).comparisons
     return comparison
 
 
@@ -63,11 +63,11 @@ def only(found: Analysis, title: str = "isorank 2") -> AgainstReference:
 def analysed(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
     """Analyses what is told of each of some plans, which are the changes of `FIVE`."""
 
-    def make(told: Told, *plans: dict[str, Any]) -> Analysis:
+    def make(result_of: ResultOf, *plans: dict[str, Any]) -> Analysis:
         uri = new_store(tmp_path)
         made = [plan_of(**FIVE | changes) for changes in plans]
         for plan in made:
-            write(uri, plan, told)
+            write(uri, plan, result_of)
         return analyse(read(uri, [plan.suite.name for plan in made]))
 
     return make
@@ -77,10 +77,10 @@ def analysed(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
 
 
 def test_rows_of_another_recipe_are_never_compared(analysed: Callable[..., Analysis]) -> None:
-    found = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"training": {"epochs": 30}})
-    assert [block.title for block in found.blocks] == ["isorank 2", "isorank 2 · recipe 2"]
-    assert all(block.comparisons == () for block in found.blocks)
-    notes = of(found, "isorank 2 · recipe 2").notes
+    analysis = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"training": {"epochs": 30}})
+    assert [block.title for block in analysis.blocks] == ["isorank 2", "isorank 2 · recipe 2"]
+    assert all(block.comparisons == () for block in analysis.blocks)
+    notes = of(analysis, "isorank 2 · recipe 2").notes
     assert "training epochs 30 against 10" in notes[0]
     assert "no verdict compares them" in notes[0]
     assert notes[1].startswith("LoRA ")
@@ -89,23 +89,23 @@ def test_rows_of_another_recipe_are_never_compared(analysed: Callable[..., Analy
 
 def test_rates_that_a_suite_sets_by_hand_are_another_recipe(analysed: Callable[..., Analysis]) -> None:
     by_hand = {"methods": ["lora", {"method": "tenslora", "variant": "att", "training": {"lr": 0.01}}]}
-    found = analysed(scores(0.05), by_hand)
-    assert all(block.comparisons == () for block in found.blocks)
-    assert "training lr 0.01 against 0.0005" in of(found, "isorank 2 · recipe 2").notes[0]
+    analysis = analysed(scores(0.05), by_hand)
+    assert all(block.comparisons == () for block in analysis.blocks)
+    assert "training lr 0.01 against 0.0005" in of(analysis, "isorank 2 · recipe 2").notes[0]
 
 
 def test_rates_that_were_tuned_are_not(tmp_path: Path, new_store: NewStore) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.05)(trial, row)
         best = 0.001 if row.title == "LoRA" else 0.0005
         return made and dataclasses.replace(made, loss=0.1 if trial.recipe.lr == best else 0.9)
 
     tuning = {"trials": 2, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
     uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})
-    opened = write(uri, plan.of("tuning"), told)
+    opened = write(uri, plan.of("tuning"), result_of)
     chosen = with_choices(plan, opened)
     assert {trial.recipe.lr for trial in chosen.of(None).trials} == {0.0005, 0.001}
-    write(uri, chosen.of(None), told)
+    write(uri, chosen.of(None), result_of)
     opened.end(opened.begin_suite(chosen), Status.FINISHED)
     assert only(analyse(read(uri, ["small"]))).verdict.answer is Answer.BEYOND
 
@@ -144,13 +144,13 @@ def test_rows_with_another_allowance_for_tuning_are_never_compared(
     uri = new_store(tmp_path)
     tuned(uri, {"methods": ["lora"], "tuning": TUNING})
     tuned(uri, OTHER | {"tuning": TUNING | change})
-    found = analyse(read(uri, ["small", "other"]))
-    assert [block.title for block in found.blocks] == ["isorank 2", "isorank 2 · recipe 2"]
-    assert all(block.comparisons == () for block in found.blocks)
-    made = recipes(found.study)
-    ours, theirs = (cell.number for cell in found.study.all_cells)
+    analysis = analyse(read(uri, ["small", "other"]))
+    assert [block.title for block in analysis.blocks] == ["isorank 2", "isorank 2 · recipe 2"]
+    assert all(block.comparisons == () for block in analysis.blocks)
+    made = recipes(analysis.study)
+    ours, theirs = (cell.number for cell in analysis.study.all_cells)
     assert difference(made[theirs], made[ours]) == differs
-    assert all(name in of(found, "isorank 2 · recipe 2").notes[0] for name in differs)
+    assert all(name in of(analysis, "isorank 2 · recipe 2").notes[0] for name in differs)
 
 
 def test_methods_that_lack_axes_have_the_same_allowance(tmp_path: Path, new_store: NewStore) -> None:
@@ -160,9 +160,11 @@ def test_methods_that_lack_axes_have_the_same_allowance(tmp_path: Path, new_stor
     study = read(uri, ["small"])
     tried = {cell.family: cell.tuning.trials for cell in study.all_cells if cell.tuning}
     assert tried["converged_head"] < tried["lora"]
-    first, *others = recipes(study).values()
+    first, *rest = recipes(study).values()
     # A fitted head has a recipe of its own.
-    allowed = [{key: value for key, value in one.items() if key.startswith(TUNING_NAMES)} for one in others]
+    allowed = [
+        {key: value for key, value in recipe.items() if key.startswith(TUNING_NAMES)} for recipe in rest
+    ]
     assert allowed == [{key: value for key, value in first.items() if key.startswith(TUNING_NAMES)}] * 2
 
 
@@ -171,7 +173,7 @@ def test_an_older_plan_has_the_allowance_of_its_suite(
 ) -> None:
     uri = new_store(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(plan_cells, "Tuned", lambda allowed_points, allowed_grids, **told: Tuned(**told))
+        patched.setattr(plan_cells, "Tuned", lambda allowed_points, allowed_grids, **fields: Tuned(**fields))
         tuned(uri, {"methods": ["lora"], "tuning": TUNING})
     tuned(uri, OTHER | {"tuning": TUNING})
     assert only(analyse(read(uri, ["small", "other"]))).method == "TensLoRA att"
@@ -179,39 +181,39 @@ def test_an_older_plan_has_the_allowance_of_its_suite(
 
 def test_the_recipe_is_of_each_setting(analysed: Callable[..., Analysis]) -> None:
     tasks = ["digits", {"task": "textile", "training": {"epochs": 3}}]
-    found = analysed(scores(0.05), {"tasks": tasks})
-    assert [block.title for block in found.blocks] == ["isorank 2"]
-    assert len(only(found).effect.parts) == 2
+    analysis = analysed(scores(0.05), {"tasks": tasks})
+    assert [block.title for block in analysis.blocks] == ["isorank 2"]
+    assert len(only(analysis).effect.parts) == 2
 
 
 def test_metrics_are_never_averaged_and_have_thresholds_of_their_own(
     analysed: Callable[..., Analysis],
 ) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.05)(trial, row)
         metric = "matthews" if row.task == "textile" else "accuracy"
         return made and dataclasses.replace(made, tags={"metric": metric})
 
-    found = analysed(told, {"tasks": ["digits", "textile"]})
-    assert [(block.title, block.threshold) for block in found.blocks] == [
+    analysis = analysed(result_of, {"tasks": ["digits", "textile"]})
+    assert [(block.title, block.threshold) for block in analysis.blocks] == [
         ("isorank 2 · accuracy", 0.01),
         ("isorank 2 · matthews", 0.02),
     ]
-    assert [len(block.settings) for block in found.blocks] == [1, 1]
-    asked = analyse(found.study, {"matthews": 0.05}).blocks
-    assert [block.threshold for block in asked] == [0.01, 0.05]
+    assert [len(block.settings) for block in analysis.blocks] == [1, 1]
+    with_threshold = analyse(analysis.study, {"matthews": 0.05}).blocks
+    assert [block.threshold for block in with_threshold] == [0.01, 0.05]
     with pytest.raises(
         UserError, match=r"several metrics \(accuracy, matthews\).* accuracy=0.01 matthews=0.02"
     ):
-        analyse(found.study, 0.03)
-    assert any("Scores are of several metrics (accuracy, matthews)" in note for note in found.notes)
+        analyse(analysis.study, 0.03)
+    assert any("Scores are of several metrics (accuracy, matthews)" in note for note in analysis.notes)
 
 
 def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: NewStore) -> None:
     labels, noise = np.random.default_rng(5).normal(size=(2, 300))
 
     def analysed_in(unit: float, wrong: float = 1.0) -> Analysis:
-        def told(trial: Trial, row: Row) -> Result | None:
+        def result_of(trial: Trial, row: Row) -> Result | None:
             own = random.Random(f"{row.title} {trial.seed}").gauss(0, 0.02)
             answers = labels + noise * ({"TensLoRA att": 0.8}.get(row.title, 1.0) + own)
             score = float(np.sqrt(np.mean((unit * answers - unit * labels) ** 2)))
@@ -220,31 +222,33 @@ def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: N
             return Result(score=stored, tags={"metric": "rmse", "unit": "mol/l"}, **values)
 
         methods = ["lora", {"method": "tenslora", "variant": "att"}, "lotr"]
-        uri = store(tmp_path / f"{unit} {wrong}", new_store, plan_of(**FIVE | {"methods": methods}), told)
+        uri = store(
+            tmp_path / f"{unit} {wrong}", new_store, plan_of(**FIVE | {"methods": methods}), result_of
+        )
         return analyse(read(uri, ["small"]))
 
-    told: list[object] = []
+    claims: list[object] = []
     numbers: list[list[float]] = []
     for unit in (1.0, 1e-7):
         analysis = analysed_in(unit)
         (block,) = analysis.blocks
         (setting,) = boards(analysis).values()
-        strips = [row.strip for one in setting for row in one.rows if row.strip]
+        strips = [row.strip for board in setting for row in board.rows if row.strip]
         best, pairs = next(findings(analysis.study, analysis.blocks)).best, block.comparisons
-        told.append((best, block.methods, [(one.method, str(one.verdict)) for one in pairs]))
+        claims.append((best, block.methods, [(pair.method, str(pair.verdict)) for pair in pairs]))
         numbers.append(
             [
-                *(bound / unit for one in pairs for bound in one.interval or ()),
+                *(bound / unit for pair in pairs for bound in pair.interval or ()),
                 *(end or 0.0 for strip in strips for end in (strip.at, strip.start, strip.end)),
             ]
         )
-    assert told[0] == told[1]
-    assert "TensLoRA att', 'better by more than the threshold'" in str(told[0])
+    assert claims[0] == claims[1]
+    assert "TensLoRA att', 'better by more than the threshold'" in str(claims[0])
     assert numbers[0] == pytest.approx(numbers[1])
     # Nor does it hide that predictions are not those of a score.
-    told_of = "do not give the score that is stored"
-    assert not any(told_of in note for note in analysis.notes)
-    assert any(told_of in note for note in analysed_in(1e-7, wrong=1.1).notes)
+    mismatch = "do not give the score that is stored"
+    assert not any(mismatch in note for note in analysis.notes)
+    assert any(mismatch in note for note in analysed_in(1e-7, wrong=1.1).notes)
 
 
 # --- three answers ---
@@ -273,61 +277,61 @@ def test_a_large_difference_is_beyond(analysed: Callable[..., Analysis]) -> None
 def test_two_seeds_have_no_interval_and_no_verdict(
     seeds: list[int], analysed: Callable[..., Analysis], tmp_path: Path
 ) -> None:
-    found = analysed(scores(0.1), {"seeds": seeds})
-    comparison, cell = only(found), found.study.all_cells[0]
+    analysis = analysed(scores(0.1), {"seeds": seeds})
+    comparison, cell = only(analysis), analysis.study.all_cells[0]
     assert (comparison.verdict.answer, comparison.interval) == (Answer.NONE, None)
     assert comparison.intervals == (None,)
     assert (cell.low, cell.high) == (None, None)
-    assert of(found).design is None
-    assert any("too little is known of how much training varies" in note for note in found.notes)
-    assert any("share fewer than 3 seeds with LoRA" in note for note in of(found).notes)
-    assert f"no interval: {len(seeds)} seed" in page_of(found, tmp_path).read_text()
+    assert of(analysis).design is None
+    assert any("too little is known of how much training varies" in note for note in analysis.notes)
+    assert any("share fewer than 3 seeds with LoRA" in note for note in of(analysis).notes)
+    assert f"no interval: {len(seeds)} seed" in page_of(analysis, tmp_path).read_text()
 
 
 def test_no_interval_leaves_what_scores_can_be(analysed: Callable[..., Analysis]) -> None:
-    def told(trial: Trial, row: Row) -> Result:
+    def result_of(trial: Trial, row: Row) -> Result:
         low = trial.seed in {0, 3} if row.title == "LoRA" else trial.seed == 4
         return Result(score=0.01 if low else 0.99, answers=(), labels=())
 
-    found = analysed(told, {})
-    for cell in found.study.all_cells:
+    analysis = analysed(result_of, {})
+    for cell in analysis.study.all_cells:
         assert cell.high == 1
         assert cell.low is not None
         assert cell.low >= 0
-    interval = only(found).interval
+    interval = only(analysis).interval
     assert interval is not None
     assert -1 <= interval[0] < interval[1] <= 1
     assert 1 in (-interval[0], interval[1])
 
 
 def test_without_lora_methods_are_compared_with_one_another_alone(analysed: Callable[..., Analysis]) -> None:
-    found = analysed(scores(0.05), {"methods": ["lotr", {"method": "tenslora", "variant": "att"}]})
-    assert of(found).comparisons == ()
-    assert any("No LoRA has finished runs" in note for note in of(found).notes)
-    ranking = of(found).ranking
+    analysis = analysed(scores(0.05), {"methods": ["lotr", {"method": "tenslora", "variant": "att"}]})
+    assert of(analysis).comparisons == ()
+    assert any("No LoRA has finished runs" in note for note in of(analysis).notes)
+    ranking = of(analysis).ranking
     assert ranking is not None
     assert ranking.letters is not None
 
 
 def test_a_budget_whose_lora_failed_is_measured_by_no_other(analysed: Callable[..., Analysis]) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.05)(trial, row)
         lost = row.title == "LoRA" and row.budget == "isorank 2"
         return made and dataclasses.replace(made, failure="error" if lost else "")
 
-    found = analysed(
-        told, {"budgets": [{"isorank": 2}, {"isorank": 3}], "methods": [*FIVE["methods"], "lotr"]}
+    analysis = analysed(
+        result_of, {"budgets": [{"isorank": 2}, {"isorank": 3}], "methods": [*FIVE["methods"], "lotr"]}
     )
-    assert of(found).comparisons == ()
-    assert any("No LoRA has finished runs" in note for note in of(found).notes)
-    assert len(of(found, "isorank 3").comparisons) == 2
+    assert of(analysis).comparisons == ()
+    assert any("No LoRA has finished runs" in note for note in of(analysis).notes)
+    assert len(of(analysis, "isorank 3").comparisons) == 2
 
 
 def test_equal_scores_tell_nothing_of_noise(analysed: Callable[..., Analysis]) -> None:
-    found = analysed(scores(0.0, noise=0.0), {})
-    assert only(found).verdict.answer is Answer.NONE
-    assert any("noise is unknown" in note for note in of(found).notes)
-    ranking = of(found).ranking
+    analysis = analysed(scores(0.0, noise=0.0), {})
+    assert only(analysis).verdict.answer is Answer.NONE
+    assert any("noise is unknown" in note for note in of(analysis).notes)
+    ranking = of(analysis).ranking
     assert ranking is not None
     assert (list(ranking.ranks.place), ranking.letters) == ([1.5, 1.5], None)
 
@@ -337,7 +341,7 @@ def test_answers_that_are_no_numbers_are_wrong_ones(
 ) -> None:
     labels = np.arange(100) % 2
 
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         answers = np.where(np.random.default_rng(trial.seed).random(100) < 0.9, labels, 1 - labels).astype(
             float
         )
@@ -345,16 +349,16 @@ def test_answers_that_are_no_numbers_are_wrong_ones(
             answers[: 20 + trial.seed] = np.nan
         return Result(score=float((answers == labels).mean()), answers=answers, labels=labels)
 
-    found = analysed(told, {})
-    assert [part.count for part in only(found).effect.parts] == [100]
-    assert only(found).verdict.side == "worse"
+    analysis = analysed(result_of, {})
+    assert [part.count for part in only(analysis).effect.parts] == [100]
+    assert only(analysis).verdict.side == "worse"
 
 
 def test_experiments_of_other_seeds_have_no_pairs(analysed: Callable[..., Analysis]) -> None:
-    found = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"seeds": [5, 6, 7, 8, 9]})
-    assert of(found).comparisons == ()
-    assert any("shares no finished seed with LoRA" in note for note in of(found).notes)
-    ranking = of(found).ranking
+    analysis = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"seeds": [5, 6, 7, 8, 9]})
+    assert of(analysis).comparisons == ()
+    assert any("shares no finished seed with LoRA" in note for note in of(analysis).notes)
+    ranking = of(analysis).ranking
     assert ranking is not None
     assert (ranking.letters, ranking.ranks.low) == (None, None)
 
@@ -362,24 +366,24 @@ def test_experiments_of_other_seeds_have_no_pairs(analysed: Callable[..., Analys
 def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
     analysed: Callable[..., Analysis], tmp_path: Path
 ) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.05)(trial, row)
         assert made is not None
         lost = row.task == "textile" and row.title == "LoTR"
         return dataclasses.replace(made, failure="diverged") if lost else made
 
-    analysis = analysed(told, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
-    found = of(analysis)
-    assert [comparison.method for comparison in found.comparisons] == ["TensLoRA att"]
-    assert found.left_out == {"LoTR": "0 of 5 seeds on textile · tiny-random-vit"}
+    analysis = analysed(result_of, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
+    block = of(analysis)
+    assert [comparison.method for comparison in block.comparisons] == ["TensLoRA att"]
+    assert block.left_out == {"LoTR": "0 of 5 seeds on textile · tiny-random-vit"}
     # It is compared where it has run, beside no mean over all tasks.
-    (lotr,) = found.of_part
-    assert (lotr.method, on_part(found, lotr)) == ("LoTR", "on 1 of 2 tasks")
+    (lotr,) = block.of_part
+    assert (lotr.method, on_part(block, lotr)) == ("LoTR", "on 1 of 2 tasks")
     alone = analysis.study.gains([lotr.cells[0], lotr.reference_cells[0]])[1]
     assert lotr.effect.difference == pytest.approx(float(np.subtract(*alone).mean()))
     assert lotr.interval == lotr.effect.interval(simultaneous(2))
-    assert found.ranking is not None
-    assert "LoTR" not in found.ranking.methods
+    assert block.ranking is not None
+    assert "LoTR" not in block.ranking.methods
     rows = [row for tables in boards(analysis).values() for table in tables for row in table.rows]
     shown = {row.cell.task: len(row.against) for row in rows if row.cell.method == "LoTR"}
     assert shown == {"digits": 1, "textile": 0}
@@ -394,14 +398,14 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
 
 
 def test_the_best_of_a_setting_may_lack_others(analysed: Callable[..., Analysis]) -> None:
-    def told(trial: Trial, row: Row) -> Result | None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.15 if row.title == "LoTR" else 0.05)(trial, row)
         assert made is not None
         lost = row.task == "textile" and row.title == "LoTR"
         return dataclasses.replace(made, failure="error") if lost else made
 
-    found = analysed(told, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
-    best = {line.setting and line.setting.task: line for line in findings(found.study, found.blocks)}
+    analysis = analysed(result_of, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
+    best = {line.setting and line.setting.task: line for line in findings(analysis.study, analysis.blocks)}
     assert {task: line.best for task, line in best.items()} == {
         None: "TensLoRA att",
         "digits": "LoTR",

@@ -72,18 +72,18 @@ def step(function: Callable[..., Iterator[Row]], **options: Any) -> Step:
     return Step(function.__name__, f"{__name__}:{function.__name__}", 600, options)
 
 
-def run(folder: Path, *asked: Step, **options: Any) -> tuple[bool, list[Row], dict[str, Row]]:
+def run(folder: Path, *steps: Step, **options: Any) -> tuple[bool, list[Row], dict[str, Row]]:
     """Whether all is done, the rows of results, and how the steps ended."""
     made = Runner(folder, 3600, start="fork", tell=lambda _: None, **options)
-    whole = made.run(asked)
+    passed = made.run(steps)
     rows = runner.read(folder)
     ended = {row["step"]: row for row in rows if row["table"] == tables.STEPS}
-    return whole, [row for row in rows if row["table"] != tables.STEPS], ended
+    return passed, [row for row in rows if row["table"] != tables.STEPS], ended
 
 
 def test_a_step_that_fails_or_dies_keeps_its_rows_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    whole, rows, ended = run(tmp_path, step(broken), step(killed), step(forbidden), step(quick, number=2))
-    assert not whole
+    passed, rows, ended = run(tmp_path, step(broken), step(killed), step(forbidden), step(quick, number=2))
+    assert not passed
     assert [row["step"] for row in rows] == ["broken", "killed", "quick", "quick"]
     assert [row["status"] for row in ended.values()] == ["failed", "died", "failed", "done"]
     assert "ValueError: a kernel" in ended["broken"]["message"]
@@ -98,8 +98,8 @@ def test_a_step_over_its_time_is_ended_and_what_no_time_is_left_for_is_not_run(t
         file = tmp_path / runner.RESULTS
         return 4000.0 if file.exists() and file.read_text() else 0.0
 
-    whole, rows, ended = run(tmp_path, step(endless), step(quick, number=1), clock=clock)
-    assert not whole
+    passed, rows, ended = run(tmp_path, step(endless), step(quick, number=1), clock=clock)
+    assert not passed
     assert [row["step"] for row in rows] == ["endless"]
     assert {name: row["status"] for name, row in ended.items()} == {
         "endless": "over time",
@@ -127,8 +127,8 @@ def test_a_run_that_is_cut_has_whole_rows(tmp_path: Path) -> None:
 
 
 def test_the_steps_need_neither_store_nor_search(tmp_path: Path) -> None:
-    whole, rows, ended = run(tmp_path, step(imports))
-    assert whole, ended["imports"]["message"]
+    passed, rows, ended = run(tmp_path, step(imports))
+    assert passed, ended["imports"]["message"]
     assert rows[0]["methods"] >= len(list(METHODS))
 
 
@@ -137,34 +137,39 @@ def test_a_wheel_that_lacks_something_is_missing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "tltorch", None)
     (lacking,) = wheels.missing()
     assert lacking.startswith("tensorly-torch (")
-    assert lacking in wheels.told([lacking])
+    assert lacking in wheels.instructions([lacking])
 
 
-@pytest.mark.parametrize("asked", [steps.on_cpu(), steps.on_card("cuda")], ids=["cpu", "card"])
-def test_every_step_names_a_function_that_takes_its_options(asked: list[Step]) -> None:
-    names = [one.name for one in asked]
+@pytest.mark.parametrize("schedule", [steps.on_cpu(), steps.on_card("cuda")], ids=["cpu", "card"])
+def test_every_step_names_a_function_that_takes_its_options(schedule: list[Step]) -> None:
+    names = [timed_step.name for timed_step in schedule]
     assert len(names) == len(set(names))
-    for one in asked:
-        module, _, name = one.run.partition(":")
-        getattr(importlib.import_module(module), name)(**one.options).close()
+    for timed_step in schedule:
+        module, _, name = timed_step.run.partition(":")
+        getattr(importlib.import_module(module), name)(**timed_step.options).close()
 
 
 def test_what_a_card_is_asked_first_fits_into_its_time() -> None:
-    asked = steps.on_card("cuda")
-    certain = [one for one in asked if "compiled" not in one.name]
-    assert sum(one.seconds for one in certain) + 30 <= steps.MINUTES * 60
-    assert sum(one.seconds for one in steps.on_card("cuda", 18)) == 2 * sum(one.seconds for one in asked)
+    schedule = steps.on_card("cuda")
+    certain = [timed_step for timed_step in schedule if "compiled" not in timed_step.name]
+    assert sum(timed_step.seconds for timed_step in certain) + 30 <= steps.MINUTES * 60
+    assert sum(timed_step.seconds for timed_step in steps.on_card("cuda", 18)) == 2 * sum(
+        timed_step.seconds for timed_step in schedule
+    )
 
 
 def test_a_device_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     (lora,) = correctness.listed(["lora"])
     monkeypatch.setattr(correctness, "TRAINED_STEPS", 2)
-    checks = [partial(one, "cpu", torch.float64, lora) for one in (correctness.one_pass, correctness.steps)]
+    checks = [
+        partial(passed_through, "cpu", torch.float64, lora)
+        for passed_through in (correctness.one_pass, correctness.steps)
+    ]
     assert [judge("", check).status for check in checks] == ["passed", "passed"]
     honest, seen = Subject.attach, []
 
-    def off(*given: Any, **named: Any) -> Any:
-        adapter = honest(*given, **named)
+    def off(*arguments: Any, **named: Any) -> Any:
+        adapter = honest(*arguments, **named)
         seen.append(adapter)
         scatter(adapter, 1e-3 * (len(seen) % 2))
         return adapter
@@ -183,8 +188,8 @@ def test_a_contender_that_fails_is_a_row_and_the_others_are_measured(monkeypatch
         return honest(contender, *rest)
 
     monkeypatch.setattr(costs.perf, "_round", measured)
-    asked: dict[str, Any] = {"batch": 1, "rounds": 2, "bf16": False, "names": ["head_only"]}
-    rows = list(costs.speed("cpu", "tiny-random-llama", **asked))
+    options: dict[str, Any] = {"batch": 1, "rounds": 2, "bf16": False, "names": ["head_only"]}
+    rows = list(costs.speed("cpu", "tiny-random-llama", **options))
     assert [(row["method"], row.get("rounds"), "failed" in row) for row in rows] == [
         ("floor", 1, False),
         ("LoRA", 1, False),
@@ -231,14 +236,13 @@ def test_so_many_workers_are_busy_at_once() -> None:
 
 
 def test_tables_show_what_was_found_and_escape_it() -> None:
-    asked = {"table": tables.CORRECT, "allowed": None}
+    row = {"table": tables.CORRECT, "allowed": None}
     rows: list[Row] = [
         {"table": tables.MACHINE, "what": "device", "value": "a|b <i>"},
-        asked | {"method": "LoRA", "check": "merge", "status": "failed", "message": "differs\nby"},
-        asked
+        row | {"method": "LoRA", "check": "merge", "status": "failed", "message": "differs\nby"},
+        row
         | {"method": "LoRA", "check": "one pass", "status": "passed", "allowed": 1e-4, "message": "2e-06"},
-        asked
-        | {"method": "head only", "check": "merge", "status": "not applicable", "message": "no adapter"},
+        row | {"method": "head only", "check": "merge", "status": "not applicable", "message": "no adapter"},
         {
             "table": tables.TRIALS,
             "backbone": "b",
@@ -262,8 +266,8 @@ def test_the_page_takes_the_tables_of_a_card_and_no_others(
 ) -> None:
     monkeypatch.syspath_prepend(DOCS)
     script = importlib.import_module("gpu_tables")
-    told = {"device": "NVIDIA H100", "torch": "2.13.0", "compute capability": "9.0"}
-    rows = [{"table": "machine", "what": what, "value": value} for what, value in told.items()]
+    properties = {"device": "NVIDIA H100", "torch": "2.13.0", "compute capability": "9.0"}
+    rows = [{"table": "machine", "what": what, "value": value} for what, value in properties.items()]
     page = tmp_path / "performance.md"
     page.write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n")
     monkeypatch.setattr(script, "PAGE", page)

@@ -86,10 +86,10 @@ class Scenario:
         return table.astype(float)
 
 
-def parts(tables: Sequence[Table], one: int, other: int = 0) -> list[OnSetting]:
+def parts(tables: Sequence[Table], method: int, reference: int = 0) -> list[OnSetting]:
     """What a report knows of a pair: differences by seed and by example."""
-    found = (table[one] - table[other] for table in tables)
-    return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in found]
+    differences = (table[method] - table[reference] for table in tables)
+    return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
 
 
 #: What was counted in one repeat, and the share of it that was so.
@@ -101,21 +101,23 @@ Rows = dict[str, list[float]]
 def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
     """14 methods against one reference, none of which differs from it."""
     tables = scenario.draw(numbers, np.zeros(METHODS))
-    found = [effect(parts(tables, method)) for method in range(1, METHODS)]
-    errors = [one.error for one in found if one.error is not None]
-    off, level = np.abs([one.difference for one in found]), simultaneous(len(found))
+    effects = [effect(parts(tables, method)) for method in range(1, METHODS)]
+    errors = [contrast.error for contrast in effects if contrast.error is not None]
+    off, level = np.abs([contrast.difference for contrast in effects]), simultaneous(len(effects))
     wide = np.array([error.half(level) for error in errors])
     yield "difference, one interval", float(np.mean(off <= [error.half() for error in errors]))
     yield "differences, all 14 at once", float(np.all(off <= wide))
     yield "*some method called better or worse, none is", float(np.any(off > wide))
-    fields = [part for one in found for part in one.parts]
+    fields = [part for contrast in effects for part in contrast.parts]
     held = [_holds(part, simultaneous(len(fields))) for part in fields]
     yield "*some field of a heat map's tasks bold, none differs", float(not all(held))
     # Whatever the truth is, the interval lies about it as about zero.
     for truth in (0.01, 0.012, 0.015):
         said = [
-            verdict((truth + one.difference - half, truth + one.difference + half), THRESHOLD).answer
-            for one, half in zip(found, wide, strict=True)
+            verdict(
+                (truth + contrast.difference - half, truth + contrast.difference + half), THRESHOLD
+            ).answer
+            for contrast, half in zip(effects, wide, strict=True)
         ]
         yield (
             f"*some method called within 1 point, all differ by {100 * truth:g}",
@@ -124,11 +126,13 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
         if truth == THRESHOLD:
             yield "*some method called beyond 1 point, all differ by 1", float(Answer.BEYOND in said)
     runs = sum(table.mean(2).var(1, ddof=1) for table in tables) / scenario.seeds
-    others = sum(np.array([[part.examples / 2 for part in one.parts] for one in found]).T)
-    expected = orders.best_of_equals(list(np.sqrt(runs[1:] + others) / scenario.tasks))
+    examples_variance = sum(
+        np.array([[part.examples / 2 for part in contrast.parts] for contrast in effects]).T
+    )
+    expected = orders.best_of_equals(list(np.sqrt(runs[1:] + examples_variance) / scenario.tasks))
     yield (
         "+the best of 14 equal methods is above the reference by, points",
-        100 * max(one.difference for one in found),
+        100 * max(contrast.difference for contrast in effects),
     )
     yield "+… and so says the report", 100 * expected
 
@@ -144,18 +148,18 @@ def finding(scenario: Scenario, numbers: Generator) -> Counted:
     """
     tables = scenario.draw(numbers, np.zeros(METHODS))
     stored = power.of_effects([effect(parts(tables, method)) for method in range(1, METHODS)], METHODS - 1)
-    found = effect(parts(scenario.draw(numbers, np.zeros(2)), 1))
-    assert found.error is not None
+    contrast = effect(parts(scenario.draw(numbers, np.zeros(2)), 1))
+    assert contrast.error is not None
     for design, whose in ((_assumed(scenario), "assumed"), (stored, "stored")):
         assert design is not None
         assert design.finds is not None
         assert design.margin is not None
-        half = found.error.half(design.level)
+        half = contrast.error.half(design.level)
         yield f"+{whose} noise: smallest difference found 80% of the time, points", 100 * design.finds
-        yield "+… and how often it is found" + f" ({whose})", float(found.difference + design.finds > half)
+        yield "+… and how often it is found" + f" ({whose})", float(contrast.difference + design.finds > half)
         yield (
             f"+… and no difference within the margin of 80% ({whose})",
-            float(abs(found.difference) + half < design.margin),
+            float(abs(contrast.difference) + half < design.margin),
         )
 
 
@@ -185,7 +189,7 @@ class Tuning:
 
     def once(self, numbers: Generator) -> tuple[Effect, float, float]:
         """An effect with its true values: of the methods tuned again, and of the points that were chosen."""
-        found, again, given = [], [], []
+        gains, true_gains, gains_at_points = [], [], []
         for _ in range(self.tasks):
             scores = numbers.normal(0, self.spread, (2, self.points))
             scores[:, : self.failing] -= 0.25
@@ -197,12 +201,12 @@ class Tuning:
                 lottery(table.mean(1), np.cov(table) / VALIDATED + variance * np.eye(self.points))
                 for table, variance in zip(tables, own, strict=True)
             )
-            found += [replace(part, tuning=tuning) for part in parts([final], 1)]
+            gains += [replace(part, tuning=tuning) for part in parts([final], 1)]
             draws = numbers.normal(0, OF_VALIDATION, (4000, 2, self.points))
             every = np.take_along_axis(scores.T, (scores + draws).argmax(2), 0)
-            again.append(np.subtract(*every.mean(0)[::-1]))
-            given.append(chosen[1] - chosen[0])
-        return effect(found), float(np.mean(again)), float(np.mean(given))
+            true_gains.append(np.subtract(*every.mean(0)[::-1]))
+            gains_at_points.append(chosen[1] - chosen[0])
+        return effect(gains), float(np.mean(true_gains)), float(np.mean(gains_at_points))
 
     def _validated(self, numbers: Generator, scores: Array) -> Table:
         """What each validation example contributes at each point, (points, examples)."""
@@ -219,11 +223,11 @@ def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
     """
     held = []
     for _ in range(repeats):
-        found, again, given = scenario.once(numbers)
-        whole, fixed = found.interval(LEVEL), found.at_chosen_points(LEVEL)
-        assert whole is not None
+        estimate, true_gain, gain_at_points = scenario.once(numbers)
+        interval, fixed = estimate.interval(LEVEL), estimate.at_chosen_points(LEVEL)
+        assert interval is not None
         assert fixed is not None
-        pairs = ((whole, again), (fixed, again), (fixed, given))
+        pairs = ((interval, true_gain), (fixed, true_gain), (fixed, gain_at_points))
         held.append([low <= truth <= high for (low, high), truth in pairs])
     return [float(share) for share in np.mean(held, axis=0)]
 
@@ -244,11 +248,11 @@ def orderings(scenario: Scenario, numbers: Generator) -> Counted:
     pairs = [(i, j, effect(parts(tables, i, j))) for i in range(10) for j in range(i + 1, 10)]
     apart = orders.separations(pairs, 10)
     assert apart is not None
-    found = orders.ranks(np.array([table.mean((1, 2)) for table in tables]), apart)
+    ranking = orders.ranks(np.array([table.mean((1, 2)) for table in tables]), apart)
     truth = np.arange(1, 11)
-    assert found.low is not None
-    assert found.high is not None
-    held = (found.low <= truth) & (truth <= found.high)
+    assert ranking.low is not None
+    assert ranking.high is not None
+    held = (ranking.low <= truth) & (truth <= ranking.high)
     yield "rank of the best", float(held[0])
     yield "ranks, all ten at once", float(held.all())
     yield "*some pair told apart the wrong way", float(bool((np.triu(apart) < 0).any()))
@@ -258,7 +262,7 @@ def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
     """By the number of test examples, how often one interval on one task holds: of both, and of seeds
     alone.
     """
-    found: dict[str, list[float]] = {}
+    coverages: dict[str, list[float]] = {}
     for examples in (400, 1000, 2000):
         scenario, held = Scenario(normal, 1, examples=examples), []
         for _ in range(repeats):
@@ -267,8 +271,8 @@ def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
                 (part,) = parts(tables, method)
                 alone = of_seeds((tables[0][method] - tables[0][0]).mean(1))
                 held.append((_holds(part), _holds(alone)))
-        found[f"{examples:,}"] = list(np.mean(held, axis=0))
-    return found
+        coverages[f"{examples:,}"] = list(np.mean(held, axis=0))
+    return coverages
 
 
 def table(heads: Sequence[str], rows: dict[str, list[float]]) -> str:
@@ -312,13 +316,13 @@ def counted(scenarios: Sequence[Scenario], quantities: Sequence[Quantity], repea
     """The share of repeats in which each quantity was so, in each scenario."""
     rows: Rows = {}
     for scenario in scenarios:
-        found: defaultdict[str, list[float]] = defaultdict(list)
+        values_by_name: defaultdict[str, list[float]] = defaultdict(list)
         for number, quantity in enumerate(quantities):
             numbers = np.random.default_rng(number)
             for _ in range(repeats):
                 for name, value in quantity(scenario, numbers):
-                    found[name].append(value)
-        for name, values in found.items():
+                    values_by_name[name].append(value)
+        for name, values in values_by_name.items():
             rows.setdefault(name, []).append(float(np.mean(values)))
     return rows
 
@@ -335,20 +339,20 @@ def main() -> None:
         ("*", "errors"),
         ("+", "power, and the best of many"),
     ):
-        some = {
+        usual_rows = {
             name.lstrip("*+"): values
             for name, values in rows.items()
             if name.startswith(sign) and (sign or name[0] not in "*+")
         }
-        print(table([title, *(scenario.name for scenario in USUAL)], some), end="\n\n")
+        print(table([title, *(scenario.name for scenario in USUAL)], usual_rows), end="\n\n")
     of_examples = examples_count(np.random.default_rng(9), max(20, repeats // 4))
     print(table(["test examples, normal, 1 task", "both", "seeds alone"], of_examples), end="\n\n")
     hard = counted(HARD, (comparisons, finding), repeats)
     lines = {scenario.name: [hard[name][place] for name in COUNTED] for place, scenario in enumerate(HARD)}
     print(table(["5 seeds unless said", *COUNTED.values()], lines), end="\n\n")
     heads = ("the interval, methods tuned again", "given the chosen points, the same", "given them, of these")
-    again = {one.name: retuned(one, np.random.default_rng(0), repeats) for one in TUNINGS}
-    print(table(["tuning, validation noise 2 points", *heads], again))
+    retuned_rows = {tuning.name: retuned(tuning, np.random.default_rng(0), repeats) for tuning in TUNINGS}
+    print(table(["tuning, validation noise 2 points", *heads], retuned_rows))
 
 
 if __name__ == "__main__":

@@ -177,15 +177,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="Must not hold a store yet.")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--study", action="store_true", help="20 methods, 4 tasks, 3 budgets, 5 seeds.")
-    asked = parser.parse_args()
-    if asked.study:
-        uri = write_study(asked.folder.absolute())
-        print(timed("report", "study", "--store", uri, "--out", str(asked.folder / "report")))
+    options = parser.parse_args()
+    if options.study:
+        uri = write_study(options.folder.absolute())
+        print(timed("report", "study", "--store", uri, "--out", str(options.folder / "report")))
         return
     started = time.perf_counter()
-    suite, uri, trials = make(asked.folder.absolute(), asked.trials)
+    suite, uri, trials = make(options.folder.absolute(), options.trials)
     print(f"{trials:,} trials written in {time.perf_counter() - started:.0f} s")
-    out = str(asked.folder / "report")
+    out = str(options.folder / "report")
     print(timed("run", str(suite), "--store", uri, "--device", "cpu"))
     print(timed("report", "large", "--store", uri, "--out", out))
 

@@ -56,9 +56,9 @@ def timed() -> None:
         except SystemExit as ended:
             if ended.code:
                 raise
-        whole = time.perf_counter() - started
+        total = time.perf_counter() - started
     inside = sum(spent.values())
-    print(f"whole {whole:.1f} s, training and evaluation {inside:.1f} s, outside {1 - inside / whole:.1%}")
+    print(f"whole {total:.1f} s, training and evaluation {inside:.1f} s, outside {1 - inside / total:.1%}")
     print(f"the backbone was loaded {loads} time(s)")
 
 

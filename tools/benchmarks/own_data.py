@@ -37,8 +37,10 @@ def described_in(folder: Path) -> Task:
     from bench.tasks.own_tasks import described
 
     file = folder / "reviews.csv"
-    asked = Description.model_validate({"csv": file, "text": "body", "label": "stars", "group": "author"})
-    return described("reviews", asked)
+    description = Description.model_validate(
+        {"csv": file, "text": "body", "label": "stars", "group": "author"}
+    )
+    return described("reviews", description)
 
 
 def plan(folder: Path) -> None:

@@ -78,16 +78,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="Must not hold a store yet.")
     parser.add_argument("--trials", type=int, default=1_000)
     parser.add_argument("--unpack", action="store_true", help="Also merge the pack into a new store.")
-    asked = parser.parse_args()
-    suite, uri, trials = make(asked.folder.absolute(), asked.trials)
+    options = parser.parse_args()
+    suite, uri, trials = make(options.folder.absolute(), options.trials)
     fill(uri, suite)
-    file = asked.folder / "large.tensorbench.zip"
+    file = options.folder / "large.tensorbench.zip"
     done = timed("pack", lambda: pack("large", out=file, store=uri))
     per_trial = done.bytes / trials
     print(f"{trials:,} trials, {done.bytes / 2**20:.1f} MiB: {per_trial / 2**10:.1f} KiB each")
     timed("load_results", lambda: load_results(str(file)))
-    if asked.unpack:
-        timed("unpack", lambda: unpack(file, store=f"sqlite:///{asked.folder / 'other.db'}"))
+    if options.unpack:
+        timed("unpack", lambda: unpack(file, store=f"sqlite:///{options.folder / 'other.db'}"))
 
 
 if __name__ == "__main__":

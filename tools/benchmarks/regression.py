@@ -20,15 +20,15 @@ def main() -> None:
     store = sys.argv[1:2] or ["sqlite:///mlflow.db"]
     results = bench.load_results("regression", store=store[0])
     stored = results.seeds.set_index("trial_id")["score"]
-    found = []
-    for (method, id_), one in results.predictions.groupby(["method", "trial_id"]):
-        pearson = pearsonr(one["label"], one["prediction"]).statistic
+    rows = []
+    for (method, id_), predictions in results.predictions.groupby(["method", "trial_id"]):
+        pearson = pearsonr(predictions["label"], predictions["prediction"]).statistic
         if abs(pearson - stored[id_]) > 1e-6:
             raise SystemExit(f"{method}: the store has {stored[id_]}, scipy {pearson}")
-        spearman = spearmanr(one["label"], one["prediction"]).statistic
-        rmse = ((one["label"] - one["prediction"]) ** 2).mean() ** 0.5
-        found.append((method, pearson, spearman, rmse))
-    frame = pd.DataFrame(found, columns=["method", "Pearson", "Spearman", "RMSE"])
+        spearman = spearmanr(predictions["label"], predictions["prediction"]).statistic
+        rmse = ((predictions["label"] - predictions["prediction"]) ** 2).mean() ** 0.5
+        rows.append((method, pearson, spearman, rmse))
+    frame = pd.DataFrame(rows, columns=["method", "Pearson", "Spearman", "RMSE"])
     print(frame.groupby("method").agg(["mean", "std"]).round(4).to_string())
 
 

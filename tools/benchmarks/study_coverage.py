@@ -139,14 +139,14 @@ def side(numbers: Generator, response: Response, offsets: Array, optimum: float)
     share = stats.beta.ppf(0.75, count + 1, trials - count)
     least = np.where(count > 0, 0.5, 1.0) / trials
     variance = np.maximum(failed.mean(2).var(1, ddof=1) / studies, least**2)
-    whole = after(lifted, every)
+    pooled = after(lifted, every)
     without = [after(lifted, [study for study in every if study != left]) for left in every]
     return Side(
         losses,
         scores,
         offsets,
         estimate=after(scores, every),
-        pseudo=studies * whole - (studies - 1) * np.array(without),
+        pseudo=studies * pooled - (studies - 1) * np.array(without),
         failures=np.array([(k * share ** (k - 1) * fall) ** 2 * variance for k in TRIALS]),
     )
 
@@ -277,8 +277,13 @@ def power(repeats: int) -> None:
         assert design.margin is not None
         drawn = draw(np.random.default_rng(studies), SCENARIOS["no failures"], studies, repeats)
         off, half = (values[TRIALS.index(k)] for values in drawn.errors(TASKS, simultaneous(10)))
-        found, within = (off + design.finds > half).mean(), (np.abs(off) + half < design.margin).mean()
-        cells = (f"{100 * design.finds:.2f}", f"{found:.3f}", f"{100 * design.margin:.2f}", f"{within:.3f}")
+        detected, within = (off + design.finds > half).mean(), (np.abs(off) + half < design.margin).mean()
+        cells = (
+            f"{100 * design.finds:.2f}",
+            f"{detected:.3f}",
+            f"{100 * design.margin:.2f}",
+            f"{within:.3f}",
+        )
         print(row(f"{studies} studies, k = {k}", *cells), flush=True)
 
 

@@ -42,17 +42,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
     backbone = load("random-roberta-base")
-    backbone.module.to(asked.device)
+    backbone.module.to(options.device)
     backbone.reset(CLASSES, torch.Generator().manual_seed(0))
     method = create("tenslora", variant="qkv_depth").isorank(4)
     adapter = method.attach(backbone, torch.Generator().manual_seed(0))
-    ours = sentences(asked.batch * 16).to(asked.device)
+    ours = sentences(options.batch * 16).to(options.device)
     splits = {"padded to 512": replace(ours, width=PADDED), "ours": ours}
     # The first batches of one pass, the shortest sentences of the pool and the longest among them.
-    chosen = list(batches(ours, asked.batch, torch.Generator().manual_seed(0)))
+    chosen = list(batches(ours, options.batch, torch.Generator().manual_seed(0)))
 
     def loss(split: TextSplit, indices: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(backbone.module(**split.batch(indices)), split.targets(indices))
@@ -61,34 +61,34 @@ def main() -> None:
     with torch.inference_mode():
         gaps = [
             float((loss(splits["ours"], indices) - loss(splits["padded to 512"], indices)).abs())
-            for indices in chosen[: asked.rounds]
+            for indices in chosen[: options.rounds]
         ]
     backbone.module.train()
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=5e-4, fused=True)
 
-    def seconds(split: TextSplit, some: list[torch.Tensor]) -> float:
+    def seconds(split: TextSplit, index_batches: list[torch.Tensor]) -> float:
         started = time.perf_counter()
-        for indices in some:
+        for indices in index_batches:
             optimizer.zero_grad(set_to_none=True)
             loss(split, indices).backward()
             optimizer.step()
-        if asked.device.startswith("cuda"):
+        if options.device.startswith("cuda"):
             torch.cuda.synchronize()
-        return (time.perf_counter() - started) / (len(some) * asked.batch)
+        return (time.perf_counter() - started) / (len(index_batches) * options.batch)
 
     # Padded batches all cost the same, so one a round will do; ours are timed over the whole pass.
     seconds(splits["ours"], chosen)
     seconds(splits["padded to 512"], chosen[:1])
     costs = [
         (seconds(splits["padded to 512"], [chosen[turn]]), seconds(splits["ours"], chosen))
-        for turn in range(asked.rounds)
+        for turn in range(options.rounds)
     ]
-    print(f"RoBERTa-base shape, {method.label}, batch {asked.batch}, {device_name(asked.device)}")
+    print(f"RoBERTa-base shape, {method.label}, batch {options.batch}, {device_name(options.device)}")
     print(f"{float(ours.lengths.float().mean()):.1f} tokens a sentence on average")
     for name, column in zip(splits, zip(*costs, strict=True), strict=True):
         print(f"{name:>14}: {1 / statistics.median(column):9.2f} examples a second")
     ratio = statistics.median(padded / own for padded, own in costs)
-    print(f"{'ratio':>14}: {ratio:9.1f} (median of {asked.rounds} rounds)")
+    print(f"{'ratio':>14}: {ratio:9.1f} (median of {options.rounds} rounds)")
     print(f"largest difference of the losses on the same batches: {max(gaps):.1e}")
 
 

@@ -24,36 +24,36 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=steps.MINUTES, help="for all steps together")
     parser.add_argument("--only", action="append", metavar="STEP", help="of the steps those so called")
     parser.add_argument("--list", action="store_true", help="list steps and wheels, and run nothing")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     lacking = wheels.missing()
-    print(wheels.told(lacking), flush=True)
+    print(wheels.instructions(lacking), flush=True)
     if lacking:
         return 2
     from bench.execution import choose_device
     from methods.errors import UserError
 
     try:
-        device = choose_device(asked.device)
+        device = choose_device(options.device)
     except UserError as error:
         parser.error(str(error))
     on_card = device.startswith("cuda")
-    chosen = steps.on_card(device, asked.minutes) if on_card else steps.on_cpu()
+    chosen = steps.on_card(device, options.minutes) if on_card else steps.on_cpu()
     print(f"on {device}" + ("" if on_card else ": a reduced form, whose figures mean nothing"))
-    if asked.only:
+    if options.only:
         names = [step.name for step in chosen]
-        if unknown := [name for name in asked.only if name not in names]:
+        if unknown := [name for name in options.only if name not in names]:
             parser.error(f"--only {unknown[0]}: accepted are {', '.join(names)}")
-        chosen = [step for step in chosen if step.name in asked.only]
-    if asked.list or asked.out is None:
+        chosen = [step for step in chosen if step.name in options.only]
+    if options.list or options.out is None:
         for step in chosen:
             print(f"{step.seconds:5.0f} s  {step.name}")
-        if not asked.list:
+        if not options.list:
             parser.error("--out is missing")
         return 0
-    run = runner.Runner(asked.out, 60 * asked.minutes)
-    whole = run.run(chosen)
-    print(f"{asked.out / runner.PAGE} and {asked.out / runner.RESULTS}")
-    return 0 if whole and not tables.failures(runner.read(asked.out)) else 1
+    run = runner.Runner(options.out, 60 * options.minutes)
+    passed = run.run(chosen)
+    print(f"{options.out / runner.PAGE} and {options.out / runner.RESULTS}")
+    return 0 if passed and not tables.failures(runner.read(options.out)) else 1
 
 
 if __name__ == "__main__":

@@ -89,33 +89,33 @@ def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Ro
         for name, allowed, check in checks:
             for method in methods:
                 with undisturbed():
-                    found = judge(name, partial(check, method))
+                    result = judge(name, partial(check, method))
                 yield {
                     "table": tables.CORRECT,
                     "method": method.label,
                     "check": name,
-                    "status": found.status,
+                    "status": result.status,
                     "allowed": allowed,
-                    "message": found.message,
+                    "message": result.message,
                 }
 
 
 def listed(names: Sequence[str] | None = None) -> list[Method]:
     """Every method as listings show it, at small ranks."""
-    found: dict[str, Method] = {}
-    for name in names or [known for known, _ in METHODS.available()]:
+    methods: dict[str, Method] = {}
+    for name in names or [method_name for method_name, _ in METHODS.available()]:
         for case in conformance_cases(METHODS.get(name).listed(), backbones=("vit",), checks=("detach",)):
-            found.setdefault(case.method.label, case.method)
-    return list(found.values())
+            methods.setdefault(case.method.label, case.method)
+    return list(methods.values())
 
 
-def _close(actual: Tensor, wanted: Tensor, allowed: float, what: str) -> float:
+def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float:
     """The largest difference, relative to the largest entry where that is above one."""
-    actual, wanted = actual.detach().double().cpu(), wanted.detach().double().cpu()
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     expect(bool(torch.isfinite(actual).all()), f"{what}: not finite")
-    if not wanted.numel():
+    if not expected.numel():
         return 0.0
-    error = float((actual - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+    error = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))
     expect(error <= allowed, f"{what}: differs by {error:.1e}, more than {allowed:.0e}")
     return error
 
@@ -126,9 +126,9 @@ def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
     (here, adapter), (there, other) = subject.randomised(dtype), subject.randomised(dtype)
     there.module.to(device)
     allowed = ONE_PASS[dtype]
-    wanted, found = (one.module.eval()(**s.batch()) for one, s in ((here, subject), (there, sent)))
-    errors = [_close(found, wanted, allowed, "outputs")]
-    right, actual = gradients(adapter, here, wanted), gradients(other, there, found)
+    expected, sent_outputs = (copy.module.eval()(**s.batch()) for copy, s in ((here, subject), (there, sent)))
+    errors = [_close(sent_outputs, expected, allowed, "outputs")]
+    right, actual = gradients(adapter, here, expected), gradients(other, there, sent_outputs)
     for name, gradient in right.items():
         mine = actual[name]
         if gradient is None or mine is None:
@@ -150,11 +150,11 @@ def _put(method: Method, dtype: torch.dtype, device: str) -> tuple[LoadedBackbon
 
 
 def _trained(
-    method: Method, dtype: torch.dtype, device: str, **asked: bool
+    method: Method, dtype: torch.dtype, device: str, **options: bool
 ) -> tuple[list[float], dict[str, Tensor], Tensor]:
     """Losses, state and final outputs of a training by the harness's own loop."""
     backbone, adapter = _put(method, dtype, device)
-    losses, recipe = toys.Losses(), toys.recipe(TRAINED_STEPS, BATCH, **asked)
+    losses, recipe = toys.Losses(), toys.recipe(TRAINED_STEPS, BATCH, **options)
     data = toys.data(backbone, 5 * BATCH, 16, device)
     with deterministic(recipe.deterministic):
         train(backbone, adapter, data, recipe, 0, losses)
@@ -163,10 +163,10 @@ def _trained(
     return losses.values, {**adapter.state(), **head}, logits
 
 
-def _alike(found: list[float], wanted: list[float], allowed: float) -> str:
-    expect(len(found) == len(wanted) == TRAINED_STEPS, f"{len(found)} and {len(wanted)} losses")
-    scale = abs(wanted[0])
-    error = _close(torch.tensor(found) / scale, torch.tensor(wanted) / scale, allowed, "losses")
+def _alike(actual: list[float], expected: list[float], allowed: float) -> str:
+    expect(len(actual) == len(expected) == TRAINED_STEPS, f"{len(actual)} and {len(expected)} losses")
+    scale = abs(expected[0])
+    error = _close(torch.tensor(actual) / scale, torch.tensor(expected) / scale, allowed, "losses")
     return f"{error:.0e}"
 
 
@@ -183,9 +183,9 @@ def half(device: str, method: Method) -> str:
 
 def twice(device: str, method: Method) -> None:
     """In deterministic mode two trainings leave the same bits."""
-    one, other = (_trained(method, torch.float32, device, deterministic=True) for _ in range(2))
-    expect(one[0] == other[0], "losses of two deterministic trainings differ")
-    expect_equal(other[1], one[1], "state after two deterministic trainings")
+    first, second = (_trained(method, torch.float32, device, deterministic=True) for _ in range(2))
+    expect(first[0] == second[0], "losses of two deterministic trainings differ")
+    expect_equal(second[1], first[1], "state after two deterministic trainings")
 
 
 def conforms(device: str, check: str, method: Method) -> str | None:
@@ -203,9 +203,9 @@ def exports(device: str, method: Method) -> str:
     scatter(adapter)
     spec = BackboneSpec(name=EXPORTED)
     with tempfile.TemporaryDirectory() as folder:
-        wanted: dict[str, Any] = {"classes": ("no", "yes")}
+        head_fields: dict[str, Any] = {"classes": ("no", "yes")}
         try:
-            made = write_export(backbone, adapter, spec, Path(folder) / "export", **wanted)
+            made = write_export(backbone, adapter, spec, Path(folder) / "export", **head_fields)
         except NotLowRank as reason:
             raise NotApplicable(str(reason)) from reason
     return f"{made.difference:.0e}"

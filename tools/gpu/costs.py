@@ -55,7 +55,7 @@ def speed(
         for contender in _turned(chosen, index):
             try:
                 earlier = measured.get(contender, ())
-                one = perf._round(contender, loaded, inputs, labels, bf16, compiled, earlier)
+                timing = perf._round(contender, loaded, inputs, labels, bf16, compiled, earlier)
             except Exception as error:
                 if contender in needed:
                     raise
@@ -67,7 +67,7 @@ def speed(
                 _loaded.cache_clear()
                 loaded = _loaded(backbone, device)
                 continue
-            measured.setdefault(contender, []).append(one)
+            measured.setdefault(contender, []).append(timing)
             if index == 0 and needed[1] in measured:
                 # What could not be told before the reference was there is told with it.
                 new = measured if contender == needed[1] else [contender]

@@ -40,8 +40,8 @@ def gaps(device: str, backbone: str, batch: int, names: Sequence[str] | None = N
         training = partial(_trained, loaded, method, data, batch)
         # What is fetched and compiled in the first steps is none of a gap.
         training(FEW)
-        found = _on_card(training) if device.startswith("cuda") else _on_cpu(training)
-        yield {"table": tables.GAPS, "backbone": backbone, "method": method.label} | found
+        measured = _on_card(training) if device.startswith("cuda") else _on_cpu(training)
+        yield {"table": tables.GAPS, "backbone": backbone, "method": method.label} | measured
 
 
 def _trained(loaded: LoadedBackbone, method: Method, data: PreparedData, batch: int, steps: int) -> float:
@@ -101,4 +101,4 @@ def _waits(training: Callable[[int], float], steps: int) -> int:
             training(steps)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum(SYNCHRONISES in str(one.message) for one in said)
+    return sum(SYNCHRONISES in str(warning.message) for warning in said)

@@ -22,22 +22,22 @@ def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator
     """Names and versions; then products of `side` and copies of so many MiB, each for so many seconds."""
     from importlib.metadata import version
 
-    told = {"device": device_name(device), "python": platform.python_version()}
-    told |= {name: version(name) for name in LIBRARIES}
+    properties = {"device": device_name(device), "python": platform.python_version()}
+    properties |= {name: version(name) for name in LIBRARIES}
     if device.startswith("cuda"):
         about = torch.cuda.get_device_properties(torch.device(device))
-        told |= {
+        properties |= {
             "memory": f"{about.total_memory / 2**30:.1f} GiB",
             "compute capability": f"{about.major}.{about.minor}",
             "multiprocessors": str(about.multi_processor_count),
             "CUDA": torch.version.cuda or "",
             "driver": _driver(),
         }
-    for what, value in told.items():
+    for what, value in properties.items():
         yield {"table": tables.MACHINE, "what": what, "value": value}
     for dtype in (torch.bfloat16, torch.float32):
-        one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        took = _seconds("one @ other", seconds, one=one, other=other)
+        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        took = _seconds("left @ right", seconds, left=left, right=right)
         rate = 2 * side**3 / took / 1e12
         yield {
             "table": tables.MACHINE,
@@ -57,8 +57,8 @@ def _seconds(statement: str, least: float, **names: torch.Tensor) -> float:
 
 
 def _driver() -> str:
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
         return f"not known: {type(error).__name__}"

@@ -43,14 +43,14 @@ def runs_out(device: str, backbone: str, batch: int) -> Iterator[Row]:
         first = perform(small, resources, lambda progress: None)
         with _limited(device) if real else _simulated():
             out = perform(large, resources, lambda progress: None)
-        again = perform(small, resources, lambda progress: None)
+        rerun = perform(small, resources, lambda progress: None)
     yield _row("how memory ran out", "the allocator's limit" if real else "simulated: no card", None)
     yield _row("the trial before", _told(first), "finished")
     yield _row("the trial that ran out", _told(out), "failed: out of memory")
-    yield _row("the trial after", _told(again), "finished")
-    yield _row("its artifacts, bit for bit", "equal" if again.files == first.files else "other", "equal")
+    yield _row("the trial after", _told(rerun), "finished")
+    yield _row("its artifacts, bit for bit", "equal" if rerun.files == first.files else "other", "equal")
     if real:
-        peaks = [one.metrics.get(Measure.PEAK_MIB, math.nan) for one in (first, again)]
+        peaks = [outcome.metrics.get(Measure.PEAK_MIB, math.nan) for outcome in (first, rerun)]
         near = abs(peaks[1] - peaks[0]) <= 0.05 * peaks[0]
         yield _row("its peak memory", f"{peaks[1]:.0f} after {peaks[0]:.0f} MiB", None) | {
             "passed": _word(near)
@@ -74,11 +74,11 @@ def _told(ending: Record) -> str:
 def _limited(device: str) -> Iterator[None]:
     """Inside, this process may have little more of the card's memory than it has now."""
     torch.cuda.empty_cache()
-    whole = torch.cuda.get_device_properties(torch.device(device)).total_memory
+    total = torch.cuda.get_device_properties(torch.device(device)).total_memory
     held = torch.cuda.memory_reserved(device) + SPARE * 2**20
     # Without a number the current one is meant, which this function wants to be told as none.
     number = torch.device(device).index
-    torch.cuda.set_per_process_memory_fraction(held / whole, number)
+    torch.cuda.set_per_process_memory_fraction(held / total, number)
     try:
         yield
     finally:

@@ -131,15 +131,15 @@ class Runner:
 
     def _at_work(self, step: Step) -> tuple[Any, Connection]:
         """The process that is there, or a new one where that has died since its last step, with the step."""
-        asked = (step.run, dict(step.options))
+        request = (step.run, dict(step.options))
         if self._worker is not None:
             try:
-                self._worker[1].send(asked)
+                self._worker[1].send(request)
                 return self._worker
             except OSError:
                 self._drop()
         self._worker = self._started()
-        self._worker[1].send(asked)
+        self._worker[1].send(request)
         return self._worker
 
     def _started(self) -> tuple[Any, Connection]:

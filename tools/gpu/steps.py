@@ -69,7 +69,10 @@ def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
         *compiled[1:],
     ]
     longer = max(1.0, minutes / MINUTES)
-    return [Step(one.name, one.run, one.seconds * longer, one.options) for one in steps]
+    return [
+        Step(timed_step.name, timed_step.run, timed_step.seconds * longer, timed_step.options)
+        for timed_step in steps
+    ]
 
 
 def on_cpu() -> list[Step]:

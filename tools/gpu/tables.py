@@ -112,13 +112,15 @@ def _correctness(rows: Sequence[dict[str, Any]]) -> str:
         status: sum(row["status"] == status for row in latest.values())
         for status in ("passed", "failed", "not applicable")
     }
-    told = "; ".join(f"{count} {status}" for status, count in counts.items())
+    summary = "; ".join(f"{count} {status}" for status, count in counts.items())
     failures = [
         f"- {method}, {check}: {_cell(row['message'])}"
         for (method, check), row in latest.items()
         if row["status"] == "failed"
     ]
-    return "\n".join([markdown("Correctness", ["method", *headings], lines), f"{told}.", "", *failures, ""])
+    return "\n".join(
+        [markdown("Correctness", ["method", *headings], lines), f"{summary}.", "", *failures, ""]
+    )
 
 
 def _outcome(row: dict[str, Any] | None) -> str:

@@ -42,9 +42,9 @@ def images(number: int, side: int, seed: int = 0) -> ImageSplit:
 
 def data(backbone: LoadedBackbone, number: int, longest: int, device: str) -> PreparedData:
     """So many examples to train on, as the backbone reads them, and a few to validate on."""
-    wanted = backbone.info.input
-    if isinstance(wanted, ImageInput):
-        train, rest = images(number, wanted.size), images(8, wanted.size, seed=1)
+    model_input = backbone.info.input
+    if isinstance(model_input, ImageInput):
+        train, rest = images(number, model_input.size), images(8, model_input.size, seed=1)
         splits: tuple[TextSplit | ImageSplit, TextSplit | ImageSplit] = (train, rest)
     else:
         splits = (texts(number, longest), texts(8, longest, seed=1))

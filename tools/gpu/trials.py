@@ -36,9 +36,9 @@ def an_hour(
     with own_cache() as folder, _workers(device, max(slots)) as workers:
         for backbone in backbones:
             length = {"steps": steps, "batch_size": batch}
-            one = trials(device, backbone, folder, range(WARMUP_SEED, WARMUP_SEED + max(slots)), **length)
-            workers.prepare(list(one))
-            run(one, workers, max(slots))
+            warmup = trials(device, backbone, folder, range(WARMUP_SEED, WARMUP_SEED + max(slots)), **length)
+            workers.prepare(list(warmup))
+            run(warmup, workers, max(slots))
             alone: float | None = None
             for count in slots:
                 chosen = trials(device, backbone, folder, range(max(each, 2 * count)), **length)
@@ -64,7 +64,7 @@ def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **tra
 
     What a sentence's task reads is written into `folder`.
     """
-    asked: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": "card",
         "backbones": [backbone],
         "tasks": [_sentences(folder) if _reads_texts(backbone) else _digits()],
@@ -73,7 +73,7 @@ def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **tra
         "seeds": list(seeds),
         "training": {"lr": 5e-3, **training},
     }
-    return list(make_plan(validate(Suite, asked, "the suite for the card"), device).trials)
+    return list(make_plan(validate(Suite, fields, "the suite for the card"), device).trials)
 
 
 def _reads_texts(backbone: str) -> bool:

@@ -34,16 +34,16 @@ UNNEEDED = ("mlflow", "optuna", "datasets")
 
 def missing() -> list[str]:
     """The distributions of `WHEELS` that cannot be imported here, each with what it lacks."""
-    found = []
+    failures = []
     for module, name in WHEELS.items():
         try:
             importlib.import_module(module)
         except ImportError as error:
-            found.append(f"{name} ({error})")
-    return found
+            failures.append(f"{name} ({error})")
+    return failures
 
 
-def told(lacking: Sequence[str]) -> str:
+def instructions(lacking: Sequence[str]) -> str:
     """The list for people, with how to bring it to a machine without a network."""
     return "\n".join(
         [

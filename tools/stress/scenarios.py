@@ -60,21 +60,21 @@ def records(store: str) -> list[Record]:
 def check(suite: Path, store: str) -> Counter[str]:
     """Each trial exactly once FINISHED, nothing open, nothing waiting, no claim left."""
     opened = Store.existing(store, "stress")
-    found = opened.records()
-    done = Counter(record.trial_id for record in found if record.status == "FINISHED")
+    records = opened.records()
+    done = Counter(record.trial_id for record in records if record.status == "FINISHED")
     planned = {trial.id for trial in make_plan(load_suite(suite)).trials}
     assert done == dict.fromkeys(planned, 1), done
     assert not opened.running()
     assert not [model.name for model in opened.client.search_registered_models()]
     assert not list(opened.outbox.glob("*/[!.]*"))
-    for record in found:
+    for record in records:
         if record.status == "FINISHED":
             names = {file.path for file in opened.client.list_artifacts(record.run_id)}
             assert names == {"adapter.safetensors", "config.json", "predictions.parquet"}, names
             steps = opened.client.get_metric_history(record.run_id, "train/loss")
             assert sorted(metric.step for metric in steps) == list(range(1, len(steps) + 1))
             assert len(steps) == record.metrics["cost/steps"]
-    return Counter(record.status for record in found)
+    return Counter(record.status for record in records)
 
 
 def no_secret_words(log: Path) -> None:
@@ -207,12 +207,12 @@ def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) ->
         second = cluster.add_node(**node)
         socket = second.plasma_store_socket_name
 
-        def found() -> list[str]:
+        def node_names() -> list[str]:
             nodes = cluster.global_state.node_table()
             return [node["NodeID"] for node in nodes if node["ObjectStoreSocketName"] == socket]
 
-        wait_until(lambda: bool(found()))
-        (there,) = found()
+        wait_until(lambda: bool(node_names()))
+        (there,) = node_names()
         options = ("--executor", "ray", "--ray-address", cluster.address)
         with driver(suite, store, *options, held=True) as run:
             # A worker is named after its node.
@@ -353,7 +353,7 @@ def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: 
     return {
         "by driver": [_done(run) for run in runs],
         "faults": sum(between.faults.values()),
-        "requests": sum(between.asked.values()),
+        "requests": sum(between.requests.values()),
         "runs by status": dict(statuses),
         "seconds": round(time.monotonic() - began),
     }
@@ -367,19 +367,19 @@ def containers(folder: Path, trials: int = 24) -> Report:
     assert inside is not None, "processes may not have a namespace of their own here"
     suite, store = write_suite(folder, trials), sqlite(folder)
     began = time.monotonic()
-    with driver(suite, store, name="one", held=True, inside=inside) as one:
-        assert one.next_held() is not None, one.log.read_text()[-3000:]
-        with driver(suite, store, name="two", inside=inside) as two:
+    with driver(suite, store, name="one", held=True, inside=inside) as first:
+        assert first.next_held() is not None, first.log.read_text()[-3000:]
+        with driver(suite, store, name="two", inside=inside) as second:
             # It does all but the trial that the other one holds, which it must not take.
-            wait_until(lambda: _done(two) == trials - 1, two.process)
-            one.hold(False)
-            codes = [one.process.wait(), two.process.wait()]
-    assert codes == [0, 0], (one.log.read_text()[-2000:], two.log.read_text()[-2000:])
+            wait_until(lambda: _done(second) == trials - 1, second.process)
+            first.hold(False)
+            codes = [first.process.wait(), second.process.wait()]
+    assert codes == [0, 0], (first.log.read_text()[-2000:], second.log.read_text()[-2000:])
     statuses = check(suite, store)
     assert statuses == {"FINISHED": trials}, statuses
     return {
         "trials": trials,
-        "by driver": [_done(run) for run in (one, two)],
+        "by driver": [_done(run) for run in (first, second)],
         "seconds": round(time.monotonic() - began),
     }
 
@@ -420,15 +420,18 @@ def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:
     suite, store = write_suite(folder, trials), sqlite(folder)
     options = ("--executor", "local", "--workers", str(workers))
     began = time.monotonic()
-    with driver(suite, store, *options, name="one") as one, driver(suite, store, *options, name="two") as two:
-        codes = [one.process.wait(), two.process.wait()]
-    assert codes == [0, 0], (one.log.read_text()[-2000:], two.log.read_text()[-2000:])
+    with (
+        driver(suite, store, *options, name="one") as first,
+        driver(suite, store, *options, name="two") as second,
+    ):
+        codes = [first.process.wait(), second.process.wait()]
+    assert codes == [0, 0], (first.log.read_text()[-2000:], second.log.read_text()[-2000:])
     statuses = check(suite, store)
     assert statuses == {"FINISHED": trials}, statuses
-    shares = [_done(run) for run in (one, two)]
+    shares = [_done(run) for run in (first, second)]
     assert min(shares) > 0
     assert sum(shares) == trials
-    for run in (one, two):
+    for run in (first, second):
         no_secret_words(run.log)
     return {"trials": trials, "by driver": shares, "seconds": round(time.monotonic() - began)}
 

@@ -91,10 +91,12 @@ def test_an_onnx_file_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_the_real_vit_gives_what_its_onnx_file_gives() -> None:
     # Seen when the conversion agreed with onnxruntime to 1.5e-5 (at 224 pixels, states up to 8.7).
     backbone = load("vit-s14")
-    found = features(backbone, {"pixel_values": torch.linspace(-1, 1, 3 * 112 * 112).reshape(1, 3, 112, 112)})
+    actual = features(
+        backbone, {"pixel_values": torch.linspace(-1, 1, 3 * 112 * 112).reshape(1, 3, 112, 112)}
+    )
     expected = torch.tensor([0.853762, 0.801665, 2.522584, -4.084451])
-    torch.testing.assert_close(found[0, :4], expected, atol=1e-3, rtol=0)
-    assert found.norm().item() == pytest.approx(50.6302, abs=1e-2)
+    torch.testing.assert_close(actual[0, :4], expected, atol=1e-3, rtol=0)
+    assert actual.norm().item() == pytest.approx(50.6302, abs=1e-2)
 
 
 def test_the_real_minilm_reads_words() -> None:
@@ -103,6 +105,6 @@ def test_the_real_minilm_reads_words() -> None:
     assert isinstance(text, TextInput)
     encoded = text.load_tokenizer()(["a fine film"], return_tensors="pt")
     assert encoded["input_ids"].tolist() == [[101, 1037, 2986, 2143, 102]]
-    found = features(backbone, {key: encoded[key] for key in ("input_ids", "attention_mask")})
+    actual = features(backbone, {key: encoded[key] for key in ("input_ids", "attention_mask")})
     expected = torch.tensor([-0.355286, 0.022135, 0.025113, -0.147446])
-    torch.testing.assert_close(found[0, :4], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(actual[0, :4], expected, atol=1e-4, rtol=0)

@@ -30,9 +30,9 @@ IN_ONE_TENSOR = create("tenslora", variant="att_qkv_depth").isorank(2)
 
 @pytest.mark.parametrize("kind", [name for name in NAMES if name not in MET])
 def test_a_kind_passes_the_checks(kind: str) -> None:
-    found = check_kind(kind, [IN_ONE_TENSOR])
-    assert [(one.check, one.message) for one in found if one.status != "passed"] == []
-    assert len(found) > 10
+    findings = check_kind(kind, [IN_ONE_TENSOR])
+    assert [(finding.check, finding.message) for finding in findings if finding.status != "passed"] == []
+    assert len(findings) > 10
 
 
 def inputs_of(kind: str, size: int = 16) -> dict[str, Tensor]:
@@ -48,14 +48,14 @@ def expected(kind: str, model: Any, inputs: dict[str, Tensor], **more: Any) -> T
         vit.load_state_dict(model.state_dict())
         model = vit
     with torch.no_grad():
-        found = model(**inputs, **more)
-    states = found.last_hidden_state
+        outputs = model(**inputs, **more)
+    states = outputs.last_hidden_state
     if KINDS[kind].pool is pooling.last_token:
         return torch.stack((states[0, -1], states[1, 3]))
     if kind in ("bert", "modernbert"):
         return torch.stack((states[0].mean(0), states[1, :4].mean(0)))
     if kind in ("beit", "clip_vision_model", "siglip_vision_model"):
-        return found.pooler_output
+        return outputs.pooler_output
     return states[:, 0]
 
 
@@ -83,10 +83,10 @@ def test_another_image_size_is_that_of_transformers(kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("whole", "part"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")]
+    ("model_type", "part"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")]
 )
-def test_a_vision_tower_is_taken_out_of_a_whole_model(whole: str, part: str, tmp_path: Path) -> None:
-    model = whole_model_of(whole, part)
+def test_a_vision_tower_is_taken_out_of_a_whole_model(model_type: str, part: str, tmp_path: Path) -> None:
+    model = whole_model_of(model_type, part)
     model.save_pretrained(tmp_path)
     backbone, inputs = load(BackboneSpec(local=tmp_path)), inputs_of(part)
     assert backbone.info.kind == part
@@ -101,9 +101,9 @@ def test_a_vision_tower_is_taken_out_of_a_whole_model(whole: str, part: str, tmp
 def test_a_gated_mlp_of_dinov2_is_refused_by_name(tmp_path: Path) -> None:
     model_of("dinov2_with_registers", use_swiglu_ffn=True).save_pretrained(tmp_path)
     backbone = load(BackboneSpec(local=tmp_path))
-    whole = create("lora", rank=2, targets="qkvo+mlp")
+    lora = create("lora", rank=2, targets="qkvo+mlp")
     with pytest.raises(UserError, match="adapts fc1, fc2, which the backbone lacks; it has query"):
-        whole.attach(backbone, torch.Generator())
+        lora.attach(backbone, torch.Generator())
 
 
 def test_split_layers_are_the_fused_ones_in_parts(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_split_layers_are_the_fused_ones_in_parts(tmp_path: Path) -> None:
     backbone = load(BackboneSpec(local=tmp_path))
     layer = model.layers[1]
     for parts, fused in ((("query", "key", "value"), layer.attn.Wqkv), (("gate", "fc1"), layer.mlp.Wi)):
-        found: list[Any] = [backbone.module.get_submodule(backbone.path(Site(1, part))) for part in parts]
-        assert torch.equal(torch.cat([one.weight for one in found]), fused.weight)
+        layers: list[Any] = [backbone.module.get_submodule(backbone.path(Site(1, part))) for part in parts]
+        assert torch.equal(torch.cat([part_layer.weight for part_layer in layers]), fused.weight)
 
 
 def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
     backbone = load(BackboneSpec(local=tmp_path))
     assert backbone.projections == GATED_PROJECTIONS
     assert torch.equal(features(backbone, inputs), expected("dinov3_vit", model, inputs))
-    whole = create("lora", rank=2, targets="qkvo+mlp")
-    adapter = whole.attach(backbone, torch.Generator())
+    lora = create("lora", rank=2, targets="qkvo+mlp")
+    adapter = lora.attach(backbone, torch.Generator())
     assert Site(1, "gate") in adapter.bases
 
 
@@ -192,5 +192,5 @@ def test_heads_of_texts_are_those_of_transformers_classifiers(kind: str, tmp_pat
 def test_segments_told_to_a_model_without_them_change_nothing(tmp_path: Path) -> None:
     backbone = tiny("distilbert").load(None)
     inputs = inputs_of("distilbert")
-    told = features(backbone, inputs | {"token_type_ids": torch.ones_like(inputs["input_ids"])})
-    assert torch.equal(told, features(backbone, inputs))
+    with_segments = features(backbone, inputs | {"token_type_ids": torch.ones_like(inputs["input_ids"])})
+    assert torch.equal(with_segments, features(backbone, inputs))

@@ -141,15 +141,15 @@ def test_a_merged_model_is_saved_as_a_plain_one(tmp_path: Path) -> None:
     names = list(model.state_dict())
     adapter = bench.wrap(model, TENSLORA)
     by_adamw(model, "bert")
-    wanted, adapted = logits(model, "bert"), list(model.state_dict())
+    expected, adapted = logits(model, "bert"), list(model.state_dict())
     adapter.merge()
     assert list(model.state_dict()) == names
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
-    torch.testing.assert_close(logits(loaded, "bert"), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(loaded, "bert"), expected, rtol=0, atol=1e-5)
     adapter.unmerge()
     assert list(model.state_dict()) == adapted
-    assert torch.equal(logits(model, "bert"), wanted)
+    assert torch.equal(logits(model, "bert"), expected)
 
 
 def test_a_loaded_backbone_is_wrapped_too() -> None:
@@ -188,7 +188,7 @@ class Own(nn.Module):
         return self.last(self.inner["neck"](states))
 
 
-def whole(kind: str, name: str) -> Any:
+def full_model(kind: str, name: str) -> Any:
     """A model of transformers around a tiny encoder of a kind."""
     config = tiny(kind)._config()
     if kind == "clip_vision_model":
@@ -212,18 +212,18 @@ def whole(kind: str, name: str) -> Any:
     ],
 )
 def test_what_is_beside_the_encoder_is_the_head(kind: str, name: str, head: set[str]) -> None:
-    model = whole(kind, name)
+    model = full_model(kind, name)
     adapter = bench.wrap(model, TENSLORA)
     adapters = {id(parameter) for parameter in adapter.named_parameters().values()}
     trained = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters]
-    assert {one.partition(".")[0] for one in trained} == head
-    assert not any("encoder" in one for one in trained)
+    assert {parameter_name.partition(".")[0] for parameter_name in trained} == head
+    assert not any("encoder" in parameter_name for parameter_name in trained)
     assert set(adapter.bases) == set(adapter.backbone.geometry.sites(("query", "key", "value")))
     adapter.detach()
 
 
 def test_around_a_language_model_only_what_is_beside_it_is_the_head() -> None:
-    language_model = whole("llama", "LlamaForCausalLM")
+    language_model = full_model("llama", "LlamaForCausalLM")
     language_model.lm_head.weight = language_model.model.embed_tokens.weight
     model = nn.ModuleDict({"inner": language_model, "last": nn.Linear(8, 3)})
     adapter = bench.wrap(model, LORA)
@@ -233,7 +233,7 @@ def test_around_a_language_model_only_what_is_beside_it_is_the_head() -> None:
 
 
 def test_a_bare_parameter_beside_the_encoder_is_refused() -> None:
-    model = whole("dinov3_vit", "")
+    model = full_model("dinov3_vit", "")
     model.inner.register_parameter("scale", nn.Parameter(torch.ones(1)))
     with pytest.raises(UserError, match=r"a Own cannot be wrapped: inner\.scale beside its encoder is in no"):
         bench.wrap(model, LORA)
@@ -247,7 +247,7 @@ def test_a_bare_parameter_beside_the_encoder_is_refused() -> None:
     ],
 )
 def test_models_whose_sites_or_head_are_not_plain_are_refused(kind: str, name: str, said: str) -> None:
-    model = whole(kind, name)
+    model = full_model(kind, name)
     before = {n: p.requires_grad for n, p in model.named_parameters()}
     with pytest.raises(UserError, match=f"a {name} cannot be wrapped.*{said}"):
         bench.wrap(model, TENSLORA)

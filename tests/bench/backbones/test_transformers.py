@@ -201,9 +201,9 @@ def test_preprocessing_is_read_from_where_transformers_writes_it_beside_a_tokeni
     processor = transformers.CLIPProcessor(image_processor=images, tokenizer=byte_tokenizer(64))
     processor.save_pretrained(tmp_path)
     for _ in range(2):
-        found = describe(local(tmp_path)).input
-        assert isinstance(found, ImageInput)
-        assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+        image_input = describe(local(tmp_path)).input
+        assert isinstance(image_input, ImageInput)
+        assert (image_input.mean, image_input.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
         # As transformers itself does, the nested settings go before those of a file of their own.
         (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
 
@@ -223,15 +223,15 @@ def test_the_tokenizer_s_hash_follows_every_file_of_it(tmp_path: Path, name: str
     folder = write(tmp_path / "model", "bert", encoder("bert"))
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
 
-    def found() -> str:
+    def current_hash() -> str:
         text = describe(local(folder)).input
         assert isinstance(text, TextInput)
         return text.tokenizer_hash
 
-    hashes = [found()]
+    hashes = [current_hash()]
     for content in ("{}", "{ }"):
         (folder / name).write_text(content)
-        hashes.append(found())
+        hashes.append(current_hash())
     assert hashes[0] == f"sha256:{sha256_of_all(folder / 'vocab.txt')}"
     assert len(set(hashes)) == 3
 

@@ -37,11 +37,11 @@ def likelihoods(model: Any, prompts: list[list[int]], words: list[tuple[int, ...
     """Of each word after each prompt, one text at a time, by the whole model's logits."""
     rows = []
     for prompt in prompts:
-        found = []
+        log_likelihoods = []
         for word in words:
             logits = model(torch.tensor([[*prompt, *word]])).logits[0].log_softmax(-1)
-            found.append(sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(word)))
-        rows.append(torch.stack(found))
+            log_likelihoods.append(sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(word)))
+        rows.append(torch.stack(log_likelihoods))
     return torch.stack(rows)
 
 
@@ -63,18 +63,18 @@ def test_scores_are_the_likelihoods_of_the_words(kind: str, tied: bool, tmp_path
     backbone = load(BackboneSpec(local=tmp_path))
     # One token, and two of which the first is shared.
     prompt = Prompt("{text}:", ("a", "bc", "bd"))
-    wanted = backbone.info.input
-    assert isinstance(wanted, TextInput)
-    asked, cut = prompted(tokenizer, prompt, 16, ["one", "another"])
+    text_input = backbone.info.input
+    assert isinstance(text_input, TextInput)
+    prompts, cut = prompted(tokenizer, prompt, 16, ["one", "another"])
     assert not any(cut)
-    put_head(backbone, TextInput("", 16, wanted.load_tokenizer, prompt=prompt), 3, torch.Generator())
-    width = max(map(len, asked))
+    put_head(backbone, TextInput("", 16, text_input.load_tokenizer, prompt=prompt), 3, torch.Generator())
+    width = max(map(len, prompts))
     batch = {
-        "input_ids": torch.tensor([row + [1] * (width - len(row)) for row in asked]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in asked]),
+        "input_ids": torch.tensor([row + [1] * (width - len(row)) for row in prompts]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in prompts]),
     }
     with torch.no_grad():
-        expected = likelihoods(model, asked, prompt.word_tokens(tokenizer))
+        expected = likelihoods(model, prompts, prompt.word_tokens(tokenizer))
         torch.testing.assert_close(backbone.module(**batch), expected, rtol=1e-5, atol=1e-5)
     assert not list(backbone.head.parameters())
     backbone.reset(3, torch.Generator())
@@ -95,8 +95,8 @@ def test_an_output_layer_counts_that_is_not_tied_though_its_configuration_says_s
     backbone, ids = load(BackboneSpec(local=tmp_path)), torch.tensor([[5, 6, 7]])
     encoder: Any = backbone.module.encoder
     with torch.no_grad():
-        found = token_logits(encoder, encoder(ids).last_hidden_state, unembedding_of(backbone))
-        torch.testing.assert_close(found, model(ids).logits)
+        actual = token_logits(encoder, encoder(ids).last_hidden_state, unembedding_of(backbone))
+        torch.testing.assert_close(actual, model(ids).logits)
     # Shards of an earlier model are not read, whose names come first.
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors")
     edit(tmp_path, add={"lm_head.weight": model.get_input_embeddings().weight.detach()})
@@ -109,11 +109,11 @@ def test_head_only_is_the_zero_shot_score_and_adapters_train() -> None:
     training = {"batch_size": 16, "steps": 4, "lr": 1e-2}
     made = plan(base, methods=["head_only", "lora"], training=training)
     resources = Resources("cpu")
-    told: list[Progress] = []
+    events: list[Progress] = []
     with pytest.warns(UserWarning, match="prompts have more than 32 tokens and were cut from the left"):
-        bare, adapted = (run_trial(trial, resources, told.append) for trial in made.trials)
+        bare, adapted = (run_trial(trial, resources, events.append) for trial in made.trials)
     # A trial without steps has no progress, of which the terminal would show a share.
-    assert all(progress.steps == 4 for progress in told)
+    assert all(progress.steps == 4 for progress in events)
     counts = [Measure.ADAPTER_PARAMETERS, Measure.HEAD_PARAMETERS]
     assert (bare.trained.steps, *(bare.measures[count] for count in counts)) == (0, 0, 0)
     assert (adapted.trained.steps, adapted.measures[Measure.HEAD_PARAMETERS]) == (4, 0)
@@ -150,10 +150,10 @@ def test_a_head_that_is_not_there_is_not_tuned() -> None:
 
 def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
     tokenizer = byte_tokenizer(64)
-    (whole, short), cut = prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 12, ["abcdefghijkl", "a"])
+    (long, short), cut = prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 12, ["abcdefghijkl", "a"])
     assert cut == [True, False]
-    assert tokenizer.decode(whole) == "<s>fghijkl?"
-    assert len(whole) + len("yes") == 12
+    assert tokenizer.decode(long) == "<s>fghijkl?"
+    assert len(long) + len("yes") == 12
     assert tokenizer.decode(short) == "<s>a?"
     # The beginning, a token of the text, the question mark and the longest answer.
     assert prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 6, ["ab"])[1] == [True]
@@ -231,8 +231,8 @@ def test_words_have_the_tokens_that_follow_the_prompt() -> None:
     spaced = byte_tokenizer(64)
     spaced.backend_tokenizer.normalizer = tokenizers.normalizers.Prepend(" ")
     for template in ("{text}:", "{text}"):
-        found = Prompt(template, (" no", "no")).word_tokens(spaced)
-        assert [*map(list, found)] == apart
+        tokens = Prompt(template, (" no", "no")).word_tokens(spaced)
+        assert [*map(list, tokens)] == apart
 
 
 def test_what_cannot_answer_is_refused_before_any_trial(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_tokenizer_that_fails_is_named(tmp_path: Path) -> None:
     transformers.LlamaModel(tiny("llama")._config()).save_pretrained(tmp_path)
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "film": 1}))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<s>").save_pretrained(tmp_path)
-    wanted = describe(BackboneSpec(local=tmp_path)).input
-    assert isinstance(wanted, TextInput)
+    text_input = describe(BackboneSpec(local=tmp_path)).input
+    assert isinstance(text_input, TextInput)
     with pytest.raises(UserError, match=f"the tokenizer in {tmp_path} fails: .*UNK"):
-        prepare(TASKS.get("movie-sentiment"), wanted, 16)
+        prepare(TASKS.get("movie-sentiment"), text_input, 16)

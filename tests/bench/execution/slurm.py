@@ -96,9 +96,9 @@ class Slurm:
         """
 
         def there() -> bool:
-            found = all(file.exists() for file in files)
-            assert found or GOING & {*self.states(job).values()}, self.printed(job)
-            return found
+            exist = all(file.exists() for file in files)
+            assert exist or GOING & {*self.states(job).values()}, self.printed(job)
+            return exist
 
         wait_until(there)
 

@@ -64,8 +64,8 @@ def test_the_terminal_shows_a_failure_in_line_and_table(failed: Ran) -> None:
 
 
 def test_a_failure_is_retried_only_on_request_and_nothing_else_with_it(failed: Ran, call: Call) -> None:
-    again = call("run", failed.suite, "--store", failed.uri)
-    assert (again.code, len(failed.store.records())) == (1, 2)
+    rerun = call("run", failed.suite, "--store", failed.uri)
+    assert (rerun.code, len(failed.store.records())) == (1, 2)
     retried = call("run", failed.suite, "--store", failed.uri, "--retry-failed")
     assert "2 trials, 1 to run" in retried.out
     assert retried.code == 1

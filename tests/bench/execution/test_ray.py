@@ -75,14 +75,14 @@ def run(
 
 
 def test_a_prune_is_for_one_run_of_a_trial(cluster: RayCluster) -> None:
-    def steps_until_pruned(asked: int) -> int:
+    def steps_until_pruned(prune_at: int) -> int:
         reached = 0
 
         def prune(event: Event) -> None:
             nonlocal reached
             if event.progress is not None:
                 reached = event.progress.step
-                if reached >= asked:
+                if reached >= prune_at:
                     raise Pruned
 
         assert run(cluster, ENDLESS, prune)[-1].kind == "pruned"

@@ -112,7 +112,7 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
     monkeypatch.setattr(
         bench.execution.inline,
         "perform",
-        lambda *given: perform(*given) if "away" in happened else lost("its node died"),
+        lambda *arguments: perform(*arguments) if "away" in happened else lost("its node died"),
     )
     store = Store.create(new_store(tmp_path), "toy")
     with session(store) as at_work, Inline("cpu") as place:

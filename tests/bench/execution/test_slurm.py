@@ -75,12 +75,12 @@ def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
 def scripts(tmp_path: Path, store: Store) -> list[str]:
     """The scripts of the page, on a suite of this test and its store."""
     suite = write(tmp_path, seeds=list(range(TRIALS)), training={"batch_size": 16, "steps": 2})
-    found = re.findall(r"^    #!/bin/bash\n(?:    .*\n)+", PAGE.read_text(), re.M)
+    blocks = re.findall(r"^    #!/bin/bash\n(?:    .*\n)+", PAGE.read_text(), re.M)
     own = {"suites/registry.yaml": str(suite), "http://SERVER:5000": store.uri, "6379": str(free_port())}
     for there, here in own.items():
-        assert all(there in script for script in found) or there == "6379"
-        found = [script.replace(there, here) for script in found]
-    return [textwrap.dedent(script) for script in found]
+        assert all(there in script for script in blocks) or there == "6379"
+        blocks = [script.replace(there, here) for script in blocks]
+    return [textwrap.dedent(script) for script in blocks]
 
 
 def let_through(held: Path) -> None:
@@ -132,8 +132,8 @@ def test_a_task_of_an_array_goes_on_alone_and_a_cancelled_job_when_submitted_aga
     assert cluster.ended(array) == {f"{array}_{task}": "CANCELLED" for task in (1, 2)}
     wait_until(lambda: not store.running())
     let_through(held)
-    again = cluster.submit(scripts[0], "--nodes=1")
-    assert cluster.ended(again) == {again: "COMPLETED"}, cluster.printed(again)
+    resubmitted = cluster.submit(scripts[0], "--nodes=1")
+    assert cluster.ended(resubmitted) == {resubmitted: "COMPLETED"}, cluster.printed(resubmitted)
     assert counted(store) == {"FINISHED": TRIALS, "KILLED": 2}
 
 

@@ -47,31 +47,31 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def listen(watched: Watch, clock: list[float], seconds: int, *, answering: bool = False) -> list[Silence]:
     """Listens once a second; returns what was told."""
-    told = []
+    silences = []
     for _ in range(seconds):
         clock[0] += 1
         watched.listen(at_work=True)
         if answering:
             watched.answered()
         if silence := watched.silence():
-            told.append(silence)
-    return told
+            silences.append(silence)
+    return silences
 
 
 def test_a_worker_that_does_not_answer_is_told_of_and_again(clock: list[float]) -> None:
     watched = Watch(None)
     assert listen(watched, clock, 29) == []
-    told = listen(watched, clock, 46)
-    assert [silence.seconds for silence in told] == [30, 35, 40, 45, 50, 55, 60, 65, 70, 75]
-    assert not any(silence.answers for silence in told)
+    silences = listen(watched, clock, 46)
+    assert [silence.seconds for silence in silences] == [30, 35, 40, 45, 50, 55, 60, 65, 70, 75]
+    assert not any(silence.answers for silence in silences)
     watched.progressed()
     assert listen(watched, clock, 29) == []
 
 
 def test_a_trial_without_progress_is_told_of_where_its_worker_answers(clock: list[float]) -> None:
     watched = Watch(None)
-    told = listen(watched, clock, 61, answering=True)
-    assert told == [Silence(60, answers=True)]
+    silences = listen(watched, clock, 61, answering=True)
+    assert silences == [Silence(60, answers=True)]
 
 
 def test_what_a_driver_did_not_hear_while_it_was_stopped_does_not_count(clock: list[float]) -> None:
@@ -116,15 +116,15 @@ def test_a_tuning_s_trials_tell_of_those_of_other_settings() -> None:
     assert Limits("5x", made, [stored]).seconds(other) == 5 * 100 * 2.0
 
 
-@pytest.mark.parametrize(("given", "read"), [(60, 60.0), ("90.5", 90.5), ("5x", "5x"), (None, None)])
-def test_a_suite_says_how_long_a_trial_may_take(given: Any, read: Any) -> None:
-    assert validate(Suite, {**VISION, "trial_timeout": given}, "toy").trial_timeout == read
+@pytest.mark.parametrize(("timeout", "read"), [(60, 60.0), ("90.5", 90.5), ("5x", "5x"), (None, None)])
+def test_a_suite_says_how_long_a_trial_may_take(timeout: Any, read: Any) -> None:
+    assert validate(Suite, {**VISION, "trial_timeout": timeout}, "toy").trial_timeout == read
 
 
-@pytest.mark.parametrize("given", [0, -1, "x", "5 x", "soon", float("inf")])
-def test_what_is_no_time_is_refused(given: Any) -> None:
+@pytest.mark.parametrize("timeout", [0, -1, "x", "5 x", "soon", float("inf")])
+def test_what_is_no_time_is_refused(timeout: Any) -> None:
     with pytest.raises(UserError, match=r"trial_timeout.*seconds, or a multiple"):
-        validate(Suite, {**VISION, "trial_timeout": given}, "toy")
+        validate(Suite, {**VISION, "trial_timeout": timeout}, "toy")
 
 
 def test_inline_says_that_it_ends_no_trial(
@@ -211,7 +211,7 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
 
     def notify(event: Event) -> None:
         events.append(event)
-        worker = next((one for one in place._workers if one.trial == event.trial), None)
+        worker = next((candidate for candidate in place._workers if candidate.trial == event.trial), None)
         if event.progress is None or worker is None or event.progress.steps < 10:
             return
         if how == "stopped":
@@ -222,7 +222,7 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
     def end(event: Event) -> None:
         notify(event)
         if event.kind == "silent" and event.trial == made.trials[0]:
-            worker = next(one for one in place._workers if one.trial == event.trial)
+            worker = next(candidate for candidate in place._workers if candidate.trial == event.trial)
             worker.watch.limit = 0.0
 
     store = Store.create(new_store(tmp_path), "toy")

@@ -78,8 +78,8 @@ class Case:
         return elsewhere(self.folder, self.spec.local)
 
     def inputs(self, seed: int = 5) -> dict[str, Tensor]:
-        wanted = self.backbone.info.input
-        return batch(self.kind, getattr(wanted, "size", 0), seed)
+        model_input = self.backbone.info.input
+        return batch(self.kind, getattr(model_input, "size", 0), seed)
 
     def logits(self, seed: int = 5) -> Tensor:
         self.backbone.module.eval()
@@ -99,9 +99,9 @@ def elsewhere(folder: Path, original: Path | None = None) -> Any:
     return runpy.run_path(str(folder / "load_export.py"))["load"](folder, original)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
+def close(actual: Tensor, expected: Tensor) -> None:
     scale = max(1.0, float(expected.abs().max()))
-    torch.testing.assert_close(found, expected, atol=1e-5 * scale, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=1e-5 * scale, rtol=0)
 
 
 def save_timm(file: Path, name: str) -> Path:

@@ -104,13 +104,13 @@ def test_pefts_loader_finds_the_original(case: Callable[..., Case], source: str,
     made.export(made.attach(METHODS.get(method) or Peft(type=method)))
     model = by_peft(made, source)
     with torch.no_grad():
-        found = model(**made.inputs())
+        outputs = model(**made.inputs())
     if source != "bert":
-        close(found.logits, made.logits())
+        close(outputs.logits, made.logits())
     else:
         with torch.no_grad():
             own = made.backbone.module.encoder(**made.inputs()).last_hidden_state
-        close(found.last_hidden_state, own)
+        close(outputs.last_hidden_state, own)
 
 
 @pytest.mark.parametrize("source", ["roberta", "bert", "vit"])
@@ -134,8 +134,8 @@ def halved(folder: Path) -> None:
     weights, config = folder / "model.safetensors", folder / "config.json"
     halves = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
     save_file(halves, weights, metadata={"format": "pt"})
-    told = {**json.loads(config.read_text()), "dtype": "bfloat16"}
-    config.write_text(json.dumps(told))
+    fields = {**json.loads(config.read_text()), "dtype": "bfloat16"}
+    config.write_text(json.dumps(fields))
 
 
 @pytest.mark.parametrize("name", ["tiny-random-vit", "tiny-random-bert"])
@@ -188,14 +188,16 @@ def test_a_pipeline_prepares_images_as_training_did(
     made = case(source, image_size=size)
     plain = made.backbone.info.input
     assert isinstance(plain, ImageInput)
-    wanted = replace(plain, mean=(0.1, 0.2, 0.3), std=(0.3, 0.4, 0.5), resize=resize and plain.size + resize)
+    model_input = replace(
+        plain, mean=(0.1, 0.2, 0.3), std=(0.3, 0.4, 0.5), resize=resize and plain.size + resize
+    )
     task = Pictures((50, 50), (20, 20), (50, 70) if resize else (96, 96))
-    split = prepare(task, wanted).test
+    split = prepare(task, model_input).test
     batch = split.batch(torch.arange(len(split)))
     adapter = made.attach(METHODS["lora"], 0.1)
     with torch.no_grad():
         expected = made.backbone.module.eval()(**batch)
-    made.export(adapter, merged=True, model_input=wanted)
+    made.export(adapter, merged=True, model_input=model_input)
     images = [Image.fromarray(task.images[i]) for i in split.ids.tolist()]
     # timm resizes with PIL, as training did; transformers can.
     exact = AutoImageProcessor.from_pretrained(

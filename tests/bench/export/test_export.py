@@ -200,17 +200,17 @@ def test_fusing_shares_downs_and_leaves_rows_of_others_zero() -> None:
     query = Update(down, torch.randn(4, 2))
     key = Update(other, torch.randn(4, 3), torch.randn(4))
     value = Update(down.clone(), torch.randn(3, 2))
-    whole = fuse([query, None, value], [4, 4, 3])
-    assert whole.down.shape == (2, 5)
-    assert whole.bias is None
+    fused = fuse([query, None, value], [4, 4, 3])
+    assert fused.down.shape == (2, 5)
+    assert fused.bias is None
     torch.testing.assert_close(
-        whole.up @ whole.down, torch.cat((query.up @ down, torch.zeros(4, 5), value.up @ down))
+        fused.up @ fused.down, torch.cat((query.up @ down, torch.zeros(4, 5), value.up @ down))
     )
-    whole = fuse([query, key, value], [4, 4, 3])
-    assert whole.down.shape == (5, 5)
-    assert whole.bias is not None
+    fused = fuse([query, key, value], [4, 4, 3])
+    assert fused.down.shape == (5, 5)
+    assert fused.bias is not None
     torch.testing.assert_close(
-        whole.up @ whole.down, torch.cat((query.up @ down, key.up @ other, value.up @ down))
+        fused.up @ fused.down, torch.cat((query.up @ down, key.up @ other, value.up @ down))
     )
-    torch.testing.assert_close(whole.bias[4:8], key.bias)
-    assert int(whole.bias.count_nonzero()) == 4
+    torch.testing.assert_close(fused.bias[4:8], key.bias)
+    assert int(fused.bias.count_nonzero()) == 4

@@ -73,19 +73,21 @@ def test_a_kind_is_a_checkpoint_and_a_merged_model(kind: str, tmp_path: Path) ->
     assert settings["model_class"] == CLASSES.get(kind, KINDS[kind].model_class)
     beside = kind not in CLASSES
     assert ("head.safetensors" in exported.files) is ("head.safetensors" in merged.files) is beside
-    whole = [rank for path, rank in config["rank_pattern"].items() if "c_attn" in path or "query_key" in path]
+    fused_ranks = [
+        rank for path, rank in config["rank_pattern"].items() if "c_attn" in path or "query_key" in path
+    ]
     # The ranks of query, key and value together, where these are one layer.
-    assert set(whole) <= {6}
+    assert set(fused_ranks) <= {6}
     if kind in FUSED:
         assert any(layer.endswith(FUSED[kind]) for layer in config["target_modules"])
     assert config["fan_in_fan_out"] is (kind == "gpt2")
 
 
 @pytest.mark.parametrize(
-    ("whole", "tower"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")]
+    ("model_type", "tower"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")]
 )
-def test_a_checkpoint_on_the_tower_of_a_whole_model(whole: str, tower: str, tmp_path: Path) -> None:
-    whole_model_of(whole, tower).save_pretrained(tmp_path / "model")
+def test_a_checkpoint_on_the_tower_of_a_whole_model(model_type: str, tower: str, tmp_path: Path) -> None:
+    whole_model_of(model_type, tower).save_pretrained(tmp_path / "model")
     made = loaded(BackboneSpec(local=tmp_path / "model"), tmp_path)
     made.export(made.attach(METHODS["lora on all"]))
     images = batch("vit", getattr(made.backbone.info.input, "size", 0))
@@ -133,8 +135,8 @@ def test_what_writes_answers_writes_the_same_elsewhere(merged: bool, tmp_path: P
     elsewhere = made.loaded()
     # A checkpoint's own, which the harness does not follow.
     elsewhere.model.generation_config.repetition_penalty = 5.0
-    tokenizer, told = byte_tokenizer(16), elsewhere.write(**prompts)
-    written = [tokenizer.decode(row, skip_special_tokens=True) for row in told]
+    tokenizer, token_rows = byte_tokenizer(16), elsewhere.write(**prompts)
+    written = [tokenizer.decode(row, skip_special_tokens=True) for row in token_rows]
     with torch.no_grad():
         assert written == writer.write(made.backbone.module.encoder, **prompts)
 

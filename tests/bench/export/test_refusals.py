@@ -78,7 +78,7 @@ def test_an_export_that_computes_something_else_is_not_written(
     made = case("vit")
     adapter = made.attach(METHODS["lora"])
     honest = bench.export.write._logits
-    monkeypatch.setattr(bench.export.write, "_logits", lambda *given: honest(*given) + off)
+    monkeypatch.setattr(bench.export.write, "_logits", lambda *arguments: honest(*arguments) + off)
     with pytest.raises(UserError, match="logits differ from the trial's"):
         made.export(adapter)
     assert [path.name for path in made.folder.parent.iterdir()] == ["model"]

@@ -44,7 +44,7 @@ class Stored:
     uri: str
     records: list[Record]
 
-    def one(self, status: str, method: str = "") -> Record:
+    def record(self, status: str, method: str = "") -> Record:
         return next(r for r in self.records if r.status == status and r.tags["method"].startswith(method))
 
 
@@ -74,8 +74,8 @@ def test_ranks_that_training_cut_are_those_that_it_left(
     left = [rank for (rank,) in json.loads(record.tag(Tag.FINAL_RANKS)).values()]
     assert left != [6, 3, 2]
     exported = export_run(uri, record.run_id, tmp_path / "export")
-    told = json.loads((exported.folder / "export.json").read_text())
-    assert told["ranks"] == ", ".join(map(str, left))
+    description = json.loads((exported.folder / "export.json").read_text())
+    assert description["ranks"] == ", ".join(map(str, left))
     assert list(analyse(uri, record.run_id, drops=False).ranks) == left
 
 
@@ -83,7 +83,7 @@ def test_ranks_that_training_cut_are_those_that_it_left(
 def test_a_stored_trial_gives_the_predictions_that_were_stored(
     stored: Stored, tmp_path: Path, method: str
 ) -> None:
-    record = stored.one("FINISHED", method)
+    record = stored.record("FINISHED", method)
     exported = export_run(stored.uri, record.trial_id[:8], tmp_path / "export")
     file = MlflowClient(stored.uri).download_artifacts(record.run_id, "predictions.parquet", str(tmp_path))
     predictions = pd.read_parquet(file)
@@ -91,12 +91,12 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
     sizes = {key: task[key] for key in ("train_size", "validation_size", "test_size")}
     info = load("tiny-random-vit").info
     split = prepare(TASKS.get("digits"), info.input, max_tokens=128, **sizes).test
-    found = elsewhere(exported.folder).logits(**split.batch(torch.arange(len(split))))
+    exported_logits = elsewhere(exported.folder).logits(**split.batch(torch.arange(len(split))))
     assert split.ids.tolist() == predictions["example"].tolist()
     stored_logits = torch.tensor(predictions[[f"logit_{i}" for i in range(10)]].to_numpy())
-    close(found, stored_logits)
+    close(exported_logits, stored_logits)
     readme = (exported.folder / "README.md").read_text()
-    for told in (
+    for sentence in (
         record.run_id,
         record.trial_id,
         info.weights_hash,
@@ -104,15 +104,15 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
         "accuracy, test split",
         "| seed | 0",
     ):
-        assert told in readme
+        assert sentence in readme
     assert f"{record.metrics['score']:.4f}" in readme
-    again = export_run(stored.uri, record.run_id, tmp_path / "again", merged=True)
-    close(elsewhere(again.folder).logits(**split.batch(torch.arange(len(split)))), stored_logits)
+    merged_export = export_run(stored.uri, record.run_id, tmp_path / "again", merged=True)
+    close(elsewhere(merged_export.folder).logits(**split.batch(torch.arange(len(split)))), stored_logits)
 
 
 def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:
     out = tmp_path / "export"
-    finished = stored.one("FINISHED")
+    finished = stored.record("FINISHED")
     wrong = finished.trial_id[:-1] + "x"
     with pytest.raises(
         UserError, match=rf"no run or trial '{wrong}'.*nearest first:\n  trial {finished.trial_id}"
@@ -121,11 +121,11 @@ def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run or trial ''"):
         export_run(stored.uri, "", out)
     with pytest.raises(UserError, match=r"failed, diverged: .*left no adapter"):
-        export_run(stored.uri, stored.one("FAILED").run_id, out)
+        export_run(stored.uri, stored.record("FAILED").run_id, out)
     with pytest.raises(UserError, match="was stopped before it finished"):
-        export_run(stored.uri, stored.one("KILLED").trial_id, out)
+        export_run(stored.uri, stored.record("KILLED").trial_id, out)
     with pytest.raises(UserError, match="there is no adapter; --merged"):
-        export_run(stored.uri, stored.one("FINISHED", "head").run_id[:12], out)
+        export_run(stored.uri, stored.record("FINISHED", "head").run_id[:12], out)
     with pytest.raises(UserError, match="there is no store"):
         export_run(f"sqlite:///{tmp_path}/none.db", wrong, out)
     assert not out.exists()
@@ -158,7 +158,7 @@ def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
         "bb01": "bb01",
         "bb02": "bb02",
     }
-    assert {one: bench.store.trained._find(client, one).run_id for one in expected} == expected
+    assert {prefix: bench.store.trained._find(client, prefix).run_id for prefix in expected} == expected
     with pytest.raises(UserError, match=r"(?s)'cc' is the beginning of several.*cc01.*aa02.*cc02.*cc03"):
         bench.store.trained._find(client, "cc")
     with pytest.raises(UserError, match=r"(?s)several.*aa01.*\(failed\).*aa02.*aa03"):
@@ -199,7 +199,7 @@ class Kept:
 
 @pytest.fixture
 def kept(stored: Stored, tmp_path: Path) -> Iterator[Kept]:
-    made = Kept(stored, stored.one("FINISHED", "LoRA"), tmp_path / "export")
+    made = Kept(stored, stored.record("FINISHED", "LoRA"), tmp_path / "export")
     files = {file: file.read_bytes() for file in made.file(".").iterdir()}
     yield made
     made.client.set_tag(made.record.run_id, Tag.HASHES, made.record.tag(Tag.HASHES))
@@ -234,10 +234,11 @@ def test_a_pipeline_of_a_merged_trial_gives_its_stored_predictions(kept: Kept) -
     classify = pipeline("image-classification", model=str(kept.out), image_processor=exact)
     shown_images = [Image.fromarray(images[each]) for each in frame["example"]]
     answers = classify(shown_images, function_to_apply="none", top_k=10)
-    found = [
-        [{one["label"]: one["score"] for one in answer}[str(i)] for i in range(10)] for answer in answers
+    scores = [
+        [{entry["label"]: entry["score"] for entry in answer}[str(i)] for i in range(10)]
+        for answer in answers
     ]
-    close(torch.tensor(found), torch.tensor(frame[[f"logit_{i}" for i in range(10)]].to_numpy()))
+    close(torch.tensor(scores), torch.tensor(frame[[f"logit_{i}" for i in range(10)]].to_numpy()))
 
 
 def test_weights_that_are_not_the_trials(
@@ -245,7 +246,7 @@ def test_weights_that_are_not_the_trials(
 ) -> None:
     monkeypatch.setattr("bench.backbones.random_weights.SEED", 1)
     with pytest.raises(UserError, match=r"is not the one of the trial.*seed=0.*seed=1"):
-        export_run(stored.uri, stored.one("FINISHED", "LoRA").run_id, tmp_path / "export")
+        export_run(stored.uri, stored.record("FINISHED", "LoRA").run_id, tmp_path / "export")
 
 
 def test_an_empty_store(new_store: Callable[[Path], str], tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def prepared(
     name: str, seed: int | None = None, source: DataSource | None = None
 ) -> tuple[Examples, PreparedData]:
     task = task_of(name, source)
-    wanted = byte_text() if task.modality == "text" else IMAGES
-    return task.examples(), prepare(task, wanted, split_seed=seed)
+    model_input = byte_text() if task.modality == "text" else IMAGES
+    return task.examples(), prepare(task, model_input, split_seed=seed)
 
 
 def parts(data: PreparedData) -> dict[str, list[int]]:

@@ -65,9 +65,9 @@ def test_what_a_dead_process_left_is_no_part_of_it(tmp_path: Path) -> None:
         raise ZeroDivisionError
     unfinished.mkdir()
     (unfinished / "left").write_text("old")
-    with written_whole(tmp_path / "target") as again:
-        assert again == unfinished
-        again.mkdir()
+    with written_whole(tmp_path / "target") as second:
+        assert second == unfinished
+        second.mkdir()
     assert os.listdir(tmp_path / "target") == []
 
 

@@ -67,18 +67,18 @@ def test_pairs_are_encoded_as_the_tokenizer_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segments: bool
 ) -> None:
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path))
-    wanted = TextInput("toy", 16, bert_pairs) if segments else byte_text()
-    tokenizer = wanted.load_tokenizer()
+    text_input = TextInput("toy", 16, bert_pairs) if segments else byte_text()
+    tokenizer = text_input.load_tokenizer()
     pairs = dict(enumerate(Pairs().examples().inputs))
     for seed in (None, 0):
-        data = prepare(Pairs(), wanted, split_seed=seed)
+        data = prepare(Pairs(), text_input, split_seed=seed)
         for split in (data.train, data.validation, data.test):
             assert isinstance(split, TextSplit)
             chosen = [pairs[int(i)] for i in split.ids]
             own = tokenizer(
                 *map(list, zip(*chosen, strict=True)),
                 truncation=True,
-                max_length=wanted.max_tokens,
+                max_length=text_input.max_tokens,
                 padding=True,
                 return_tensors="pt",
             )
@@ -98,9 +98,9 @@ def test_a_bert_reads_the_segments_of_pairs(tmp_path: Path, monkeypatch: pytest.
     backbone = load("tiny-random-bert")
     batch = split.batch(torch.arange(4))
     with torch.no_grad():
-        told = backbone.module(**batch)
+        with_segments = backbone.module(**batch)
         untold = backbone.module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    assert not torch.allclose(told, untold, atol=1e-4)
+    assert not torch.allclose(with_segments, untold, atol=1e-4)
 
 
 # --- how examples are fed ---
@@ -121,15 +121,15 @@ def fed(**row: Any) -> Any:
 def test_padding_to_the_maximum(online: Hub) -> None:
     from bench.training.loop import batches
 
-    longest, whole = fed(task="cola"), fed(task="cola", padding="max_tokens", max_tokens=100)
-    assert whole[0].id != fed(task="cola", max_tokens=100)[0].id
-    batch = whole[1].train.batch(torch.tensor([0, 5]))
+    longest, padded = fed(task="cola"), fed(task="cola", padding="max_tokens", max_tokens=100)
+    assert padded[0].id != fed(task="cola", max_tokens=100)[0].id
+    batch = padded[1].train.batch(torch.tensor([0, 5]))
     assert batch["input_ids"].shape == (2, 100)
     narrow = longest[1].train.batch(torch.tensor([0, 5]))["input_ids"]
     assert torch.equal(batch["input_ids"][:, : narrow.shape[1]], narrow)
     assert (batch["input_ids"][:, narrow.shape[1] :] == 1).all()
     assert not batch["attention_mask"][:, narrow.shape[1] :].any()
-    order = torch.cat(list(batches(whole[1].train, 16, torch.Generator().manual_seed(0))))
+    order = torch.cat(list(batches(padded[1].train, 16, torch.Generator().manual_seed(0))))
     assert order.tolist() == torch.randperm(72, generator=torch.Generator().manual_seed(0)).tolist()
 
 
@@ -142,9 +142,9 @@ def test_images_squashed_then_cut_and_not_normalised(online: Hub) -> None:
     assert isinstance(split, ImageSplit)
     stored = dict(zip(*(lambda e: (e.ids, e.inputs))(TASKS.get("eurosat").examples()), strict=True))
     image = Image.fromarray(stored[int(split.ids[0])]).resize((40, 40), Image.Resampling.BILINEAR)
-    wanted = np.asarray(image)[4:36, 4:36].transpose(2, 0, 1) / 255
-    given = split.batch(torch.tensor([0]))["pixel_values"][0]
-    assert np.allclose(given.numpy(), wanted, atol=1e-6)
+    expected = np.asarray(image)[4:36, 4:36].transpose(2, 0, 1) / 255
+    actual = split.batch(torch.tensor([0]))["pixel_values"][0]
+    assert np.allclose(actual.numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,11 @@ def test_a_folder_that_is_called_like_a_split_is_no_split(tmp_path: Path) -> Non
             rows = {"sentence": [f"{part} {i}" for i in range(size)], "label": [i % 2 for i in range(size)]}
             datasets.Dataset.from_dict(rows).to_parquet(home / f"{part}.parquet")
     for folder in ("data/validation", "data", "validation"):
-        found = task_of("cola", DataSource(local=tmp_path / folder)).examples()
-        told = Counter(zip(found.splits or (), (text.split()[0] for text in found.inputs), strict=True))
-        assert told == {("train", "train"): 40, ("test", "validation"): 20}
+        examples = task_of("cola", DataSource(local=tmp_path / folder)).examples()
+        counts = Counter(
+            zip(examples.splits or (), (text.split()[0] for text in examples.inputs), strict=True)
+        )
+        assert counts == {("train", "train"): 40, ("test", "validation"): 20}
 
 
 def test_copies_in_hidden_folders_are_no_data(tmp_path: Path) -> None:

@@ -46,16 +46,16 @@ def test_a_path_is_never_followed(
 ) -> None:
     secret = tmp_path / "secret.png"
     secret.write_bytes(encoded(PIXELS))
-    asked: list[str] = []
+    paths: list[str] = []
     opened = Image.open
 
     def recorded(file: Any, *args: Any, **options: Any) -> Any:
-        asked.append(str(file))
+        paths.append(str(file))
         return opened(file, *args, **options)
 
     monkeypatch.setattr(Image, "open", recorded)
     monkeypatch.setattr(
-        "datasets.features.image.xopen", lambda path, *_, **__: asked.append(path) or secret.open("rb")
+        "datasets.features.image.xopen", lambda path, *_, **__: paths.append(path) or secret.open("rb")
     )
     path = str(secret) if where == "a file" else "https://example.org/secret.png"
     rows = [GOOD, {"bytes": None, "path": path}]
@@ -63,7 +63,7 @@ def test_a_path_is_never_followed(
         rows = [path, path]
     with pytest.raises(UserError, match=r"test split.*embedded"):
         list(of_rows(tmp_path, *rows).inputs)
-    assert not [one for one in asked if "secret" in one]
+    assert not [path_read for path_read in paths if "secret" in path_read]
 
 
 def test_a_program_is_no_image(tmp_path: Path) -> None:

@@ -49,13 +49,13 @@ def test_splits_of_images(online: Hub, name: str, sizes: tuple[int, ...]) -> Non
     assert sorted(every) == sorted(examples.ids)
     counts = [len(positions) for positions in split.values()]
     # Ten images of each land: a percent is one of them only for some.
-    assert max(abs(n - wanted) for n, wanted in zip(counts, sizes, strict=True)) <= (
+    assert max(abs(n - expected) for n, expected in zip(counts, sizes, strict=True)) <= (
         10 if name == "eurosat" else 0
     )
     # The repository's splits that are in each of ours.
-    wanted = {"dtd": ({0}, {1}, {2}), "dtd-merged": ({0}, {0}, {2}), "eurosat": ({0, 1, 2},) * 3}[name]
-    found = tuple({i // 10**9 for i in positions} for positions in split.values())
-    assert found == wanted or (name == "eurosat" and found[0] == wanted[0])
+    expected = {"dtd": ({0}, {1}, {2}), "dtd-merged": ({0}, {0}, {2}), "eurosat": ({0, 1, 2},) * 3}[name]
+    blocks = tuple({i // 10**9 for i in positions} for positions in split.values())
+    assert blocks == expected or (name == "eurosat" and blocks[0] == expected[0])
 
 
 def test_dtd_s_partition_serves_as_the_merged_one_too(online: Hub) -> None:
@@ -88,8 +88,8 @@ def test_the_cut_parts_no_duplicates_and_official_examples_are_all_kept(tmp_path
 
 def test_per_seed_deals_anew_for_each_seed_but_never_the_official_test(online: Hub) -> None:
     for name in ("cola", "eurosat", "dtd"):
-        first, again, other = (parts(prepared(name, seed)[1]) for seed in (0, 0, 1))
-        assert first == again
+        first, repeated, other = (parts(prepared(name, seed)[1]) for seed in (0, 0, 1))
+        assert first == repeated
         assert first["train"] != other["train"]
         same_test = sorted(first["test"]) == sorted(other["test"])
         assert same_test is (name != "eurosat")
@@ -104,12 +104,12 @@ def test_a_pool_gives_the_examples_that_a_fixed_split_gives(online: Hub, name: s
     fixed, seeded = prepared(name)[1], prepared(name, 3)[1]
 
     def rows(data: PreparedData) -> dict[int, tuple[int, bytes]]:
-        found = {}
+        by_id = {}
         for split in (data.train, data.validation, data.test):
             for i in range(len(split)):
                 (first, *_) = split.batch(torch.tensor([i])).values()
-                found[int(split.ids[i])] = (int(split.labels[i]), first.numpy().tobytes())
-        return found
+                by_id[int(split.ids[i])] = (int(split.labels[i]), first.numpy().tobytes())
+        return by_id
 
     assert rows(fixed) == rows(seeded)
 

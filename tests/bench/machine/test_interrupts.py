@@ -216,12 +216,12 @@ def test_failures_within_a_cleanup_do_not_interrupt_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "output"),
     [(LOST_AT_EXIT, "ignored KeyboardInterrupt\n"), (LOST_AT_THE_END, "")],
     ids=["in it", "before it"],
 )
-def test_a_swallowed_interrupt_leaves_the_exit_alone(program: str, told: str) -> None:
-    assert printed(SWALLOWED + program) == (told, 0)
+def test_a_swallowed_interrupt_leaves_the_exit_alone(program: str, output: str) -> None:
+    assert printed(SWALLOWED + program) == (output, 0)
 
 
 # --- while the program starts ---

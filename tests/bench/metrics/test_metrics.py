@@ -40,9 +40,9 @@ def made(name: str, kind: Kind, rows: int = 150) -> tuple[Metric, NDArray[Any], 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_scores_lie_within_the_bounds_and_a_perfect_one_on_the_better(name: str, kind: Kind) -> None:
-    metric, targets, given = made(name, kind)
+    metric, targets, answers = made(name, kind)
     low, high = metric.bounds
-    assert all(low <= metric.score(targets, answers) <= high for answers in (given, given[::-1]))
+    assert all(low <= metric.score(targets, order) <= high for order in (answers, answers[::-1]))
     if metric.reads == "answers":
         assert metric.score(targets, targets) == pytest.approx(high if metric.higher else low)
 
@@ -71,17 +71,20 @@ LIBRARY: dict[tuple[str, Kind], Any] = {
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_score_is_the_librarys(name: str, kind: Kind) -> None:
-    metric, targets, given = made(name, kind)
-    assert metric.score(targets, given) == pytest.approx(LIBRARY[name, kind](targets, given), abs=1e-12)
+    metric, targets, answers = made(name, kind)
+    assert metric.score(targets, answers) == pytest.approx(LIBRARY[name, kind](targets, answers), abs=1e-12)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_contributions_make_up_the_score_and_vary_as_the_jackknifes(name: str, kind: Kind) -> None:
-    metric, targets, given = made(name, kind)
-    found, jackknife = metric.contributions(targets, given), Metric.contributions(metric, targets, given)
-    assert found.mean() == pytest.approx(metric.score(targets, given), abs=1e-9)
-    assert np.corrcoef(found, jackknife)[0, 1] > 0.999
-    assert found.std() == pytest.approx(jackknife.std(), rel=0.03)
+    metric, targets, answers = made(name, kind)
+    contributions, jackknife = (
+        metric.contributions(targets, answers),
+        Metric.contributions(metric, targets, answers),
+    )
+    assert contributions.mean() == pytest.approx(metric.score(targets, answers), abs=1e-9)
+    assert np.corrcoef(contributions, jackknife)[0, 1] > 0.999
+    assert contributions.std() == pytest.approx(jackknife.std(), rel=0.03)
 
 
 def test_only_errors_are_better_when_they_are_less() -> None:

@@ -46,11 +46,11 @@ def test_labels_are_in_the_rows_and_in_no_id() -> None:
 
 def test_a_part_is_named_by_label_or_name() -> None:
     made = plan(**LABELLED)
-    for asked in (
+    for selection in (
         {"methods": ["ours"], "tasks": ["Digits (8×8)"], "backbones": ["ViT, random"]},
         {"methods": ["LoRA"], "tasks": ["digits"], "backbones": ["tiny-random-vit"]},
     ):
-        assert [row.method for row in made.select(Part(**asked)).rows] == ["ours"]
+        assert [row.method for row in made.select(Part(**selection)).rows] == ["ours"]
 
 
 def test_a_search_goes_on_under_another_label() -> None:
@@ -77,8 +77,8 @@ def test_labels_tell_two_folders_of_one_name_apart(tmp_path: Path) -> None:
 def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:
     sweep = {"training": {"lr": [1e-3, 3e-3]}, "rank": [1, 2]}
     made = plan(methods=[{"method": "lora", "training": {"clip": 1}, "each": sweep}])
-    found = [(trial.method["rank"], trial.recipe.lr, trial.recipe.clip) for trial in made.trials]
-    assert sorted(found) == [(1, 1e-3, 1), (1, 3e-3, 1), (2, 1e-3, 1), (2, 3e-3, 1)]
+    settings = [(trial.method["rank"], trial.recipe.lr, trial.recipe.clip) for trial in made.trials]
+    assert sorted(settings) == [(1, 1e-3, 1), (1, 3e-3, 1), (2, 1e-3, 1), (2, 3e-3, 1)]
     assert {row.method for row in made.rows} == {"LoRA [clip=1.0, lr=0.001]", "LoRA [clip=1.0, lr=0.003]"}
     by_hand = [
         {"method": "lora", "rank": rank, "training": {"clip": 1, "lr": lr}}

@@ -63,8 +63,8 @@ def test_the_tuned_suite_differs_from_the_untuned_one_in_its_studies_and_the_dec
     tuned, untuned = (load_suite(SUITES / f"{name}.yaml") for name in ("paper", "paper_untuned"))
     assert tuned.studies is not None
     assert untuned.tuning is None
-    told = {"name", "description", "closing", "tuning", "seeds", "training"}
-    assert tuned.model_dump(exclude=told) == untuned.model_dump(exclude=told)
+    fields = {"name", "description", "closing", "tuning", "seeds", "training"}
+    assert tuned.model_dump(exclude=fields) == untuned.model_dump(exclude=fields)
     assert tuned.training.adapter_decay == 0
     assert untuned.training.adapter_decay == 0.01
     # Studies choose the rate.
@@ -85,8 +85,8 @@ def test_every_task_meets_the_backbone_of_its_modality_with_five_seeds(plans: di
 
 
 def test_the_comparison_has_what_the_paper_has_and_lacks(plans: dict[str, Plan]) -> None:
-    found = rows(plans["paper_untuned"])
-    counts = {name: row.parameters for name, row in found.items()}
+    by_name = rows(plans["paper_untuned"])
+    counts = {name: row.parameters for name, row in by_name.items()}
     lora = 221_184
     assert counts["LoRA, isorank 4"] == counts["LoRA (targets=qkvo) (3,)"] == lora
     assert counts["LoRA (targets=qkvo+mlp) (1,)"] == 165_888
@@ -97,7 +97,9 @@ def test_the_comparison_has_what_the_paper_has_and_lacks(plans: dict[str, Plan])
     assert counts["CaRA (32,)"] == 85_440
     assert counts["TensLoRA att_qkv_depth, isorank 4"] == 4_460
     for variant in VARIANTS:
-        budgets = {row.budget for row in found.values() if row.budget and row.title == f"TensLoRA {variant}"}
+        budgets = {
+            row.budget for row in by_name.values() if row.budget and row.title == f"TensLoRA {variant}"
+        }
         assert budgets == {"isorank 4", *(f"isoparameters {rank}" for rank in (1, 2, 4, 8))}
         orders = [name for name in counts if name.startswith(f"TensLoRA {variant} (heads=interleaved)")]
         assert len(orders) == (2 if "att" in variant else 0)

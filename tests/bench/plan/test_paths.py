@@ -109,7 +109,7 @@ def test_a_file_of_weights_that_is_not_there_is_told_too(home: Path) -> None:
 
 def test_a_search_goes_on_when_its_data_have_moved(home: Path, made: Path) -> None:
     studies = optuna.storages.InMemoryStorage()
-    found = []
+    searches = []
     for folder in (home, made):
         options = {"search": {"trials": 2}, "methods": ["lora"], "budgets": [{"isoparameters": 2}]}
         file = folder / "suites" / "searched.yaml"
@@ -117,5 +117,5 @@ def test_a_search_goes_on_when_its_data_have_moved(home: Path, made: Path) -> No
         suite = load_suite(file)
         ((_, cell),) = cells(suite)
         assert suite.search
-        found.append(RankSearch(cell, suite.search, studies, "one name"))
-    assert found[0].size == found[1].size
+        searches.append(RankSearch(cell, suite.search, studies, "one name"))
+    assert searches[0].size == searches[1].size

@@ -75,8 +75,8 @@ def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own()
 def test_one_offset_lies_in_each_stratum_of_the_window(points: int, decades: float) -> None:
     section = Studies.model_validate({"points": points, "lr": {"decades": decades}})
     for study in range(20):
-        found = offsets(section, study, "toys")
-        strata = [int((offset + decades / 2) / (decades / points)) for offset in found]
+        window_offsets = offsets(section, study, "toys")
+        strata = [int((offset + decades / 2) / (decades / points)) for offset in window_offsets]
         assert sorted(strata) == list(range(points))
     orders = {
         tuple(sorted(range(points), key=offsets(section, study, "toys").__getitem__)) for study in range(20)
@@ -113,7 +113,7 @@ def test_trials_run_study_by_study() -> None:
     assert studies is not None
     for order in (made.trials, longest_first(made, made.trials, ())):
         numbers = [studies.place(trial.seed)[0] for trial in order]
-        assert all(one <= other for one, other in pairwise(numbers))
+        assert all(earlier <= later for earlier, later in pairwise(numbers))
 
 
 def test_a_fitted_head_is_a_single_trial_in_the_first_study() -> None:

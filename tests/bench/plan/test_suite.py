@@ -312,11 +312,11 @@ def test_an_override_may_not_give_both_lengths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "precision"),
+    ("requested", "device", "precision"),
     [("auto", "cpu", "fp32"), ("auto", "cuda:1", "bf16"), ("fp32", "cuda", "fp32"), ("bf16", "cpu", "bf16")],
 )
-def test_precision_is_resolved_by_the_device(asked: str, device: str, precision: str) -> None:
-    assert recipe({"precision": asked}, device=device).precision == precision
+def test_precision_is_resolved_by_the_device(requested: str, device: str, precision: str) -> None:
+    assert recipe({"precision": requested}, device=device).precision == precision
 
 
 def test_a_suite_cannot_be_changed() -> None:
@@ -336,7 +336,7 @@ def test_a_suite_knows_the_text_that_it_was_read_from(tmp_path: Path) -> None:
     file.write_text(f"# Two seeds are enough.\n{file.read_text()}")
     assert load_suite(file).source.text == file.read_text()
     fields = {**VISION, "backbones": [{"local": "folder"}]}
-    given = load_suite(fields).source
-    assert given.name == ""
+    source = load_suite(fields).source
+    assert source.name == ""
     # As it was given: the whole path would be that of one machine.
-    assert parse(given.text)["backbones"] == [{"local": "folder"}]
+    assert parse(source.text)["backbones"] == [{"local": "folder"}]

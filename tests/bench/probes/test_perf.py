@@ -26,8 +26,8 @@ def wide() -> LoadedBackbone:
 
 
 def labels(names: list[str]) -> list[tuple[str, str]]:
-    found = perf.contenders(names, perf.RANK_MODES, wide())
-    return [(contender.label, contender.rank_mode) for contender in found]
+    contenders = perf.contenders(names, perf.RANK_MODES, wide())
+    return [(contender.label, contender.rank_mode) for contender in contenders]
 
 
 def test_floor_and_lora_come_first_and_each_rank_mode_once() -> None:
@@ -47,10 +47,10 @@ def test_what_adapts_other_layers_stands_beside_lora_on_them() -> None:
 
 
 def test_all_is_every_method_and_every_variant() -> None:
-    found = {contender.label for contender in perf.contenders(["all"], ["isorank"], wide())}
+    labels_of_all = {contender.label for contender in perf.contenders(["all"], ["isorank"], wide())}
     every = [template for name in METHODS for template in METHODS.get(name).listed()]
-    assert {template.label for template in every if not template.fits_head} <= found
-    assert "converged head" not in found
+    assert {template.label for template in every if not template.fits_head} <= labels_of_all
+    assert "converged head" not in labels_of_all
     with pytest.raises(UserError, match="converged_head"):
         perf.contenders(["lora", "converged_head"], ["isorank"], wide())
 
@@ -64,8 +64,8 @@ def test_of_all_what_does_not_suit_the_backbone_is_left_out_with_a_warning(
     monkeypatch.setattr(METHODS.get("cara"), "check", refuse)
     backbone = load("tiny-random-vit")
     with pytest.warns(UserWarning, match="left out: CaRA takes no such"):
-        found = perf.contenders(["all"], ["isorank"], backbone)
-    assert "CaRA" not in {contender.label for contender in found}
+        contenders = perf.contenders(["all"], ["isorank"], backbone)
+    assert "CaRA" not in {contender.label for contender in contenders}
     with pytest.raises(UserError, match="takes no such"):
         perf.contenders(["cara"], ["isorank"], backbone)
 

@@ -78,11 +78,11 @@ def dense(adapter: Adapter, geometry: Geometry) -> Tensor:
 def test_the_spectrum_is_that_of_the_dense_tensor(options: dict[str, Any], geometry: Geometry) -> None:
     adapter = attached(options, geometry)
     tensor = dense(adapter, geometry)
-    found = spectrum(adapter, geometry)
-    assert tuple(found) == MODES
+    spectra = spectrum(adapter, geometry)
+    assert tuple(spectra) == MODES
     for index, mode in enumerate(MODES):
         expected = torch.linalg.svdvals(tensor.movedim(index, 0).flatten(1))
-        values = torch.tensor(found[mode].singular_values, dtype=torch.float64)[: len(expected)]
+        values = torch.tensor(spectra[mode].singular_values, dtype=torch.float64)[: len(expected)]
         assert torch.allclose(values, expected, atol=1e-5 * float(expected[0])), mode
 
 
@@ -119,11 +119,11 @@ def test_a_part_is_taken_from_the_weights_and_given_back() -> None:
     def difference(site: Site) -> Tensor:
         return adapter.bases[site].weight.data - plain[site]
 
-    def whole() -> bool:
+    def unchanged() -> bool:
         return all(torch.allclose(difference(site), delta, atol=1e-6) for site, delta in deltas.items())
 
     with merged(adapter, "cpu") as backbone:
-        assert whole()
+        assert unchanged()
         with backbone.without(Component(layer=1)):
             assert not difference(Site(1, "query")).any()
             assert difference(Site(0, "query")).any()
@@ -135,7 +135,7 @@ def test_a_part_is_taken_from_the_weights_and_given_back() -> None:
             assert difference(Site(0, "key"))[:size].any()
             assert not difference(Site(0, "output"))[:, size:].any()
             assert difference(Site(0, "fc1")).any()
-        assert whole()
+        assert unchanged()
     assert not adapter.merged
     assert not any(difference(site).any() for site in deltas)
 
@@ -205,9 +205,9 @@ def test_a_trained_adapter_with_ranks_to_spare_shows_the_true_ones(seed: int) ->
     assert outcome.final.metric > 0.9
     adapter = from_identity(trial.method).attach(backbone, torch.Generator())
     adapter.load(outcome.adapter)
-    found = spectrum(adapter, GEOMETRY)
-    assert {mode: values.rank_99 for mode, values in found.items()} == TRUE_RANKS
-    assert {mode: round(values.effective_rank) for mode, values in found.items()} == TRUE_RANKS
+    spectra = spectrum(adapter, GEOMETRY)
+    assert {mode: values.rank_99 for mode, values in spectra.items()} == TRUE_RANKS
+    assert {mode: round(values.effective_rank) for mode, values in spectra.items()} == TRUE_RANKS
 
 
 # --- the command ---
@@ -236,16 +236,16 @@ def test_the_command_shows_stores_and_draws(finished: Any, call: Call) -> None:
     for record in records:
         assert store.client.get_run(record.run_id).data.tags["redundancy"] == "yes"
         path = store.client.download_artifacts(record.run_id, "redundancy.json")
-        found = json.loads(Path(path).read_text())
-        assert found["trial_id"] == record.trial_id
-        assert set(found["modes"]) == set(MODES)
-        parts = {(c["layer"], c["projection"], c["head"]): c for c in found["components"]}
-        for given in ((True, False, False), (False, True, False), (False, False, True)):
-            shares = [c["share"] for key, c in parts.items() if tuple(k is not None for k in key) == given]
+        document = json.loads(Path(path).read_text())
+        assert document["trial_id"] == record.trial_id
+        assert set(document["modes"]) == set(MODES)
+        parts = {(c["layer"], c["projection"], c["head"]): c for c in document["components"]}
+        for mask in ((True, False, False), (False, True, False), (False, False, True)):
+            shares = [c["share"] for key, c in parts.items() if tuple(k is not None for k in key) == mask]
             assert sum(shares) == pytest.approx(1)
-        whole = parts[None, None, None]
-        assert whole["share"] == pytest.approx(1)
-        assert found["norm"] > 0
+        all_parts = parts[None, None, None]
+        assert all_parts["share"] == pytest.approx(1)
+        assert document["norm"] > 0
         sites = [c for key, c in parts.items() if None not in key[:2] and key[2] is None]
         assert len(sites) == 6
         assert all(-1 <= c["drop"] <= 1 for c in sites)
@@ -255,8 +255,8 @@ def test_the_command_shows_stores_and_draws(finished: Any, call: Call) -> None:
 def test_drops_can_be_left_out_and_the_backbone_stays(finished: Any) -> None:
     _, store, uri = finished
     record = next(record for record in store.records() if record.tags["method"] == "LoRA")
-    found = analyse(uri, record.run_id, drops=False)
-    assert {component.drop for component in found.components} == {None}
+    result = analyse(uri, record.run_id, drops=False)
+    assert {component.drop for component in result.components} == {None}
 
 
 def test_a_run_that_cannot_be_analysed_ends_with_2(finished: Any, call: Call, tmp_path: Path) -> None:

@@ -21,24 +21,24 @@ def test_an_allocation_sweeps_every_mode_walks_the_path_and_compares(
     section = {"ranks": 2, "path": 3, "isorank": 1, "seeds": [5, 6], "epochs": 1, "modes": ["input", "layer"]}
     made = run(tmp_path, new_store, call, search=None, allocation=section, training={"batch_size": 16})
     assert made.ended.code == 0, made.ended.err
-    found, chosen = made.artifact("allocation"), latest(made.store.records())
-    assert {point["mode"] for point in found["points"]} == {"input", "layer"}
-    for point in found["points"]:
-        assert point["ranks"][found["modes"].index(point["mode"])] == point["rank"]
-        assert point["parameters"] <= found["asked"] == 768
-    for line in (*found["points"], *found["path"], found["heuristic"], found["best"]):
+    allocation, chosen = made.artifact("allocation"), latest(made.store.records())
+    assert {point["mode"] for point in allocation["points"]} == {"input", "layer"}
+    for point in allocation["points"]:
+        assert point["ranks"][allocation["modes"].index(point["mode"])] == point["rank"]
+        assert point["parameters"] <= allocation["asked"] == 768
+    for line in (*allocation["points"], *allocation["path"], allocation["heuristic"], allocation["best"]):
         records = [chosen[id_] for id_ in line["trials"].values()]
         assert [record.tags["seed"] for record in records] == ["5", "6"]
         assert {(r.status, r.tags["phase"], r.tags["evaluated"]) for r in records} == {
             ("FINISHED", "allocation", "validation")
         }
-    assert found["path"][0]["ranks"] == [1, 1, 1, 1]
-    assert found["path"][-1]["ranks"] == found["heuristic"]["ranks"] == [7, 7, 3, 2]
-    assert [line["label"] for line in found["final"]] == ["best allocation", "heuristic"]
+    assert allocation["path"][0]["ranks"] == [1, 1, 1, 1]
+    assert allocation["path"][-1]["ranks"] == allocation["heuristic"]["ranks"] == [7, 7, 3, 2]
+    assert [line["label"] for line in allocation["final"]] == ["best allocation", "heuristic"]
     before = len(made.store.records())
-    again = call("search", made.suite, "--store", made.uri)
-    assert (again.code, len(made.store.records())) == (0, before)
-    assert "one mode at a time" in again.out
+    rerun = call("search", made.suite, "--store", made.uri)
+    assert (rerun.code, len(made.store.records())) == (0, before)
+    assert "one mode at a time" in rerun.out
 
 
 def test_ranks_are_log_spaced_and_few() -> None:
@@ -69,9 +69,9 @@ def test_no_point_of_a_path_exceeds_the_budget(variant: str, budget: int, modes:
 
 def test_importance_finds_the_mode_that_matters() -> None:
     points = [((i, j), 0.5 + 0.1 * i) for i in (1, 2, 4, 8) for j in (1, 2, 4)]
-    found = importances(("input", "output"), points)
-    assert set(found) == {"fanova", "mean_decrease_impurity", "ped_anova"}
-    for values in found.values():
+    importance = importances(("input", "output"), points)
+    assert set(importance) == {"fanova", "mean_decrease_impurity", "ped_anova"}
+    for values in importance.values():
         assert values["input"] > 0.8
     assert importances(("input", "output"), points[:3]) == {}
     assert set(importances(("input", "output"), [((i, 3), v) for (i, _), v in points])["fanova"]) == {"input"}

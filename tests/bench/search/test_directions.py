@@ -68,14 +68,14 @@ def test_a_search_chooses_the_better_point(metric: str, objectives: str) -> None
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
     for rank, value in ((1, 0.3), (2, 0.5)):
-        told = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
+        attributes = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
         values = [value, 10.0] if search.two else [value]
-        search._study.add_trial(optuna.trial.create_trial(values=values, user_attrs=told))
-    found = search.result()
-    assert found.best is not None
-    assert found.best.value == BEST[metric]
+        search._study.add_trial(optuna.trial.create_trial(values=values, user_attrs=attributes))
+    result = search.result()
+    assert result.best is not None
+    assert result.best.value == BEST[metric]
     if search.two:
-        assert [found.trials[number].value for number in found.pareto] == [BEST[metric]]
+        assert [result.trials[number].value for number in result.pareto] == [BEST[metric]]
 
 
 @pytest.mark.parametrize("objectives", ["metric", "metric and parameters"])
@@ -84,23 +84,25 @@ def test_a_search_by_loss_takes_the_lower_loss_whatever_the_score(objectives: st
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
     for rank, loss, score in ((1, 0.9, 0.8), (2, 0.4, 0.3), (3, 0.4, 0.9)):
-        told = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10 * rank}
+        attributes = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10 * rank}
         values = [loss, 10.0 * rank] if search.two else [loss]
-        search._study.add_trial(optuna.trial.create_trial(values=values, user_attrs={**told, "score": score}))
-    found = search.result()
-    assert found.best is not None
-    assert (found.by, found.best.ranks, found.best.loss, found.best.value) == ("loss", (2,), 0.4, 0.3)
-    assert found.tied == (0 if search.two else 1)
+        search._study.add_trial(
+            optuna.trial.create_trial(values=values, user_attrs={**attributes, "score": score})
+        )
+    result = search.result()
+    assert result.best is not None
+    assert (result.by, result.best.ranks, result.best.loss, result.best.value) == ("loss", (2,), 0.4, 0.3)
+    assert result.tied == (0 if search.two else 1)
     if search.two:
-        assert [found.trials[number].ranks for number in found.pareto] == [(1,), (2,)]
+        assert [result.trials[number].ranks for number in result.pareto] == [(1,), (2,)]
 
 
 @pytest.mark.parametrize("metric", BEST)
 def test_importance_is_of_the_better_half(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[float] = []
+    values: list[float] = []
 
     def importances(names: Any, points: Any) -> dict[str, Any]:
-        given.extend(value for _, value in points)
+        values.extend(value for _, value in points)
         return {}
 
     monkeypatch.setattr(bench.search.study, "importances", importances)
@@ -108,10 +110,10 @@ def test_importance_is_of_the_better_half(metric: str, monkeypatch: pytest.Monke
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
     for rank, value in ((1, 0.3), (2, 0.5)):
-        told = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
-        search._study.add_trial(optuna.trial.create_trial(values=[value], user_attrs=told))
+        attributes = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
+        search._study.add_trial(optuna.trial.create_trial(values=[value], user_attrs=attributes))
     search.result()
-    assert abs(max(given)) == BEST[metric]
+    assert abs(max(values)) == BEST[metric]
 
 
 @pytest.mark.parametrize("metric", BEST)
@@ -128,10 +130,10 @@ def test_the_best_points_are_shown_first(metric: str) -> None:
         )
         for number, value in enumerate((0.41, 0.3, 0.42, 0.43, 0.5, 0.44, 0.45))
     ]
-    found = search_found(trials=tuple(points))
+    result = search_found(trials=tuple(points))
     record = Record("0", "0", Status.FINISHED, 0, {Tag.METRIC: metric}, {})
     out = io.StringIO()
-    print_search(Console(file=out, width=100), found, {"0": record})
+    print_search(Console(file=out, width=100), result, {"0": record})
     lines = [line for line in out.getvalue().splitlines() if "0." in line]
     shown = [float(line.split()[-1]) for line in lines]
     assert (len(shown), shown[0]) == (5, BEST[metric])

@@ -82,9 +82,9 @@ def test_no_test_split_is_scored(
         for name, prepared in splits.items():
             prepared.append(getattr(self, name))
 
-    def evaluate(backbone: Any, adapter: Any, split: Any, *others: Any) -> Any:
+    def evaluate(backbone: Any, adapter: Any, split: Any, *further: Any) -> Any:
         scored.append(split)
-        return forward(backbone, adapter, split, *others)
+        return forward(backbone, adapter, split, *further)
 
     monkeypatch.setattr(PreparedData, "__init__", remember)
     monkeypatch.setattr(bench.training.loop, "evaluate", evaluate)
@@ -92,8 +92,8 @@ def test_no_test_split_is_scored(
     suite = write(tmp_path, changed(epochs=None, centres=None))
     assert bench.search_suite(suite, store=new_store(tmp_path), out=tmp_path / "chosen.yaml").complete
     assert scored
-    assert all(any(split is known for known in splits["validation"]) for split in scored)
-    assert not any(split is known for split in scored for known in splits["test"])
+    assert all(any(split is own_split for own_split in splits["validation"]) for split in scored)
+    assert not any(split is own_split for split in scored for own_split in splits["test"])
 
 
 def test_the_suite_that_it_writes_has_the_choices_and_runs_as_it_stands(piloted: Piloted) -> None:

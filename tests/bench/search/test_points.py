@@ -48,18 +48,18 @@ def spread(cells: list[tuple[int, ...]], sizes: tuple[int, ...], *axes: int) -> 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "x".join(map(str, sizes)))
 def test_a_design_is_nested_covers_the_grid_and_is_even_at_every_length(sizes: tuple[int, ...]) -> None:
-    whole = design(sizes, prod(sizes))
-    assert sorted(whole) == list(product(*map(range, sizes)))
-    assert whole[0] == tuple(size // 2 for size in sizes)
-    for count in range(1, len(whole) + 1):
-        cells = whole[:count]
-        if count in (1, 8, len(whole)):
-            assert design(sizes, min(count, len(whole))) == cells
+    full = design(sizes, prod(sizes))
+    assert sorted(full) == list(product(*map(range, sizes)))
+    assert full[0] == tuple(size // 2 for size in sizes)
+    for count in range(1, len(full) + 1):
+        cells = full[:count]
+        if count in (1, 8, len(full)):
+            assert design(sizes, min(count, len(full))) == cells
         for axis, size in enumerate(sizes):
             assert spread(cells, sizes, axis) <= 2
             assert len({cell[axis] for cell in cells}) == min(count, size)
-        for one, other in combinations(range(len(sizes)), 2):
-            assert spread(cells, sizes, one, other) <= 3
+        for first_axis, second_axis in combinations(range(len(sizes)), 2):
+            assert spread(cells, sizes, first_axis, second_axis) <= 3
 
 
 def test_a_design_is_the_same_everywhere() -> None:
@@ -90,13 +90,13 @@ def test_the_published_point_comes_before_those_that_all_methods_share(name: str
     shared = points(DEFAULT, DEFAULT, 84, Setting())
     assert len(set(shared)) == 84
     stated = first.model_dump(exclude_none=True)
-    whole = points(DEFAULT, DEFAULT, 100, first)
-    assert whole[0] == shared[0].model_copy(update=stated)
-    assert whole[1:] == [setting for setting in shared if setting != whole[0]]
+    settings = points(DEFAULT, DEFAULT, 100, first)
+    assert settings[0] == shared[0].model_copy(update=stated)
+    assert settings[1:] == [setting for setting in shared if setting != settings[0]]
     assert [points(DEFAULT, DEFAULT, count, first) for count in (1, 8, 84)] == [
-        whole[:1],
-        whole[:8],
-        whole[:84],
+        settings[:1],
+        settings[:8],
+        settings[:84],
     ]
 
 
@@ -136,7 +136,7 @@ def test_what_is_not_tuned_is_not_in_a_point() -> None:
 
 def rates(registered: str, made: Any) -> list[tuple[float, float | None]]:
     (row,) = [row for row in made.of(None).rows if row.family == registered]
-    return [(one.setting.lr, one.setting.head_lr) for one in row.candidates]
+    return [(candidate.setting.lr, candidate.setting.head_lr) for candidate in row.candidates]
 
 
 def test_methods_share_their_points_as_far_as_they_can() -> None:

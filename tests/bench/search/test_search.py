@@ -44,10 +44,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Sea
     with begin(made, 2) as first:
         await_held(first, made.folder)
     let_all_through(made.folder)
-    with begin(made, 0) as one, begin(made, 0) as two:
-        made.ended = [process.output() for process in (one, two)]
-    assert [one.returncode, two.returncode] == [0, 0], made.ended
-    made.trials, made.found = made.study().trials, made.artifact()
+    with begin(made, 0) as driver, begin(made, 0) as other_driver:
+        made.ended = [process.output() for process in (driver, other_driver)]
+    assert [driver.returncode, other_driver.returncode] == [0, 0], made.ended
+    made.trials, made.artifacts = made.study().trials, made.artifact()
     return made
 
 
@@ -64,7 +64,7 @@ def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(kil
 def test_no_point_was_tried_twice(killed: Searched) -> None:
     tried = [t for t in killed.trials if t.state.name in DONE]
     assert len({tuple(trial.user_attrs["ranks"]) for trial in tried}) == 6
-    artifact = killed.found
+    artifact = killed.artifacts
     assert len({tuple(trial["ranks"]) for trial in artifact["trials"]}) == 6
     assert {trial["state"] for trial in artifact["trials"]} <= {"COMPLETE", "PRUNED"}
 
@@ -76,7 +76,7 @@ def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> No
     assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.run_id}
     assert parent.status == "FINISHED"
     chosen = latest(records)
-    artifact = killed.found
+    artifact = killed.artifacts
     for trial in artifact["trials"]:
         record = chosen[trial["trial_id"]]
         assert record.tags["phase"] == "search"
@@ -89,7 +89,7 @@ def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> No
 
 @pytest.mark.processes
 def test_the_best_and_the_heuristic_run_on_fresh_seeds(killed: Searched) -> None:
-    artifact, chosen = killed.found, latest(killed.store.records())
+    artifact, chosen = killed.artifacts, latest(killed.store.records())
     complete = [trial for trial in artifact["trials"] if trial["state"] == "COMPLETE"]
     assert artifact["best"]["value"] == max(trial["value"] for trial in complete)
     assert [line["label"] for line in artifact["final"]] == ["best of the search", "heuristic"]
@@ -110,8 +110,8 @@ def test_another_start_tries_nothing_more_and_a_larger_number_goes_on(
     killed: Searched, call: Call, tmp_path: Path
 ) -> None:
     before = len(killed.store.records())
-    again = call("search", killed.suite, "--store", killed.uri)
-    assert (again.code, len(killed.store.records())) == (0, before)
+    rerun = call("search", killed.suite, "--store", killed.uri)
+    assert (rerun.code, len(killed.store.records())) == (0, before)
     more = call("search", killed.suite, "--store", killed.uri, "--trials", 7)
     assert more.code == 0
     assert sum(killed.states()[state] for state in DONE) == 7
@@ -210,18 +210,18 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
     section = {"trials": 4, "objectives": "metric and parameters", "lr": [1e-3, 1e-2], "core_lr": [1, 16]}
     made = run(tmp_path, new_store, call, methods=["fact_tk"], search=section)
     assert made.ended.code == 0, made.ended.err
-    found = made.artifact()
-    front = [trial for trial in found["trials"] if trial["number"] in found["pareto"]]
+    artifact = made.artifact()
+    front = [trial for trial in artifact["trials"] if trial["number"] in artifact["pareto"]]
     assert front
-    for one in front:
-        mine = (one["value"], -one["parameters"])
-        others = ((t["value"], -t["parameters"]) for t in found["trials"])
-        assert not any(o != mine and o[0] >= mine[0] and o[1] >= mine[1] for o in others)
-    assert len({(*t["ranks"], t["lr"], t["core_lr"]) for t in found["trials"]}) == 4
+    for point in front:
+        mine = (point["value"], -point["parameters"])
+        objectives = ((t["value"], -t["parameters"]) for t in artifact["trials"])
+        assert not any(o != mine and o[0] >= mine[0] and o[1] >= mine[1] for o in objectives)
+    assert len({(*t["ranks"], t["lr"], t["core_lr"]) for t in artifact["trials"]}) == 4
     params = [made.store.client.get_run(record.run_id).data.params for record in made.store.records()]
-    assert {one["recipe.core_lr"] for one in params} >= {"1.0", "16.0"}
+    assert {point["recipe.core_lr"] for point in params} >= {"1.0", "16.0"}
     assert "the front of metric and parameters" in made.ended.out
-    assert all(trial["head_lr"] is None for trial in found["trials"])
+    assert all(trial["head_lr"] is None for trial in artifact["trials"])
 
 
 @pytest.mark.parametrize(
@@ -292,9 +292,11 @@ def test_a_storage_that_cannot_be_used_ends_with_2(tmp_path: Path, new_store: Ne
 
 @pytest.mark.parametrize("scheme", ["mysql", "nothing", "postgresql+psycopg2"])
 def test_no_error_shows_a_storage_s_password(scheme: str) -> None:
-    with pytest.raises(UserError, match=rf"cannot use --storage {re.escape(scheme)}://127.0.0.1:9/x") as told:
+    with pytest.raises(
+        UserError, match=rf"cannot use --storage {re.escape(scheme)}://127.0.0.1:9/x"
+    ) as error:
         open_storage(f"{scheme}://me:secret@127.0.0.1:9/x")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(error.value)
 
 
 # --- a task whose true ranks are known ---
@@ -315,11 +317,11 @@ def test_the_search_prefers_the_true_ranks(tmp_path: Path, new_store: NewStore, 
         )
     assert made.ended.code == 0, made.ended.err
     assert "only 19 points" in made.ended.out
-    found = made.artifact()
+    artifact = made.artifact()
     # The weak ones ended early.
-    assert Counter(trial["state"] for trial in found["trials"])["PRUNED"] > 5
-    assert tuple(found["best"]["ranks"]) == QKV_DEPTH_RANKS
-    second = sorted(trial["value"] for trial in found["trials"] if trial["value"])[-2]
-    assert found["best"]["value"] > second + 0.1
-    best, heuristic = (latest(made.store.records())[line["trials"]["0"]] for line in found["final"])
+    assert Counter(trial["state"] for trial in artifact["trials"])["PRUNED"] > 5
+    assert tuple(artifact["best"]["ranks"]) == QKV_DEPTH_RANKS
+    second = sorted(trial["value"] for trial in artifact["trials"] if trial["value"])[-2]
+    assert artifact["best"]["value"] > second + 0.1
+    best, heuristic = (latest(made.store.records())[line["trials"]["0"]] for line in artifact["final"])
     assert best.metrics["score"] > heuristic.metrics["score"] + 0.2

@@ -47,62 +47,64 @@ def raised(ranks: tuple[int, ...], index: int) -> tuple[int, ...]:
 @pytest.mark.parametrize("options", SIZED, ids=str)
 def test_a_sample_holds_the_budget_and_wastes_none_of_it(options: dict[str, Any]) -> None:
     budget = method("lora", rank=4).count(MINILM)
-    found = space(options, MINILM, budget)
+    rank_space = space(options, MINILM, budget)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(10):
-        ranks = found.suggest(study.ask())
-        sized = found.method.with_size(ranks)
+        ranks = rank_space.suggest(study.ask())
+        sized = rank_space.method.with_size(ranks)
         assert sized.size == ranks
         assert sized.count(MINILM) <= budget
         if len(ranks) > 1:
-            for i, limit in enumerate(found.limits):
-                assert ranks[i] == limit or found.count(raised(ranks, i)) > budget
+            for i, limit in enumerate(rank_space.limits):
+                assert ranks[i] == limit or rank_space.count(raised(ranks, i)) > budget
 
 
 @pytest.mark.parametrize("below", [False, True])
 @pytest.mark.parametrize("variant", ["qkv_depth", "att_depth"])
 def test_the_vectors_are_those_of_a_search_through_all(variant: str, below: bool) -> None:
     budget = 90
-    found = space({"name": "tenslora", "variant": variant}, TINY, budget, below=below)
-    full = found.method.rank_limits(TINY)
+    rank_space = space({"name": "tenslora", "variant": variant}, TINY, budget, below=below)
+    full = rank_space.method.rank_limits(TINY)
     fitting = {
         ranks
         for ranks in product(*(range(1, int(limit or 0) + 1) for limit in full))
-        if found.count(ranks) <= budget
+        if rank_space.count(ranks) <= budget
     }
     if not below:
         fitting = {
             ranks for ranks in fitting if not any(raised(ranks, i) in fitting for i in range(len(ranks)))
         }
-    listed = list(found.vectors())
-    assert len(listed) == len(set(listed)) == found.size(10**6)
+    listed = list(rank_space.vectors())
+    assert len(listed) == len(set(listed)) == rank_space.size(10**6)
     assert set(listed) == fitting
-    assert found.size(3) == 3
+    assert rank_space.size(3) == 3
 
 
 @pytest.mark.parametrize("options", SIZED[:2] + SIZED[4:5], ids=str)
 @pytest.mark.parametrize("below", [False, True])
 def test_every_vector_is_reached_by_its_parameters(options: dict[str, Any], below: bool) -> None:
-    found = space(options, TINY, 120, below=below)
-    for ranks in found.vectors():
-        assert found.suggest(optuna.trial.FixedTrial(found.parameters(ranks))) == ranks
+    rank_space = space(options, TINY, 120, below=below)
+    for ranks in rank_space.vectors():
+        assert rank_space.suggest(optuna.trial.FixedTrial(rank_space.parameters(ranks))) == ranks
 
 
 def test_ranks_follow_the_weights_and_what_is_held_stays() -> None:
-    found = space({"name": "tenslora", "variant": "qkv_depth"}, MINILM, 55_296)
-    wide, narrow, *_ = found.ranks((4, 1, 1, 1)) or ()
+    rank_space = space({"name": "tenslora", "variant": "qkv_depth"}, MINILM, 55_296)
+    wide, narrow, *_ = rank_space.ranks((4, 1, 1, 1)) or ()
     assert 3 < wide / narrow < 5
-    held = found.ranks((38, 38, 3, 6), fixed={0: 100})
+    held = rank_space.ranks((38, 38, 3, 6), fixed={0: 100})
     assert held is not None
     assert held[0] == 100
-    assert found.count(held) <= 55_296 < found.count(raised(held, 1))
-    assert found.ranks((38, 38, 3, 6), fixed={0: 1000}) is None
+    assert rank_space.count(held) <= 55_296 < rank_space.count(raised(held, 1))
+    assert rank_space.ranks((38, 38, 3, 6), fixed={0: 1000}) is None
 
 
 def test_modes_that_are_not_searched_keep_their_rank() -> None:
-    found = space({"name": "tenslora", "variant": "qkv_depth"}, MINILM, 55_296, modes=["input", "output"])
-    assert found.method.size == (38, 38, 3, 6)
-    assert {ranks[2:] for ranks in found.vectors()} == {(3, 6)}
+    rank_space = space(
+        {"name": "tenslora", "variant": "qkv_depth"}, MINILM, 55_296, modes=["input", "output"]
+    )
+    assert rank_space.method.size == (38, 38, 3, 6)
+    assert {ranks[2:] for ranks in rank_space.vectors()} == {(3, 6)}
 
 
 def test_a_mode_that_the_variant_lacks_and_a_budget_below_the_smallest_are_refused() -> None:

@@ -19,7 +19,7 @@ def test_of_several_that_ask_at_once_each_takes_a_trial_of_its_own(tmp_path: Pat
         study.enqueue_trial({"x": number})
     at_once = Barrier(2)
 
-    def asked(storage: optuna.storages.BaseStorage) -> Iterator[int]:
+    def trial_numbers(storage: optuna.storages.BaseStorage) -> Iterator[int]:
         own = optuna.load_study(study_name="one", storage=storage)
         for _ in range(rounds):
             at_once.wait()
@@ -27,5 +27,7 @@ def test_of_several_that_ask_at_once_each_takes_a_trial_of_its_own(tmp_path: Pat
 
     with ThreadPoolExecutor(2) as pool:
         # Each has connections of its own, as processes have.
-        taken = list(pool.map(lambda storage: list(asked(storage)), [open_storage(url), open_storage(url)]))
+        taken = list(
+            pool.map(lambda storage: list(trial_numbers(storage)), [open_storage(url), open_storage(url)])
+        )
     assert sorted(taken[0] + taken[1]) == list(range(2 * rounds))

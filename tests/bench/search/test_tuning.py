@@ -106,13 +106,13 @@ def test_the_choices_are_shown(tuned: tuple[Path, str, Any]) -> None:
 def test_a_second_start_chooses_and_runs_nothing_again(tuned: tuple[Path, str, Any], call: Call) -> None:
     file, uri, _ = tuned
     before = Store.existing(uri, "toy").plan()
-    again = call("run", file, "--store", uri)
-    assert (again.code, len(Store.existing(uri, "toy").records())) == (0, 15)
-    assert "9 tuning trials, 0 to run" in again.out
+    rerun = call("run", file, "--store", uri)
+    assert (rerun.code, len(Store.existing(uri, "toy").records())) == (0, 15)
+    assert "9 tuning trials, 0 to run" in rerun.out
     assert Store.existing(uri, "toy").plan() == before
 
 
-def told(scores: dict[tuple[float, int], tuple[float, float] | None]) -> Callable[..., Result]:
+def scripted_results(scores: dict[tuple[float, int], tuple[float, float] | None]) -> Callable[..., Result]:
     """Gives a tuning trial the score and the loss of its rate and seed; None: it failed."""
 
     def result(trial: Any, row: Any) -> Result:
@@ -163,8 +163,12 @@ def test_ties_are_broken_by_the_other_result_and_counted(
     grids = {"lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
     tuning = {"trials": 2, "seeds": sorted(seeds), "by": by, **grids}
     made = plan(methods=["lora"], tuning=tuning)
-    by_seed = {(rate, 7 + i): one for rate, ended in scores.items() for i, one in enumerate(ended)}
-    store = stored(new_store(tmp_path), made.of("tuning"), told(by_seed))
+    by_seed = {
+        (rate, 7 + i): scores_of_seed
+        for rate, ended in scores.items()
+        for i, scores_of_seed in enumerate(ended)
+    }
+    store = stored(new_store(tmp_path), made.of("tuning"), scripted_results(by_seed))
     (row,) = with_choices(made, store).of(None).rows
     assert row.tuning is not None
     assert (row.tuning.chosen, row.tuning.tied) == ({"lr": lr}, tied)
@@ -207,9 +211,9 @@ def test_a_choice_stays_when_a_tuning_trial_is_tried_again(
     assert first.tuning is not None
     # Of three settings one finished: it is the choice, and its final trials ran.
     assert first.tuning.chosen == made.rows[0].candidates[0].setting.model_dump(exclude_none=True)
-    again = call("run", file, "--store", uri, "--retry-failed")
-    assert "3 tuning trials, 2 to run" in again.out
-    assert again.code == 0
+    rerun = call("run", file, "--store", uri, "--retry-failed")
+    assert "3 tuning trials, 2 to run" in rerun.out
+    assert rerun.code == 0
     assert with_choices(made, store).of(None).rows[0] == first
 
 
@@ -260,7 +264,7 @@ def test_rows_that_share_their_tuning_and_train_differently_both_stand() -> None
     assert len(made.of("tuning").trials) == 3
     short, long = made.of(None).rows
     assert short.tuning == long.tuning
-    assert {trial.recipe.steps for one in long.candidates for trial in one.final.values()} == {8}
+    assert {trial.recipe.steps for candidate in long.candidates for trial in candidate.final.values()} == {8}
 
 
 def test_a_rate_set_for_the_head_is_not_moved_even_where_it_is_the_adapters() -> None:

@@ -38,7 +38,7 @@ class Searched:
     ended: Any = None
     #: Its trials and its artifact as it ended, for tests beside one that goes on with it.
     trials: Sequence[optuna.trial.FrozenTrial] = ()
-    found: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def storage(self) -> str:

@@ -136,9 +136,9 @@ def _understated(pack: Path, target: Path) -> Path:
         content = {name: file.read(name) for name in file.namelist()}
     size, zeros = len(plan[0]), bytes(2**26)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, told in content.items():
+        for name, member in content.items():
             with file.open(name, "w") as stream:
-                stream.write(told)
+                stream.write(member)
                 for _ in range(16 if name.endswith("plan.json") else 0):
                     stream.write(zeros)
         for entry in file.infolist():

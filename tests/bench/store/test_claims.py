@@ -48,9 +48,9 @@ def test_of_several_drivers_one_claims_a_trial(store: Store) -> None:
 
 
 def test_a_claim_holds_against_others_and_again_for_its_driver(store: Store) -> None:
-    one, other = opened(store), opened(store)
-    assert take(one)
-    assert take(one)
+    first, other = opened(store), opened(store)
+    assert take(first)
+    assert take(first)
     assert not take(other)
     assert take(other, "u")
 
@@ -59,26 +59,26 @@ def test_claims_on_several_pages_are_all_known_and_settled(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "PAGE", 1)
-    one = opened(store)
-    assert all(take(one, trial) for trial in ("a", "ab", "b"))
-    assert one.taken() == dict.fromkeys(("a", "ab", "b"), (1, one.driver))
-    one.settle("a")
-    assert set(one.taken()) == {"ab", "b"}
+    own_claims = opened(store)
+    assert all(take(own_claims, trial) for trial in ("a", "ab", "b"))
+    assert own_claims.taken() == dict.fromkeys(("a", "ab", "b"), (1, own_claims.driver))
+    own_claims.settle("a")
+    assert set(own_claims.taken()) == {"ab", "b"}
 
 
 def test_a_claim_that_is_settled_in_the_moment_it_is_contested_is_not_taken(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, late = opened(store), opened(store)
+    first, late = opened(store), opened(store)
     looked = late.taken(), late.living()
-    assert take(one)
+    assert take(first)
     create = late._client.create_registered_model
 
     def contested(*arguments: Any) -> Any:
         try:
             return create(*arguments)
         finally:
-            one.settle("t")
+            first.settle("t")
 
     monkeypatch.setattr(late._client, "create_registered_model", contested)
     assert not late.take("t", *looked)
@@ -176,11 +176,11 @@ def test_a_run_that_its_driver_ends_while_another_one_looks_stays_as_it_ended(
     real, looked = store.running, []
 
     def running(*arguments: Any) -> list[Record]:
-        found = real(*arguments)
+        run_seen = real(*arguments)
         if not looked:
             run.end(Record(status=Status.FINISHED, metrics={"score": 1.0}))
-        looked.append(found)
-        return found
+        looked.append(run_seen)
+        return run_seen
 
     monkeypatch.setattr(store, "running", running)
     assert here.close_stale() == 0
@@ -201,7 +201,7 @@ def test_a_driver_that_ends_frees_its_claims_and_leaves_no_sign(store: Store) ->
 def test_a_claim_whose_answer_was_lost_is_found_to_be_ones_own(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = opened(store), opened(store)
+    first, other = opened(store), opened(store)
     real = MlflowClient.create_registered_model
 
     def twice(self: MlflowClient, *arguments: object) -> object:
@@ -209,7 +209,7 @@ def test_a_claim_whose_answer_was_lost_is_found_to_be_ones_own(
         return real(self, *arguments)
 
     monkeypatch.setattr(MlflowClient, "create_registered_model", twice)
-    assert take(one)
+    assert take(first)
     assert not take(other)
 
 
@@ -238,15 +238,15 @@ def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store:
     (trial,) = made.trials
     first = begun(store, trial, made.rows)
     first.end(failed("error", "as it prepared", ""))
-    asked = failures(store)
-    assert asked == {trial.id: first.run_id}
+    failed_runs = failures(store)
+    assert failed_runs == {trial.id: first.run_id}
     later = begun(store, trial, made.rows)
     later.end(failed("error", "once more, by another driver", ""))
     kinds = []
-    for again in ({}, asked, failures(store)):
+    for retried in ({}, failed_runs, failures(store)):
         events: list[Event] = []
         with session(store) as at_work, Inline("cpu") as place:
-            execute(made, [trial], at_work, place, events.append, retried=again)
+            execute(made, [trial], at_work, place, events.append, retried=retried)
         kinds.append(events[-1].kind)
     assert kinds == ["elsewhere", "elsewhere", "finished"]
 
@@ -339,10 +339,10 @@ def test_a_record_that_is_sent_by_a_later_start_takes_its_claim_with_it(
         end_while_it_is_away(patch)
     assert (len(names(store)), signs(store)) == (1, left)
     assert {run.tags["kind"] for run in store.running()} == {"trial", "suite"}
-    with session(store) as again:
-        assert again.sent == 1
+    with session(store) as later:
+        assert later.sent == 1
         assert names(store) == []
-        assert signs(store) == [again.claims.driver]
+        assert signs(store) == [later.claims.driver]
         assert not store.running()
 
 
@@ -368,11 +368,11 @@ def test_a_driver_that_begins_while_another_sweeps_keeps_its_sign(
     real, begun = MlflowClient.get_experiment, []
 
     def slow(self: MlflowClient, experiment: str) -> Any:
-        found = real(self, experiment)
+        answer = real(self, experiment)
         if not begun:
             begun.append(None)
             begun[0] = opened(store)
-        return found
+        return answer
 
     monkeypatch.setattr(MlflowClient, "get_experiment", slow)
     assert sweeping.silent() == set()

@@ -62,14 +62,14 @@ def test_an_address_is_shown_without_what_opens_it(uri: str, shown: str) -> None
 
 def test_messages_and_folders_do_not_show_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path))
-    one, other = (f"postgresql://host/db?password=secret{i}" for i in (1, 2))
-    assert "secret" not in str(state_folder(one))
+    address, other_address = (f"postgresql://host/db?password=secret{i}" for i in (1, 2))
+    assert "secret" not in str(state_folder(address))
     # A changed password leaves what waits for the store where it is.
-    assert state_folder(one) == state_folder(other)
+    assert state_folder(address) == state_folder(other_address)
     for uri in ("ftp://host/?password=secret", "sqlite:///file.db?password=secret"):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as error:
             connect(uri, create=True)
-        assert "secret" not in str(told.value)
+        assert "secret" not in str(error.value)
 
 
 def test_a_run_that_cannot_be_read_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,11 +81,11 @@ def test_a_run_that_cannot_be_read_shows_no_password(monkeypatch: pytest.MonkeyP
     client: Any = SimpleNamespace(search_experiments=refuse)
     monkeypatch.setattr(trained, "connect", lambda *_, **__: client)
     with (
-        pytest.raises(UserError, match="cannot be read from http://host/: no answer from") as told,
+        pytest.raises(UserError, match="cannot be read from http://host/: no answer from") as error,
         trained.stored_trial(uri, "0123"),
     ):
         pass
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def between(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 def check(store: Store, trials: int) -> None:
     """Each trial exactly once finished, nothing open, no claim and no sign left."""
-    found = store.records()
-    done = Counter(record.trial_id for record in found if record.status == "FINISHED")
+    records = store.records()
+    done = Counter(record.trial_id for record in records if record.status == "FINISHED")
     assert sorted(done.values()) == [1] * trials
     assert not store.running()
     assert not list(
@@ -89,11 +89,11 @@ def test_what_the_store_did_and_could_not_tell_is_taken_up(
     store = Store.create(between.uri, f"untold-{endpoint.rpartition('/')[0].rpartition('/')[2]}")
     lost: list[str] = []
 
-    def choose(asked: str) -> Fault | None:
+    def choose(requested: str) -> Fault | None:
         # The suite's own run is made first.
-        if asked != endpoint or (between.asked[asked] < 2 and "runs" in asked) or lost:
+        if requested != endpoint or (between.requests[requested] < 2 and "runs" in requested) or lost:
             return None
-        lost.append(asked)
+        lost.append(requested)
         return "lost"
 
     between.choose = choose

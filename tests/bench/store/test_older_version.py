@@ -124,11 +124,11 @@ def test_what_its_tuning_chose_is_known(old: Old) -> None:
 def test_what_it_searched_allocated_and_analysed_is_known(old: Old) -> None:
     store = old.store("old-searched")
     (search,) = store.records(Kind.SEARCH)
-    found = store.content(search, Artifact.SEARCH, SearchResult)
-    assert found is not None
-    assert Counter(point.state for point in found.trials) == {"COMPLETE": 8, "PRUNED": 1}
-    assert found.best is not None
-    assert [line.label for line in found.final] == ["best of the search", "heuristic"]
+    result = store.content(search, Artifact.SEARCH, SearchResult)
+    assert result is not None
+    assert Counter(point.state for point in result.trials) == {"COMPLETE": 8, "PRUNED": 1}
+    assert result.best is not None
+    assert [line.label for line in result.final] == ["best of the search", "heuristic"]
     (allocation,) = store.records(Kind.ALLOCATION)
     allocated = store.content(allocation, Artifact.ALLOCATION, AllocationResult)
     assert allocated is not None
@@ -152,20 +152,24 @@ def test_all_of_it_travels_in_a_pack(old: Old, tmp_path: Path, new_store: Callab
     (tmp_path / "other").mkdir()
     uri = new_store(tmp_path / "other")
     assert {merged.name for merged in opening.unpack(first.path, store=uri)} == set(names)
-    again = opening.pack(*names, out=tmp_path / "again.tensorbench.zip", store=uri)
-    assert again.path.read_bytes() == first.path.read_bytes()
+    second = opening.pack(*names, out=tmp_path / "again.tensorbench.zip", store=uri)
+    assert second.path.read_bytes() == first.path.read_bytes()
     # Searches and allocations hold the trials that they tried, as they did.
     there, here = (Store.existing(where, "old-searched") for where in (old.uri, uri))
     for kind in (Kind.SEARCH, Kind.ALLOCATION):
         (before,), (after,) = there.records(kind), here.records(kind)
 
         def nested(store: Store, parent: Record) -> set[str]:
-            return {one.trial_id for one in store.records() if one.tag(Tag.PARENT) == parent.run_id}
+            return {record.trial_id for record in store.records() if record.tag(Tag.PARENT) == parent.run_id}
 
         assert nested(here, after) == nested(there, before) != set()
     ablations = [ablation.read(read(where, ["old-searched"])) for where in (old.uri, uri)]
     assert ablations[0] == ablations[1]
-    assert [found.kind for found in ablations[0]] == ["search", "allocation", "redundancy"]
+    assert [stored_ablation.kind for stored_ablation in ablations[0]] == [
+        "search",
+        "allocation",
+        "redundancy",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,7 @@ def test_it_is_reported_and_exported(old: Old, call: Call) -> None:
     ended = call("report", "old", "old-searched", "--store", old.uri, "--out", report)
     assert ended.code == 0, ended.err
     read = json.loads((report / "report.json").read_text(encoding="utf-8"))
-    assert [found["kind"] for found in read["ablations"]] == ["search", "allocation", "redundancy"]
+    assert [ablation["kind"] for ablation in read["ablations"]] == ["search", "allocation", "redundancy"]
     (first, _) = by_method(old.store("old").records(), "LoRA")
     ended = call("export", first.run_id, "--store", old.uri, "--out", export)
     assert ended.code == 0, ended.err

@@ -100,8 +100,8 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
             executed(store, made)
     # Closed, for whoever sees only the store; the record says how it really ended.
     assert [record.status for record in store.records()] == ["KILLED"]
-    again = Store.existing(store.uri, "toy")
-    with session(again) as at_work:
+    later_store = Store.existing(store.uri, "toy")
+    with session(later_store) as at_work:
         assert at_work.sent == 1
     (record,) = store.records()
     assert record.status == "FINISHED"

@@ -54,9 +54,9 @@ def of_the_client(store: Store, kind: Kind) -> list[str]:
 
 def test_they_are_those_that_the_client_gives(store: Store) -> None:
     for kind in Kind:
-        found = read_tables(store.uri, store.experiment_id, kind)
-        assert found is not None
-        assert shown(found) == of_the_client(store, kind)
+        records = read_tables(store.uri, store.experiment_id, kind)
+        assert records is not None
+        assert shown(records) == of_the_client(store, kind)
     assert [record.status for record in store.records()] == ["RUNNING", "FAILED", "RUNNING"]
     assert len(store.records(Kind.SUITE)) == 1
 
@@ -64,33 +64,33 @@ def test_they_are_those_that_the_client_gives(store: Store) -> None:
 def test_where_the_client_answers_in_pages_all_of_them_are_read(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = of_the_client(store, Kind.TRIAL)
+    expected = of_the_client(store, Kind.TRIAL)
     monkeypatch.setattr(queries, "PAGE", 1)
-    assert of_the_client(store, Kind.TRIAL) == whole
+    assert of_the_client(store, Kind.TRIAL) == expected
 
 
 @pytest.mark.parametrize("changed", ["gone", "without a column"])
 def test_where_mlflow_has_other_tables_the_client_is_asked(
     store: Store, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    whole = shown(store.records())
+    expected = shown(store.records())
     if changed == "gone":
         monkeypatch.delattr(models, "SqlLatestMetric")
     else:
         columns = SimpleNamespace(run_uuid=models.SqlRun.run_uuid)
         monkeypatch.setattr(models, "SqlRun", columns)
     assert read_tables(store.uri, store.experiment_id, Kind.TRIAL) is None
-    assert shown(store.records()) == whole
+    assert shown(store.records()) == expected
 
 
 def test_the_client_gives_the_same_curves_one_by_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = (record.run_id for record in store.records())
-    asked: list[tuple[Any, ...]] = [(), ("train/loss", [third, second, first]), ("train/loss", [second])]
-    whole = [store.curves(*one) for one in asked]
-    assert [len(found) for found in whole] == [3, 1, 0]
+    requests: list[tuple[Any, ...]] = [(), ("train/loss", [third, second, first]), ("train/loss", [second])]
+    frames = [store.curves(*request) for request in requests]
+    assert [len(frame) for frame in frames] == [3, 1, 0]
     monkeypatch.delattr(models, "SqlMetric")
-    for one, found in zip(asked, whole, strict=True):
-        pd.testing.assert_frame_equal(store.curves(*one), found)
+    for request, frame in zip(requests, frames, strict=True):
+        pd.testing.assert_frame_equal(store.curves(*request), frame)
 
 
 def test_a_database_that_is_locked_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +110,6 @@ def test_a_database_that_is_away_is_asked_once_and_says_so() -> None:
     # The client, which would ask again, has nothing to answer with.
     client: Any = SimpleNamespace(tracking_uri=uri)
     experiment: Any = SimpleNamespace(experiment_id="1")
-    with pytest.raises(StoreError, match="Connection refused") as told:
+    with pytest.raises(StoreError, match="Connection refused") as error:
         Store(client, experiment, uri).records()
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(error.value)

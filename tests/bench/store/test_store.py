@@ -87,14 +87,16 @@ def test_every_trial_has_its_record() -> None:
 
 
 def test_only_what_finished_with_a_finite_number_has_a_score() -> None:
-    told = [
+    endings = [
         (Status.FINISHED, 0.5),
         (Status.DUPLICATE, 0.6),
         (Status.FAILED, 0.7),
         (Status.FINISHED, nan),
         (Status.FINISHED, inf),
     ]
-    records = {str(i): Record("", str(i), status, 0, {}, {"score": s}) for i, (status, s) in enumerate(told)}
+    records = {
+        str(i): Record("", str(i), status, 0, {}, {"score": s}) for i, (status, s) in enumerate(endings)
+    }
     records["none"] = Record("", "none", Status.FINISHED, 0, {}, {})
     records["zero"] = Record("", "zero", Status.FINISHED, 0, {}, {"score": 0.0})
     assert [record.score for record in records.values()] == [0.5, None, None, None, None, None, 0.0]
@@ -124,8 +126,8 @@ def test_runs_can_be_filtered_in_mlflow_by_method_task_budget_and_seed(store: St
     for index in range(4):
         begin(store, made, index)
     where = "tags.family = 'lora' and tags.task = 'digits' and tags.budget LIKE '%isoparameters 2%'"
-    found = store.client.search_runs([store.experiment.experiment_id], f"{where} and tags.seed = '1'")
-    assert [run.info.run_name for run in found] == ["LoRA 2 · digits · seed 1"]
+    runs = store.client.search_runs([store.experiment.experiment_id], f"{where} and tags.seed = '1'")
+    assert [run.info.run_name for run in runs] == ["LoRA 2 · digits · seed 1"]
     by_param = store.client.search_runs([store.experiment.experiment_id], "params.method.method = 'lora'")
     assert len(by_param) == 2
 
@@ -287,15 +289,17 @@ def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: st
 
 @pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:9", "http://me:a@secret@127.0.0.1:9"])
 def test_no_error_shows_a_store_s_password(uri: str, no_retries: None) -> None:
-    with pytest.raises(UserError, match=r"the tracking server at http://127.0.0.1:9 does not answer") as told:
+    with pytest.raises(
+        UserError, match=r"the tracking server at http://127.0.0.1:9 does not answer"
+    ) as error:
         Store.create(uri, "toy")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(error.value)
     # MLflow's own words hold the address.
     with pytest.raises(MlflowException, match="secret") as raw:
         MlflowClient(uri).search_experiments()
-    with pytest.raises(StoreError, match=r"127.0.0.1") as told, storing():
+    with pytest.raises(StoreError, match=r"127.0.0.1") as error, storing():
         raise raw.value
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(error.value)
 
 
 def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,10 +352,12 @@ def test_experiments_beyond_what_one_answer_holds_are_found(
         Store.create(uri, name)
     ask = MlflowClient.search_experiments
     monkeypatch.setattr(
-        MlflowClient, "search_experiments", lambda self, **given: ask(self, **given | {"max_results": 1})
+        MlflowClient,
+        "search_experiments",
+        lambda self, **arguments: ask(self, **arguments | {"max_results": 1}),
     )
     every = ["Default", "first", "second", "third"]
-    assert [found.name for found in Store.every(uri)] == every
+    assert [opened_store.name for opened_store in Store.every(uri)] == every
     assert claims.experiments(uri) == every[1:]
     with pytest.raises(UserError, match=r"did you mean 'first'\? \(there: third, second, first\)"):
         Store.existing(uri, "furst")

@@ -151,7 +151,7 @@ def test_link_joins_over_all_keyings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("text", "other", "same"),
     [
         ("Wow -- GREAT!", "wow great", True),
         ("café", "cafe\u0301", True),
@@ -161,13 +161,13 @@ def test_link_joins_over_all_keyings() -> None:
         (" :) ", ":)", True),
     ],
 )
-def test_normalised_text(one: str, other: str, same: bool) -> None:
-    assert (normalise_text(one) == normalise_text(other)) is same
-    assert (normalise_text_2(one) == normalise_text_2(other)) is same
+def test_normalised_text(text: str, other: str, same: bool) -> None:
+    assert (normalise_text(text) == normalise_text(other)) is same
+    assert (normalise_text_2(text) == normalise_text_2(other)) is same
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("text", "other"),
     [
         ("\u0905\u091a\u094d\u091b\u093e", "\u0905\u091a\u094d\u091b\u0940"),  # good, of a man and of a woman
         ("I love it \U0001f600", "I love it \U0001f621"),
@@ -176,10 +176,10 @@ def test_normalised_text(one: str, other: str, same: bool) -> None:
         ("5 $", "5 \u20ac"),
     ],
 )
-def test_marks_and_symbols_tell_texts_of_one_s_own_apart(one: str, other: str) -> None:
-    assert text_content(one, 2) != text_content(other, 2)
+def test_marks_and_symbols_tell_texts_of_one_s_own_apart(text: str, other: str) -> None:
+    assert text_content(text, 2) != text_content(other, 2)
     # By these rules results of registered tasks are published.
-    assert text_content(one) == text_content(other)
+    assert text_content(text) == text_content(other)
 
 
 def test_how_an_emoji_is_drawn_does_not_matter() -> None:
@@ -209,6 +209,6 @@ def test_identity_changes_with_data_and_version() -> None:
 
 
 def test_a_score_by_another_metric_is_another_task_s() -> None:
-    one, other = ToyText(), ToyText()
+    task, other = ToyText(), ToyText()
     other.metric = "matthews"
-    assert one.identity_hash() != other.identity_hash()
+    assert task.identity_hash() != other.identity_hash()

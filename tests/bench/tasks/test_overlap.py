@@ -24,11 +24,11 @@ class OfficialText(ToyText):
     fractions = (100, 0, 0)
 
     def examples(self) -> Examples:
-        found = super().examples()
-        texts = list(found.inputs)
+        data = super().examples()
+        texts = list(data.inputs)
         texts[120:123] = texts[:3]
         texts[150:162] = [text.upper() for text in texts[:12]]
-        return replace(found, inputs=texts, splits=OFFICIAL)
+        return replace(data, inputs=texts, splits=OFFICIAL)
 
 
 class OfficialImages(ToyImages):
@@ -38,22 +38,22 @@ class OfficialImages(ToyImages):
     fractions = (100, 0, 0)
 
     def examples(self) -> Examples:
-        found = super().examples()
-        images = list(found.inputs)
+        data = super().examples()
+        images = list(data.inputs)
         images[30:34] = images[:4]
-        return replace(found, inputs=images, splits=["train"] * 20 + ["validation"] * 10 + ["test"] * 10)
+        return replace(data, inputs=images, splits=["train"] * 20 + ["validation"] * 10 + ["test"] * 10)
 
 
 @pytest.mark.parametrize(
-    ("task", "wanted", "sizes"),
+    ("task", "model_input", "sizes"),
     [(OfficialText(), TEXT, (120, 30, 50, 12)), (OfficialImages(), IMAGES, (20, 10, 10, 4))],
     ids=["texts", "images"],
 )
 def test_official_splits_keep_their_duplicates_and_count_them(
-    own_cache: Path, task: Task, wanted: object, sizes: tuple[int, int, int, int]
+    own_cache: Path, task: Task, model_input: object, sizes: tuple[int, int, int, int]
 ) -> None:
     assert split_sizes(task, ALL, None) is None
-    assert prepare(task, wanted).repeated == sizes[3]  # type: ignore[arg-type]
+    assert prepare(task, model_input).repeated == sizes[3]  # type: ignore[arg-type]
     assert split_sizes(task, ALL, None) == SplitSizes(*sizes)
 
 
@@ -104,8 +104,8 @@ def test_what_is_shown() -> None:
 
 def test_a_check_of_a_task_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS._targets, "official-text", f"{__name__}:OFFICIAL_TEXT")
-    (found,) = (finding for finding in check_task("official-text") if finding.check == "splits")
-    assert found.message == "120 train, 30 validation, 50 test; 12 of test are also in train"
+    (splits,) = (finding for finding in check_task("official-text") if finding.check == "splits")
+    assert splits.message == "120 train, 30 validation, 50 test; 12 of test are also in train"
 
 
 OFFICIAL_TEXT = OfficialText()

@@ -44,13 +44,17 @@ def test_one_table_is_one_task_in_every_format(tmp_path: Path) -> None:
             *(("parquet", "r.parquet"), ("dataset", "d")),
         )
     ]
-    for one in read:
-        found = one.examples()
-        assert (one.classes, one.metric, one.modality) == (("0", "1"), "accuracy", "text")
-        assert list(found.inputs) == [row["body"] for row in ROWS]
-        assert list(found.labels) == [row["stars"] for row in ROWS]
-        assert list(found.groups or ()) == [row["who"] for row in ROWS]
-    assert len({one.data_hash for one in read}) == 5
+    for reviews_task in read:
+        examples = reviews_task.examples()
+        assert (reviews_task.classes, reviews_task.metric, reviews_task.modality) == (
+            ("0", "1"),
+            "accuracy",
+            "text",
+        )
+        assert list(examples.inputs) == [row["body"] for row in ROWS]
+        assert list(examples.labels) == [row["stars"] for row in ROWS]
+        assert list(examples.groups or ()) == [row["who"] for row in ROWS]
+    assert len({reviews_task.data_hash for reviews_task in read}) == 5
 
 
 def test_a_task_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
@@ -66,7 +70,7 @@ def test_a_task_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> N
         reviews(other, metric="f1"),
         reviews(other, classes=["b", "a"]),
     ]
-    assert len({one.identity_hash() for one in (first, *changed)}) == 6
+    assert len({task.identity_hash() for task in (first, *changed)}) == 6
 
 
 def test_groups_and_duplicates_are_on_one_side(tmp_path: Path, own_cache: Path) -> None:
@@ -89,8 +93,8 @@ def test_official_splits_by_file_column_and_name(tmp_path: Path) -> None:
 
     head, *lines = CSV.splitlines(keepends=True)
     parts = {"train": lines[:24], "test": lines[24:]}
-    for split, some in parts.items():
-        (tmp_path / f"{split}.csv").write_text(head + "".join(some))
+    for split, split_lines in parts.items():
+        (tmp_path / f"{split}.csv").write_text(head + "".join(split_lines))
     sides = [*["train"] * 24, *["test"] * 16]
     marked = [f"{line.rstrip()},{side}\n" for line, side in zip(lines, sides, strict=True)]
     datasets.DatasetDict(
@@ -100,9 +104,9 @@ def test_official_splits_by_file_column_and_name(tmp_path: Path) -> None:
     by_file = task(tmp_path, csv={"train": "train.csv", "test": "test.csv"}, **columns)
     by_column = reviews(tmp_path, head.rstrip() + ",fold\n" + "".join(marked), split_by="fold")
     by_name = task(tmp_path, dataset="d", splits={"fit": "train", "dev": "test"}, **columns)
-    for one in (by_file, by_column, by_name):
-        assert list(one.examples().splits or ()) == sides
-        assert one.fractions == (90, 10, 0)
+    for split_task in (by_file, by_column, by_name):
+        assert list(split_task.examples().splits or ()) == sides
+        assert split_task.fractions == (90, 10, 0)
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -132,7 +136,7 @@ def test_classes_in_another_order_are_reordered_and_other_names_rename(tmp_path:
     renamed = {"ant": "Ameise", "bee": "Biene", "cat": "Katze"}
     for classes in (list(renamed.values()), dict(enumerate(renamed.values()))):
         assert class_of_each(task(tmp_path, **described, classes=classes)) == [
-            renamed[one] for one in animals
+            renamed[animal] for animal in animals
         ]
     with pytest.raises(UserError, match=r"row 1: label '1' \('bee'\) is none of the classes"):
         task(tmp_path, **described, classes=["ant", "cat"])
@@ -146,8 +150,8 @@ def test_several_labels_by_columns_and_in_one(tmp_path: Path, own_cache: Path) -
     )
     by_columns = reviews(tmp_path, "body,fun,sad,long\n" + rows, label=list(names), target="multi-label")
     first = list(by_columns.examples().labels)
-    told = ["|".join(n for n, k in zip(names, of_row, strict=True) if k) for of_row in kinds]
-    in_one = "body,tags\n" + "".join(f"w{i} w{i % 11},{tags}\n" for i, tags in enumerate(told))
+    joined_tags = ["|".join(n for n, k in zip(names, of_row, strict=True) if k) for of_row in kinds]
+    in_one = "body,tags\n" + "".join(f"w{i} w{i % 11},{tags}\n" for i, tags in enumerate(joined_tags))
     by_one = reviews(tmp_path, in_one, label="tags", target="multi-label", classes=list(names))
     expected = [tuple(n for n, k in enumerate(of_row) if k) for of_row in kinds]
     assert first == list(by_one.examples().labels) == expected
@@ -285,8 +289,8 @@ def test_the_names_of_columns_may_take_several_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [20, 25, 30, 40, 100, 150, 199])
 def test_a_small_regression_is_dealt_by_the_percentages(tmp_path: Path, own_cache: Path, rows: int) -> None:
     table = "body,stars\n" + "".join(f"w{i} w{i % 7},{i * i % 97}.5\n" for i in range(rows))
-    found = [len(split) for split in splits(prepare(reviews(tmp_path, table, target="regression"), TEXT))]
-    assert found == pytest.approx([0.7 * rows, 0.15 * rows, 0.15 * rows], abs=0.03 * rows)
+    sizes = [len(split) for split in splits(prepare(reviews(tmp_path, table, target="regression"), TEXT))]
+    assert sizes == pytest.approx([0.7 * rows, 0.15 * rows, 0.15 * rows], abs=0.03 * rows)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +317,8 @@ def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -
     (tmp_path / "r.csv").write_text(CSV)
 
     def planned(**row: Any) -> None:
-        whole = {"name": "mine", "csv": str(tmp_path / "r.csv"), "text": "body", "label": "stars", **row}
-        suite = {"tasks": [whole], "backbones": ["tiny-random-bert"], "methods": ["lora"], "seeds": [0, 1]}
+        task = {"name": "mine", "csv": str(tmp_path / "r.csv"), "text": "body", "label": "stars", **row}
+        suite = {"tasks": [task], "backbones": ["tiny-random-bert"], "methods": ["lora"], "seeds": [0, 1]}
         suite["training"] = {"batch_size": 4}
         make_plan(Suite.model_validate({"name": "s", "budgets": [{"isorank": 2}], **suite}))
 
@@ -378,6 +382,6 @@ def test_data_that_are_read_as_before_keep_their_id() -> None:
 def test_the_suite_of_own_data_plans_every_kind() -> None:
     made = make_plan(load_suite(SUITES / "own_data.yaml"))
     assert Counter(trial.task.task for trial in made.trials) == {"reviews": 4, "similarity": 4, "shapes": 4}
-    again = Trial.model_validate(made.trials[0].model_dump(mode="json", exclude_none=True))
-    assert again.id == made.trials[0].id
-    assert again.task.lookup().identity_hash() == made.trials[0].data["task_identity"]
+    reread = Trial.model_validate(made.trials[0].model_dump(mode="json", exclude_none=True))
+    assert reread.id == made.trials[0].id
+    assert reread.task.lookup().identity_hash() == made.trials[0].data["task_identity"]

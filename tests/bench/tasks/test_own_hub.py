@@ -56,8 +56,8 @@ def test_vtab_is_read_from_its_published_layout(tmp_path: Path, own_cache: Path)
         own = row.lookup()
         assert (own.classes, own.sizes) == (("0", "1", "2"), (3, 2, 2))
         # As FacT normalises, whatever the backbone wants.
-        wanted = row.input(IMAGES)
-        assert (wanted.mean, wanted.resize) == ((0.485, 0.456, 0.406), 224)
+        image_input = row.input(IMAGES)
+        assert (image_input.mean, image_input.resize) == ((0.485, 0.456, 0.406), 224)
     data = prepare(rows[0].lookup(), IMAGES)
     assert [sorted(split.ids.tolist()) for split in splits(data)] == [[0, 1, 2], [3, 4], [5, 6]]
 
@@ -82,11 +82,11 @@ def test_glue_is_read_by_the_hubs_columns(tmp_path: Path, name: str) -> None:
         table |= {"label": [labels[i % len(labels)] for i in range(6)], "idx": range(6)}
         file = tmp_path / name.partition("-")[0] / f"{split}-00000-of-00001.parquet"
         pq.write_table(pa.table(table), file)
-    found = TASKS.get(name).at(DataSource(local=tmp_path)).examples()
-    assert Counter(found.splits) == {"train": 6, "test": 6}
+    examples = TASKS.get(name).at(DataSource(local=tmp_path)).examples()
+    assert Counter(examples.splits) == {"train": 6, "test": 6}
     first = tuple(f"train {column} 0" for column in columns)
-    assert found.inputs[0] == (first if len(first) > 1 else first[0])
-    assert list(found.labels[:2]) == labels[:2]
+    assert examples.inputs[0] == (first if len(first) > 1 else first[0])
+    assert list(examples.labels[:2]) == labels[:2]
 
 
 def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> None:

@@ -31,9 +31,9 @@ def test_images_by_class_and_by_list(tmp_path: Path, own_cache: Path) -> None:
     listed = "".join(f"{c}/{i}.png {n}\n" for n, c in enumerate(("round", "square")) for i in range(8))
     (tmp_path / "shapes" / "all.txt").write_text(listed)
     by_list = task(tmp_path, image_list="shapes/all.txt", classes={0: "round", 1: "square"})
-    for one in (by_class, by_list):
-        assert one.classes == ("round", "square")
-        assert Counter(one.examples().labels) == {0: 8, 1: 8}
+    for images_task in (by_class, by_list):
+        assert images_task.classes == ("round", "square")
+        assert Counter(images_task.examples().labels) == {0: 8, 1: 8}
     pictures(tmp_path / "official", *(f"{s}/{c}" for s in ("train", "val", "test") for c in "ab"))
     official = task(tmp_path, images="official")
     assert official.sizes == (16, 16, 16)
@@ -115,8 +115,8 @@ def test_a_plan_finds_images_that_cannot_be_read(tmp_path: Path, own_cache: Path
     plan()
     with pytest.raises(UserError, match="max_tokens does not apply to images"):
         plan(max_tokens=32)
-    whole = file.read_bytes()
-    for content in (whole[: len(whole) // 2], b"<html>no image</html>", b""):
+    image = file.read_bytes()
+    for content in (image[: len(image) // 2], b"<html>no image</html>", b""):
         file.write_bytes(content)
         with pytest.raises(UserError, match=r"a/0.png cannot be read"):
             plan()

@@ -29,10 +29,10 @@ def test_second_preparation_does_no_work(own_cache: Path) -> None:
 
     text = replace(TEXT, load_tokenizer=load)
     first, second = prepare(task, text), prepare(task, text, train_size=10)
-    assert task.asked == len(loaded) == 1
+    assert task.reads == len(loaded) == 1
     assert torch.equal(first.train.ids[:10], second.train.ids)
     prepare(task, text, max_tokens=20)
-    assert task.asked == len(loaded) == 2
+    assert task.reads == len(loaded) == 2
 
 
 def test_text_batch_is_the_tokenizers_own(own_cache: Path) -> None:
@@ -46,15 +46,15 @@ def test_text_batch_is_the_tokenizers_own(own_cache: Path) -> None:
             # The last example ends the buffer, past which padding must not reach.
             for indices in ([0], [len(split) - 1, 3, 3, 7], list(range(len(split)))):
                 texts = [text_of[int(split.ids[i])] for i in indices]
-                wanted = tokenizer()(
+                expected = tokenizer()(
                     texts, truncation=True, max_length=limit, padding=True, return_tensors="pt"
                 )
                 batch = split.batch(torch.tensor(indices))
                 assert set(batch) == {"input_ids", "attention_mask"}
                 for name, tensor in batch.items():
                     assert tensor.dtype == torch.int64
-                    assert torch.equal(tensor, wanted[name])
-                assert split.lengths[indices].tolist() == wanted["attention_mask"].sum(1).tolist()
+                    assert torch.equal(tensor, expected[name])
+                assert split.lengths[indices].tolist() == expected["attention_mask"].sum(1).tolist()
         assert int(data.train.lengths.max()) == limit  # type: ignore[union-attr]
 
 
@@ -68,9 +68,9 @@ def test_image_batch_is_normalised(own_cache: Path) -> None:
     batch = split.batch(torch.tensor([2, 0]))["pixel_values"]
     for row, i in zip(batch, (2, 0), strict=True):
         image = np.asarray(noise[int(split.ids[i])], dtype=np.float64) / 255
-        wanted = (image - np.array(IMAGES.mean)) / np.array(IMAGES.std)
+        expected = (image - np.array(IMAGES.mean)) / np.array(IMAGES.std)
         assert row.dtype == torch.float32
-        assert np.allclose(row.numpy(), wanted.transpose(2, 0, 1), atol=1e-5)
+        assert np.allclose(row.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
     assert torch.equal(split.pixels, before)
 
 
@@ -106,16 +106,16 @@ def test_images_are_cropped_to_their_centre_and_antialiased(own_cache: Path) -> 
 
 def test_subset_sizes(own_cache: Path) -> None:
     task = ToyText()
-    whole = prepare(task, TEXT)
+    full = prepare(task, TEXT)
     part = prepare(task, TEXT, train_size=9, validation_size=1, test_size=30)
     assert [len(split) for split in splits(part)] == [9, 1, 30]
-    for all_of_it, some in zip(splits(whole), splits(part), strict=True):
-        n = len(some)
-        assert torch.equal(all_of_it.ids[:n], some.ids)
-        assert torch.equal(all_of_it.labels[:n], some.labels)
+    for all_of_it, subset in zip(splits(full), splits(part), strict=True):
+        n = len(subset)
+        assert torch.equal(all_of_it.ids[:n], subset.ids)
+        assert torch.equal(all_of_it.labels[:n], subset.labels)
         indices = torch.arange(n)
         for name, tensor in all_of_it.batch(indices).items():
-            assert torch.equal(tensor, some.batch(indices)[name])
+            assert torch.equal(tensor, subset.batch(indices)[name])
 
 
 def test_only_texts_that_are_used_are_tokenised(own_cache: Path) -> None:
@@ -136,27 +136,27 @@ def test_only_texts_that_are_used_are_tokenised(own_cache: Path) -> None:
     sizes = {"train_size": 9, "validation_size": 1, "test_size": 3}
     part = prepare(ToyText(), replace(TEXT, load_tokenizer=load), **sizes)
     assert len(seen) == 13
-    whole = prepare(ToyText(), TEXT)
-    for all_of_it, some in zip(splits(whole), splits(part), strict=True):
-        n = len(some)
-        assert torch.equal(all_of_it.ids[:n], some.ids)
+    full = prepare(ToyText(), TEXT)
+    for all_of_it, subset in zip(splits(full), splits(part), strict=True):
+        n = len(subset)
+        assert torch.equal(all_of_it.ids[:n], subset.ids)
         assert torch.equal(
-            all_of_it.batch(torch.arange(n))["input_ids"], some.batch(torch.arange(n))["input_ids"]
+            all_of_it.batch(torch.arange(n))["input_ids"], subset.batch(torch.arange(n))["input_ids"]
         )
 
 
 @pytest.mark.parametrize("field", ["train_size", "validation_size", "test_size"])
-@pytest.mark.parametrize("wanted", [0, -1, 141])
-def test_size_that_the_split_does_not_have(own_cache: Path, field: str, wanted: int) -> None:
+@pytest.mark.parametrize("size", [0, -1, 141])
+def test_size_that_the_split_does_not_have(own_cache: Path, field: str, size: int) -> None:
     available = {"train_size": 140, "validation_size": 30, "test_size": 30}[field]
-    said = rf"{field} must be from 1 to {available}.*'toy-text', got {wanted}$"
+    said = rf"{field} must be from 1 to {available}.*'toy-text', got {size}$"
     with pytest.raises(UserError, match=said):
-        prepare(ToyText(), TEXT, **{field: wanted})
+        prepare(ToyText(), TEXT, **{field: size})
     stated = ToyText()
     stated.sizes = (140, 30, 30)
     with pytest.raises(UserError, match=said):
-        prepare(stated, TEXT, **{field: wanted})
-    assert stated.asked == 0, "the data were asked for though the sizes are stated"
+        prepare(stated, TEXT, **{field: size})
+    assert stated.reads == 0, "the data were asked for though the sizes are stated"
 
 
 def test_modality_that_the_backbone_does_not_read(own_cache: Path) -> None:

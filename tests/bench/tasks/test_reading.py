@@ -114,15 +114,15 @@ def test_whole_numbers_of_numpy_and_torch_are_labels_and_texts_of_numpy_are_text
         inputs=lambda plain: np.array(plain.inputs),
     )
     numbers.name, numbers.data_hash = "toy-text", "numbers"
-    again = prepare(numbers, TEXT)
-    assert torch.equal(plain.train.ids, again.train.ids)
-    assert torch.equal(plain.train.labels, again.train.labels)
-    assert torch.equal(plain.train.tokens, again.train.tokens)  # type: ignore[union-attr]
+    of_numpy = prepare(numbers, TEXT)
+    assert torch.equal(plain.train.ids, of_numpy.train.ids)
+    assert torch.equal(plain.train.labels, of_numpy.train.labels)
+    assert torch.equal(plain.train.tokens, of_numpy.train.tokens)  # type: ignore[union-attr]
     bools = changed(ToyText, labels=lambda plain: [bool(label) for label in plain.labels])
     assert read_examples(bools).labels == [i % 2 for i in range(200)]
 
 
 def test_images_are_decoded_one_by_one() -> None:
     examples = read_examples(ToyImages())
-    found = read_images(ToyImages(), examples)
-    assert np.array_equal(next(found), examples.inputs[0])
+    images = read_images(ToyImages(), examples)
+    assert np.array_equal(next(images), examples.inputs[0])

@@ -70,8 +70,8 @@ def test_descriptions_need_neither_data_nor_transformers() -> None:
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    told = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("identity")]
-    assert len(set(told)) == len(NAMES)
+    identities = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("identity")]
+    assert len(set(identities)) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,8 +80,8 @@ def test_split_sizes_and_balance(real: Any, name: str) -> None:
     assert tuple(len(split) for split in splits(data)) == task.sizes
     assert data.classes == len(task.classes)
     counts = torch.stack([split.labels.bincount(minlength=data.classes) for split in splits(data)])
-    wanted = counts.sum(0) * torch.tensor(task.fractions)[:, None] / 100
-    assert (counts - wanted).abs().max() < 2
+    expected = counts.sum(0) * torch.tensor(task.fractions)[:, None] / 100
+    assert (counts - expected).abs().max() < 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,9 +98,9 @@ def test_splits_share_no_example_duplicate_or_group(real: Any, name: str) -> Non
         places.setdefault(content, set()).add(split_of.get(i))
         if examples.groups is not None and i in split_of:
             places.setdefault(("group", examples.groups[position]), set()).add(split_of[i])
-    assert all(len(found) == 1 for found in places.values())
+    assert all(len(split_names) == 1 for split_names in places.values())
     dropped = {content for content, labels in labels_of.items() if len(labels) > 1}
-    assert {content for content, found in places.items() if None in found} == dropped
+    assert {content for content, split_names in places.items() if None in split_names} == dropped
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,8 +137,8 @@ def test_sentiment_texts_and_labels(real: Any) -> None:
 def test_amazon_reviews_are_not_parted(real: Any) -> None:
     _, _, data = real("amazon-sentiment")
     review = [source.split("_")[0] for source, _, _ in rows("amazonReviewSnippets")]
-    found = [{review[int(i)] for i in split.ids} for split in splits(data)]
-    assert sum(map(len, found)) == len(set.union(*found)) > 200
+    reviews = [{review[int(i)] for i in split.ids} for split in splits(data)]
+    assert sum(map(len, reviews)) == len(set.union(*reviews)) > 200
 
 
 def test_contrived_tweets_stay_with_their_original(real: Any) -> None:
@@ -172,11 +172,11 @@ def test_every_rated_sentence_is_in_one_pair(real: Any) -> None:
     rated = {text: rating for _, rating, text in reversed(rows("movieReviewSnippets"))}
     sentences = [text for pair in examples.inputs for text in pair]
     assert len({normalise_text(text) for text in sentences}) == len(sentences) == 10602
-    told = [rated[first] - rated[second] for first, second in examples.inputs]
-    assert list(examples.labels) == pytest.approx(told)
+    differences = [rated[first] - rated[second] for first, second in examples.inputs]
+    assert list(examples.labels) == pytest.approx(differences)
     assert tuple(map(len, splits(data))) == task.sizes
     # Neither side is the better one.
-    assert abs(np.mean(told)) < 0.1
+    assert abs(np.mean(differences)) < 0.1
 
 
 def test_textile_images(real: Any) -> None:

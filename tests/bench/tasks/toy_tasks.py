@@ -46,10 +46,10 @@ class ToyText(Task):
     license = "CC0-1.0"
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.reads = 0
 
     def examples(self) -> Examples:
-        self.asked += 1
+        self.reads += 1
         draw = random.Random(0)
         texts = [" ".join(draw.choices(WORDS, k=draw.randint(6, 30))) for _ in range(200)]
         return Examples(texts, [i % 2 for i in range(200)], range(1000, 1200))
@@ -106,5 +106,5 @@ def with_named_classes(file: Path, names: list[str], labels: list[str]) -> None:
     datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
 
 
-def class_of_each(one: Task) -> list[str]:
-    return [one.classes[label] for label in one.examples().labels]
+def class_of_each(task: Task) -> list[str]:
+    return [task.classes[label] for label in task.examples().labels]

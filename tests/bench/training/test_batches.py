@@ -50,13 +50,13 @@ def texts(lengths: list[int]) -> TextSplit:
 
 
 def images(count: int) -> ImageSplit:
-    one = torch.ones(1, 3, 1, 1)
+    white = torch.ones(1, 3, 1, 1)
     return ImageSplit(
         torch.zeros(count, 3, 2, 2, dtype=torch.uint8),
         torch.zeros(count).long(),
         torch.arange(count),
-        one,
-        one,
+        white,
+        white,
     )
 
 

@@ -191,9 +191,9 @@ def test_a_stored_head_is_loaded_verified_run_again_and_exported(
     )
     assert verify(store.uri, reruns=4).ok
     for record in records:
-        with stored_trial(store.uri, record.trial_id) as found:
-            data = Resources("cpu").data(found.trial, found.backbone.info.input)
-            scored = evaluate(found.backbone, found.adapter, data.test, found.trial.recipe, data.objective)
+        with stored_trial(store.uri, record.trial_id) as stored:
+            data = Resources("cpu").data(stored.trial, stored.backbone.info.input)
+            scored = evaluate(stored.backbone, stored.adapter, data.test, stored.trial.recipe, data.objective)
             assert scored.metric == record.score
     vision = next(record for record in records if record.tags["task"] == "digits")
     assert export_run(store.uri, vision.trial_id, tmp_path / "vit", merged=True)
@@ -221,7 +221,7 @@ def test_tuning_tries_it_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reason"),
     [
         (
             {"methods": [{"method": "converged_head", "training": {"lr": 0.1, "batch_size": 8}}]},
@@ -238,8 +238,8 @@ def test_tuning_tries_it_once() -> None:
     ],
     ids=["a rate", "a language model that answers in words"],
 )
-def test_a_plan_refuses_what_it_cannot_fit(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_plan_refuses_what_it_cannot_fit(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         plan(**changes)
 
 

@@ -75,32 +75,32 @@ def test_what_was_selected_answers_as_it_did(made: tuple[Store, Plan]) -> None:
     store, planned = made
     resources = Resources("cpu")
     for trial in planned.trials:
-        with stored_trial(store.uri, trial.id) as found:
-            data = resources.data(trial, found.backbone.info.input)
-            again = evaluate(found.backbone, found.adapter, data.test, trial.recipe, data.objective)
-            stored = pd.read_parquet(io.BytesIO(found.content(Artifact.PREDICTIONS)))
+        with stored_trial(store.uri, trial.id) as loaded:
+            data = resources.data(trial, loaded.backbone.info.input)
+            rescored = evaluate(loaded.backbone, loaded.adapter, data.test, trial.recipe, data.objective)
+            stored = pd.read_parquet(io.BytesIO(loaded.content(Artifact.PREDICTIONS)))
             logits = torch.tensor(stored.filter(like="logit").to_numpy())
-            assert torch.equal(again.logits, logits), found.method.label
-            told = found.record.tag(Tag.FINAL_RANKS)
-            assert json.loads(told or "{}") == found.adapter.final_ranks()
+            assert torch.equal(rescored.logits, logits), loaded.method.label
+            ranks = loaded.record.tag(Tag.FINAL_RANKS)
+            assert json.loads(ranks or "{}") == loaded.adapter.final_ranks()
 
 
 def test_verify_recounts_the_peak_and_the_final_ranks(made: tuple[Store, Plan]) -> None:
     store, _ = made
     assert verify(store.uri).ok
-    record = next(one for one in store.records() if one.tag(Tag.FAMILY) == "tenslora")
-    told, peak = record.tag(Tag.FINAL_RANKS), record.metrics[Measure.PEAK_PARAMETERS]
+    record = next(candidate for candidate in store.records() if candidate.tag(Tag.FAMILY) == "tenslora")
+    final_ranks, peak = record.tag(Tag.FINAL_RANKS), record.metrics[Measure.PEAK_PARAMETERS]
     broken: list[tuple[str, float, str]] = [
-        (told, peak + 1, "parameters/adapter_peak by the ranks"),
-        (told.replace('"layer":[', '"layer":[1'), peak, "parameters/adapter by the final ranks"),
-        (told.replace("layer", "head"), peak, "tag final_ranks"),
+        (final_ranks, peak + 1, "parameters/adapter_peak by the ranks"),
+        (final_ranks.replace('"layer":[', '"layer":[1'), peak, "parameters/adapter by the final ranks"),
+        (final_ranks.replace("layer", "head"), peak, "tag final_ranks"),
         ("[]", peak, "tag final_ranks"),
     ]
     for ranks, count, named in broken:
         store.client.set_tag(record.run_id, Tag.FINAL_RANKS, ranks)
         store.client.log_metric(record.run_id, Measure.PEAK_PARAMETERS, count)
         assert [fault.what for fault in verify(store.uri).faults] == [named]
-    store.client.set_tag(record.run_id, Tag.FINAL_RANKS, told)
+    store.client.set_tag(record.run_id, Tag.FINAL_RANKS, final_ranks)
     store.client.log_metric(record.run_id, Measure.PEAK_PARAMETERS, peak)
 
 
@@ -136,7 +136,7 @@ def test_a_table_shows_both_counts(kind: type) -> None:
 
 @pytest.mark.parametrize("training", [{"epochs": 1}, {"steps": 4}], ids=["epochs of a known length", "steps"])
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("method", "reason"),
     [
         ({**ADALORA, "config": {"tinit": 2, "tfinal": 2}}, naming(5, "steps", 4)),
         ({**TUCKER, "cuts": {"times": 5}}, naming("cuts", 5, "1, 1, 2, 2, 2", 4)),
@@ -144,7 +144,7 @@ def test_a_table_shows_both_counts(kind: type) -> None:
     ids=["AdaLoRA", "cuts"],
 )
 def test_a_plan_refuses_a_training_that_is_too_short(
-    method: dict[str, Any], told: str, training: dict[str, Any]
+    method: dict[str, Any], reason: str, training: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match=rf"methods\.0: .*{told}"):
+    with pytest.raises(UserError, match=rf"methods\.0: .*{reason}"):
         plan(VISION, methods=[method], training={"batch_size": 16, **training})

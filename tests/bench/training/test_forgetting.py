@@ -69,9 +69,9 @@ def test_trials_measure_what_the_adapter_did_against_the_backbone_without_it(
     real = Resources.bare_loss
 
     def counted(self: Resources, *arguments: Any) -> float:
-        known = len(self._bare)
+        before = len(self._bare)
         loss = real(self, *arguments)
-        bare.append(len(self._bare) - known)
+        bare.append(len(self._bare) - before)
         return loss
 
     monkeypatch.setattr(Resources, "bare_loss", counted)
@@ -123,8 +123,8 @@ def _text(read: Callable[[int], Any]) -> Any:
 def test_documents_begin_as_the_tokenizer_begins_a_text_and_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.tasks.plain_text.TEXTS", {"newspapers": _text(lambda count: ["ab", "x" * 99])})
     tokenizer = byte_tokenizer(512)
-    wanted = TextInput("bytes", 512, lambda: tokenizer)
-    short, long = plain_tokens("newspapers", wanted)
+    text_input = TextInput("bytes", 512, lambda: tokenizer)
+    short, long = plain_tokens("newspapers", text_input)
     assert tokenizer.decode(short) == "<s>ab"
     assert tokenizer.decode(long) == "<s>" + "x" * 8
 
@@ -134,12 +134,12 @@ def test_the_first_articles_are_read_from_the_cache_or_the_hub(
 ) -> None:
     table = pyarrow.table({"id": range(150), "text": [f"article {number}" for number in range(150)]})
     parquet.write_table(table, file := tmp_path / "articles.parquet")
-    asked = []
+    paths = []
 
     class FileSystem:
         def open(self, path: str) -> Any:
-            asked.append(path)
-            if len(asked) > 1:
+            paths.append(path)
+            if len(paths) > 1:
                 raise FileNotFoundError("no network")
             return file.open("rb")
 
@@ -149,7 +149,7 @@ def test_the_first_articles_are_read_from_the_cache_or_the_hub(
     assert plain_text.articles(100) == first
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     assert plain_text.articles(100) == first
-    assert asked == [f"datasets/{plain_text.REPOSITORY}@{plain_text.REVISION}/{plain_text.FILE}"]
+    assert paths == [f"datasets/{plain_text.REPOSITORY}@{plain_text.REVISION}/{plain_text.FILE}"]
     with pytest.raises(UserError, match=naming("no network", "`hf download")):
         plain_text.articles(100)
 
@@ -166,7 +166,7 @@ def test_it_is_stored_shown_and_reported(
     cells = results.cells.set_index("backbone")["forgetting"]
     assert cells["tiny-random-llama"] == pytest.approx(decoder["forgetting"])
     assert cells.isna()["tiny-random-bert"]
-    shown = [call("show", one["trial_id"], "--store", ran.uri).out for one in (decoder, encoder)]
+    shown = [call("show", row["trial_id"], "--store", ran.uri).out for row in (decoder, encoder)]
     assert f"{decoder['forgetting']:+.4f} nats a token, from" in shown[0]
     assert "not measured" in shown[1]
     ended = call("report", "toy", "--store", ran.uri, "--out", tmp_path / "report")

@@ -62,33 +62,37 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def loaded(model: Any, new_tokens: int) -> LoadedBackbone:
     backbone = load(BackboneSpec(local=model.folder))
-    wanted = TextInput("", 64, lambda: byte_tokenizer(64), writing=Writing(new_tokens))
-    put_head(backbone, wanted, 3, torch.Generator())
+    text_input = TextInput("", 64, lambda: byte_tokenizer(64), writing=Writing(new_tokens))
+    put_head(backbone, text_input, 3, torch.Generator())
     return backbone
 
 
-def split(*, whole: bool = False, max_tokens: int = 24) -> WrittenSplit:
+def split(*, trains_prompts: bool = False, max_tokens: int = 24) -> WrittenSplit:
     arrays = written(byte_tokenizer(64), max_tokens, PROMPTS, ANSWERS)
     made = {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
     starts = made["lengths"].cumsum(0) - made["lengths"]
     base = TextSplit(made["tokens"], starts, made["lengths"], torch.ones(3), torch.arange(3), 1)
-    return WrittenSplit(**vars(base), prompts=made["prompts"], answers=answers_of(made), trains_prompts=whole)
+    return WrittenSplit(
+        **vars(base), prompts=made["prompts"], answers=answers_of(made), trains_prompts=trains_prompts
+    )
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_losses_are_of_the_answers_tokens_or_of_all(model: Any, whole: bool) -> None:
+@pytest.mark.parametrize("trains_prompts", [False, True])
+def test_losses_are_of_the_answers_tokens_or_of_all(model: Any, trains_prompts: bool) -> None:
     backbone, tokenizer = loaded(model, 5), byte_tokenizer(64)
     expected = []
     for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
-        asked, told = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
-        tokens = [0, *asked, *told, 2][:24]
+        prompt_ids, answer_ids = (
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)
+        )
+        tokens = [0, *prompt_ids, *answer_ids, 2][:24]
         with torch.no_grad():
             logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-        first = 1 if whole else 1 + len(asked)
-        found = [float(logits[place - 1, tokens[place]]) for place in range(first, len(tokens))]
-        expected.append([0.0, sum(found), len(found)])
+        first = 1 if trains_prompts else 1 + len(prompt_ids)
+        log_likelihoods = [float(logits[place - 1, tokens[place]]) for place in range(first, len(tokens))]
+        expected.append([0.0, sum(log_likelihoods), len(log_likelihoods)])
     with torch.no_grad():
-        outputs = backbone.module(**split(whole=whole).batch(torch.arange(3)))
+        outputs = backbone.module(**split(trains_prompts=trains_prompts).batch(torch.arange(3)))
     torch.testing.assert_close(outputs, torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
@@ -102,8 +106,8 @@ def test_what_is_written_is_what_transformers_generates(model: Any) -> None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
         backbone.module.answers.tokenizer = tokenizer
         with torch.no_grad():
-            found = backbone.module.answers.write(backbone.module.encoder, ids, mask)
-            told = model.generate(
+            texts = backbone.module.answers.write(backbone.module.encoder, ids, mask)
+            generated = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=12,
@@ -111,8 +115,8 @@ def test_what_is_written_is_what_transformers_generates(model: Any) -> None:
                 eos_token_id=end,
                 pad_token_id=1,
             )[:, ids.shape[1] :]
-        expected = [row[: row.index(end)] if end in row else row for row in told.tolist()]
-        assert found == [tokenizer.decode(row, skip_special_tokens=True) for row in expected]
+        expected = [row[: row.index(end)] if end in row else row for row in generated.tolist()]
+        assert texts == [tokenizer.decode(row, skip_special_tokens=True) for row in expected]
 
 
 # The model itself has 64 positions.
@@ -164,8 +168,8 @@ def test_answers_are_numbers_where_both_are() -> None:
     assert extracted("  yes\nno ", ()) == "yes\nno"
 
 
-@pytest.mark.parametrize("told", ["8", "#### "])
-def test_an_answer_with_nothing_to_compare_with_is_refused_in_the_plan(tmp_path: Path, told: str) -> None:
+@pytest.mark.parametrize("answer", ["8", "#### "])
+def test_an_answer_with_nothing_to_compare_with_is_refused_in_the_plan(tmp_path: Path, answer: str) -> None:
     rows = [{"q": f"{i}+1", "a": f"#### {i + 1}", "s": ("train", "test")[i % 2]} for i in range(40)]
     rows[8]["a"] = "no phrase, but only trained on"
     file = tmp_path / "s.jsonl"
@@ -173,7 +177,7 @@ def test_an_answer_with_nothing_to_compare_with_is_refused_in_the_plan(tmp_path:
     row["split_by"] = "s"
     file.write_text("\n".join(map(json.dumps, rows)))
     assert suite(row)
-    rows[7]["a"] = told
+    rows[7]["a"] = answer
     file.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=naming("'sums'", "row 7", "test split")):
         suite(row)
@@ -207,11 +211,11 @@ def test_parts_of_a_batch_count_by_their_tokens(tmp_path: Path) -> None:
     lines = [json.dumps({"q": str(n**n), "a": f"#### {n}"}) for n in range(40)]
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     (made,) = suite(task, methods=["lora"]).trials
-    whole, parts = (
+    undivided, parts = (
         run_trial(made, Resources("cpu", Saving(micro_batch=size)), lambda _: None) for size in (None, 3)
     )
-    assert parts.final.loss == pytest.approx(whole.final.loss, rel=1e-5)
-    for name, tensor in whole.adapter.items():
+    assert parts.final.loss == pytest.approx(undivided.final.loss, rel=1e-5)
+    for name, tensor in undivided.adapter.items():
         torch.testing.assert_close(parts.adapter[name], tensor, rtol=1e-3, atol=1e-5)
 
 
@@ -235,12 +239,12 @@ def test_trials_of_described_data_train_and_head_only_is_zero_shot(
     assert isinstance(split, WrittenSplit)
     validated = resources.data(made.trials[0], resources.backbone(made.trials[0]).info.input).validation
     right = [
-        f"#### {one.answers[number].removeprefix('so #### ')}.0"
-        for one in (validated, split)
-        for number in one.lengths.argsort(stable=True).tolist()  # type: ignore[union-attr]
+        f"#### {examples.answers[number].removeprefix('so #### ')}.0"
+        for examples in (validated, split)
+        for number in examples.lengths.argsort(stable=True).tolist()  # type: ignore[union-attr]
     ]
-    told = lambda *_: [right.pop(0) for _ in range(9)]  # noqa: E731
-    monkeypatch.setattr("bench.backbones.answers.Writer.write", told)
+    scripted_answers = lambda *_: [right.pop(0) for _ in range(9)]  # noqa: E731
+    monkeypatch.setattr("bench.backbones.answers.Writer.write", scripted_answers)
     assert run_trial(made.trials[0], resources, lambda _: None).final.metric == 1
 
 
@@ -274,11 +278,11 @@ def test_an_adapter_writes_as_the_merged_model_does(method: Any, tmp_path: Path)
 
 def test_what_is_trained_on_is_another_trial_and_the_likelihood_a_metric(tmp_path: Path) -> None:
     (answer,) = suite(data(tmp_path)).trials
-    (whole,) = suite(data(tmp_path, loss_on="all", metric="answer_likelihood")).trials
-    assert answer.id != whole.id
+    (full,) = suite(data(tmp_path, loss_on="all", metric="answer_likelihood")).trials
+    assert answer.id != full.id
     resources = Resources("cpu")
-    outcome = run_trial(whole, resources, lambda _: None)
-    train = resources.data(whole, resources.backbone(whole).info.input).train
+    outcome = run_trial(full, resources, lambda _: None)
+    train = resources.data(full, resources.backbone(full).info.input).train
     assert train.batch(torch.arange(1))["scored"].sum() == train.lengths[0] - 1  # type: ignore[union-attr]
     logits = outcome.final.logits
     assert outcome.final.metric == pytest.approx(float((logits[:, 1] / logits[:, 2]).mean()))
@@ -321,13 +325,13 @@ def hub_folder(folder: Path) -> Path:
 def test_metamath_is_as_in_the_comparison_of_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetaMath, "sizes", (30, 50, 12))
     task = METAMATH.at(DataSource(local=hub_folder(tmp_path)))
-    found = task.examples()
-    assert found.inputs[0] == "Question: question 0? Think step by step.\nAnswer:"
+    examples = task.examples()
+    assert examples.inputs[0] == "Question: question 0? Think step by step.\nAnswer:"
     # The fourth row is too long, and the answers of one question are kept side by side.
-    assert list(found.ids[:31])[:5] == [0, 1, 2, 4, 5]
-    assert found.splits == ["train"] * 30 + ["validation"] * 50 + ["test"] * 12
+    assert list(examples.ids[:31])[:5] == [0, 1, 2, 4, 5]
+    assert examples.splits == ["train"] * 30 + ["validation"] * 50 + ["test"] * 12
     shuffled = np.random.RandomState(0).permutation(60)[:50].tolist()
-    assert [found.labels[30 + i] for i in range(50)] == [f"#### {n}" for n in shuffled]
+    assert [examples.labels[30 + i] for i in range(50)] == [f"#### {n}" for n in shuffled]
     prepared = prepare(task, TextInput("bytes", 128, lambda: byte_tokenizer(128), decodes=True), 128)
     train, test = prepared.train, prepared.test
     assert isinstance(train, WrittenSplit)
@@ -338,18 +342,18 @@ def test_metamath_is_as_in_the_comparison_of_peft(tmp_path: Path, monkeypatch: p
     assert (
         test.correct(numbers, [f"so The answer is: {int(-1 - i - 10**9)}." for i in test.ids]) == [True] * 12
     )
-    known = task.data_hash
+    data_hash = task.data_hash
     (tmp_path / "gsm8k" / "main" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(UserError, match=naming("parquet", "test")):
         _ = task.data_hash
-    assert known.startswith("sha256:")
+    assert data_hash.startswith("sha256:")
 
 
 def test_gsm8k_is_read_from_files_of_the_hubs_form(tmp_path: Path) -> None:
     task = GSM8K.at(DataSource(local=hub_folder(tmp_path) / "gsm8k"))
-    found = task.examples()
-    assert found.inputs[0] == "Question: train 0? Think step by step.\nAnswer:"
-    assert (found.labels[-1], Counter(found.splits or ())) == ("#### 11", {"train": 60, "test": 12})
+    examples = task.examples()
+    assert examples.inputs[0] == "Question: train 0? Think step by step.\nAnswer:"
+    assert (examples.labels[-1], Counter(examples.splits or ())) == ("#### 11", {"train": 60, "test": 12})
 
 
 def test_the_suite_has_the_published_size_of_lora() -> None:

@@ -42,10 +42,10 @@ def test_a_worker_measures_a_method_once_and_its_result_is_the_same(monkeypatch:
     trials = sorted(made.trials, key=lambda trial: (trial.method["method"], trial.seed))
     outcomes = [run_trial(trial, resources, lambda _: None) for trial in trials]
     names = (Measure.ADAPTED_MS, Measure.MERGED_MS, Measure.BARE_MS, Measure.TIMED_EXAMPLES)
-    lora, again, adapter, _ = ([outcome.measures[name] for name in names] for outcome in outcomes)
+    lora, repeated, adapter, _ = ([outcome.measures[name] for name in names] for outcome in outcomes)
     # With the adapter, merged, and bare; one that is no change of weights is not merged.
     assert len(timed) == 3 + 2
-    assert lora == again == [*timed[:3], 8]
+    assert lora == repeated == [*timed[:3], 8]
     assert adapter == [timed[3], None, timed[4], 8]
     assert resources.backbone(made.trials[0]).fingerprint() == clean
 
@@ -67,8 +67,8 @@ def test_it_is_stored_shown_and_reported(
     methods = [{"method": "trac", "rank": 2}, {"method": "loretta_adp", "rank": 2}]
     ran = run(tmp_path, new_store, call, DECODER, methods=methods)
     results = bench.load_results("toy", store=ran.uri)
-    trac, adapter = (one for _, one in results.trials.sort_values("family", ascending=False).iterrows())
-    shown = [call("show", one["trial_id"], "--store", ran.uri).out for one in (trac, adapter)]
+    trac, adapter = (trial for _, trial in results.trials.sort_values("family", ascending=False).iterrows())
+    shown = [call("show", trial["trial_id"], "--store", ran.uri).out for trial in (trac, adapter)]
     times = f"{trac['adapted_ms'] / trac['bare_ms']:.2f} times the bare backbone's {trac['bare_ms']:.1f} ms"
     assert f"{times} for 8 examples; merged {trac['merged_ms'] / trac['bare_ms']:.2f} times" in shown[0]
     assert "it does not merge" in shown[1]

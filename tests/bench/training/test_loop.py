@@ -80,7 +80,7 @@ def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         **changes: Any,
     ) -> Watched:
         seen = Watched()
-        told = {"metric": iter(metrics or []), "loss": iter(losses or [])}
+        scripted = {"metric": iter(metrics or []), "loss": iter(losses or [])}
 
         def listed(split: Any, size: int, order: Any) -> Iterator[Tensor]:
             for batch in batches(split, size, order):
@@ -91,7 +91,7 @@ def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         def evaluate(backbone: Any, adapter: Any, *rest: Any) -> Evaluation:
             seen.states.append(adapter_and_head(adapter))
             result = real_evaluate(backbone, adapter, *rest)
-            values = {name: next(of_validations, None) for name, of_validations in told.items()}
+            values = {name: next(of_validations, None) for name, of_validations in scripted.items()}
             return replace(result, **{name: value for name, value in values.items() if value is not None})
 
         def train(backbone: Any, adapter: Any, *rest: Any) -> Any:
@@ -220,7 +220,7 @@ def test_the_chosen_state_is_the_earliest_best_or_the_last_and_is_restored(
 
 
 def test_a_methods_own_loss_and_steps_are_training_and_only_settled_states_are_chosen(watch: Watch) -> None:
-    told: list[Any] = []
+    calls: list[Any] = []
     steps = 3 * PER_EPOCH
 
     def meddle(adapter: Any) -> None:
@@ -233,16 +233,16 @@ def test_a_methods_own_loss_and_steps_are_training_and_only_settled_states_are_c
         def after_step(step: int, optimizer: Any) -> None:
             assert parameter.grad is not None
             assert optimizer.state[parameter]["step"] == step
-            told.append((step, bool((parameter.grad > 900).all())))
+            calls.append((step, bool((parameter.grad > 900).all())))
 
         class Cutting(type(adapter)):  # type: ignore[misc]
-            settled = property(lambda _: len(told) > PER_EPOCH + 1)
+            settled = property(lambda _: len(calls) > PER_EPOCH + 1)
 
-        adapter.begin_training, adapter.__class__ = told.append, Cutting
+        adapter.begin_training, adapter.__class__ = calls.append, Cutting
         adapter.extra_loss, adapter.after_step = extra_loss, after_step
 
     seen = watch([0.9, 0.6, 0.7], meddle, training={"epochs": 3, "select": "score"})
-    assert told == [steps, *((step, True) for step in range(1, steps + 1))]
+    assert calls == [steps, *((step, True) for step in range(1, steps + 1))]
     assert seen.outcome
     assert seen.outcome.trained.selected_epoch == 3
     losses = [loss for report in seen.reports for _, loss in report.losses]
@@ -364,10 +364,10 @@ def test_a_seed_gives_the_same_bits_whatever_happened_before(
     first = run(resources, base=base, methods=methods)
     torch.rand(5)
     run(resources, base=base, seeds=[7])
-    again = run(resources, base=base, methods=methods)
+    repeated = run(resources, base=base, methods=methods)
     fresh = run(Resources("cpu"), base=base, methods=methods)
     other = run(resources, base=base, methods=methods, seeds=[1])
-    for same in (again, fresh):
+    for same in (repeated, fresh):
         assert torch.equal(first.final.logits, same.final.logits)
         assert all(torch.equal(value, same.adapter[name]) for name, value in first.adapter.items())
     assert not torch.allclose(first.final.logits, other.final.logits, atol=1e-3)

@@ -127,10 +127,10 @@ def test_code_outside_any_repository_has_no_commit(tmp_path: Path, monkeypatch: 
 
 
 def test_provenance_names_libraries_and_hardware() -> None:
-    known = uncached()
-    assert {f"version_{name}" for name in LIBRARIES} <= set(known)
+    provenance = uncached()
+    assert {f"version_{name}" for name in LIBRARIES} <= set(provenance)
     # What was installed may leave out for which devices it was built.
-    assert known["version_torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert known["threads"] == str(torch.get_num_threads())
-    assert known["cpu"]
-    assert known["gpu"] == ""
+    assert provenance["version_torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert provenance["threads"] == str(torch.get_num_threads())
+    assert provenance["cpu"]
+    assert provenance["gpu"] == ""

@@ -52,8 +52,8 @@ def augmented(*names: str, seed: int = 0) -> Tensor:
 
 def test_about_half_of_the_images_are_flipped_each_by_its_own_draw() -> None:
     before, after = images(), augmented("flip")
-    flipped = [torch.equal(one.flip(-1), other) for one, other in zip(before, after, strict=True)]
-    kept = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
+    flipped = [torch.equal(image.flip(-1), other) for image, other in zip(before, after, strict=True)]
+    kept = [torch.equal(image, other) for image, other in zip(before, after, strict=True)]
     assert all(a != b for a, b in zip(flipped, kept, strict=True))
     assert 70 < sum(flipped) < 130
 
@@ -73,31 +73,31 @@ def test_a_crop_is_a_shift_by_at_most_an_eighth_mirrored_at_the_edge() -> None:
     before, after = images(40), augmenter(["crop"], generator(0, "augmentation"))(images(40))
     wide = torch.nn.functional.pad(before.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     offsets = set()
-    for one, other in zip(wide, after, strict=True):
-        found = [
-            (y, x) for y in range(5) for x in range(5) if torch.equal(one[:, y : y + 16, x : x + 16], other)
+    for image, other in zip(wide, after, strict=True):
+        shifts = [
+            (y, x) for y in range(5) for x in range(5) if torch.equal(image[:, y : y + 16, x : x + 16], other)
         ]
-        assert len(found) == 1
-        offsets |= set(found)
+        assert len(shifts) == 1
+        offsets |= set(shifts)
     assert len(offsets) > 10
 
 
 def test_augmentation_is_the_seed_s_and_touches_no_other_stream() -> None:
     state = torch.get_rng_state()
-    first, again, other = (augmented("colour_jitter", "flip", seed=seed) for seed in (0, 0, 1))
+    first, repeated, other = (augmented("colour_jitter", "flip", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first, again)
+    assert torch.equal(first, repeated)
     assert not torch.equal(first, other)
 
 
 def test_a_lent_generator_goes_on_where_it_stopped() -> None:
-    whole, parts = (torch.Generator().manual_seed(3) for _ in range(2))
-    wanted = torch.rand(6, generator=whole)
+    unlent, parts = (torch.Generator().manual_seed(3) for _ in range(2))
+    expected = torch.rand(6, generator=unlent)
     drawn = []
     for _ in range(2):
         with lent(parts):
             drawn.append(torch.rand(3))
-    assert torch.equal(torch.cat(drawn), wanted)
+    assert torch.equal(torch.cat(drawn), expected)
 
 
 def test_methods_of_a_seed_see_the_same_augmented_images_and_only_in_training(
@@ -196,12 +196,12 @@ def test_compiled_a_trial_scores_as_it_does_uncompiled_and_leaves_the_backbone_c
             module.p = 0.0
         if hasattr(module, "dropout_prob"):
             module.dropout_prob = 0.0
-    plain, fast, again = (
+    plain, fast, repeated = (
         run(own, base, **changes, training={"steps": 4, "epochs": None, "compile": on})
         for on in (False, True, False)
     )
     torch.testing.assert_close(fast.final.logits, plain.final.logits, atol=1e-4, rtol=1e-4)
-    assert torch.equal(again.final.logits, plain.final.logits)
+    assert torch.equal(repeated.final.logits, plain.final.logits)
     assert not [warning for warning in recwarn if "left traces" in str(warning.message)]
 
 
@@ -279,10 +279,10 @@ def test_a_trial_trains_in_the_mode_that_its_recipe_names(
 
     for name in ("train", "evaluate"):
         monkeypatch.setattr(bench.training.trial, name, recorded(name))
-    for wanted in (True, False):
+    for mode in (True, False):
         inside.clear()
-        run(resources, training={"steps": 2, "epochs": None, "deterministic": wanted})
-        assert inside == [("train", wanted), ("evaluate", wanted)]
+        run(resources, training={"steps": 2, "epochs": None, "deterministic": mode})
+        assert inside == [("train", mode), ("evaluate", mode)]
         assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -294,12 +294,12 @@ class _Reads(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
         if name in ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2"):
-            self.found.append(name)
+            self.names.append(name)
         return function(*args, **(kwargs or {}))
 
 
@@ -312,14 +312,14 @@ def test_no_step_reads_a_value_from_the_device(base: dict[str, Any], monkeypatch
     backbone.reset(data.classes, generator(0, "head_start"))
     adapter = from_identity(trial.method).attach(backbone, generator(0, "adapter_start"))
     # A validation reads what it has found.
-    found = Evaluation(torch.empty(0), 0.5, 0.5, np.empty(0))
-    monkeypatch.setattr(loop, "evaluate", lambda *_: found)
+    evaluation = Evaluation(torch.empty(0), 0.5, 0.5, np.empty(0))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: evaluation)
     with _Reads() as reads:
         trained = loop.train(backbone, adapter, data, trial.recipe, 0, lambda progress: None)
     adapter.detach()
     assert trained.steps == 8
     # A batch of texts has its longest read from the lengths, which stay on the CPU.
-    assert reads.found == ([] if base is VISION else ["_local_scalar_dense"] * trained.steps)
+    assert reads.names == ([] if base is VISION else ["_local_scalar_dense"] * trained.steps)
 
 
 # --- precision ---

@@ -33,9 +33,9 @@ def trials(backbone: object, methods: list[object]) -> tuple[Trial, ...]:
 
 
 def losses(trial: Trial, resources: Resources) -> tuple[list[float], Outcome]:
-    told: list[float] = []
-    outcome = run_trial(trial, resources, lambda progress: told.extend(loss for _, loss in progress.losses))
-    return told, outcome
+    values: list[float] = []
+    outcome = run_trial(trial, resources, lambda progress: values.extend(loss for _, loss in progress.losses))
+    return values, outcome
 
 
 def test_trials_train_in_float32_near_to_those_of_float32_weights() -> None:
@@ -43,15 +43,15 @@ def test_trials_train_in_float32_near_to_those_of_float32_weights() -> None:
     saving = Resources("cpu", Saving(micro_batch=5, checkpointing=True))
     for exact, other in zip(trials("tiny-random-llama", METHODS), trials(ROUNDED, METHODS), strict=True):
         assert exact.id != other.id
-        wanted, _ = losses(exact, plain)
-        found, outcome = losses(other, rounded)
-        assert found == pytest.approx(wanted, abs=5e-3)
-        assert found != wanted
+        expected, _ = losses(exact, plain)
+        actual, outcome = losses(other, rounded)
+        assert actual == pytest.approx(expected, abs=5e-3)
+        assert actual != expected
         tensors = (*outcome.adapter.values(), *outcome.head.values())
         assert {tensor.dtype for tensor in tensors} == {torch.float32}
         if other.method["method"] == "cara":
             saving.check_saving(other)
-            assert losses(other, saving)[0] == pytest.approx(found, abs=2e-3)
+            assert losses(other, saving)[0] == pytest.approx(actual, abs=2e-3)
     # What merging did for the timing is undone, bit for bit.
     backbone = rounded.backbone(other)
     assert backbone.fingerprint() == load(ROUNDED).fingerprint()
@@ -71,14 +71,14 @@ def test_merging_tells_what_rounding_takes(name: str, options: dict[str, str]) -
     with torch.no_grad():
         deltas = dict(adapter.deltas())
     before = {site: base.weight.data for site, base in adapter.bases.items()}
-    with pytest.warns(RoundedMerge, match=naming("torch.bfloat16", "%")) as told:
+    with pytest.warns(RoundedMerge, match=naming("torch.bfloat16", "%")) as warnings:
         adapter.merge()
     lost = sum(
         float((base.weight.float() - before[site].float() - deltas[site]).square().sum())
         for site, base in adapter.bases.items()
     )
     share = 100 * (lost / sum(float(delta.square().sum()) for delta in deltas.values())) ** 0.5
-    assert f" {share:.3g}% " in str(told[0].message)
+    assert f" {share:.3g}% " in str(warnings[0].message)
     assert all(delta.dtype == torch.float32 for delta in deltas.values())
     adapter.detach()
     assert backbone.fingerprint() == clean

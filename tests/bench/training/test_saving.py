@@ -36,9 +36,9 @@ def trial(base: dict[str, Any], method: Any, **training: Any) -> Trial:
 
 
 def run(made: Trial, saving: Saving = PLAIN) -> tuple[Outcome, list[float]]:
-    told: list[Progress] = []
-    outcome = run_trial(made, Resources("cpu", saving), told.append)
-    return outcome, [loss for progress in told for _, loss in progress.losses]
+    events: list[Progress] = []
+    outcome = run_trial(made, Resources("cpu", saving), events.append)
+    return outcome, [loss for progress in events for _, loss in progress.losses]
 
 
 def expect_alike(outcome: tuple[Outcome, list[float]], plain: tuple[Outcome, list[float]]) -> None:
@@ -151,18 +151,18 @@ def test_memory_that_runs_out_halves_the_parts_only_if_asked(monkeypatch: pytest
         return real(trial, resources, report)
 
     monkeypatch.setattr(bench.execution.perform, "run_trial", limited)
-    told: list[Progress] = []
-    ending = perform(made, Resources("cpu"), told.append)
+    events: list[Progress] = []
+    ending = perform(made, Resources("cpu"), events.append)
     assert (ending.tag(Tag.FAILURE), tried) == ("out of memory", [16])
     tried.clear()
-    told.clear()
+    events.clear()
     resources = Resources("cpu", Saving(shrink=True))
     with pytest.warns(UserWarning, match=r"out of memory.*\d+ examples"):
-        ending = perform(made, resources, told.append)
+        ending = perform(made, resources, events.append)
     assert (ending.status, tried) == (Status.FINISHED, [16, 8, 4])
     assert ending.tags["provenance.micro_batch"] == "4"
     # The first step was told before, once; the next trial begins with a whole batch.
-    assert [step for progress in told for step, _ in progress.losses] == [1, 2]
+    assert [step for progress in events for step, _ in progress.losses] == [1, 2]
     assert resources.saving == Saving(shrink=True)
 
 

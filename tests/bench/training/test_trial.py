@@ -163,10 +163,13 @@ def test_parameters_are_counted_apart_for_adapter_and_head() -> None:
 def test_a_trial_tells_the_bytes_of_its_adapter() -> None:
     made = trials(methods=[{"method": "lora_xs", "rank": 2}, {"method": "trac", "rank": 2}, "head_only"])
     resources = Resources("cpu")
-    told = [finished(run_trial(trial, resources, nothing)).metrics for trial in made]
+    measured = [finished(run_trial(trial, resources, nothing)).metrics for trial in made]
     kept, from_a_seed, none = [
-        (one[Measure.ADAPTER_BYTES] - 4 * one[Measure.ADAPTER_PARAMETERS], one[Measure.FROZEN_BYTES])
-        for one in told
+        (
+            metrics[Measure.ADAPTER_BYTES] - 4 * metrics[Measure.ADAPTER_PARAMETERS],
+            metrics[Measure.FROZEN_BYTES],
+        )
+        for metrics in measured
     ]
     # Singular vectors are stored; of random cores the seed is, which is one number of eight bytes.
     assert kept[0] == kept[1] > 0

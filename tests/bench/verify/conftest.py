@@ -30,11 +30,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], s
 @pytest.fixture
 def kept(made: Kept) -> Iterator[Kept]:
     yield made
-    whole, folder = made.folder.with_name("whole"), made.folder
-    shutil.copytree(whole / "mlartifacts", folder / "mlartifacts", dirs_exist_ok=True)
+    original, folder = made.folder.with_name("whole"), made.folder
+    shutil.copytree(original / "mlartifacts", folder / "mlartifacts", dirs_exist_ok=True)
     # MLflow holds connections, which a copied file would pull the rug from under.
     with (
-        closing(sqlite3.connect(whole / "mlflow.db")) as kept,
+        closing(sqlite3.connect(original / "mlflow.db")) as kept,
         closing(sqlite3.connect(folder / "mlflow.db")) as db,
     ):
         kept.backup(db)

@@ -82,12 +82,12 @@ def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
 
     def edit(content: Files) -> None:
         for name in [name for name in content if name.endswith(("config.json", "plan.json"))]:
-            told = json.loads(content[name])
-            for trial in [told["trial"]] if "trial" in told else told["trials"]:
+            document = json.loads(content[name])
+            for trial in [document["trial"]] if "trial" in document else document["trials"]:
                 trial |= {
                     part: trial[part] | change if part == "task" else change for part, change in parts.items()
                 }
-            content[name] = json.dumps(told).encode()
+            content[name] = json.dumps(document).encode()
         config = next(value for name, value in content.items() if name.endswith("config.json"))
         (table,) = [name for name in content if name.endswith("runs.parquet")]
         runs = pq.read_table(io.BytesIO(content[table])).to_pylist()
@@ -127,9 +127,9 @@ def test_no_command_opens_what_a_pack_names(
     parts = NAMED[what](tmp_path)
     other = changed(pack, tmp_path / "b.tensorbench.zip", naming(**parts))
     watched.clear()
-    found = verify("", [str(other)])
-    assert not found.faults
-    assert found.ok == ("task" in parts)
+    result = verify("", [str(other)])
+    assert not result.faults
+    assert result.ok == ("task" in parts)
     uri = new_store(tmp_path)
     for command in (
         ("report", other, "--out", tmp_path / "report", "--format", "json"),
@@ -148,8 +148,8 @@ def test_no_command_opens_what_a_pack_names(
         ended = call(*command, "--store", uri)
         assert ended.code == 2
         assert "--open" in ended.err
-    (one, *_) = verify("", [str(other)], reruns=1).unchecked
-    assert "--open" in one.why
+    (missing, *_) = verify("", [str(other)], reruns=1).unchecked
+    assert "--open" in missing.why
     assert not [event for event in watched if event.startswith("socket")]
     places = [str(tmp_path / "pipe"), "/dev/zero", "/etc/passwd", str(tmp_path)]
     assert not [event for event in watched if event.endswith(tuple(f"{place!r}" for place in places))]
@@ -158,9 +158,9 @@ def test_no_command_opens_what_a_pack_names(
 def test_what_a_folder_has_that_the_user_names_may_be_opened(
     pack: Path, folder: Path, tmp_path: Path, new_store: Callable[[Path], str], call: Call
 ) -> None:
-    found = verify("", [str(pack)], reruns=1, opened=[str(folder)])
-    assert found.ok
-    assert len(found.reruns) == 1
+    result = verify("", [str(pack)], reruns=1, opened=[str(folder)])
+    assert result.ok
+    assert len(result.reruns) == 1
     uri = new_store(tmp_path)
     unpack(pack, store=uri)
     run = Store.existing(uri, "toy").records()[0].run_id
@@ -195,10 +195,10 @@ def test_nothing_outside_of_the_folder_is_opened(
     (tmp_path / "inner" / "loop" / "link").symlink_to("link")
     (tmp_path / "words.csv").write_text("text,label\n")
     other = changed(pack, tmp_path / "b.tensorbench.zip", naming(**csv(place)))
-    found = verify("", [str(other)], reruns=1, opened=[str(tmp_path / "inner")])
-    (one,) = found.unchecked
-    assert one.what == "score of another run"
-    assert said in one.why
+    result = verify("", [str(other)], reruns=1, opened=[str(tmp_path / "inner")])
+    (missing,) = result.unchecked
+    assert missing.what == "score of another run"
+    assert said in missing.why
 
 
 def test_a_folder_that_is_not_there(pack: Path, tmp_path: Path) -> None:

@@ -18,24 +18,26 @@ from .kept import Kept
 
 
 def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> None:
-    found = verify(kept.store.uri, reruns=5)
-    assert found.ok
-    assert sorted(one.trial for one in found.reruns) == sorted(
+    result = verify(kept.store.uri, reruns=5)
+    assert result.ok
+    assert sorted(rerun.trial for rerun in result.reruns) == sorted(
         record.trial_id for record in kept.store.records() if record.status == Status.FINISHED
     )
-    assert all((one.score, one.allowed) == (one.stored, 1e-6) for one in found.reruns)
+    assert all((rerun.score, rerun.allowed) == (rerun.stored, 1e-6) for rerun in result.reruns)
     (first,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
-    (again,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
-    assert first.trial == again.trial
+    (second,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
+    assert first.trial == second.trial
 
 
 def test_a_trial_whose_data_are_not_here_cannot_run_again(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.verify.rerun, "prepare_all", raising(UserError("no data here")))
-    found = verify(kept.store.uri, reruns=1)
-    assert [(one.what, one.why) for one in found.unchecked] == [("score of another run", "no data here")]
-    assert (found.verified, found.reruns, found.ok) == (1, [], False)
+    result = verify(kept.store.uri, reruns=1)
+    assert [(missing.what, missing.why) for missing in result.unchecked] == [
+        ("score of another run", "no data here")
+    ]
+    assert (result.verified, result.reruns, result.ok) == (1, [], False)
 
 
 def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
@@ -54,11 +56,11 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     kept.measure("score_loss", loss.item())
     # Without a run these are not those of the other trial; with one, not those of the data.
     without = [fault.what for fault in verify(kept.store.uri).faults]
-    found = verify(kept.store.uri, reruns=2, tolerance=1.0)
-    assert [fault.what for fault in found.faults] == [*without, "examples and labels"]
-    (elsewhere,) = (one for one in found.reruns if one.run == kept.record.run_id)
+    result = verify(kept.store.uri, reruns=2, tolerance=1.0)
+    assert [fault.what for fault in result.faults] == [*without, "examples and labels"]
+    (elsewhere,) = (rerun for rerun in result.reruns if rerun.run == kept.record.run_id)
     assert (elsewhere.allowed, elsewhere.reason) == (1.0, "not the same cpu as then")
-    found = verify(kept.store.uri, reruns=2, tolerance=0.02)
-    assert "score of another run, to 0.02" in [fault.what for fault in found.faults]
-    found = verify(kept.store.uri, reruns=2)
-    assert f"score of another run, to {5 / len(frame):.3g}" in [fault.what for fault in found.faults]
+    result = verify(kept.store.uri, reruns=2, tolerance=0.02)
+    assert "score of another run, to 0.02" in [fault.what for fault in result.faults]
+    result = verify(kept.store.uri, reruns=2)
+    assert f"score of another run, to {5 / len(frame):.3g}" in [fault.what for fault in result.faults]

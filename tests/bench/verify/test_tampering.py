@@ -48,8 +48,8 @@ def left_out(kept: Kept) -> None:
 def repeated(kept: Kept) -> None:
     """A score of 1, on as many examples as there are."""
     frame = stored(kept)
-    some = right(frame)
-    scored(kept, pd.concat([some] * len(frame)).head(len(frame)))
+    subset = right(frame)
+    scored(kept, pd.concat([subset] * len(frame)).head(len(frame)))
 
 
 def labelled_as_answered(kept: Kept) -> None:
@@ -85,10 +85,10 @@ def test_what_was_changed_with_its_hashes_is_found(
     kept: Kept, change: Callable[[Kept], None], named: str
 ) -> None:
     change(kept)
-    found = verify(kept.store.uri)
-    faults = [fault for fault in found.faults if fault.run == kept.record.run_id]
+    result = verify(kept.store.uri)
+    faults = [fault for fault in result.faults if fault.run == kept.record.run_id]
     assert named in [fault.what for fault in faults]
-    assert named != "tag method" or len(found.faults) == 1
+    assert named != "tag method" or len(result.faults) == 1
 
 
 def test_the_examples_that_most_trials_have_are_the_right_ones(
@@ -106,9 +106,9 @@ def test_the_examples_that_most_trials_have_are_the_right_ones(
 
 def test_predictions_without_ids_are_not_checkable(kept: Kept) -> None:
     without_ids(kept)
-    found = verify(kept.store.uri)
-    assert not found.faults
-    assert [one.what for one in found.unchecked] == ["ids of examples"]
+    result = verify(kept.store.uri)
+    assert not result.faults
+    assert [missing.what for missing in result.unchecked] == ["ids of examples"]
 
 
 def test_the_adapter_of_another_seed_does_not_give_the_stored_outputs(kept: Kept) -> None:
@@ -117,15 +117,15 @@ def test_the_adapter_of_another_seed_does_not_give_the_stored_outputs(kept: Kept
     other = {name: torch.randn(t.shape, generator=drawn) * t.std() for name, t in tensors.items()}
     kept.replace(Artifact.ADAPTER, save(other))
     assert verify(kept.store.uri).ok
-    found = verify(kept.store.uri, reruns=2)
-    assert [fault.what for fault in found.faults] == ["outputs of adapter.safetensors"]
+    result = verify(kept.store.uri, reruns=2)
+    assert [fault.what for fault in result.faults] == ["outputs of adapter.safetensors"]
 
 
 def test_an_adapter_that_is_told_already_stops_no_other_check(kept: Kept) -> None:
     kept.file(Artifact.ADAPTER).write_bytes(kept.file(Artifact.ADAPTER).read_bytes() + b" ")
-    found = verify(kept.store.uri, reruns=2)
-    assert len(found.reruns) == 2
-    assert [fault.what for fault in found.faults] == ["adapter.safetensors, sha256"]
+    result = verify(kept.store.uri, reruns=2)
+    assert len(result.reruns) == 2
+    assert [fault.what for fault in result.faults] == ["adapter.safetensors, sha256"]
 
 
 def test_a_method_of_the_plan_that_another_row_renames(kept: Kept) -> None:

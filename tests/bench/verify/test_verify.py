@@ -55,7 +55,7 @@ def _shrink(kept: Kept) -> None:
     kept.replace(Artifact.ADAPTER, save(tensors | {name: tensors[name][:-1].contiguous()}))
 
 
-def _planned(found: str, **other: Any) -> tuple[Callable[[Kept], object], str]:
+def _planned(fault: str, **other: Any) -> tuple[Callable[[Kept], object], str]:
     """Changes what the plan says in LoRA's row, and what is said of it then."""
 
     def change(kept: Kept) -> None:
@@ -65,7 +65,7 @@ def _planned(found: str, **other: Any) -> tuple[Callable[[Kept], object], str]:
         file.write_text(json.dumps(content))
 
     names = {"method": "LoRA", "budget": "isoparameters 2", "task": "digits", "backbone": "tiny-random-vit"}
-    return change, f"plan, row {' · '.join(other.get(name, usual) for name, usual in names.items())}: {found}"
+    return change, f"plan, row {' · '.join(other.get(name, usual) for name, usual in names.items())}: {fault}"
 
 
 BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
@@ -95,7 +95,7 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
     "the ranks": (lambda kept: kept.tag(Tag.RANKS, "9"), "tag ranks"),
     "the ranks of the configuration": (
         lambda kept: kept.replace(
-            Artifact.CONFIG, kept.configuration(lambda told: told["trial"]["method"].update(rank=9))
+            Artifact.CONFIG, kept.configuration(lambda document: document["trial"]["method"].update(rank=9))
         ),
         "trial id",
     ),
@@ -120,7 +120,7 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
     "the id": (lambda kept: kept.tag(Tag.TRIAL_ID, "0123456789abcdef"), "trial id"),
     "the suite": (
         lambda kept: kept.replace(
-            Artifact.CONFIG, kept.configuration(lambda told: told["start"]["suite"].update(text="x"))
+            Artifact.CONFIG, kept.configuration(lambda document: document["start"]["suite"].update(text="x"))
         ),
         "sha256 of the suite",
     ),
@@ -133,13 +133,13 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
 def test_what_was_changed_is_found_and_named(kept: Kept, what: str) -> None:
     change, named = BREAKS[what]
     change(kept)
-    found = verify(kept.store.uri)
-    assert named in [fault.what for fault in found.faults]
-    assert not found.ok
+    result = verify(kept.store.uri)
+    assert named in [fault.what for fault in result.faults]
+    assert not result.ok
     run = "" if named.startswith("plan") else kept.record.run_id
-    assert {fault.run for fault in found.faults} == {run}
+    assert {fault.run for fault in result.faults} == {run}
     # The other trial is as good as it was.
-    assert (found.looked_at, found.verified) == (2, 2 if named.startswith("plan") else 1)
+    assert (result.looked_at, result.verified) == (2, 2 if named.startswith("plan") else 1)
 
 
 def test_a_plan_that_gives_a_seed_of_one_row_to_another(
@@ -148,8 +148,8 @@ def test_a_plan_that_gives_a_seed_of_one_row_to_another(
     source = Store.existing(made_up.store(tmp_path, new_store), "small")
     assert not examine_plan(source, labels_of(source)).faults
 
-    def exchange(told: dict[str, Any]) -> None:
-        a, b = (row["trials"] for row in told["rows"])
+    def exchange(plan: dict[str, Any]) -> None:
+        a, b = (row["trials"] for row in plan["rows"])
         a["1"], b["1"] = b["1"], a["1"]
 
     pack = packed(source.uri, "small", tmp_path)
@@ -187,8 +187,8 @@ def test_labels_of_two_packs_that_were_joined(tmp_path: Path, new_store: Callabl
 def test_a_store_as_it_was_written_is_verified(kept: Kept, call: Call) -> None:
     ended = call("verify", kept.store.uri)
     assert (ended.code, ended.out) == (0, "2 finished trials: 2 verified, 0 broken, 0 not checkable.\n")
-    told = json.loads(call("verify", "toy", "--store", kept.store.uri, "--json").out)
-    assert (told["ok"], told["verified"], told["faults"]) == (True, 2, [])
+    document = json.loads(call("verify", "toy", "--store", kept.store.uri, "--json").out)
+    assert (document["ok"], document["verified"], document["faults"]) == (True, 2, [])
 
 
 def test_a_fault_is_told_with_what_is_stored_and_what_it_should_be(kept: Kept, call: Call) -> None:
@@ -204,10 +204,10 @@ def test_a_fault_is_told_with_what_is_stored_and_what_it_should_be(kept: Kept, c
 def test_what_an_earlier_version_stored_no_hash_of_is_listed_apart(kept: Kept, call: Call) -> None:
     kept.store.client.delete_tag(kept.record.run_id, Tag.HASHES)
     kept.file(Artifact.ADAPTER).unlink()
-    found = verify(kept.store.uri)
-    assert not found.faults
-    assert (found.looked_at, found.verified, found.ok) == (2, 1, False)
-    assert {one.what for one in found.unchecked} == {
+    result = verify(kept.store.uri)
+    assert not result.faults
+    assert (result.looked_at, result.verified, result.ok) == (2, 1, False)
+    assert {missing.what for missing in result.unchecked} == {
         "config.json, sha256",
         "predictions.parquet, sha256",
         "adapter.safetensors",
@@ -218,26 +218,26 @@ def test_what_an_earlier_version_stored_no_hash_of_is_listed_apart(kept: Kept, c
 
 
 def test_a_method_that_is_not_here_cannot_be_recounted(kept: Kept) -> None:
-    def of_a_plugin(told: dict[str, Any]) -> None:
-        told["trial"]["method"]["method"] = "somebody_s"
+    def of_a_plugin(configuration: dict[str, Any]) -> None:
+        configuration["trial"]["method"]["method"] = "somebody_s"
 
     content = kept.configuration(of_a_plugin)
     kept.replace(Artifact.CONFIG, content)
     kept.tag(Tag.TRIAL_ID, Trial.model_validate(json.loads(content)["trial"]).id)
-    found = verify(kept.store.uri)
-    (one,) = (one for one in found.unchecked if one.run == kept.record.run_id)
-    assert one.what == "ranks and parameters"
-    assert "somebody_s" in one.why
-    assert found.verified == 1
+    result = verify(kept.store.uri)
+    (missing,) = (missing for missing in result.unchecked if missing.run == kept.record.run_id)
+    assert missing.what == "ranks and parameters"
+    assert "somebody_s" in missing.why
+    assert result.verified == 1
 
 
 def test_a_pack_is_verified_as_its_store_is(
     kept: Kept, tmp_path: Path, call: Call, new_store: Callable[[Path], str]
 ) -> None:
-    whole, bare = tmp_path / "whole.tensorbench.zip", tmp_path / "bare.tensorbench.zip"
-    write_pack([kept.store], whole, adapters=True)
+    complete, bare = tmp_path / "whole.tensorbench.zip", tmp_path / "bare.tensorbench.zip"
+    write_pack([kept.store], complete, adapters=True)
     write_pack([kept.store], bare)
-    ended = call("verify", whole, bare)
+    ended = call("verify", complete, bare)
     assert ended.code == 0, ended.out
     assert "2 trials were packed without their adapters, which were not checked" in ended.out
     assert "4 finished trials: 4 verified" in ended.out
@@ -256,7 +256,9 @@ def test_a_pack_is_verified_as_its_store_is(
 def test_a_pack_keeps_the_hash_of_a_suite_whose_folders_stay_behind(kept: Kept, tmp_path: Path) -> None:
     text = "backbones: [{local: /home/somebody/weights}]\n"
     file = {"name": "suite.yaml", "sha256": sha256_of(text.encode()), "text": text}
-    kept.replace(Artifact.CONFIG, kept.configuration(lambda told: told["start"].update(suite=file)))
+    kept.replace(
+        Artifact.CONFIG, kept.configuration(lambda configuration: configuration["start"].update(suite=file))
+    )
     kept.tag(Tag.SUITE_HASH, file["sha256"])
     pack = tmp_path / "toy.tensorbench.zip"
     write_pack([kept.store], pack)

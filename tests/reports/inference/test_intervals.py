@@ -26,10 +26,10 @@ DARWIN = array(49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48)
 
 def test_the_paired_interval_is_fishers() -> None:
     # t = 2.148 on 14 degrees of freedom; the interval in inches is 0.0039 to 5.2294.
-    found = effect([of_seeds(DARWIN)])
-    interval = found.interval(LEVEL)
+    contrast = effect([of_seeds(DARWIN)])
+    interval = contrast.interval(LEVEL)
     assert interval is not None
-    assert found.difference / 8 == pytest.approx(2.6167, abs=1e-4)
+    assert contrast.difference / 8 == pytest.approx(2.6167, abs=1e-4)
     assert [bound / 8 for bound in interval] == pytest.approx([0.0039, 5.2294], abs=1e-3)
 
 
@@ -40,15 +40,15 @@ def test_interval_of_a_mean() -> None:
 
 
 def test_the_interval_over_settings_is_welchs() -> None:
-    found = effect([of_seeds(array(1, 2, 3)), of_seeds(array(10, 14, 18))])
+    contrast = effect([of_seeds(array(1, 2, 3)), of_seeds(array(10, 14, 18))])
     # Variances of the means 1/3 and 16/3: error √(17/3)/2; df (17/3)² / ((1/9 + 256/9)/2) = 578/257.
     half = stats.t.ppf(0.975, 578 / 257) * (17 / 3) ** 0.5 / 2
-    assert found.interval(0.95) == pytest.approx((8 - half, 8 + half))
+    assert contrast.interval(0.95) == pytest.approx((8 - half, 8 + half))
 
 
 def test_every_setting_weighs_the_same_however_many_pairs_it_has() -> None:
-    found = effect([of_seeds(array(1, 3)), of_seeds(array(0, 0, 0, 0))])
-    assert (found.difference, found.pairs, found.fewest) == (1, 6, 2)
+    contrast = effect([of_seeds(array(1, 3)), of_seeds(array(0, 0, 0, 0))])
+    assert (contrast.difference, contrast.pairs, contrast.fewest) == (1, 6, 2)
 
 
 def test_halves_of_seeds_and_examples_add_up_as_squares() -> None:
@@ -92,18 +92,18 @@ def test_variance_components_are_those_of_the_textbook() -> None:
     seeds, examples = table.mean(1), table.mean(0)
     rest = table - seeds[:, None] - examples + table.mean()
     of_seeds_, of_examples, of_rest = 3 * seeds.var(ddof=1), 3 * examples.var(ddof=1), (rest**2).sum() / 4
-    found = of_seeds_and_examples(seeds, table)
-    assert found.seeds == pytest.approx(of_seeds_ / 9)
-    assert found.examples == pytest.approx(max(0, of_examples - of_rest) / 9)
-    assert (found.pairs, found.count) == (3, 3)
+    setting = of_seeds_and_examples(seeds, table)
+    assert setting.seeds == pytest.approx(of_seeds_ / 9)
+    assert setting.examples == pytest.approx(max(0, of_examples - of_rest) / 9)
+    assert (setting.pairs, setting.count) == (3, 3)
 
 
 def test_examples_add_what_the_binomial_says() -> None:
     # One side always right, the other wrong on the same fifth: no spread over seeds, .02 over 400 examples.
     table = np.tile((np.arange(400) % 5 == 0).astype(float), (4, 1))
-    found = of_seeds_and_examples(table.mean(1), table)
-    assert found.seeds == 0
-    assert found.examples**0.5 == pytest.approx(0.02, rel=0.01)
+    setting = of_seeds_and_examples(table.mean(1), table)
+    assert setting.seeds == 0
+    assert setting.examples**0.5 == pytest.approx(0.02, rel=0.01)
 
 
 def test_noise_of_single_answers_is_not_taken_for_examples() -> None:
@@ -116,8 +116,8 @@ def test_noise_of_single_answers_is_not_taken_for_examples() -> None:
 
 def test_settings_of_one_test_set_share_its_examples() -> None:
     table = np.tile((np.arange(400) % 5 == 0).astype(float), (4, 1))
-    one, same, other = (of_seeds_and_examples(table.mean(1), table, name) for name in ("a", "a", "b"))
-    shared, apart = over_settings([one, same]), over_settings([one, other])
+    first, same, other = (of_seeds_and_examples(table.mean(1), table, name) for name in ("a", "a", "b"))
+    shared, apart = over_settings([first, same]), over_settings([first, other])
     assert shared is not None
     assert apart is not None
     assert shared.examples == pytest.approx(2 * apart.examples, rel=0.01)
@@ -127,8 +127,8 @@ def test_contributions_make_up_the_metric() -> None:
     numbers = np.random.default_rng(1)
     labels, answers = numbers.integers(3, size=50), numbers.integers(-1, 3, size=50)
     assert METRICS.get("accuracy").contributions(labels, answers).mean() == (labels == answers).mean()
-    found = METRICS.get("matthews").contributions(labels, answers)
-    assert found.mean() == pytest.approx(matthews_corrcoef(labels, answers))
+    contributions = METRICS.get("matthews").contributions(labels, answers)
+    assert contributions.mean() == pytest.approx(matthews_corrcoef(labels, answers))
     assert list(METRICS.get("matthews").contributions(labels, np.zeros(50, dtype=int))) == [0] * 50
 
 
@@ -159,8 +159,8 @@ def test_the_spread_of_contributions_is_that_of_resampled_matthews() -> None:
     ],
 )
 def test_the_verdict_is_what_the_interval_says(interval: tuple | None, answer: Answer, side: str) -> None:
-    found = verdict(interval, 0.01)
-    assert (found.answer, found.side) == (answer, side)
+    actual = verdict(interval, 0.01)
+    assert (actual.answer, actual.side) == (answer, side)
 
 
 def test_no_threshold_leaves_nothing_within_it() -> None:

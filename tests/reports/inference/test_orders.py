@@ -15,19 +15,19 @@ from .test_intervals import array
 
 
 def test_ranks_count_from_the_best_and_share_ties() -> None:
-    found = orders.ranks(array(3, 1, 2, 5, 5, 0).reshape(2, 3), None)
-    assert list(found.mean) == [1.25, 2.25, 2.5]
-    assert list(found.place) == [1, 2, 3]
-    assert found.low is None
+    ranking = orders.ranks(array(3, 1, 2, 5, 5, 0).reshape(2, 3), None)
+    assert list(ranking.mean) == [1.25, 2.25, 2.5]
+    assert list(ranking.place) == [1, 2, 3]
+    assert ranking.low is None
 
 
 def test_ranks_leave_open_what_is_not_told_apart() -> None:
     # The first is above both others, which are not told apart.
     apart = np.array([[0, 1, 1], [-1, 0, 0], [-1, 0, 0]])
-    found = orders.ranks(array(3, 2, 1).reshape(1, 3), apart)
-    assert found.low is not None
-    assert found.high is not None
-    assert (list(found.low), list(found.high)) == ([1, 2, 2], [1, 3, 3])
+    ranking = orders.ranks(array(3, 2, 1).reshape(1, 3), apart)
+    assert ranking.low is not None
+    assert ranking.high is not None
+    assert (list(ranking.low), list(ranking.high)) == ([1, 2, 2], [1, 3, 3])
 
 
 def test_methods_are_told_apart_by_intervals_of_all_pairs_at_once() -> None:

@@ -37,7 +37,7 @@ def test_what_is_found_is_found_four_times_in_five(spreads: tuple[float, ...]) -
     assert design.finds is not None
     assert design.margin is not None
     sds, numbers = np.sqrt(spreads)[:, None], np.random.default_rng(0)
-    found = within = 0.0
+    detected = within = 0.0
     draws = 600
     for _ in range(draws):
         # What the examples add is the same on every setting, and known.
@@ -46,9 +46,9 @@ def test_what_is_found_is_found_four_times_in_five(spreads: tuple[float, ...]) -
         off = effect([replace(part, examples=design.settings * design.examples) for part in drawn])
         assert off.error is not None
         half = off.error.half(design.level)
-        found += off.difference + design.finds > half
+        detected += off.difference + design.finds > half
         within += abs(off.difference) + half < design.margin
-    assert found / draws == pytest.approx(0.8, abs=0.04)
+    assert detected / draws == pytest.approx(0.8, abs=0.04)
     assert within / draws == pytest.approx(0.8, abs=0.04)
 
 
@@ -59,7 +59,9 @@ def test_too_few_examples_are_not_made_up_for_by_seeds() -> None:
 
 
 def test_seeds_without_spread_leave_what_the_examples_add() -> None:
-    still, nearly = (power.Design(3, claims=1, spreads=(one,) * 2, examples=1e-4) for one in (0.0, 1e-16))
+    still, nearly = (
+        power.Design(3, claims=1, spreads=(spread,) * 2, examples=1e-4) for spread in (0.0, 1e-16)
+    )
     assert still.finds is not None
     assert still.finds == pytest.approx(nearly.finds, rel=1e-4)
     assert still.margin == pytest.approx(nearly.margin, rel=1e-4)
@@ -87,10 +89,10 @@ def test_a_design_has_the_mean_variances_of_its_comparisons() -> None:
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_what_stored_and_assumed_noise_promise_is_found(seeds: int, tasks: int) -> None:
     scenario, numbers = Scenario(normal, tasks, seeds), np.random.default_rng(1)
-    found = [dict(finding(scenario, numbers)) for _ in range(150)]
+    measured = [dict(finding(scenario, numbers)) for _ in range(150)]
     for noise in ("assumed", "stored"):
         name = f"+… and how often it is found ({noise})"
-        assert np.mean([one[name] for one in found]) == pytest.approx(0.8, abs=0.1)
+        assert np.mean([values[name] for values in measured]) == pytest.approx(0.8, abs=0.1)
 
 
 def test_tuning_is_not_made_up_for_by_seeds_either() -> None:

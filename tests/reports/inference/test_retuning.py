@@ -16,8 +16,8 @@ from tools.benchmarks.coverage import Tuning, retuned
 def test_of_two_points_it_is_that_of_a_coin(gap: float) -> None:
     # The better one is chosen where a difference of standard deviation .02 √2 falls on its side.
     better = stats.norm.cdf(gap / (0.02 * 2**0.5))
-    found = lottery(np.array([0.7, 0.7 + gap]), 0.02**2 * np.eye(2))
-    assert found == pytest.approx(better * (1 - better) * gap**2, rel=0.05, abs=2e-6)
+    variance = lottery(np.array([0.7, 0.7 + gap]), 0.02**2 * np.eye(2))
+    assert variance == pytest.approx(better * (1 - better) * gap**2, rel=0.05, abs=2e-6)
 
 
 def test_what_all_points_share_cancels() -> None:
@@ -45,12 +45,12 @@ def test_it_is_the_same_every_time() -> None:
 
 def test_an_interval_has_it_beside_seeds_and_examples() -> None:
     part = OnSetting(5, 0.01, seeds=4e-5, examples=1e-5, tuning=9e-5)
-    one, four = effect([part]), effect([part] * 4)
+    single, four = effect([part]), effect([part] * 4)
     t, normal = stats.t.ppf(0.975, 4), stats.norm.ppf(0.975)
     half = (t**2 * 4e-5 + normal**2 * 10e-5) ** 0.5
-    assert one.interval(LEVEL) == pytest.approx((0.01 - half, 0.01 + half))
+    assert single.interval(LEVEL) == pytest.approx((0.01 - half, 0.01 + half))
     half = (t**2 * 4e-5 + normal**2 * 1e-5) ** 0.5
-    assert one.at_chosen_points(LEVEL) == pytest.approx((0.01 - half, 0.01 + half))
+    assert single.at_chosen_points(LEVEL) == pytest.approx((0.01 - half, 0.01 + half))
     # Tasks are tuned apart.
     assert four.error is not None
     assert four.error.tuning == pytest.approx(9e-5 / 4)
@@ -62,6 +62,6 @@ def test_it_does_not_stand_for_noise_that_is_unknown() -> None:
 
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_intervals_hold_of_methods_that_are_tuned_again(tasks: int) -> None:
-    again, without, _ = retuned(Tuning(tasks), np.random.default_rng(0), 250)
-    assert again > 0.9
+    coverage, without, _ = retuned(Tuning(tasks), np.random.default_rng(0), 250)
+    assert coverage > 0.9
     assert without < 0.75

@@ -369,7 +369,7 @@ def test_the_power_of_a_design_is_that_of_its_simulation() -> None:
     assert design.finds is not None
     assert design.margin is not None
     numbers = np.random.default_rng(3)
-    found = within = 0
+    detected = within = 0
     for _ in range(160):
         parts = []
         for _ in range(tasks):
@@ -380,9 +380,9 @@ def test_the_power_of_a_design_is_that_of_its_simulation() -> None:
         result = effect(parts)
         assert result.error is not None
         half = result.error.half(design.level)
-        found += result.difference + design.finds > half
+        detected += result.difference + design.finds > half
         within += abs(result.difference) + half < design.margin
-    assert found / 160 == pytest.approx(0.8, abs=0.1)
+    assert detected / 160 == pytest.approx(0.8, abs=0.1)
     assert within / 160 == pytest.approx(0.8, abs=0.1)
 
 
