@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-# Tiny models are fastest on one thread, and subprocesses inherit it. Before anything imports torch.
+# Tiny models are fastest on one thread. Set before anything imports torch, and inherited by subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Threads of a worker wait for one another. While tests keep all cores busy, a thread that waits by spinning
-# takes the core that the other needs, and a step of milliseconds takes seconds.
+# A worker's threads must not wait by spinning: while tests keep all cores busy, that blocks the core the
+# other thread needs and makes steps of milliseconds take seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Settings of the user's own programs would colour or wrap the output that tests read, or lead to a store or
-# a cluster.
+# Removes the user's settings that would colour or wrap output, or lead to a store or cluster.
 os.environ.pop("COLUMNS", None)
 os.environ.pop("FORCE_COLOR", None)
 os.environ.pop("TTY_COMPATIBLE", None)
@@ -32,23 +31,25 @@ import pytest
 
 #: Python's own thresholds of garbage collection.
 THRESHOLDS = gc.get_threshold()
-# Importing and collecting tests makes many objects and hardly any garbage; the default thresholds would add a
-# sixth to its time.
+# Importing and collecting tests creates many objects and little garbage; with the default thresholds they
+# would take a sixth longer.
 gc.set_threshold(100_000, 20, 20)
 
-#: Modules imported since the last freeze, such as an architecture's or a database's, that call for another.
+#: Modules imported since the last freeze that justify another: an architecture's or a database's.
 MANY_MODULES = 50
 
 SUITES = Path(__file__).parent.parent / "suites"
 
-#: The file of tests and the number of modules, in units of `MANY_MODULES`, at the last freeze.
+#: The test file, and the number of modules in units of `MANY_MODULES`, at the last freeze.
 LAST_FREEZE = pytest.StashKey[tuple[Path, int]]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """One worker more than cores: two workers leave two cores idle for a third of the time, while tests wait
-    for processes, servers and Ray.
+    """Returns one worker more than cores.
+
+    Two workers would leave two cores idle a third of the time, while tests wait for processes, servers and
+    Ray.
     """
     return (yield) + 1
 
@@ -58,7 +59,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Keeps modules and fixtures out of garbage collection, which every trial does."""
+    """Excludes modules and fixtures from garbage collection, which every trial runs."""
     now = (item.path, len(sys.modules) // MANY_MODULES)
     if item.config.stash.get(LAST_FREEZE, None) != now:
         gc.collect()
@@ -67,7 +68,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class Ended(NamedTuple):
-    """How a call of the program ended."""
+    """The exit code and output of a program call."""
 
     code: int
     out: str
@@ -76,7 +77,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this session that shares downloads, but no prepared data, with the user's."""
+    """This session's cache, which shares downloads with the user's but no prepared data."""
     if os.environ.get("TENSORBENCH_CACHE"):
         yield
         return
@@ -93,15 +94,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def unsynced_databases() -> None:
-    """SQLite that does not wait for the disk, which would be most of a small trial's time.
+    """Keeps SQLite from waiting for the disk, which would dominate small trials.
 
-    A killed process loses nothing: the operating system has what was written. Only a power cut would lose it.
+    A killed process loses nothing, because the system has the written data; only a power cut would.
     """
     from sqlalchemy import Engine, event
 
     @event.listens_for(Engine, "connect")
     def unsynced(connection: Any, _: Any) -> None:
-        # A file that is no database is refused when it is read.
+        # A file that is no database fails when it is read.
         if isinstance(connection, sqlite3.Connection):
             with suppress(sqlite3.Error):
                 connection.execute("PRAGMA synchronous = OFF")
@@ -109,7 +110,7 @@ def unsynced_databases() -> None:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's schema, which takes seconds to make."""
+    """An SQLite file with MLflow's schema, which takes seconds to create."""
     from bench.store.connect import connect
 
     file = tmp_path_factory.mktemp("store") / "empty.db"
@@ -119,7 +120,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def new_store(empty_store: Path) -> Callable[[Path], str]:
-    """Puts a store of its own into a folder and returns its URI."""
+    """Creates a store in a folder and returns its URI."""
 
     def make(folder: Path) -> str:
         shutil.copyfile(empty_store, folder / "mlflow.db")
@@ -130,7 +131,7 @@ def new_store(empty_store: Path) -> Callable[[Path], str]:
 
 @pytest.fixture(scope="session")
 def call() -> Callable[..., Ended]:
-    """Calls the program in this process with arguments, as a shell would."""
+    """Calls the program in this process with arguments, like a shell."""
     import contextlib
     import io
 

@@ -1,4 +1,4 @@
-"""Messages by what they name, so that a sentence may be written anew."""
+"""Patterns that match messages by the things they name instead of their wording."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 
 def naming(*parts: object) -> str:
-    """A pattern for messages that name these in this order, such as a field, its value and what is accepted.
+    """Returns a pattern for messages that name these parts in this order: field, value, accepted values.
 
-    A number is not found within a longer one.
+    A number does not match inside a longer one.
     """
     return "(?s:.*)".join(
         rf"(?<![\w.]){re.escape(str(part))}(?!\w|\.\d)"

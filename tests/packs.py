@@ -1,4 +1,4 @@
-"""Packs for tests: those of stores, and those that somebody changed."""
+"""Packs for tests: packed from stores, or modified."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Files = dict[str, bytes]
 
 
 def packed(uri: str, name: str, folder: Path, adapters: bool = False) -> Path:
-    """The pack of an experiment, in this folder."""
+    """Packs an experiment into this folder."""
     folder.mkdir(exist_ok=True)
     return pack(name, out=folder / f"{name}.tensorbench.zip", store=uri, adapters=adapters).path
 
 
 def files(pack: Path) -> Files:
-    """What is in a pack, by name."""
+    """The files of a pack by name."""
     with zipfile.ZipFile(pack) as file:
         return {name: file.read(name) for name in file.namelist()}
 
 
 def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed: bool = True) -> Path:
-    """A pack with other content; `signed` writes the manifest's hashes anew, as whoever makes a pack can."""
+    """A pack with other content; `signed` recomputes the manifest's hashes, as any maker of packs can."""
     content = files(pack)
     change(content)
     if signed:

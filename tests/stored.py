@@ -1,7 +1,7 @@
-"""Writes stores as runs would have left them, in seconds: one trial through the harness, the others as rows.
+"""Writes stores as runs would leave them, within seconds.
 
-Storing a trial through MLflow takes a tenth of a second, so that the others are the first one's rows in
-MLflow's tables, with names and numbers of their own.
+Storing a trial through MLflow takes a tenth of a second, so only one trial goes through the harness; the
+others are copies of its rows in MLflow's tables with their own names and numbers.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from bench.training.ending import finished
 from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
 
-#: Measures by which reports warn of a training.
+#: Measures from which reports derive warnings.
 OPTIONAL = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS, Measure.ADAPTER_EFFECT)
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
 
-#: Rows of a run by table.
+#: The rows of a run by table.
 Template = dict[str, list[dict[str, Any]]]
 
 _templates: dict[str, Template] = {}
@@ -47,14 +47,14 @@ _templates: dict[str, Template] = {}
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial gave."""
+    """The result of a trial."""
 
     score: float = 0.0
-    #: The loss beside the score, on the same split.
+    #: The loss on the split of the score.
     loss: float = 0.5
-    #: Why it failed; its score is none then.
+    #: The reason for its failure, in which case it has no score.
     failure: str = ""
-    #: Classes that it predicted, and the right ones.
+    #: Predicted and true classes.
     answers: Sequence[int] = (0, 1)
     labels: Sequence[int] = (0, 1)
     #: Validation scores by epoch.
@@ -62,12 +62,12 @@ class Result:
     step_ms: float = 10.0
     peak_mib: float = 100.0
     tags: dict[str, str] = field(default_factory=dict)
-    #: Of `OPTIONAL`; the others are not stored, as an earlier version left them out.
+    #: Values of `OPTIONAL` measures; unset ones are not stored, as in earlier versions.
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def write(uri: str, plan: Plan, result: Callable[[Trial, Row], Result | None]) -> Store:
-    """Stores what `result` gives for each trial of the plan; None: it never ran."""
+    """Stores the result of each trial of the plan; a result of None means that the trial never ran."""
     store = Store.create(uri, plan.suite.name)
     suite_run = store.begin_suite(plan)
     rows = {id_: row for row in reversed(plan.rows) for id_ in row.trials.values()}
@@ -91,14 +91,14 @@ def begun(
     provenance: Mapping[str, str] = {},
     tags: Mapping[Tag, str] = {},
 ) -> TrialRun:
-    """The run of a trial that has started."""
+    """Begins the run of a trial."""
     run = begin_trial(store, trial, list(rows), "accuracy", parent, tags)
     run.start(trial.model_dump(mode="json", exclude_none=True), provenance)
     return run
 
 
 def search_found(**fields: Any) -> SearchResult:
-    """What a search that has tried nothing yet stores, but for what is told."""
+    """The stored form of a search without trials, with some fields replaced."""
     usual: dict[str, Any] = {
         "name": "search",
         "method": "LoRA",
@@ -199,7 +199,7 @@ def _clone(
             | {"end_time": now + number + run["end_time"] - run["start_time"]}
         )
         tags_by_key = {line["key"]: line["value"] for line in stored["tags"]} | tags
-        # The hashes are those of the first one's artifacts.
+        # The hashes are those of the copied trial's artifacts.
         tags_by_key.pop(Tag.HASHES)
         lines["tags"] += [changed | {"key": key, "value": value} for key, value in tags_by_key.items()]
         lines["params"] += [line | changed for line in stored["params"]]
@@ -239,7 +239,7 @@ def _told(row: Row, result: Result) -> dict[str, float]:
 
 
 def _tags(trial: Trial, row: Row) -> dict[str, str]:
-    """Tags in which trials differ."""
+    """The tags that differ from trial to trial."""
     ranks = ",".join(map(str, row.ranks))
     budget = row.budget or "own"
     budget_fields = {"budget": budget, "asked": row.asked, "ratio": row.ratio, "within": row.within}

@@ -1,4 +1,4 @@
-"""The API reference can be made, and has words for every public name."""
+"""Tests that the API reference can be built and describes every public name."""
 
 from __future__ import annotations
 

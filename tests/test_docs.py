@@ -1,4 +1,4 @@
-"""What the documents list is what the program has."""
+"""Tests that the lists in the documents equal those of the program."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def table_rows(page: str, column: int) -> dict[str, dict[str, str]]:
-    """Each section's fields with what the table says in a column, code marks aside."""
+    """Each section's fields with one column of its table, without code marks."""
     sections = {}
     for section in (DOCS / page).read_text(encoding="utf-8").split("\n## ")[1:]:
         heading, rows = section.split("\n", 1)
@@ -78,7 +78,7 @@ def test_links_between_pages_lead_somewhere() -> None:
         f"{page.relative_to(root)}: {link}"
         for page in pages
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-        # The site of published results is made from them and not committed.
+        # The site of published results is generated and not committed.
         if "://" not in link and "../leaderboard/" not in link and not (page.parent / link).exists()
     ]
     assert len(pages) > 20
@@ -96,7 +96,7 @@ def test_the_files_that_contributing_and_ci_name_exist() -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """What a link can lead to on a page, as GitHub names it."""
+    """The link targets of a page, named like GitHub's."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     slugs = {
         re.sub(r"[^\w\- ]", "", re.sub(r"\]\(\S*\)", "", table_rows)).lower().replace(" ", "-")
@@ -154,14 +154,14 @@ def test_suites_on_pages_are_taken_as_they_stand(tmp_path: Path, page: str, name
 
 def test_every_option_of_a_method_is_documented_with_its_default() -> None:
     sections = table_rows("reference/methods.md", column=3)
-    # Those that have no options share a section.
+    # Methods without options share a section.
     assert not sections.pop("`head_only`, `converged_head` and `full`")
     bare = {"head_only", "converged_head", "full"}
     assert not any(METHODS.get(name).model_fields for name in bare)
     assert {heading.strip("`") for heading in sections} == set(METHODS) - bare
     for heading, options in sections.items():
         fields = METHODS.get(heading.strip("`")).model_fields
-        # Without cuts no rank is free: they stay as they are.
+        # Without cuts no rank is free to change.
         assert options == {
             name: default(field, "–" if name == "cuts" else "free").strip('"')
             for name, field in fields.items()

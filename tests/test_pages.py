@@ -1,4 +1,4 @@
-"""The code of the documents runs as it stands there."""
+"""Runs the code of the documents as printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def code(page: str) -> list[str]:
-    """The Python blocks of a page, each at its own line, so that an error names the page's line."""
+    """The Python blocks of a page at their own lines, so that errors name the page's line."""
     text = (DOCS / page).read_text(encoding="utf-8")
     return [
         "\n" * text.count("\n", 0, block.start(1)) + block[1]
@@ -60,5 +60,5 @@ def test_the_task_of_the_guide_is_a_task(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(task, Task)
     data = prepare(task, describe("minilm-l6").input)
     assert data.classes == 2
-    # None of these sentences is another but for its marks.
+    # Removing the marks leaves the sentences distinct.
     assert sorted(map(len, (data.train, data.validation, data.test))) == [6, 6, 28]

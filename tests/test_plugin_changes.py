@@ -1,4 +1,4 @@
-"""Results of a plug-in whose code changed under one version are kept, and told of."""
+"""Tests that results of a plug-in whose code changed under one version are kept and reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .test_plugin_mistakes import METHOD
 
 Call = Callable[..., Any]
 
-#: A method, a backbone and a task of one distribution.
+#: A method, a backbone and a task in one distribution.
 SOURCES = {
     "mine_plugin.py": METHOD + "\nfrom mine_parts.things import ENTRY, TASK\n",
     "mine_parts/__init__.py": "",
@@ -56,7 +56,7 @@ MINE = {"methods": ["mine"], "backbones": ["mine"], "tasks": [{**DIGITS, "task":
 
 
 class Site:
-    """A folder with an installed plug-in, where this process looks for modules."""
+    """A folder with an installed plug-in on this process's module path."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self._patch = folder, patch
@@ -72,7 +72,7 @@ class Site:
         self.look_again()
 
     def look_again(self) -> None:
-        """What a new process would find."""
+        """Refreshes what a new process would find."""
         for registry in (METHODS, TASKS, BACKBONES, METRICS):
             self._patch.setattr(registry, "_plugins", None)
         importlib.invalidate_caches()
@@ -121,12 +121,12 @@ def test_a_start_and_a_report_tell_of_results_of_another_source(
     assert re.search(naming("backbone", "`weights_hash`"), said)
     assert re.search(naming("toy", "2 of 2", "method 'mine'"), notes(uri))
 
-    # The hash is in no id, and what is ours has none.
+    # No id includes the hash, and our own methods have none.
     after = Store.existing(uri, "toy").records()
     assert {record.trial_id for record in after} == set(before)
     assert {record.tag(Tag.METHOD_SOURCE)[:5] for record in after} == {"mine ", ""}
 
-    # Another version makes other trials: nothing that is kept is of another source.
+    # Another version makes other trials, so no stored result has another source.
     plugin = site.folder / "mine_plugin.py"
     plugin.write_text(plugin.read_text().replace('name = "mine"', 'name = "mine"\n    version = 7'))
     site.look_again()
@@ -152,7 +152,7 @@ def test_a_search_tells_it_once(
     assert first.code == 0, first.err
     assert "source" not in first.err
     site.change()
-    # Python shows a warning of the same words once by itself.
+    # Python shows a repeated warning once by itself.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         repeated = call(*command)
@@ -189,7 +189,7 @@ def test_an_editable_install_has_the_hash_of_its_modules(site: Site) -> None:
     assert before
     site.change("mine_plugin.py")
     assert METHODS.source_hash("mine") != before
-    # The whole package counts where the entry point is in one.
+    # All files of the package count if the entry point is inside one.
     (site.package / "entry_points.txt").write_text("[tensorbench.tasks]\nmine = mine_parts.things:TASK\n")
     site.look_again()
     before = TASKS.source_hash("mine")

@@ -1,4 +1,4 @@
-"""A mistake in a plug-in is told with its package's name, and stops nobody else's."""
+"""Tests that errors in a plug-in name its package and leave other plug-ins working."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class MINE(LoRA):
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a package 'mistaken' with one entry point, `mine_plugin:MINE`, where this process looks for it."""
+    """Installs a package 'mistaken' with the entry point `mine_plugin:MINE` on this process's module path."""
 
     def put(group: str, source: str) -> None:
         site = tmp_path / "site"
@@ -87,7 +87,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     sys.modules.pop("mine_plugin", None)
 
 
-#: How a message names what is wrong.
+#: Patterns of the messages that name each mistake.
 MISTAKEN = ("'mine'", "plug-in 'mistaken'")
 
 
@@ -100,7 +100,7 @@ SOURCES = {"tasks": TASK, "backbones": BACKBONE, "methods": METHOD}
 DESCRIBE = "return self.made.describe(image_size)"
 RAISING = 'name = "mine"\n    @classmethod\n    def listed(cls): raise KeyError("x")'
 
-#: By group: text of the sound plug-in, what replaces it, and the pattern of the message.
+#: By group: text of a correct plug-in, its replacement, and the pattern of the message.
 MISTAKES = {
     "tasks": [
         ("MINE = Mine()", "MINE = Mine", naming("class", "`Mine()`")),
@@ -159,7 +159,7 @@ def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:
         METHODS.get("mine")
 
 
-#: Likewise, found out only by work.
+#: Likewise, for mistakes that appear only at work.
 LATE_MISTAKES = {
     "tasks": [
         ("return Examples(", "raise KeyError('x')\n        (", naming("KeyError: 'x'")),
@@ -309,7 +309,7 @@ def test_a_metric_of_a_plugin_scores_and_tells_what_examples_contribute(install:
     metric, targets, predictions = METRICS.get("mine"), np.arange(6.0), np.zeros(6)
     objective = Objective(metric, "regression", 1)
     assert objective.score(torch.zeros(6, 1), torch.arange(6.0)) == 2.5
-    # A mean of examples is what its jackknife finds.
+    # A mean over examples equals its jackknife.
     assert metric.contributions(targets, predictions) == pytest.approx(np.arange(6.0))
     assert metric.better(1, 2)
     assert "mine" in METRICS.plugins

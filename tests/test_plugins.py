@@ -1,4 +1,4 @@
-"""A plug-in as its author makes it: a package of its own, installed by pip, found by its entry point."""
+"""Tests a plug-in as its author makes it: a package installed by pip and found by its entry point."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLUGIN = ROOT / "tests" / "plugins" / "tensorbench-shared-down"
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    # pip builds a package where it lies, and two processes of tests would do so at once.
+    # pip builds a package in place, which two test processes must not do at once.
     source = shutil.copytree(PLUGIN, tmp_path_factory.mktemp("source") / PLUGIN.name)
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, source],
@@ -37,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed_plugin(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """This process finds the package as a new one would: it looks for plug-ins again."""
+    """Makes this process look for plug-ins again, like a new one."""
     monkeypatch.syspath_prepend(installed)
     monkeypatch.setattr(METHODS, "_plugins", None)
     yield installed

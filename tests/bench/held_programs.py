@@ -1,4 +1,4 @@
-"""The command line as a process of its own, which is held while one of its trials runs (`holding.py`)."""
+"""Starts the command line as a process that is held while one of its trials runs (`holding.py`)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _numbers = itertools.count()
 
 
 def begin(folder: Path, cwd: Path, log: Path, arguments: tuple[Any, ...], through: int = 0) -> Program:
-    """Starts the command line, which is held by files in `folder`."""
+    """Starts the command line, held by files in `folder`."""
     release(folder)
     return Program(Path(holding.__file__), (through, folder, *arguments), cwd, log)
 
 
 @contextmanager
 def started(folder: Path, *arguments: Any, through: int) -> Iterator[Program]:
-    """The command line in its folder, killed at the end."""
+    """The command line running in its folder, killed on exit."""
     process = begin(folder, folder, folder / f"program-{next(_numbers)}.log", arguments, through)
     try:
         yield process
@@ -33,9 +33,9 @@ def started(folder: Path, *arguments: Any, through: int) -> Iterator[Program]:
 
 
 def await_held(process: Program, folder: Path) -> str:
-    """Waits until a trial is held, and returns the name of its worker.
+    """Waits until a trial is held and returns its worker's name.
 
-    Raises AssertionError, with what it printed, where the program ends before that.
+    Raises AssertionError with the program's output if it ends first.
     """
     while not (folder / "held").exists():
         assert process.poll() is None, process.output()
@@ -44,10 +44,10 @@ def await_held(process: Program, folder: Path) -> str:
 
 
 def release(folder: Path) -> None:
-    """Lets the held trial go on; the next one is held again."""
+    """Releases the held trial; the next one is held again."""
     (folder / "held").unlink(missing_ok=True)
 
 
 def let_all_through(folder: Path) -> None:
-    """Lets the held trial and all later ones go on, in every process on this folder."""
+    """Releases the held trial and all later ones in every process that uses this folder."""
     (folder / "go").touch()

@@ -1,10 +1,9 @@
-"""The command line, held while one of its trials runs.
+"""Runs the command line and holds it while a trial runs.
 
-A script: `holding.py TRIALS FOLDER run suite.yaml …` lets so many trials through. A later one is held at its
-first progress: the file FOLDER/held appears, with the name of the trial's worker, and the whole driver waits
-until it is removed, or until there is a file FOLDER/go, which lets everything through.
-
-With FORK_WORKERS in the environment, workers of the local executor are forks of it, which import nothing.
+A script: `holding.py TRIALS FOLDER run suite.yaml …` lets TRIALS trials through. A later trial is held at its
+first progress: the file FOLDER/held appears, containing the name of the trial's worker, and the driver waits
+until that file is removed or FOLDER/go exists, which releases everything. If FORK_WORKERS is set, local
+workers are forks of the driver and import nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: The name of the environment variable, of any value.
+#: An environment variable that makes local workers forks.
 FORK_WORKERS = "TENSORBENCH_TESTS_FORK_WORKERS"
 
-#: Seconds between two looks at a file.
+#: Seconds between checks for a file.
 LOOK = 0.02
 
 
@@ -44,7 +43,7 @@ def main(through: int, folder: Path) -> None:
         held.unlink(missing_ok=True)
 
     class Holding(progress.Terminal):
-        """Prints what the terminal prints, and holds."""
+        """A display that prints what the terminal prints, and holds."""
 
         starts = 0
 

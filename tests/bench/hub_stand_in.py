@@ -1,4 +1,4 @@
-"""A hub on this machine: repositories of small files, served as the Hugging Face hub serves them."""
+"""A local stand-in for the Hugging Face hub that serves repositories of small files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ from PIL import Image
 
 @dataclass
 class Hub:
-    """`folders`: "models/owner/name" or "datasets/owner/name" to what its main branch holds."""
+    """Repositories by address.
+
+    `folders` maps "models/owner/name" or "datasets/owner/name" to the folder of the main branch.
+    """
 
     endpoint: str
     folders: dict[str, Path] = field(default_factory=dict)
-    #: Paths of the files that were downloaded.
+    #: Paths of downloaded files.
     served: list[str] = field(default_factory=list)
 
     def commit(self, name: str) -> str:
-        """As git's: another one whenever a file is another."""
+        """A commit id that changes with any file, like git's."""
         folder, digest = self.folders[name], hashlib.sha1()
         for file in sorted(f for f in folder.rglob("*") if f.is_file()):
             digest.update(
@@ -107,8 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """A hub without repositories, until the block ends."""
-    # A class of its own for each server, so that several may be there at once.
+    """Serves a hub without repositories until the block ends."""
+    # Each server needs its own class so that several can run at once.
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     hub = handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
@@ -122,7 +125,7 @@ def serve() -> Iterator[Hub]:
 
 @contextmanager
 def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[None]:
-    """Inside, this process's hub client uses this endpoint and cache, as HF_ENDPOINT and HF_HOME set them."""
+    """Points this process's hub client at this endpoint and cache, as HF_ENDPOINT and HF_HOME would."""
     from huggingface_hub import constants
 
     from bench.machine import hub
@@ -140,7 +143,7 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
 
 
 def write_glue(folder: Path, config: str, sizes: dict[str, int], classes: list[str] | None = None) -> Path:
-    """Parquet files in GLUE's layout and columns, with the hub's features in their metadata."""
+    """Writes parquet files in GLUE's layout and columns, with the hub's feature metadata."""
     names = {"cola": ("sentence",), "mrpc": ("sentence1", "sentence2")}[config]
     classes = (
         classes or {"cola": ["unacceptable", "acceptable"], "mrpc": ["not_equivalent", "equivalent"]}[config]
@@ -152,7 +155,7 @@ def write_glue(folder: Path, config: str, sizes: dict[str, int], classes: list[s
     for split, size in sizes.items():
         draws = np.random.default_rng(len(split))
         rows = {name: [f"{split} {name} {i} {draws.integers(9**9)}" for i in range(size)] for name in names}
-        # In the hub's files the labels of the test split are hidden.
+        # The hub's files hide the labels of the test split.
         labels = [-1 if split == "test" else i % 2 for i in range(size)]
         _write(
             folder / config / f"{split}-00000-of-00001.parquet",
@@ -171,7 +174,10 @@ def write_images(
     shards: int = 1,
     image: Callable[[np.random.Generator], np.ndarray] | None = None,
 ) -> Path:
-    """Parquet files in the layout of an image data set of the hub, `parts` to images a class."""
+    """Writes parquet files in the layout of a hub image data set
+
+    `parts` maps each to its images per class.
+    """
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
     )
@@ -187,7 +193,7 @@ def write_images(
 
 
 def encoded(pixels: np.ndarray) -> bytes:
-    """As a PNG file, which loses nothing."""
+    """Encodes an image as PNG, which is lossless."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

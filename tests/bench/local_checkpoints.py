@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights, in the key names of transformers 4 and of 5, bare and prefixed."""
+"""Writes tiny random checkpoints with the key names of transformers 4 and 5, bare and prefixed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("RobertaModel", {**SHAPE, **MLP, **TEXT, "classifier_dropout": 0.25}),
 }
 
-#: transformers 5's attribute names to the ones that transformers 4 wrote into files, in order.
+#: Attribute names of transformers 5 and the names that transformers 4 wrote into files, in order.
 OLD_NAMES = {
     "vit": (
         (r"^layers\.", "encoder.layer."),
@@ -50,7 +50,7 @@ OLD_NAMES = {
 
 
 def encoder(kind: str, seed: int = 1, **changes: Any) -> Any:
-    """A transformers model whose every weight is random, biases and norms too."""
+    """A transformers model whose weights, biases and norms are all random."""
     name, config = KINDS[kind]
     model_class = getattr(transformers, name)
     with torch.random.fork_rng(devices=[]):
@@ -64,7 +64,7 @@ def encoder(kind: str, seed: int = 1, **changes: Any) -> Any:
 
 
 def model_of(kind: str, **changes: Any) -> Any:
-    """transformers' own model of a kind, every weight of it random."""
+    """transformers' own model of a kind with random weights."""
     row = ROWS[kind]
     model_class = getattr(transformers, row.model_class)
     config = tiny(kind)._config()
@@ -79,7 +79,7 @@ def model_of(kind: str, **changes: Any) -> Any:
 
 
 def whole_model_of(name: str, tower: str) -> Any:
-    """A CLIP or a SigLIP whose vision tower is of this kind."""
+    """A CLIP or SigLIP model whose vision tower is of this kind."""
     text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = getattr(transformers, f"{name}Config")(
         text_config=text | {"vocab_size": 50}, vision_config=tiny(tower)._config().to_dict()
@@ -88,9 +88,9 @@ def whole_model_of(name: str, tower: str) -> Any:
 
 
 def write(folder: Path, kind: str, model: Any, *, version: int = 5, prefix: bool = False) -> Path:
-    """Write `model` as a checkpoint folder, key by key, not by `save_pretrained`.
+    """Writes `model` as a checkpoint folder, key by key instead of by `save_pretrained`.
 
-    `prefix` makes it one of a ForXxx model, with a head and a pooler beside the encoder.
+    `prefix` makes it a ForXxx model, with a head and a pooler beside the encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {}
@@ -108,14 +108,14 @@ def write(folder: Path, kind: str, model: Any, *, version: int = 5, prefix: bool
 
 
 def edit(folder: Path, *, drop: str = "", add: dict[str, Tensor] | None = None) -> None:
-    """Drop the keys that contain `drop` from a checkpoint, and add some."""
+    """Drops the keys that contain `drop` from a checkpoint and inserts `add`."""
     file = folder / "model.safetensors"
     state = {key: tensor for key, tensor in load_file(file).items() if not drop or drop not in key}
     save_file({**state, **(add or {})}, file, metadata={"format": "pt"})
 
 
 def batch(kind: str, size: int = 32, seed: int = 0) -> dict[str, Tensor]:
-    """Two examples, the second text one padded."""
+    """A batch of two examples, the second text padded."""
     generator = torch.Generator().manual_seed(seed)
     if kind in ("vit", "dinov2", "timm"):
         return {"pixel_values": torch.randn(2, 3, size, size, generator=generator)}
@@ -126,6 +126,6 @@ def batch(kind: str, size: int = 32, seed: int = 0) -> dict[str, Tensor]:
 
 
 def features(backbone: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """What a backbone gives to its head."""
+    """The features that a backbone passes to its head."""
     with torch.no_grad():
         return backbone.module.pool(backbone.module.encoder, **inputs)

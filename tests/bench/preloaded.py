@@ -1,10 +1,10 @@
-"""Prepares the server of forks once for all of them: it imports this last (`programs.py`)."""
+"""Prepares the fork server once for all programs, which import this module last (`programs.py`)."""
 
 import gc
 
 from bench.training.measure import libraries
 
 libraries()
-# Each trial collects garbage, and what was imported is none.
+# Freezes imported objects so that each trial's garbage collection skips them.
 gc.collect()
 gc.freeze()

@@ -1,6 +1,7 @@
-"""Python programs as processes that need not import anything: forks of one that has imported it all.
+"""Runs Python programs as forks of a process that has already imported everything.
 
-Importing torch, transformers, peft and MLflow takes a new interpreter ten times as long as a toy suite.
+A new interpreter would import torch, transformers, peft and MLflow, which takes ten times as long as a toy
+suite.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-#: What the command line imports on the way to a trial, a search and a stored record.
+#: The modules that the command line imports for a trial, a search or a stored record.
 IMPORTED = (
     "bench.cli.program",
     "bench.run",
@@ -33,13 +34,13 @@ IMPORTED = (
     "tests.bench.preloaded",
 )
 
-#: Starts processes that have imported what the command line imports.
+#: The context whose processes already have these imports.
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(list(IMPORTED))
 
 
 class Program:
-    """A Python file run as a program, in a session of its own; what it prints is added to `log`."""
+    """A Python file run as a program in its own session; `log` receives its output."""
 
     def __init__(self, file: Path, arguments: tuple[Any, ...], folder: Path, log: Path, **environment: str):
         self.args, self._log = [str(file), *map(str, arguments)], log
@@ -59,7 +60,7 @@ class Program:
         return self.poll()
 
     def poll(self) -> int | None:
-        """Its exit code, negative for the signal that ended it; None as long as it runs."""
+        """Its exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
 
     def wait(self) -> int:
@@ -69,7 +70,7 @@ class Program:
         return code
 
     def output(self) -> str:
-        """Waits for its end; everything that was printed."""
+        """Waits for its end and returns its output."""
         self.wait()
         return self._log.read_text(errors="replace")
 
@@ -82,7 +83,7 @@ class Program:
 
 def _run(arguments: list[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
     os.setsid()
-    # Who starts workers blocks signals meanwhile, and the server of forks may have begun just then.
+    # Starting workers blocks signals, and the fork server may have been started at that moment.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.chdir(folder)
     os.environ.clear()
@@ -95,5 +96,5 @@ def _run(arguments: list[str], folder: Path, log: Path, environment: dict[str, s
     try:
         runpy.run_path(arguments[0], run_name="__main__")
     finally:
-        # A process of multiprocessing would leave them out.
+        # multiprocessing's own processes would skip the exit handlers.
         atexit._run_exitfuncs()

@@ -1,4 +1,4 @@
-"""A proxy in front of an MLflow server that loses, cuts, doubles or delays answers, as bad networks do."""
+"""A proxy in front of an MLflow server that loses, cuts, duplicates or delays answers, like a bad network."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-#: What happens to a request. Its answer is `lost`, `cut` (fewer bytes than were announced), `shortened`
-#: (fewer bytes, and nothing tells) or `failed` (the server did it, and answers 500). Or the request is
-#: `doubled`, which networks do that send again what seems lost, `refused` (500, and nothing was done), or
-#: held up: `late`.
+#: What happens to a request or its answer. Answers are `lost`, `cut` (fewer bytes than announced),
+#: `shortened` (fewer bytes, unannounced) or `failed` (executed, but answered with 500). Requests are
+#: `doubled`, as networks do that resend what seems lost, `refused` (500, not executed) or `late`.
 Fault = Literal["lost", "cut", "shortened", "failed", "doubled", "refused", "late"]
 
-#: Chooses the fault of a request to this endpoint; None lets it through.
+#: Chooses the fault of a request to this endpoint; None lets it pass.
 Choose = Callable[[str], Fault | None]
 
 
 def endpoint_of(method: str, path: str) -> str:
-    """What a request is for, without whom: of artifacts, only that it is one."""
+    """The purpose of a request without its identifiers; all artifacts are one endpoint."""
     path = urlparse(path).path.removeprefix("/api/2.0/")
     return f"{method} " + re.sub(r"(artifacts/artifacts).*", r"\1", path)
 
 
 def first_of_each(fault: Fault) -> Choose:
-    """The first request to each endpoint."""
+    """Chooses the first request to each endpoint."""
     seen: set[str] = set()
 
     def choose(endpoint: str) -> Fault | None:
@@ -43,23 +42,23 @@ def first_of_each(fault: Fault) -> Choose:
 
 
 def share(fraction: float, *faults: Fault, seed: int = 0) -> Choose:
-    """So many of all requests, by chance."""
+    """Chooses a random share of all requests."""
     chance = random.Random(seed)
     return lambda endpoint: chance.choice(faults) if chance.random() < fraction else None
 
 
 class Proxy:
-    """Passes requests on to a server. `choose` may be set anew at any time."""
+    """Forwards requests to a server. `choose` may be replaced at any time."""
 
     def __init__(self, server: str) -> None:
         self.server = urlparse(server).netloc
         self.choose: Choose = lambda endpoint: None
-        #: Seconds that a late request is held up at most, and what lets it go on before.
+        #: The longest delay of a late request in seconds, and an event that ends the delay early.
         self.delay = 0.5
         self.go_on = threading.Event()
-        #: How often each fault befell each endpoint.
+        #: Counts each fault by endpoint.
         self.faults: Counter[tuple[str, Fault]] = Counter()
-        #: All endpoints that were asked.
+        #: Counts the requests to each endpoint.
         self.requests: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
@@ -90,7 +89,7 @@ def proxy(server: str) -> Iterator[Proxy]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection; each answer ends it."""
+    """Handles one connection, which each answer closes."""
 
     proxy: Proxy
 
@@ -128,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.close()
 
     def _answer(self, status: int, content: bytes, kind: str = "text/plain", size: int | None = None) -> None:
-        # Whoever asked may have given up.
+        # The client may have given up.
         with suppress(OSError):
             self.send_response(status)
             self.send_header("Content-Type", kind)
@@ -138,4 +137,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: faults are counted."""
+        """Discards log lines; faults are counted instead."""

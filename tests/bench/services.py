@@ -1,4 +1,4 @@
-"""What the stress runs need beside the program: PostgreSQL, an MLflow server, drivers as processes."""
+"""Services of the stress runs: PostgreSQL, an MLflow server, drivers as processes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from . import holding
 from .held_programs import begin, release
 from .programs import Program
 
-#: Ports that no system gives to a connection for its own end: a server that went away finds its port free.
+#: Ports outside the system's ephemeral range, so that a restarted server gets its port again.
 PORTS = range(20_000, 32_768)
 
 
 def free_port() -> int:
     while True:
-        # Tests seed the shared generator, and two at once would draw the same.
+        # Not the shared generator: tests seed it, and two processes would draw the same port.
         port = random.SystemRandom().choice(PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -39,7 +39,10 @@ def free_port() -> int:
 
 
 def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes] | Program) -> None:
-    """Waits for an event, however long it takes. Raises RuntimeError if one of the processes ends before."""
+    """Waits for an event without time limit.
+
+    Raises RuntimeError if one of the processes ends first.
+    """
     while not there():
         for process in processes:
             if process.poll() is not None:
@@ -48,13 +51,13 @@ def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes] | 
 
 
 def await_end(processes: Sequence[psutil.Process]) -> None:
-    """Waits for processes to end, however long it takes. A zombie has ended."""
+    """Waits without time limit until processes have ended. A zombie has ended."""
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
         time.sleep(0.02)
 
 
 def postgres_programs() -> Path | None:
-    """The folder of PostgreSQL's server programs, which Debian keeps off the path; None without them."""
+    """The folder of PostgreSQL's server programs, which Debian keeps off the path, or None without them."""
     if initdb := shutil.which("initdb"):
         return Path(initdb).resolve().parent
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -62,7 +65,7 @@ def postgres_programs() -> Path | None:
 
 
 def container() -> tuple[str, ...] | None:
-    """The command that starts another one among processes of its own; None where that is not permitted."""
+    """A command that runs another in its own process namespace, or None where that is not permitted."""
     for rights in ((), ("--user", "--map-root-user")):
         command = ("unshare", *rights, "--pid", "--fork", "--mount-proc", "--kill-child")
         if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
@@ -71,7 +74,7 @@ def container() -> tuple[str, ...] | None:
 
 
 class Postgres:
-    """A server in a folder of its own, as an unprivileged user: it refuses to run as root."""
+    """A PostgreSQL server in its own folder, run as an unprivileged user because it refuses root."""
 
     def __init__(self, folder: Path) -> None:
         programs = postgres_programs()
@@ -133,7 +136,7 @@ class Server:
             ),
             self.folder,
             self.folder / "mlflow-server.log",
-            # They are nine processes for what no trial asks of a server.
+            # Nine processes for jobs that no trial requests.
             MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
         )
         wait_until(self.answers, self.process)
@@ -146,7 +149,7 @@ class Server:
             return False
 
     def stop(self) -> None:
-        # It answers requests in a process of its own.
+        # Requests are answered in a separate process.
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
@@ -154,7 +157,10 @@ class Server:
 
 
 class Driver:
-    """`tensorbench run` as a process of its own, held at the first progress of each trial if `held`."""
+    """A `tensorbench run` process.
+
+    If `held`, it is held at the first progress of each trial.
+    """
 
     def __init__(
         self,
@@ -174,7 +180,7 @@ class Driver:
         if not inside:
             self.process = begin(self._folder, suite.parent, self.log, arguments)
             return
-        # A fork would be in the namespaces of this process.
+        # A fork would be in this process's namespaces.
         command = [*inside, sys.executable, holding.__file__, "0", self._folder, *arguments]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         with self.log.open("ab") as log:
@@ -183,7 +189,7 @@ class Driver:
             )
 
     def hold(self, held: bool) -> None:
-        """Whether trials are held from now on; one that is held now goes on if they are not."""
+        """Switches whether trials are held; switching off releases a held one."""
         go = self._folder / "go"
         if held:
             go.unlink(missing_ok=True)
@@ -191,7 +197,7 @@ class Driver:
             go.touch()
 
     def next_held(self) -> str | None:
-        """Waits until a trial is held, and returns the name of its worker; None where the driver ends."""
+        """Waits until a trial is held and returns its worker's name, or None if the driver ends."""
         file = self._folder / "held"
         while not file.exists():
             if self.process.poll() is not None:
@@ -200,14 +206,14 @@ class Driver:
         return file.read_text()
 
     def release(self) -> None:
-        """Lets the held trial go on."""
+        """Releases the held trial."""
         release(self._folder)
 
     def workers(self) -> list[psutil.Process]:
-        """Its worker processes: its children but for multiprocessing's own one and the workers' guard."""
+        """Its worker processes: all children except multiprocessing's and the workers' guard."""
         children = []
         for child in psutil.Process(self.process.pid).children():
-            # One that was killed may not be gone yet.
+            # A killed process may linger for a moment.
             with suppress(psutil.NoSuchProcess):
                 command = " ".join(child.cmdline())
                 if "resource_tracker" not in command and guard.__file__ not in command:
@@ -228,7 +234,10 @@ def driver(
     held: bool = False,
     inside: tuple[str, ...] = (),
 ) -> Iterator[Driver]:
-    """One that is ended at the end; `inside` is a command that starts it in a container."""
+    """A driver that is ended on exit.
+
+    `inside` is a command that starts it in a container.
+    """
     started = Driver(suite, store, *options, name=name, held=held, inside=inside)
     try:
         yield started

@@ -1,4 +1,4 @@
-"""A Llama of one layer in a GGUF file, as llama.cpp has it."""
+"""A one-layer Llama in a GGUF file, as llama.cpp writes it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gguf import GGMLQuantizationType as Kind
 def small_gguf(
     file: Path, heads: int = 4, shared: int = 2, head_size: int = 8, layers: int = 1, tied: bool = True
 ) -> dict[str, np.ndarray]:
-    """Writes a Llama whose query heads share those of key and value; returns its weights.
+    """Writes a Llama with shared key/value heads and returns its weights.
 
-    Its width, heads × head size, is a multiple of 32, which is the smallest of Q4_1's blocks.
+    Its width, heads × head size, is a multiple of 32, the smallest block of Q4_1.
     """
     width = heads * head_size
     writer = gguf.GGUFWriter(file, "llama")

@@ -1,8 +1,8 @@
-"""A task whose true update is known: one tensor of low multilinear rank separates its classes exactly.
+"""A task with a known true update: one tensor of low multilinear rank separates its classes exactly.
 
 The backbone is linear and has no weights of its own. An image holds one vector of `hidden` pixels for each
-projection (its channel) and layer, and class c reads head c of the sum of all updates times their vectors.
-So the update that made the labels can be learned, and only up to its scale.
+projection (its channel) and layer, and class c reads head c of the sum of all updates times their vectors. So
+the update behind the labels can be learned, up to its scale.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ GEOMETRY = Geometry(hidden=16, heads=4, layers=4, mlp=64)
 PROJECTIONS = ("query", "key", "value")
 EXAMPLES = 3000
 
-#: Of the true update: input, head size, head, projection, layer.
+#: Ranks of the true update: input, head size, head, projection, layer.
 TRUE_RANKS = {"input": 3, "head_size": 1, "head": 2, "projection": 1, "layer": 2}
-#: The same as ranks of TensLoRA qkv_depth, whose output mode holds head size and head.
+#: The same ranks for TensLoRA qkv_depth, whose output mode joins head size and head.
 QKV_DEPTH_RANKS = (3, 2, 1, 2)
 
 
@@ -37,14 +37,14 @@ def _orthonormal(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def read_out() -> Tensor:
-    """What a head's channels count for, (head size,)."""
+    """The weights of a head's channels, (head size,)."""
     return _orthonormal(GEOMETRY.head_size, 1, 1)[:, 0]
 
 
 def true_update() -> Tensor:
-    """(input, head size, head, projection, layer)."""
+    """The true update (input, head size, head, projection, layer)."""
     inputs, layers = _orthonormal(GEOMETRY.hidden, 3, 2), _orthonormal(GEOMETRY.layers, 2, 3)
-    # Four classes at the corners of a square: every one of them wins as often.
+    # Four classes at the corners of a square, so that each wins equally often.
     heads = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     projection = _orthonormal(len(PROJECTIONS), 1, 4)[:, 0]
     core = torch.zeros(3, 2, 2)
@@ -53,7 +53,7 @@ def true_update() -> Tensor:
 
 
 def vectors(pixels: Tensor) -> Tensor:
-    """(batch, 3, 8, 8) as (batch, projection, layer, input)."""
+    """Reshapes (batch, 3, 8, 8) to (batch, projection, layer, input)."""
     return pixels.flatten(2).unflatten(2, (GEOMETRY.layers, GEOMETRY.hidden))
 
 
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
 
 class ReadOut(nn.Module):
-    """Logits from features; it has nothing to train, so that the update alone explains the labels."""
+    """Computes logits from features without trainable parameters, so the update alone explains the labels."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.unflatten(-1, (GEOMETRY.heads, GEOMETRY.head_size)) @ read_out()

@@ -1,4 +1,4 @@
-"""What the program answers: quickly, in words that help, with an exit code that says how it went."""
+"""Tests the program's answers: fast, helpful, with an exit code that tells success from failure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ finally:
     assert "<bool>" not in done.stdout
 
 
-#: Runs the program with its arguments, and prints on standard error which slow modules that imported.
+#: Runs the program with its arguments and prints to standard error which slow modules it imported.
 IMPORTS = """
 import sys
 from bench.cli.program import main
@@ -214,7 +214,7 @@ def test_no_name_commands_the_terminal(call: Call, tmp_path: Path, control: str)
     assert isinstance(shown.file, io.StringIO)
     output = shown.file.getvalue()
     assert "31m" in output
-    # Its own colours are all that is left of what commands a terminal.
+    # Only its own colours remain of the terminal commands.
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", re.sub("\x1b\\[[0-9;]*m", "", output))
 
 

@@ -1,4 +1,7 @@
-"""The Python door: suites run, searched and read as a notebook does it, with no program and no terminal."""
+"""Tests the Python interface as a notebook uses it:
+
+suites run, searched and read without program or terminal.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ CPU = bench.Place(device="cpu")
 
 
 class Heard(Audience):
-    """Notes all that it hears, in order."""
+    """An audience that records every event in order."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

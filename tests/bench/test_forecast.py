@@ -1,4 +1,4 @@
-"""What `plan` says that a suite would take, and what `run` says of what it leaves out."""
+"""Tests forecasts: the cost of a suite that `plan` prints, and the remaining cost that `run` prints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .toy_suites import plan, suite, write
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
 
-#: What a stored trial took for each of its steps: the stand-in's hour in two of them.
+#: The seconds per step of a stored trial; the simulated hour covers two steps.
 SECONDS_A_STEP = 1800.0
 
 TENSOR = {"method": "tenslora", "variant": "qkv_depth"}
@@ -64,14 +64,14 @@ class Remaining(Heard):
 
 def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_store: NewStore) -> None:
     uri, heard = new_store(tmp_path), Remaining()
-    # Three epochs of the final runs for each one of tuning, on two seeds of two rows.
+    # Three epochs of the final runs per tuning epoch, on two seeds of two rows.
     changes = {**TUNED, "training": {"batch_size": 16, "epochs": 3, "lr": 5e-3}}
     changes["tuning"] = {**TUNED["tuning"], "epochs": 1}
     made = plan(**changes)
     assert final_work(made, made.of("tuning").trials, []) == pytest.approx(3 * 4)
     run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
     assert heard.announced == [pytest.approx(3 * 4)]
-    # With all that is stored nothing is left, and so nothing is told.
+    # Once everything is stored nothing remains, so nothing is announced.
     run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
     assert len(heard.announced) == 1
 
@@ -97,7 +97,7 @@ def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
         "final": ("run", 2, 4, 4),
     }
     estimate = forecast(plan(**SEARCHED), store, "cpu")
-    # The search ends with its best point and the heuristic, each on three seeds; so does the allocation.
+    # The search ends with its best point and the heuristic on three seeds each; so does the allocation.
     assert counts(estimate)["final"] == ("run", 2, 6, 6)
     assert counts(estimate)["search"] == ("search", 5, 5 * 2 + 6, 5 * 2 + 6)
     command, points, trials, open_ = counts(estimate)["allocation"]
@@ -216,7 +216,7 @@ def test_run_says_what_it_leaves_out_and_which_command_does_it(
     assert done.code == 0, done.err
     said = " ".join(done.err.split())
     assert f"'toy' also has an allocation, which this does not run: `tensorbench search {file}` does." in said
-    # As Python calls it; every trial is there already.
+    # Called from Python with every trial stored.
     heard = Heard()
     both = suite(**changes, allocation=SEARCHED["allocation"], search={"trials": 2})
     run_suite(both, store=f"sqlite:///{tmp_path / 'mlflow.db'}", place=Place(device="cpu"), audience=heard)

@@ -1,4 +1,4 @@
-"""A folder of a user's that has the name of a package of ours is named when ours is imported."""
+"""Tests that a user's folder named like one of our packages is reported when ours is imported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.processes
 
 HOME = str(Path(bench.__file__).parents[1])
 
-#: As an editable installation finds our packages: after all that lies in a folder of `sys.path`, but for
-#: `bench`, which has to be found here for the others to be looked for. It needs Python's `-S`, or packages of
-#: ours that are installed otherwise are found first.
+#: Finds our packages like an editable installation: after everything on `sys.path`, except `bench`, which
+#: starts the search for the others. It needs Python's `-S`, because otherwise an installed copy is found
+#: first.
 EDITABLE = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -80,6 +80,6 @@ def test_a_hidden_bench_is_recognised_by_the_reports(tmp_path: Path) -> None:
 
 def test_other_folders_hide_nothing(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    # A folder without Python in it does not, where ours are installed as packages.
+    # A folder without Python files does not hide an installed package.
     (tmp_path / "reports").mkdir()
     assert python(tmp_path, "-c", "import bench, reports, methods, baselines").returncode == 0

@@ -1,4 +1,4 @@
-"""Options that take several values, those that pick a part of a suite, and what the shell completes."""
+"""Tests options with several values, options that select a part of a suite, and shell completion."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_running_commands_know_the_same_filters(call: Call, tmp_path: Path, comm
 
 @pytest.fixture
 def complete(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """What bash is offered for the last word of a command line."""
+    """The completions that bash offers for the last word of a command line."""
 
     def completions(line: str) -> list[str]:
         monkeypatch.setenv("_TENSORBENCH_COMPLETE", "complete_bash")

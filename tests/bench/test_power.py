@@ -1,4 +1,4 @@
-"""What a suite could find, before it has run and with what is stored of it."""
+"""Tests the power of a suite, before it has run and with stored results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> 
         ("own size", pytest.approx(sd)) for sd in ASSUMED
     ]
     isorank = next(line for line in powers if line.budget == "isorank 2" and line.sd == pytest.approx(0.007))
-    # Four methods beside LoRA, on three settings.
+    # Four methods besides LoRA, in three settings.
     assert (isorank.design.claims, isorank.design.settings, isorank.design.seeds) == (4, 3, 5)
     assert not isorank.stored
 
@@ -51,7 +51,8 @@ def test_assumed_noise_has_the_test_examples_of_each_task(tmp_path: Path) -> Non
     assert both_tasks.design.examples == pytest.approx(DISAGREEMENT * (1 / 100 + 1 / every[2]) / 4)
     assert both_tasks.uncounted == ()
     assert first_power(tasks=tasks[:1]).design.examples == pytest.approx(DISAGREEMENT / 100)
-    # Of Matthews' correlation a point is worth two, and seeds that deal their own splits have them already.
+    # A point of Matthews' correlation counts twice, and seeds with their own splits already include test
+    # examples.
     matthews = first_power(tasks=[movies | {"metric": "matthews"}])
     assert matthews.design.examples == pytest.approx(4 * DISAGREEMENT / 100)
     assert first_power(tasks=[movies | {"split": "per_seed"}]).design.examples == 0
@@ -81,7 +82,7 @@ def test_a_narrow_terminal_keeps_what_is_found(tmp_path: Path, width: int) -> No
 def test_sizes_of_one_method_are_methods_of_their_own(tmp_path: Path) -> None:
     planned = plan(methods=[{"method": "lora", "each": {"rank": [1, 2, 3]}}, "head_only"], budgets=[])
     (line,) = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
-    # As a report has it: one of the three is what the others are compared with.
+    # One of the three is the reference of the others, as in a report.
     assert line.design.claims == 3
 
 
@@ -125,7 +126,7 @@ def test_scores_with_units_have_a_line_for_each_task(tmp_path: Path) -> None:
         ("rmse", "one", 1),
         ("rmse", "other", 1),
     ]
-    # It would be compared with shares of the score.
+    # It would be compared with fractions of the score.
     with pytest.raises(UserError, match="in the units of 'one', and assumed noise is a share of the score"):
         power(planned, nowhere, 0.007, {"rmse": 0.5})
 

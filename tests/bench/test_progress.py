@@ -1,4 +1,4 @@
-"""Live progress: what a terminal of each width shows of it."""
+"""Tests live progress on terminals of every width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .toy_suites import plan
 
 
 def shown(width: int) -> list[str]:
-    """The lines of two workers at work on two trials, an event a second."""
+    """The lines of two workers on two trials, with one event per second."""
     seconds = itertools.count()
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     made = plan(BOTH)

@@ -1,4 +1,4 @@
-"""What cannot be, or means nothing, is refused at once: which field, its value and what is accepted."""
+"""Tests that bad requests are refused at once, naming field, value and accepted values."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from .toy_suites import DIGITS, MOVIES, TEXT, VISION, write
 
 Call = Callable[..., Any]
 
-#: Seconds of this process's own time, whatever else the machine does and however slow it is: what is not
-#: refused at once takes hours.
+#: A limit on this process's CPU seconds: whatever is not refused at once takes hours.
 SECONDS = 30.0
 LINES = 20
 CHARACTERS = 3000
 
-#: A list of two of the lists before it, 30 times: a billion values.
+#: A list of two references to the list before it, 30 times: a billion values.
 BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def imported(call: Call, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What is imported once is not the time of the case that happens to come first."""
+    """Imports in advance, so that import time does not count against the first case."""
     import ray  # noqa: F401
     from transformers import AutoConfig, AutoTokenizer, BertModel, ViTModel  # noqa: F401
 
@@ -59,7 +58,7 @@ def run(*options: str, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
 
 
 def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]:
-    """Plans a suite with a checkpoint of which these fields of its config are changed."""
+    """Plans a suite with a checkpoint whose config has these fields changed."""
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", kind, local_checkpoints.encoder(kind))
@@ -71,7 +70,7 @@ def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]
 
 
 def broken(name: str, content: bytes) -> Callable[[Path], tuple[object, ...]]:
-    """Plans a suite with a checkpoint of which this file holds something else."""
+    """Plans a suite with a checkpoint whose file has this content."""
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", "vit", local_checkpoints.encoder("vit"))
@@ -84,7 +83,7 @@ def broken(name: str, content: bytes) -> Callable[[Path], tuple[object, ...]]:
 LONG = "x" * 311_000
 
 CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] = {
-    # Too large to be meant.
+    # Too large to be intended.
     "alias bomb": (text(BOMB), ("suite.yaml", "aliases", "20,000")),
     "bomb in each": (
         text(BOMB.replace("a0:", "name: toy\na0:", 1) + "methods: [{method: lora, each: {rank: *a29}}]\n"),
@@ -133,7 +132,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
     "long key": (field(**{LONG: 1}), ("unknown field", "xxx", "accepted are")),
     "long name": (field(methods=[LONG]), ("methods.0", "unknown method", "xxx", "lora")),
     "many wrong values": (field(seeds=["x"] * 5000), ("seeds.0", "integer", "more")),
-    # Accepted once, and meaningless.
+    # Accepted by an earlier version, and meaningless.
     "scale": (field(methods=[{"method": "lora", "scale": 0}]), ("methods.0", "scale", "0", "other than 0")),
     "true rate": (field(training={"lr": True}), ("training.lr", "number", "true")),
     "true epochs": (field(training={"epochs": True}), ("training.epochs", "number", "true")),
@@ -160,7 +159,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         ("max_tokens", "4096", "128", "tiny-random-bert"),
     ),
     "no store": (run("--store", ""), ("--store", "''", "sqlite:///")),
-    # Found before anything is said to run.
+    # Reported before anything is announced as running.
     "max_tokens": (
         run(base=TEXT, tasks=[{**MOVIES, "max_tokens": 1}]),
         ("max_tokens", "1", "special tokens"),
@@ -174,7 +173,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         run("--executor", "ray", "--ray-address", "nobody"),
         ("--ray-address nobody", "auto or HOST:PORT"),
     ),
-    # Files that hold something else.
+    # Files with unexpected content.
     "empty config": (broken("config.json", b""), ("config.json", "checkpoint", "JSON")),
     "cut config": (broken("config.json", b'{"model_type": "vit", "hid'), ("config.json", "JSON")),
     "nested config": (broken("config.json", b"[" * 100_000), ("config.json", "JSON")),
@@ -195,7 +194,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
 
 @pytest.fixture
 def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache folder that cannot be made, since a file is in its place."""
+    """A cache folder that cannot be created because a file has its name."""
     (tmp_path / "cache").touch()
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
 

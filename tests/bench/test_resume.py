@@ -1,4 +1,4 @@
-"""A suite that is killed, interrupted and started again, in processes of its own: every trial counts once."""
+"""Tests that suites killed, interrupted and restarted as processes count every trial once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def count(ran: Ran) -> Counter[str]:
 
 
 def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter[str]]:
-    """Starts the suite, signals it while a trial runs after so many; its end and what it left."""
+    """Starts the suite, signals it during a trial after `done` others, and returns its end and remains."""
     with begin(ran, through) as process:
         await_held(process, ran.folder)
         process.send_signal(how)
@@ -50,7 +50,7 @@ def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter
 
 @dataclass
 class Resumed:
-    """A suite whose start was killed and interrupted before it was let through."""
+    """A suite whose start was killed and interrupted before being released."""
 
     ran: Ran
     second: Any = None
@@ -68,7 +68,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call:
     done = threading.Event()
 
     def let_go() -> None:
-        """When all is done but the trial that the first start holds, for which the second waits."""
+        """Releases it once only the trial that the first start holds remains, for which the second waits."""
         while count(ran)["FINISHED"] < len(ran.plan.trials) - 1 and not done.is_set():
             time.sleep(0.1)
         let_all_through(folder)
@@ -100,7 +100,7 @@ def test_a_killed_process_leaves_its_trial_running_and_the_next_start_closes_it(
 def test_an_interrupt_closes_the_running_trial_and_exits_130(resumed: Resumed) -> None:
     code, out, left = resumed.ends["SIGINT"]
     assert code == 130
-    # The other one is what the first start was killed in.
+    # The other trial is the one during which the first start was killed.
     assert (left["KILLED"], left["RUNNING"]) == (2, 0)
     assert "stopped; start the same command again to go on" in out
     assert "Traceback" not in out

@@ -1,4 +1,4 @@
-"""A suite from its file to MLflow, on real models, data and stores."""
+"""Tests a suite from file to MLflow with real models, data and stores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_trial_of_the_plan_finishes_and_lora_in_two_blocks_runs_once(finis
     assert finished.ended.code == 0
     records = finished.store.records()
     assert {record.status for record in records} == {"FINISHED"}
-    # LoRA r=2, head only, and the variant under either budget; two seeds.
+    # LoRA r=2, the head only, and the variant under either budget; two seeds.
     assert len(records) == 8
     assert sorted(record.trial_id for record in records) == sorted(trial.id for trial in finished.plan.trials)
     budgets = json.loads(finished.by_method("LoRA").tags["budgets"])

@@ -1,4 +1,4 @@
-"""The commands `list` and `show`: the experiments of a store, and one trial."""
+"""Tests the commands `list` and `show` on a store's experiments and a trial."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIVERGES = {"method": "lora", "rank": 2, "training": {"lr": 1e30, "steps": 3}}
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str], call: Call) -> Ran:
-    """A suite of which a trial finished, one failed and two never ran."""
+    """A suite with one finished, one failed and two trials that never ran."""
     folder = tmp_path_factory.mktemp("stored")
     methods = ["lora", DIVERGES, {"method": "tenslora", "variant": "qkv_depth"}]
     ran = run(folder, new_store, call, VISION, methods=methods, seeds=[0, 1], training=SHORT | {"lr": 5e-3})

@@ -1,4 +1,4 @@
-"""A small study from end to end: stopped, resumed, run in parts, packed, merged and read."""
+"""Tests a small study end to end: stopped, resumed, run in parts, packed, merged and read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STUDY: dict[str, Any] = {
 
 
 class StoppedAfter(Audience):
-    """Interrupts the run after so many trials, as Ctrl-C does."""
+    """Interrupts the run after this many trials, like Ctrl-C."""
 
     def __init__(self, trials: int) -> None:
         self._left = trials
@@ -57,15 +57,15 @@ class StoppedAfter(Audience):
 
 @dataclass
 class Halves:
-    """A study that ran in two parts, each in a store of its own."""
+    """A study that ran in two halves, each in its own store."""
 
     suite: Path
     first: str
     second: str
-    #: What the terminal showed when the first part had been stopped and resumed.
+    #: The terminal output of the first half after it was stopped and resumed.
     shown: str
     packs: list[Path]
-    #: The studies and the complete ones after the stop.
+    #: The numbers of studies and complete studies after the stop.
     stopped: tuple[int | None, int | None]
 
 

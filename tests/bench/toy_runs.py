@@ -1,4 +1,4 @@
-"""Toy suites run through the program or the driver, and what they left."""
+"""Runs toy suites through the program or the driver and keeps their results."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bench.store.store import Store
 
 from .toy_suites import plan, write
 
-#: Training that is over at once.
+#: The shortest training.
 SHORT = {"batch_size": 16, "steps": 1}
 
 
 @dataclass
 class Ran:
-    """A suite that ran, and where."""
+    """A suite that ran, with its store."""
 
     folder: Path
     suite: Path
@@ -38,7 +38,7 @@ class Ran:
         return Store.existing(self.uri, "toy")
 
     def by_method(self, method: str, seed: int = 0) -> Record:
-        """The first record of this trial."""
+        """The first record of this method."""
         return next(
             record
             for record in self.store.records()
@@ -64,7 +64,7 @@ def run(
 
 
 def run_inline(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[Event]:
-    """Runs these trials of a plan, or all of them, in this process; failures again."""
+    """Runs these trials of a plan, or all, in this process, including failed ones."""
     events: list[Event] = []
     retried = failures(store)
     with session(store) as at_work, Inline("cpu") as place:
@@ -73,12 +73,12 @@ def run_inline(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[E
 
 
 def executed(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[Event]:
-    """The same; how the trials ended."""
+    """Runs trials like `run_inline` and returns their endings."""
     return [event for event in run_inline(store, made, trials) if event.kind in ("finished", "failed")]
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    """A function that raises this, whatever it is called with."""
+    """Returns a function that raises this error whatever its arguments."""
 
     def raise_it(*_: Any, **__: Any) -> Any:
         raise error

@@ -1,7 +1,7 @@
-"""Checks against dense updates that a test class of each method inherits.
+"""Checks against dense updates, inherited by a test class for each method.
 
-A subclass says how the method is constructed, and computes its updates from the parameters by the paper's
-formula, with einsum and nothing of ours.
+A subclass constructs the method and computes its updates from the parameters by the paper's formula, with
+einsum and none of our code.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .toy import ToyBackbone, scatter
 BASE = Geometry(768, 12, 12, 3072)
 #: SmolLM2-135M.
 SMOLLM2 = Geometry(576, 9, 30, 1536, kv_heads=3, gated=True)
-#: Few sizes in common, heads ≠ head size in all, hidden ≠ heads².
+#: Few common sizes; heads ≠ head size everywhere, hidden ≠ heads².
 EVEN = (Geometry(24, 4, 3, 96), Geometry(30, 5, 2, 120), Geometry(16, 2, 1, 64))
-#: Shared heads, and a gated MLP that is no whole number of slices. The attention is wider than d, narrower,
-#: and as wide; there the MLP is narrower than d.
+#: Shared heads, and a gated MLP that is no whole number of slices. The attention is wider than, narrower than
+#: or as wide as d; in the last case the MLP is narrower than d.
 UNEQUAL = (
     Geometry(24, 9, 2, 60, kv_heads=3, head_size=4, gated=True),
     Geometry(40, 9, 2, 100, kv_heads=3, head_size=4, gated=True),
@@ -38,29 +38,29 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 RANK, SCALE = 3, 1.7
 
 Values = dict[str, Tensor]
-#: Updates of the weight, (out, in), and of the bias, (out,) or None, of every adapted site.
+#: Updates of the weight (out, in) and the bias (out,) or None, for every adapted site.
 Dense = dict[Site, tuple[Tensor, Tensor | None]]
 
 
 class DenseOracle:
-    """Checks of every method whose update is one of weights."""
+    """Checks for every method that updates weights."""
 
     name: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {"rank": RANK, "scale": SCALE}
     geometries: ClassVar[tuple[Geometry, ...]] = EVEN + UNEQUAL
-    #: Parameters that start at zero, by a pattern; they alone get a gradient in the first step.
+    #: A pattern of the parameters that start at zero; only they get a gradient in the first step.
     zero: ClassVar[str] = "$^"
-    #: (options, geometry, count), from the paper or by hand.
+    #: (options, geometry, count) from the paper or by hand.
     published: ClassVar[list[tuple[dict[str, Any], Geometry, int]]] = []
     #: (options, size, count) nearest to the budget of LoRA r=4 on query, key and value of a base model.
     budgets: ClassVar[list[tuple[dict[str, Any], tuple[int, ...], int]]] = []
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
-        """The updates by the formula of the paper, from parameters and frozen tensors by name."""
+        """Computes the updates by the paper's formula from parameters and frozen tensors by name."""
         raise NotImplementedError
 
     def formula(self, geometry: Geometry, rank: int) -> int:
-        """The number of parameters."""
+        """The number of parameters by the paper's formula."""
         raise NotImplementedError
 
     def method(self, **changes: Any) -> Method:
@@ -71,19 +71,19 @@ class DenseOracle:
         return backbone, self.method(**changes).attach(backbone, torch.Generator().manual_seed(seed))
 
     def attached(self, geometry: Geometry, **changes: Any) -> tuple[ToyBackbone, Any]:
-        """A backbone and an adapter whose parameters are all random, none zero."""
+        """A backbone and an adapter whose parameters are all random and nonzero."""
         backbone, adapter = self.started(geometry, **changes)
         scatter(adapter.named_parameters(), sd=0.5)
         return backbone, adapter
 
     def start(self, geometry: Geometry = BASE, seed: int = 0, **changes: Any) -> Values:
-        """The parameters of a fresh parametrisation, in float32 and without a backbone."""
+        """The parameters of a fresh parametrisation in float32, without a backbone."""
         method: Any = self.method(**changes)
         module = method.parametrise(geometry, torch.Generator().manual_seed(seed))
         return {key: value.detach() for key, value in module.named_parameters()}
 
     def check_updates(self, geometry: Geometry, **changes: Any) -> None:
-        """Deltas, biases, the forward, merging and detaching, all against the dense oracle."""
+        """Compares deltas, biases, the forward, merging and detaching with the dense oracle."""
         backbone, adapter = self.attached(geometry, **changes)
         plain, x = ToyBackbone(geometry), backbone.inputs()
         untouched = copy.deepcopy(plain.module.state_dict())
@@ -122,7 +122,7 @@ class DenseOracle:
             self.check_updates(geometry)
 
     def test_counts(self) -> None:
-        """The formula's, and those of what is built: `attach` compares them."""
+        """Compares the formula with the built parameters, as `attach` does."""
         for geometry in self.geometries:
             for rank in (1, 3, 7):
                 method = self.method(rank=rank)
@@ -138,7 +138,7 @@ class DenseOracle:
             assert (fitted.size, fitted.count(BASE)) == (size, count)
 
     def test_fit_is_the_nearest(self) -> None:
-        """Over a range of budgets, no rank is nearer than the fitted one, and a tie goes to the smaller."""
+        """Over a range of budgets no rank is nearer than the fitted one, and ties go to the smaller rank."""
         template = self.method(rank=None)
         for geometry in (BASE, self.geometries[-1]):
             counts = {rank: template.isorank(rank).count(geometry) for rank in range(1, 200)}
@@ -152,7 +152,7 @@ class DenseOracle:
                 template.fit(geometry, counts[1] - 1)
 
     def test_it_starts_at_zero_by_the_parameters_that_say_so(self) -> None:
-        """They alone get a gradient, and all of them, so that the first step trains something."""
+        """All of them, and only they, get a gradient, so that the first step trains something."""
         for geometry in self.geometries:
             backbone, adapter = self.started(geometry)
             named, fresh = adapter.named_parameters(), backbone.module(backbone.inputs())
@@ -166,7 +166,7 @@ class DenseOracle:
             assert gradients == (zero or set(named))
 
     def test_the_seed_decides_the_start(self) -> None:
-        """Of the parameters, and of frozen tensors that a stored adapter does not hold."""
+        """Covers parameters and frozen tensors that a stored adapter omits."""
         geometry, method = self.geometries[0], self.method()
         adapters = [self.started(geometry, seed)[1] for seed in (0, 0, 1)]
         first, same, other = (adapter.named_parameters() for adapter in adapters)
@@ -199,7 +199,7 @@ class DenseOracle:
         assert torch.equal(backbone.module(x), expected)
 
     def test_twenty_steps_as_the_dense_reconstruction(self) -> None:
-        """20 steps of AdamW move the parameters as on frozen weights plus the oracle's updates."""
+        """Compares 20 steps of AdamW with 20 on frozen weights plus the oracle's updates."""
         geometry = self.geometries[0]
         backbone, adapter = self.attached(geometry)
         plain, own = ToyBackbone(geometry), copied(adapter)
@@ -219,13 +219,13 @@ class DenseOracle:
 
 
 class LowRankOracle(DenseOracle):
-    """Checks of every method whose updates are low-rank pairs."""
+    """Checks for every method whose updates are low-rank pairs."""
 
-    #: "input" or "update"; where dropout is between the two factors, a subclass overrides `dropped`.
+    #: "input" or "update"; subclasses with dropout between the two factors override `dropped`.
     dropout_at: ClassVar[str] = "input"
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """The update of the output (…, out) in training, without bias, with masks of `SpiedDropout`."""
+        """The update of the output (…, out) in training, without bias, under the masks of `SpiedDropout`."""
         weight, _ = self.dense(values, geometry)[site]
         if self.dropout_at == "update":
             return x @ (weight * SpiedDropout.mask(weight)).T
@@ -275,7 +275,7 @@ class LowRankOracle(DenseOracle):
             assert spy.calls == []
 
     def check_calls(self, calls: list[tuple[tuple[int, ...], float]], geometry: Geometry) -> None:
-        """A mask for each update, or for each activation that sites read, which they share."""
+        """Expects one mask per update, or per activation that sites share."""
         assert {probability for _, probability in calls} == {0.3}
         names = geometry.having(self.method().projections)
         if self.dropout_at == "update":
@@ -286,24 +286,24 @@ class LowRankOracle(DenseOracle):
 
 
 class StackedOracle(LowRankOracle):
-    """Checks of every method that stacks sites: the tensor of the model with full attention, built densely.
+    """Checks for every method that stacks sites: its dense tensor belongs to the model with full attention.
 
-    Its slices are averaged over the query heads that share a head, or cut, one matrix at a time.
+    Slices are averaged over query heads that share a head, or cut, one matrix at a time.
     """
 
-    #: The option `shared_heads` of the updates that `dense` computes.
+    #: The option `shared_heads` that `dense` implements.
     heads: ClassVar[str] = "tied"
 
     def tensors(self, values: Values) -> dict[str, Tensor]:
-        """Each tensor in full, by the name of its container."""
+        """Builds each tensor densely, by the name of its container."""
         raise NotImplementedError
 
     def slices(self, values: Values, geometry: Geometry) -> Callable[[int, str], list[Tensor]]:
-        """The slices of a layer's projection, scale included, each (H·h or d, d): the second is d-sized."""
+        """The scaled slices of a layer's projection, each (H·h or d, d), the second mode d-sized."""
         raise NotImplementedError
 
     def turned(self, geometry: Geometry) -> set[str]:
-        """The projections that take their slice transposed: those whose heads are on the other side."""
+        """The projections that use the transposed slice because their heads are on the input side."""
         return {"output"} if geometry.attention_width != geometry.hidden else set()
 
     def biases(self, values: Values) -> Values:
@@ -332,7 +332,7 @@ class StackedOracle(LowRankOracle):
         )
 
     def shared(self, full: Tensor, geometry: Geometry) -> Tensor:
-        """Key's or value's (K·h, d) of the (H·h, d) of full attention."""
+        """Reduces full attention's (H·h, d) to the (K·h, d) of key or value."""
         size, group = geometry.head_size, geometry.heads // geometry.kv_heads
         if self.heads == "cut":
             return full[: geometry.kv_heads * size]
@@ -358,7 +358,7 @@ class StackedOracle(LowRankOracle):
 
 
 def stacked(full: Tensor, geometry: Geometry, *projections: str) -> Callable[[int, str], list[Tensor]]:
-    """From a tensor (layer, slice, H·h or d, d) whose slices are of these projections in this order."""
+    """Updates from a tensor (layer, slice, H·h or d, d) whose slices belong to these projections in order."""
     pieces, projections = -(-geometry.mlp // geometry.hidden), geometry.having(projections)
     owners = [name for name in projections for _ in range(pieces if name in ("gate", "fc1", "fc2") else 1)]
     assert full.shape[1] == len(owners)
@@ -377,7 +377,7 @@ def values_of(adapter: Any) -> Values:
 
 
 def copied(adapter: Any) -> dict[str, Tensor]:
-    """Its parameters by name, to be trained apart from it."""
+    """Independent copies of an adapter's parameters by name."""
     named = adapter.named_parameters().items()
     return {key: parameter.detach().clone().requires_grad_() for key, parameter in named}
 
@@ -385,7 +385,7 @@ def copied(adapter: Any) -> dict[str, Tensor]:
 def check_twenty_steps(
     backbone: ToyBackbone, adapter: Any, own: dict[str, Tensor], forward: Callable[[Tensor], Tensor]
 ) -> None:
-    """20 steps of AdamW move the adapter's parameters as they move `own`, of which `forward` makes logits."""
+    """Compares 20 AdamW steps on the adapter with 20 on `own`, whose logits `forward` computes."""
     named = adapter.named_parameters()
     optimizers = [torch.optim.AdamW(list(group), lr=1e-2) for group in (named.values(), own.values())]
     x = backbone.inputs()
@@ -399,7 +399,7 @@ def check_twenty_steps(
 
 
 class SpiedDropout:
-    """In the place of an adapter's dropout: a mask by the shape alone, and a record of the calls."""
+    """Replaces an adapter's dropout by masks that depend on the shape alone, and records its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[tuple[int, ...], float]] = []
@@ -411,7 +411,7 @@ class SpiedDropout:
 
     @staticmethod
     def mask(x: Tensor) -> Tensor:
-        """Of the shape of x, with zeros and two other values, different in every row and column."""
+        """A mask like x with zeros and two other values, different in every row and column."""
         steps = torch.arange(x[..., 0].numel()).view(*x.shape[:-1], 1) * 5 + torch.arange(x.shape[-1]) * 7
         return (steps % 3).to(x.dtype)
 
@@ -432,7 +432,7 @@ def trained_forward(backbone: ToyBackbone, adapter: Any) -> dict[Site, tuple[Ten
 
 
 def assert_uniform(values: Tensor, bound: float) -> None:
-    """Fills [-bound, bound] and has the standard deviation bound / √3."""
+    """Checks that values fill [-bound, bound] with a standard deviation of bound / √3."""
     assert 0.97 * bound < values.max() <= bound
     assert -bound <= values.min() < -0.97 * bound
     assert abs(values.std() / (bound / 3**0.5) - 1) < 0.05

@@ -1,4 +1,4 @@
-"""What `import methods` offers beside the methods themselves."""
+"""Tests the contents of `import methods` besides the methods themselves."""
 
 from __future__ import annotations
 

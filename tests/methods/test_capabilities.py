@@ -1,4 +1,4 @@
-"""What methods can do, as their code shows it."""
+"""Tests that the capabilities of methods follow from their code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from methods.capabilities import capabilities
             {"variant": "qkv", "targets": "qkvo+mlp"},
             "merges, exports as LoRA, exact zero start, unequal shapes",
         ),
-        # Heads that lie interleaved have no mean of those that share one.
+        # Interleaved heads that share a head have no mean.
         ("tenslora", {"variant": "att", "heads": "interleaved"}, "merges, exports as LoRA, exact zero start"),
         ("full", {}, "merges, exact zero start, trained biases, unequal shapes, no cost unmerged"),
         ("head_only", {}, ""),
@@ -40,7 +40,7 @@ def test_capabilities_are_those_of_the_papers(name: str, options: dict[str, Any]
 
 
 class _Rigid(LoTR):
-    """Starts beside the backbone and does not merge."""
+    """A method that starts away from the backbone and does not merge."""
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         adapter = super().put(backbone, generator)

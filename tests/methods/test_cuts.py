@@ -1,4 +1,4 @@
-"""Ranks that a training cuts: what goes, what the update loses by it, and what AdamW keeps."""
+"""Tests ranks cut in training: which go, what the update loses, and what AdamW's moments keep."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def attached(method: Method) -> tuple[ToyBackbone, LowRankAdapter]:
 
 
 def scattered(method: Method, sd: float = 1.0) -> tuple[ToyBackbone, LowRankAdapter]:
-    """Every parameter far from the start."""
+    """Randomises every parameter."""
     backbone, adapter = attached(method)
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def scattered(method: Method, sd: float = 1.0) -> tuple[ToyBackbone, LowRankAdap
 
 
 def dense(adapter: LowRankAdapter) -> list[Tensor]:
-    """Every tensor whole, from the bare parameters, by nothing of ours."""
+    """Every tensor in full from the bare parameters, with none of our code."""
     parameters = [parameter.detach() for parameter in adapter.named_parameters().values()]
     if is_train(adapter):
         bonds = itertools.pairwise("abcdefg"[: len(parameters) + 1])
@@ -73,9 +73,9 @@ def is_train(adapter: LowRankAdapter) -> bool:
 
 
 def truncated(tensor: Tensor, ranks: list[int], *, train: bool) -> Tensor:
-    """Projected on the leading singular vectors of its unfoldings.
+    """Projects a tensor on the leading singular vectors of its unfoldings.
 
-    For each mode they are of the tensor itself; for each bond, from the last to the first, of what is left.
+    Modes use the unfoldings of the tensor itself; bonds, from last to first, those of what is left.
     """
     expected = tensor
     for index, rank in reversed(list(enumerate(ranks))):
@@ -92,7 +92,7 @@ def truncated(tensor: Tensor, ranks: list[int], *, train: bool) -> Tensor:
 
 
 def descended(backbone: ToyBackbone, adapter: LowRankAdapter) -> None:
-    """Leaves the gradients of some loss."""
+    """Leaves the gradients of an arbitrary loss."""
     draws = torch.Generator().manual_seed(2)
     x = torch.randn(5, 3, 12, generator=draws, dtype=torch.float64)
     backbone.module.zero_grad()
@@ -117,7 +117,7 @@ def test_a_cut_leaves_the_dense_tensor_truncated(options: dict[str, Any]) -> Non
     for tensor, cut in zip(before, dense(adapter), strict=True):
         torch.testing.assert_close(cut, truncated(tensor, ranks, train=is_train(adapter)), **EXACT)
         assert (cut - tensor).norm() > 1e-3 * tensor.norm()
-    # The forward has the new shapes, and is that of the update.
+    # The forward has the new shapes and follows the update.
     x = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     expected = backbone.module(x)
     adapter.merge()
@@ -126,8 +126,8 @@ def test_a_cut_leaves_the_dense_tensor_truncated(options: dict[str, Any]) -> Non
 
 @ALL
 def test_moments_turn_as_gradients_do(options: dict[str, Any]) -> None:
-    """Where a cut drops nothing but ranks that are zero, the mean gradient is that of the new parameters."""
-    # Larger updates make the backbone chaotic: a last digit, which another processor rounds otherwise, would
+    """After cutting ranks that are zero, the mean gradient is that of the new parameters."""
+    # Larger updates make the backbone chaotic: a last digit, rounded differently by another processor, would
     # change every gradient.
     backbone, adapter = scattered(made(options), sd=0.3)
     cutting = adapter.parametrisation.cutting
@@ -229,11 +229,11 @@ def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_
         return (9, 9)
 
     spectra = [[9.0, 2.0, 1.8], [8.0, 0.7, 0.6, 0.5]]
-    # 1.8² / 10 is more than .5² and less than .6²; what dropping it leaves free takes .5 back.
+    # 1.8² / 10 lies between .5² and .6²; the parameters it frees let .5 return.
     assert kept_ranks(spectra, count, room, 33) == (3, 3)
     assert kept_ranks(spectra, count, room, 32) == (2, 4)
     assert kept_ranks(spectra, count, room, 3) == (1, 1)
-    # What the others leave no room for goes before all else.
+    # Parts for which the others leave no room go first.
     assert kept_ranks(spectra, count, lambda ranks: (9, ranks[0]), 99) == (3, 3)
 
 

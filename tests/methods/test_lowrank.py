@@ -1,4 +1,7 @@
-"""The shared machinery: what is computed how often, what is built, and where it may be called."""
+"""Tests the machinery shared by low-rank methods:
+
+how often it computes, what it builds, where it may be called.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from .toy import GEOMETRY, ToyBackbone, attached, gradients
 
 @contextmanager
 def linear_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """The weight shapes of all linear maps that are applied inside."""
+    """The weight shapes of all linear maps applied inside the block."""
     shapes: list[tuple[int, ...]] = []
     apply = F.linear
 
@@ -42,7 +45,7 @@ def linear_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ..
 @pytest.mark.parametrize(
     ("options", "downs"),
     [
-        # One tensor for the three projections: one down, rank wide. One for each: joined, 3 · rank wide.
+        # One tensor for three projections: one down of width rank. One for each: joined, 3 · rank wide.
         ({"variant": "qkv_depth"}, {(2, 12): 2}),
         ({"variant": "att_qkv"}, {(2, 12): 2}),
         ({"variant": "depth"}, {(6, 12): 2}),
@@ -61,7 +64,7 @@ def test_sites_of_a_layer_share_their_down(
             backbone.module(backbone.inputs())
         narrow = [shape for shape in shapes if shape[0] in (2, 6)]
         assert {shape: narrow.count(shape) for shape in narrow} == downs
-        # The backbone's own, six a layer and the head, and the downs; the ups are added to these in place.
+        # The backbone's six per layer and the head, and the downs; the ups are added to these in place.
         assert len(shapes) == 2 * 6 + 1 + sum(downs.values())
 
 
@@ -117,7 +120,7 @@ def test_a_merged_adapter_contracts_nothing() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most entries of a tensor that an operation made, views of what there was left out."""
+    """The entries of the largest tensor that an operation creates, ignoring views of existing ones."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -203,7 +206,7 @@ def test_reentrant_checkpointing_is_refused_rather_than_train_nothing() -> None:
 
 
 class _HalfFrozen(Parametrisation):
-    """Down fixed, up, middle and bias trained, all handed out as they are."""
+    """A method with fixed down and trained up, middle and bias, all returned unchanged."""
 
     def __init__(self, geometry: Geometry, sites: list[Site]) -> None:
         super().__init__()
@@ -239,7 +242,7 @@ def test_factors_may_be_the_parameters_themselves() -> None:
         lambda *_: seen.update(name for name, _ in backbone.module.named_parameters())
     )
     backbone.module(backbone.inputs())
-    # The adapter's own parameters have such names too, once each; no adapted layer takes one for its own.
+    # The adapter's parameters have such names too, once each; adapted layers do not register them again.
     of_layers = seen - {f"adapter.{name}" for name in adapter.named_parameters()}
     assert not any(name.endswith((".up", ".middle", ".bias_update")) for name in of_layers)
 

@@ -1,4 +1,4 @@
-"""An adapter's dropout: its own stream, and masks that a layer finds again when it is run again."""
+"""Tests an adapter's dropout: its own random stream, and masks reproduced when a layer is recomputed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from methods.lowrank import LowRankAdapter, Masks
 
 from .toy import GEOMETRY, ToyBackbone, attached
 
-#: One method for each place where dropout can be. The scale keeps attention from saturating.
+#: One method for each place of dropout. The scale keeps attention from saturating.
 DROPPING: list[dict[str, Any]] = [
     {"name": "tenslora", "variant": "qkv_depth", "targets": "qkvo", "scale": 0.1, "dropout": 0.3},
     {"name": "fact_tt", "scale": 0.1, "dropout": 0.3},
@@ -37,7 +37,7 @@ def training(mode: str = "", geometry: Geometry = GEOMETRY, **options: Any) -> t
 
 
 def taken(adapter: LowRankAdapter) -> dict[str, Tensor]:
-    """The gradients that parameters have, which then have none."""
+    """Returns and clears the gradients of parameters."""
     gradients_ = {name: parameter.grad for name, parameter in adapter.named_parameters().items()}
     for parameter in adapter.named_parameters().values():
         parameter.grad = None
@@ -98,7 +98,7 @@ def test_the_seed_alone_decides_and_the_global_stream_is_left_alone(options: dic
 
     first, other = outputs(0), outputs(1)
     torch.rand(3)
-    # A forward in evaluation draws nothing.
+    # An evaluation draws nothing.
     assert all(map(torch.equal, first, outputs(0, modes=(True, False, True))))
     assert not torch.equal(first[0], first[1])
     assert not any(map(torch.equal, first, other))

@@ -15,7 +15,7 @@ from methods.registry import Registry
 
 
 def plugged(monkeypatch: pytest.MonkeyPatch, **plugins: str | tuple[str, ...]) -> Registry:
-    """A registry with `lora` of ours and the given plug-ins, as entry points of installed packages."""
+    """A registry with our `lora` and these plug-ins, as entry points of installed packages."""
     points = [
         EntryPoint(name, value, "tensorbench.methods")
         for name, values in plugins.items()

@@ -1,4 +1,4 @@
-"""TensLoRA's updates against dense tensors, its starts, its counts of the paper and its messages."""
+"""Tests TensLoRA's updates against dense tensors, its starts, the paper's counts and its messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..messages import naming
 from .oracle import BASE, SCALE, SMOLLM2, UNEQUAL, StackedOracle, Values, factors, stacked
 from .toy import ToyBackbone, scatter
 
-#: More heads than channels in a head, fewer, and modes that are all different.
+#: More heads than channels per head, fewer, and modes that all differ.
 GEOMETRIES = (Geometry(12, 4, 2, 48), Geometry(12, 2, 3, 48), Geometry(10, 5, 4, 40))
 
 #: (variant, factorization, targets); an MLP has no heads.
@@ -57,7 +57,7 @@ class TestTucker(StackedOracle):
     published = [
         ({"ranks": (4,) * 5, "targets": "qkv"}, SMOLLM2, 4 * (576 + 64 + 9 + 3 + 30) + 4**5),
         ({"variant": "att", "ranks": (4,) * 3, "targets": "qkv"}, SMOLLM2, 90 * (4 * (576 + 64 + 9) + 4**3)),
-        # Four slices of the attention and three of each of gate, fc1 and fc2.
+        # Four slices of the attention and three each of gate, fc1 and fc2.
         (
             {"variant": "qkv_depth", "ranks": (4,) * 4, "targets": "qkvo+mlp"},
             SMOLLM2,
@@ -67,7 +67,7 @@ class TestTucker(StackedOracle):
     test_counts = test_fit_is_the_nearest = None  # of several ranks: test_tenslora_ranks.py
 
     def tensors(self, values: Values) -> dict[str, Tensor]:
-        """By the definition, from the bare parameters; the modes of a train as its container has them."""
+        """Builds tensors by definition from the bare parameters; modes of a train follow its container."""
         names = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in values))
         return {name: self.full(values.get(f"{name}.core"), factors(values, name)) for name in names}
 
@@ -88,7 +88,7 @@ class TestTucker(StackedOracle):
         modes += [mode for mode, part in (("projection", "qkv"), ("layer", "depth")) if part in stack]
         every = list(self.tensors(values).values())
         if method.factorization == "tt":
-            # A chain over input, layer, projection, head, output: the modes after the first backwards.
+            # A chain over input, layer, projection, head, output: the modes after the first in reverse.
             every = [tensor.permute(0, *range(tensor.dim() - 1, 0, -1)) for tensor in every]
         apart = [mode for mode in ("layer", "projection") if mode not in modes]
         full = torch.stack(every)
@@ -104,7 +104,7 @@ class TestTucker(StackedOracle):
         return stacked(full, geometry, *method.projections)
 
     def turned(self, geometry: Geometry) -> set[str]:
-        """Heads of the output projection are on its input."""
+        """The heads of the output projection are on its input."""
         heads = "att" in self.options["variant"].split("_")
         return {"output"} if heads else super().turned(geometry)
 
@@ -189,7 +189,7 @@ def test_every_part_starts_by_init(factorization: str, init: str) -> None:
         elif init == "normal":
             assert abs(float(part.std()) / stds[factorization] - 1) < 0.15
         else:
-            # torch's linear layers: uniform within 1 / √fan-in.
+            # As torch's linear layers: uniform within 1 / √fan-in.
             assert 0.9 / math.sqrt(columns) < float(part.abs().max()) <= 1 / math.sqrt(columns)
 
 
@@ -316,5 +316,5 @@ def test_starts_are_part_of_the_identity_only_where_they_change_something() -> N
     assert "starts" not in first.identity()
     assert two.identity()["starts"] == "identical"
     assert two.label == "TensLoRA att (starts=identical)"
-    # A single tensor has no other to start like.
+    # A single tensor has no other to share its start with.
     assert sized("qkv_depth", starts="identical").identity() == sized("qkv_depth").identity()

@@ -1,4 +1,7 @@
-"""TensLoRA's ranks under a budget: the paper's heuristic, its edges, the one rank of CP and tensor train."""
+"""Tests TensLoRA's ranks under a budget:
+
+the paper's heuristic, its edges, the single rank of CP and tensor train.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from methods.tenslora import VARIANTS, TensLoRA
 from .test_tenslora import CONSTRUCTIONS
 
 BASE = Geometry(768, 12, 12, 3072)
-#: Parameters of LoRA r=4 there.
+#: The parameters of LoRA r=4 on this geometry.
 LORA = 221_184
 
 
@@ -147,5 +150,5 @@ def test_a_tie_goes_to_the_smaller_count() -> None:
     assert nearest_rank(lambda rank: 2 * rank, 5) == 2
     assert nearest_rank(lambda rank: 2 * rank, 5, low=3) == 3
     assert nearest_rank(lambda rank: 2 * rank, 1000, high=7) == 7
-    # Of ranks with the same count the first.
+    # Among ranks with equal counts the first.
     assert nearest_rank(lambda rank: min(rank, 3), 10) == 3

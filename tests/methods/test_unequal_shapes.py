@@ -1,4 +1,4 @@
-"""Geometries of unequal shapes; the updates there are checked by every method's oracle."""
+"""Tests geometries of unequal shapes; every method's oracle checks the updates there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDER, *_ = UNEQUAL
 def test_a_training_forward_is_that_of_evaluation_but_for_what_is_dropped(
     monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
 ) -> None:
-    """Each place of dropout, where the last slice of the MLP is cut."""
+    """Covers each place of dropout where the last slice of the MLP is cut."""
     monkeypatch.setattr(Masks, "drop", lambda masks, x, place: x * 2)
     backbone, adapter = attached(WIDER, name, dropout=0.5, **options)
     backbone.module.train()
@@ -35,7 +35,7 @@ def test_a_training_forward_is_that_of_evaluation_but_for_what_is_dropped(
     other, twice = attached(WIDER, name, scale=2.0, **options)
     with torch.no_grad():
         for bias in getattr(twice.parametrisation, "biases", {}).values():
-            bias.div_(2)  # which no dropout meets
+            bias.div_(2)  # biases bypass dropout
         torch.testing.assert_close(other.module.eval()(other.inputs()), trained, rtol=1e-10, atol=1e-10)
     assert (trained - bare).abs().max() > 1e-3
 

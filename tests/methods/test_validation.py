@@ -1,4 +1,4 @@
-"""Errors in the words of whoever wrote the values, and what an id says of them."""
+"""Tests validation errors in the user's terms, and the fields of an identity."""
 
 from __future__ import annotations
 

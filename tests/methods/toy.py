@@ -1,4 +1,4 @@
-"""A backbone of plain torch layers, of any geometry, in float64."""
+"""A backbone of plain torch layers in float64 for any geometry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Layer(nn.Module):
         super().__init__()
         self.geometry = geometry
         for name in geometry.projections:
-            # Two sites without a bias: a trained bias must find its place there too.
+            # Two sites have no bias, so a trained bias must find its place there too.
             bias = name not in ("key", "fc1")
             linear = nn.Linear(*reversed(geometry.shape(name)), bias=bias, dtype=torch.float64)
             for parameter in linear.parameters():
@@ -82,7 +82,7 @@ class ToyBackbone:
 
 
 def scatter(parameters: dict[str, nn.Parameter], seed: int = 2, sd: float = 1.0) -> None:
-    """Normal values in every parameter."""
+    """Sets every parameter to normal values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters.values():
@@ -93,7 +93,7 @@ def scatter(parameters: dict[str, nn.Parameter], seed: int = 2, sd: float = 1.0)
 def attached(
     geometry: Geometry = GEOMETRY, name: str = "tenslora", **options: Any
 ) -> tuple[ToyBackbone, LowRankAdapter]:
-    """A backbone and an adapter of the method at rank 2, away from its start."""
+    """A backbone with an adapter of the method at rank 2, away from its start."""
     backbone = ToyBackbone(geometry)
     method = create(name, **options).isorank(2)
     adapter = method.attach(backbone, torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def attached(
 
 
 def gradients(backbone: ToyBackbone, adapter: LowRankAdapter) -> dict[str, Tensor | None]:
-    """Of the adapter's parameters, after one forward."""
+    """The gradients of the adapter's parameters after one forward."""
     for parameter in adapter.named_parameters().values():
         parameter.grad = None
     backbone.module(backbone.inputs()).square().sum().backward()

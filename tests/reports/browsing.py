@@ -1,7 +1,4 @@
-"""A browser for the tests of the page.
-
-Needs chromium and its driver (Debian: apt-get install chromium chromium-driver).
-"""
+"""A browser for tests of the page. Needs chromium and its driver (Debian: chromium chromium-driver)."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ def page_of(analysis: Analysis, folder: Path, drawn: Sequence[Drawn] = ()) -> Pa
 
 
 def opened(browser: webdriver.Chrome, page: Path, width: int = 1200, height: int = 900) -> webdriver.Chrome:
-    """Opens a page with all of its lists open."""
+    """Opens a page and expands all of its lists."""
     resize(browser, width, height)
     browser.get("about:blank")
     browser.get(page.as_uri())
@@ -51,7 +48,7 @@ def resize(browser: webdriver.Chrome, width: int, height: int = 900) -> None:
 
 
 def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
-    """The rows of results that can be seen, in their order."""
+    """The visible rows of results in order."""
     table_rows: list[dict[str, Any]] = browser.execute_script(
         """return [...document.querySelectorAll('.board tbody tr[data-method]')]
         .filter(r => r.getClientRects().length).map(r => ({id: r.id, ...r.dataset}))"""
@@ -60,7 +57,7 @@ def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
 
 
 def seen(browser: webdriver.Chrome, selector: str) -> list[str]:
-    """The texts of the elements that can be seen."""
+    """The texts of the visible elements."""
     texts: list[str] = browser.execute_script(
         """return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length)
         .map(e => e.innerText.trim())""",

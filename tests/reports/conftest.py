@@ -1,4 +1,4 @@
-"""One store and one report for all tests that only read."""
+"""One store and one report, shared by all tests that only read them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="session")
 def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """URI of the store; read only."""
+    """The URI of the rich made-up store; read only."""
     uri = new_store(tmp_path_factory.mktemp("rich"))
     write(uri, plan_of(), result)
     return uri
@@ -55,7 +55,7 @@ def study(rich: str) -> Study:
 
 @pytest.fixture(scope="session")
 def written(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the whole report, in every format."""
+    """The folder of the full report in every format."""
     folder = tmp_path_factory.mktemp("report") / "out"
     write_report(rich, [NAME], folder)
     return folder
@@ -68,7 +68,7 @@ def analysis(study: Study) -> Analysis:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """URI of a store with `SMALL`; read only."""
+    """The URI of a store with the suite `SMALL`; read only."""
     return store(tmp_path_factory.mktemp("small"), new_store)
 
 
@@ -79,7 +79,7 @@ def page(written: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same page without figures, which a browser opens in a quarter of the time."""
+    """The same page without figures, which a browser opens four times as fast."""
     return page_of(analysis, tmp_path_factory.mktemp("plain"))
 
 
@@ -96,11 +96,11 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def shown(browser: webdriver.Chrome, plain: Path) -> webdriver.Chrome:
-    """Without figures."""
+    """The page without figures in a browser."""
     return opened(browser, plain)
 
 
 @pytest.fixture
 def drawn(browser: webdriver.Chrome, page: Path) -> webdriver.Chrome:
-    """With figures."""
+    """The page with figures in a browser."""
     return opened(browser, page)

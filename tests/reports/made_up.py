@@ -1,4 +1,4 @@
-"""Made-up results for the tests of reports: three settings, seven methods, two budgets, five seeds."""
+"""Made-up results for tests of reports: three settings, seven methods, two budgets, five seeds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RICH: dict[str, Any] = {
     "closing": "Made up, [all] of it.",
 }
 
-#: Small enough to be written anew by a test.
+#: A suite small enough for a test to write its own store.
 SMALL: dict[str, Any] = {
     "name": "small",
     "tasks": ["digits"],
@@ -52,7 +52,7 @@ SMALL: dict[str, Any] = {
     "seeds": [0, 1],
 }
 
-#: How many of the examples each method answers rightly beyond LoRA.
+#: The number of examples that each method answers correctly beyond LoRA.
 EDGE = {
     "head only": -40,
     "full fine-tuning": 16,
@@ -62,12 +62,12 @@ EDGE = {
     "TensLoRA depth": -9,
     "LoTR": 2,
 }
-#: What methods of a family tell that they can do; the others tell nothing.
+#: Capabilities that methods of a family state; others state none.
 CAN = {
     "tenslora": ["merges", "exports as LoRA", "exact zero start"],
     "full": ["merges", "exact zero start", "trained biases", "no cost unmerged"],
 }
-#: Title and budget, task, seed -> how it ended.
+#: Maps (title and budget, task, seed) to the failure of that run.
 LOST = {
     ("TensLoRA depth", "isoparameters 2", "digits", 3): "diverged",
     ("LoTR", "isorank 2", "movie-sentiment", 4): "missing",
@@ -80,7 +80,10 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """Made up from the trial alone: the base of its task, its method's edge, and noise that a seed shares."""
+    """Derives a result from the trial alone:
+
+    base of the task, edge of the method, and noise shared by a seed.
+    """
     lost = LOST.get((row.title, row.budget or "", row.task, trial.seed))
     if lost == "missing":
         return None
@@ -98,7 +101,7 @@ def result(trial: Trial, row: Row) -> Result | None:
         answers=answers,
         validation=[score - 0.1 / epoch for epoch in range(1, 7)],
         step_ms=10 + own.random() + 2 * ("TensLoRA" in row.title),
-        # The head alone is the cheapest, and so among the best means whatever it scores.
+        # The head alone is the cheapest, so it is among the best whatever it scores.
         peak_mib=100 + 5 * own.random() - 20 * (row.title == "head only"),
         tags={"capabilities": json.dumps(CAN[row.family])} if row.family in CAN else {},
     )
@@ -112,5 +115,5 @@ def store(folder: Path, new_store: NewStore, plan: Plan | None = None, result_of
 
 
 def rich_of(script: Any, checkout: Path) -> Any:
-    """The made-up results as docs/answers reads them."""
+    """The made-up results in the form that docs/answers reads."""
     return script("answers.packed").Packed("rich", checkout / "results")

@@ -1,4 +1,4 @@
-"""Made-up results of a suite tuned by studies: rates that matter, a failure, a study that did not end."""
+"""Made-up results of a suite tuned by studies: effects of rates, failures, an unfinished study."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STUDIED: dict[str, Any] = {
     "tuning": {"studies": 4, "points": 4},
 }
 
-#: Points beyond LoRA at the best rate, and where that is, in decades from the centre.
+#: Points beyond LoRA at the best rate, and that rate's distance from the centre in decades.
 EDGE = {
     "converged head": (-6.0, 0.0),
     "head only": (-9.0, 0.0),
@@ -48,7 +48,7 @@ EDGE = {
     "FacT-TT": (0.8, 0.2),
 }
 BASE = {"movie-sentiment": 84, "digits": 90, "textile": 71, "tweet-sentiment": 60}
-#: The seed of study 1, point 2; in the last study of LoTR on digits point 3 never ran.
+#: The seed of study 1, point 2; point 3 of LoTR's last study on digits never ran.
 DIVERGED = ("TensLoRA att", "digits", 11_002)
 MISSING = ("LoTR", "digits", 13_003)
 
@@ -58,7 +58,7 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """Made up from the trial alone: a parabola over the rate, failures of high rates, and noise."""
+    """Derives a result from the trial alone: a parabola over rates, failures at high rates, and noise."""
     place = row.studies.trials[trial.seed] if row.studies else None
     offset = place.offset if place else 0.0
     if (row.title, row.task, trial.seed) == MISSING:

@@ -1,4 +1,4 @@
-"""Searches, rank allocations and redundancy analyses, as they are stored beside the trials."""
+"""Tests reports of searches, rank allocations and redundancy analyses stored beside the trials."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> N
     assert [entry.ranks for entry in search.tried] == [[2, 1, 3], [4, 1, 1], [1, 1, 1]]
     assert [entry.value for entry in search.tried] == [0.6, 0.7, None]
     assert [entry.state for entry in search.tried] == ["complete", "complete", "pruned"]
-    # By number, not by place.
+    # By number, not by position.
     assert search.pareto == [0, 1]
     (final,) = search.final
     assert final.value == pytest.approx(0.65)

@@ -1,4 +1,4 @@
-"""Comparisons, ranks and groups of stored scores, and where they say nothing."""
+"""Tests comparisons, ranks and groups of stored scores, and when they make no claim."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_lost_run_costs_its_pair_and_nothing_else(analysis: Analysis) -> None:
 def test_what_follows_if_a_diverged_run_scores_the_floor(analysis: Analysis) -> None:
     depth = compared(block(analysis, "isoparameters 2"))["TensLoRA depth"]
     assert depth.if_floor is not None
-    # Head only is 40 of 200 examples below LoRA: on one of 15 pairs, in place of 9.
+    # The head alone is 40 of 200 examples below LoRA, on one of 15 pairs instead of 9.
     assert depth.if_floor.pairs == 1
     assert depth.if_floor.effect.difference < depth.effect.difference - 0.008
     assert depth.interval is not None
@@ -51,7 +51,7 @@ def test_what_follows_if_a_diverged_run_scores_the_floor(analysis: Analysis) -> 
     assert depth.if_floor.interval[0] < depth.interval[0]
     assert depth.interval[1] < -block(analysis, "isoparameters 2").threshold
     assert depth.verdict == depth.if_floor.verdict == Verdict(Answer.UNDECIDED, "worse")
-    # A run that never started says nothing of its method.
+    # A run that never started says nothing about its method.
     assert compared(block(analysis, "isorank 2"))["LoTR"].if_floor is None
 
 
@@ -68,7 +68,7 @@ def test_a_setting_that_has_not_been_run_keeps_nobody_out(tmp_path: Path, new_st
 
 def test_what_differs_and_what_does_not_is_said(analysis: Analysis) -> None:
     by_method = compared(block(analysis, "isorank 2"))
-    # Edges of +8, −1 and −9 of 200 examples; seeds are paired, so that their shared noise is gone.
+    # Edges of +8, −1 and −9 of 200 examples; seeds are paired, so their shared noise cancels.
     assert str(by_method["TensLoRA att"].verdict) == "better by more than the threshold"
     assert by_method["TensLoRA att"].effect.difference == pytest.approx(0.04, abs=0.004)
     assert str(by_method["TensLoRA depth"].verdict) == "worse by more than the threshold"

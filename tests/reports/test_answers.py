@@ -1,4 +1,4 @@
-"""What docs/findings.py writes of the questions of the leaderboard, on made-up results."""
+"""Tests the leaderboard answers that docs/findings.py writes, on made-up results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def question(script: Any, letter: str, budget: str, compared: dict[str, tuple[st
 
 
 def rows(text: str) -> list[list[str]]:
-    """The lines of the table, without its head."""
+    """The rows of the table without its heading."""
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return lines[2:]
 
@@ -46,7 +46,7 @@ def test_an_answer_is_what_its_command_reports(
     _, command, _ = text.split("```")
     assert "--task" not in command
     monkeypatch.chdir(checkout)
-    # The command's own --out stands before, and this one after it counts.
+    # The command already has an --out; argparse uses this later one.
     words = [*shlex.split(command.replace("\\\n", ""))[1:], "--out", tmp_path / "out", "--format", "csv"]
     assert call(*words).code == 0
     points = script("answers.packed").points
@@ -62,11 +62,11 @@ def test_an_answer_is_what_its_command_reports(
     assert len(expected) == 3
     assert set(stored["level"]) == {0.975}
     assert "those of each of the 2 references with 97.5%" in text
-    # By 4 points of 100 on each task; by half a point less.
+    # By 4 points of 100 on each task, and by half a point less.
     assert "- TensLoRA att beats LoRA: **yes, by what matters**." in text
     assert "- TensLoRA qkv beats LoRA: **no**." in text
 
-    # In short, of qkv the answer alone: its interval is within a point, and has zero in it.
+    # The short form names qkv's verdict alone: its interval is within a point and contains zero.
     numbers = "; ".join(
         f"{method} from {other} [{mean}](evidence.md#a) ({interval}), {verdict}"
         for method, other, *_, mean, interval, verdict in rows(text)
@@ -129,7 +129,7 @@ def test_what_is_not_all_there_has_no_answer(script: Any, checkout: Path, tmp_pa
 
 
 def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
-    """Comparisons of which only the side is known."""
+    """Comparisons reduced to their verdict's side."""
     line = script("answers.pairs").Line
     return [
         line(*pair, SimpleNamespace(verdict=Verdict(Answer.UNDECIDED, side)), {})
@@ -340,5 +340,5 @@ def test_a_row_that_failed_is_among_what_is_said_of_forgetting(script: Any) -> N
     assert "FacT-TT" not in answer.short
     assert answer.short.endswith("2 of 4 comparisons undecided.")
     assert "; LoRTA from LoRA [−0.023](evidence.md#h) (−0.036 to −0.010), less; " in complete.short
-    # What is left holds at once with what failed.
+    # The remaining claims are simultaneous with those of the failed method.
     assert finished == [row for row in rows(complete.text) if row[0] != "FacT-TT"]

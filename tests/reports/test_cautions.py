@@ -1,4 +1,4 @@
-"""What docs/findings.py shows of the rows of any question, on made-up results."""
+"""Tests the cautions that docs/findings.py adds to any question, on made-up results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, chec
     results.cells = lambda task, budget: {"head only": raised}
     text = script("answers.cautions").cautions(results, [worst])
     assert "Below the mean of the head alone: TensLoRA depth on digits, seed 0." in text
-    # Of an error the larger is the worse.
+    # For an error, larger is worse.
     results.cells = lambda task, budget: {"head only": replace(raised, metric="rmse")}
     text = script("answers.cautions").cautions(results, [replace(worst, metric="rmse")])
     assert "Below the mean of the head alone: TensLoRA depth on digits, seeds 2, 4." in text
@@ -37,7 +37,7 @@ def test_an_adapter_that_left_the_head_alone_is_named(script: Any, checkout: Pat
     results = rich_of(script, checkout)
     (lora, *_) = (c for c in results.study.all_cells if (c.method, c.task) == ("LoRA", "digits"))
     assert "Within" not in script("answers.cautions").cautions(results, [lora])
-    # As if the head alone had come to the same.
+    # As if the head alone had scored the same.
     results.cells = lambda task, budget: {"head only": lora}
     text = script("answers.cautions").cautions(results, [lora])
     assert "Within 0.10 points of the head alone on every seed: LoRA on digits." in text

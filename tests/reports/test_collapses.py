@@ -1,4 +1,4 @@
-"""Runs that collapsed, and baselines that failed: what is said of them, and what is not claimed then."""
+"""Tests collapsed runs and failed baselines: how they are reported, and which claims they prevent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WITH_HEAD: dict[str, Any] = FIVE | {"methods": ["head_only", *SMALL["methods"]]}
 EXAMPLES = 1000
 LABELS = np.arange(EXAMPLES) % 2
 
-#: How many of the examples are right, by title, task and seed. Those that are not named have about 900.
+#: Correct examples by title, task and seed; about 900 where unnamed.
 Right = Mapping[tuple[str, str, int], int]
 ResultOf = Callable[[Trial, Row], Result]
 
@@ -61,7 +61,7 @@ def results_with(right: Right, diverged: tuple[str, str, int] | None = None) -> 
 
 @pytest.fixture
 def stored(tmp_path: Path, new_store: NewStore) -> Callable[..., str]:
-    """Writes what is told of a plan, and gives the store's URI."""
+    """Writes the results of a plan and returns the store's URI."""
     numbers = itertools.count()
 
     def make(result: ResultOf, changes: dict[str, Any] = WITH_HEAD) -> str:
@@ -100,7 +100,7 @@ def test_it_is_also_one_near_guessing_unless_all_methods_are(stored: Callable[..
     def head(right: int) -> dict[tuple[str, str, int], int]:
         return {("head only", "digits", seed): right for seed in range(5)}
 
-    # With 1,000 examples of two classes guessing comes to 53% at most, with two standard errors.
+    # With 1,000 examples of two classes guessing reaches at most 53%, with two standard errors.
     guessed = {("LoRA", "digits", 1): 525}
     assert of(read(stored(results_with(head(600) | guessed)), ["small"])) == [("LoRA", 1, 5)]
     near = {(title, "digits", seed): 540 for title in ("LoRA", "TensLoRA att") for seed in range(5)}
@@ -111,7 +111,7 @@ def test_tuning_trials_of_the_chosen_point_count(tmp_path: Path, new_store: NewS
     def result(trial: Trial, row: Row) -> Result:
         if trial.evaluate == "test":
             return results_with({})(trial, row)
-        # The rate of .01 is chosen, of which one LoRA seed collapsed; another point collapses wholly.
+        # The chosen rate is .01, where one LoRA seed collapsed; another point collapses completely.
         best = trial.recipe.lr == 0.01
         low = not best or (row.title == "LoRA" and trial.seed == 7)
         return results_with({(row.title, row.task, trial.seed): 600 - 100 * (not best) if low else 990})(
@@ -147,7 +147,7 @@ def test_the_report_says_first_at_the_terminal_which_baseline_failed(
 
 
 def tuned(uri: str, plan: Plan, result: ResultOf) -> str:
-    """The store with tuning trials and the final ones of what they choose."""
+    """Writes tuning trials and the final trials of what they choose into the store."""
     opened = write(uri, plan.of("tuning"), result)
     chosen = with_choices(plan, opened)
     write(uri, chosen.of(None), result)
@@ -168,7 +168,7 @@ def test_without_collapses_equal_methods_are_equivalent(stored: Callable[..., st
 def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(
     method: str, stored: Callable[..., str]
 ) -> None:
-    # So wide a threshold that the interval is within it.
+    # The threshold is wide enough to contain the interval.
     analysis = analysis_of(stored(results_with({(method, "digits", 3): 780})), 0.5)
     (side,) = analysis.collapses.values()
     assert (side.method, side.count, side.runs) == (method, 1, 5)
@@ -194,7 +194,7 @@ def test_nothing_claims_more_than_with_diverged_runs_at_the_floor(stored: Callab
     assert line.against is not None
     assert line.against.verdict == comparison.verdict == comparison.if_floor.verdict
     assert not line.claim.startswith("Better")
-    # Nor the row of the results, the heat map and the main table.
+    # Neither does the row of results, the heat map or the main table.
     (setting,) = boards(analysis)
     (row,) = (
         row for board in boards(analysis)[setting] for row in board.rows if row.cell.method == line.best
@@ -278,7 +278,7 @@ def test_a_reference_below_the_head_alone_is_named_first_with_the_mean_without_i
 def test_a_reference_of_which_a_run_collapsed_has_failed_there(
     stored: Callable[..., str], tmp_path: Path
 ) -> None:
-    # Its mean is above the head's all the same.
+    # Its mean is above the head's nevertheless.
     right = {("head only", "textile", seed): 700 for seed in range(5)} | {("LoRA", "textile", 2): 550}
     analysis = analysis_of(stored(results_with(right), TWO_TASKS))
     failure, *_ = cautions.reference_failures(analysis)

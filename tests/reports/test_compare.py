@@ -1,4 +1,4 @@
-"""Two experiments: what changed, what moved, what only one of them has."""
+"""Tests the comparison of two experiments: changed settings, moved scores, and rows in only one of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIVE = SMALL | {"seeds": [0, 1, 2, 3, 4], "training": {"lr": 1e-3}}
 
 
 def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
-    """As `result`, but TensLoRA scores that much more, and a little seed noise."""
+    """Like `result`, with TensLoRA scoring this much more, and a little seed noise."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
@@ -39,7 +39,7 @@ def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
 
 
 def answered(more: int) -> Callable[[Trial, Row], Result | None]:
-    """As `result`, but that many examples more are answered rightly, always the same ones."""
+    """Like `result`, with this many more examples answered correctly, always the same ones."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
@@ -54,7 +54,7 @@ def answered(more: int) -> Callable[[Trial, Row], Result | None]:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """Two experiments of five seeds; read only."""
+    """The URI of a store with two experiments of five seeds; read only."""
     made = new_store(tmp_path_factory.mktemp("compare"))
     write(made, plan_of(**FIVE | {"name": "before"}), result)
     more = {"name": "after", "training": {"lr": 2e-3}, "methods": [*FIVE["methods"], "lotr"]}
@@ -73,7 +73,8 @@ def test_verdicts_are_what_the_simultaneous_intervals_say(uri: str) -> None:
     assert (lora.verdict, lora.moved) == ("practically equivalent", False)
     assert att.difference == pytest.approx(0.05, abs=1e-3)
     assert [len(runs) for runs in att.runs] == [5, 5]
-    # Of seeds alone, since the stored predictions do not give these scores: Student's, of two claims at once.
+    # From seeds alone, because the stored predictions do not give these scores: Student's t for two
+    # simultaneous claims.
     noise = np.array([0.001 * ((seed * 7) % 3 - 1) for seed in range(5)])
     half = stats.t.ppf((1 + 0.95**0.5) / 2, 4) * noise.std(ddof=1) / np.sqrt(5)
     assert lora.interval == pytest.approx((noise.mean() - half, noise.mean() + half))
@@ -89,7 +90,7 @@ def test_test_examples_count(tmp_path: Path, new_store: NewStore) -> None:
     write(made, plan_of(**FIVE | {"name": "others", "seeds": [5, 6, 7, 8]}), answered(0))
     lora = moves(compare((made, "before"), (made, "after")))["LoRA"]
     assert lora.examples
-    # Three examples of 200 more on every seed: seeds alone know of no noise, and would say nothing.
+    # Three more of 200 examples on every seed: seeds alone show no noise and would support no claim.
     assert lora.difference == pytest.approx(0.015)
     assert lora.interval is not None
     assert lora.interval[0] < 0.015 < lora.interval[1]
@@ -104,7 +105,7 @@ def test_test_examples_count(tmp_path: Path, new_store: NewStore) -> None:
 def test_a_metric_with_units_has_a_threshold_of_each_cell(
     tmp_path: Path, new_store: NewStore, call: Call
 ) -> None:
-    """It is a share of the cell's scores, and both the text and the JSON say it."""
+    """The threshold is a fraction of the cell's scores, stated in the text and the JSON."""
 
     def errors(scale: float) -> Callable[[Trial, Row], Result]:
         def result_of(trial: Trial, row: Row) -> Result:
@@ -145,7 +146,7 @@ def test_cells_of_which_runs_collapsed_are_never_equivalent(tmp_path: Path, new_
     write(made, plan_of(**FIVE | {"name": "before"}), results_with(0.5))
     write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), results_with(0.6))
     compared = compare((made, "before"), (made, "after"))
-    # The reason is said beside the verdict.
+    # The reason stands beside the verdict.
     assert sum("1 of 5 runs collapsed" in note for note in compared.notes) == 1
     by_method = moves(compared)
     assert by_method["TensLoRA att"].verdict.endswith("practically equivalent")

@@ -1,4 +1,7 @@
-"""The converged head in reports: a row, a line in every figure, and first where no adapter beats it."""
+"""Tests the converged head in reports:
+
+its row, its line in every figure, and its place before adapters that lose to it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ SMALL: dict[str, Any] = {
     "budgets": [{"isorank": 2}],
     "seeds": [0, 1, 2],
 }
-#: How many of the examples are right, by task and method.
+#: Correct examples by task and method.
 RIGHT = {
     "digits": {
         "head only": 150,
@@ -55,7 +58,7 @@ RIGHT = {
 
 
 def result(trial: Trial, row: Row) -> Result:
-    """The converged head's is the same for every seed."""
+    """The result of a trial; the converged head's is the same for every seed."""
     fitted = row.family == CONVERGED
     right = RIGHT[row.task][row.title] + (0 if fitted else trial.seed)
     labels = np.arange(EXAMPLES) % 2
@@ -116,7 +119,7 @@ def test_seeds_that_do_not_differ_break_no_interval(study: Study) -> None:
 
 
 def lines(drawn: Drawn, axis: int) -> set[float]:
-    """Where lines across the panels are, by the axis on which they stand still."""
+    """Positions of lines across the panels, by the axis along which they are constant."""
     data = [line.get_xydata() for panel in drawn.figure.axes for line in panel.lines]
     return {round(float(d[0][axis]), 6) for d in map(np.asarray, data) if len({row[axis] for row in d}) == 1}
 
@@ -136,7 +139,7 @@ def test_every_figure_has_its_line(study: Study) -> None:
         assert lines(drawn[name], 1) & {90.0, 65.0}, name
     (block,) = (number for number, block in enumerate(analysis.blocks) if block.budget == "isorank 2")
     forest = drawn[f"differences-{block}"]
-    # Of the converged head from LoRA: 180 of 200 against 171 on digits, 130 against 141 on textile.
+    # The converged head's difference from LoRA: 180 of 200 against 171 on digits, 130 against 141 on textile.
     assert -0.5 in lines(forest, 0)
     tried = [Scored("a", [2, 1], 10, 0.5, None, []), Scored("b", [2, 3], 10, 0.9, None, [])]
     search = StoredAblation(

@@ -1,4 +1,4 @@
-"""What figures show, and how they keep it apart."""
+"""Tests what figures show and that their elements stay distinguishable."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .made_up import SMALL, NewStore, plan_of, store
 
 
 def cells(**columns: Any) -> list[Cell]:
-    """A complete cell for each entry of the columns that are named; all others are alike."""
+    """One complete cell per entry of the named columns; the other columns are constant."""
     count = max(len(column) for column in columns.values() if isinstance(column, list))
     values = {"task": "t", "backbone": "b", "complete": True} | columns
     blank = dict.fromkeys(column.name for column in fields(Cell)) | {"measures": {}}
@@ -76,9 +76,9 @@ def test_the_same_trials_in_two_budgets_are_both_among_the_best() -> None:
     [
         (0.001, {}, ["LoRA", "TensLoRA att"]),
         (0.05, {}, ["TensLoRA att"]),
-        # The smaller one is worse for certain: that costs it nothing.
+        # The smaller method is certainly worse, which removes it from the front.
         (-0.05, {}, ["LoRA", "TensLoRA att"]),
-        # Made otherwise, it beats nothing.
+        # Run with another recipe, it beats nothing.
         (0.05, {"training": {"lr": 0.1}}, ["LoRA", "TensLoRA att"]),
     ],
 )
@@ -141,7 +141,7 @@ def test_each_mark_carries_its_own_text(drawn: dict[str, Drawn]) -> None:
 
 
 def test_what_lacks_seeds_is_hollow_and_never_faint(drawn: dict[str, Drawn]) -> None:
-    """Faint says that something is better for certain."""
+    """Faint marks a method that another certainly beats."""
     dots = drawn["score-vs-parameters-1"].figure.axes[0].collections
     assert [dot.get_alpha() for dot in dots if not len(dot.get_facecolor())] == [1]
 
@@ -190,7 +190,7 @@ def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:
     for name in ("training-curves-0", "score-vs-parameters-2", "score-vs-memory-0"):
         drawn[name].svg()
         (ax,) = drawn[name].figure.axes
-        # Of the words alone: a note's own extent holds its line to the point too.
+        # Extents of the texts alone: a note's own extent includes its line to the point.
         names = [text for text in ax.texts if text.get_position()[0] == 1.03]
         boxes = [Text.get_window_extent(text) for text in names]
         assert len(boxes) > 1

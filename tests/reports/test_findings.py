@@ -1,4 +1,4 @@
-"""The first screen says in words what can be claimed, and what cannot, of good stores and of poor ones."""
+"""Tests that the first screen states what can and cannot be claimed, for rich and poor stores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_each_budget_has_a_line_and_each_of_its_settings_one(analysis: Analysis)
     assert overall.equals == ()
     assert overall.costs is not None
     assert overall.costs.parameters[0] > 0
-    # One setting shows less than all of them do.
+    # One setting detects less than all of them do.
     for line in alone:
         assert line.finds is not None
         assert overall.finds is not None

@@ -1,4 +1,4 @@
-"""Warnings of trainings that did not work, from records alone."""
+"""Tests warnings about ineffective trainings, from records alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def planned(**changes: Any) -> Plan:
 def results_with(
     folder: Path, new_store: NewStore, measures: dict[str, dict[str, float]], **changes: Any
 ) -> list[str]:
-    """The warnings where the methods' runs have these measures, by the start of their names."""
+    """The warnings when runs of these methods, matched by the start of their names, have these measures."""
     plan = planned(**changes)
 
     def result(trial: Any, row: Any) -> Result:
@@ -81,7 +81,7 @@ def test_what_did_not_work_is_named(
 def test_selection_by_the_score_is_held_against_the_head_by_the_score(
     tmp_path: Path, new_store: NewStore
 ) -> None:
-    # All have the validation score of the head alone, and lower losses.
+    # All have the validation score of the head alone, with lower losses.
     (warning,) = results_with(tmp_path, new_store, {}, training={"select": "score"})
     assert "validation score" in warning
 
@@ -94,7 +94,7 @@ def test_an_earlier_versions_runs_without_losses_say_nothing_of_them(
 
 
 def tuned(folder: Path, new_store: NewStore, losses: list[float]) -> tuple[Plan, Store]:
-    """A suite whose tuning gave these losses, in the order of the points, and chose."""
+    """A suite whose tuning gave these losses, in the order of the points, with its choice."""
     plan = planned(methods=["lora"], tuning=TUNING)
     by_rate = dict(zip([c.setting.lr for c in plan.of(None).rows[0].candidates], losses, strict=True))
     store = write(

@@ -1,4 +1,4 @@
-"""What differs among trials that one table puts side by side."""
+"""Tests reported differences among trials that one table places side by side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .made_up import SMALL, NewStore, plan_of, result, store
 
 
 def test_one_suite_is_no_mixture(study: Study) -> None:
-    # Only the rate of full fine-tuning differs, which its row names.
+    # Only the rate of full fine-tuning differs, and its row names it.
     assert recipes.find_mixtures(study) == []
 
 
@@ -40,13 +40,13 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
     assert {m.what for m in done.mixtures if m.serious} == {"evaluate"}
     assert "training epochs" in {m.what for m in done.mixtures if not m.serious}
     assert "These scores do not compare." in (tmp_path / "out" / "index.html").read_text()
-    # Both experiments' LoRA stand there, told apart.
+    # LoRA of both experiments appears, with distinct labels.
     assert {"LoRA", "LoRA · other"} <= set(done.analysis.study.cells["method"])
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """URI of a store with two experiments that differ in their seeds alone; read only."""
+    """The URI of a store with two experiments that differ only in their seeds; read only."""
     uri = store(tmp_path_factory.mktemp("two"), new_store)
     write(uri, plan_of(**SMALL | {"name": "other", "seeds": [2, 3]}), result)
     return uri
@@ -68,7 +68,7 @@ def test_nothing_compares_what_is_measured_otherwise(
     two: str, what: str, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def changed(study: Study) -> Study:
-        """With this field of the trials of its last experiment, as a suite may set it."""
+        """The study with this field changed in the trials of its last experiment."""
         *earlier, last = study.experiments
         trials = {
             id_: trial.model_copy(
@@ -83,7 +83,7 @@ def test_nothing_compares_what_is_measured_otherwise(
     mixed = changed(study)
     with pytest.raises(UserError, match=f"do not belong in one table: {what} differs on"):
         recipes.refuse_mixtures(recipes.find_mixtures(mixed))
-    # Side by side all the same, each is compared with its own.
+    # Side by side, each is compared with its own experiment's reference.
     first, second = analyse(mixed).blocks
     assert not {*first.methods} & {*second.methods}
     assert any(f"{what} " in note and "no verdict compares them" in note for note in second.notes)

@@ -1,4 +1,4 @@
-"""Reports read packs as they read stores, and what a pack says is escaped wherever it is shown."""
+"""Tests that reports read packs like stores and escape every text of a pack."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_names_of_a_pack_are_escaped_in_the_page_and_in_csv(pack: Path, tmp_path
     page = (tmp_path / "out" / "index.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page
-    # It may be published, and where it lay is nobody's business.
+    # A page may be published, so it must not reveal where the pack was.
     assert "evil.tensorbench.zip" in page
     assert str(tmp_path) not in page
     for table in (tmp_path / "out" / "tables").glob("*.csv"):

@@ -1,4 +1,7 @@
-"""The page in a real browser: it selects, sorts, follows links, and asks nothing of the network."""
+"""Tests the page in a real browser:
+
+it selects, sorts, follows links, and requests nothing from the network.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def test_nothing_is_asked_of_the_network_and_nothing_goes_wrong(
     browser: webdriver.Chrome, page: Path
 ) -> None:
     for log in ("browser", "performance"):
-        browser.get_log(log)  # what pages of other tests left there
+        browser.get_log(log)  # Discards log entries of other tests' pages.
     drawn = opened(browser, page)
     drawn.find_element(By.ID, "dots").click()
     drawn.find_element(By.CSS_SELECTOR, ".open").click()
@@ -54,7 +57,7 @@ def test_every_table_sorts_by_the_keyboard(shown: webdriver.Chrome) -> None:
     scores = "return [...arguments[0].tBodies[0].rows].map(r => Number(r.cells[1].dataset.v))"
     best_first = shown.execute_script(scores, board)
     method, score = board.find_elements(By.CSS_SELECTOR, "thead th")[:2]
-    # The heads are one stop; the arrow goes on to the next.
+    # The headings are one tab stop; the arrow key moves to the next.
     method.find_element(By.TAG_NAME, "button").send_keys(Keys.ARROW_RIGHT)
     shown.switch_to.active_element.send_keys(Keys.ENTER)
     assert score.get_attribute("aria-sort") == "descending"
@@ -66,7 +69,7 @@ def test_every_table_sorts_by_the_keyboard(shown: webdriver.Chrome) -> None:
     names = [row.text for row in board.find_elements(By.CSS_SELECTOR, "tbody .open")]
     assert names == sorted(names, key=str.lower)
     assert score.get_attribute("aria-sort") is None
-    # Differences have signs of their own.
+    # Differences carry their own sign.
     heat = shown.find_element(By.CSS_SELECTOR, ".heat table")
     heat.find_elements(By.CSS_SELECTOR, "thead button")[1].click()
     means = [
@@ -89,7 +92,7 @@ def test_heads_stay_in_reach_where_a_column_is_hidden(shown: webdriver.Chrome) -
 def test_ranks_sort_by_the_rank_and_not_by_its_interval_too(shown: webdriver.Chrome) -> None:
     ranks = shown.find_element(By.XPATH, "//summary[.='Ranks in numbers']/..//table")
     cells = "return [...arguments[0].querySelectorAll('tbody tr')].map(r => r.cells[2])"
-    # As among ten methods and more.
+    # As with ten methods and more.
     shown.execute_script(
         """[...arguments[0].querySelectorAll('tbody tr')].forEach((row, i) => {
         const told = [['9', '9 to 10'], ['11', '1 to 11'], ['10', '10 to 12']][i % 3];
@@ -111,7 +114,7 @@ def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(drawn:
     )
     pick(drawn, "task", "digits")
     assert {row["task"] for row in rows(drawn)} == {"digits"}
-    # The answer is then of that task alone, and so are the columns of the differences.
+    # The answer then concerns that task alone, and so do the columns of differences.
     answers = seen(drawn, ".answer tbody th")
     assert len(answers) == 4
     assert all("digits · tiny-random-vit" in answer for answer in answers)
@@ -128,7 +131,7 @@ def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(drawn:
     assert seen(drawn, "figure[data-budget='isorank 2']") != []
     drawn.find_element(By.NAME, "method").send_keys("QKV")
     assert [row["method"] for row in rows(drawn)] == ["TensLoRA qkv"]
-    # The address gives the same view to whoever follows it.
+    # The address gives the same view to anyone who opens it.
     address = drawn.current_url
     drawn.get("about:blank")
     drawn.get(address)
@@ -172,7 +175,7 @@ def test_the_keyboard_is_at_the_first_verdict_at_once(shown: webdriver.Chrome) -
         shown.switch_to.active_element.send_keys(Keys.TAB)
         stops += 1
         assert stops <= 3
-    # What stands before them is no verdict: the heads of the table are one stop.
+    # No verdict precedes them; the headings of the table are one tab stop.
     assert (
         shown.execute_script(
             "return document.querySelectorAll('.answer thead button[tabindex=\"0\"]').length"
@@ -202,7 +205,7 @@ def test_a_row_opens_to_its_seeds_and_their_runs(shown: webdriver.Chrome, analys
 def test_a_run_is_linked_where_it_is_stored(
     browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which may be another experiment than that of its row."""
+    """The stored experiment may differ from that of the row."""
     link = property(lambda store: f"http://mlflow/#/experiments/{store.name}/runs/")
     monkeypatch.setattr(Store, "link", link)
     uri = new_store(tmp_path)
@@ -251,7 +254,7 @@ def test_dots_of_equal_seeds_do_not_hide_one_another(
 def test_a_seed_has_the_score_that_tables_print(
     browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore
 ) -> None:
-    # 637 of 800 lies between two numbers of two digits, and that of validation between two of six.
+    # 637 of 800 lies between two numbers of two digits, and the validation score between two of six.
     uri = store(
         tmp_path, new_store, result_of=lambda *_: Result(score=0.79625, validation=[0.7091503267973857])
     )
@@ -270,7 +273,7 @@ def test_a_link_to_a_row_shows_it_whatever_is_filtered(shown: webdriver.Chrome) 
     shown.execute_script(f"location.hash = '#{hidden}'")
     assert hidden in {row["id"] for row in rows(shown)}
     assert shown.find_element(By.ID, f"{hidden}-seeds").is_displayed()
-    # So does one whose address is there already.
+    # So does an address that is already open.
     pick(shown, "task", "digits")
     assert hidden not in {row["id"] for row in rows(shown)}
     shown.find_element(By.CSS_SELECTOR, f".rows a[href='#{hidden}']").click()

@@ -1,6 +1,4 @@
-"""How the page looks in a real browser: on its first screen, on a phone, on paper, in both themes, and when
-it is pointed at.
-"""
+"""Tests the appearance of the page in a real browser: first screen, phone, paper, both themes, pointing."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ def test_a_mark_tells_its_seeds_when_it_is_pointed_at(drawn: webdriver.Chrome) -
 def test_nothing_is_cut_off_at_any_width(drawn: webdriver.Chrome, width: int) -> None:
     resize(drawn, width)
     assert drawn.execute_script("return document.documentElement.scrollWidth") <= width
-    # What is wider scrolls in a frame of its own, which says so.
+    # Wider content scrolls in a frame that says so.
     beyond = drawn.execute_script(
         """return [...document.querySelectorAll('main *')].filter(e =>
         e.getClientRects().length && !e.closest('.hidden, .over > *, svg *')
@@ -69,10 +67,10 @@ def test_nothing_is_cut_off_at_any_width(drawn: webdriver.Chrome, width: int) ->
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
-    """The page of 20 methods, 4 tasks and 3 budgets, with those of its figures that are of parameters."""
+    """The page of 20 methods, 4 tasks and 3 budgets, with only the figures of parameter counts."""
     folder = tmp_path_factory.mktemp("large")
     uri = new_store(folder)
-    # In place of methods of peft, which takes seconds to import, and of two of the seeds.
+    # Replaces peft's methods, which take seconds to import, and two of the seeds.
     variants = {"method": "tenslora", "init": "normal", "each": {"variant": VARIANTS[:6]}}
     suite = STUDY | {"methods": [*STUDY["methods"][:-1], variants], "seeds": [0, 1, 2]}
     write(uri, make_plan(validate(Suite, suite, "suite")), study_result)
@@ -96,7 +94,7 @@ def test_a_large_study_is_answered_on_the_first_screen_and_on_ten_sheets(
         "isoparameters 4",
         "own size",
     ]
-    # The heads of a long table stay below the selector.
+    # The headings of a long table stay below the selector.
     tops = browser.execute_script(
         """document.querySelectorAll('.board tbody tr')[8].scrollIntoView();
         const edge = (selector) => document.querySelector(selector).getBoundingClientRect();
@@ -106,12 +104,12 @@ def test_a_large_study_is_answered_on_the_first_screen_and_on_ten_sheets(
     assert tops[2] == pytest.approx(tops[1], abs=1)
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
     pages = base64.b64decode(printed["data"]).count(b"/Type /Page\n")
-    # Two sheets more are for figures of the other costs.
+    # Two more sheets are for figures of the other costs.
     assert 4 <= pages <= 10
 
 
 def test_names_in_heat_maps_are_never_cut(browser: webdriver.Chrome, large: Path) -> None:
-    """Variants of a method differ in how their names end."""
+    """Variants of a method differ at the end of their names."""
     opened(browser, large, 1366, 768)
     cut = browser.execute_script(
         """return [...document.querySelectorAll('.shaded th, .shaded .sorter')].filter(e =>

@@ -1,4 +1,4 @@
-"""peft's comparison: made-up results whose truth is known, and files that are none of its."""
+"""Tests peft's comparison on made-up results with known truth, and on files of another origin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(folder: Path, name: str, content: Any) -> None:
 
 
 def snapshots(folder: Path, scores: Sequence[Sequence[float]]) -> list[Path]:
-    """A folder per wave; the first row is the reference."""
+    """Writes a folder per wave, with the first row as the reference."""
     for wave, row_scores in enumerate(scores):
         for row, score in enumerate(row_scores):
             name = REFERENCE if row == 0 else f"lora--{row}"
@@ -48,7 +48,7 @@ def snapshots(folder: Path, scores: Sequence[Sequence[float]]) -> list[Path]:
 
 
 def drawn(shares: Sequence[float], waves: int, rng: np.random.Generator, run_sd: float) -> list[list[float]]:
-    """Scores of rows that answer the same questions, each wave with a shift and run noise of its own."""
+    """Scores of rows that answer the same questions; each wave has its own shift and run noise."""
     hardness = rng.uniform(size=QUESTIONS)
     answers = []
     for _ in range(waves):
@@ -81,7 +81,7 @@ def test_a_difference_far_beyond_the_noise_is_called(tmp_path: Path) -> None:
 
 
 def test_run_noise_is_that_of_the_residuals_beside_rows_and_waves() -> None:
-    # Two rows in two waves: one degree of freedom, residuals of half the interaction's quarter each.
+    # Two rows in two waves: one degree of freedom, residuals of a quarter of half the interaction each.
     noise = run_noise([0, 0, 1, 1], [0, 1, 0, 1], [0.0, 1.0, 10.0, 13.0], None)
     assert noise is not None
     assert noise.freedom == 1
@@ -119,7 +119,7 @@ def test_an_unchanged_file_in_two_folders_is_one_run(tmp_path: Path) -> None:
     comparison = compare_peft([tmp_path / "0", tmp_path / "1"])
     assert len(comparison.runs) == 2
     assert comparison.noise is None
-    # The questions alone make the intervals.
+    # The intervals come from the questions alone.
     assert comparison.against_reference[0].interval is not None
 
 

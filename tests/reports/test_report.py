@@ -1,4 +1,4 @@
-"""Which files a report writes, and what it refuses."""
+"""Tests which files a report writes and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results as data frames: what they hold is what was stored, and their columns are as the documents say."""
+"""Tests results as data frames: they hold what was stored, in the documented columns."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_frame_has_its_columns_also_where_it_has_no_line(results: Results, nam
 
 
 def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> None:
-    """Of two trials with other numbers of classes, the one with fewer has none for the others."""
+    """Of two trials with different numbers of classes, the one with fewer has no logits for the rest."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     shutil.copyfile(small.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     shutil.copytree(Path(small.removeprefix("sqlite:///")).parent / "mlartifacts", tmp_path / "mlartifacts")
@@ -153,7 +153,7 @@ def test_a_trial_of_several_experiments_stands_once_in_each_frame(
         frame = getattr(both, name)
         assert not frame.duplicated(["trial_id", *keys]).any()
         assert frame.groupby("experiment")["trial_id"].nunique().to_dict() == {"small": 4, "other": 2}
-    # They are the runs that a row of the first experiment has.
+    # They are the runs of a row in the first experiment.
     seeds = both.seeds[both.seeds["experiment"] == "small"].set_index("trial_id")["run_id"].to_dict()
     assert seeds.items() <= both.trials.set_index("trial_id")["run_id"].to_dict().items()
 

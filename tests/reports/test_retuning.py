@@ -1,4 +1,4 @@
-"""What a report makes of the tuning trials that are stored."""
+"""Tests how a report uses stored tuning trials."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .made_up import SMALL, NewStore, plan_of
 
 EXAMPLES = 100
 LABELS = np.arange(EXAMPLES) % 2
-#: How many validation examples each rate gets right. LoRA's published one is in the grid, so that it has two.
+#: Correct validation examples by rate. LoRA's published rate is in the grid, so LoRA has two points.
 RIGHT = {0.0005: 80, 0.001: 83, 0.01: 84}
 TUNING = {"trials": 3, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
 
@@ -49,7 +49,7 @@ def results_of(trial: Trial, row: Row) -> Result:
 
 @pytest.fixture
 def tuned(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
-    """Analyses a suite that was tuned and run; `tuning`, `result`: what differs from the usual."""
+    """Analyses a suite that was tuned and run, with changed `tuning` or `result`."""
 
     def make(
         tuning: dict[str, Any] | None = None, result: ResultOf = results_of, name: str = "small"
@@ -75,7 +75,7 @@ def test_the_interval_has_the_choice_of_both_methods(tuned: Callable[..., Analys
         of_seeds = np.var([(75 + seed) / EXAMPLES for seed in range(5)], ddof=1)
         expected.append(lottery(table.mean(1), np.cov(table) / EXAMPLES + of_seeds * np.eye(len(runs))))
     variances = analysis.evidence.tuning
-    # Points in another order have other draws.
+    # Points in another order use other draws.
     assert [variances[cell] for cell in sorted(variances)] == pytest.approx(expected, rel=0.1)
     (comparison,) = analysis.blocks[0].comparisons
     assert comparison.effect.error is not None
@@ -84,7 +84,7 @@ def test_the_interval_has_the_choice_of_both_methods(tuned: Callable[..., Analys
     assert outer is not None
     assert inner is not None
     assert outer[0] < inner[0] < inner[1] < outer[1]
-    # One interval stands in a row; the other one is in the files.
+    # A row shows one interval; the files hold the other.
     (line,) = frames(analysis)["comparisons"].to_dict("records")
     assert (line["low_at_chosen_points"], line["high_at_chosen_points"]) == pytest.approx(inner)
     assert line["error_of_tuning"] == pytest.approx(sum(variances.values()) ** 0.5)

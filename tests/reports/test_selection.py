@@ -1,4 +1,4 @@
-"""Reports of some rows, and comparisons with something else than LoRA."""
+"""Tests reports of selected rows, and comparisons with references other than LoRA."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
         write(uri, made_up.plan_of(**other), made_up.result)
     names = ["small", "wider", "repeated"]
     both = {"LoRA", "LoRA · wider"}
-    # What the third one repeats stands once.
+    # The pair repeated by the third appears once.
     (method_names,) = {tuple(read(uri, names).cells["method"])}
     assert sorted(method_names) == sorted([*both, "TensLoRA att", "TensLoRA att · wider"])
     assert set(read(uri, names, Selection(methods=["LoRA"])).cells["method"]) == both
@@ -182,7 +182,7 @@ def test_the_page_of_pairs_says_the_level_and_what_each_difference_is_from(rich:
     assert page.count("simultaneously with 97.5%, those of all 2 references together with 95%") == 2
     results = re.search('id="results".*?id="reference"', page, re.S)
     assert results is not None
-    # LoTR has two differences in one row, and a verdict for each.
+    # LoTR has two differences in one row and a verdict for each.
     rows = [row for row in results[0].split("<tr ")[1:] if 'data-v="LoTR"' in row]
     assert len(rows) == len(made_up.BASE)
     for row in rows:

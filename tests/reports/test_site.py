@@ -1,4 +1,4 @@
-"""The site of published results: what it holds, where its links lead, and what it is refused for."""
+"""Tests the site of published results: contents, links and refusals."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def file_of(name: str, text: str) -> dict[str, str]:
 
 
 def started(content: dict[str, bytes]) -> None:
-    """Gives each trial the start that a run of this version stores."""
+    """Gives each trial the start record that this version's runs store."""
     start = {
         "suite": file_of("small.yaml", SUITE),
         "lock": file_of("small.lock.yaml", LOCK),
@@ -62,7 +62,7 @@ def started(content: dict[str, bytes]) -> None:
 
 
 def evil(content: dict[str, bytes]) -> None:
-    """Another suite, whose every name is an attack."""
+    """A second suite whose every name is an attack."""
 
     def rename(plan: dict[str, Any]) -> None:
         for row in plan["rows"]:
@@ -106,7 +106,7 @@ def table(site: Files, name: str) -> pd.DataFrame:
 
 
 class Links(HTMLParser):
-    """Where a page leads to, and what can be led to in it."""
+    """The link targets and ids of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def test_names_of_packs_and_of_settings_are_told_apart_in_addresses(
 ) -> None:
     suite = SMALL | {
         "tasks": [{"task": "digits", "label": "c"}, {"task": "textile", "label": "c++"}],
-        # LoRA at rank 2 stands under both.
+        # LoRA at rank 2 appears under both.
         "budgets": [{"isorank": 2}, {"isoparameters": 2, "tolerance": 0.2}],
     }
     uri = store(tmp_path, new_store, plan_of(**suite), lambda trial, row: Result(score=0.5))
@@ -171,7 +171,7 @@ def test_names_of_packs_and_of_settings_are_told_apart_in_addresses(
     (command,) = [line for line in lines if "tensorbench unpack" in line]
     assert shlex.split(command.partition("<code>")[2])[2] == pack.name
     assert "12 of 12 trials finished" in index
-    # A difference of nothing has no side, as in the report.
+    # A difference of zero has no side, as in the report.
     assert "<small>0.00</small>" in index
     assert "+0.00" not in index
 
@@ -212,7 +212,7 @@ def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(
     assert "own size" in {block.budget for block in entry.analysis.blocks}
     assert [line.block.budget for line in entry.headlines] == ["isorank 2", "isoparameters 2"]
     assert {line.setting for line in entry.headlines} == {None}
-    # To draw its figures again would tell nothing more.
+    # Its figures are tested elsewhere.
     monkeypatch.setattr(build, "published", lambda packs: [entry])
     index = str(site_files([pack])["index.html"])
     budget_headings = re.findall(r'<th scope="row" class="budget">(.*?)<small>(.*?)</small>', index)
@@ -284,7 +284,7 @@ def test_names_with_html_and_formulas_are_escaped(site: Files) -> None:
             assert not re.search(r"(^|,|\")=cmd", str(content), re.M), name
     assert "&lt;script&gt;alert(1)" in str(site["index.html"])
     assert "'=cmd" in str(site["leaderboard.csv"])
-    # A page of such a method lies in its folder as any other.
+    # The page of such a method lies in the folder like any other.
     assert file_name(EVIL) in {
         Path(name).stem for name in site if re.fullmatch(r"methods/[a-z0-9-]+\.html", name)
     }
@@ -303,7 +303,7 @@ def test_the_same_packs_elsewhere_give_the_same_files(
     for name, content in site.items():
         written = (tmp_path / "site" / name).read_bytes()
         assert written == (content.encode() if isinstance(content, str) else content), name
-    # An empty folder of packs is refused, and the site that is there stays.
+    # An empty folder of packs is refused, and the existing site stays.
     (tmp_path / "none").mkdir()
     refused = call("tools", "site", tmp_path / "none", "--out", tmp_path / "site")
     assert refused.code == 2
@@ -314,12 +314,12 @@ def test_the_same_packs_elsewhere_give_the_same_files(
 def test_check_names_what_differs(
     results: Path, site: Files, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # To make it again would tell nothing more.
+    # Building it again would show nothing new.
     monkeypatch.setattr("reports.site.build.site_files", lambda packs: site)
     folder = tmp_path / "site"
     put_files(folder, site)
     report = folder / "suites" / "small" / "index.html"
-    # What another machine has otherwise: the last digits of a number, and drawings.
+    # Other machines may differ in the last digits of numbers and in drawings.
     report.write_text(report.read_text().replace("<path ", '<path class="drawn-elsewhere" '))
     lines = folder / "leaderboard.csv"
     lines.write_text(re.sub(r"(\.\d{9})\d+", r"\g<1>3", lines.read_text()))

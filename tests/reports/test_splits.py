@@ -1,4 +1,4 @@
-"""The sizes of splits, with the test examples that are also in train, wherever they are shown."""
+"""Tests that split sizes and their overlap with train appear wherever splits are shown."""
 
 from __future__ import annotations
 

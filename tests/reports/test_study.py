@@ -1,4 +1,4 @@
-"""Cells and seeds: what is in a mean, and where each number comes from."""
+"""Tests cells and seeds: the runs behind each mean, and the origin of each number."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_same_trials_in_two_experiments_stand_once(tmp_path: Path, new_store
     write(uri, plan_of(**SMALL | {"name": "other"}), result)
     write(uri, plan_of(**SMALL | {"name": "longer", "training": {"epochs": 9}}), result)
     assert len(read(uri, ["small", "other"]).cells) == len(read(uri, ["small"]).cells)
-    # In any order, an experiment of the same names but other trials between them.
+    # Loaded in any order, with an experiment of equal names and other trials between them.
     for names in (["small", "longer", "other"], ["small", "other", "longer"]):
         assert len(read(uri, names).cells) == 2 * len(read(uri, ["small"]).cells)
 

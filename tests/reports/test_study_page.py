@@ -1,4 +1,4 @@
-"""The report of a suite tuned by studies: its analysis, page, tables and figures, on made-up results."""
+"""Tests the report of a suite tuned by studies: analysis, page, tables and figures, on made-up results."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_studies_are_those_of_the_records(study: Study, analysis: StudyAnalysis)
         assert studies.losses[place] == seed.validation_loss
     assert studies.by_example is not None
     assert np.allclose(studies.by_example.mean(-1), studies.scores)
-    # Shuffled answers of two even classes.
+    # Shuffled answers with two equally frequent classes.
     assert studies.chance == pytest.approx(0.5, abs=0.02)
 
 

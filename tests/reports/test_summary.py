@@ -1,4 +1,4 @@
-"""Means and deviations are of the finished seeds, and what is not finished is shown and never averaged."""
+"""Tests that means and deviations cover finished seeds only, and that unfinished cells are shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .made_up import NewStore
 
 SEEDS = (0, 1, 2)
 
-#: Per method and seed, oldest first: a score, a failure, or nothing; seeds left out never started.
+#: Per method and seed, oldest first: a score, a failure, or nothing; missing seeds never started.
 RESULTS: dict[str, dict[int, list[Any]]] = {
     "LoRA": {0: [0.5], 1: [0.8], 2: [0.65]},
     "head only": {0: ["diverged"], 1: [0.25], 2: [0.75]},

@@ -1,4 +1,4 @@
-"""Tables as CSV, JSON, Markdown and LaTeX, and names that mean something to these."""
+"""Tests tables in CSV, JSON, Markdown and LaTeX, with names that are special in these formats."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_csv_and_json_hold_what_was_stored_with_its_runs(written: Path, study: S
 
 
 def test_a_statistic_is_computed_and_exported_once_it_is_listed(study: Study, monkeypatch: Any) -> None:
-    """A plug-in: its module, and its place in the tuple."""
+    """Registers a plug-in's statistic by its place in the tuple."""
 
     def widest(entrants: Entrants) -> float | None:
         widths = [high - low for each in entrants.comparisons for low, high in [each.interval or (0, 0)]]
@@ -117,7 +117,7 @@ def test_averages_are_of_one_metric_and_hold_the_claim(tmp_path: Path, new_store
         "TensLoRA qkv": "↓",
         "LoTR": "≈",
     }
-    # The one task of its metric has no average: its claim stands with it.
+    # The only task of its metric has no average and shows the claim itself.
     assert [entry.mark for entry in rows["TensLoRA att"].entries] == ["", "", "↑"]
     text = tables.latex(analysis)
     (att,) = [line for line in text.splitlines() if "TensLoRA att" in line]
@@ -275,7 +275,7 @@ def test_names_are_escaped_everywhere(tmp_path: Path, new_store: NewStore) -> No
     assert "<script>" not in (out / "tables" / "tables.md").read_text()
 
 
-#: Every control of the direction of text, and one that moves a terminal's cursor.
+#: Every control of text direction, and one that moves a terminal's cursor.
 HIDDEN = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c\x1b"
 
 

@@ -1,4 +1,4 @@
-"""The smallest difference that matters is of one metric, and nobody shares it."""
+"""Tests that thresholds belong to one metric each."""
 
 from __future__ import annotations
 

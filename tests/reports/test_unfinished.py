@@ -1,4 +1,4 @@
-"""Suites of which a report reads less than was planned: tuning half done, searches alone, runs twice."""
+"""Tests reports of unfinished suites: tuning half done, searches alone, duplicated runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TUNED = SMALL | {
 
 
 def half_tuned(uri: str, name: str = "tuned", final: bool = True) -> Store:
-    """LoRA and the trained head are tuned, and their final trials ran; LoTR waits."""
+    """A store in which LoRA and the trained head are tuned and finished, and LoTR waits."""
     plan = plan_of(**TUNED | {"name": name})
     done = plan.select(Part(methods=["lora", "head_only"]))
     store = write(uri, done.of("tuning"), result_of_any)
@@ -85,7 +85,7 @@ def test_two_half_tuned_experiments_are_compared(tmp_path: Path, new_store: NewS
     assert verdicts["LoTR"] == "no verdict"
     assert verdicts["LoRA"] == "same trials"
     both = read(uri, ["tuned", "again"])
-    # What waits is not known to be the same.
+    # Waiting trials are not known to be the same.
     assert len(both.cells) == 4
 
 

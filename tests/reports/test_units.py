@@ -1,4 +1,4 @@
-"""A regression from its data to the report: less may be better, and scores have units."""
+"""Tests a regression from data to report: lower may be better, and scores have units."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_stored_predictions_give_the_stored_scores_by_scipy(uri: str) -> None:
         assert record.score == pytest.approx(expected, abs=1e-6)
         mean, sd = (record.metrics[key] for key in (Measure.TARGET_MEAN, Measure.TARGET_SD))
         assert frame["prediction"].to_numpy() == pytest.approx(frame["logit_0"].to_numpy() * sd + mean)
-        # The epoch that was kept is the best by validation, which way that may be.
+        # The kept epoch is the best by validation in the metric's direction.
         scores = store.curves(f"validation/{record.tags['metric']}", [record.run_id])["value"]
         best = (min if record.tags["metric"] == "rmse" else max)(scores)
         assert record.metrics[Measure.SELECTED_VALIDATION] == pytest.approx(best)
@@ -130,7 +130,7 @@ def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
     assert "difference, rating points |" in tables
     assert re.search(r"Threshold: \d\S* rating points of rmse", tables)
     assert "units of the targets" not in text + tables
-    # As it is written: MPa is no Mpa.
+    # Spelled as written: MPa is not Mpa.
     assert ">rating points<small>" in text
 
 

@@ -1,4 +1,4 @@
-"""Stores whose truth is known: what may be said of them, and what may not."""
+"""Tests verdicts on stores whose truth is known."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OTHER = {"name": "other", "methods": [{"method": "tenslora", "variant": "att"}]}
 
 
 def scores(edge: float = 0.0, noise: float = 0.007, *, seed: int = 0) -> ResultOf:
-    """Scores of .8 with that noise of each run, and an edge of what is not LoRA, without predictions."""
+    """Scores of .8 with this noise per run and this edge over LoRA, without predictions."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         own = random.Random(f"{row.title} {row.task} {trial.seed} {seed}")
@@ -61,7 +61,7 @@ def only(analysis: Analysis, title: str = "isorank 2") -> AgainstReference:
 
 @pytest.fixture
 def analysed(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
-    """Analyses what is told of each of some plans, which are the changes of `FIVE`."""
+    """Analyses the results of plans given as changes of `FIVE`."""
 
     def make(result_of: ResultOf, *plans: dict[str, Any]) -> Analysis:
         uri = new_store(tmp_path)
@@ -121,7 +121,7 @@ TUNING: dict[str, Any] = {
 
 
 def tuned(uri: str, changes: dict[str, Any]) -> None:
-    """Stores a tuned suite with all of its trials."""
+    """Writes all trials of a tuned suite into a store."""
     plan = plan_of(**FIVE | changes)
     opened = write(uri, plan.of("tuning"), scores(0.05))
     chosen = with_choices(plan, opened)
@@ -161,7 +161,7 @@ def test_methods_that_lack_axes_have_the_same_allowance(tmp_path: Path, new_stor
     tried = {cell.family: cell.tuning.trials for cell in study.all_cells if cell.tuning}
     assert tried["converged_head"] < tried["lora"]
     first, *rest = recipes(study).values()
-    # A fitted head has a recipe of its own.
+    # A fitted head has its own recipe.
     allowed = [
         {key: value for key, value in recipe.items() if key.startswith(TUNING_NAMES)} for recipe in rest
     ]
@@ -245,7 +245,7 @@ def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: N
     assert claims[0] == claims[1]
     assert "TensLoRA att', 'better by more than the threshold'" in str(claims[0])
     assert numbers[0] == pytest.approx(numbers[1])
-    # Nor does it hide that predictions are not those of a score.
+    # Predictions that contradict the score are reported as well.
     mismatch = "do not give the score that is stored"
     assert not any(mismatch in note for note in analysis.notes)
     assert any(mismatch in note for note in analysed_in(1e-7, wrong=1.1).notes)
@@ -376,7 +376,7 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
     block = of(analysis)
     assert [comparison.method for comparison in block.comparisons] == ["TensLoRA att"]
     assert block.left_out == {"LoTR": "0 of 5 seeds on textile · tiny-random-vit"}
-    # It is compared where it has run, beside no mean over all tasks.
+    # It is compared where it has run, without a mean over all tasks.
     (lotr,) = block.of_part
     assert (lotr.method, on_part(block, lotr)) == ("LoTR", "on 1 of 2 tasks")
     alone = analysis.study.gains([lotr.cells[0], lotr.reference_cells[0]])[1]

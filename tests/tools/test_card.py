@@ -1,6 +1,6 @@
-"""On a card: one method of each kind computes there what it does on the CPU, and two workers share it.
+"""Tests on a GPU: one method of each kind computes what it does on the CPU, and two workers share the GPU.
 
-`python -m tools.gpu` asks all methods, and measures.
+`python -m tools.gpu` checks all methods, and measures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def card() -> str:
-    """The device. Skips where there is no card."""
+    """The device. Skips without a GPU."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine; python -m tools.gpu --device cpu runs a reduced form")
     return "cuda"

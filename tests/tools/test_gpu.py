@@ -1,4 +1,4 @@
-"""The command for a card: what is kept of a run that is cut, and what its steps and tables say."""
+"""Tests the GPU command: partial results of an interrupted run, its steps and its tables."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def forbidden() -> Iterator[Row]:
 
 
 def imports() -> Iterator[Row]:
-    """All that the steps import, anew, though the tests have imported it with MLflow."""
+    """Imports the modules of the steps anew, because the tests have imported them with MLflow."""
     ours = ("bench", "methods", "baselines", *wheels.UNNEEDED)
     modules = [
         f"tools.gpu.{name}" for name in ("machine", "correctness", "costs", "gaps", "memory", "trials")
@@ -73,7 +73,7 @@ def step(function: Callable[..., Iterator[Row]], **options: Any) -> Step:
 
 
 def run(folder: Path, *steps: Step, **options: Any) -> tuple[bool, list[Row], dict[str, Row]]:
-    """Whether all is done, the rows of results, and how the steps ended."""
+    """Whether everything passed, the rows of results, and how the steps ended."""
     made = Runner(folder, 3600, start="fork", tell=lambda _: None, **options)
     passed = made.run(steps)
     rows = runner.read(folder)
@@ -94,7 +94,7 @@ def test_a_step_that_fails_or_dies_keeps_its_rows_and_the_next_one_goes_on(tmp_p
 
 def test_a_step_over_its_time_is_ended_and_what_no_time_is_left_for_is_not_run(tmp_path: Path) -> None:
     def clock() -> float:
-        """Stands still until the first row is written; then the 600 s of the step and all others are over."""
+        """A clock that stops until the first row is written, then jumps past all time limits."""
         file = tmp_path / runner.RESULTS
         return 4000.0 if file.exists() and file.read_text() else 0.0
 
@@ -288,5 +288,5 @@ def test_the_page_takes_the_tables_of_a_card_and_no_others(
     )
     assert "| compute capability | 9.0 |" in page.read_text()
     assert "old" not in page.read_text()
-    # The real page has the place that the script writes to.
+    # The real page has the place that the script fills.
     assert (DOCS / "explanations" / "performance.md").read_text(encoding="utf-8").count(script.BEGIN) == 1

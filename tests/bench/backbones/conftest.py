@@ -1,4 +1,4 @@
-"""What tests of several makes of backbones share."""
+"""Fixtures for tests of several kinds of backbones."""
 
 from __future__ import annotations
 

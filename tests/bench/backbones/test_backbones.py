@@ -1,4 +1,7 @@
-"""Specs and descriptions, random weights, and what every backbone can: a fresh head and a fingerprint."""
+"""Tests what every backbone has:
+
+a specification, a description, random weights, a fresh head, a fingerprint.
+"""
 
 from __future__ import annotations
 

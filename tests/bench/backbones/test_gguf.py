@@ -1,4 +1,4 @@
-"""A GGUF file becomes a checkpoint folder of the weights that its quantised ones stand for."""
+"""Tests that a GGUF file becomes a checkpoint folder with the dequantised weights."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ HEADERS = {
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
 def test_no_count_of_a_header_is_believed_beyond_the_file(tmp_path: Path, header: bytes) -> None:
-    """Where the file ends, the package's reader would read nothing as many times as the count says."""
+    """Checks that counts in a header are compared with the file's size.
+
+    The gguf package would loop as often as the count says.
+    """
     file = tmp_path / "model.gguf"
     file.write_bytes(header)
     with pytest.raises(UserError, match=r"model\.gguf is no GGUF file .*beyond its end"):
@@ -110,7 +113,7 @@ def test_a_header_that_states_millions_of_layers(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     small_gguf(file)
     content, key = file.read_bytes(), b"llama.block_count"
-    # A key is followed by the number of its value's type, and by the value.
+    # A key is followed by its value's type number and then the value.
     place = content.index(key) + len(key) + 4
     file.write_bytes(content[:place] + struct.pack("<I", 10**8) + content[place + 4 :])
     with pytest.raises(UserError, match="block_count"):

@@ -1,4 +1,4 @@
-"""Backbones from packages of the index: converted whole, and the real ones give what they gave."""
+"""Tests backbones from Python packages: their conversion, and the outputs of the published ones."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_an_onnx_file_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_real_vit_gives_what_its_onnx_file_gives() -> None:
-    # Seen when the conversion agreed with onnxruntime to 1.5e-5 (at 224 pixels, states up to 8.7).
+    # Recorded when the conversion agreed with onnxruntime to 1.5e-5 (at 224 pixels, states up to 8.7).
     backbone = load("vit-s14")
     actual = features(
         backbone, {"pixel_values": torch.linspace(-1, 1, 3 * 112 * 112).reshape(1, 3, 112, 112)}

@@ -1,4 +1,7 @@
-"""Every kind of backbone: conformance, equality with transformers, and the page that lists them."""
+"""Tests every kind of backbone:
+
+conformance, equality with transformers, and the page that lists the kinds.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from methods.errors import UserError
 from ...messages import naming
 from ..local_checkpoints import batch, edit, features, model_of, whole_model_of
 
-#: Methods meet these kinds one by one in tests/bench/conformance.
+#: tests/bench/conformance runs the methods on these kinds one by one.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
 
 IN_ONE_TENSOR = create("tenslora", variant="att_qkv_depth").isorank(2)
@@ -40,9 +43,9 @@ def inputs_of(kind: str, size: int = 16) -> dict[str, Tensor]:
 
 
 def expected(kind: str, model: Any, inputs: dict[str, Tensor], **more: Any) -> Tensor:
-    """What the head of a kind should read, from transformers' own outputs."""
+    """The features that the head of a kind should read, from transformers' own outputs."""
     if kind == "vit_mae":
-        # It masks patches at random; a ViT of the same weights does not.
+        # This model masks patches at random; a ViT with the same weights does not.
         config = transformers.ViTConfig(**{**model.config.to_dict(), "model_type": "vit"})
         vit = transformers.ViTModel(config, add_pooling_layer=False).eval()
         vit.load_state_dict(model.state_dict())

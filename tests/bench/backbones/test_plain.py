@@ -1,4 +1,4 @@
-"""A method in somebody's own loop: on a model of transformers, with AdamW or with transformers' Trainer."""
+"""Tests methods in a user's own loop on transformers models, with AdamW and with transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_trainer_of_transformers_trains_adapter_and_head(method: Method, tmp
     by_trainer(model, "bert", tmp_path)
     assert moved(adapter, start) == set(start)
     assert not torch.equal(model.classifier.weight, head)
-    # Its checkpoint holds the adapter, and goes back into a model that is wrapped alike.
+    # The Trainer's checkpoint holds the adapter and loads into another model wrapped the same way.
     other = classifier("bert")
     bench.wrap(other, method, seed=9)
     missing, unexpected = other.load_state_dict(
@@ -176,7 +176,7 @@ def test_full_fine_tuning_counts_all_but_the_head() -> None:
 
 
 class Own(nn.Module):
-    """Somebody's module around an encoder of which transformers has no classifier."""
+    """A user's own module around an encoder for which transformers has no classifier."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Own(nn.Module):
 
 
 def full_model(kind: str, name: str) -> Any:
-    """A model of transformers around a tiny encoder of a kind."""
+    """A transformers model with a tiny encoder of this kind."""
     config = tiny(kind)._config()
     if kind == "clip_vision_model":
         text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

@@ -1,4 +1,4 @@
-"""timm's vision transformers compute the same with their qkv split, and fit or are refused."""
+"""Tests that timm's vision transformers give the same outputs with their qkv split, and what is refused."""
 
 from __future__ import annotations
 

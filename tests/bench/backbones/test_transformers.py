@@ -1,4 +1,4 @@
-"""Checkpoints of transformers, from folders and the hub: loaded whole and right, or refused by name."""
+"""Tests transformers checkpoints from folders and the hub: loaded exactly, or refused by name."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_preprocessing_is_read_from_where_transformers_writes_it_beside_a_tokeni
         image_input = describe(local(tmp_path)).input
         assert isinstance(image_input, ImageInput)
         assert (image_input.mean, image_input.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
-        # As transformers itself does, the nested settings go before those of a file of their own.
+        # Like transformers, nested settings take precedence over a separate preprocessor file.
         (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
 
 
@@ -325,7 +325,7 @@ def test_a_token_beyond_the_model_s_embeddings_is_refused_by_name(tmp_path: Path
     folder = write(tmp_path / "model", "bert", encoder("bert", vocab_size=261))
     tokenizer = byte_tokenizer(16)
     tokenizer.add_special_tokens({"pad_token": "<260>"})
-    # That stands in a text only where the text says so.
+    # The tokenizer adds this token only where the text contains it.
     tokenizer.add_special_tokens({"additional_special_tokens": ["<261>"]})
     tokenizer.save_pretrained(folder)
     assert isinstance(describe(local(folder)).input, TextInput)
@@ -356,7 +356,7 @@ def test_weights_that_are_not_whole_are_refused_by_file(tmp_path: Path, keep: sl
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A hub cache with one model in it, and no network."""
+    """A hub cache that holds one model, without network."""
     from huggingface_hub import constants
 
     from bench.machine.hub import snapshot

@@ -1,4 +1,4 @@
-"""Somebody's checkpoint chooses neither code that runs nor weights beside those that it is known by."""
+"""Tests that a foreign checkpoint neither runs code nor loads weights other than its hashed ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..local_checkpoints import batch, encoder, features, write
 
 
 def saying(folder: Path, file: str = "config.json", **more: Any) -> BackboneSpec:
-    """A checkpoint whose file says more than transformers wrote there."""
+    """A checkpoint with extra entries in one of its configuration files."""
     where = write(folder / "model", "bert", encoder("bert")) / file
     said = json.loads(where.read_text()) if where.exists() else {}
     where.write_text(json.dumps(said | more))

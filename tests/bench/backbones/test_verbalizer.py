@@ -1,4 +1,7 @@
-"""A decoder's answers: scores against language models of transformers, zero-shot trials, bad prompts."""
+"""Tests answers of decoders:
+
+scores against transformers' language models, zero-shot trials, refused prompts.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ ANSWERS = {"prompt": "{text} :", "words": [" no", " yes"]}
 
 
 def likelihoods(model: Any, prompts: list[list[int]], words: list[tuple[int, ...]]) -> Tensor:
-    """Of each word after each prompt, one text at a time, by the whole model's logits."""
+    """The log-likelihood of each word after each prompt, one text at a time, from the full model's logits."""
     rows = []
     for prompt in prompts:
         log_likelihoods = []
@@ -61,7 +64,7 @@ def test_scores_are_the_likelihoods_of_the_words(kind: str, tied: bool, tmp_path
     tokenizer = byte_tokenizer(16)
     tokenizer.save_pretrained(tmp_path)
     backbone = load(BackboneSpec(local=tmp_path))
-    # One token, and two of which the first is shared.
+    # The first word is one token; the second and third share their first of two.
     prompt = Prompt("{text}:", ("a", "bc", "bd"))
     text_input = backbone.info.input
     assert isinstance(text_input, TextInput)
@@ -97,7 +100,7 @@ def test_an_output_layer_counts_that_is_not_tied_though_its_configuration_says_s
     with torch.no_grad():
         actual = token_logits(encoder, encoder(ids).last_hidden_state, unembedding_of(backbone))
         torch.testing.assert_close(actual, model(ids).logits)
-    # Shards of an earlier model are not read, whose names come first.
+    # Shards of an earlier model are ignored although their names sort first.
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors")
     edit(tmp_path, add={"lm_head.weight": model.get_input_embeddings().weight.detach()})
     assert unembedding_of(load(BackboneSpec(local=tmp_path))) is None
@@ -112,7 +115,7 @@ def test_head_only_is_the_zero_shot_score_and_adapters_train() -> None:
     events: list[Progress] = []
     with pytest.warns(UserWarning, match="prompts have more than 32 tokens and were cut from the left"):
         bare, adapted = (run_trial(trial, resources, events.append) for trial in made.trials)
-    # A trial without steps has no progress, of which the terminal would show a share.
+    # A trial without steps reports no progress, so the terminal has no fraction to show.
     assert all(progress.steps == 4 for progress in events)
     counts = [Measure.ADAPTER_PARAMETERS, Measure.HEAD_PARAMETERS]
     assert (bare.trained.steps, *(bare.measures[count] for count in counts)) == (0, 0, 0)
@@ -155,7 +158,7 @@ def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
     assert tokenizer.decode(long) == "<s>fghijkl?"
     assert len(long) + len("yes") == 12
     assert tokenizer.decode(short) == "<s>a?"
-    # The beginning, a token of the text, the question mark and the longest answer.
+    # The begin token, one token of the text, the question mark and the longest answer.
     assert prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 6, ["ab"])[1] == [True]
     for prompt, text in (("{text}?", "a"), ("{first}, {second}?", ("a", "b"))):
         with pytest.raises(UserError, match=naming("max_tokens", 6, 5)):
@@ -209,7 +212,7 @@ def test_a_prompt_without_places_for_pairs_is_refused_before_any_work(tmp_path: 
 
 def test_words_that_a_tokenizer_cannot_tell_are_refused() -> None:
     class Deaf:
-        """A tokenizer that hears one letter only."""
+        """A tokenizer that knows a single letter."""
 
         unk_token_id = 3
 
@@ -227,7 +230,7 @@ def test_words_have_the_tokens_that_follow_the_prompt() -> None:
     tokenizer = byte_tokenizer(64).backend_tokenizer
     apart = [tokenizer.encode(text, add_special_tokens=False).ids for text in (" no", "no")]
     assert [*map(list, Prompt("{text}:", (" no", "no")).word_tokens(byte_tokenizer(64)))] == apart
-    # Mistral's begins every text with a space of its own, which no word behind a prompt has.
+    # Mistral's tokenizer begins every text with its own space, which a word after a prompt must not get.
     spaced = byte_tokenizer(64)
     spaced.backend_tokenizer.normalizer = tokenizers.normalizers.Prepend(" ")
     for template in ("{text}:", "{text}"):

@@ -1,4 +1,4 @@
-"""The smallest plug-in, and copies of it that each break one thing that a conformance check is for."""
+"""The smallest plug-in method, and copies that each break what one conformance check looks for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Pairs(Parametrisation):
 
 
 class Pairs(OneRank, LowRankMethod):
-    """A pair for each query and value: as small as a plug-in can be."""
+    """A low-rank pair for each query and value: the smallest possible plug-in."""
 
     name: ClassVar[str] = "pairs"
     projections: ClassVar[tuple[str, ...]] = ("query", "value")
@@ -50,7 +50,7 @@ class Pairs(OneRank, LowRankMethod):
         return self.adapter(backbone, parametrisation, self.masks(generator), self.dropout_at)
 
 
-#: The check that catches a faulty method, and a pattern of its message.
+#: Maps each faulty method to the check that catches it and a pattern of its message.
 FAULTS: dict[type[Pairs], tuple[str, str]] = {}
 
 

@@ -1,4 +1,4 @@
-"""What `tensorbench check` finds of a backbone."""
+"""Tests the findings of `tensorbench check` about backbones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from methods import Geometry
 
 
 class Changed:
-    """A tiny backbone that `change` spoils after each load."""
+    """A tiny backbone that `change` breaks after each load."""
 
     made = RandomBackbone("spoilt", "vit", Geometry(16, 2, 2, 64), image_size=16, patch=8)
 
@@ -47,7 +47,7 @@ def without_layers(backbone: LoadedBackbone) -> None:
 
 
 def counting(backbone: LoadedBackbone) -> None:
-    """A pool with a statistic, as batch norm has."""
+    """A pooling with a running statistic, like batch norm's."""
     backbone.module.encoder.register_buffer("seen", torch.zeros(()))
 
     def pool(encoder: Any, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ def counting(backbone: LoadedBackbone) -> None:
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Changed], dict[str, tuple[str, str]]]:
-    """The status and the message of each check of a backbone."""
+    """The status and message of each check of a backbone."""
 
     def results(entry: Changed) -> dict[str, tuple[str, str]]:
         monkeypatch.setattr(BACKBONES, "get", lambda name: entry)

@@ -1,4 +1,4 @@
-"""Which cases there are, and how their results are told."""
+"""Tests which conformance cases exist and how their results are reported."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_every_pair_of_options_is_shown() -> None:
             "factorization": ("tucker", "cp", "tt"),
         }.items():
             met = {getattr(m, field) for m in shown if m.variant == variant}
-            # Where heads are no mode their order changes nothing, and one of the two stands for both.
+            # Without a head mode the order of heads changes nothing, so one case covers both orders.
             expected = set(values) if field != "heads" or "att" in variant else set()
             assert expected <= met, (variant, field)
     assert len({m.label for m in shown}) == len(shown)
-    # Each of 7 · 3 · 3 · 2 · 3 combinations would show the pairs too.
+    # A full grid of 7 · 3 · 3 · 2 · 3 combinations would cover the pairs as well.
     assert len(shown) < 40
 
 
@@ -58,7 +58,7 @@ def test_what_depends_on_the_method_alone_is_asked_on_the_first_kind_of_backbone
     for name, check in CHECKS.items():
         expected = list(kinds if check.on_each else kinds[:1]) if check.default else []
         assert kinds_of.get(name, []) == expected, name
-    # What goes through the backbone's own modules.
+    # Cases that run the backbone's own modules.
     assert {"start", "training", "merge", "detach", "transients", "checkpointing", "state"} <= {
         name for name in kinds_of if CHECKS[name].on_each
     }

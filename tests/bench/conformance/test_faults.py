@@ -1,4 +1,4 @@
-"""The checks catch what they are for, and pass what is right."""
+"""Tests that each conformance check catches the fault it looks for and passes correct methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_method_of_a_plug_in_passes() -> None:
 def test_a_method_that_takes_all_weights_for_squares_is_caught_on_decoders() -> None:
     results = run_checks(Pairs(rank=3), checks=["factors"])
     assert {result.backbone for result in results} == {*BACKBONES, *DECODERS}
-    # Of an up with too many rows, as llama's value has it, the first are taken; qwen3's query lacks some.
+    # Llama's value has fewer rows than this up, which is cut; Qwen3's query has more, which are missing.
     assert [result.backbone for result in results if result.status == "failed"] == ["qwen3"]
 
 
@@ -50,7 +50,7 @@ def test_every_check_is_seen_to_fail() -> None:
 def test_generated_code_is_asked_for_and_compared(
     method: type[Pairs], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Generating it takes ten seconds, and test_numerics.py trains with it."""
+    """Checks only that the comparison is requested; test_numerics.py trains with compiled code."""
     backends, compiled = [], torch.compile
 
     def traced(module: torch.nn.Module, *, backend: str) -> object:

@@ -1,4 +1,4 @@
-"""Every registered method passes the conformance checks."""
+"""Runs the conformance checks on every registered method."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from bench.backbones.backbone import BackboneKind
 from bench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
 from methods import METHODS, create
 
-#: What depends on the method alone is asked of one method on every kind of backbone: this one adapts every
+#: Checks that depend only on the method run on every kind of backbone with this method: it adapts every
+#: projection, cuts the MLP, and has biases and dropout.
 #: projection, cuts the MLP, has biases and dropout.
 REPRESENTATIVE = create("cara", rank=4)
 
-#: Their adapters are of modules that others put on every kind of backbone, so that one tiny kind is enough.
+#: These adapters are peft's and wrap the same modules on every backbone, so one tiny kind is enough.
 ON_ONE_KIND: dict[str, BackboneKind] = {
     "loretta_rep": "roberta",
     "loretta_adp": "bert",
@@ -28,23 +29,26 @@ ON_ONE_KIND: dict[str, BackboneKind] = {
     "converged_head": "vit",
 }
 
-#: What is contracted as the others are, and a circuit of many small products, is not compiled again.
+#: Compiled checks skip methods that contract like another listed method, and slow chains of small products.
 COMPILED = [name for name in METHODS if name == "loretta_adp" or name not in ON_ONE_KIND]
 
-#: What every kind of backbone can have without a line of ours in its forward.
+#: Methods that every kind of backbone supports without changes to its forward.
 NOT_CONTRACTED = ("full", "head_only", "lora", "peft")
 
-#: Of the layers that are peft's own: shared matrices, and a forward that breaks the graph.
+#: Methods on peft's own layers: shared matrices, and a forward with graph breaks.
 COMPILED_OF_PEFT = ("VeRA", "DoRA")
 
 
 def _cases(name: str) -> list[Case]:
-    kinds = [ON_ONE_KIND[name]] if name in ON_ONE_KIND else BACKBONES  # decoders have a test of their own
+    kinds = [ON_ONE_KIND[name]] if name in ON_ONE_KIND else BACKBONES  # decoders: test_decoders.py
     return [case for case in conformance_cases(name, backbones=kinds) if not CHECKS[case.check].slow]
 
 
 def _compiled() -> list[Case]:
-    """Each on one kind of backbone, in turn, since compiling takes seconds: ours first, so on every kind."""
+    """Assigns each method one kind of backbone in turn, because compiling takes seconds
+
+    ours come first and cover every kind.
+    """
     methods = [
         method
         for name in COMPILED

@@ -1,4 +1,4 @@
-"""What `tensorbench check` finds of a task."""
+"""Tests the findings of `tensorbench check` about tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Check = Callable[[Task], dict[str, tuple[str, str]]]
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> Check:
-    """The status and the message of each check of a task."""
+    """The status and message of each check of a task."""
 
     def results(task: Task) -> dict[str, tuple[str, str]]:
         monkeypatch.setattr(TASKS, "get", lambda name: task)

@@ -1,4 +1,4 @@
-"""A SLURM of this user's own: a controller and two nodes, which only this machine reaches."""
+"""A private SLURM cluster, a controller and two nodes, reachable from this machine only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import psutil
 
 from ..services import free_port, wait_until
 
-#: Where systems have programs that are not for everybody.
+#: Folders of administrators' programs.
 PROGRAMS = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
 
-#: What a test of it needs.
+#: Programs that a test of SLURM needs.
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue", "sinfo")
 
 CONFIGURATION = """\
@@ -50,23 +50,26 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> list[str]:
-    """The programs that are not installed."""
+    """The required programs that are not installed."""
     return [name for name in NEEDED if shutil.which(name, path=PROGRAMS) is None]
 
 
-#: The states of a job that has not ended.
+#: Job states before the end.
 GOING = {"CONFIGURING", "PENDING", "RUNNING", "COMPLETING"}
 
 
 class Slurm:
-    """Jobs are submitted from its folder, and find it by `environment`."""
+    """Submits jobs from `folder`; commands reach the cluster through `environment`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {**os.environ, "PATH": PROGRAMS, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def ask(self, *command: object) -> str:
-        """What a command prints. Raises AssertionError, with that, where it fails."""
+        """Returns the output of a command.
+
+        Raises AssertionError with the output if the command fails.
+        """
         done = subprocess.run(
             [*map(str, command)], capture_output=True, text=True, cwd=self.folder, env=self.environment
         )
@@ -74,25 +77,25 @@ class Slurm:
         return done.stdout.strip()
 
     def submit(self, script: str, *options: str) -> str:
-        """Submits a script and returns the job's id."""
+        """Submits a script and returns the job id."""
         file = self.folder / "job.sh"
         file.write_text(script)
         return self.ask("sbatch", "--parsable", "--output=%A.out", *options, file)
 
     def states(self, job: str) -> dict[str, str]:
-        """The state of a job by its id, of an array's tasks by theirs (`3_1`)."""
+        """Maps job ids, or array task ids such as `3_1`, to their states."""
         lines = self.ask("squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%i %T")
         return dict(line.split() for line in lines.splitlines())
 
     @property
     def idle(self) -> int:
-        """How many nodes are ready for a job."""
+        """The number of nodes ready for a job."""
         return sum(map(int, self.ask("sinfo", "--noheader", "--states=idle", "--format=%D").split()))
 
     def await_there(self, job: str, *files: Path) -> None:
-        """Waits for files that a job makes.
+        """Waits until a job has written these files.
 
-        Raises AssertionError, with what it printed, where it ends before that.
+        Raises AssertionError with the job's output if it ends first.
         """
 
         def there() -> bool:
@@ -103,25 +106,25 @@ class Slurm:
         wait_until(there)
 
     def ended(self, job: str) -> dict[str, str]:
-        """Waits for a job's end, or that of an array's tasks; their states."""
+        """Waits until a job or all tasks of an array end and returns their states."""
         wait_until(lambda: not GOING & {*self.states(job).values()})
         return self.states(job)
 
     def printed(self, job: str) -> str:
-        """By a job in all its starts, or by an array's tasks."""
+        """The output of all starts of a job, or of all tasks of an array."""
         return "".join(file.read_text() for file in sorted(self.folder.glob(f"{job}*.out")))
 
 
 @contextmanager
 def started(folder: Path) -> Iterator[Slurm]:
-    """A SLURM whose nodes are idle; at the end its daemons and what is left of its jobs are killed."""
+    """A SLURM cluster with idle nodes, whose daemons and remaining jobs are killed on exit."""
     slurm, host = Slurm(folder), platform.node()
     (folder / "state").mkdir()
     ports = {name: free_port() for name in ("controller", "first", "second")}
     configuration = CONFIGURATION.format(folder=folder, host=host, user=getuser(), **ports)
     (folder / "slurm.conf").write_text(configuration)
     (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
-    # What stands for GPUs has to be devices.
+    # SLURM accepts only device files as GPUs.
     devices = "".join(f"Name=gpu File=/dev/{name}\n" for name in ("null", "zero", "full", "random"))
     (folder / "gres.conf").write_text(devices)
     daemons = []

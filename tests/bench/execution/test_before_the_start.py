@@ -1,4 +1,4 @@
-"""What is settled before any trial starts: slots, options that go together, disk and memory."""
+"""Tests what is settled before any trial starts: slots, contradictory options, disk and memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_cores_are_divided_among_workers() -> None:
 
 
 def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs that are not there, and trials that meet, and end by telling where they are."""
+    """Runs two trials on two simulated GPUs; each trial waits for the other and reports its GPU."""
     trials = plan(seeds=range(4)).trials
     forks = get_context("fork")
     all_at_work = forks.Barrier(len(trials))
@@ -81,7 +81,7 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
         (Place("local", device="cpu", slots_per_device=2), "--slots-per-device"),
         (Place("local", ray_address="auto"), "--ray-address .*--worker-memory$"),
         (Place("local", worker_memory=100), naming("--worker-memory", 100, 512)),
-        # More bytes than the system can count.
+        # More bytes than the system can represent.
         (Place("local", worker_memory=2**44), f"--worker-memory {2**44}: accepted are 512 to "),
     ],
 )
@@ -138,7 +138,7 @@ def test_memory_is_what_the_control_groups_leave_and_the_cache_of_files_counts_a
     assert available_mib(groups, own) == 40
     limit(step, 55, 50, 30)
     assert available_mib(groups, own) == 35
-    # A container sees its own group as the root; another machine may have none of the files.
+    # A container sees its own cgroup as the root, and some machines lack these files.
     limit(groups, 20, 10, 5)
     own.write_text("0::/not/here\n")
     assert available_mib(groups, own) == 15

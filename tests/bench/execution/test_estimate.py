@@ -1,4 +1,4 @@
-"""In which order trials run."""
+"""Tests the order in which trials run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_steps_are_those_of_the_shares_that_a_suite_asks_for() -> None:
     made = plan(
         tasks=[{"task": "digits", "fractions": [20, 20, 60]}], training={"batch_size": 16, "epochs": 1}
     )
-    # A fifth of 1,797 examples, and the last batch is a part of one.
+    # A fifth of 1,797 examples, where the last batch is smaller.
     assert {step_count(trial) for trial in made.trials} == {23}
 
 

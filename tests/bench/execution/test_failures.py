@@ -1,4 +1,4 @@
-"""Trials that fail, are pruned, interrupted or tried again: what is stored of each, and what runs next."""
+"""Tests trials that fail, are pruned, interrupted or retried: their records, and what runs next."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_plug_in_that_ends_the_program_makes_no_success(
 
 
 def test_a_trial_in_a_worker_is_never_interrupted_by_itself() -> None:
-    """A worker gets no signal, so that what looks like an interrupt is the trial's."""
+    """A worker receives no signals, so a KeyboardInterrupt in it comes from the trial itself."""
     (trial,) = plan(training=SHORT).trials
     resources = Resources("cpu")
     with pytest.MonkeyPatch.context() as patch:
@@ -201,7 +201,7 @@ def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch
 def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
     made = plan(methods=["head_only"], training=SHORT)
     executed(store, made)
-    # One that finished while this driver made its plan does not run again.
+    # A trial that finished while this driver was planning does not run again.
     assert [event.kind for event in run_inline(store, made)] == ["elsewhere"]
     late = begun(store, made.trials[0], made.rows)
     late.end(Record(status=Status.FINISHED, metrics={"score": 0.5}))

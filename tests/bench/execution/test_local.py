@@ -1,4 +1,4 @@
-"""Workers as processes: a crash costs one trial, an interrupt leaves none behind."""
+"""Tests worker processes: a crash costs one trial, an interrupt leaves no process behind."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from ..programs import FORKS
 from ..toy_suites import plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}
-#: It tells more of its progress than a pipe holds, so that it does not end while the driver does not listen.
+#: Reports more progress than a pipe holds, so it blocks until the driver reads.
 TALKATIVE = {"batch_size": 16, "steps": 400}
-#: Nobody waits for its end.
+#: Long enough that no test waits for its end.
 LONG = {"batch_size": 16, "steps": 10**7}
 
 NewStore = Callable[[Path], str]
@@ -43,10 +43,9 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def workers() -> Any:
-    """Two warm workers, which the tests share; a test may kill them.
+    """Two warm workers shared by the tests, which may kill them.
 
-    They are forks, which need not import anything. The program spawns those that it starts, below and in
-    test_stress.py.
+    They are forked to save imports. The program spawns its workers, below and in test_stress.py.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "get_context", lambda _: FORKS)
@@ -57,7 +56,7 @@ def workers() -> Any:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lost trial is tried again without a wait."""
+    """Retries lost trials without delay."""
     monkeypatch.setattr(driver, "WAIT", 0.0)
 
 
@@ -89,12 +88,12 @@ def test_every_trial_runs_once_and_workers_tell_where(store: Store, workers: Loc
     for record in store.records():
         assert record.tags["provenance.threads"] == "1"
     assert {event.worker for event in events} <= {"cpu/0", "cpu/1"}
-    # The longest first.
+    # The longest trials start first.
     assert next(e for e in events if e.kind == "started").trial.method["method"] == "head_only"
 
 
 def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], None]:
-    """Ends the worker of the first trial that makes progress, so many times."""
+    """Kills the worker of the first trial that makes progress, this many times."""
     left = [times]
 
     def notify(event: Event) -> None:
@@ -117,7 +116,7 @@ def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, w
 
 
 def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:
-    """As when memory runs out; the result is larger than what a pipe holds."""
+    """Simulates running out of memory while sending a result larger than the pipe."""
     large = {"method": "tenslora", "variant": "qkv_depth", "ranks": [20] * 4}
     made = plan(methods=[large], budgets=[], training=SHORT)
     left = [1]
@@ -177,7 +176,7 @@ def test_who_watches_may_prune_a_trial_in_another_process(store: Store, workers:
 
     assert run(store, workers, made, notify)[-1].kind == "pruned"
     assert [record.status for record in store.records()] == ["PRUNED"]
-    # No worker had to die for it.
+    # No worker had to be killed for it.
     assert all(worker.is_running() for worker in before)
 
 
@@ -238,7 +237,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
     made = plan(methods=["lora", "head_only"], training=SHORT)
     by_method = {trial.method["method"]: trial for trial in made.trials}
     lora, head = by_method["lora"], by_method["head_only"]
-    # Of more ranks than a plan admits: a gigabyte for each layer.
+    # The rank exceeds what a plan accepts: one gigabyte per layer.
     hungry = lora.model_copy(update={"method": {**lora.method, "rank": 2**23}})
     rows = tuple(
         row.model_copy(update={"trials": {0: hungry.id}}) if lora.id in row.trials.values() else row
@@ -262,7 +261,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
 def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(
     tmp_path: Path, new_store: NewStore
 ) -> None:
-    """As a terminal does on Ctrl-C, and SLURM before the time limit."""
+    """A terminal signals the whole process group on Ctrl-C, as SLURM does before the time limit."""
     suite, uri = write(tmp_path, seeds=[0], training=LONG), new_store(tmp_path)
     options = ("--executor", "local", "--workers", "1")
     with started(tmp_path, "run", suite, "--store", uri, *options, through=0) as process:

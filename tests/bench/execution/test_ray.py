@@ -1,4 +1,4 @@
-"""Ray's actors on one node; whole runs and lost nodes are in the stress scenarios."""
+"""Tests Ray's actors on one node; the stress scenarios cover whole runs and lost nodes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 (SHORT,) = plan(training={"batch_size": 16, "steps": 2}).trials
-#: Whoever waits for its end waits for a prune.
+#: Long enough that only a prune ends it.
 ENDLESS = SHORT.model_copy(update={"recipe": SHORT.recipe.model_copy(update={"steps": 10**7})})
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    """One node, which says that it has a GPU."""
+    """A Ray node that claims to have a GPU."""
     import ray
 
     from bench.execution.ray import RayCluster
@@ -111,9 +111,9 @@ def test_an_error_outside_of_the_trial_costs_it_and_its_actor(cluster: RayCluste
     assert event.kind == "lost"
     assert event.ending is not None
     assert event.ending.failure.startswith(f"lost: its worker ({event.worker}) broke: ")
-    # The words are torch's: of a build without CUDA, of no driver, of no such device.
+    # The messages are torch's: built without CUDA, without driver, or no such device.
     assert any(word in event.ending.failure for word in ("CUDA", "cuda", "NVIDIA"))
-    # What broke the actor would break its next trial too.
+    # The cause of the broken actor would break the next trial too.
     cluster.device = "cpu"
     assert run(cluster, SHORT)[-1].kind == "finished"
 
@@ -137,7 +137,7 @@ def test_what_a_cluster_cannot_do_is_told_and_leaves_no_connection(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     closed: list[bool] = []
-    # The tests share one connection, which stays open.
+    # The tests share one connection, so it stays open.
     monkeypatch.setattr("bench.execution.ray._connect", lambda address: None)
     monkeypatch.setattr("ray.shutdown", lambda: closed.append(True))
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
@@ -164,7 +164,7 @@ def test_a_cluster_that_is_not_there_is_named_as_the_environment_has_it(
 
 
 def test_it_prepares_again_where_idle_actors_hold_every_slot(cluster: RayCluster, store: Store) -> None:
-    """As between the phases of a tuned suite, and between the points of a search."""
+    """Happens between the phases of a tuned suite and between the points of a search."""
     assert run(cluster, SHORT)[-1].kind == "finished"
     tasks = [{**DIGITS, "test_size": 41}]
     made = plan(methods=["head_only"], tasks=tasks, training={"batch_size": 16, "steps": 2})
@@ -180,7 +180,10 @@ def test_it_prepares_again_where_idle_actors_hold_every_slot(cluster: RayCluster
 def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A third trial waits until one of two has ended. What stands for trials tells of its GPU, and waits."""
+    """Checks that a third trial waits until one of two has ended.
+
+    The stand-in for a trial reports its GPU and waits.
+    """
     import ray
 
     from bench.execution.ray import RayCluster, SlotShare
@@ -211,12 +214,12 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
     def hear(event: Any) -> None:
         heard.append(event)
         if len(heard) == 2:
-            # A node tells now and then what it has left.
+            # A node reports its free resources only now and then.
             wait_until(lambda: ray.available_resources().get("GPU", 0) == 0)
             raise Pruned
 
     with monkeypatch.context() as patch:
-        # The connection is that of all tests.
+        # The tests share one connection.
         patch.setattr(ray, "shutdown", lambda: None)
         with RayCluster("cuda", SlotShare.of_gpus(2), None, PLAIN) as place:
             assert place.slots == place.free == 2

@@ -1,4 +1,4 @@
-"""What the driver tries again by itself, and when."""
+"""Tests which failures the driver retries by itself, and when."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..toy_suites import plan
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time by which retries wait, to be set by hand."""
+    """A clock, set by hand, that schedules retries."""
     now = [1000.0]
     monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     return now
@@ -76,7 +76,7 @@ def test_others_run_while_a_lost_trial_waits_and_lost_thrice_it_is_left_to_the_n
     store = Store.create(new_store(tmp_path), "toy")
     with session(store) as at_work, Inline("cpu") as place:
         execute(made, [first, second], at_work, place, notify)
-        # Another driver may try it at once.
+        # Another driver may retry it immediately.
         assert at_work.claims.taken() == {}
     failing = [(0, "started"), (0, "lost")]
     assert events == [*failing, (1, "started"), (1, "finished"), *failing, *failing]

@@ -1,4 +1,4 @@
-"""The SLURM scripts of docs/guides/clusters.md, on a SLURM of two nodes on this machine."""
+"""Tests the SLURM scripts of docs/guides/clusters.md on a SLURM cluster of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .slurm import Slurm, missing, started
 
 PAGE = Path(__file__).parents[3] / "docs" / "guides" / "clusters.md"
 
-#: What jobs find as `tensorbench`: the program on one core, held at its first trial by a folder of its own.
+#: The `tensorbench` command of jobs: the program on one core, held at its first trial by its own folder.
 HELD = f"""\
 #!/bin/bash
 folder=$HELD/${{SLURM_ARRAY_TASK_ID:-0}}.$SLURM_PROCID.${{SLURM_RESTART_COUNT:-0}}
@@ -54,7 +54,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def held(tmp_path: Path, cluster: Slurm) -> Path:
-    """The folder in which drivers are held."""
+    """The folder whose files hold drivers."""
     program = tmp_path / "bin" / "tensorbench"
     program.parent.mkdir()
     program.write_text(HELD)
@@ -73,7 +73,7 @@ def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
 
 @pytest.fixture
 def scripts(tmp_path: Path, store: Store) -> list[str]:
-    """The scripts of the page, on a suite of this test and its store."""
+    """The scripts of the page, with the suite and store of this test."""
     suite = write(tmp_path, seeds=list(range(TRIALS)), training={"batch_size": 16, "steps": 2})
     blocks = re.findall(r"^    #!/bin/bash\n(?:    .*\n)+", PAGE.read_text(), re.M)
     own = {"suites/registry.yaml": str(suite), "http://SERVER:5000": store.uri, "6379": str(free_port())}
@@ -84,7 +84,7 @@ def scripts(tmp_path: Path, store: Store) -> list[str]:
 
 
 def let_through(held: Path) -> None:
-    """Lets everything through that is held, and what will start."""
+    """Releases every held driver and those that start later."""
     let_all_through(held)
     for folder in held.iterdir():
         if folder.is_dir():
@@ -92,7 +92,7 @@ def let_through(held: Path) -> None:
 
 
 def counted(store: Store) -> Counter[str]:
-    """The statuses of all runs. Each of the trials is finished once."""
+    """Counts the statuses of all runs, after checking that each trial finished once."""
     records = store.records()
     finished = [record.trial_id for record in records if record.status == "FINISHED"]
     assert len(finished) == len(set(finished)) == TRIALS
@@ -106,11 +106,11 @@ def test_drivers_on_two_nodes_share_a_suite_and_go_on_after_the_limit(
     job = cluster.submit(scripts[0], "--nodes=2")
     starts = [held / f"0.{node}.0" for node in (0, 1)]
     cluster.await_there(job, *(folder / "held" for folder in starts))
-    # Each has the GPUs of its node.
+    # Each task sees the GPUs of its node.
     assert len({(folder / "where").read_text() for folder in starts}) == 2
     assert all("0,1,2,3" in (folder / "where").read_text() for folder in starts)
     assert len({record.trial_id for record in store.running() if record.trial_id}) == 2
-    # As --signal has it done.
+    # As `--signal` does.
     cluster.ask("scancel", "--signal=TERM", job)
     cluster.await_there(job, *(held / f"0.{node}.1" / "held" for node in (0, 1)))
     assert [record.status for record in store.records()].count("KILLED") == 2
@@ -124,7 +124,7 @@ def test_a_task_of_an_array_goes_on_alone_and_a_cancelled_job_when_submitted_aga
 ) -> None:
     array = cluster.submit(scripts[0], "--nodes=1", "--array=1-2")
     cluster.await_there(array, held / "1.0.0" / "held", held / "2.0.0" / "held")
-    # The last task, whose job id is the array's.
+    # The array's job id is that of its last task.
     cluster.ask("scancel", "--signal=TERM", f"{array}_2")
     wait_until(lambda: cluster.states(array)[f"{array}_2"] == "PENDING")
     assert cluster.states(array)[f"{array}_1"] == "RUNNING"

@@ -1,4 +1,4 @@
-"""The stress scenarios, small; `python -m tools.stress` runs them whole (docs/guides/clusters.md)."""
+"""Runs small versions of the stress scenarios; `python -m tools.stress` runs the full ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def folder(new_store: Callable[[Path], str]) -> Iterator[Path]:
-    """One that PostgreSQL's unprivileged user can come by, with an empty store."""
+    """A folder with an empty store that PostgreSQL's unprivileged user can enter."""
     with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
         path = Path(made)
         path.chmod(0o755)
@@ -46,7 +46,7 @@ def test_killed_workers_and_drivers_lose_and_repeat_nothing(
         folder, trials=6, steps=20, workers=1, worker_kills=1, driver_kills=1
     )
     assert (report["workers killed"], report["drivers killed"], report["starts"]) == (1, 1, 2)
-    # None where the worker had sent its result by the time that it was killed.
+    # Zero if the worker had sent its result before it was killed.
     assert report["lost"] <= 1
 
 
@@ -111,7 +111,7 @@ def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_g
         assert {record.status for record in store.records()} == {Status.FINISHED}
         assert store.plan() == made.stored()
         assert not store.client.search_registered_models()
-        # PostgreSQL takes no NUL.
+        # PostgreSQL rejects NUL characters.
         monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError("a\0b \udce9")))
         failing = plan(methods=["lora"], training={**SHORT, "lr": 0.1})
         assert [event.kind for event in executed(store, failing)] == ["failed"]

@@ -1,4 +1,4 @@
-"""Trials that never end and workers that never answer: both are seen, and ended where there is a limit."""
+"""Tests time limits of trials and detection of workers that stop answering."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from ..programs import FORKS
 from ..toy_suites import VISION, plan, write
 
 NewStore = Callable[[Path], str]
-#: Nobody waits for its end.
+#: Long enough that no test waits for its end.
 LONG = {"batch_size": 16, "steps": 10**7}
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, to be set by hand."""
+    """A clock set by hand."""
     now = [1000.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
     return now
 
 
 def listen(watched: Watch, clock: list[float], seconds: int, *, answering: bool = False) -> list[Silence]:
-    """Listens once a second; returns what was told."""
+    """Listens once a second for `seconds` and returns the reported silences."""
     silences = []
     for _ in range(seconds):
         clock[0] += 1
@@ -79,7 +79,7 @@ def test_what_a_driver_did_not_hear_while_it_was_stopped_does_not_count(clock: l
     clock[0] += 10**4
     watched.listen(at_work=True)
     assert (watched.late, watched.silence()) == (False, None)
-    # Nor what a worker takes to start.
+    # The start-up of a worker does not count either.
     listening = Watch(1)
     for _ in range(100):
         clock[0] += 1
@@ -100,7 +100,7 @@ def test_a_multiple_is_of_what_such_trials_took() -> None:
     assert limits.seconds(lora) == 5 * 100 * 2.0
     assert limits.seconds(head) is None
     limits.learn(head, Record(status=Status.FINISHED, metrics={Measure.SECONDS: 1.0, Measure.STEPS: 100.0}))
-    # A short one is given time to load its backbone.
+    # Even a short trial gets time to load its backbone.
     assert limits.seconds(head) == watch.LEAST
     assert Limits(7.0, made, []).seconds(head) == 7.0
     assert Limits(None, made, [stored]).seconds(lora) is None
@@ -151,7 +151,7 @@ def test_off_a_terminal_a_silence_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Local, psutil.Process]]:
-    """A place with one worker, which was stopped before it has anything to prepare."""
+    """A local executor whose one worker was stopped before preparing anything."""
     monkeypatch.setattr(watch, "SILENT", 0.5)
     monkeypatch.setattr(watch, "DEAF", 0.0)
     monkeypatch.setattr(local, "get_context", lambda _: FORKS)
@@ -198,9 +198,9 @@ def test_a_worker_that_prepares_and_gives_no_sign_of_life_is_given_up_at_the_lim
 def test_a_trial_that_never_ends_is_ended_and_has_failed(
     tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Whether its worker answers or was stopped; the next trial has a worker of its own."""
+    """Covers workers that answer and workers that were stopped; the next trial gets a new worker."""
     monkeypatch.setattr(watch, "SILENT", 0.5)
-    # One that works gives signs of life, however seldom on a busy machine; one that is stopped gives none.
+    # A working process shows signs of life, however rarely on a busy machine; a stopped one shows none.
     monkeypatch.setattr(watch, "DEAF", 10**9 if how == "endless" else 0.0)
     monkeypatch.setattr(watch, "IDLE", 10**9)
     monkeypatch.setattr(local, "get_context", lambda _: FORKS)
@@ -233,7 +233,7 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
             execute(made, list(made.trials), at_work, place, end)
         assert not psutil.pid_exists(process.pid)
     assert [event.kind for event in events if event.ending] == ["failed", "finished"]
-    # The next one may be silent too, on a busy machine.
+    # On a busy machine the next worker may be silent too.
     assert (how == "stopped") == (events[0].trial in [e.trial for e in events if e.kind == "silent"])
     bad, good = store.records()
     assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", "timeout", "FINISHED")

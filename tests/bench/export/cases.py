@@ -1,4 +1,4 @@
-"""Backbones with trained adapters, exported and loaded again as the export's own page says."""
+"""Trained adapters on tiny backbones, exported and loaded again by the code on the export's own page."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from methods.lowrank import Contracted, Parametrisation
 from ..local_checkpoints import KINDS, batch
 
 CLASSES = ("heron", "ibis", "stork")
-#: Of the one repository in `hub_folder`.
+#: The id of the one repository in `hub_folder`.
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SOURCES = [*KINDS, "timm", "timm-random"]
 
 RANDOM_TIMM = RandomBackbone("timm-random", "timm", Geometry(32, 4, 2, 128), image_size=32, patch=8)
 PLUGIN_TIMM = type("Plugin", (), {"describe": RANDOM_TIMM.describe, "load": RANDOM_TIMM.load})()
-#: The MLP is four times as wide as the rest: some methods cut it into such slices.
+#: The MLP is four times the hidden size because some methods slice it.
 WIDE = {"dinov2": {"mlp_ratio": 4}}
 
 METHODS = {
@@ -50,7 +50,7 @@ SOME = ("qkv_depth", "lora", "cara")
 
 @dataclass
 class Case:
-    """A backbone with a head, and where to export to."""
+    """A backbone with a head, and the folder to export to."""
 
     spec: BackboneSpec
     backbone: LoadedBackbone
@@ -61,7 +61,7 @@ class Case:
         return self.backbone.info.kind
 
     def attach(self, method: Method | Callable[[LoadedBackbone], Adapter], size: float = 0.2) -> Adapter:
-        """An adapter whose every parameter, and the head's, is random."""
+        """Attaches an adapter and randomises its parameters and the head's."""
         make = method.put if isinstance(method, FullFineTuning) else getattr(method, "attach", None)
         adapter = make(self.backbone, generator(1)) if make else method(self.backbone)  # type: ignore[operator]
         draws = generator(2)
@@ -74,7 +74,7 @@ class Case:
         return write_export(self.backbone, adapter, self.spec, self.folder, CLASSES, **options)
 
     def loaded(self) -> Any:
-        """The export, as its own `load_export.py` loads it."""
+        """The export loaded by its own `load_export.py`."""
         return elsewhere(self.folder, self.spec.local)
 
     def inputs(self, seed: int = 5) -> dict[str, Tensor]:
@@ -92,9 +92,9 @@ def generator(seed: int) -> torch.Generator:
 
 
 def elsewhere(folder: Path, original: Path | None = None) -> Any:
-    """An export, loaded by the Python that lies in it.
+    """Loads an export with the Python code in its README.
 
-    `original` is where a user finds the frozen model, if that is neither in the export nor on the hub.
+    `original` is the folder of the frozen model if it is neither in the export nor on the hub.
     """
     return runpy.run_path(str(folder / "load_export.py"))["load"](folder, original)
 
@@ -116,7 +116,7 @@ def save_timm(file: Path, name: str) -> Path:
 
 
 class ByHand(Parametrisation):
-    """A pair of any rank for each site, and biases for some."""
+    """A method that takes a low-rank pair for each site and biases for some."""
 
     def __init__(self, geometry: Geometry, ranks: dict[Site, int], biased: tuple[str, ...] = ()) -> None:
         super().__init__()

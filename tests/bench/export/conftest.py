@@ -1,4 +1,4 @@
-"""What tests of exports share."""
+"""Fixtures for tests of exports."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def case(tmp_path: Path, timm_file: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 @pytest.fixture
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that the hub's cache has for the one commit of `me/tiny`; the network is off."""
+    """The hub cache's folder for the one commit of `me/tiny`, without network."""
     from huggingface_hub import constants
 
     from bench.machine.hub import snapshot

@@ -1,4 +1,4 @@
-"""What other programs make of an export: peft's own types, its loaders, pipelines, another machine."""
+"""Tests exports in other programs: peft's types and loaders, pipelines, a machine without the harness."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from .cases import CLASSES, METHODS, Case, close, save_timm
 # --- peft's own types ---
 
 TYPES = [("DORA", 2), ("LOKR", 2), ("LOHA", 2), ("VERA", 4), ("IA3", None), ("HRA", 2)]
-# The oldest peft that is admitted has it not.
+# Missing from the oldest supported peft.
 TYPES += [("GLORA", 2)] * hasattr(peft.PeftType, "GLORA")
 
 
@@ -84,14 +84,14 @@ LOADERS = {
 
 
 def by_peft(made: Case, source: str) -> Any:
-    """What peft's loader makes of a checkpoint as its README.md says."""
-    # The head of a BERT is beside it.
+    """The model that peft's loader makes of a checkpoint by following its README.md."""
+    # BERT's head is outside the encoder.
     labels = {} if source == "bert" else {"num_labels": 3, "ignore_mismatched_sizes": True}
     shown = ", ".join(
         ["FOLDER", *(f"{name}={value}" for name, value in labels.items()), "dtype=torch.float32"]
     )
     assert f"`peft.{LOADERS[source]}.from_pretrained({shown})`" in (made.folder / "README.md").read_text()
-    # The original is a folder named `model`, which lies where the code runs.
+    # The original model lies in a folder `model` beside the running code.
     with contextlib.chdir(made.folder.parent):
         loader = getattr(peft, LOADERS[source])
         return loader.from_pretrained(made.folder, **labels, dtype=torch.float32).eval()
@@ -130,7 +130,7 @@ def test_pefts_loader_computes_a_checkpoint_of_half_precision_as_training_did(
 
 
 def halved(folder: Path) -> None:
-    """Writes a checkpoint's weights, and what its configuration says of them, in bfloat16."""
+    """Converts a checkpoint's weights, and the type its configuration states, to bfloat16."""
     weights, config = folder / "model.safetensors", folder / "config.json"
     halves = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
     save_file(halves, weights, metadata={"format": "pt"})
@@ -154,7 +154,7 @@ def test_an_original_that_is_brought_along_needs_nothing_named(case: Callable[..
 
 
 class Pictures(Task):
-    """Noise in some shapes."""
+    """A task of noise images in several shapes."""
 
     name = "pictures"
     modality = "vision"
@@ -199,7 +199,7 @@ def test_a_pipeline_prepares_images_as_training_did(
         expected = made.backbone.module.eval()(**batch)
     made.export(adapter, merged=True, model_input=model_input)
     images = [Image.fromarray(task.images[i]) for i in split.ids.tolist()]
-    # timm resizes with PIL, as training did; transformers can.
+    # timm resizes with PIL, as training did; transformers offers both.
     exact = AutoImageProcessor.from_pretrained(
         made.folder, **({} if "timm" in source else {"backend": "pil"})
     )
@@ -245,7 +245,7 @@ def test_berts_code_takes_the_types_of_tokens(case: Callable[..., Case], merged:
 
 # --- another machine ---
 
-#: Runs the code on an export's page where the harness cannot be imported, and saves what it computes.
+#: Runs the code of an export's page where the harness cannot be imported and saves the outputs.
 ALONE = """
 import pathlib, re, sys
 sys.modules.update(dict.fromkeys(("bench", "methods", "baselines", "reports")))
@@ -315,7 +315,7 @@ def test_names_of_others_are_text_on_an_export_s_page(case: Callable[..., Case])
 def test_no_text_of_a_hub_s_config_is_run_or_written_as_code(
     hub_folder: Path, tmp_path: Path, merged: bool
 ) -> None:
-    """timm leaves out arguments without a value, so that the model itself never sees the key."""
+    """timm drops arguments without a value, so the model itself never sees the key."""
     ran = tmp_path / "ran"
     hub_folder.mkdir(parents=True)
     save_timm(hub_folder / "model.safetensors", "test_vit")
@@ -326,7 +326,7 @@ def test_no_text_of_a_hub_s_config_is_run_or_written_as_code(
     spec = BackboneSpec(timm="hf-hub:me/tiny")
     with pytest.raises(UserError, match="model_args"):
         describe(spec)
-    # Even of a store that planned it before.
+    # Also refused for stores that planned it in an earlier version.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.backbones.timm_vit.refuse_timm_choices", lambda *_: None)
         backbone = load(spec)
@@ -363,7 +363,7 @@ def test_no_file_names_a_folder_of_this_machine(
 
 
 class Wrapping:
-    """A plug-in's entry that wraps a model of transformers, and may pool its features in a way of its own."""
+    """A plug-in that wraps a transformers model and may pool its features in its own way."""
 
     def __init__(self, pool: Callable[..., Tensor] = KINDS["vit"].pool) -> None:
         self.pool = pool

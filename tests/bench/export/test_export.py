@@ -1,4 +1,4 @@
-"""An export gives the logits of the harness, whatever made the backbone and the update."""
+"""Tests that an export gives the harness's logits for every backbone source and kind of update."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MERGED_CASES = [
     *((source, name) for source in SOURCES for name in ("cara", "full", "head_only")),
     *((source, name) for source in ("bert", "timm-random") for name in ("lora", "DORA", "IA3", "LOKR")),
 ]
-# CaRA wants an MLP four times as wide as the rest, timm's smallest model has one three times as wide.
+# CaRA needs an MLP four times the hidden size; the MLP of timm's smallest model is three times as wide.
 LORA_CASES.remove(("timm", "cara"))
 MERGED_CASES.remove(("timm", "cara"))
 
@@ -129,7 +129,7 @@ def test_a_hub_backbone_is_named_with_its_commit(hub_folder: Path, tmp_path: Pat
     backbone.reset(3, generator(0))
     made = Case(spec, backbone, tmp_path / "export")
     made.export(made.attach(METHODS["lora"]))
-    # The one backbone that peft finds by itself, wherever the code runs.
+    # The only backbone that peft finds by itself from any working folder.
     loaded = peft.AutoPeftModel.from_pretrained(made.folder, num_labels=3, ignore_mismatched_sizes=True)
     close(loaded.eval()(**made.inputs()).logits.detach(), made.logits())
     config = json.loads((made.folder / "adapter_config.json").read_text())
@@ -145,7 +145,7 @@ def test_a_hub_backbone_is_named_with_its_commit(hub_folder: Path, tmp_path: Pat
 @pytest.mark.parametrize("source", ["bert", "vit", "dinov2"])
 def test_each_pattern_matches_one_layer(case: Callable[..., Case], source: str) -> None:
     made = case(source, num_hidden_layers=12)
-    # Layer 1 and layer 11 end in the same digit, and so do the paths of query and of other queries.
+    # The paths of layers 1 and 11 end in the same digit, and so do those of similarly named modules.
     ranks = {Site(layer, "query"): 3 for layer in range(12)} | {Site(1, "value"): 4, Site(10, "fc2"): 1}
     ranks |= {Site(1, "query"): 2, Site(11, "query"): 5, Site(0, "query"): 1}
     adapter = made.attach(lambda b: LowRankAdapter(b, ByHand(b.geometry, ranks)))

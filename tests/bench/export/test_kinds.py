@@ -1,4 +1,4 @@
-"""Every kind of backbone is exported, as a checkpoint and merged, with its head or as a language model."""
+"""Tests exports of every kind of backbone: as checkpoint and merged, with a head or as a language model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..local_checkpoints import batch, model_of, whole_model_of
 from ..small_gguf import small_gguf
 from .cases import METHODS, Case, close, generator
 
-#: The class that an export is loaded with. Where it is the encoder's own, the head is beside it.
+#: The class that loads an export. If it is the bare encoder's class, the head is stored separately.
 CLASSES = {
     "xlm-roberta": "XLMRobertaForSequenceClassification",
     "distilbert": "DistilBertForSequenceClassification",
@@ -40,7 +40,7 @@ CLASSES = {
     "beit": "BeitForImageClassification",
     "vit_mae": "ViTForImageClassification",
 }
-#: The other tests of exports have these.
+#: Covered by the other tests of exports.
 ELSEWHERE = ("bert", "roberta", "vit", "dinov2")
 
 ASKED = Prompt("{text} A", ("no", "yes", "nay"))
@@ -48,7 +48,7 @@ FUSED = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "modern
 
 
 def saved(kind: str, folder: Path, **input_: Any) -> Case:
-    """A checkpoint of a kind, with a head of three classes, or what `input_` says in its place."""
+    """A checkpoint of this kind with a head of three classes, or with `input_` in its place."""
     model_of(kind).save_pretrained(folder / "model")
     if KINDS[kind].reads == "texts":
         byte_tokenizer(16).save_pretrained(folder / "model")
@@ -65,7 +65,7 @@ def loaded(spec: BackboneSpec, folder: Path, **input_: Any) -> Case:
 def test_a_kind_is_a_checkpoint_and_a_merged_model(kind: str, tmp_path: Path) -> None:
     made = saved(kind, tmp_path)
     adapter = made.attach(METHODS["lora on all"])
-    # An export is written only where its own code, run, gives the logits of the harness.
+    # `write_export` itself compares the generated code's logits with the harness's.
     exported = made.export(adapter)
     config = json.loads((made.folder / "adapter_config.json").read_text())
     merged = made.export(adapter, merged=True, force=True)
@@ -76,7 +76,7 @@ def test_a_kind_is_a_checkpoint_and_a_merged_model(kind: str, tmp_path: Path) ->
     fused_ranks = [
         rank for path, rank in config["rank_pattern"].items() if "c_attn" in path or "query_key" in path
     ]
-    # The ranks of query, key and value together, where these are one layer.
+    # The joint ranks of query, key and value where one layer computes them.
     assert set(fused_ranks) <= {6}
     if kind in FUSED:
         assert any(layer.endswith(FUSED[kind]) for layer in config["target_modules"])
@@ -133,7 +133,7 @@ def test_what_writes_answers_writes_the_same_elsewhere(merged: bool, tmp_path: P
     prompts = {name: values.flip(1) for name, values in made.inputs().items()}
     writer: Any = made.backbone.module.answers
     elsewhere = made.loaded()
-    # A checkpoint's own, which the harness does not follow.
+    # Set in the checkpoint; the harness does not follow it.
     elsewhere.model.generation_config.repetition_penalty = 5.0
     tokenizer, token_rows = byte_tokenizer(16), elsewhere.write(**prompts)
     written = [tokenizer.decode(row, skip_special_tokens=True) for row in token_rows]
@@ -171,7 +171,7 @@ def test_channels_by_head_are_put_back_in_their_order() -> None:
 
 @pytest.fixture(scope="module")
 def nine_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder made of a GGUF file: nine query heads, three of key and value, as SmolLM2 has."""
+    """A folder made from a GGUF file with nine query and three key/value heads, like SmolLM2."""
     folder = tmp_path_factory.mktemp("gguf")
     small_gguf(folder / "model.gguf", heads=9, shared=3, head_size=32)
     (folder / "made").mkdir()
@@ -214,7 +214,7 @@ def test_a_llama_of_shared_heads(
         before = made.backbone.module.eval()(**batch)
     elsewhere = made.loaded()
     close(elsewhere.logits(**batch), before)
-    # What peft's loader gives is what the code builds.
+    # peft's loader and the generated code build the same model.
     elsewhere.model = model
     close(elsewhere.logits(**batch), before)
     made.export(adapter, merged=True, force=True)

@@ -1,4 +1,4 @@
-"""What cannot be exported is told, and what lies in the folder is kept."""
+"""Tests what cannot be exported, and that existing files in the folder survive."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_what_is_there_is_kept_unless_an_export_wrote_it(case: Callable[..., Cas
     made = case("tiny-random-vit")
     adapter = made.attach(METHODS["lora"])
     made.folder.mkdir()
-    made.export(adapter)  # an empty folder will do
+    made.export(adapter)  # an empty folder is accepted
     notes = made.folder / "notes.txt"
     notes.write_text("mine")
     with pytest.raises(UserError, match=r"is not empty.*--force"):
@@ -142,7 +142,7 @@ def test_folders_in_the_way(case: Callable[..., Case], tmp_path: Path) -> None:
 
 
 class Straight(nn.Module):
-    """A backbone's encoder of an author's own make, with one site a layer."""
+    """An author's own encoder with one site per layer."""
 
     def __init__(self) -> None:
         super().__init__()

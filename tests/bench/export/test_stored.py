@@ -1,4 +1,4 @@
-"""Exports of stored trials."""
+"""Tests exports of stored trials."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Kept:
-    """A finished trial's run, whose artifacts may be changed: its files are put back afterwards."""
+    """The run of a finished trial whose artifacts a test may change; they are restored afterwards."""
 
     stored: Stored
     record: Record

@@ -1,4 +1,4 @@
-"""The hub of the paper's suites, and a client of it."""
+"""The paper's hub and a client of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .paper_hub import (
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """What the paper's suites take from the hub, small. Who changes a file puts it back."""
+    """The repositories of the paper's suites, in small. Tests that change a file restore it."""
     folder = tmp_path_factory.mktemp("hub")
     with serve() as hub:
         hub.folders = {
@@ -46,7 +46,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture
 def online(hub: Hub, tmp_path: Path) -> Iterator[Hub]:
-    """The hub, seen by a client whose cache is empty."""
+    """The hub as seen by a client with an empty cache."""
     hub.served.clear()
     with client(tmp_path / "hub", hub.endpoint):
         yield hub

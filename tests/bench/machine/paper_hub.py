@@ -1,4 +1,4 @@
-"""What the paper's suites take from a hub, small, and suites and plans of it."""
+"""Small versions of the paper's repositories, with suites and plans that use them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ IMAGES = ImageInput(16, (0.5,) * 3, (0.5,) * 3)
 
 
 def save_vit(folder: Path) -> Path:
-    """As google/vit-base-patch16-224 is: a classifier with its head, and how it wants its images."""
+    """Writes a checkpoint like google/vit-base-patch16-224:
+
+    a classifier with its head and image preprocessing.
+    """
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     shape = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
@@ -51,7 +54,7 @@ def save_vit(folder: Path) -> Path:
 
 
 def save_roberta(folder: Path) -> Path:
-    """As roberta-base is: a masked language model, and its tokenizer."""
+    """Writes a checkpoint like roberta-base: a masked language model and its tokenizer."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
     from bench.backbones.random_weights import byte_tokenizer

@@ -1,4 +1,4 @@
-"""Who is dead: only a process that is known to be, not one of another container or another start."""
+"""Tests which processes count as dead: never those of another container or another boot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.machine.alive import dead, owner
 
 from ..services import container
 
-#: Prints who it is, and what it thinks of the processes that it is told of.
+#: Prints its own identity and which of the given processes it considers dead.
 TELLING = """
 import sys
 from bench.machine.alive import dead, owner
@@ -48,7 +48,7 @@ def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
     me = owner()
     place, pid, started = me.split(":")
     assert dead(f"{place}:{gone()}:{started}")
-    # A later process with the same id.
+    # A later process reusing the id.
     assert dead(f"{place}:{pid}:{int(started) - 100}")
     assert not dead(me)
     assert not dead(f"elsewhere:{gone()}:{started}")
@@ -71,7 +71,7 @@ def test_of_another_start_or_container_of_this_host_name_nothing_is_known(
         monkeypatch.setattr(alive, "BOOT", there)
     else:
         there.symlink_to("pid:[1]")
-        # What the kernel shows here is a link that leads nowhere, and is there all the same.
+        # The kernel shows a dangling link here that nevertheless exists.
         monkeypatch.setattr(alive, "NAMESPACE", there)
         (tmp_path / "pid:[1]").touch()
     place, _, started = owner().split(":")
@@ -101,7 +101,7 @@ def test_a_driver_in_another_container_is_not_taken_for_dead_by_either() -> None
         assert other.stdin is not None
         assert other.stdout is not None
         name = other.stdout.readline().strip()
-        # In there it is the first process of all.
+        # Inside the container it is process 1.
         assert name.split(":")[1] == "1"
         assert not dead(name)
         print(owner(), file=other.stdin, flush=True)

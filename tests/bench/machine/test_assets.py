@@ -1,4 +1,4 @@
-"""Assets come whole, as pinned, and once; what cannot be had is said clearly."""
+"""Tests that assets arrive complete, pinned and once, and that errors name what cannot be fetched."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wheel_bytes(members: dict[str, bytes]) -> bytes:
 
 
 def register(monkeypatch: pytest.MonkeyPatch, content: bytes, **changes: object) -> Asset:
-    """An asset 'toy' whose distribution file has this content."""
+    """Registers an asset 'toy' whose distribution file has this content."""
     asset = Asset(
         name="toy",
         package="toy-data",
@@ -114,7 +114,7 @@ def test_offline_folder_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def pip_serving(*contents: bytes) -> tuple[Callable[[Asset, Path, bool], Path], list[bool]]:
-    """A stand-in for the download that serves these contents in turn, and whether each came fresh."""
+    """Replaces the download by these contents in turn and records which were fetched fresh."""
     calls: list[bool] = []
 
     def download(asset: Asset, folder: Path, fresh: bool) -> Path:
@@ -246,7 +246,7 @@ def test_cache_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, f
 def test_cache_that_may_only_be_read(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     held = prepared("toy", {"of": 1}, lambda folder: None)
 
-    # Root may write anywhere, so the answer of the system is stood in for.
+    # Root may write anywhere, so the system's answer is simulated.
     def denied(lock: FileLock) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(lock.lock_file))
 

@@ -1,4 +1,4 @@
-"""What lies in the cache is as it was made, or is not used."""
+"""Tests that cached files are unchanged or not used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made() -> Path:
 
 
 def restored(file: Path, text: str) -> None:
-    """Changes a file in a way that its size and time do not show."""
+    """Changes a file but keeps its size and time."""
     before = file.stat()
     file.write_text(text)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""What is written is there whole or not at all, and an earlier run's files are known and no others."""
+"""Tests atomic writes, and the recognition of an earlier run's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard of worker processes, which knows only their ids."""
+"""Tests the guard of worker processes, which knows them only by id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.machine.guard import Guard
 
 from ..services import await_end
 
-#: Leads a group, starts a process, prints the ids of both and waits.
+#: Leads a process group, starts a child, prints both ids and waits.
 WORKER = """
 import os, signal, subprocess
 os.setsid()
@@ -21,7 +21,7 @@ print(os.getpid(), subprocess.Popen(["sleep", "1000000"]).pid, flush=True)
 signal.pause()
 """
 
-#: Has the process guarded whose id it reads, forks, and waits.
+#: Guards the process whose id it reads, forks and waits.
 DRIVER = """
 import os, signal
 from bench.machine.guard import Guard
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def worker() -> Iterator[list[psutil.Process]]:
-    """A process, and one that it has started."""
+    """A process and its child."""
     with subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         both = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
@@ -55,7 +55,7 @@ def test_what_it_watches_ends_with_a_driver_that_is_killed_though_a_fork_of_it_l
         assert driver.stdout is not None
         print(worker[0].pid, file=driver.stdin, flush=True)
         fork = psutil.Process(int(driver.stdout.readline()))
-        # Stopped, it takes note of nothing.
+        # A stopped guard notices nothing.
         worker[0].suspend()
         driver.kill()
         driver.wait()

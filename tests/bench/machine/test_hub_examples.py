@@ -1,4 +1,4 @@
-"""How the examples of hub tasks reach a backbone: pairs of texts, padding, squashed images."""
+"""Tests how examples of hub tasks reach a backbone: pairs of texts, padding, squashed images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder in the place of a hub repository: what is found in it, and what is refused."""
+"""Tests local folders in place of hub repositories: what is read and what is refused."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_images_without_the_hub_s_features_are_read_too(tmp_path: Path) -> None:
         pyarrow.table({"image": rows, "label": [i % 10 for i in range(30)]}), tmp_path / "train.parquet"
     )
     examples = task_of("eurosat", DataSource(local=tmp_path)).examples()
-    # Grey came in, RGB comes out.
+    # Greyscale images become RGB.
     assert np.array_equal(examples.inputs[7], np.repeat(pixels[7][..., None], 3, axis=2))
 
 

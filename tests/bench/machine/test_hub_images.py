@@ -1,4 +1,4 @@
-"""Images in parquet files of others: the bytes that are there, in a few formats, and nothing else."""
+"""Tests images in foreign parquet files: only embedded bytes in a few formats are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GOOD = {"bytes": encoded(PIXELS), "path": None}
 
 
 def of_rows(folder: Path, *rows: Any) -> Examples:
-    """A good train split, and a test split of these rows."""
+    """A valid train split, and a test split with these rows."""
     for part, images in (("train", [GOOD, GOOD]), ("test", list(rows))):
         table = pyarrow.table({"image": images, "label": [0] * len(images)})
         parquet.write_table(table, folder / f"{part}.parquet")

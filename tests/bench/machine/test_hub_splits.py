@@ -1,4 +1,4 @@
-"""The splits of hub tasks: official ones stay, others are dealt, by one deal or by each seed's."""
+"""Tests splits of hub tasks: official ones stay, others are dealt once or per seed."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_splits_of_images(online: Hub, name: str, sizes: tuple[int, ...]) -> Non
     every = [i for positions in split.values() for i in positions]
     assert sorted(every) == sorted(examples.ids)
     counts = [len(positions) for positions in split.values()]
-    # Ten images of each land: a percent is one of them only for some.
+    # Ten images per class: a percent is a whole image only for some sizes.
     assert max(abs(n - expected) for n, expected in zip(counts, sizes, strict=True)) <= (
         10 if name == "eurosat" else 0
     )
-    # The repository's splits that are in each of ours.
+    # The repository's splits that each of ours draws from.
     expected = {"dtd": ({0}, {1}, {2}), "dtd-merged": ({0}, {0}, {2}), "eurosat": ({0, 1, 2},) * 3}[name]
     blocks = tuple({i // 10**9 for i in positions} for positions in split.values())
     assert blocks == expected or (name == "eurosat" and blocks[0] == expected[0])

@@ -1,4 +1,4 @@
-"""What a second signal does, one in the midst of a write, and one where Python lets no exception out."""
+"""Tests repeated signals, signals during a write, and signals where Python swallows exceptions."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_the_second_signal_ends_it_at_once(how: signal.Signals) -> None:
         process.send_signal(how)
         assert process.stdout is not None
         assert process.stdout.readline() == "closing\n"
-        # Less than half a second later it would be the same signal by another way.
+        # Within half a second it counts as the same signal delivered twice.
         time.sleep(0.6)
         process.send_signal(how)
         assert process.wait() == 130
@@ -226,7 +226,7 @@ def test_a_swallowed_interrupt_leaves_the_exit_alone(program: str, output: str) 
 
 # --- while the program starts ---
 
-#: Sends the signal to its own process within the import of a module, as the first thing there.
+#: Sends itself the signal at the start of a module's import.
 SITE = """
 import os, signal, sys
 

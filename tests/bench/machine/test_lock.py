@@ -1,4 +1,4 @@
-"""What is fetched is locked: the same commits and files offline, later and in other processes."""
+"""Tests that fetched files are locked: the same commits and files offline, later and in other processes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_fetched_once_a_suite_runs_without_network(
         "revision": online.commit(GLUE),
         "files": {f"mrpc/{split}-00000-of-00001.parquet": digest(online, split) for split in sorted(SIZES)},
     }
-    # Neither other configurations of the repository nor any code.
+    # No other configuration of the repository, and no code.
     assert not [name for name in online.served if "cola" in name or name.endswith(".py")]
     before = ids(make_plan(load_suite(file)))
     uri = new_store(tmp_path)
@@ -101,7 +101,7 @@ def test_two_revisions_of_a_repository_are_locked_apart(
 
 @pytest.fixture
 def moved(online: Hub) -> Iterator[Callable[[], None]]:
-    """Moves the main branch of the model and of GLUE on, by a commit that adds a line to their cards."""
+    """Moves the main branches of the model and of GLUE on by a commit that extends their cards."""
     cards = [online.folders[name] / "README.md" for name in (ROBERTA, GLUE)]
     texts = [card.read_text() for card in cards]
 
@@ -128,7 +128,7 @@ def test_a_trial_s_id_follows_the_revision_and_a_lock_holds_both(
     moved()
     assert ids(make_plan(load_suite(file))) == first
     unlocked = ids(make_plan(load_suite(file, locked=False)))
-    # The vision pair did not move.
+    # The vision pair stayed.
     assert [a == b for a, b in zip(unlocked, first, strict=True)] == [True, False]
     text = lock_path(file).read_text()
     assert call("tools", "fetch", file).code == 0
@@ -201,7 +201,7 @@ def test_what_is_locked_goes_with_a_trial_to_other_processes(online: Hub, tmp_pa
             load(sent.backbone)
         with pytest.raises(UserError, match=rf"train-.* not the locked .*f{{64}}, got {rows}"):
             sent.task.lookup().examples()
-    # It is no part of what is stored.
+    # It is not part of the stored record.
     (unlocked,) = make_plan(load_suite(file, locked=False)).trials
     assert (sent.id, sent.model_dump()) == (unlocked.id, unlocked.model_dump())
 

@@ -1,4 +1,4 @@
-"""Every metric is the library's, knows its direction, and says what each example contributes to it."""
+"""Tests metrics against their libraries: values, directions and the contribution of each example."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = [(name, kind) for name in METRICS for kind in METRICS.get(name).kinds]
 
 
 def made(name: str, kind: Kind, rows: int = 150) -> tuple[Metric, NDArray[Any], NDArray[Any]]:
-    """A metric with targets and what it reads, which is right more often than not; with ties."""
+    """A metric with targets and predictions that are mostly right, with ties."""
     metric, draw = METRICS.get(name), np.random.default_rng(0)
     if kind == "regression":
         targets = np.round(draw.normal(size=rows), 1)

@@ -1,4 +1,4 @@
-"""What a plan says of its tuning: points, tied axes, values that are not tried, and coarse grids."""
+"""Tests what a plan reports about its tuning: points, tied axes, untried values and coarse grids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_axes_that_go_together_are_tied() -> None:
     (note,) = tied(settings)
     assert note.startswith("lr and scale are tied")
     assert not list(tied([*settings, Setting(lr=1e-3, scale=10), Setting(lr=1e-1, scale=0.1)]))
-    # Of one value there is nothing to be tied to.
+    # A single value ties no axis.
     assert not list(tied([Setting(lr=lr, scale=1.0) for lr in (1e-3, 1e-2)]))
 
 
@@ -40,7 +40,7 @@ def test_values_that_no_point_has_are_named() -> None:
         ({"core_lr": (1, 4, 16)}, []),
         ({"lr": (1e-4, 1e-3)}, ["lr"]),
         ({"lr": (1e-3, 5e-3), "head_lr": (1e-3, 3e-3, 3e-2)}, ["lr", "head_lr"]),
-        # Scales between fill the steps of the products, and not those of methods without a scale.
+        # Scales fill the gaps between products of rates; methods without a scale keep them.
         ({"lr": (1e-3, 1e-2), "scale": (0.3, 1, 3)}, ["lr"]),
         ({"lr": (1e-3, 3e-3), "scale": (0.01, 1)}, ["lr × scale"]),
         ({"scale": (0.1, 1)}, ["scale"]),
@@ -59,7 +59,7 @@ def test_few_points_are_warned_of_with_the_methods_they_concern() -> None:
 
 
 def test_the_default_tuning_ties_nothing_and_leaves_nothing_untried() -> None:
-    # Not of the methods that begin with a published point of their own, which is one of the eight.
+    # Excludes methods with a published point of their own, which takes one of the eight.
     methods = ["lora", "head_only", "lotr", {"method": "peft", "type": "IA3"}]
     for core in (None, [1, 4, 16], [1, 4, 8, 16]):
         assert tuning_notes(plan(TEXT, methods=methods, tuning={"core_lr": core})) == []

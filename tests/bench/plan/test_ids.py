@@ -1,9 +1,8 @@
-"""Stored trials keep their ids: `ids.json` holds some that an earlier version gave them.
+"""Tests that stored trials keep their ids: `ids.json` holds ids from an earlier version.
 
-That version decayed adapters as it did heads, and selected states by the score. So its trials are those that
-say so now; what says nothing of it is another trial, and `toys by loss` holds some of these. Its dropout drew
-from the backbone's stream: trials of methods with dropout (FacT and CaRA by default) are new ones too, and
-stand here as they are now.
+That version decayed adapters like heads and selected states by score, so its trials are those that now state
+both; recipes that state neither are other trials, of which `toys by loss` holds some. Its dropout drew from
+the backbone's stream, so trials with dropout (by default FacT and CaRA) have new ids, listed as they are now.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ STORED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "ids.jso
 
 TRAINING = VISION["training"]
 
-#: What the recipes of that version did before they could say it, where it is not the default now.
+#: The implicit recipe of that version where defaults have changed since.
 THEN = {"adapter_weight_decay": AS_HEAD, "select": "score"}
 
-#: What came later than the first ids, at its default and off it, and options that change nothing.
+#: Fields added after the first ids, at their default and off it, and options without effect.
 TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nothing": (VISION, {}),
     "normalise": (VISION, {"tasks": [{**DIGITS, "normalise": False}]}),
@@ -71,7 +70,7 @@ def test_the_trials_of_a_suite_keep_their_ids(name: str) -> None:
     suite = load_suite(SUITES / f"{name}.yaml")
     then = suite.model_copy(update={"training": suite.training.model_copy(update=THEN)})
     if then.tuning is not None:
-        # Its points were others: the whole grid has them too.
+        # That version tried other points; the full grid has them all.
         then = then.model_copy(update={"tuning": then.tuning.model_copy(update={"trials": 1000})})
     for row in make_plan(then).rows:
         budget = row.budget or "own size"

@@ -1,4 +1,4 @@
-"""Labels of rows, which are in tables and in no id, and sweeps of the recipe."""
+"""Tests row labels, which appear in tables but in no id, and sweeps over the recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's suites plan what they say, from what the hub tells of backbones and data beforehand."""
+"""Tests that the paper's suites plan what they state, using only the hub's metadata of backbones and data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TASKS = ("dtd", "eurosat", "cola", "mrpc")
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Plan]]:
-    """Both suites, planned for a GPU on configurations of the backbones' shapes, without weights or data."""
+    """Both suites, planned for a GPU from the backbones' configurations, without weights or data."""
     from transformers import RobertaConfig, ViTConfig, ViTImageProcessor
 
     from bench.backbones.random_weights import byte_tokenizer

@@ -1,4 +1,4 @@
-"""Relative paths begin at the suite's file, whatever folder the command is started in."""
+"""Tests that relative paths start at the suite's file regardless of the working folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_suite_finds_its_folders_from_any_working_folder(
     monkeypatch.chdir(home / shell)
     file = {".": "suites/suite.yaml", "suites": "suite.yaml", "models": "../suites/suite.yaml"}[shell]
     plan = make_plan(load_suite(file))
-    # Trials keep whole paths, so that their results find them again from elsewhere.
+    # Trials keep absolute paths so that their results find them from elsewhere.
     assert paths(plan) == {(home / "models" / "roberta", home / "data")}
     ended = call("plan", file)
     assert (ended.code, "cola · local:roberta" in ended.out) == (0, True)

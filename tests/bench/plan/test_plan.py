@@ -1,4 +1,4 @@
-"""A plan has the paper's counts, one trial for what is the same, and ids that hash what matters."""
+"""Tests plans: the paper's counts, one trial for equal rows, and ids that hash what can change a result."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ PAPER = {
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], set[str]]:
-    """suites/paper_counts.yaml as `plan --json` prints it, without network, and the modules it imported.
+    """The output of `plan --json` for suites/paper_counts.yaml without network, and the imported modules.
 
-    In a folder without a store, whose runs a plan would read to tell how long it takes.
+    Runs in a folder without a store, because stored runs would change the time estimates.
     """
     program = """
 import socket, sys
@@ -198,7 +198,7 @@ def test_the_order_of_heads_counts_only_where_heads_are_a_mode(variant: str, sam
     made = plan(
         methods=[{"method": "tenslora", "variant": variant, "each": {"heads": ["aligned", "interleaved"]}}]
     )
-    # Where it changes nothing, the two are one row.
+    # The option has no effect here, so the two rows are one.
     assert len(made.rows) == len(made.trials) == (1 if same else 2)
 
 
@@ -286,7 +286,7 @@ def test_a_count_beyond_the_tolerance_is_flagged_in_plan_and_table(call: Any, tm
     for tolerance, within in ((0.2, True), (0.05, False)):
         (row,) = plan(budgets=[{"parameters": 1000, "tolerance": tolerance}]).rows
         assert (row.parameters, row.within) == (1152, within)
-    # Just as far as the tolerance is not beyond it.
+    # A distance equal to the tolerance is within it.
     (row,) = plan(budgets=[{"parameters": 2560}]).rows
     assert (row.parameters, row.ratio, row.within) == (2688, 1.05, True)
     shown = call("plan", write(tmp_path, budgets=[{"parameters": 1000}]))

@@ -1,4 +1,7 @@
-"""Studies in a plan: the same offsets and seeds for every method, stratified, nested, the same everywhere."""
+"""Tests studies in a plan:
+
+offsets and seeds are the same for every method, stratified, nested and reproducible.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A suite is refused with a message that helps, or spans exactly the trials that it says."""
+"""Tests that a suite is refused with a helpful message or spans exactly the trials it states."""
 
 from __future__ import annotations
 
@@ -338,5 +338,5 @@ def test_a_suite_knows_the_text_that_it_was_read_from(tmp_path: Path) -> None:
     fields = {**VISION, "backbones": [{"local": "folder"}]}
     source = load_suite(fields).source
     assert source.name == ""
-    # As it was given: the whole path would be that of one machine.
+    # As given: the absolute path would be specific to one machine.
     assert parse(source.text)["backbones"] == [{"local": "folder"}]

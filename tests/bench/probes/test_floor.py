@@ -1,4 +1,4 @@
-"""What a step costs at the least: its products by closed forms, and a bias where a backbone has none."""
+"""Tests the minimal cost of a step: matrix products by closed forms, and biases where a backbone has none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from methods import Site, create
 
 
 class Update(nn.Module):
-    """x·W and, into its own output, x·A·B: as adapted layers do it."""
+    """Computes x·W and adds x·A·B in place, as adapted layers do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Update(nn.Module):
         return (x @ self.weight).addmm_(x @ self.down, self.up)
 
     def extra_loss(self) -> Tensor:
-        """3·3·8 multiplications, and as many backward for each of the two factors."""
+        """3·3·8 multiplications forward, and as many backward for each of the two factors."""
         return (self.down.T @ self.down).sum()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def test_products_in_place_and_of_the_methods_own_loss_count() -> None:
     made: Any = Update()
     inputs = {"x": torch.randn(7, 8)}
     forward = 7 * 8 * 5 + 7 * 8 * 3 + 7 * 3 * 5
-    # Of up, of the activation before it, and of down: neither weight nor input has a gradient.
+    # Gradients of up, of the activation before it and of down; weight and input have none.
     backward = 2 * 7 * 3 * 5 + 7 * 8 * 3
     assert multiplications(made, made, inputs, torch.zeros(7, dtype=torch.long)) == (
         forward + backward + 3 * (3 * 3 * 8)
@@ -55,7 +55,8 @@ def counted(backbone: LoadedBackbone, rank: int) -> int:
 def test_what_a_rank_adds_to_lora_is_its_six_products_a_site() -> None:
     backbone = load("tiny-random-vit")
     tokens, hidden, sites, layers = 2 * 17, 32, 3, 2
-    # Two forward, two backward for the factors and two through them: none through the first layer's downs.
+    # Two products forward, two backward for the factors and two through them; none through the first layer's
+    # downs.
     products = 6 * sites * layers - sites
     assert counted(backbone, 5) - counted(backbone, 3) == 2 * tokens * hidden * products
 

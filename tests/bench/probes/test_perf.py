@@ -1,4 +1,4 @@
-"""Step times: what is timed beside what, the numbers behind a row, and what is refused."""
+"""Tests step timing: which contenders are timed together, the numbers of a row, and refused requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY = ("--backbone", "tiny-random-vit", "--device", "cpu", "--batch", "2")
 
 
 def wide() -> LoadedBackbone:
-    """With an MLP of four times the hidden size, as FacT and CaRA want it."""
+    """A backbone whose MLP is four times the hidden size, as FacT and CaRA need."""
     return RandomBackbone("wide", "vit", Geometry(32, 4, 2, 128), image_size=32, patch=8).load(None)
 
 
@@ -37,7 +37,7 @@ def test_floor_and_lora_come_first_and_each_rank_mode_once() -> None:
         ("TensLoRA qkv_depth", "isorank"),
         ("TensLoRA qkv_depth", "isoparameters"),
     ]
-    # LoRA r=4 is the reference already, whatever it is asked for as.
+    # LoRA r=4 is already the reference, so requesting it again adds nothing.
     assert labels(["lora"]) == [("floor", "–"), ("LoRA", "rank 4")]
 
 
@@ -108,14 +108,14 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
         assert row["multiplications"] > least or row["method"] == "floor"
     assert by_name["LoRA (targets=qkvo)", "isoparameters"]["ratio_to_lora_on_sites"] == 1
     for row in rows:
-        # Medians are taken part by part, so that they add up only nearly.
+        # Parts have separate medians, so they add up only approximately.
         assert row["step_ms"] > max(row["forward_ms"], row["backward_ms"]) > 0
         assert row["ratio_to_lora_low"] <= row["ratio_to_lora"] <= row["ratio_to_lora_high"]
         assert row["peak_mib"] is None or row["peak_mib"] > 0
         assert min(row["bare_ms"], row["adapted_ms"], row["ratio_adapted"]) > 0
         assert (row["merged_ms"] is None) == (row["ratio_merged"] is None) == (row["method"] == "LoRETTA-adp")
         assert row["method"] == "TRAC" or row["loaded_bytes"] == row["adapter_bytes"] == 4 * row["parameters"]
-    # Its random cores are not stored, but their seed is.
+    # Stores the seed of its random cores instead of the cores.
     assert by_name["TRAC", "isorank"]["adapter_bytes"] < by_name["TRAC", "isorank"]["loaded_bytes"]
     assert "TensLoRA qkv_depth" in picture.read_text()
 

@@ -1,4 +1,4 @@
-"""The spectrum of trained updates, against dense tensors and against a truth that is known."""
+"""Tests spectra of trained updates against dense tensors and a known true rank."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def attached(options: dict[str, Any], geometry: Geometry = SMALL) -> Adapter:
 
 
 def dense(adapter: Adapter, geometry: Geometry) -> Tensor:
-    """The fifth-order tensor itself."""
+    """The fifth-order tensor built densely."""
     deltas = {site: delta.detach().double() for site, delta in adapter.deltas()}
     names = [name for name in ATTENTION if Site(0, name) in deltas]
     tensor = torch.zeros(
@@ -65,9 +65,9 @@ def dense(adapter: Adapter, geometry: Geometry) -> Tensor:
     )
     for (p, name), layer in product(enumerate(names), range(geometry.layers)):
         delta = deltas[Site(layer, name)]
-        # (in, out), or for the output projection, whose heads are on its input, (out, in).
+        # (in, out), or (out, in) for the output projection, whose heads are on its input.
         split = (delta if name == "output" else delta.T).unflatten(1, (-1, geometry.head_size))
-        # A head that query heads share, once for each of them.
+        # A shared head appears once for each query head that uses it.
         split = split.repeat_interleave(geometry.heads // split.shape[1], 1)
         tensor[:, :, :, p, layer] = split.transpose(1, 2)
     return tensor

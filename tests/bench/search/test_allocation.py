@@ -1,4 +1,7 @@
-"""How a budget is shared among modes: each mode varied, the path to the heuristic, and what matters."""
+"""Tests how an allocation shares a budget among modes:
+
+sweeps of each mode, the path to the heuristic, importance.
+"""
 
 from __future__ import annotations
 

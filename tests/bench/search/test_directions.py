@@ -1,4 +1,4 @@
-"""What chooses by validation takes less for better where the metric says so."""
+"""Tests that every choice by validation minimises metrics for which lower is better."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..toy_suites import DIGITS, TEXT, plan, suite
 
 DATA = Path(__file__).parents[2] / "data" / "similarity.csv"
 
-#: Which of two values is the better one.
+#: The better of the two values.
 BEST = {"rmse": 0.3, "spearman": 0.5}
 
 TUNING = {"trials": 2, "seeds": [7], "by": "score", "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}

@@ -1,4 +1,4 @@
-"""Points that fail, are pruned, interrupted or lost: which of them count as tried, and which come back."""
+"""Tests points that fail, are pruned, interrupted or lost: which count as tried and which are retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pilot: chooses on validation alone, resumes, and writes a suite that runs as it stands."""
+"""Tests pilots: they choose on validation alone, resume, and write a suite that runs unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def changed(**pilot: Any) -> dict[str, Any]:
 
 @dataclass
 class Piloted:
-    """A pilot that ran, and the suite that it wrote."""
+    """A finished pilot and the suite it wrote."""
 
     suite: Path
     uri: str
@@ -117,7 +117,7 @@ def test_a_second_start_runs_nothing_and_chooses_the_same(piloted: Piloted, call
 
 
 def choose(base: dict[str, Any], loss: Callable[[Trial], float | None]) -> tuple[Choices, list[Trial]]:
-    """What a pilot chooses where trials end with these losses; None: the trial failed."""
+    """Runs a pilot on scripted losses, where None is a failed trial, and returns its choice."""
     ran: list[Trial] = []
 
     def run(rows: Any, trials: Any) -> dict[str, Record]:
@@ -192,14 +192,14 @@ def test_where_all_trials_fail_nothing_is_chosen_or_written(
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        # Symmetric about 10 ** -2; a shifted vertex; a flat one.
+        # Symmetric about 10 ** -2; a shifted vertex; a flat parabola.
         ({1e-3: 1.0, 1e-2: 0.0, 1e-1: 1.0}, 1e-2),
         ({1e-3: 1.0, 1e-2: 0.1, 1e-1: 0.2}, 3.162e-2),
         ({1e-3: 1.0, 1e-2: 1.0, 1e-1: 1.0}, 1e-3),
-        # At an edge, and outside of half decades there.
+        # Optima at an edge, and beyond it by up to half a decade.
         ({1e-3: 0.0, 1e-2: 1.0, 1e-1: 2.0}, 1e-3),
         ({5e-4: 0.0, 5e-3: 1.0, 5e-2: 2.0}, 5e-4),
-        # A collapse bends nothing, and next to a failure the lowest counts.
+        # A collapse does not bend the parabola, and beside a failure the lowest point counts.
         ({1e-3: 1.0, 1e-2: 0.0, 1e-1: 1.0, 1.0: 99.0}, 1e-2),
         ({1e-3: 1.0, 1e-2: 0.1, 1e-1: math.inf}, 1e-2),
     ],

@@ -1,4 +1,4 @@
-"""A search from its suite to its artifact: killed, resumed, by several processes, refused."""
+"""Tests searches from suite to artifact: killed, resumed, shared by processes, refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def begin(made: Searched, through: int) -> AbstractContextManager[Program]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Searched:
-    """Killed with SIGKILL while a trial ran and two were done, then finished by two processes at once."""
+    """A search killed with SIGKILL during its third trial, then finished by two processes at once."""
     changes = {
         "training": {"lr": 5e-3, "batch_size": 16, "epochs": 3},
         "search": {"trials": 6, "pruner": "median"},
@@ -56,7 +56,7 @@ def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(kil
     states = Counter(trial.state.name for trial in killed.trials)
     assert sum(states[state] for state in DONE) == 6
     assert states["RUNNING"] == states["WAITING"] == 0
-    # The one that was killed.
+    # The trial during which it was killed.
     assert states["FAIL"] >= 1
 
 
@@ -163,7 +163,7 @@ def test_whatever_makes_another_space_is_refused_and_a_larger_number_is_not(
 
 
 def test_a_head_that_follows_another_rate_makes_another_space() -> None:
-    """The suite's own rate is the same either way, and those of the grid are not."""
+    """The suite's own rate is the same either way; those of the grid differ."""
     storage = optuna.storages.InMemoryStorage()
     grid = {"search": {"trials": 6, "lr": [1e-3, 1e-2]}}
     own = grid | {"training": {**VISION["training"], "head_lr": VISION["training"]["lr"]}}
@@ -172,7 +172,7 @@ def test_a_head_that_follows_another_rate_makes_another_space() -> None:
         search(storage, own)
     study = optuna.load_study(study_name="one name", storage=storage)
     study.set_user_attr("space", {k: v for k, v in study.user_attrs["space"].items() if k != FOLLOWS})
-    search(storage, own)  # An earlier version did not say it.
+    search(storage, own)  # An earlier version did not store this.
 
 
 def test_a_study_that_went_by_the_score_is_another_one_than_by_the_loss() -> None:
@@ -181,7 +181,7 @@ def test_a_study_that_went_by_the_score_is_another_one_than_by_the_loss() -> Non
     search(storage, by["score"])
     study = optuna.load_study(study_name="one name", storage=storage)
     assert study.direction.name == "MAXIMIZE"
-    # An earlier version did not say it, and went by the score.
+    # An earlier version did not store this and chose by score.
     study.set_user_attr("space", {k: v for k, v in study.user_attrs["space"].items() if k != BY})
     with pytest.raises(UserError, match=BY):
         search(storage, by["loss"])
@@ -199,7 +199,7 @@ def test_a_small_space_ends_early_says_so_and_takes_what_is_stored(
     assert re.search(naming("only 2 points"), made.ended.out)
     assert made.states() == {"COMPLETE": 2}
     assert [trial["ranks"] for trial in made.artifact()["trials"]] == [[2], [1]]
-    # A new study finds the trials in the store.
+    # A new study finds its trials in the store.
     before = len(made.store.records())
     other = f"sqlite:///{tmp_path / 'other.db'}"
     assert call("search", made.suite, "--store", made.uri, "--storage", other).code == 0
@@ -272,7 +272,7 @@ def test_rows_that_mean_the_same_are_searched_once(tmp_path: Path, new_store: Ne
 def test_the_heuristic_beside_the_best_keeps_to_the_budget(
     tmp_path: Path, new_store: NewStore, call: Call
 ) -> None:
-    # The heuristic's smallest, 2,1,4, has 576.
+    # The smallest ranks of the heuristic, 2,1,4, have 576 parameters.
     att = {"method": "tenslora", "variant": "att"}
     made = run(tmp_path, new_store, call, methods=[att], budgets=[{"isoparameters": 1}], search={"trials": 1})
     assert made.ended.code == 0, made.ended.err
@@ -310,7 +310,7 @@ def test_the_search_prefers_the_true_ranks(tmp_path: Path, new_store: NewStore, 
             call,
             backbones=["synthetic"],
             tasks=["synthetic"],
-            # What the true update needs and no more: 103 parameters.
+            # The parameters of the true update's ranks.
             budgets=[{"parameters": 103}],
             training={"lr": 4e-2, "batch_size": 96, "epochs": 6, "weight_decay": 0},
             search={"trials": 40},
@@ -318,7 +318,7 @@ def test_the_search_prefers_the_true_ranks(tmp_path: Path, new_store: NewStore, 
     assert made.ended.code == 0, made.ended.err
     assert "only 19 points" in made.ended.out
     artifact = made.artifact()
-    # The weak ones ended early.
+    # Poor trials ended early.
     assert Counter(trial["state"] for trial in artifact["trials"])["PRUNED"] > 5
     assert tuple(artifact["best"]["ranks"]) == QKV_DEPTH_RANKS
     second = sorted(trial["value"] for trial in artifact["trials"] if trial["value"])[-2]

@@ -1,4 +1,4 @@
-"""Rank vectors within a budget: never above it, none wasted, every one reachable."""
+"""Tests rank vectors within a budget: never above it, none wasteful, all reachable."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_method_is_tuned_by_what_it_has() -> None:
         assert set(applicable(grids, create("peft", type="LOHA", rank=2), 100, head_follows=follows)) == {
             "lr"
         }
-        # The head alone is tuned by the rate that it has, whichever of the two is tuned.
+        # The head alone is tuned by its rate under either name.
         assert set(applicable(both, create("head_only"), 0, head_follows=follows)) == {"head_lr"}
     assert set(applicable(grids, create("head_only"), 0, head_follows=True)) == {"lr"}
     cores = {"core_lr": (1.0, 4.0)}
@@ -135,7 +135,7 @@ def test_a_method_is_tuned_by_what_it_has() -> None:
         ("lora", {}, set()),
     ):
         assert set(applicable(cores, create(name, **options).isorank(2), 100, head_follows=True)) == there
-    # Its rate is given for all: there is nothing to tune.
+    # Its rate is fixed, so nothing is left to tune.
     assert not applicable(grids, create("head_only"), 0, head_follows=False)
 
 

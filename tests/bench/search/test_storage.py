@@ -1,4 +1,4 @@
-"""Where studies are kept: who takes which trial of one."""
+"""Tests that concurrent users of one study take different trials."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_of_several_that_ask_at_once_each_takes_a_trial_of_its_own(tmp_path: Pat
             yield own.ask().number
 
     with ThreadPoolExecutor(2) as pool:
-        # Each has connections of its own, as processes have.
+        # Each has its own connections, like separate processes.
         taken = list(
             pool.map(lambda storage: list(trial_numbers(storage)), [open_storage(url), open_storage(url)])
         )

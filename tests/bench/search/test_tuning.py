@@ -1,4 +1,4 @@
-"""Equal tuning: the same allowance for every method, chosen on validation, locked, run on fresh seeds."""
+"""Tests equal tuning: one allowance for every method, chosen on validation, locked, run on fresh seeds."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_second_start_chooses_and_runs_nothing_again(tuned: tuple[Path, str, A
 
 
 def scripted_results(scores: dict[tuple[float, int], tuple[float, float] | None]) -> Callable[..., Result]:
-    """Gives a tuning trial the score and the loss of its rate and seed; None: it failed."""
+    """Gives a tuning trial the score and loss of its rate and seed; None is a failed trial."""
 
     def result(trial: Any, row: Any) -> Result:
         ended = scores[trial.recipe.lr, trial.seed]
@@ -125,21 +125,21 @@ def scripted_results(scores: dict[tuple[float, int], tuple[float, float] | None]
 @pytest.mark.parametrize(
     ("by", "scores", "lr", "tied"),
     [
-        # The lowest loss, whatever its score; of equal losses the best score.
+        # The lowest loss regardless of score; among equal losses the best score.
         ("loss", {1e-3: [(0.9, 0.5)], 1e-2: [(0.1, 0.4)]}, 1e-2, 0),
         ("loss", {1e-3: [(0.7, 0.4)], 1e-2: [(0.8, 0.4)]}, 1e-2, 1),
         ("loss", {1e-3: [(0.7, 0.4), (0.7, 0.2)], 1e-2: [(0.8, 0.3), (0.8, 0.3)]}, 1e-2, 1),
-        # One seed less comes after, however good the other one.
+        # A setting with a missing seed ranks below complete ones, however good its other seed.
         ("loss", {1e-3: [(0.6, 0.9), (0.6, 0.9)], 1e-2: [(0.9, 0.1), None]}, 1e-3, 0),
         ("loss", {1e-3: [None], 1e-2: [None]}, 1e-2, 0),
-        # The best score, whatever its loss.
+        # The best score regardless of loss.
         ("score", {1e-3: [(0.7, 0.2)], 1e-2: [(0.8, 0.9)]}, 1e-2, 0),
-        # Of equal scores the lowest loss, whatever the order.
+        # Among equal scores the lowest loss, in any order.
         ("score", {1e-3: [(0.7, 0.4)], 1e-2: [(0.7, 0.3)]}, 1e-2, 1),
         ("score", {1e-3: [(0.7, 0.3)], 1e-2: [(0.7, 0.4)]}, 1e-3, 1),
-        # By means over the seeds.
+        # By means over seeds.
         ("score", {1e-3: [(0.6, 0.1), (0.8, 0.7)], 1e-2: [(0.8, 0.3), (0.6, 0.3)]}, 1e-2, 1),
-        # Means are equal whose sums are, though floats may differ in their last digits.
+        # Equal sums have equal means, although floats may differ in their last digits.
         (
             "score",
             {1e-3: [(0.68, 0.9), (0.69, 0.9), (0.73, 0.9)], 1e-2: [(0.69, 0.3), (0.69, 0.3), (0.72, 0.3)]},
@@ -147,7 +147,7 @@ def scripted_results(scores: dict[tuple[float, int], tuple[float, float] | None]
             1,
         ),
         ("score", {1e-3: [(0.6, 0.9), (0.6, 0.9)], 1e-2: [(0.9, 0.1), None]}, 1e-3, 0),
-        # Nothing to share: the first.
+        # Without shared seeds the first setting wins.
         ("score", {1e-3: [None], 1e-2: [None]}, 1e-2, 0),
     ],
 )
@@ -172,7 +172,7 @@ def test_ties_are_broken_by_the_other_result_and_counted(
     (row,) = with_choices(made, store).of(None).rows
     assert row.tuning is not None
     assert (row.tuning.chosen, row.tuning.tied) == ({"lr": lr}, tied)
-    # Stored and read again, it stays as it was.
+    # It survives being stored and read again.
     store.end(store.begin_suite(with_choices(made, store)), Status.FINISHED)
     assert with_choices(made, store).of(None).rows == (row,)
 
@@ -209,7 +209,7 @@ def test_a_choice_stays_when_a_tuning_trial_is_tried_again(
     store = Store.existing(uri, "toy")
     first = with_choices(made, store).of(None).rows[0]
     assert first.tuning is not None
-    # Of three settings one finished: it is the choice, and its final trials ran.
+    # One of three settings finished and was chosen, and its final trials ran.
     assert first.tuning.chosen == made.rows[0].candidates[0].setting.model_dump(exclude_none=True)
     rerun = call("run", file, "--store", uri, "--retry-failed")
     assert "3 tuning trials, 2 to run" in rerun.out

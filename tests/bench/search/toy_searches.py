@@ -1,4 +1,4 @@
-"""Toy searches run through the program, and what they left."""
+"""Runs toy searches through the program and keeps their results."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ DONE = ("COMPLETE", "PRUNED")
 
 @dataclass
 class Searched:
-    """A search that ended, and where."""
+    """A finished search with its suite and store."""
 
     folder: Path
     suite: Path
     uri: str
     ended: Any = None
-    #: Its trials and its artifact as it ended, for tests beside one that goes on with it.
+    #: Its trials and artifact at its end, for tests beside one that continues it.
     trials: Sequence[optuna.trial.FrozenTrial] = ()
     artifacts: dict[str, Any] = field(default_factory=dict)
 

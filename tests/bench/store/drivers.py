@@ -1,4 +1,4 @@
-"""Drivers as a store knows them: alive, dead and elsewhere."""
+"""Drivers as a store sees them: alive, dead or on another machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ELSEWHERE = "elsewhere:1:0"
 
 
 def opened(store: Store, who: str | None = None) -> Claims:
-    """A driver that has given one sign of life, without a heartbeat of its own."""
+    """A driver that has given one sign of life and has no heartbeat."""
     made = Claims(Store.existing(store.uri, "toy"))
     made.beat()
     if who:
@@ -45,7 +45,7 @@ def names(store: Store) -> list[str]:
 
 
 def stored(store: Store, status: Literal["finished", "failed"], driver: str = "") -> str:
-    """A trial with its result; returns its id."""
+    """Stores a trial with its result and returns its id."""
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
     run = begun(store, trial, made.rows, tags={Tag.DRIVER: driver})

@@ -1,4 +1,4 @@
-"""Packs of some kilobytes that would take gigabytes, each in another way."""
+"""Packs of a few kilobytes that expand to gigabytes, each in a different way."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bench.store.pack import parquet
 
 from ...packs import Files, changed
 
-#: A text that a dictionary holds once, and how many row groups of 64 rows repeat it: 6 GiB written out.
+#: A text stored once in a dictionary, and the number of 64-row groups that repeat it: 6 GiB expanded.
 LONG, GROUPS = "x" * 2**20, 96
 
 
 def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
-    """Writes each table so many times, one row group after the other."""
+    """Writes each table this many times, one row group after another."""
     file = io.BytesIO()
     with pq.ParquetWriter(file, parts[0][0].schema, compression="zstd", compression_level=9, **how) as writer:
         for table, times in parts:
@@ -33,7 +33,7 @@ def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
 
 
 def _runs(content: bytes, **columns: Any) -> tuple[pa.Table, pa.Table]:
-    """The runs, and as many trials as `columns` say with these."""
+    """The table of runs with `columns` added to many trials."""
     table = pq.read_table(io.BytesIO(content))
     last = table.slice(len(table) - 1).to_pylist()[0]
     count = len(next(iter(columns.values())))
@@ -79,21 +79,21 @@ def _objects(content: bytes) -> bytes:
 
 
 def _padded(content: bytes) -> bytes:
-    """Runs with 400 MiB between them and the footer, which states 2^61 of them."""
+    """A table of runs with 400 MiB before the footer, which states 2^61 of them."""
     file = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(content)), file)
     written = file.getvalue()
     begin = len(written) - 8 - int.from_bytes(written[-8:-4], "little")
     rows = pq.read_metadata(file).num_rows
     assert rows < 64
-    # In Thrift: the number of rows, and the list of row groups.
+    # Thrift fields: the number of rows, and the list of row groups.
     stated = bytes([0x16, 2 * rows, 0x19])
     footer = written[begin:-8].replace(stated, b"\x16" + b"\x80" * 8 + b"\x40\x19", 1)
     padding = (os.urandom(2**16) + bytes(2**23)) * 50
     return written[:begin] + padding + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
-#: The end of the names of the files that are changed, and what they become.
+#: Maps file name endings to the function that changes the file.
 IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "a tag that a dictionary repeats": ("runs.parquet", _repeated_tag),
     "pages that compress to nothing": ("runs.parquet", _empty_pages),
@@ -106,12 +106,12 @@ IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "millions of objects in JSON": ("plan.json", _objects),
 }
 
-#: A file of the zip that unpacks to more than it states.
+#: The zip member that expands beyond its stated size.
 UNDERSTATED = "a file that unpacks to more than it states"
 
 
 def hostile(pack: Path, target: Path, way: str) -> Path:
-    """A pack that is changed in one of these ways, with its hashes made anew."""
+    """A pack changed in one of these ways, with valid hashes."""
     if way == UNDERSTATED:
         return _understated(pack, target)
     ending, change = IN_FILES[way]
@@ -124,7 +124,7 @@ def hostile(pack: Path, target: Path, way: str) -> Path:
 
 
 def _understated(pack: Path, target: Path) -> Path:
-    """The plan, followed by zeros of which the zip file says nothing."""
+    """Appends zeros to the plan that the zip file does not declare."""
     plan = [b""]
 
     def edit(content: Files) -> None:
@@ -143,6 +143,6 @@ def _understated(pack: Path, target: Path) -> Path:
                     stream.write(zeros)
         for entry in file.infolist():
             if entry.filename.endswith("plan.json"):
-                # What is written of it at the end of the file.
+                # The size that the zip directory states.
                 entry.file_size, entry.CRC = size, zlib.crc32(plan[0])
     return target

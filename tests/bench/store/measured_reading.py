@@ -1,7 +1,7 @@
-"""Reads all of a pack, and prints why it is refused and by how many MiB the process's memory grew at most.
+"""Reads a pack and prints why it is refused and by how many MiB memory grew at most.
 
-A script: `measured_reading.py SOUND PACK` reads a sound pack first, so that the code that reading runs is in
-memory before the measurement begins.
+A script: `measured_reading.py SOUND PACK` first reads a sound pack, so that the code for reading is loaded
+before the measurement begins.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read(pack: str) -> None:
 
 def main(sound: str, pack: str) -> None:
     read(sound)
-    # Forgets the peak.
+    # Resets the peak.
     Path("/proc/self/clear_refs").write_text("5")
     before, refusal = mib("VmRSS"), ""
     try:

@@ -1,4 +1,4 @@
-"""Artifacts of runs: hashes, changed and broken files, and tables of predictions."""
+"""Tests artifacts of runs: hashes, changed and broken files, and tables of predictions."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], st
 
 @pytest.fixture
 def broken(ran: Ran) -> Any:
-    """Puts something in the place of an artifact of the suite's run (plan.json) or of its trial's."""
+    """Replaces an artifact of the suite's run (plan.json) or of its trial's."""
     kept: dict[Path, bytes] = {}
 
     def put(name: str, content: bytes | None) -> str:
@@ -105,7 +105,7 @@ def broken(ran: Ran) -> Any:
         if name == "plan.json":
             (record,) = ran.store.records("suite")  # type: ignore[arg-type]
         elif Tag.HASHES in record.tags:
-            # As of an older version: otherwise its hash alone would tell.
+            # Like an older version's: otherwise the hash alone would reveal the change.
             ran.store.client.delete_tag(record.run_id, Tag.HASHES)
         file = ran.artifact(record, name)
         kept[file] = file.read_bytes()

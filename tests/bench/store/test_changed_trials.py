@@ -1,4 +1,4 @@
-"""A start says when stored trials would run again because of little."""
+"""Tests that a start reports stored trials that would run again because of small changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METHODS = ["lora", "head_only"]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Store:
-    """Two methods on two seeds, as a version ran them whose adapters decayed as heads."""
+    """A store with two methods on two seeds, as run by a version that decayed adapters like heads."""
     store = Store.create(new_store(tmp_path_factory.mktemp("earlier")), "toy")
     executed(store, plan(methods=METHODS, seeds=[0, 1], training=EARLIER))
     return store
@@ -53,7 +53,7 @@ def test_nothing_is_said_and_read_where_nothing_would_run_again(
 
     monkeypatch.setattr(store, "content", refuse)
     assert messages(store, plan(methods=METHODS, seeds=[0, 1], training=EARLIER)) == []
-    # Neither for trials that nothing like them has run.
+    # Silent for trials that no similar trial has run.
     assert messages(store, plan(methods=["lotr"], training=SHORT)) == []
     assert messages(store, plan(seeds=[2], training=SHORT)) == []
 

@@ -1,4 +1,4 @@
-"""Several drivers on one experiment: who claims a trial, who is dead, what a dead one leaves."""
+"""Tests several drivers on one experiment: claims, death of drivers, and what the dead leave behind."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_claim_of_a_driver_that_died_here_is_followed_by_the_next_attempt(stor
     assert take(gone)
     taken, living = last.taken(), last.living()
     assert take(next_one)
-    # Who looked before is late, and who looks now sees that it is taken.
+    # The driver that looked earlier is late, and the later look sees the claim.
     assert not last.take("t", taken, living)
     assert not take(last)
     assert sorted(name.rpartition(".")[2] for name in names(store)) == ["1", "2"]
@@ -107,7 +107,7 @@ def test_a_driver_elsewhere_is_dead_when_it_has_given_no_sign_for_long(
     assert not take(here)
     clock[0] += claims.EXPIRY - 1
     assert not take(here)
-    # A sign of life, and it counts from there.
+    # A sign of life restarts the timeout.
     store.client.set_experiment_tag(
         store.experiment.experiment_id, SIGN + far.driver, json.dumps({"owner": ELSEWHERE, "beat": 2})
     )
@@ -269,7 +269,7 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
     real = driving._Driving._wait
 
     def wait(self: driving._Driving) -> None:
-        # The other driver ends when this one has begun to wait.
+        # The other driver ends once this one has begun to wait.
         if not waits:
             finish()
         waits.append(1)
@@ -298,7 +298,7 @@ def test_a_start_sweeps_what_a_killed_driver_left_of_a_trial_that_has_its_result
     assert take(gone, settled)
     assert take(gone, "open")
     with session(store) as at_work:
-        # One that has no result says which attempt is the next.
+        # A claim without result states the next attempt.
         assert set(at_work.claims.taken()) == {"open"}
     assert signs(store) == []
 
@@ -317,7 +317,7 @@ def test_a_claim_on_a_failed_trial_stays_while_another_driver_may_be_trying_it_a
 def test_a_record_that_is_sent_by_a_later_start_takes_its_claim_with_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver ended while the store was away: neither its claim nor its sign could be deleted."""
+    """The store was away when the driver ended, so its claim and sign could not be deleted."""
     first = Store.existing(store.uri, "toy")
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
 

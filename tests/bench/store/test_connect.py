@@ -1,4 +1,4 @@
-"""Opening a store: addresses, tables that a kill leaves half made, and stores that were moved."""
+"""Tests opening a store: addresses, tables left incomplete by a kill, and moved stores."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_messages_and_folders_do_not_show_a_password(tmp_path: Path, monkeypatch
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path))
     address, other_address = (f"postgresql://host/db?password=secret{i}" for i in (1, 2))
     assert "secret" not in str(state_folder(address))
-    # A changed password leaves what waits for the store where it is.
+    # Changing the password keeps the folder of waiting records.
     assert state_folder(address) == state_folder(other_address)
     for uri in ("ftp://host/?password=secret", "sqlite:///file.db?password=secret"):
         with pytest.raises(UserError) as error:
@@ -156,7 +156,7 @@ def test_a_renamed_store_is_resumed_reported_and_exported(
     trial = plan(**SUITE).trials[0].id
     exported = call("export", trial, "--store", uri, "--out", tmp_path / "adapter")
     assert exported.code == 0, exported.err
-    # MLflow's own interface finds them too, and nothing was written where the store lay before.
+    # MLflow's own interface finds them too, and the old folder stays empty.
     client = MlflowClient(uri)
     for record in Store.existing(uri, "toy").records():
         assert {"config.json", "adapter.safetensors"} <= {
@@ -189,7 +189,7 @@ def test_a_database_whose_artifacts_stayed_still_finds_them(tmp_path: Path, new_
     (record,) = store.records()
     assert store.plan() is not None
     assert record.artifacts.startswith((tmp_path / "old").as_uri())
-    # The same folder by another way to it is no move.
+    # Another path to the same folder is not a move.
     (tmp_path / "link").symlink_to(tmp_path / "old")
     (tmp_path / "new" / "other.db").rename(tmp_path / "old" / "mlflow.db")
     follow(tmp_path / "link" / "mlflow.db")
@@ -206,7 +206,7 @@ def uri(folder: Path) -> str:
 
 
 def statements(folder: Path, how: Literal["bench", "mlflow"]) -> int:
-    """How many statements it takes to open the store of a folder; one that is there stays as it is."""
+    """The number of statements that open the store of a folder; an existing store stays unchanged."""
     scale = folder / "scale"
     scale.mkdir()
     if (folder / "mlflow.db").exists():
@@ -215,7 +215,7 @@ def statements(folder: Path, how: Literal["bench", "mlflow"]) -> int:
 
 
 def usable(folder: Path) -> list[str]:
-    """The experiments of the store, and of one that is added."""
+    """The experiments of the store after adding one."""
     client = connect(uri(folder), create=True)
     client.create_experiment("new")
     return sorted(experiment.name for experiment in client.search_experiments())
@@ -259,7 +259,7 @@ def test_tables_of_somebody_else_stay(tmp_path: Path, empty_store: Path) -> None
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    """The folder of a store with one experiment, whose tables are those of an earlier MLflow."""
+    """The folder of a store with one experiment and the tables of an earlier MLflow."""
     database = tmp_path / "mlflow.db"
     engine = create_engine(f"sqlite:///{database}")
     Base.metadata.create_all(engine)
@@ -292,7 +292,7 @@ def test_an_upgrade_that_was_killed_is_undone_by_the_command_that_the_next_start
     undo = shlex.split(str(refused.value).rpartition("this undoes it: ")[2])
     assert undo[0] == "mv"
     subprocess.run(undo, check=True)
-    # Not in this process, in which MLflow still has the file open that went.
+    # In a new process: MLflow in this one still has the removed file open.
     first_statements(earlier, uri(earlier))
     with closing(sqlite3.connect(earlier / "mlflow.db")) as connection:
         names = connection.execute("SELECT name FROM experiments ORDER BY name").fetchall()

@@ -1,4 +1,4 @@
-"""A network that loses, cuts, doubles and delays answers: nothing hangs, and nothing is there twice."""
+"""Tests a network that loses, cuts, duplicates and delays answers: nothing hangs or appears twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Server]:
-    """An MLflow server over a SQLite file."""
+    """An MLflow server over an SQLite file."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     started = Server(f"sqlite:///{folder / 'mlflow.db'}", folder)
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
 
 @pytest.fixture
 def between(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The way to the server. What is tried again is tried at once."""
+    """The proxy before the server. Retries do not wait."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     monkeypatch.setattr(claims, "PROBE", 0.05)
@@ -41,7 +41,7 @@ def between(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 def check(store: Store, trials: int) -> None:
-    """Each trial exactly once finished, nothing open, no claim and no sign left."""
+    """Checks that each trial finished exactly once and no run, claim or sign remains."""
     records = store.records()
     done = Counter(record.trial_id for record in records if record.status == "FINISHED")
     assert sorted(done.values()) == [1] * trials
@@ -83,14 +83,14 @@ def test_a_fault_at_the_first_request_to_every_endpoint_loses_and_repeats_nothin
 def test_what_the_store_did_and_could_not_tell_is_taken_up(
     between: Proxy, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
-    """A claim is adopted; a run that nobody knows of is closed."""
+    """A claim whose answer was lost is adopted; an unknown run is closed."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     made = plan(methods=["head_only"], training=SHORT)
     store = Store.create(between.uri, f"untold-{endpoint.rpartition('/')[0].rpartition('/')[2]}")
     lost: list[str] = []
 
     def choose(requested: str) -> Fault | None:
-        # The suite's own run is made first.
+        # The suite's own run comes first.
         if requested != endpoint or (between.requests[requested] < 2 and "runs" in requested) or lost:
             return None
         lost.append(requested)

@@ -1,4 +1,4 @@
-"""`kill -9` of an unpack, wherever it is: nothing half counts, and the same unpack completes it."""
+"""Kills an unpack at every step: partial results never count, and repeating it completes it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.processes
 
 NewStore = Callable[[Path], str]
 
-#: How many of the database's statements are tried, beside every file.
+#: The number of database statements tried, besides every file.
 STATEMENTS = 4
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tuple[Path, Path]:
-    """Packs of one trial, without its adapter and with it."""
+    """Packs of one trial, without and with its adapter."""
     folder = tmp_path_factory.mktemp("trained")
     store = Store.create(new_store(folder), "toy")
     executed(store, plan(methods=["lora"], training=SHORT))
@@ -42,7 +42,10 @@ def run_unpacking(folder: Path, uri: str, pack: Path, last: int = 0) -> Program:
 
 
 def refuse_half_results(uri: str, bare: bool) -> None:
-    """Whatever counts as finished can be read, whole; an adapter also later, where there was none before."""
+    """Checks that everything that counts as finished is readable in full
+
+    a missing adapter may arrive later.
+    """
     store = Store.there(uri, "toy")
     records = [record for record in store.records() if record.status == Status.FINISHED] if store else []
     for record in records:

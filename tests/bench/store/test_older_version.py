@@ -1,9 +1,8 @@
-"""What version 0.1.0 stored, when the harness was laid out otherwise: read, resumed, reported and exported.
+"""Tests that the stores of version 0.1.0 can be read, resumed, reported and exported.
 
-`version_0_1_0.tar.xz` has four suites, the rows that they left in the tables of MLflow and of Optuna, their
-artifacts and an outbox. `@FOLDER@` in it stands for where it lies, `@HOST@` for the machine that ran it. That
-version decayed adapters as it did heads, and chose by the score: to mean the same trials now, its suites have
-to say so.
+`version_0_1_0.tar.xz` has four suites, their rows in MLflow's and Optuna's tables, their artifacts and an
+outbox. `@FOLDER@` stands for its location, `@HOST@` for the machine that ran it. That version decayed
+adapters like heads and chose by score, so its suites must state both to mean the same trials now.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ Call = Callable[..., Any]
 ARCHIVE = Path(__file__).with_name("version_0_1_0.tar.xz")
 
 
-#: What its suites did without saying so, by section.
+#: The implicit recipe of its suites, by section.
 THEN = {"training": f"adapter_weight_decay: {AS_HEAD}, select: score"}
 THEN |= dict.fromkeys(("tuning", "search", "allocation"), "by: score")
 
 
 class Old:
-    """The suites and the store of that version, in a folder of their own."""
+    """The suites and store of that version in their own folder."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder, self.uri = folder, uri
@@ -69,7 +68,7 @@ class Old:
 
 
 def _fill(database: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
-    """Puts rows into tables that the installed version of MLflow or Optuna has made."""
+    """Inserts rows into tables created by the installed version of MLflow or Optuna."""
     with sqlite3.connect(database) as connection:
         for table, rows in tables.items():
             for row in rows:
@@ -117,7 +116,7 @@ def test_what_its_tuning_chose_is_known(old: Old) -> None:
     assert (row.tuning.chosen, row.tuning.edge, row.tuning.epochs) == ({"lr": 0.1}, ("lr",), 1)
     (planned,) = make_plan(load_suite(old.suite("old-tuned"))).stored().rows
     assert planned.tuning is not None
-    # The points of a grid that is tried whole are the same, in another order.
+    # A grid tried in full has the same points in another order.
     assert set(planned.tuning.ids) == set(row.tuning.ids)
 
 
@@ -154,7 +153,7 @@ def test_all_of_it_travels_in_a_pack(old: Old, tmp_path: Path, new_store: Callab
     assert {merged.name for merged in opening.unpack(first.path, store=uri)} == set(names)
     second = opening.pack(*names, out=tmp_path / "again.tensorbench.zip", store=uri)
     assert second.path.read_bytes() == first.path.read_bytes()
-    # Searches and allocations hold the trials that they tried, as they did.
+    # Searches and allocations still hold their trials.
     there, here = (Store.existing(where, "old-searched") for where in (old.uri, uri))
     for kind in (Kind.SEARCH, Kind.ALLOCATION):
         (before,), (after,) = there.records(kind), here.records(kind)

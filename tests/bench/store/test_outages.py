@@ -1,4 +1,4 @@
-"""A store that is full, away or short of a run: nothing reported is lost, and nothing comes twice."""
+"""Tests a store that is full, unreachable or lacks a run: nothing is lost or stored twice."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
         patch.setattr(bench.store.store, "keep_files", full)
         with pytest.raises(StoreError, match=r"No space left on device.*1 record\(s\) wait in .*outbox"):
             executed(store, made)
-    # Closed, for whoever sees only the store; the record says how it really ended.
+    # The store shows it as closed; the record has its real ending.
     assert [record.status for record in store.records()] == ["KILLED"]
     later_store = Store.existing(store.uri, "toy")
     with session(later_store) as at_work:

@@ -1,4 +1,4 @@
-"""Records that the store does not take, on disk or from a trial: each is put aside, and the work goes on."""
+"""Tests records that the store rejects: each is put aside and work goes on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 
 def leave(store: Store, name: str, run_id: str) -> Path:
-    """A record in the outbox, as a process that ended leaves it."""
+    """Puts a record into the outbox, as an ended process leaves it."""
     tags = {"failure": "error", "failure_message": "it broke"}
     outbox = Outbox(store.outbox)
     kept = outbox.keep(Record(run_id, "t", Status.FAILED, 0, tags, ended=1))
@@ -49,7 +49,7 @@ def leave(store: Store, name: str, run_id: str) -> Path:
 
 
 def leave_letter(store: Store, name: str, run_id: str) -> Path:
-    """The same as an earlier version left it."""
+    """Puts a record into the outbox as an earlier version left it."""
     kept = leave(store, name, run_id)
     (kept / "record.json").unlink()
     letter = {
@@ -72,7 +72,7 @@ def open_run(store: Store) -> str:
     return begun(store, made.trials[0], made.rows).run_id
 
 
-#: What is left of the file, by what is done to its content.
+#: The remains of the file, by what is done to its content.
 CHANGES: dict[str, Change] = {
     "no object": lambda content: [1],
     "a field too few": lambda content: {key: content[key] for key in content if key != "run_id"},
@@ -87,7 +87,7 @@ CHANGES: dict[str, Change] = {
     "a step beyond all numbers": lambda content: {**content, "points": [["score", 1.0, 5, 10**30]]},
     "a metric that cannot be named so": lambda content: {**content, "metrics": {"a\nb": 1.0}},
 }
-#: The same of what an earlier version left.
+#: The same for a file of an earlier version.
 LETTER_CHANGES: dict[str, Change] = {
     "a field too many": lambda letter: {**letter, "of": "a later version"},
     "params that are a list": lambda letter: {**letter, "params": ["lr"]},
@@ -182,7 +182,7 @@ def failing_at(run_id: Callable[[str], bool], error: Exception) -> Callable[...,
 def test_a_record_at_which_the_store_fails_every_time_is_put_aside(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows why; the store takes others."""
+    """The cause is unknown, and the store accepts other records."""
     bad = open_run(store)
     leave(store, "0", bad)
     leave(store, "1", open_run(store))
@@ -264,7 +264,7 @@ def test_a_failure_with_any_message_is_stored(
     monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError(said)))
     (event,) = executed(store, plan(methods=["head_only"], training=SHORT))
     assert event.ending is not None
-    # A terminal takes nothing else.
+    # A terminal accepts nothing else.
     event.ending.failure.encode()
     (record,) = store.records()
     assert record.status == "FAILED"

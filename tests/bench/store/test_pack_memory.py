@@ -1,4 +1,4 @@
-"""No pack takes more memory than its rows need, however it is made."""
+"""Tests that reading a pack never takes more memory than its rows need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..programs import Program
 from . import measured_reading
 from .hostile_packs import IN_FILES, UNDERSTATED, hostile
 
-#: What a process that reads a pack may take beyond what its imports take, in MiB.
+#: The allowed memory growth of a process that reads a pack, beyond its imports, in MiB.
 MOST = 300
 
 pytestmark = [
@@ -30,7 +30,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], s
 
 
 def reading(sound: Path, pack: Path, folder: Path) -> tuple[str, float]:
-    """Why a pack is refused, and how many MiB a process took to see it."""
+    """The reason for refusing a pack and the memory growth in MiB of the process that read it."""
     program = Program(Path(measured_reading.__file__), (sound, pack), folder, folder / "reading.log")
     refusal, taken = json.loads(program.output().splitlines()[-1])
     return refusal, taken

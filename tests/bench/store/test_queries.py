@@ -1,4 +1,4 @@
-"""Records read from MLflow's tables: those that its client gives, also where the tables are other ones."""
+"""Tests that records read from MLflow's tables equal those of its client, even for unknown tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..toy_suites import plan
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Store:
-    """One with a suite's run, and trials that run, failed and were deleted."""
+    """A store with a suite's run and trials that are running, failed and deleted."""
     opened = Store.create(new_store(tmp_path_factory.mktemp("tables")), "toy")
     made = plan(methods=["lora", "head_only"])
 
@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], 
 
 
 def shown(records: list[Record]) -> list[str]:
-    """As texts, since a number that is none differs from itself."""
+    """Records as texts, because NaN differs from itself."""
     return [str(asdict(record)) for record in records]
 
 
@@ -107,7 +107,7 @@ def test_a_database_that_is_locked_says_so(store: Store, monkeypatch: pytest.Mon
 
 def test_a_database_that_is_away_is_asked_once_and_says_so() -> None:
     uri = "postgresql+psycopg2://me:secret@127.0.0.1:9/away"
-    # The client, which would ask again, has nothing to answer with.
+    # The client, which would retry, has no server either.
     client: Any = SimpleNamespace(tracking_uri=uri)
     experiment: Any = SimpleNamespace(experiment_id="1")
     with pytest.raises(StoreError, match="Connection refused") as error:

@@ -1,4 +1,4 @@
-"""The store: no trial counted twice, clear words where it cannot be used."""
+"""Tests the store: no trial counts twice, and errors say why it cannot be used."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def statuses(store: Store) -> list[str]:
 
 
 def chosen(*stati: str) -> int:
-    """The index of the record that counts, of one trial's from old to new."""
+    """The index of the record that counts among one trial's, ordered by time."""
     records = [Record(str(i), "t", Status(status), i, {}, {}) for i, status in enumerate(stati)]
     return int(latest(records)["t"].run_id)
 
@@ -68,7 +68,7 @@ def chosen(*stati: str) -> int:
         (("FINISHED", "KILLED"), 0),
         (("FAILED", "FAILED"), 1),
         (("KILLED", "RUNNING"), 1),
-        # A retry that was killed: the failure stands, so that the same command tries it again.
+        # A killed retry leaves the failure in place, so the same command tries again.
         (("FAILED", "KILLED"), 0),
         (("FAILED", "RUNNING"), 0),
         (("PRUNED", "KILLED"), 0),
@@ -107,7 +107,7 @@ def test_only_what_finished_with_a_finite_number_has_a_score() -> None:
 
 
 def test_two_first_starts_at_once_make_one_experiment(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The other one comes between our look and our creation.
+    # The other process creates it between our check and our creation.
     real = MlflowClient.create_experiment
 
     def late(self: MlflowClient, name: str, **options: Any) -> str:
@@ -167,7 +167,7 @@ def test_the_plan_of_the_latest_start_is_kept_in_one_run(store: Store) -> None:
     assert store.plan() is None
     experiment = store.experiment.experiment_id
     cut_short = store.client.create_run(experiment, tags={"kind": "suite"}).info.run_id
-    # Its start died before it had stored the plan.
+    # Its driver died before storing the plan.
     assert store.plan() is None
     first = store.begin_suite(plan())
     assert first == cut_short
@@ -254,7 +254,7 @@ def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
 
 @pytest.fixture
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow waits for seconds before it asks a server again that is not there."""
+    """Keeps MLflow from waiting before it retries an absent server."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
@@ -294,7 +294,7 @@ def test_no_error_shows_a_store_s_password(uri: str, no_retries: None) -> None:
     ) as error:
         Store.create(uri, "toy")
     assert "secret" not in str(error.value)
-    # MLflow's own words hold the address.
+    # MLflow's own message contains the address.
     with pytest.raises(MlflowException, match="secret") as raw:
         MlflowClient(uri).search_experiments()
     with pytest.raises(StoreError, match=r"127.0.0.1") as error, storing():
@@ -319,7 +319,7 @@ def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch
 def test_a_store_in_a_folder_that_cannot_be_written_to_is_read(
     uri: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever runs the tests may be root, whom no mode of a folder stops.
+    # The tests may run as root, whom no folder mode stops.
     monkeypatch.setattr("os.access", lambda path, mode: False)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     assert Store.existing(uri, "toy").records() == []

@@ -1,8 +1,8 @@
 """Unpacks a pack and kills itself on the way.
 
-A script: `unpacking.py EVENT URI PACK` ends by SIGKILL at the event of this number, from 1; 0 lets all
-through. An event is a statement that the database is about to get, or a file among the artifacts of which
-one half is written. In the end it prints how many events there were, and which of them were files.
+A script: `unpacking.py EVENT URI PACK` ends by SIGKILL at the event with this number, counted from 1; 0 lets
+everything pass. Events are database statements about to be sent and artifact files half written. At its end
+it prints the number of events and which of them were files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(last: int, uri: str, pack: str) -> None:
 
     @event.listens_for(Engine, "connect")
     def unsynced(connection: Any, _: object) -> None:
-        # A killed process loses nothing by it: what was written is the system's by then.
+        # A killed process loses nothing, because the system already has the written data.
         if isinstance(connection, sqlite3.Connection):
             connection.execute("PRAGMA synchronous = OFF")
 

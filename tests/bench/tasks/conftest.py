@@ -1,4 +1,4 @@
-"""What tests of tasks share."""
+"""Fixtures for tests of tasks."""
 
 from __future__ import annotations
 

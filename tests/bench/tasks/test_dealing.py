@@ -1,4 +1,4 @@
-"""What is dealt together, what is dropped, and what every deal has in common."""
+"""Tests how examples are dealt to splits: together, dropped, and the properties of every deal."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_normalised_text(text: str, other: str, same: bool) -> None:
 )
 def test_marks_and_symbols_tell_texts_of_one_s_own_apart(text: str, other: str) -> None:
     assert text_content(text, 2) != text_content(other, 2)
-    # By these rules results of registered tasks are published.
+    # Published results of registered tasks follow this version.
     assert text_content(text) == text_content(other)
 
 

@@ -1,4 +1,4 @@
-"""Described data in JSON lines: what is refused, and by which line, and of what kind a column is."""
+"""Tests described data in JSON lines: refused lines, and the inferred type of a column."""
 
 from __future__ import annotations
 

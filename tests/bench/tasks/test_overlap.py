@@ -1,4 +1,4 @@
-"""Test examples that are also in train are counted where data are prepared, and shown beside the sizes."""
+"""Tests that test examples also present in train are counted on preparation and shown beside the sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OFFICIAL = ["train"] * 120 + ["validation"] * 30 + ["test"] * 50
 
 
 class OfficialText(ToyText):
-    """Twelve texts of test are texts of train, up to case, and three of validation."""
+    """A task with twelve test and three validation texts that are also in train, up to case."""
 
     name = "official-text"
     fractions = (100, 0, 0)
@@ -32,7 +32,7 @@ class OfficialText(ToyText):
 
 
 class OfficialImages(ToyImages):
-    """Four images of test are those of train."""
+    """A task with four test images that are also in train."""
 
     name = "official-images"
     fractions = (100, 0, 0)
@@ -82,7 +82,7 @@ def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
 
 
 def test_data_of_an_earlier_version_tell_nothing(own_cache: Path) -> None:
-    """Its cache has the deal and the prepared texts, and not what is the same."""
+    """Its cache holds the deal and the prepared texts but not the overlap."""
     task = OfficialText()
     prepare(task, TEXT)
     for folder in (own_cache / "prepared").glob("contents-*"):

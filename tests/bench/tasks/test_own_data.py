@@ -1,4 +1,4 @@
-"""Data that a suite describes: what is read, what it is known by, and what is refused."""
+"""Tests data that a suite describes: what is read, what identifies it, and what is refused."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_a_row_in_another_encoding_is_named(tmp_path: Path, row: bytes, before: 
 )
 def test_a_blank_value_is_a_hole_in_every_format(tmp_path: Path, kind: str, column: str, hole: str) -> None:
     if kind == "hub" and column == "who":
-        return  # a hub takes no groups
+        return  # hub data has no groups
     rows = [{"body": f"w{i}", "stars": "ab"[i % 2], "who": f"p{i // 4}"} for i in range(40)]
     rows[7][column] = hole
     (tmp_path / "r.csv").write_text("body,stars,who\n" + "".join(f"{','.join(r.values())}\n" for r in rows))

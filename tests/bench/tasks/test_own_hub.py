@@ -1,4 +1,4 @@
-"""Data of a hub: registered ones in their layouts, and those that a suite describes."""
+"""Tests hub data: registered tasks in their layouts, and those that a suite describes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_vtab_is_read_from_its_published_layout(tmp_path: Path, own_cache: Path)
     for row in rows:
         own = row.lookup()
         assert (own.classes, own.sizes) == (("0", "1", "2"), (3, 2, 2))
-        # As FacT normalises, whatever the backbone wants.
+        # FacT's normalisation, regardless of the backbone's.
         image_input = row.input(IMAGES)
         assert (image_input.mean, image_input.resize) == ((0.485, 0.456, 0.406), 224)
     data = prepare(rows[0].lookup(), IMAGES)
@@ -95,7 +95,7 @@ def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> 
         topics = [("sport", "arts")[i % 2] for i in range(40)]
         table = {"title": [f"{split} w{i}" for i in range(40)], "topic": topics}
         pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
-    # By a seed the last one reads what the one before it has prepared.
+    # With fixed splits the last plan reads what the one before prepared.
     for seed in (None, 0, 0):
         own = task(tmp_path, **row, classes=["sport", "arts"], source={"local": str(tmp_path)})
         assert [len(split) for split in splits(prepare(own, TEXT, split_seed=seed))] == [36, 4, 40]

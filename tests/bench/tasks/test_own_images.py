@@ -1,4 +1,4 @@
-"""Images in files that a suite describes: where they lie, and what is refused."""
+"""Tests image files that a suite describes: their layouts and what is refused."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_table_never_names_an_image_elsewhere(tmp_path: Path) -> None:
 
 
 def png_of_16_bits() -> bytes:
-    """A PNG in RGB as the standard has it, since PIL writes none of 16 bits."""
+    """Encodes a 16-bit RGB PNG, which PIL cannot write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return (

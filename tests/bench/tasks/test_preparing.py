@@ -1,4 +1,4 @@
-"""Preparation is done once, and batches are what the model's own tools would make."""
+"""Tests that data are prepared once and batches equal those of the model's own tools."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_text_batch_is_the_tokenizers_own(own_cache: Path) -> None:
         data = prepare(task, TEXT, max_tokens=max_tokens)
         for split in splits(data):
             assert isinstance(split, TextSplit)
-            # The last example ends the buffer, past which padding must not reach.
+            # The last example ends the buffer, which padding must not overrun.
             for indices in ([0], [len(split) - 1, 3, 3, 7], list(range(len(split)))):
                 texts = [text_of[int(split.ids[i])] for i in indices]
                 expected = tokenizer()(
@@ -92,7 +92,7 @@ def test_images_are_cropped_to_their_centre_and_antialiased(own_cache: Path) -> 
             for i in range(40):
                 image = np.zeros((64, 128, 3), dtype=np.uint8)
                 image[:, :32, 2] = image[:, 96:, 2] = 255
-                # Stripes finer than the result: without antialiasing they come out black or white.
+                # Stripes finer than the result: without antialiasing they become black or white.
                 image[::2, 32:96, 0] = 200 + i
                 images.append(image)
             return Examples(images, [i % 2 for i in range(40)], range(40))
@@ -192,7 +192,7 @@ def test_key_names_what_the_preparation_depends_on() -> None:
         data_key(ToyImages(), replace(IMAGES, size=32)),
     ]
     assert all(a != b for i, a in enumerate(keys) for b in keys[:i])
-    # Beyond the model's own limit, more tokens change nothing.
+    # Beyond the model's limit, more tokens change nothing.
     assert data_key(ToyText(), TEXT, max_tokens=500) == keys[0]
 
 
@@ -227,12 +227,12 @@ def test_scores() -> None:
     guesses = torch.tensor([0, 0, 1, 1, 2, 0, 1, 0])
     logits = torch.nn.functional.one_hot(guesses, 3).float()
     assert score("accuracy", logits, labels) == 0.75
-    # Not the nearest float32.
+    # The nearest float32 would differ.
     assert score("accuracy", logits[:5], labels[:5]) == 4 / 5
-    # 6 of 8 right; 4, 2 and 2 are of each class and 4, 3 and 1 guessed: (6·8 − 24) / √((64 − 24)·(64 − 26)).
+    # 6 of 8 right; classes 4, 2, 2 and guesses 4, 3, 1: (6·8 − 24) / √((64 − 24)·(64 − 26)).
     assert score("matthews", logits, labels) == pytest.approx(24 / math.sqrt(40 * 38))
     assert score("matthews", torch.zeros(8, 3), labels) == 0
-    # Whoever always guesses one of two classes knows nothing, the larger one too.
+    # Guessing always the same class scores zero, even the larger one.
     for column in (0, 1):
         constant = torch.zeros(10, 2)
         constant[:, column] = 1

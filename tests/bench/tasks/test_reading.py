@@ -1,4 +1,4 @@
-"""Examples that are not what the task declares are refused with the row named, and never cut to fit."""
+"""Tests that examples that contradict their task are refused by row and never truncated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText
 
 
 def changed(task: type[Task], **fields: Any) -> Task:
-    """A toy task with other examples: a function of the old field's values, or new values."""
+    """A toy task with one field of its examples replaced, or mapped by a function."""
 
     class Changed(task):  # type: ignore[misc, valid-type]
         def examples(self) -> Examples:
@@ -29,7 +29,7 @@ def changed(task: type[Task], **fields: Any) -> Task:
 
 
 def at(row: int, field: str, value: Any) -> Any:
-    """The field with another value in one row."""
+    """A change that sets one row of a field."""
 
     def change(plain: Examples) -> list[Any]:
         values = getattr(plain, field) or ["train"] * len(plain.ids)

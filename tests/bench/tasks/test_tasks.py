@@ -1,4 +1,4 @@
-"""Our tasks: what they hold, how large their splits are, and that splits part no duplicates."""
+"""Tests the registered tasks: contents, sizes, and splits that keep duplicates together."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_every_rated_sentence_is_in_one_pair(real: Any) -> None:
     differences = [rated[first] - rated[second] for first, second in examples.inputs]
     assert list(examples.labels) == pytest.approx(differences)
     assert tuple(map(len, splits(data))) == task.sizes
-    # Neither side is the better one.
+    # Neither side is better on average.
     assert abs(np.mean(differences)) < 0.1
 
 

@@ -1,4 +1,4 @@
-"""Tasks of random words and of noise, and what a backbone would want of them."""
+"""Toy tasks of random words and noise, and the inputs that a backbone would request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = [f"w{i}" for i in range(40)]
 
 @cache
 def tokenizer() -> Any:
-    """A real tokenizer over a toy vocabulary, with BERT's frame around each text."""
+    """A real tokenizer over a toy vocabulary that frames each text like BERT's."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -96,7 +96,7 @@ def pictures(folder: Path, *parts: str, count: int = 8) -> None:
 
 
 def with_named_classes(file: Path, names: list[str], labels: list[str]) -> None:
-    """A parquet file whose label column numbers its classes in this order."""
+    """Writes a parquet file whose label column numbers its classes in this order."""
     import datasets
 
     rows = {"title": [f"{label} w{i} {file.stem}" for i, label in enumerate(labels)], "kind": labels}

@@ -1,4 +1,4 @@
-"""The learning rate of a step, and which examples a batch has."""
+"""Tests the learning rate of each step and the examples of each batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The converged head: what scikit-learn gives on the same features, with C chosen by validation loss."""
+"""Tests the converged head against scikit-learn on the same features, with C chosen by validation loss."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ...messages import naming
 from ..toy_runs import run_inline
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 
-#: Its own head has a dense layer before the last.
+#: This head has a dense layer before the last.
 ROBERTA = RandomBackbone("tiny-roberta", "roberta", Geometry(32, 4, 2, 64), max_tokens=128)
 
 PAIRS = {"task": "rating-pairs", "train_size": 200, "validation_size": 80, "test_size": 80}
@@ -71,7 +71,7 @@ def ran(base: dict[str, Any]) -> tuple[Outcome, LoadedBackbone, PreparedData]:
 
 
 def features_of(backbone: LoadedBackbone, split: Split) -> NDArray[Any]:
-    """Example by example, so that nothing is padded."""
+    """Features computed one example at a time, so that nothing is padded."""
     module = backbone.module.eval()
     with torch.no_grad():
         rows = [
@@ -104,7 +104,7 @@ def test_a_regression_is_ridge() -> None:
     scaler, errors = StandardScaler().fit(train), {}
     spread = data.train.labels.numpy().std()
     for c in GRID:
-        # The targets of a training are standardised, which scales the penalty along with the loss.
+        # Training standardises the targets, which scales the penalty together with the loss.
         model = Ridge(alpha=1 / c).fit(scaler.transform(train), data.train.labels.numpy() / spread)
         answers = model.predict(scaler.transform(validation)) * spread
         errors[float(np.square(answers - data.validation.labels.numpy()).mean())] = c, model

@@ -1,4 +1,4 @@
-"""Methods that cut parameters in training end within their budget, and store where they began and ended."""
+"""Tests methods that cut parameters in training: they end within the budget and store both sizes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_trials_end_within_their_budget_and_store_both_counts_and_their_ranks(
 
 
 def test_what_was_selected_answers_as_it_did(made: tuple[Store, Plan]) -> None:
-    """Bit for bit, also where an answer depends on its batch and where ranks are others than at the start."""
+    """Checks bit for bit, including answers that depend on their batch and ranks that changed."""
     store, planned = made
     resources = Resources("cpu")
     for trial in planned.trials:

@@ -1,4 +1,4 @@
-"""What an adapter does to outputs, and the loss of a constant answer: signs that a training did nothing."""
+"""Tests the signs of a training without effect: changes of outputs, and the loss of a constant answer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_adapter_that_did_not_move_has_no_effect_and_one_that_did_has(
 def test_the_head_alone_has_no_adapter_to_speak_of(resources: Resources) -> None:
     outcome = run(resources, "head_only", 1e-3)
     assert Measure.ADAPTER_EFFECT not in finished(outcome).metrics
-    # Ten digits, nearly evenly.
+    # Ten digits, almost equally frequent.
     assert finished(outcome).metrics[Measure.GUESSING_LOSS] == pytest.approx(math.log(10), abs=0.3)
 
 
@@ -61,7 +61,7 @@ def test_an_effect_is_relative_to_how_outputs_differ_by_example() -> None:
     bare = torch.tensor([[0.0, 2.0], [2.0, 0.0]])
     assert effect(bare, bare) == 0
     assert effect(2 * bare, bare) == pytest.approx(math.sqrt(2) / 2)
-    # Larger outputs whose differences are as much larger.
+    # Larger outputs with proportionally larger differences.
     assert effect(20 * bare, 10 * bare) == pytest.approx(math.sqrt(2) / 2)
     assert effect(torch.ones(2, 2), torch.zeros(2, 2)) is None
 

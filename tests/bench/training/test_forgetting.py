@@ -1,4 +1,4 @@
-"""Forgetting against a naive loop over transformers' own model, in trials, and in what is shown of them."""
+"""Tests forgetting against a naive loop over transformers' model, in trials, and wherever it is shown."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_trials_measure_what_the_adapter_did_against_the_backbone_without_it(
         return loss
 
     monkeypatch.setattr(Resources, "bare_loss", counted)
-    # The second does not start at zero, and is not trained to speak of.
+    # The second starts away from zero and is hardly trained.
     other = {"method": "tt_lora", "start": "published", "training": {"lr": 1e-6}}
     made = plan(DECODER, methods=["head_only", other, "lora"])
     resources = Resources("cpu")
@@ -87,7 +87,7 @@ def test_trials_measure_what_the_adapter_did_against_the_backbone_without_it(
     assert lora is not None
     assert min(abs(start), abs(lora)) > 1e-6
     assert len({record.measure(Measure.TEXT_LOSS_BARE) for record in records}) == 1
-    # tiny-random-llama reads bytes, so that 32 editorials have as many tokens as they may.
+    # tiny-random-llama reads bytes, so 32 editorials reach the token limit.
     assert {record.measure(Measure.TEXT_TOKENS) for record in records} == {32 * 127}
     assert {record.tag(Tag.TEXT) for record in records} == {"newspapers"}
 

@@ -1,4 +1,7 @@
-"""Written answers: losses against a naive loop, texts against transformers' own `generate`, whole trials."""
+"""Tests written answers:
+
+losses against a naive loop, texts against transformers' `generate`, whole trials.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ PROMPTS, ANSWERS = ["what?", "why is it so?", "a"], ["this", "é", "no reason at
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "gpt2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A language model of transformers, saved with a tokenizer of bytes."""
+    """A transformers language model saved with a byte tokenizer."""
     folder = tmp_path_factory.mktemp(request.param)
     config = tiny(request.param)._config()
     config.max_position_embeddings = 64
@@ -101,7 +104,7 @@ def test_what_is_written_is_what_transformers_generates(model: Any) -> None:
     ids, mask = split().prompt_batch(torch.tensor([1, 0, 2]))
     assert ids[1].tolist()[: ids.shape[1] - 6] == [1] * (ids.shape[1] - 6)
     assert tokenizer.decode(ids[0]) == "<s>why is it so?"
-    # Whatever is likeliest to be written third ends the text for some, so that lengths differ.
+    # The likeliest third token ends the text for some prompts, so lengths differ.
     for end in (2, int(model(ids[:1]).logits[0, -1].argmax())):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
         backbone.module.answers.tokenizer = tokenizer
@@ -305,7 +308,7 @@ def test_bad_descriptions_are_refused(changes: dict[str, Any], said: str, tmp_pa
 
 
 def hub_folder(folder: Path) -> Path:
-    """MetaMathQA and GSM8K as the hub has them, but for their sizes."""
+    """Small copies of MetaMathQA and GSM8K in the hub's form."""
     problems = folder / "gsm8k" / "main"
     problems.mkdir(parents=True)
     for split, size in (("train", 60), ("test", 12)):
@@ -327,7 +330,7 @@ def test_metamath_is_as_in_the_comparison_of_peft(tmp_path: Path, monkeypatch: p
     task = METAMATH.at(DataSource(local=hub_folder(tmp_path)))
     examples = task.examples()
     assert examples.inputs[0] == "Question: question 0? Think step by step.\nAnswer:"
-    # The fourth row is too long, and the answers of one question are kept side by side.
+    # The fourth row is too long, and answers to one question stay together.
     assert list(examples.ids[:31])[:5] == [0, 1, 2, 4, 5]
     assert examples.splits == ["train"] * 30 + ["validation"] * 50 + ["test"] * 12
     shuffled = np.random.RandomState(0).permutation(60)[:50].tolist()

@@ -1,4 +1,4 @@
-"""What an adapter costs when it is used: measured once a worker, stored, and shown, beside prompts cut."""
+"""Tests inference costs, measured once per worker, stored and shown beside counts of cut prompts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_worker_measures_a_method_once_and_its_result_is_the_same(monkeypatch:
     outcomes = [run_trial(trial, resources, lambda _: None) for trial in trials]
     names = (Measure.ADAPTED_MS, Measure.MERGED_MS, Measure.BARE_MS, Measure.TIMED_EXAMPLES)
     lora, repeated, adapter, _ = ([outcome.measures[name] for name in names] for outcome in outcomes)
-    # With the adapter, merged, and bare; one that is no change of weights is not merged.
+    # With the adapter, merged, and bare; methods that do not change weights are not merged.
     assert len(timed) == 3 + 2
     assert lora == repeated == [*timed[:3], 8]
     assert adapter == [timed[3], None, timed[4], 8]

@@ -1,4 +1,4 @@
-"""The training loop does what the recipe says, the same for every method and every time."""
+"""Tests that the training loop follows the recipe identically for every method and every time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(resources: Resources, **changes: Any) -> Outcome:
 
 @dataclass
 class Watched:
-    """Everything that one trial did."""
+    """Everything observed of one trial."""
 
     outcome: Outcome | None = None
     error: Exception | None = None
@@ -71,7 +71,10 @@ def adapter_and_head(adapter: Any) -> dict[str, Tensor]:
 
 @pytest.fixture
 def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
-    """Runs a trial and watches. `metrics` and `losses` are the validations'; `meddle` gets the adapter."""
+    """Runs a trial and observes it.
+
+    `metrics` and `losses` replace those of validation; `meddle` receives the adapter.
+    """
 
     def watched(
         metrics: list[float] | None = None,
@@ -250,7 +253,7 @@ def test_a_methods_own_loss_and_steps_are_training_and_only_settled_states_are_c
 
 
 def test_the_score_is_that_of_the_chosen_state(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On the validation split, with the last state worse than the chosen one by construction.
+    # On validation, where the last state is worse than the chosen one by construction.
     losses = iter([1.0, 2.0])
     real = training.evaluate
     logits = []
@@ -316,7 +319,7 @@ def test_the_test_split_is_read_exactly_once_and_after_the_training(
     tested = [i for name, indices in read for i in indices if name == "test"]
     assert sorted(tested) == list(range(DIGITS["test_size"]))
     first = [name for name, _ in read].index("test")
-    # What a forward takes is timed last, on a few examples of validation.
+    # Forward passes on a few validation examples are timed last.
     assert "train" not in {name for name, _ in read[first:]}
     assert {name for name, _ in read[:first]} == {"train", "validation"}
 
@@ -379,7 +382,7 @@ def test_the_dropout_stream_reaches_what_drops_out_and_nothing_else(
 ) -> None:
     first = run(resources, base=base)
     monkeypatch.setattr(bench.training.trial, "stream_seed", lambda seed, stream: 12345)
-    # A BERT drops out by its own configuration, a ViT does not.
+    # BERT's configuration has dropout, ViT's has none.
     assert torch.equal(run(resources, base=base).final.logits, first.final.logits) is (base is VISION)
 
 

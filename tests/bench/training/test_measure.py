@@ -1,4 +1,4 @@
-"""Costs are of the trial alone, and provenance says what is known and nothing else."""
+"""Tests that costs belong to the trial alone, and that provenance states facts only."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def uncached() -> dict[str, str]:
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
     command = ["git", "-C", str(folder), *identity, *arguments]
-    # Not as the user has git sign commits or run hooks.
+    # Ignores the user's git configuration for signing and hooks.
     own = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=own).stdout.strip()
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, in which our code claims to lie."""
+    """A repository with one commit, presented as the location of our code."""
     git(tmp_path, "init", "-q")
     (tmp_path / "measure.py").write_text("")
     git(tmp_path, "add", ".")
@@ -129,7 +129,7 @@ def test_code_outside_any_repository_has_no_commit(tmp_path: Path, monkeypatch: 
 def test_provenance_names_libraries_and_hardware() -> None:
     provenance = uncached()
     assert {f"version_{name}" for name in LIBRARIES} <= set(provenance)
-    # What was installed may leave out for which devices it was built.
+    # The installed build may not list its devices.
     assert provenance["version_torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert provenance["threads"] == str(torch.get_num_threads())
     assert provenance["cpu"]

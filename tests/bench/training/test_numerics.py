@@ -1,4 +1,4 @@
-"""Augmented, compiled and deterministic training: what it does, and that it leaves no trace."""
+"""Tests augmented, compiled and deterministic training: effects, and that nothing leaks into later trials."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(resources: Resources, base: dict[str, Any] = VISION, **changes: Any) -> 
 
 
 def images(count: int = 200, side: int = 16) -> Tensor:
-    """Each another one, none its own mirror image."""
+    """Distinct images, none its own mirror image."""
     drawn = torch.Generator().manual_seed(7)
     return torch.randint(0, 256, (count, 3, side, side), generator=drawn, dtype=torch.uint8)
 
@@ -136,7 +136,7 @@ def test_methods_of_a_seed_see_the_same_augmented_images_and_only_in_training(
 
 # --- what an id says of these ---
 
-#: Ids of two trials as they were before there was any of these switches.
+#: Ids of two trials from before any of these options existed.
 BEFORE = {"vision": "26e291087d9acc77", "text": "6581c102f5a4a324"}
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_is_refused_before_any_work(changes: dict[str, Any], said
 # --- compile ---
 
 
-#: Compiling takes half a minute for texts, whose lengths differ from batch to batch; that one is run by
+#: Compiling takes half a minute for texts, whose lengths differ by batch. That case runs by
 #: `TENSORBENCH_WHOLE=1 python -m pytest tests/bench/training/test_numerics.py`.
 WHOLE = pytest.mark.skipif(not os.environ.get("TENSORBENCH_WHOLE"), reason="TENSORBENCH_WHOLE is not set")
 
@@ -183,7 +183,7 @@ def test_compiled_a_trial_scores_as_it_does_uncompiled_and_leaves_the_backbone_c
     base: dict[str, Any], recwarn: pytest.WarningsRecorder
 ) -> None:
     own = Resources("cpu")
-    # Batches of one size, so that there is little to compile.
+    # Batches of one size keep compilation short.
     sizes = {"train_size": 32, "validation_size": 32, "test_size": 32} if base is VISION else {}
     changes = {
         "methods": [{"method": "tenslora", "variant": "qkv_depth"}],
@@ -191,7 +191,7 @@ def test_compiled_a_trial_scores_as_it_does_uncompiled_and_leaves_the_backbone_c
     }
     (trial,) = plan(base, **changes).trials
     for module in own.backbone(trial).module.modules():
-        # Compiled code draws other numbers for it, from the same seed.
+        # Compiled code draws other numbers from the same seed.
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if hasattr(module, "dropout_prob"):
@@ -290,7 +290,7 @@ def test_a_trial_trains_in_the_mode_that_its_recipe_names(
 
 
 class _Reads(TorchDispatchMode):
-    """Lists what an accelerator is waited for: values that Python reads, shapes that depend on values."""
+    """Records operations that wait for an accelerator: values read by Python, and data-dependent shapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,14 +311,14 @@ def test_no_step_reads_a_value_from_the_device(base: dict[str, Any], monkeypatch
     data = own.data(trial, backbone.info.input)
     backbone.reset(data.classes, generator(0, "head_start"))
     adapter = from_identity(trial.method).attach(backbone, generator(0, "adapter_start"))
-    # A validation reads what it has found.
+    # A validation reads its results.
     evaluation = Evaluation(torch.empty(0), 0.5, 0.5, np.empty(0))
     monkeypatch.setattr(loop, "evaluate", lambda *_: evaluation)
     with _Reads() as reads:
         trained = loop.train(backbone, adapter, data, trial.recipe, 0, lambda progress: None)
     adapter.detach()
     assert trained.steps == 8
-    # A batch of texts has its longest read from the lengths, which stay on the CPU.
+    # A batch of texts takes its longest length from the lengths on the CPU.
     assert reads.names == ([] if base is VISION else ["_local_scalar_dense"] * trained.steps)
 
 

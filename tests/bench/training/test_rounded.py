@@ -1,4 +1,7 @@
-"""Backbones in bfloat16: what is trained stays in float32, and near to what float32 weights give."""
+"""Tests bfloat16 backbones:
+
+trained parameters stay in float32, and results stay near those of float32 weights.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from ...messages import naming
 from ..toy_suites import TEXT, plan
 
 ROUNDED = {"name": "tiny-random-llama", "dtype": "bfloat16"}
-#: One of peft's, one of low-rank pairs that also moves biases, and one that is no change of weights.
+#: A peft method, a method of low-rank pairs that also moves biases, and a method that does not change
+#: weights.
 METHODS = ["lora", "cara", "loretta_adp"]
 
 
@@ -52,7 +56,7 @@ def test_trials_train_in_float32_near_to_those_of_float32_weights() -> None:
         if other.method["method"] == "cara":
             saving.check_saving(other)
             assert losses(other, saving)[0] == pytest.approx(actual, abs=2e-3)
-    # What merging did for the timing is undone, bit for bit.
+    # Merging for the timing is undone bit for bit.
     backbone = rounded.backbone(other)
     assert backbone.fingerprint() == load(ROUNDED).fingerprint()
     weights = {parameter.dtype for parameter in backbone.module.encoder.parameters()}
@@ -98,7 +102,7 @@ def test_rounded_weights_are_others_by_name_hash_and_commit() -> None:
     assert rounded.name == "tiny-random-llama bfloat16"
     assert rounded.weights_hash == f"bfloat16 of {plain.weights_hash}"
     assert load(ROUNDED).info.weights_hash == rounded.weights_hash
-    # A suite may compare both, and one that says nothing is written as before.
+    # A suite may compare both types, and a suite that states none is written as before.
     assert len(plan(TEXT, backbones=["tiny-random-llama", ROUNDED]).trials) == 2
     assert "dtype" not in BackboneSpec(name="tiny-random-llama").model_dump()
     commit = "c" * 40

@@ -1,4 +1,7 @@
-"""Less memory, the same result: batches in parts, layers computed again, smaller parts when memory ends."""
+"""Tests savings of memory that keep the result:
+
+batches in parts, recomputed layers, smaller parts on demand.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from ..toy_runs import SHORT
 from ..toy_suites import TEXT, VISION, plan, write
 
 LLAMA = {**TEXT, "backbones": ["tiny-random-llama"]}
-#: A last part that is smaller than the others.
+#: The last part is smaller than the others.
 PARTS = Saving(micro_batch=5)
 
 
@@ -65,7 +68,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_the_same_trial(
 
 
 def test_dropout_of_another_stream_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the comparison above is worth: parts that drop as if each were a batch train otherwise."""
+    """Validates the comparison above: dropping out as if each part were a batch trains differently."""
     from methods.adapter import Adapter
     from methods.lowrank import LowRankAdapter
 
@@ -92,7 +95,7 @@ def test_so_many_examples_go_through_the_backbone_at_once_and_layers_run_again()
         run_trial(made, resources, lambda progress: None)
     assert sizes == [6, 6, 6, 6, 4, 4]
     hook.remove()
-    # What turned checkpointing on leaves none.
+    # Checkpointing leaves nothing switched on.
     backbone = resources.backbone(made)
     run_trial(made, resources, lambda progress: None)
     assert resources.backbone(made) is backbone
@@ -133,7 +136,7 @@ def test_what_would_change_a_result_is_refused_before_any_work(
         prepare_all([made], resources)
     assert torch.equal(state, torch.get_rng_state())
     if not made.recipe.compile:
-        # A whole batch at once is what would be done anyway.
+        # A part of the batch's size would change nothing.
         prepare_all([made], Resources("cpu", Saving(micro_batch=16)))
 
 
@@ -161,7 +164,7 @@ def test_memory_that_runs_out_halves_the_parts_only_if_asked(monkeypatch: pytest
         ending = perform(made, resources, events.append)
     assert (ending.status, tried) == (Status.FINISHED, [16, 8, 4])
     assert ending.tags["provenance.micro_batch"] == "4"
-    # The first step was told before, once; the next trial begins with a whole batch.
+    # The failed first step was reported once before; the next trial starts with whole batches.
     assert [step for progress in events for step, _ in progress.losses] == [1, 2]
     assert resources.saving == Saving(shrink=True)
 

@@ -1,4 +1,4 @@
-"""A trial leaves a clean backbone behind, whatever happened in it."""
+"""Tests that a trial leaves a clean backbone behind whatever happened in it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_its_device_is_the_one_that_libraries_use_unasked(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     for device in ("cpu", "cuda", "cuda:1"):
         resources.backbone(trial)
-        # It is loaded now, and stays where it is.
+        # It is loaded now and stays in place.
         resources.device = torch.device(device)
     assert not taken
     resources.backbone(trial)
@@ -171,7 +171,7 @@ def test_a_trial_tells_the_bytes_of_its_adapter() -> None:
         )
         for metrics in measured
     ]
-    # Singular vectors are stored; of random cores the seed is, which is one number of eight bytes.
+    # Singular vectors are stored; for random cores only their seed, one number of eight bytes.
     assert kept[0] == kept[1] > 0
     assert from_a_seed[0] == 8
     assert from_a_seed[1] > 1000

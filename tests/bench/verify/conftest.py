@@ -1,4 +1,4 @@
-"""A store with two finished trials, whole again for every test."""
+"""A store with two finished trials, restored for every test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kept(made: Kept) -> Iterator[Kept]:
     yield made
     original, folder = made.folder.with_name("whole"), made.folder
     shutil.copytree(original / "mlartifacts", folder / "mlartifacts", dirs_exist_ok=True)
-    # MLflow holds connections, which a copied file would pull the rug from under.
+    # MLflow keeps connections open, so the file's content is restored instead of the file.
     with (
         closing(sqlite3.connect(original / "mlflow.db")) as kept,
         closing(sqlite3.connect(folder / "mlflow.db")) as db,

@@ -1,4 +1,4 @@
-"""A store that tests break."""
+"""A store for tests to damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.store.store import Store
 
 @dataclass
 class Kept:
-    """A store with two finished trials, which a test may break."""
+    """A store with two finished trials that a test may damage."""
 
     store: Store
 
@@ -47,7 +47,7 @@ class Kept:
             assert database.execute(changed, [value, self.record.run_id, key]).rowcount == 1
 
     def replace(self, name: Artifact, content: bytes) -> None:
-        """Changes an artifact and the hash that is stored of it."""
+        """Replaces an artifact and its stored hash."""
         self.file(name).write_bytes(content)
         self.tag(Tag.HASHES, json.dumps(hashes(self.record) | {str(name): sha256_of(content)}))
 

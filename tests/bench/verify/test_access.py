@@ -1,4 +1,4 @@
-"""Nothing that a pack names is opened, unless the user allows it, and then in the folder that he names."""
+"""Tests that files named by a pack are opened only in folders that the user allows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..toy_suites import TEXT, plan
 
 Call = Callable[..., Any]
 
-#: What this process opened and whom it asked, while a test watches.
+#: The files opened and hosts contacted by this process while a test watches.
 _events: list[str] = []
 _watched = False
 
@@ -54,7 +54,7 @@ def watched() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data of a user's own."""
+    """A folder with a user's own data."""
     folder = tmp_path_factory.mktemp("own")
     lines = [f"{word} number {i},{label}" for i in range(60) for word, label in (("good", 1), ("bad", 0))]
     (folder / "words.csv").write_text("\n".join(["text,label", *lines]))
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Path:
-    """A trial on these data, with its adapter."""
+    """A pack of a trial on these data, with its adapter."""
     place = tmp_path_factory.mktemp("store")
     store = Store.create(new_store(place), "toy")
     data = {
@@ -78,7 +78,7 @@ def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Call
 
 
 def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
-    """Changes names in a trial and in its plan, and recomputes the hashes; ids do not depend on them."""
+    """Changes names in a trial and its plan and recomputes the hashes; ids do not depend on these names."""
 
     def edit(content: Files) -> None:
         for name in [name for name in content if name.endswith(("config.json", "plan.json"))]:
@@ -105,7 +105,7 @@ def csv(path: Path | str) -> dict[str, dict[str, Any]]:
     return {"task": {"data": {"csv": str(path), "text": "text", "label": "label"}}}
 
 
-#: What a pack may name that must not be opened.
+#: Names that a pack may contain and that must not be opened.
 NAMED: dict[str, Callable[[Path], dict[str, dict[str, Any]]]] = {
     "a pipe": lambda folder: csv(folder / "pipe"),
     "a device": lambda folder: csv("/dev/zero"),
@@ -186,7 +186,7 @@ def test_nothing_outside_of_the_folder_is_opened(
     (tmp_path / "inner").mkdir()
     os.mkfifo(tmp_path / "inner" / "pipe")
     (tmp_path / "inner" / "link").symlink_to(folder / "words.csv")
-    # A link to a folder in it, which holds one that leads out of it.
+    # A link to a folder inside it that contains a link leading outside.
     for name in ("folder", "beside"):
         (tmp_path / "inner" / name).mkdir()
     (tmp_path / "inner" / "folder" / "link").symlink_to(tmp_path / "inner" / "beside")

@@ -1,4 +1,4 @@
-"""Trials that run again come to what is stored of them."""
+"""Tests that reruns of stored trials reproduce their results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_trial_whose_data_are_not_here_cannot_run_again(
 
 
 def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
-    """Labels are changed, and all that follows from them alone."""
+    """Changes the labels and everything that follows from them alone."""
 
     def change(frame: pd.DataFrame) -> None:
         frame.loc[:, "label"] = frame["prediction"]
@@ -54,7 +54,7 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(frame["label"].to_numpy()))
     kept.measure("score", 1.0)
     kept.measure("score_loss", loss.item())
-    # Without a run these are not those of the other trial; with one, not those of the data.
+    # Without a rerun the outputs differ from the other trial's; with one, the labels from the data's.
     without = [fault.what for fault in verify(kept.store.uri).faults]
     result = verify(kept.store.uri, reruns=2, tolerance=1.0)
     assert [fault.what for fault in result.faults] == [*without, "examples and labels"]

@@ -1,4 +1,4 @@
-"""Stores that somebody changed with all their hashes, so that each is whole by itself."""
+"""Tests stores changed together with all hashes, so that each file is consistent by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .kept import Kept
 
 
 def scored(kept: Kept, frame: pd.DataFrame) -> None:
-    """Stores these predictions, with the hash, score and loss that follow from them."""
+    """Stores these predictions with the hash, score and loss that follow from them."""
     file = io.BytesIO()
     frame.to_parquet(file, index=False)
     kept.replace(Artifact.PREDICTIONS, file.getvalue())
@@ -41,12 +41,12 @@ def right(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def left_out(kept: Kept) -> None:
-    """A score of 1, on what was answered rightly."""
+    """Stores only the right predictions, with a score of 1."""
     scored(kept, right(stored(kept)))
 
 
 def repeated(kept: Kept) -> None:
-    """A score of 1, on as many examples as there are."""
+    """Stores right predictions repeated to the full number, with a score of 1."""
     frame = stored(kept)
     subset = right(frame)
     scored(kept, pd.concat([subset] * len(frame)).head(len(frame)))

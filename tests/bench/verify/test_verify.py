@@ -1,4 +1,4 @@
-"""Whatever is changed in a store is found and named, and what cannot be checked never counts as verified."""
+"""Tests that every change of a store is found and named, and that unchecked parts never count as verified."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _shrink(kept: Kept) -> None:
 
 
 def _planned(fault: str, **other: Any) -> tuple[Callable[[Kept], object], str]:
-    """Changes what the plan says in LoRA's row, and what is said of it then."""
+    """A change of LoRA's row in the plan, and the fault that names it."""
 
     def change(kept: Kept) -> None:
         file = kept.file(Artifact.PLAN, Kind.SUITE)
@@ -138,7 +138,7 @@ def test_what_was_changed_is_found_and_named(kept: Kept, what: str) -> None:
     assert not result.ok
     run = "" if named.startswith("plan") else kept.record.run_id
     assert {fault.run for fault in result.faults} == {run}
-    # The other trial is as good as it was.
+    # The other trial is untouched.
     assert (result.looked_at, result.verified) == (2, 2 if named.startswith("plan") else 1)
 
 
@@ -162,7 +162,7 @@ def test_a_plan_that_gives_a_seed_of_one_row_to_another(
 def test_labels_of_a_suite_that_was_started_again_with_others(
     tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
-    """The trial has run under the first label, and tables show the second."""
+    """The trial ran under the first label, and tables show the second."""
     store = Store.create(new_store(tmp_path), "toy")
     for label in ("mine", "ours"):
         run_inline(store, plan(backbones=[{"name": "tiny-random-vit", "label": label}], training=SHORT))
@@ -241,7 +241,7 @@ def test_a_pack_is_verified_as_its_store_is(
     assert ended.code == 0, ended.out
     assert "2 trials were packed without their adapters, which were not checked" in ended.out
     assert "4 finished trials: 4 verified" in ended.out
-    # What came without its adapter is not taken for broken where it was unpacked.
+    # A trial packed without its adapter is not reported as broken after unpacking.
     uri = new_store(tmp_path)
     unpack(bare, store=uri)
     unpacked = verify(uri)

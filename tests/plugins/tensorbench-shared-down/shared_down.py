@@ -1,4 +1,4 @@
-"""LoRA with one down-projection for the whole model: ΔW of a site = up_site · down."""
+"""LoRA with one down-projection shared by the whole model: ΔW of a site = up_site · down."""
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class Tensors(Parametrisation):
         self.down = nn.Parameter(
             torch.randn(rank, geometry.hidden, generator=generator) / geometry.hidden**0.5
         )
-        # Zero: the update starts at zero.
+        # Zero, so that the update starts at zero.
         self.ups = nn.ParameterList(torch.zeros(geometry.shape(site.projection)[0], rank) for site in sites)
 
     def contract(self):

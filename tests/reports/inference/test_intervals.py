@@ -1,4 +1,4 @@
-"""Intervals and verdicts against sums done by hand and against published examples."""
+"""Tests intervals and verdicts against hand-computed sums and published examples."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_two_pairs_on_a_setting_have_no_interval(few: Array) -> None:
 def test_an_interval_ends_where_differences_do() -> None:
     part = replace(of_seeds(array(-0.9, 0.1, 0.9)), limit=1.0)
     assert effect([part]).interval(LEVEL) == (-1, 1)
-    # Of two settings as of one.
+    # Two settings give the same as one.
     assert effect([part, part]).interval(0.999) == (-1, 1)
 
 
@@ -99,7 +99,7 @@ def test_variance_components_are_those_of_the_textbook() -> None:
 
 
 def test_examples_add_what_the_binomial_says() -> None:
-    # One side always right, the other wrong on the same fifth: no spread over seeds, .02 over 400 examples.
+    # One side is always right, the other wrong on a fixed fifth: no spread over seeds, .02 over 400 examples.
     table = np.tile((np.arange(400) % 5 == 0).astype(float), (4, 1))
     setting = of_seeds_and_examples(table.mean(1), table)
     assert setting.seeds == 0

@@ -1,4 +1,4 @@
-"""Ranks, and letters of what is not told apart."""
+"""Tests ranks, and letters for methods that are statistically indistinguishable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_ranks_count_from_the_best_and_share_ties() -> None:
 
 
 def test_ranks_leave_open_what_is_not_told_apart() -> None:
-    # The first is above both others, which are not told apart.
+    # The first is above both others, which are indistinguishable.
     apart = np.array([[0, 1, 1], [-1, 0, 0], [-1, 0, 0]])
     ranking = orders.ranks(array(3, 2, 1).reshape(1, 3), apart)
     assert ranking.low is not None
@@ -32,7 +32,7 @@ def test_ranks_leave_open_what_is_not_told_apart() -> None:
 
 def test_methods_are_told_apart_by_intervals_of_all_pairs_at_once() -> None:
     near, far = (effect([of_seeds(array(0.9, 1.0, 1.1) * by)]) for by in (1, -1))
-    # The interval of one claim is above zero, and of three as well.
+    # The interval of one claim is above zero, and so is that of three.
     apart = orders.separations([(0, 1, near), (1, 2, far)], 3)
     assert apart is not None
     assert apart.tolist() == [[0, 1, 0], [-1, 0, -1], [0, 1, 0]]
@@ -62,9 +62,10 @@ def test_letters_say_exactly_what_is_separable(seed: int) -> None:
 
 
 def test_the_best_of_equal_methods_is_above_their_mean() -> None:
-    # Two of standard deviations a and b: √((a² + b²) / 2π); three of one: 3 / (2 √π).
+    # Expected maximum for two standard deviations a and b: √((a² + b²) / 2π); for three equal to one: 3 / (2
+    # √π).
     assert orders.best_of_equals([3.0, 4.0]) == pytest.approx(5 / (2 * math.pi) ** 0.5, rel=1e-5)
     assert orders.best_of_equals([2.0] * 3) == pytest.approx(3 / math.pi**0.5, rel=1e-5)
     assert orders.best_of_equals([1.0]) == pytest.approx(0, abs=1e-9)
-    # One that does not vary stays at the mean, and the best is never below it.
+    # A method without variance stays at its mean, and the best is never below it.
     assert orders.best_of_equals([1.0, 0.0]) == pytest.approx(1 / (2 * math.pi) ** 0.5, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Tests of the power of a design, and of verdicts that one task decides."""
+"""Tests the power of a design, and verdicts that a single task decides."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_is_found_is_found_four_times_in_five(spreads: tuple[float, ...]) -
     detected = within = 0.0
     draws = 600
     for _ in range(draws):
-        # What the examples add is the same on every setting, and known.
+        # The examples add a known amount, equal in every setting.
         shift = numbers.normal(0, math.sqrt(design.examples))
         drawn = [of_seeds(runs + shift) for runs in numbers.normal(0, sds, (design.settings, design.seeds))]
         off = effect([replace(part, examples=design.settings * design.examples) for part in drawn])
@@ -65,7 +65,7 @@ def test_seeds_without_spread_leave_what_the_examples_add() -> None:
     assert still.finds is not None
     assert still.finds == pytest.approx(nearly.finds, rel=1e-4)
     assert still.margin == pytest.approx(nearly.margin, rel=1e-4)
-    # More seeds do not help, and fewer than three tell nothing.
+    # More seeds do not help, and fewer than three give no estimate.
     assert (still.needs(still.finds * 0.99), still.needs(still.finds * 1.01)) == (None, 3)
 
 

@@ -1,4 +1,4 @@
-"""The tuning lottery against sums done by hand, and how often intervals with it hold."""
+"""Tests the tuning lottery against hand-computed sums, and the coverage of intervals that include it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.benchmarks.coverage import Tuning, retuned
 
 @pytest.mark.parametrize("gap", [0.0, 0.01, 0.03, 0.05])
 def test_of_two_points_it_is_that_of_a_coin(gap: float) -> None:
-    # The better one is chosen where a difference of standard deviation .02 √2 falls on its side.
+    # The better point is chosen if a difference with standard deviation .02 √2 has its sign.
     better = stats.norm.cdf(gap / (0.02 * 2**0.5))
     variance = lottery(np.array([0.7, 0.7 + gap]), 0.02**2 * np.eye(2))
     assert variance == pytest.approx(better * (1 - better) * gap**2, rel=0.05, abs=2e-6)
@@ -51,7 +51,7 @@ def test_an_interval_has_it_beside_seeds_and_examples() -> None:
     assert single.interval(LEVEL) == pytest.approx((0.01 - half, 0.01 + half))
     half = (t**2 * 4e-5 + normal**2 * 1e-5) ** 0.5
     assert single.at_chosen_points(LEVEL) == pytest.approx((0.01 - half, 0.01 + half))
-    # Tasks are tuned apart.
+    # Each task is tuned separately.
     assert four.error is not None
     assert four.error.tuning == pytest.approx(9e-5 / 4)
 

@@ -1,4 +1,4 @@
-"""The score after k trials against enumeration, and its errors against sums done by hand."""
+"""Tests the score after k trials against enumeration, and its errors against hand-computed sums."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .test_intervals import array
 
 
 def kept_score(losses: Array, scores: Array) -> float:
-    """Of the trial with the lowest loss; the mean of several."""
+    """The score of the trial with the lowest loss, averaged over ties."""
     return float(scores[losses == losses.min()].mean())
 
 
@@ -46,7 +46,7 @@ def over_subsets(losses: Array, scores: Array, k: int) -> float:
 
 
 def drawn(seed: int, studies: int = 5, points: int = 4, **fields: object) -> Studies:
-    """Studies without failures, whose losses order scores with some noise."""
+    """Studies without failures whose losses order scores with some noise."""
     numbers = np.random.default_rng(seed)
     scores = 0.8 + 0.01 * numbers.normal(size=(studies, points))
     return Studies(0.005 * numbers.normal(size=scores.shape) - scores, scores, chance=0.5, **fields)  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_strata_are_drawn_as_fresh_rates_would_fall_into_them(k: int) -> None:
     means, chances = [], []
     for counts in product(range(3), repeat=3):
         if sum(counts) == k:
-            # Every choice of so many trials of each stratum.
+            # Every choice of this many trials per stratum.
             choices = product(*(combinations(np.flatnonzero(strata == s), n) for s, n in enumerate(counts)))
             subsets = [[trial for part in choice for trial in part] for choice in choices]
             means.append(np.mean([kept_score(losses[subset], scores[subset]) for subset in subsets]))
@@ -89,7 +89,7 @@ def test_strata_are_drawn_as_fresh_rates_would_fall_into_them(k: int) -> None:
 
 
 def test_stratified_rates_are_not_taken_for_independent_ones() -> None:
-    # The upper half of the window fails: two fresh rates both do one time in four, two of ten less often.
+    # The upper half of the window fails: two fresh rates both do so one time in four, two of ten less often.
     fails = np.tile([0.0, 1.0], (5, 1))
     offsets = fails + np.random.default_rng(0).random((5, 2)) * 0.5
     assert score_after(Studies(fails, 1 - fails, offsets=offsets), 2) == pytest.approx(3 / 4)
@@ -99,7 +99,7 @@ def test_stratified_rates_are_not_taken_for_independent_ones() -> None:
 @pytest.mark.parametrize("lost", [nan, inf])
 def test_a_diverged_trial_is_kept_only_where_all_diverged(lost: float) -> None:
     studies = Studies(array(lost, 2, lost, 1).reshape(2, 2), array(0.1, 0.8, 0.3, 0.9).reshape(2, 2))
-    # Of six pairs one has diverged twice, three hold the best and two the second.
+    # Among six pairs, one diverged twice, three contain the best and two the second.
     assert score_after(studies, 2) == pytest.approx((0.2 + 3 * 0.9 + 2 * 0.8) / 6)
 
 
@@ -144,7 +144,7 @@ def test_examples_count_as_beside_seeds_where_one_trial_is_run() -> None:
     assert (part.seeds, part.examples) == pytest.approx((expected.seeds, expected.examples))
     assert expected.examples > 0
     assert (part.count, part.test_set) == (60, "t")
-    # One side without its examples leaves the difference without.
+    # If one side lacks its examples, so does the difference.
     assert of_pair(method, replace(reference, by_example=None), 1).count is None
     assert of_pair(method, replace(reference, test_set="u"), 1).count is None
 
@@ -174,7 +174,7 @@ def test_the_order_of_studies_and_a_constant_change_no_difference() -> None:
     part = of_pair(method, reference, 4)
     order = [3, 0, 4, 1, 2]
     permuted = of_pair(method.only(order), reference.only(order), 4)
-    # Study numbers pair, not places.
+    # Studies pair by number, not by position.
     crossed = of_pair(method.only(order), reference, 4)
     shifted = of_pair(*(replace(s, scores=s.scores + 0.1, chance=0.6) for s in (method, reference)), 4)  # type: ignore[call-arg]
     for same in (permuted, crossed, shifted):
@@ -199,7 +199,7 @@ def test_shared_noise_of_pairs_cancels() -> None:
     assert part.difference == pytest.approx(0.02)
     assert part.seeds is not None
     assert alone.seeds is not None
-    # What remains is failures that were not seen, of either method.
+    # The rest is unseen failures of either method.
     assert part.seeds == pytest.approx((0.32**2 + 0.3**2) / 20**2, rel=0.2)
 
 
@@ -207,7 +207,7 @@ def test_shared_noise_of_pairs_cancels() -> None:
 
 
 def test_equal_methods_without_failures_are_not_called_equal_after_one_trial() -> None:
-    # One trial in forty may fail unseen, and costs most of a point on average; all of eight never fail.
+    # One trial in forty may fail unseen, which costs most of a point on average; all of eight never fail.
     methods = [drawn(seed, points=8) for seed in (0, 1)]
     once, often = (of_pair(methods[0], methods[1], k) for k in (1, 8))
     assert verdict(interval(once), 0.01).answer is Answer.UNDECIDED
@@ -233,7 +233,7 @@ def test_failures_widen_the_interval_as_far_as_they_decide_the_score() -> None:
         assert wide is not None
         assert narrow is not None
         assert wide > least * narrow
-    # Once all of sixteen would have to fail nothing but the trials that remain counts.
+    # Once all of sixteen would have to fail, only the trials that remain count.
     many = [of_pair(side, reference, 16) for side in (failing, method)]
     assert many[0].seeds == pytest.approx(many[1].seeds, rel=0.5)
 
@@ -250,7 +250,7 @@ def test_the_interval_of_the_failed_share_is_exact() -> None:
 
 
 def parabola(optimum: float, cliff: float = inf, studies: int = 5, base: float = 0.85) -> Studies:
-    """Scores without noise, 4 points a decade², on a window of one decade."""
+    """Scores without noise, 4 points per decade², on a window of one decade."""
     offsets = stratified(np.random.default_rng(7), studies, 8)
     scores = base - 0.04 * (offsets - optimum) ** 2
     scores[offsets - optimum > cliff] = 0.5
@@ -266,7 +266,7 @@ def test_smoothing_keeps_a_parabola_and_falls_where_trials_fail() -> None:
 
 
 def test_shares_are_those_of_the_window() -> None:
-    # Within a point of the best is within half a decade of the optimum.
+    # Rates within a point of the best are within half a decade of the optimum.
     assert share_near(parabola(0.0)) == 1
     assert share_near(parabola(0.3)) == pytest.approx(0.7, abs=0.05)
     assert share_failed(parabola(-0.4, cliff=0.6)) == pytest.approx(0.3, abs=0.03)
@@ -287,10 +287,10 @@ def test_the_error_of_a_share_is_that_of_the_studies_shares() -> None:
 
 def test_transfer_is_what_the_other_tasks_rate_costs() -> None:
     tasks = [parabola(0.0), parabola(0.3), parabola(-0.3, base=0.7)]
-    # The others' mean is best at 0, -0.15 and 0.15.
+    # The mean of the others peaks at 0, -0.15 and 0.15.
     assert transfer(tasks) == pytest.approx(-0.04 * np.array([0, 0.45, 0.45]) ** 2, abs=2e-4)
     assert of_transfer(tasks).difference == pytest.approx(transfer(tasks).mean())
-    # Its rate fails on this task.
+    # This task's rate fails.
     assert transfer([parabola(0.45), parabola(-0.45, cliff=0.6)])[1] == pytest.approx(0.5 - 0.85, abs=1e-3)
     with pytest.raises(ValueError, match="tasks"):
         transfer(tasks[:1])
@@ -393,7 +393,7 @@ def test_a_design_takes_the_noise_of_stored_studies() -> None:
     assert stored.seeds == 5
     planned = power.of_stored(stored, tasks=4, studies=6, claims=10, points=2)
     assert (planned.seeds, planned.claims, planned.settings) == (6, 10, 4)
-    # Half the variance, and a tenth more for tails that are heavier than normal.
+    # Half the variance, and a tenth more for tails heavier than normal.
     assert planned.spreads == pytest.approx([1.1 * stored.spreads[0] / 2] * 4)
 
 
