@@ -22,6 +22,7 @@ from reports.figures.cost import COSTS
 from reports.recipes import Mixture, provenance_counts
 from reports.rendering import environment
 from reports.study import Cell, Study, grouped
+from reports.suite_lines import suite_lines
 from reports.tables import INCOMPLETE, main_tables, scales
 from reports.units import unit_of
 
@@ -113,9 +114,10 @@ def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, 
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
-    """The data of the page's script: by cell, the seeds in order."""
-    experiments = [each.name for each in study.experiments]
+    """The data of the page's script: by cell, its suite and the seeds in order."""
+    experiments, suite = [each.name for each in study.experiments], suite_lines(study)
     return {
+        "suites": {str(cell.number): suite(cell) for cell in study.all_cells},
         "seeds": {
             str(cell): [
                 [

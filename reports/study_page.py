@@ -13,6 +13,7 @@ from reports.page import filled
 from reports.recipes import Mixture
 from reports.studies import StudyAnalysis, StudyBlock
 from reports.study import Seed
+from reports.suite_lines import suite_lines
 from reports.units import PERCENT, Unit, unit_of
 
 
@@ -58,6 +59,7 @@ def render(
         order_note=study_words.order_note,
         heading=study_words.heading,
         studies_of=study_words.studies_of,
+        suite=suite_lines(study),
         verdict=_verdict,
         between=study_words.between,
         percent_unit=PERCENT,

@@ -1,0 +1,148 @@
+"""The lines of a suite that made a row of a report, to copy and run again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from bench.records.stored_plan import PlannedTrial, StudyPlan
+from methods import UserError
+from methods.catalog import from_identity
+from reports.study import Cell, Seed, Study, kept_trials
+from reports.units import unit_of
+
+#: Fields of a recipe that earlier versions left out, with what they did.
+EARLIER = {"adapter_weight_decay": "as weight_decay"}
+
+#: Words that YAML 1.1 reads as something else, in lower case.
+_RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+_PLAIN = re.compile(r"[A-Za-z]([A-Za-z0-9_./ -]*[A-Za-z0-9_])?", re.ASCII)
+
+
+def suite_lines(study: Study) -> Callable[[Cell], str]:
+    """Returns a function that gives the suite of a cell as YAML, or a reason why there is none.
+
+    The suite has the cell's own task, backbone, method, ranks, rates and seeds: planned anew, its trials have
+    the ids of the cell's. A cell with studies has the rate of the kept trial with the lowest validation loss
+    of all; no test score chooses.
+    """
+    trials = {id_: trial for each in study.experiments for id_, trial in each.trials.items()}
+
+    def lines(cell: Cell) -> str:
+        seeds = [seed for seed in study.of_cell(cell.number) if seed.trial_id in trials]
+        if cell.studies:
+            seeds = _kept(cell.studies, study.of_cell(cell.number))
+        if not seeds:
+            return "None: no study is complete." if cell.studies else "None: its tuning has chosen no rate."
+        try:
+            return _suite(cell, seeds, trials[seeds[0].trial_id])
+        except UserError as error:
+            return f"None: {error}"
+
+    return lines
+
+
+def _kept(studies: StudyPlan, seeds: Sequence[Seed]) -> list[Seed]:
+    """The trial with the lowest validation loss of the complete studies, if there is one."""
+    kept = [seed for seed in kept_trials(studies, seeds).values() if seed is not None]
+    return sorted(kept, key=lambda seed: seed.validation_loss or 0.0)[:1]
+
+
+def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
+    # Refuses the method of another version, of which these lines would make other trials.
+    from_identity(trial.method)
+    options = {key: value for key, value in trial.method.items() if key != "version"}
+    # A suite may set the length of texts only, and to no more than the backbone reads.
+    tokens = trial.data.get("max_tokens")
+    task = _given(trial.task | {"max_tokens": tokens}, "training", "label")
+    backbone = _given(trial.backbone, "label")
+    recipe = {key: value for key, value in (EARLIER | trial.recipe).items() if value not in (None, [], False)}
+    text = [
+        *(f"# {line}" for line in _comments(cell, seeds)),
+        f"name: {_name(cell)}",
+        "tasks:",
+        *_item(task),
+        f"backbones: [{_flow(backbone.get('name') if backbone.keys() == {'name'} else backbone)}]",
+        "methods:",
+        *_item(options),
+        "training:",
+        *(f"  {key}: {_flow(value)}" for key, value in sorted(recipe.items(), key=_rates_first)),
+        f"seeds: {_flow([seed.seed for seed in seeds])}",
+        f"evaluate: {trial.evaluate}",
+    ]
+    # Others leave the text of forgetting to the suite's default.
+    if trial.forgetting is not None:
+        text.append(f"forgetting: {_flow(trial.forgetting)}")
+    if any("…/" in line for line in text):
+        text.insert(0, "# Packs keep no folders: put yours in the place of …")
+    return "\n".join(text) + "\n"
+
+
+def _comments(cell: Cell, seeds: Sequence[Seed]) -> list[str]:
+    """The row that the lines made, and its trials."""
+    where = f"{cell.method}, {cell.budget}, on {cell.task} with {cell.backbone}"
+    unit = unit_of(cell.metric, cell.unit)
+    of = f"trial{'s' * (len(seeds) > 1)} {', '.join(seed.trial_id for seed in seeds)}"
+    if cell.studies is None:
+        score = f"{cell.evaluated} {cell.metric} {unit.score(cell.mean)}{unit.mark}, mean of {cell.finished} "
+        return [f"{where}: {score if cell.mean is not None else ''}{of}"]
+    return [
+        f"{where}: {of}, the lowest validation loss of its studies, which tried",
+        f"centre: {cell.studies.centre!r} with tuning: {_flow(_tuning(cell.studies))}",
+    ]
+
+
+def _tuning(studies: StudyPlan) -> dict[str, Any]:
+    section = {"studies": studies.studies, "points": studies.points, "lr": {"decades": studies.decades}}
+    return section if studies.head_lr is None else section | {"head_lr": studies.head_lr}
+
+
+def _name(cell: Cell) -> str:
+    """A name for a suite, from what it has."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{cell.family} {cell.task}").strip("-")[:128] or "row"
+
+
+def _given(fields: Mapping[str, Any], *without: str) -> dict[str, Any]:
+    """The fields that are set, without the named ones."""
+    return {key: value for key, value in fields.items() if value is not None and key not in without}
+
+
+def _rates_first(field: tuple[str, Any]) -> tuple[int, str]:
+    order = ("lr", "head_lr", "core_lr", "epochs", "steps", "batch_size")
+    return (order.index(field[0]) if field[0] in order else len(order), field[0])
+
+
+def _item(fields: Mapping[str, Any]) -> list[str]:
+    """An item of a list with these fields, one a line."""
+    return [
+        f"  {' ' if place else '-'} {key}: {_flow(value)}"
+        for place, (key, value) in enumerate(fields.items())
+    ]
+
+
+def _flow(value: Any) -> str:
+    """A plain value as YAML on one line, which YAML 1.1 and 1.2 read alike."""
+    if isinstance(value, Mapping):
+        return _joined("{}", (f"{_flow(key)}: {_flow(entry)}" for key, entry in value.items()))
+    if isinstance(value, (list, tuple)):
+        return _joined("[]", map(_flow, value))
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if not isinstance(value, str):
+        return repr(value)
+    if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
+        return value
+    return f'"{"".join(map(_character, value))}"'
+
+
+def _character(character: str) -> str:
+    if character == "\n":
+        return r"\n"
+    plain = character.isprintable() and character not in '"\\'
+    return character if plain else f"\\U{ord(character):08x}"
+
+
+def _joined(brackets: str, parts: Iterable[str]) -> str:
+    return ", ".join(parts).join(brackets)

@@ -1,0 +1,195 @@
+"""The suites that a report offers to copy: planned anew, they are the trials of their rows."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.plan.make import make_plan
+from bench.plan.recipe import Recipe
+from bench.plan.rows import Plan
+from bench.plan.suite import Suite
+from bench.plan.trial import Trial
+from bench.plan.yaml_text import parse
+from bench.records.stored_plan import PlannedTrial
+from methods import METHODS
+from methods.validation import earlier, validate
+from reports.figures.studies import draw as draw_studies
+from reports.reading import read
+from reports.studies import analyse_studies
+from reports.study import Study, kept_trials
+from reports.study_page import render
+from reports.suite_lines import EARLIER, suite_lines
+
+from ..stored import Result, write
+from .made_up import NewStore
+from .made_up_studies import NAME, plan_of, result
+
+#: Every registered method, some of whose options are neither numbers nor plain words.
+EVERY: list[Any] = [
+    *(name for name, _ in METHODS.available() if name not in ("peft", "tenslora")),
+    {"method": "tenslora", "each": {"variant": ["att", "qkv_depth"], "factorization": ["tucker", "cp"]}},
+    {"method": "peft", "type": "LOHA"},
+    {
+        "method": "lora",
+        "rank": 2,
+        "training": {"lr": 1e-3, "adapter_weight_decay": 0.05},
+        "label": "Löwe: #1",
+    },
+]
+
+SUITE: dict[str, Any] = {
+    "name": "every",
+    "tasks": [
+        {"task": "movie-sentiment", "train_size": 64, "max_tokens": 24, "training": {"epochs": 3}},
+        {"task": "digits", "train_size": 128, "normalise": False, "training": {"steps": 7}},
+    ],
+    "backbones": ["tiny-random-bert", {"name": "tiny-random-vit", "label": "yes"}],
+    "methods": EVERY,
+    "budgets": [{"isorank": 2}],
+    "seeds": [0, 3],
+    "training": {"weight_decay": 0.05, "batch_size": 16, "clip": 1.0},
+}
+
+
+def planned(text: str) -> Plan:
+    """The plan of a suite's text, as the harness reads and plans it."""
+    return make_plan(validate(Suite, parse(text), "copied"))
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Study:
+    uri = new_store(tmp_path_factory.mktemp("every"))
+    write(uri, make_plan(validate(Suite, SUITE, "suite")), lambda trial, row: Result(0.5))
+    return read(uri, ["every"])
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Study:
+    uri = new_store(tmp_path_factory.mktemp("studied"))
+    write(uri, plan_of(), result)
+    return read(uri, [NAME], studies=True)
+
+
+def test_every_method_has_lines_that_plan_its_trials_again(every: Study) -> None:
+    lines = suite_lines(every)
+    assert {cell.family for cell in every.all_cells} == {name for name, _ in METHODS.available()}
+    for cell in every.all_cells:
+        ids = {seed.seed: seed.trial_id for seed in every.of_cell(cell.number)}
+        assert {trial.seed: trial.id for trial in planned(lines(cell)).trials} == ids, lines(cell)
+
+
+def test_a_study_gives_the_rate_that_validation_kept(studied: Study) -> None:
+    lines = suite_lines(studied)
+    for cell in studied.all_cells:
+        if cell.studies is None:
+            continue
+        (trial,) = planned(lines(cell)).trials
+        kept = [seed for seed in kept_trials(cell.studies, studied.of_cell(cell.number)).values() if seed]
+        best = min(kept, key=lambda seed: seed.validation_loss or 0.0)
+        assert (trial.id, trial.recipe.lr) == (best.trial_id, best.lr)
+
+
+def test_a_test_score_chooses_nothing(studied: Study) -> None:
+    lines = suite_lines(studied)
+    turned = replace(studied, seeds=studied.seeds.assign(score=1 - studied.seeds["score"]))
+    other = suite_lines(turned)
+    for own, cell in zip(studied.all_cells, turned.all_cells, strict=True):
+        if own.studies:
+            assert planned(lines(own)).trials == planned(other(cell)).trials
+
+
+def test_the_tuning_that_a_study_names_has_its_trials(studied: Study) -> None:
+    cell = next(cell for cell in studied.all_cells if (cell.method, cell.task) == ("LoTR", "digits"))
+    text = suite_lines(studied)(cell)
+    (centre, tuning) = re.findall(r"^# centre: (\S+) with tuning: (.*)$", text, re.MULTILINE)[0]
+    suite = parse(text)
+    (row,) = suite["methods"]
+    del suite["seeds"], suite["training"]["lr"], suite["training"]["head_lr"]
+    suite |= {"methods": [row | {"centre": float(centre)}], "tuning": parse(tuning)}
+    ids = {trial.id for trial in make_plan(validate(Suite, suite, "tuned")).trials}
+    assert ids == {seed.trial_id for seed in studied.of_cell(cell.number)}
+
+
+def _changed(study: Study, **changes: Any) -> Study:
+    """The study with fields of its planned trials changed."""
+
+    def trial(of: PlannedTrial) -> PlannedTrial:
+        return of.model_copy(update={name: change(getattr(of, name)) for name, change in changes.items()})
+
+    experiments = [
+        replace(each, trials={id_: trial(of) for id_, of in each.trials.items()})
+        for each in study.experiments
+    ]
+    return replace(study, experiments=tuple(experiments))
+
+
+def test_a_recipe_of_an_earlier_version_means_what_it_meant(every: Study) -> None:
+    assert set(EARLIER) <= earlier(Recipe).keys()
+    old = _changed(every, recipe=lambda recipe: {k: v for k, v in recipe.items() if k not in earlier(Recipe)})
+    lines = suite_lines(old)
+    for cell in old.all_cells[:2]:
+        stored = old.experiments[0].trials[old.of_cell(cell.number)[0].trial_id]
+        before = Trial(**stored.model_dump(mode="json", exclude={"id"}))
+        assert planned(lines(cell)).trials[0].id == before.id
+
+
+def test_the_method_of_another_version_has_a_reason_and_no_lines(every: Study) -> None:
+    other = _changed(every, method=lambda method: method | {"version": 99})
+    text = suite_lines(other)(other.all_cells[0])
+    assert text.startswith("None: ")
+    assert "99" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no",
+        "ON",
+        "1e3",
+        "2025-02-30",
+        "~",
+        "a: b",
+        "[x",
+        "# x",
+        "'",
+        '"\\',
+        " a",
+        "b ",
+        "ü😀",
+        "a\u2028b",
+        "a\nb",
+    ],
+)
+def test_any_text_comes_back_from_the_lines(every: Study, text: str) -> None:
+    asked = {"prompt": f"{text}{{text}}", "words": [text, {"nested": [text, 1e-06, None, True]}]}
+    changed = _changed(every, task=lambda task: task | {"verbalizer": asked})
+    (row,) = parse(suite_lines(changed)(changed.all_cells[0]))["tasks"]
+    assert row["verbalizer"] == asked
+
+
+def test_a_row_that_waits_for_its_tuning_has_no_lines(every: Study) -> None:
+    waiting = replace(every, seeds=every.seeds.assign(trial_id=""))
+    assert suite_lines(waiting)(waiting.all_cells[0]).startswith("None: ")
+
+
+def test_the_page_of_a_study_offers_each_method_its_suite(studied: Study) -> None:
+    analysis = analyse_studies(studied)
+    page = render(analysis, draw_studies(analysis), [])
+    suites = [
+        html.unescape(text) for text in re.findall(r'<pre class="suite-lines">(.*?)</pre>', page, re.DOTALL)
+    ]
+    offered = [plan.trials for plan in map(planned, suites)]
+    (block,) = analysis.blocks
+    cells = {number for entrant in block.entrants for number in entrant.cells}
+    cells |= {
+        cell.number for cell in studied.all_cells if cell.method in {lev.method for lev in block.levels}
+    }
+    stored = {seed.trial_id: seed.cell for number in cells for seed in studied.of_cell(number)}
+    assert {stored[trials[0].id] for trials in offered} == cells
+    for link in re.findall(r'href="#(suites-[0-9-]+)"', page):
+        assert f'<details id="{link}">' in page
