@@ -1,6 +1,6 @@
 """Tensor PEFT Bench: tensor methods of parameter-efficient fine-tuning, compared under matched budgets.
 
-What a notebook needs is here; each name is imported when it is first used.
+The names for notebooks are here. Each is imported on first use.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _HOMES = {
 
 
 def _refuse_hidden(*packages: str) -> None:
-    """Raises ImportError where a folder or a file of another project is found in place of a package of ours.
+    """Raises ImportError if another project's folder or file hides one of our packages.
 
-    A notebook or a script finds first what lies beside it.
+    Python looks beside a notebook or script first.
     """
     home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     for name in packages:
@@ -64,7 +64,7 @@ def _refuse_hidden(*packages: str) -> None:
             continue
         place = next(iter(spec.submodule_search_locations or ()), spec.origin) or ""
         if os.path.dirname(os.path.realpath(place)) != home:
-            # By this name `python -m bench` shows the message alone.
+            # With this name `python -m bench` shows only the message.
             raise ImportError(
                 f"{place} hides the package '{name}' of tensorpeft-bench: rename it, or start Python in "
                 "another folder",
@@ -76,13 +76,13 @@ _refuse_hidden("methods", "baselines", "reports")
 
 
 def __dir__() -> list[str]:
-    # A notebook completes what this lists.
+    # Notebooks complete the names in this list.
     return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        # Its import is most of this package's, and an interrupt is not yet caught while it lasts.
+        # This import takes most of the time, during which interrupts are not caught yet.
         from importlib.metadata import version
 
         return version("tensorpeft-bench")

@@ -1,4 +1,4 @@
-"""`tensorbench` and `python -m bench` are the command line."""
+"""The entry point of `tensorbench` and `python -m bench`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.machine import interrupts
 
 
 def main() -> None:
-    """Runs the program. Interrupts are caught before anything that takes long is imported."""
+    """Runs the program. Interrupts are caught before any slow import."""
     interrupts.install()
     try:
         with interrupts.deferred():
@@ -18,7 +18,7 @@ def main() -> None:
         finally:
             interrupts.raise_pending()
     except KeyboardInterrupt:
-        # It came before a command began, or so late in it that it had ended.
+        # The interrupt came before a command began or after it had ended.
         sys.stderr.write("stopped\n")
         sys.exit(130)
 

@@ -1,4 +1,4 @@
-"""Downloads all that a suite needs and locks what comes from a hub, for workers without a network."""
+"""Downloads everything that a suite needs and locks hub repositories, for workers without a network."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from bench.tasks.plain_text import plain_tokens
 
 
 def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:
-    """Locks the hub repositories of a suite, then loads every backbone and prepares every data set once.
+    """Locks the hub repositories of a suite, then loads every backbone and prepares every data set.
 
-    What the lock holds already stays at its commit, unless `update`. Returns the lock's path; None where
-    the suite uses no hub. Raises UserError for all that cannot be had, or is not what was locked.
+    Repositories in the lock stay at their commit, unless `update`. Returns the lock's path, or None if the
+    suite uses no hub. Raises UserError for everything that is unavailable, or differs from the lock.
     """
     suite, lock_file = load_suite(path, locked=False), lock_path(path)
     old = read_lock(lock_file) if lock_file.exists() and not update else Lock()
@@ -49,7 +49,7 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
         suite = lock.apply(suite, lock_file)
     _warm(suite, notify)
     if uses_hub:
-        # The lock comes last, so that what does not load is not locked.
+        # Write the lock last, so that nothing is locked that does not load.
         lock.write(lock_file, path)
     return lock_file if uses_hub else None
 
@@ -78,7 +78,7 @@ def _locked(
     kind: RepositoryKind,
     old: Locked | None,
 ) -> Locked:
-    """Downloads the files and takes their hashes. At the commit of the old lock they must be the same."""
+    """Downloads and hashes the files. At the commit of the old lock, hashes must be the same."""
     same = old is not None and (old.repository, old.revision) == (repository, commit)
     folder = snapshot(repository, commit, patterns, kind, old.locked if old and same else ())
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
@@ -89,7 +89,7 @@ def _locked(
 
 
 def _warm(suite: Suite, notify: Callable[[str], None]) -> None:
-    """Loads every backbone and prepares the data of every pair, so that a run finds all of it on disk."""
+    """Loads every backbone and prepares the data of every pair, so that a run finds them on disk."""
     plan = make_plan(suite)
     infos = {}
     for spec in dict.fromkeys(trial.backbone for trial in plan.trials):

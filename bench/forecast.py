@@ -1,4 +1,4 @@
-"""A forecast of a suite's trials, time, memory and disk before anything starts."""
+"""Forecasts a suite's trials, time, memory and disk before anything starts."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from bench.training.saving import PLAIN, Saving
 from methods import Method, UserError
 
 if TYPE_CHECKING:
-    # Neither is imported unless it is needed: MLflow and Optuna take seconds.
+    # Imported only if needed, since MLflow and Optuna take seconds.
     from bench.records.record import Record
     from bench.store.store import Store
 
-#: The machine's pace is measured with a square weight of this width, on this many positions, this often.
+#: To measure the machine's speed: the width of a square weight, the number of positions, and of repetitions.
 WIDTH, POSITIONS, ROUNDS = 768, 1024, 3
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A trial that would run, or another of its kind if the trial itself is not known yet."""
+    """A trial that would run, or a similar one if the trial itself is not known yet."""
 
     trial: Trial
     workload: Workload
@@ -59,8 +59,9 @@ class _Part:
 def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> Forecast:
     """Estimates the costs of a plan and of its suite's search and allocation. Starts nothing.
 
-    Seconds are those of stored trials with the same method, backbone and task, else in proportion to the
-    operations, at the pace of the suite's stored trials or, without any, of this machine.
+    Seconds are those of stored trials with the same method, backbone and task. Otherwise they are
+    proportional to the operations, at the speed of the suite's stored trials or, without any, of this
+    machine.
     """
     opened, notes = _opened(store, plan.suite.name)
     records: list[Record] = []
@@ -109,7 +110,7 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
 
 
 def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
-    """The suite's experiment, if there is one, and a note if it cannot be read."""
+    """The suite's experiment if it exists, and a note if it cannot be read."""
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         return None, []
     from bench.store.store import Store
@@ -139,7 +140,7 @@ def _open(part: _Part, settled: set[str]) -> list[_Job]:
 
 
 def _run_parts(plan: Plan) -> list[_Part]:
-    """The trials of `tensorbench run`: tuning, then the final trials."""
+    """The trials of `tensorbench run`: tuning, then final trials."""
     final, tuning = _Part("final", "run"), _Part("tuning", "run")
     trials = {trial.id: trial for trial in plan.trials}
     seen: set[str] = set()
@@ -147,7 +148,7 @@ def _run_parts(plan: Plan) -> list[_Part]:
         part = tuning if row.phase else final
         part.points += len(row.trials) if row.studies else 1
         for seed, id_ in row.trials.items():
-            # Until tuning has chosen, the trial of any candidate stands for the final one.
+            # Before tuning has chosen, any candidate's trial represents the final one.
             trial = trials[id_] if id_ else row.candidates[0].final[seed]
             if trial.id not in seen:
                 part.jobs.append(_Job(trial, workload_of(row), row.parameters, known=id_ is not None))
@@ -157,13 +158,13 @@ def _run_parts(plan: Plan) -> list[_Part]:
 
 
 def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
-    """The trials of `tensorbench search`. A method that it cannot search goes to the notes."""
+    """The trials of `tensorbench search`. Methods that cannot be searched are added to the notes."""
     import optuna
 
     from bench.search.allocation import RankAllocation
     from bench.search.study import RankSearch
 
-    # Optuna would announce these studies, which nobody runs.
+    # Optuna would announce these studies, although they never run.
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     suite = plan.suite
     if suite.pilot is not None:
@@ -176,7 +177,7 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     def add(part: _Part, cell: Cell, points: int, trials: list[Trial], *, known: bool) -> None:
         part.points += points
         part.jobs += _jobs(cell, trials, known=known)
-        # The best point, still unknown, is compared with the heuristic's on the suite's seeds.
+        # The best point (not known yet) and the heuristic's are compared on the suite's seeds.
         final = [cell.trial(seed, suite.evaluate) for seed in suite.seeds]
         part.jobs += [*_jobs(cell, final, known=True), *_jobs(cell, final)]
 
@@ -203,8 +204,8 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
 
 
 def _pilot_part(pilot: Pilot, cells: list[Cell]) -> _Part:
-    """The trials of a pilot, as if its first steps chose the suite's own values."""
-    # Its import takes seconds.
+    """The trials of a pilot, assuming that its first steps choose the suite's own values."""
+    # Imported late, since it takes seconds.
     from bench.search.pilot import run_pilot
 
     part = _Part("search", "search")
@@ -231,20 +232,20 @@ def _jobs(cell: Cell, trials: list[Trial], *, known: bool = False) -> Iterator[_
 
 
 def _seconds_per_operation(device: str) -> float:
-    """The seconds that a frozen weight takes per position, forward and back, by a timed product.
+    """Seconds per frozen weight and position, forward and backward, measured with a matrix product.
 
-    A trial also validates and moves data, and a layer is more than its weights, so that it takes longer.
+    Real trials take longer: they also validate and move data, and layers are more than their weights.
     """
     import torch
 
-    # As `precision: auto` trains.
+    # The precision that `precision: auto` uses.
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     weight = torch.ones(WIDTH, WIDTH, device=device, dtype=dtype)
     inputs = torch.ones(POSITIONS, WIDTH, device=device, dtype=dtype, requires_grad=True)
     times = []
     for _ in range(ROUNDS):
         begun = time.perf_counter()
-        # Reading the sum waits for the device.
+        # Reading the sum waits until the device is done.
         (gradient,) = torch.autograd.grad((inputs @ weight).sum(), inputs)
         float(gradient.sum())
         times.append(time.perf_counter() - begun)

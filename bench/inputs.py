@@ -1,4 +1,4 @@
-"""The input of a backbone: the interface between backbones and tasks."""
+"""The input of a backbone, the interface between backbones and tasks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from methods.errors import UserError, shown
 
 Modality = Literal["text", "vision"]
 
-#: The largest side of an image. At patches of 16 pixels such an image is 65,536 tokens.
+#: The largest side of an image in pixels. With patches of 16 pixels it has 65,536 tokens.
 MAX_PIXELS = 4096
 
-#: The places of texts in a prompt.
+#: The placeholders for texts in a prompt.
 _PLACE = r"\{(?:text|first|second)\}"
 
-#: The width of a batch of texts: that of its longest text, or the largest allowed.
+#: The width of a batch of texts: that of its longest text, or the largest allowed width.
 Padding = Literal["longest", "max_tokens"]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt about a text, and the words that answer it with each class.
+    """A prompt about a text, and the words that stand for each class as its answer.
 
     `template` contains `{text}`, or `{first}` and `{second}` for pairs. Words follow it without a space.
     """
@@ -33,9 +33,9 @@ class Prompt:
     words: tuple[str, ...]
 
     def check(self, *, paired: bool, where: str = "") -> None:
-        """Raises UserError unless the template has the places of single texts, or of pairs.
+        """Raises UserError unless the template has the placeholders for single texts, or for pairs.
 
-        `where` begins the message.
+        The message begins with `where`.
         """
         needs = ("{first}", "{second}") if paired else ("{text}",)
         if set(re.findall(_PLACE, self.template)) != set(needs):
@@ -45,7 +45,7 @@ class Prompt:
             )
 
     def filled(self, text: str | tuple[str, str]) -> str:
-        """The prompt of a text, or of a pair."""
+        """The prompt with a text or a pair filled in."""
         if isinstance(text, str):
             return self.template.replace("{text}", text)
         before, _, after = self.template.partition("{first}")
@@ -54,17 +54,17 @@ class Prompt:
 
     @property
     def end(self) -> str:
-        """The template after its last place."""
+        """The template after its last placeholder."""
         return re.split(_PLACE, self.template)[-1]
 
     def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
         """The token ids of each class's words.
 
-        These are the tokens after the prompt's end, since many tokenizers begin a text with a space, or those
-        of the words alone if the two would share one. Raises UserError for words without tokens, with
-        unknown tokens, and with equal tokens.
+        These are the tokens after the prompt's end, since many tokenizers begin a text with a space. If the
+        two would share a token, they are those of the words alone. Raises UserError for words without tokens,
+        with unknown tokens, and with equal tokens.
         """
-        # A letter in place of the text, which may be all that precedes the words.
+        # A letter replaces the text, since nothing else may precede the words.
         before = "a" + self.end
         tokens_before, *tokens_with = (
             tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -89,7 +89,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Writing:
-    """A language model writes its answers, of at most `new_tokens` tokens."""
+    """The mode in which a language model writes its answers, of at most `new_tokens` tokens."""
 
     new_tokens: int
 
@@ -98,9 +98,9 @@ class Writing:
 class TextInput:
     """Text as token ids.
 
-    `tokenizer_hash` identifies the tokenizer's files; it is empty without any. `blaming` is the context for
-    errors of `load_tokenizer` and the tokenizer. `decodes`: whether the backbone is a language model. With a
-    `prompt` it answers by the words of the classes; with `writing` it writes its answers.
+    `tokenizer_hash` identifies the tokenizer's files and is empty without any. `blaming` is the context for
+    errors of `load_tokenizer` and of the tokenizer. `decodes`: whether the backbone is a language model. With
+    a `prompt` it answers by class words; with `writing` it writes its answers.
     """
 
     tokenizer_hash: str
@@ -124,7 +124,7 @@ class ImageInput:
     """Square RGB images of `size` pixels, normalised per channel with `mean` and `std`.
 
     The central square of an image is resized (bicubic). With `resize`, the image is resized to a square of
-    `resize` pixels regardless of its aspect ratio (bilinear), and the centre is cut out.
+    `resize` pixels regardless of its aspect ratio (bilinear), and the centre is cropped.
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""The smallest differences that a suite can find, with the noise of its stored results or assumed noise."""
+"""The smallest differences that a suite can find, given the noise of stored results or assumed noise."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from reports.studies import analyse_studies, block_budgets
 from reports.study import OWN_SIZE, REFERENCE, grouped
 from reports.thresholds import DEFAULT, Asked, thresholds
 
-#: Assumed standard deviations of a run's score over seeds, in the score's units.
+#: Assumed standard deviations of a run's score over seeds, in units of the score.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
 
-#: The share of test examples on which two methods are assumed to disagree whatever their seeds. Single runs
-#: disagree on more, most of which differs from seed to seed and is in the standard deviation over seeds. The
-#: medians of the published leaderboard's tasks are .007 to .028.
+#: The assumed share of test examples on which two methods disagree for all seeds. Single runs disagree on
+#: more, but most of that differs between seeds and is part of the standard deviation over seeds. The medians
+#: over the published leaderboard's tasks are .007 to .028.
 DISAGREEMENT = 0.025
 
 
 @dataclass(frozen=True)
 class Power:
-    """The smallest difference that one budget can find by one metric, for one level of noise."""
+    """The smallest difference that one budget can find in one metric, for one level of noise."""
 
     budget: str
     metric: str
-    #: The single task of its settings if scores have that task's units, else empty.
+    #: The single task of its settings if scores have that task's unit. Otherwise empty.
     task: str
     design: Design
-    #: Whether its noise is that of stored runs; else it is assumed.
+    #: Whether the noise comes from stored runs. Otherwise it is assumed.
     stored: bool
-    #: The tasks whose test examples assumed noise does not count.
+    #: The tasks whose test examples are not included in the assumed noise.
     uncounted: tuple[str, ...]
-    #: The smallest difference that matters, in the metric's units.
+    #: The smallest difference that matters, in units of the metric.
     threshold: float
-    #: The number of tuning trials in a suite tuned by studies, whose design counts studies as seeds.
+    #: The number of trials per study in a suite with studies, whose design counts studies as seeds.
     k: int | None = None
 
     @property
     def share(self) -> bool:
-        """Whether noise and differences are shares of a score in units, whose size is unknown."""
+        """Whether noise and differences are relative to a score in units, whose size is unknown."""
         return METRICS.get(self.metric).in_units and not self.stored
 
     @property
     def sd(self) -> float:
         """The standard deviation of a run's score over seeds, or of a study's score.
 
-        The two sides of a pair are taken as independent.
+        The two sides of a pair are assumed to be independent.
         """
         return math.sqrt(fmean(self.design.spreads) / 2)
 
@@ -85,15 +85,16 @@ class Power:
 
 
 def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = None) -> list[Power]:
-    """The power of every budget and metric of a plan, and of every task whose scores have units.
+    """The power of every budget and metric of a plan, and of every task whose scores have a unit.
 
-    The noise is that of stored runs of the suite, else each of `ASSUMED`; `sd` replaces both. Assumed noise
-    covers seeds, and test examples by `DISAGREEMENT`, but neither collapsed runs nor chance in tuning.
+    The noise is that of the suite's stored runs, otherwise each of `ASSUMED`; `sd` replaces both. Assumed
+    noise includes seeds and, by `DISAGREEMENT`, test examples, but neither collapsed runs nor chance in
+    tuning.
 
-    A suite tuned by studies has designs of its score after as many trials as a study has points.
+    A suite with studies has designs for its score after as many trials as a study has points.
 
     Raises UserError for fewer studies than intervals need, for an invalid threshold, and for a threshold in
-    units beside assumed noise, which is a share of the score.
+    units with assumed noise, which is relative to the score.
     """
     tuning, rows = plan.suite.studies, plan.of(None).rows
     studies = len({row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials})
@@ -143,8 +144,8 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
 def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:
     """The variance that test examples are assumed to add to a mean difference over settings.
 
-    `rows` has a row of each setting. Also returns the tasks whose number of test examples is unknown. If each
-    seed deals its own split, its examples are in the standard deviation over seeds already.
+    `rows` has one row per setting. Also returns the tasks whose number of test examples is unknown. If each
+    seed deals its own split, the standard deviation over seeds already includes the test examples.
     """
     tasks, scored = {task.shown: task for task in suite.tasks}, METRICS.get(metric)
     added, uncounted = 0.0, []
@@ -153,7 +154,7 @@ def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float,
         if task.split == "per_seed":
             continue
         count = task.scored_examples(row.definition, suite.evaluate)
-        # Errors in units are not a share of examples on which methods disagree.
+        # Errors in units are not determined by the share of examples on which methods disagree.
         if count is None or scored.in_units:
             uncounted.append(row.task)
         else:
@@ -174,7 +175,7 @@ def _assumed(
 
 
 def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """The designs and thresholds of stored studies with as many points, by budget, metric and task."""
+    """Designs and thresholds from stored studies with as many points, by budget, metric and task."""
     try:
         analysis = analyse_studies(read(store, [plan.suite.name], studies=True))
     except UserError:
@@ -190,7 +191,7 @@ def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[
 
 
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
-    """A design with the noise of a stored one; new settings have the mean spread of the stored ones."""
+    """A design with a stored design's noise. New settings have the mean spread of the stored ones."""
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings
     return Design(seeds, claims, spreads, stored.examples * by_settings, stored.tuning * by_settings)
@@ -201,7 +202,7 @@ def _budget(row: Row) -> str:
 
 
 def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """The designs and thresholds of stored runs, by budget, metric and task."""
+    """Designs and thresholds from stored runs, by budget, metric and task."""
     try:
         study = read(store, [plan.suite.name])
     except UserError:

@@ -1,4 +1,4 @@
-"""A suite's trials, searches and allocations, as Python and the command line start them."""
+"""Runs a suite's trials, searches and allocations, for Python and for the command line."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ from reports.summary import Summary, summarise
 
 
 class Audience:
-    """Listens to a run. This one does nothing; the terminal's prints everything."""
+    """Listens to a run. This class does nothing; the terminal's subclass prints."""
 
     def opened(self, sent: int, closed: int) -> None:
-        """Called before the first trial: earlier starts had left `sent` records and `closed` open runs."""
+        """Called before the first trial, with records sent and runs closed that earlier starts had left."""
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        """Called as each phase of a suite begins: `waiting` of the trials of `plan` are to run."""
+        """Called as each phase of a suite begins. `waiting` trials of `plan` remain to run."""
 
     def following(self, trials: float) -> None:
-        """Called before a phase that others follow, which take as long as `trials` trials of this phase."""
+        """Called before a phase, with the work that follows it as a number of this phase's trials."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
-        """Surrounds the preparation and the run of `count` trials of a plan on `slots` workers.
+        """Context for preparing and running `count` trials of a plan on `slots` workers.
 
-        It comes before `phase`. Its value is called with every event.
+        Entered before `phase` is called. Yields the function to call with every event.
         """
         return nullcontext(lambda event: None)
 
@@ -67,23 +67,23 @@ class Audience:
         """Called before an allocation."""
 
     def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
-        """Called after a search, with the record that counts of every trial."""
+        """Called after a search, with the record that counts for every trial."""
 
     def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
-        """Called after an allocation, with the record that counts of every trial."""
+        """Called after an allocation, with the record that counts for every trial."""
 
     def chosen(self, choices: Sequence[str]) -> None:
-        """Called after a pilot, with a line for each of its choices."""
+        """Called after a pilot, with a line for each choice."""
 
     def note(self, text: str) -> None:
-        """Called with what a user should know before the work starts."""
+        """Called with a note for the user before the work starts."""
 
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """The plan that ran and a summary of its results."""
+    """The plan that ran, and a summary of its results."""
 
-    #: The selected part, with the choices of equal tuning.
+    #: The selected part of the plan, with the choices of equal tuning.
     plan: Plan
     summary: Summary
 
@@ -95,13 +95,13 @@ class SuiteRun:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """The results of a suite's searches or allocations, one for each method, task, backbone and budget.
+    """Results of a suite's searches or allocations, one per method, task, backbone and budget.
 
-    A pilot writes a file and has no results here.
+    A pilot writes a file instead and has no results here.
     """
 
     results: tuple[SearchResult | AllocationResult, ...]
-    #: Whether every final trial, and every trial of an allocation, has finished, or a pilot chose everything.
+    #: Whether all final trials and all trials of allocations have finished, or a pilot chose everything.
     complete: bool
 
 
@@ -118,9 +118,9 @@ class _Work:
         return self.driver.store
 
     def run_phase(self, full_plan: Plan, plan: Plan, phase: Phase | None, *, retry_failed: bool) -> Plan:
-        """Runs one phase of a plan; returns the full plan with choices that other drivers made meanwhile."""
+        """Runs one phase of a plan. Returns the full plan with choices that other drivers made meanwhile."""
         store, executor, part = self.store, self.executor, plan.of(phase)
-        # Failures are read first: one that is stored later is another driver's, and stands.
+        # Read failures first: a failure stored later is another driver's, and counts.
         failed = failures(store) if retry_failed else {}
         trials = [t for t in part.trials if t.id in failed] if retry_failed else pending(part, store)
         if not trials:
@@ -134,9 +134,9 @@ class _Work:
             self.audience.following(final_work(plan, trials, store.records()))
         with self.audience.watch(part, len(trials), executor.slots) as report:
             executor.prepare(trials, report, full_plan.suite.trial_timeout)
-            # The phase is announced once nothing is in the way.
+            # Announce the phase when nothing can prevent it any more.
             self.audience.phase(part, phase, len(trials), executor.device)
-            # Preparing takes some time, in which another driver may have chosen.
+            # During preparation, another driver may have chosen.
             full_plan = with_choices(full_plan, store)
             tags = {Tag.PHASE: phase} if phase else {}
             execute(full_plan, trials, self.driver, executor, report, tags=tags, retried=failed)
@@ -153,7 +153,7 @@ class _Work:
     def search(self, section: Search, nests: Sequence[Nested], storage: str) -> Iterator[SearchResult]:
         """Runs the search of each cell."""
         studies = open_storage(storage)
-        # All searches are made, and so checked, before the first trial.
+        # Build all searches, which checks them, before the first trial.
         searches = [RankSearch(nest.cell, section, studies, nest.name) for nest in nests]
         for search, nest in zip(searches, nests, strict=True):
             self.audience.searching(search)
@@ -164,7 +164,7 @@ class _Work:
 
     def allocate(self, section: Allocation, nests: Sequence[Nested]) -> Iterator[AllocationResult]:
         """Runs the allocation of each cell."""
-        # All allocations are made, and so checked, before the first trial.
+        # Build all allocations, which checks them, before the first trial.
         allocations = [RankAllocation(nest.cell, section) for nest in nests]
         for allocation, nest in zip(allocations, nests, strict=True):
             self.audience.allocating(nest.name, allocation)
@@ -183,17 +183,17 @@ def run_suite(
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SuiteRun:
-    """Runs a suite's trials into MLflow: those of its tuning first, then the final ones.
+    """Runs a suite's trials into MLflow: tuning trials first, then the final ones.
 
-    Trials that have finished are kept, so that a stopped run goes on where it was. `suite` is a suite or the
-    path of its file. With `retry_failed` only trials that have failed run. Raises UserError, before any work,
-    for what cannot be done. A trial that fails raises nothing: it is stored with its reason.
+    Finished trials are kept, so a stopped run continues where it was. `suite` is a suite or the path of its
+    file. With `retry_failed` only failed trials run. Raises UserError before any work if the suite cannot run
+    as requested. A trial that fails does not raise: its reason is stored.
     """
     audience = audience or Audience()
     with make_executor(place) as executor:
         loaded = _limited(_loaded(suite), place, executor, audience)
         full_plan = make_plan(loaded, executor.device)
-        full_plan.select(part)  # a part that the suite lacks is refused before a store is made
+        full_plan.select(part)  # refuses a part that the suite lacks before a store is made
         opened = Store.create(store, loaded.name)
         with session(opened) as driver:
             audience.opened(driver.sent, driver.closed)
@@ -237,17 +237,18 @@ def search_suite(
 ) -> SearchRun:
     """Runs a suite's `search` and `allocation` for each method, task, backbone and budget, or its `pilot`.
 
-    A pilot writes the suite with its choices to `out`. Tried points are kept, so that a stopped search goes
-    on where it was. `storage` is Optuna's database, by default beside the store. `trials` and `sampler_seed`
-    replace those of the suite's search. A search tries one point at a time: without `workers` or
-    `slots_per_device` it takes one worker. Raises UserError, before any work, for what cannot be done.
+    A pilot writes the suite with its choices to `out`. Points that were tried are kept, so a stopped search
+    continues where it was. `storage` is Optuna's database, by default beside the store. `trials` and
+    `sampler_seed` replace those of the suite's search. A search tries one point at a time, so without
+    `workers` or `slots_per_device` it uses one worker. Raises UserError before any work if the suite cannot
+    run as requested.
     """
     if part.seeds or part.studies:
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
     audience = audience or Audience()
     loaded = _with_search(_loaded(suite), trials, sampler_seed, storage, out)
     if loaded.search and not place.slots_per_device:
-        # Idle workers would hold threads or GPUs that the busy one lacks.
+        # Idle workers would occupy threads or GPUs that the busy one could use.
         place = replace(place, workers=place.workers or 1)
     with make_executor(place) as executor:
         full_plan = make_plan(_limited(loaded, place, executor, audience), executor.device)
@@ -285,7 +286,7 @@ def search_suite(
 def _run_step(
     work: _Work, full_plan: Plan, retry_failed: bool, rows: Sequence[Row], trials: Sequence[Trial]
 ) -> dict[str, Record]:
-    """Runs the trials of a pilot's step that have no result yet; returns the records that count."""
+    """Runs the trials of a pilot's step that have no result yet. Returns the records that count."""
     unique = tuple({trial.id: trial for trial in trials}.values())
     part = Plan(suite=full_plan.suite, rows=tuple(rows), trials=unique)
     both = Plan(suite=part.suite, rows=full_plan.rows + part.rows, trials=full_plan.trials + part.trials)
@@ -295,7 +296,7 @@ def _run_step(
 
 
 def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path) -> SearchRun:
-    """Writes the suite with a pilot's choices, unless something could not be chosen."""
+    """Writes the suite with a pilot's choices, unless a choice was not possible."""
     audience.chosen(choices.lines)
     for missing in choices.missing:
         audience.note(missing)
@@ -306,7 +307,7 @@ def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path
 
 
 def _check_distinct(cells: Sequence[Cell]) -> None:
-    """Raises UserError for rows of fixed sizes that differ in their ranks alone."""
+    """Raises UserError for rows of fixed size that differ only in their ranks."""
     for name, rows in Counter(map(study_name, cells)).items():
         if rows > 1:
             raise UserError(
@@ -316,7 +317,7 @@ def _check_distinct(cells: Sequence[Cell]) -> None:
 
 
 def _complete(result: SearchResult | AllocationResult, records: dict[str, Record]) -> bool:
-    """Whether something was chosen, and every trial behind the result has a score."""
+    """Whether a choice was made, and every trial behind the result has a score."""
     points: list[Tried] = [*result.final]
     if isinstance(result, AllocationResult):
         points += [*result.points, *result.path]
@@ -329,7 +330,7 @@ def _loaded(suite: Suite | Path | str) -> Suite:
 
 
 def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience) -> Suite:
-    """The suite with the place's limit for trials, if there is one. Raises UserError for an invalid limit."""
+    """The suite with the place's trial limit, if any. Raises UserError for an invalid limit."""
     if place.trial_timeout is not None:
         limit = validate(Limit, {"trial_timeout": place.trial_timeout}, "this run")
         suite = suite.model_copy(update={"trial_timeout": limit.trial_timeout})
@@ -372,6 +373,6 @@ def _with_search(
 
 
 def _check_memory(trials: list[Trial], executor: Executor) -> None:
-    # A cluster's nodes check their own memory.
+    # The nodes of a cluster check their own memory.
     if executor.on_this_machine:
         check_memory(trials, executor.slots)

@@ -1,4 +1,4 @@
-"""Frozen pretrained backbones, whatever library they come from."""
+"""Frozen pretrained backbones from several libraries."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = [
 
 
 def describe(spec: BackboneSpec | str) -> BackboneInfo:
-    """Everything about a backbone that a plan needs, without loading its weights.
+    """Describes a backbone for a plan, without loading its weights.
 
-    A registered name needs neither network nor transformers. Raises UserError for an unknown name,
-    a source that cannot be found or read, an unsupported model, or an image size that does not fit.
+    A registered name needs neither network nor transformers. Raises UserError for an unknown name, a source
+    that cannot be found or read, an unsupported model, or an invalid image size.
     """
     spec = BackboneSpec.model_validate(spec)
     entry = entry_of(spec)
@@ -45,11 +45,10 @@ def describe(spec: BackboneSpec | str) -> BackboneInfo:
 
 
 def load(spec: BackboneSpec | str) -> LoadedBackbone:
-    """The backbone on the CPU, frozen and in eval mode, with a head of two classes in float32.
+    """Loads a backbone on the CPU, frozen and in eval mode, with a head of two classes in float32.
 
-    The encoder is in the spec's `dtype`. In bfloat16 its forward has to be under bf16 autocast.
-
-    Raises UserError as `describe` does, and if any encoder weight is missing or has no place.
+    The encoder is in the spec's `dtype`; a bfloat16 encoder's forward must run under bf16 autocast. Raises
+    UserError as `describe` does, and for missing or unexpected encoder weights.
     """
     spec = BackboneSpec.model_validate(spec)
     entry = entry_of(spec)
@@ -64,7 +63,7 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
 
 
 def _answerable(spec: BackboneSpec, info: BackboneInfo) -> BackboneInfo:
-    """The description with a tokenizer whose mistakes name the plug-in that it comes from."""
+    """The description, with a tokenizer whose errors name the plug-in that provides it."""
     if spec.name is None or not isinstance(info.input, TextInput):
         return info
     return replace(info, input=replace(info.input, blaming=partial(BACKBONES.blaming, spec.name)))
@@ -73,7 +72,7 @@ def _answerable(spec: BackboneSpec, info: BackboneInfo) -> BackboneInfo:
 def entry_of(spec: BackboneSpec) -> BackboneEntry:
     if spec.name is not None:
         return BACKBONES.get(spec.name)
-    # Only here, so that counting on registered names stays quick.
+    # Imported here, so that counting on registered names stays quick.
     if spec.timm is not None:
         from bench.backbones.timm_vit import TimmBackbone
 

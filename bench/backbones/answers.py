@@ -1,4 +1,4 @@
-"""Answers of language models: logits of tokens, written answers, and answers by words."""
+"""Answers of language models: logits of tokens, written answers, and answers by class words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def has_vocabulary(backbone: LoadedBackbone) -> bool:
 
 
 def unembedding_of(backbone: LoadedBackbone) -> Tensor | None:
-    """The argument `unembedding` of `token_logits`, on the encoder's device."""
+    """The argument `unembedding` for `token_logits`, on the encoder's device."""
     if _tied(backbone) or backbone.unembedding is None:
         return None
     return backbone.unembedding.to(next(backbone.module.encoder.parameters()).device)
@@ -33,7 +33,7 @@ def unembedding_of(backbone: LoadedBackbone) -> Tensor | None:
 def token_logits(encoder: Any, states: Tensor, unembedding: Tensor | None) -> Tensor:
     """Logits (..., vocabulary) in float32 from states (..., hidden).
 
-    `unembedding` is (vocabulary, hidden); None means the encoder's input embeddings.
+    `unembedding` is (vocabulary, hidden). None means the encoder's input embeddings.
     """
     table = encoder.get_input_embeddings().weight if unembedding is None else unembedding
     logits = F.linear(states, table.to(states.dtype)).float()
@@ -49,9 +49,9 @@ def _tied(backbone: LoadedBackbone) -> bool:
 class Writer:
     """Replaces pooling and head of a language model that writes answers. Outputs are (batch, 3).
 
-    The first output is zero, to be set by whoever judges the answers; the second is the log-likelihood of the
-    predicted tokens, the third their number. `limit` is the most tokens of the model's input, and
-    `new_tokens` the most tokens of an answer.
+    The first output is zero, a place for whether the answer is correct; the second is the log-likelihood of
+    the predicted tokens, the third their number. `limit` is the largest number of input tokens of the model,
+    and `new_tokens` the largest number of tokens of an answer.
     """
 
     def __init__(self, tokenizer: Any, unembedding: Tensor | None, new_tokens: int, limit: int) -> None:
@@ -59,7 +59,10 @@ class Writer:
         self.new_tokens, self.limit = new_tokens, limit
 
     def __call__(self, encoder: Any, *, input_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
-        """All inputs are (batch, tokens). `scored` marks the tokens to predict, never the first."""
+        """Computes the outputs. All inputs are (batch, tokens). `scored` marks the tokens to predict.
+
+        The first token is never scored.
+        """
         states = decoded(encoder, input_ids, attention_mask)[:, :-1]
         predicted, following = scored[:, 1:].bool(), input_ids[:, 1:]
         logits = token_logits(encoder, states[predicted], self.unembedding)
@@ -68,12 +71,12 @@ class Writer:
         return torch.stack([torch.zeros_like(likelihood), likelihood, predicted.sum(1).to(likelihood)], 1)
 
     def write(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        """Greedy continuations of the prompts (batch, tokens), up to the token that ends a text.
+        """Greedily continues the prompts (batch, tokens) up to the token that ends a text.
 
         Prompts are padded on the left. The answer to a prompt does not depend on the others.
         """
-        # A compiled encoder would be compiled again for each length of keys and values. As a decorator this
-        # would import torch's compiler with this module, which takes a second.
+        # Without this, a compiled encoder is compiled again for each length of keys and values. A decorator
+        # would import torch's compiler together with this module, which takes a second.
         with torch.compiler.set_stance("force_eager"):
             return self._written(encoder, input_ids, attention_mask)
 
@@ -81,7 +84,7 @@ class Writer:
         from transformers import DynamicCache
 
         tokenizer, cache = self.tokenizer, DynamicCache(config=encoder.config)
-        # transformers before 5.24 has the longer name.
+        # transformers before 5.24 uses the longer name.
         takes = inspect.signature(encoder.forward).parameters
         remembered = {"cache" if "cache" in takes else "past_key_values": cache}
         lengths = attention_mask.sum(1)
@@ -107,7 +110,7 @@ class Writer:
                 break
             ids = written[-1][:, None]
             mask = F.pad(mask, (0, 1), value=1)
-            # A full row waits for the others at the last position, since the model may have no more.
+            # A full row stays at the last position until the others are done, as the model may have no more.
             positions = (positions[:, -1:] + 1).clamp(max=self.limit - 1)
         rows = torch.stack(written, 1).tolist() if written else [[] for _ in range(len(input_ids))]
         return [
@@ -120,7 +123,7 @@ def _before(row: list[int], end: int) -> list[int]:
 
 
 class Answers:
-    """Replaces pooling and head: the log-likelihood of each class's words, (batch, classes).
+    """Replaces pooling and head: outputs are the log-likelihoods of each class's words, (batch, classes).
 
     `words` are the token ids of each class's words. `unembedding` is as in `token_logits`. The score of a
     class is the sum over its tokens of log p(token | prompt and previous tokens). Classes whose words share
@@ -149,7 +152,7 @@ class Answers:
         return torch.stack(scores, 1)
 
     def _likelihoods(self, encoder: Any, states: Tensor) -> Tensor:
-        """log p of every token (batch, positions, vocabulary) from states (batch, positions, hidden)."""
+        """Returns log p of every token (batch, positions, vocabulary), given states (batch, positions, d)."""
         return F.log_softmax(token_logits(encoder, states, self.unembedding), -1)
 
 
@@ -186,10 +189,10 @@ def put_head(
     *,
     fitted: bool = False,
 ) -> None:
-    """Puts a fresh head on the backbone, or `Answers` or a `Writer` if the input has a prompt or is written.
+    """Puts a fresh head on the backbone, or `Answers` for a prompt, or a `Writer` for written answers.
 
-    `fitted` is as in `LoadedBackbone.reset`. Raises UserError as `check_answers` does,
-    and for words without tokens.
+    `fitted` is as in `LoadedBackbone.reset`. Raises UserError as `check_answers` does, and for words without
+    tokens.
     """
     backbone.reset(classes, generator, fitted=fitted)
     if not isinstance(model_input, TextInput) or not model_input.answers_by_words:

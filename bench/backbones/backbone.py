@@ -16,29 +16,29 @@ from bench.inputs import MAX_PIXELS, ModelInput
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
 
-#: The standard deviation of a fresh head's weights. Its biases start at zero.
+#: The standard deviation of a fresh head's weights. Biases start at zero.
 HEAD_STD = 0.02
 
-#: The most keys of a state that a message names.
+#: The largest number of state keys in a message.
 MOST_KEYS = 6
 
 #: The number of classes of the head between loading and the first `reset`.
 INITIAL_CLASSES = 2
 
-#: The largest sizes in a model's configuration, by the field names of transformers and timm.
+#: The largest accepted sizes in a model's configuration, by field names of transformers and timm.
 LARGEST = {
     **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "depth"), 1000),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_heads", "n_head", "num_heads"), 1024),
     **dict.fromkeys(("hidden_size", "embedding_size", "dim", "embed_dim"), 2**16),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "max_position_embeddings"), 2**20),
     "vocab_size": 10**7,
-    # The configuration makes a table of names from it.
+    # transformers' configuration makes a table of names from it.
     "num_labels": 10**5,
     "mlp_ratio": 64,
     **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
 }
 
-#: A name of `bench.backbones.kinds.NAMES`.
+#: The kind, a name in `bench.backbones.kinds.NAMES`.
 BackboneKind = str
 
 
@@ -46,8 +46,8 @@ BackboneKind = str
 class BackboneInfo:
     """The description of a backbone, available before its weights are loaded.
 
-    `weights_hash` identifies weights and their conversion: backbones with equal hashes compute the same.
-    `description` holds origin and licence, as far as they are known.
+    `weights_hash` identifies weights and their conversion: backbones with equal hashes compute the same
+    outputs. `description` contains origin and licence, as far as known.
     """
 
     name: str
@@ -60,18 +60,18 @@ class BackboneInfo:
 
 
 class BackboneEntry(Protocol):
-    """A source of one backbone, registered under a name.
+    """The source of one backbone, registered under a name.
 
-    `image_size` is the side in pixels that a suite requests, or None for the backbone's own. Both methods
-    raise UserError for a size that the backbone does not accept; those of texts accept none.
+    `image_size` is the side in pixels requested by a suite, or None for the backbone's own. Both methods
+    raise UserError for an unsupported size; text backbones accept only None.
     """
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Everything about the backbone, without loading its weights."""
+        """Describes the backbone without loading its weights."""
         ...
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """The backbone itself, on the CPU, frozen and in eval mode."""
+        """Loads the backbone on the CPU, frozen and in eval mode."""
         ...
 
 
@@ -86,7 +86,7 @@ class Classifier(nn.Module):
     def __init__(self, encoder: nn.Module, pool: Callable[..., Tensor], head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.pool, self.head = encoder, pool, head
-        #: Replaces pooling and head if a language model answers a prompt.
+        #: Replaces pooling and head of a language model that answers a prompt.
         self.answers: Callable[..., Tensor] | None = None
 
     def forward(self, **batch: Tensor) -> Tensor:
@@ -96,9 +96,9 @@ class Classifier(nn.Module):
 
 
 class FittedHead(nn.Linear):
-    """A linear head that computes logits in its own precision, also under autocast.
+    """A linear head that computes logits in its own precision, even under autocast.
 
-    Its weights undo the standardisation of features, which rounded weights would not.
+    Its weights undo the standardisation of features, which needs more precision than rounded weights have.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class LoadedBackbone:
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
-        #: (vocabulary, hidden), for a language model whose output layer is not tied to its input embeddings.
+        #: A language model's output layer (vocabulary, hidden) if not tied to the input embeddings.
         self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
         self._module.eval()
@@ -152,7 +152,7 @@ class LoadedBackbone:
         return self.info.projections
 
     def path(self, site: Site) -> str:
-        """Dotted path of the site's linear layer in `module`. Raises UserError for an unknown site."""
+        """The dotted path of the site's linear layer in `module`. Raises UserError for an unknown site."""
         if site not in self._paths:
             raise UserError(f"backbone '{self.info.name}' has no site {site}")
         return self._paths[site]
@@ -160,13 +160,13 @@ class LoadedBackbone:
     def reset(self, classes: int, generator: torch.Generator, *, fitted: bool = False) -> None:
         """Puts a fresh head for `classes` classes on the backbone.
 
-        Linear weights are drawn from N(0, 0.02) by `generator` alone, in float32 and on its device; biases
-        are zero. With `fitted`, the head is one linear layer on the pooled features. Raises UserError for
-        fewer than one class.
+        Linear weights are drawn from N(0, 0.02) with `generator`, in float32 and on its device; biases are
+        zero. With `fitted`, the head is one linear layer on the pooled features. Raises UserError for fewer
+        than one class.
         """
         if classes < 1:
             raise UserError(f"a head needs at least 1 class, got {classes}")
-        # On the meta device, torch's own initialisation leaves the global generator unchanged.
+        # On the meta device, torch's initialisation does not draw from the global generator.
         with torch.device("meta"):
             head = self._make_head(classes)
             if fitted:
@@ -196,8 +196,8 @@ class LoadedBackbone:
     def fingerprint(self) -> str:
         """A hash of the encoder's tensors (names, shapes, dtypes, bits) and modules.
 
-        Modules count with name, class, number of forward hooks and a `forward` set on the instance, so that
-        the remains of an adapter show even if no weight changed. Head and device are excluded. Tensors are
+        Modules enter with name, class, number of forward hooks and whether an instance overrides `forward`.
+        So leftovers of an adapter show even if no weight changed. Head and device do not enter. Tensors are
         summed on their device, with one transfer per call.
         """
         digest = hashlib.sha256(" ".join(name for name, _ in self._module.named_children()).encode())
@@ -237,13 +237,13 @@ def refuse_image_size(name: str, requested: int | None) -> None:
 
 
 def channels(values: Sequence[float]) -> tuple[float, float, float]:
-    """A value for each of red, green and blue."""
+    """Three values, for red, green and blue."""
     red, green, blue = values
     return float(red), float(green), float(blue)
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError, naming the file, if there is none."""
+    """Reads a JSON object. Raises UserError naming the file if it contains none."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -256,7 +256,7 @@ def read_object(file: Path) -> dict[str, Any]:
 def check_shape(file: Path, values: Mapping[str, Any]) -> None:
     """Raises UserError for an implausible size in a model's configuration.
 
-    A model of ten million layers would be built before its missing weights are noticed.
+    Otherwise a model of ten million layers would be built before its missing weights are noticed.
     """
     for name, most in LARGEST.items():
         value = values.get(name)
@@ -266,7 +266,7 @@ def check_shape(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def check_safetensors(name: str, *files: Path) -> None:
-    """Raises UserError for a file that is not safetensors or incomplete. Reads no weights."""
+    """Raises UserError for a file that is incomplete or not safetensors. Reads no weights."""
     from safetensors import SafetensorError, safe_open
 
     for file in files:
@@ -285,9 +285,9 @@ def locate(
     layouts: Sequence[Mapping[str, str]],
     prefix: str = "encoder",
 ) -> dict[Site, str]:
-    """Paths of all sites in a module with the encoder at `prefix`, by the first layout that fits.
+    """The paths of all sites, with the encoder at `prefix` in a module, from the first layout that fits.
 
-    Raises UserError if none fits: every site must be a Linear of the shape that the geometry gives.
+    Raises UserError if none fits: every site must be a Linear of the geometry's shape.
     """
     faults = []
     for layout in layouts:
@@ -325,13 +325,13 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _odd_weights(device: torch.device) -> Tensor:
-    # Odd, so that multiplying by them modulo 2^64 loses nothing: no change of one element goes unseen.
+    # Odd, so that multiplying modulo 2^64 is invertible: the change of any single element is noticed.
     return torch.arange(_CHUNK, device=device, dtype=torch.int64) * 0x9E3779B97F4A7C2 + 1
 
 
 def _bit_sum(tensor: Tensor, weights: Tensor) -> Tensor:
-    # int64 arithmetic wraps modulo 2^64, is exact and does not depend on the order of summation.
-    # Chunks bound the int64 copy to 2 MiB.
+    # int64 arithmetic wraps modulo 2^64, is exact, and does not depend on the order of summation.
+    # Chunks limit the int64 copy to 2 MiB.
     bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for chunk in bits.split(_CHUNK):

@@ -1,4 +1,4 @@
-"""Replacements of fused and transposed layers, in which every site is a Linear."""
+"""Replacements for fused and transposed layers, with a Linear for every site."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ QKV = ("query", "key", "value")
 
 
 class Split(nn.Module):
-    """Several layers in the place of a fused one, with the same input and output.
+    """Several layers that replace a fused layer, with the same input and output.
 
-    `parts` are their names, and `widths` their outputs, by default equal. Raises ValueError for widths that
-    do not add up to the outputs of the fused layer.
+    `parts` are their names and `widths` their numbers of outputs, equal by default. Raises ValueError if
+    widths do not add up to the outputs of the fused layer.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class SplitHeads(nn.Module):
 
 
 def transposed(layer: Any) -> nn.Linear:
-    """A Linear in the place of GPT-2's Conv1D, whose weight is (in, out)."""
+    """A Linear that replaces GPT-2's Conv1D, whose weight is (in, out)."""
     return _linear(layer.weight.detach().T, layer.bias.detach())
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    # Copies, so that layers share no storage.
+    # Copied, so that layers share no storage.
     layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone())

@@ -1,4 +1,4 @@
-"""Conversion of GGUF files, the format of llama.cpp, to checkpoint folders of transformers."""
+"""Converts GGUF files, the format of llama.cpp, to checkpoint folders of transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.backbones.backbone import LARGEST, MOST_KEYS
 from bench.backbones.huggingface import quiet
 from methods.errors import UserError, first_few
 
-#: The most values in a header: four times a vocabulary of a million tokens.
+#: The largest number of values in a header: four times a vocabulary of a million tokens.
 MOST_VALUES = 1 << 23
 
 
@@ -41,7 +41,7 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
         raise UserError(f"{source} does not load: {type(error).__name__}: {error}") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{source} lacks weights, which would stay random: {first_few(missing, MOST_KEYS)}")
-    # transformers refuses to save a quantised model, which this no longer is.
+    # transformers would refuse to save it as a quantised model, but it is dequantised.
     del model.config.quantization_config
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)

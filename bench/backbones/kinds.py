@@ -1,6 +1,6 @@
 """The kinds of backbones: a row for each model type of transformers, and timm's vision transformers.
 
-docs/guides/own-backbone.md says how to add one. Paths are the same in every version of transformers that
+docs/guides/own-backbone.md describes how to add one. Paths are the same in every version of transformers that
 pyproject.toml admits, unless a row says otherwise.
 """
 
@@ -20,7 +20,7 @@ from bench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Sha
 from bench.backbones.untrusted import ATTENTION
 from methods.backbone import GATED_PROJECTIONS, PROJECTIONS
 
-#: Mean and standard deviation of each channel of pixels.
+#: Mean and standard deviation per channel of pixels.
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 HALF = (0.5, 0.5, 0.5)
@@ -28,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 CLIP: Normalisation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-#: A weight for masked images only, which no forward pass reads.
+#: A weight for masked images only, not used in our forward passes.
 MAY_MISS = ("mask_token",)
 
 #: Weights of transformers' task models outside the encoder: heads and old buffers.
@@ -43,12 +43,12 @@ UNEMBEDDINGS = {"lm_head.weight", "embed_out.weight"}
 #: The shape fields of most configurations.
 SHAPE = Shape()
 
-#: Paths of the projections, with `{layer}` in them.
+#: Paths of the projections, containing `{layer}`.
 Layout = Mapping[str, str]
 
 
 def _layout(layer: str, *paths: str) -> Layout:
-    """The paths below a layer, in the order of PROJECTIONS, or of GATED_PROJECTIONS where there are seven."""
+    """The paths below a layer, in the order of PROJECTIONS, or of GATED_PROJECTIONS if there are seven."""
     names = GATED_PROJECTIONS if len(paths) == len(GATED_PROJECTIONS) else PROJECTIONS
     return {projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(names, paths, strict=True)}
 
@@ -80,12 +80,12 @@ _OLD = (
 )
 
 
-#: Resizes an encoder's position embeddings in place, for images of a side in pixels.
+#: Resizes an encoder's position embeddings in place for an image side in pixels.
 Resize = Callable[[Any, int], None]
 
 
 def resized_parameter(encoder: Any, size: int) -> None:
-    """Resizes position embeddings that are a parameter, by the model's own interpolation."""
+    """Resizes position embeddings held as a parameter, by the model's own interpolation."""
     embeddings = encoder.embeddings
     special = embeddings.position_embeddings.shape[1] - embeddings.patch_embeddings.num_patches
     resized = _interpolated(encoder, size, special)
@@ -95,7 +95,7 @@ def resized_parameter(encoder: Any, size: int) -> None:
 
 
 def resized_table(encoder: Any, size: int) -> None:
-    """Resizes position embeddings that are a table, as in CLIP and SigLIP."""
+    """Resizes position embeddings held as a table, as in CLIP and SigLIP."""
     embeddings = encoder.embeddings
     special = embeddings.num_positions - embeddings.num_patches
     resized = _interpolated(encoder, size, special)[0]
@@ -106,7 +106,7 @@ def resized_table(encoder: Any, size: int) -> None:
 
 
 def _interpolated(encoder: Any, size: int, special: int) -> torch.Tensor:
-    """Position embeddings (1, positions, hidden) of an image size, `special` of them not of patches."""
+    """Position embeddings (1, positions, hidden) for an image size; `special` of them are no patches."""
     patches = (size // encoder.config.patch_size) ** 2
     tokens = torch.empty(1, patches + special, encoder.config.hidden_size)
     with torch.no_grad():
@@ -122,26 +122,26 @@ def _first_line(documented: Any) -> str:
 class Kind:
     """A model type of transformers: its layout, its pooling and its head."""
 
-    #: transformers' class of the bare encoder.
+    #: The class of the bare encoder in transformers.
     model_class: str
-    #: Paths of the projections. The first one that fits is taken.
+    #: Candidate paths of the projections. The first one that fits is used.
     layouts: tuple[Layout, ...]
     pool: Callable[..., Tensor]
     make_head: Callable[[Any], pooling.MakeHead] = pooling.linear_head
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    #: The normalisation of pixels if the checkpoint has none; None: the kind reads texts.
+    #: The normalisation of pixels if the checkpoint has none. None: the kind reads texts.
     normalisation: Normalisation | None = None
-    #: The fields of its configuration with the sizes.
+    #: The fields of its configuration that hold sizes.
     shape: Shape = SHAPE
-    #: Paths of fused layers, and the names of their parts below that path.
+    #: Paths of fused layers, and the names of their parts below each path.
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: Whether the channels of a fused layer are query, key and value of each head in turn.
+    #: Whether a fused layer's channels are query, key and value of each head in turn.
     fused_by_head: bool = False
-    #: Paths of layers whose weight is (in, out). They become Linear.
+    #: Paths of layers with weight (in, out), which are converted to Linear.
     transposed: tuple[str, ...] = ()
-    #: Resizes position embeddings; None: the forward pass accepts any image size.
+    #: Resizes position embeddings. None: the forward pass accepts any image size.
     resize: Resize | None = None
-    #: Model types that contain this one, and the field of their configuration with its own.
+    #: Model types that contain this kind, each with the field of its configuration that holds this kind's.
     within: Mapping[str, str] = field(default_factory=dict)
     #: Weights outside the encoder that a checkpoint may have, beyond `MAY_EXCEED`.
     may_exceed: tuple[str, ...] = ()
@@ -150,9 +150,9 @@ class Kind:
     positions_after_padding: bool = False
     #: Required values of configuration fields, on which pooling relies.
     needs: Mapping[str, Any] = field(default_factory=dict)
-    #: Fields of the configuration that are set after loading.
+    #: Fields of the configuration to set after loading.
     sets: Mapping[str, Any] = field(default_factory=dict)
-    #: Values in published checkpoints that differ from the defaults, for random models.
+    #: For random models: values of published checkpoints that differ from the defaults.
     usual: Mapping[str, Any] = field(default_factory=dict)
     #: A remark for the table of kinds.
     remark: str = ""
@@ -163,17 +163,17 @@ class Kind:
 
     @property
     def decodes(self) -> bool:
-        """Whether it is a language model that reads texts from left to right."""
+        """Whether the kind is a language model that reads texts from left to right."""
         return self.pool is pooling.last_token
 
     @property
     def pools(self) -> str:
-        """The features that the head reads, in words."""
+        """The features that the head reads, as text."""
         return _first_line(self.pool)
 
     @property
     def head(self) -> str:
-        """In words, the layers of the head."""
+        """The layers of the head, as text."""
         return _first_line(self.make_head)
 
 
@@ -248,7 +248,7 @@ KINDS: dict[str, Kind] = {
         pooling.mean_of_windows,
         shape=AlwaysGated(),
         fused={"layers.{layer}.attn.Wqkv": QKV, "layers.{layer}.mlp.Wi": ("gate", "fc1")},
-        # Its own special tokens lie beyond a small vocabulary.
+        # The default special tokens lie beyond a small vocabulary.
         usual={"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2},
         may_exceed=("head",),
         remark="`Wi` is the gate, whose activation is taken, and fc1; its own head has a learned norm, which "
@@ -322,7 +322,7 @@ KINDS: dict[str, Kind] = {
             f"h.{{layer}}.{path}" for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         ),
         usual={"bos_token_id": 0, "eos_token_id": 2},
-        # The number that was put where attention is masked, which transformers stored up to its version 4.24.
+        # The number for masked attention, which transformers stored up to version 4.24.
         may_exceed=("score", "masked_bias"),
     ),
     "gpt_neox": Kind(
@@ -430,7 +430,7 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-#: Why model types of other designs have no row.
+#: Model types of other designs, and why they have no row.
 NO_KINDS = {
     "swin": "its width changes between layers, and methods here need layers of one width",
     "convnext": "it has convolutions and no attention, and methods here adapt attention and MLP",
@@ -444,7 +444,7 @@ TIMM = "timm"
 #: All names of kinds.
 NAMES = (*KINDS, TIMM)
 
-#: Accepted model types of configurations, and the kind of the encoder in each.
+#: Accepted model types of configurations, each with the kind of its encoder.
 MODEL_TYPES = {name: name for name in KINDS} | {
     container: name for name, kind in KINDS.items() for container in kind.within
 }

@@ -17,13 +17,13 @@ from methods.errors import shown
 def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     """Freezes a model except for its head and puts an adapter of the method on it, in place.
 
-    `model` contains one encoder of transformers, of a kind that docs/reference/backbones.md marks: a
-    classifier or language model of transformers, a module of your own, or the result of
+    `model` must contain exactly one transformers encoder, of a kind marked in docs/reference/backbones.md. It
+    may be a classifier or language model of transformers, a module of your own, or the result of
     `bench.backbones.load`. Everything outside the encoder is the head, except a language model's output
-    layer, which stays frozen. The model's
-    `parameters()` then include the adapter's, so that an optimizer or transformers' Trainer trains adapter
-    and head. Raises UserError for any other model, for a model with an adapter, for a parameter outside the
-    encoder that is in no module of its own, for a method that trains nothing, and as `Method.check` does.
+    layer, which stays frozen. The model's `parameters()` then include the adapter's, so that an optimizer or
+    transformers' Trainer trains adapter and head. Raises UserError for any other model, for a model with an
+    adapter, for a parameter outside the encoder that belongs to no submodule, for a method that trains
+    nothing, and as `Method.check` does.
     """
     if not isinstance(method, Method):
         raise UserError(f"wrap(): method should be made by methods.create, got {shown(method)}")
@@ -89,7 +89,7 @@ def _encoder(model: nn.Module) -> tuple[str, Any]:
 
 
 def _model_type(module: Any) -> str | None:
-    """The type of a transformers model; None for its parts, which have a configuration too."""
+    """The type of a transformers model. None for its parts, which also have a configuration."""
     is_model = hasattr(module, "base_model_prefix") and hasattr(module, "config")
     return getattr(module.config, "model_type", None) if is_model else None
 
@@ -101,7 +101,7 @@ def _within(path: str, other: str) -> bool:
 def _head(model: Any, encoder: str) -> nn.Module:
     """Everything outside the encoder, except a language model's output layer.
 
-    Raises UserError for a parameter outside the encoder that is in no module.
+    Raises UserError for a parameter outside the encoder that belongs to no submodule.
     """
     around = [encoder.rpartition(".")[0]]
     while around[-1]:

@@ -1,6 +1,6 @@
-"""How an encoder's features are pooled, and the heads that read them.
+"""Pooling of an encoder's features, and the heads that read them.
 
-The first line of each docstring is what docs/reference/backbones.md says.
+docs/reference/backbones.md shows the first line of each docstring.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def last_token(
 
 
 def decoded(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The last states (batch, tokens, hidden) of a decoder, which counts positions from the first token."""
+    """The last states (batch, tokens, hidden) of a decoder, with positions counted from the first token."""
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
     texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
     states: Tensor = encoder(**texts, use_cache=False).last_hidden_state
@@ -110,9 +110,10 @@ def mean_of_patches(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
 
 
 def _for_every_query(attention_mask: Tensor) -> Tensor:
-    """From (batch, tokens) to a boolean mask (batch, head, query, key).
+    """Expands (batch, tokens) to a boolean mask (batch, head, query, key).
 
-    With a two-dimensional mask, transformers waits for the device in every step to see if anything is masked.
+    With a two-dimensional mask, transformers waits for the device in every step to check whether it masks
+    anything.
     """
     return attention_mask[:, None, None, :].bool()
 
@@ -143,7 +144,7 @@ class DenseHead(nn.Module):
         return self.out_proj(self.inner_dropout(inner))
 
 
-#: Makes a head for a number of classes.
+#: A function that makes a head for a number of classes.
 MakeHead = Callable[[int], nn.Module]
 
 

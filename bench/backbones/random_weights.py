@@ -1,4 +1,4 @@
-"""Backbones with random weights, for counts, speed and tests."""
+"""Backbones with random weights, for counting, timing and tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from methods.backbone import Geometry
 
 SEED = 0
 
-#: The hash of `byte_tokenizer` in plans, which changes whenever its tokens do.
+#: The hash of `byte_tokenizer` in plans. It must change whenever its tokens change.
 BYTE_TOKENIZER = "byte-tokenizer-260-v1"
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -26,7 +26,7 @@ _COUNTED = ("vit", "dinov2", "bert", "roberta", TIMM)
 
 
 def byte_tokenizer(max_tokens: int) -> Any:
-    """A tokenizer without a download: one token per UTF-8 byte between `<s>` and `</s>`, padding id 1."""
+    """A tokenizer without download: one token per UTF-8 byte between `<s>` and `</s>`, padding id 1."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -54,9 +54,9 @@ def byte_tokenizer(max_tokens: int) -> Any:
 
 @dataclass(frozen=True)
 class RandomBackbone:
-    """A model of any kind and shape with random weights, the same at every load.
+    """A model of any kind and shape with random weights, equal at every load.
 
-    Vision uses `image_size` and `patch` in pixels, text `vocabulary` and `max_tokens`.
+    Vision kinds use `image_size` and `patch` in pixels, text kinds `vocabulary` and `max_tokens`.
     """
 
     name: str
@@ -80,7 +80,7 @@ class RandomBackbone:
         )
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """See `BackboneEntry`. The global random state is left as it was."""
+        """See `BackboneEntry`. Does not change the global random state."""
         info = self.describe(image_size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""The registered backbones. Adding one is an entry here."""
+"""The registered backbones. A new backbone is one more entry here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from methods.registry import Registry
 
 
 def check_entry(name: str, entry: Any) -> None:
-    """Raises UserError unless the object registered under `name` is a `BackboneEntry`."""
+    """Raises UserError unless a registered object is a `BackboneEntry`."""
     where = f"backbone '{name}'"
     if isinstance(entry, type):
         raise UserError(f"{where}: {entry.__name__} is a class: register an instance, `{entry.__name__}()`")

@@ -1,4 +1,4 @@
-"""The fields of configurations that describe a geometry, and the counts of encoders."""
+"""The fields of configurations that describe a geometry, and counts of encoders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ATTENTION_ONLY = PROJECTIONS[:4]
 
 @dataclass(frozen=True)
 class Shape:
-    """The names of a configuration's fields; `gated` is the field for a gated MLP."""
+    """The names of a configuration's fields for a geometry. `gated` is the field for a gated MLP."""
 
     hidden: str = "hidden_size"
     heads: str = "num_attention_heads"
@@ -21,7 +21,7 @@ class Shape:
     gated: str | None = None
 
     def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
-        """The geometry of a configuration; `encoder` is the number of the encoder's parameters."""
+        """The geometry of a configuration. `encoder` is the number of the encoder's parameters."""
         return Geometry(
             hidden=getattr(config, self.hidden),
             heads=getattr(config, self.heads),
@@ -32,7 +32,7 @@ class Shape:
         )
 
     def is_gated(self, config: Any) -> bool:
-        """Whether the MLP has a gate that is a site of its own."""
+        """Whether the MLP has a gate with its own linear layer."""
         return bool(self.gated and getattr(config, self.gated))
 
     def width(self, config: Any) -> int:
@@ -44,7 +44,7 @@ class Shape:
         return GATED_PROJECTIONS if self.is_gated(config) else PROJECTIONS
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
-        """The fields of a configuration with this geometry, except for gates."""
+        """The fields of a configuration with this geometry, gates excluded."""
         return {
             self.hidden: geometry.hidden,
             self.heads: geometry.heads,
@@ -63,7 +63,7 @@ class AlwaysGated(Shape):
 
 @dataclass(frozen=True)
 class DinoShape(Shape):
-    """The shape of DINOv2, whose configuration has the MLP's width as a ratio.
+    """The shape of DINOv2, whose configuration gives the MLP's width as a ratio.
 
     A gated MLP has two thirds of that width, rounded up to a multiple of eight, and no sites.
     """
@@ -86,7 +86,7 @@ class DecoderShape(Shape):
     """The shape of a decoder with grouped key and value heads and a gated MLP."""
 
     def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
-        # Without a head size in the configuration, heads split the hidden size.
+        # Without a head size in the configuration, heads divide the hidden size evenly.
         own = {"head_size": size} if (size := getattr(config, "head_dim", None)) else {}
         return Geometry(
             hidden=config.hidden_size,
@@ -130,11 +130,11 @@ def with_encoder(
     layer_scale: bool = False,
     spare_tokens: int = 0,
 ) -> Geometry:
-    """The geometry with `encoder` counted.
+    """The geometry with `encoder` computed.
 
-    Vision: `patches` of `patch` × `patch` pixels, a class token and `spare_tokens` more (a mask token), a
-    final norm. Text: `vocabulary`, `positions`, two token types and a norm. Every layer has four attention
-    maps and two of the MLP with biases, two norms, and with `layer_scale` two scales.
+    Vision: `patches` of `patch` × `patch` pixels, a class token and `spare_tokens` further tokens (such as a
+    mask token), and a final norm. Text: `vocabulary`, `positions`, two token types and a norm. Every layer
+    has four attention maps and two MLP maps with biases, two norms, and with `layer_scale` two scales.
     """
     d, mlp = geometry.hidden, geometry.mlp
     layer = 4 * (d * d + d) + 2 * d * mlp + d + mlp + 4 * d + (2 * d if layer_scale else 0)

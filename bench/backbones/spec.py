@@ -1,4 +1,4 @@
-"""A backbone as a suite names it."""
+"""A backbone as described in a suite."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class BackboneSpec(Lockable):
     """A backbone in a suite: one source, and for vision an image size.
 
     A plain string is a registered name. The sources are `name` (registered), `hub` (a transformers hub id),
-    `local` (a folder written by `save_pretrained`) and `timm` (a timm model name, or `hf_hub:owner/model`),
-    to which `local` adds a safetensors file with weights. `revision` is a branch, tag or commit of a hub
-    repository. `image_size` is in pixels, by default the backbone's own. `dtype` is that of the encoder's
-    weights, whatever the checkpoint has: `bfloat16` takes half the memory and trains under bf16 autocast.
-    Trained parameters stay in float32.
+    `local` (a folder written by `save_pretrained`) and `timm` (a timm model name, or `hf_hub:owner/model`).
+    With `timm`, `local` may give a safetensors file with weights. `revision` is a branch, tag or commit of a
+    hub repository. `image_size` is in pixels, by default the backbone's own. `dtype` is the dtype of the
+    encoder's weights, regardless of the checkpoint: `bfloat16` takes half the memory and trains under bf16
+    autocast. Trained parameters stay in float32.
     """
 
     name: str | None = None
@@ -32,7 +32,7 @@ class BackboneSpec(Lockable):
     timm: str | None = None
     image_size: int | None = Field(default=None, ge=1, le=MAX_PIXELS)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    #: Its name in tables, plots and reports.
+    #: The name in tables, plots and reports.
     label: Label | None = None
 
     @model_serializer(mode="wrap")
@@ -71,13 +71,13 @@ class BackboneSpec(Lockable):
 
     @property
     def hub_name(self) -> str | None:
-        """The backbone's hub repository, as a suite writes it; None if it is not from a hub."""
+        """The backbone's hub repository as written in a suite. None if it is not from a hub."""
         if self.local is not None or self.name is not None:
             return None
         return self.hub or f"timm:{self.timm}"
 
     def described(self, info: BackboneInfo) -> BackboneInfo:
-        """The description of this backbone, given that of its source.
+        """Adapts the description of the source to this backbone's dtype.
 
         Rounded weights count as different from the source's, in tables and in a trial's id.
         """
@@ -88,7 +88,7 @@ class BackboneSpec(Lockable):
         )
 
     def pinned(self, info: BackboneInfo) -> BackboneSpec:
-        """The same backbone, fixed to the commit that `info` describes."""
+        """The same backbone, fixed to the commit in `info`."""
         return self if self.hub_name is None else self.at(info.weights_hash.rpartition("@")[2])
 
     def at(self, commit: str) -> BackboneSpec:

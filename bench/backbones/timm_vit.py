@@ -1,4 +1,4 @@
-"""Vision transformers by timm. Their fused qkv is split on loading, so that every site is a Linear."""
+"""Vision transformers by timm. Fused qkv layers are split on loading, so that every site is a Linear."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PATHS = {
 
 
 def own_pooling(encoder: Any, *, pixel_values: Tensor) -> Tensor:
-    """Features with the model's own pooling and norm before its classifier."""
+    """Features after the model's own pooling and norm, before its classifier."""
     return encoder.forward_head(encoder.forward_features(pixel_values), pre_logits=True)
 
 
@@ -69,24 +69,24 @@ def plain_vit(info: BackboneInfo, size: int, patch: int) -> LoadedBackbone:
 
 @dataclass(frozen=True)
 class TimmBackbone:
-    """A timm model; its weights come from `weights` (safetensors) or the model's own hub repository."""
+    """A timm model with weights from `weights` (safetensors) or from the model's own hub repository."""
 
     model: str
     weights: Path | None = None
-    #: Branch, tag or commit of that repository; None: that in the model's name, or the main branch.
+    #: Branch, tag or commit of that repository. None: the one in the model's name, or the main branch.
     revision: str | None = None
     locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Builds the model without weights; see `BackboneEntry`.
+        """Builds the model without weights (see `BackboneEntry`).
 
-        Raises UserError for an unknown model (the nearest names), one that is no plain vision
-        transformer, a missing file, or a hub that cannot be reached.
+        Raises UserError for an unknown model (naming the nearest), one that is no plain vision transformer, a
+        missing file, or an unreachable hub.
         """
         return self._describe(self.blueprint(), image_size)
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """See `BackboneEntry`. Raises UserError if the weights are incomplete or do not fit."""
+        """Loads the weights (see `BackboneEntry`). Raises UserError if they are incomplete or do not fit."""
         blueprint = self.blueprint()
         info = self._describe(blueprint, image_size)
         with torch.random.fork_rng(devices=[]):
@@ -98,7 +98,7 @@ class TimmBackbone:
         return LoadedBackbone(info, encoder, own_pooling, partial(nn.Linear, features), [PATHS])
 
     def blueprint(self) -> Blueprint:
-        """The model's blueprint. Raises UserError, with the nearest names, for an unknown model."""
+        """The model's blueprint. Raises UserError naming the nearest for an unknown model."""
         import timm
 
         if named := _hub_name(self.model):
@@ -118,7 +118,7 @@ class TimmBackbone:
             near = near_names(self.model, timm.list_models(), at_most=3)
             hint = f"; near are {', '.join(near)}" if near else ""
             raise UserError(f"timm has no model '{self.model}'{hint}")
-        # The tag stays in the name, so that timm applies its settings, such as the image size.
+        # Keep the tag in the name, so that timm applies its settings, such as the image size.
         return Blueprint(self.model, {}, timm.get_pretrained_cfg(self.model).to_dict())
 
     def _snapshot(self, repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
@@ -130,7 +130,7 @@ class TimmBackbone:
             repository, revision = blueprint.hub(self.model)
             folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
             weights_hash = f"hub:{repository}@{folder.name}"
-            # Several architectures may share a repository, whose config names one.
+            # Several architectures may share a repository. Its config names one of them.
             architecture = blueprint.architecture.partition(".")[0]
             if architecture != _architecture(folder):
                 weights_hash = f"timm:{architecture}:{weights_hash}"
@@ -161,7 +161,7 @@ class TimmBackbone:
             with torch.no_grad():
                 own_pooling(encoder, pixel_values=torch.empty(1, 3, size, size, device="meta"))
         except Exception as error:
-            # BEiT and EVA, for two, read the fused layer's weight instead of calling it.
+            # BEiT and EVA, for example, read the fused layer's weight instead of calling the layer.
             raise UserError(
                 f"backbone '{name}' does not run at {size} pixels with its qkv split: {error}"
             ) from error
@@ -180,7 +180,7 @@ class TimmBackbone:
 
 
 class _Settings(BaseModel):
-    """The settings in a timm config that are read."""
+    """The settings in a timm config that we read."""
 
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
@@ -190,11 +190,11 @@ class _Settings(BaseModel):
 
 
 def _settings(file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of pretraining in a repository's config. Raises UserError, with the field named."""
+    """The settings of pretraining in a repository's config. Raises UserError naming the field."""
     inner = config.get("pretrained_cfg") or {}
     if not isinstance(inner, dict):
         raise UserError(f"{file}: pretrained_cfg should be an object, got {shown(inner)}")
-    # Older timm configs hold the settings at the top level.
+    # Older timm configs have the settings at the top level.
     settings = config | inner
     try:
         _Settings.model_validate(settings)
@@ -212,7 +212,7 @@ class Blueprint:
     settings: dict[str, Any]
 
     def build(self) -> Any:
-        """The model at its native size, without classifier and without pretrained weights."""
+        """Builds the model at its native size, without classifier and pretrained weights."""
         import timm
 
         return timm.create_model(
@@ -220,7 +220,7 @@ class Blueprint:
         ).eval()
 
     def hub(self, model: str) -> tuple[str, str | None]:
-        """Repository and revision with the weights. Raises UserError if timm knows none."""
+        """Repository and revision of the weights. Raises UserError if timm knows none."""
         named = _hub_name(model)
         repository = named[0] if named else self.settings.get("hf_hub_id")
         if not repository:
@@ -256,7 +256,7 @@ def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> 
 
     check_safetensors(name, file)
     state: dict[str, Tensor] = load_file(file)
-    # Some of timm's files have the layout of the model's authors, which this function converts.
+    # Some of timm's files have the original authors' layout, which this function converts.
     convert = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         try:
@@ -290,7 +290,7 @@ def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]
             "attention and MLP of equal layers"
         )
     mlps = [(getattr(block.mlp, "fc1", None), getattr(block.mlp, "fc2", None)) for block in blocks]
-    # In a gated MLP (SwiGLU), fc1 alone does not feed fc2, so that only attention has sites.
+    # In a gated MLP (SwiGLU), fc2 does not read fc1 alone, so only attention has sites.
     plain = all(
         isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and fc1.out_features == fc2.in_features
         for fc1, fc2 in mlps

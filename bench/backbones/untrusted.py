@@ -1,4 +1,4 @@
-"""Refusals of checkpoints that choose code to run, or other weights than those of their hash."""
+"""Refuses checkpoints that choose code to run, or weights other than the hashed ones."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from methods.errors import UserError, did_you_mean
 
-#: The attention that runs for every checkpoint: torch's own.
+#: The attention implementation used for every checkpoint: torch's own.
 ATTENTION = "sdpa"
 
-#: Accepted names in a config. transformers downloads and runs a kernel of any other name.
+#: Accepted names in a config. transformers would download and run a kernel for any other name.
 _KNOWN_ATTENTION = (ATTENTION, "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 _ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
-#: Fields of a config.json that make transformers run or load something else, and their meaning.
+#: Fields of a config.json that make transformers run or load something else, each with its effect.
 _CHOICES = {
     "experts_implementation": "kernels of its own",
     "_experts_implementation": "kernels of its own",
@@ -25,17 +25,17 @@ _CHOICES = {
     "transformers_weights": "weights in another file than model.safetensors",
 }
 
-#: Arguments of timm's models that do not shape them.
+#: Arguments of timm's models that do not affect their architecture.
 _NO_MODEL_ARGUMENTS = {"self", "device", "dtype"}
 
-#: The kinds of parameters that have a name of their own.
+#: The kinds of parameters that can be passed by name.
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError, with the field named, for a config.json that chooses code or other weights.
+    """Raises UserError naming the field for a config.json that chooses code or other weights.
 
-    Code in the repository (`auto_map`) is accepted and never run: transformers' own classes are used.
+    Code in the repository (`auto_map`) is accepted but never run: transformers' own classes are used.
     """
     for field in _ATTENTION_FIELDS:
         if (value := settings.get(field)) is not None and value not in _KNOWN_ATTENTION:
@@ -54,7 +54,7 @@ def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
 
 
 def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
-    """Raises UserError for a timm config with an unknown model, or with arguments that are not the model's.
+    """Raises UserError for a timm config with an unknown model or arguments that the model lacks.
 
     timm's other arguments load weights or code.
     """
@@ -77,7 +77,7 @@ def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
 
 
 def _arguments_of_timm(architecture: str) -> list[str]:
-    """The names of the arguments by which the class of a model of timm is built."""
+    """The argument names of a timm model's class."""
     import timm
     import torch
 
@@ -89,7 +89,7 @@ def _arguments_of_timm(architecture: str) -> list[str]:
             continue
         parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
         names += [parameter.name for parameter in parameters if parameter.kind in _NAMED]
-        # Without **kwargs, a class passes nothing on to its bases.
+        # Without **kwargs, a class passes no arguments to its bases.
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             break
     return [name for name in dict.fromkeys(names) if name not in _NO_MODEL_ARGUMENTS]

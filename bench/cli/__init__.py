@@ -1,1 +1,1 @@
-"""The command line: commands and their output. Heavy imports happen inside the commands that need them."""
+"""The command line: commands and their output. Commands import slow libraries only when they run."""

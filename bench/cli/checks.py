@@ -1,4 +1,4 @@
-"""Results of conformance checks and of verification at the terminal."""
+"""Prints results of conformance checks and of verification."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PASSED, _FAILED, _REFUSED = "[green]✓[/green]", "[bold red]✗[/bold red]", "
 
 
 def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
-    """Counts of checks by method over all backbones, their names, every failure, and what did not apply."""
+    """Prints counts of checks per method over all backbones, failures, and checks that did not apply."""
     statuses = get_args(Status)
     table = plain_table("", "method", *statuses, unbroken=statuses, folded=("method",))
     for preset in dict.fromkeys(result.preset for result in results):
@@ -46,7 +46,7 @@ def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
 
 
 def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    """A line for each check of one task or backbone, then how many passed."""
+    """Prints a line for each check of one task or backbone, then the number that passed."""
     console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
     marks = {"passed": _PASSED, "failed": _FAILED, "not applicable": _REFUSED}
     width = max(len(finding.check) for finding in findings)
@@ -58,7 +58,7 @@ def print_findings(console: Console, title: str, findings: Sequence[Finding]) ->
 
 
 def _refusals(results: Sequence[CheckResult]) -> list[str]:
-    """One line for each check and reason, with the methods that it holds for."""
+    """A line for each check and reason, with the methods for which it does not apply."""
     methods: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
         if result.status == "not applicable":

@@ -1,4 +1,4 @@
-"""The comparison of two experiments at the terminal."""
+"""Prints the comparison of two experiments."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from reports.units import unit_of
 if TYPE_CHECKING:
     from reports.compare import Change, Comparison, Move
 
-#: The most cells named of those that only one side has.
+#: The largest number of cells named that only one side has.
 MOST_NAMED = 8
-#: The width of a terminal, in columns, that fits both means beside their difference and the verdict.
+#: The terminal width in columns from which both means fit beside their difference and the verdict.
 ROOM = 100
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Changes, then cells, then what only one side has."""
+    """Prints changes, then cells, then cells that only one side has."""
     if comparison.changes:
         console.print(_changes(comparison.names, comparison.changes))
     elif comparison.moves:
@@ -44,7 +44,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def _close(console: Console, comparison: Comparison) -> None:
-    """Prints how many cells moved, and the thresholds and intervals behind it."""
+    """Prints the number of cells that changed, with thresholds and intervals."""
     moves = comparison.moves
     tested = [move for move in moves if move.interval is not None]
     console.print(
@@ -75,7 +75,7 @@ def _close(console: Console, comparison: Comparison) -> None:
 
 
 def _matters(metric: str, unit: str, thresholds: Sequence[float]) -> str:
-    """The thresholds of cells of one metric: one number, or their range if units differ."""
+    """The thresholds of cells with one metric: a single number, or their range if units differ."""
     size, low, high = unit_of(metric, unit).size, min(thresholds), max(thresholds)
     return f"{size(low)} of {metric}" if low == high else f"{size(low)} to {size(high)} of {metric}"
 
@@ -96,7 +96,7 @@ def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
     title += ", in percent" if unit.mark else f", {metric} in {unit.points}"
     columns = ("method", "budget", *names, "difference", "95%", "seeds", "verdict")
     table = plain_table(title, *columns, texts=("budget", "verdict"), folded=columns)
-    # The path of a pack may be wider than the terminal.
+    # A pack's path may be wider than the terminal.
     for column in table.columns[2:4]:
         column.max_width = 16
     for move in moves:

@@ -1,4 +1,4 @@
-"""Completion of arguments by the shell. It has to be quick: nothing here imports torch."""
+"""Shell completion of arguments. It must be quick, so nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import typer
 
-#: Completes a word, as typer calls it for a parameter.
+#: A function that completes a word, in the form that typer calls.
 Complete = Callable[[typer.Context, str], list[str]]
 
-#: Safe names of files: zsh evaluates the list that it gets, and any shell puts a word on the line as it is.
+#: File names that are safe: zsh evaluates the completions, and shells insert a word without quoting it.
 _PLAIN = re.compile(r"[\w .,:@/+=~-]+")
 
 
 def one_of(*words: str) -> Complete:
-    """One of these words."""
+    """Completes one of these words."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         return [word for word in words if word.startswith(incomplete)]
@@ -25,7 +25,7 @@ def one_of(*words: str) -> Complete:
 
 
 def suite_files(context: typer.Context, incomplete: str) -> list[str]:
-    """Suites and folders."""
+    """Completes suites and folders."""
     folder, slash, start = incomplete.rpartition("/")
     try:
         paths = sorted(Path(folder + slash).iterdir())
@@ -39,7 +39,7 @@ def suite_files(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def methods(context: typer.Context, incomplete: str) -> list[str]:
-    """A registered method."""
+    """Completes a registered method."""
     from methods import METHODS
 
     before, comma, last = incomplete.rpartition(",")

@@ -33,10 +33,10 @@ def list_(
     layers: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: layers.")] = 12,
     as_json: AsJson = False,
 ) -> None:
-    """List stored suites with their trials complete, failed and missing; or methods, tasks or backbones.
+    """List stored suites with their complete, failed and missing trials; or methods, tasks or backbones.
 
-    Parameters of methods are by default those on ViT-B and RoBERTa-base. A suite can also name other
-    backbones, of the hub or of timm, and local folders.
+    The default geometry for counting methods is that of ViT-B and RoBERTa-base. A suite can also use other
+    backbones, from the hub or timm, and local folders.
     """
     if what is Listed.STORED:
         check_store(store)
@@ -74,12 +74,12 @@ def check(
         ),
     ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Of a method only the presets, not the other options.")
+        bool, typer.Option("--quick", help="For methods: check the presets only, not other options.")
     ] = False,
 ) -> None:
-    """Run the conformance checks on a method, a task or a backbone, a plug-in's too.
+    """Run the conformance checks on a method, a task or a backbone, including those of plug-ins.
 
-    Of a task the examples are read, of a backbone the weights: what is not there yet is downloaded.
+    For a task the examples are read, for a backbone the weights. Missing ones are downloaded.
     """
     from bench.backbones import BACKBONES
     from bench.cli.checks import print_findings

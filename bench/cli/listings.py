@@ -1,4 +1,4 @@
-"""The lists of the command `list`. Their rows are cached: computing them imports torch, MLflow and more."""
+"""The lists of the command `list`. Rows are cached, since computing them imports torch, MLflow and more."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bench.tasks import Task
     from methods import Method
 
-#: A row of a list, from headings to cells.
+#: A row of a list: cells by heading.
 Row = dict[str, Any]
 
 SQLITE = "sqlite:///"
@@ -33,16 +33,16 @@ SQLITE = "sqlite:///"
 #: The packages that define methods, tasks and backbones.
 SOURCES = ("methods", "baselines", "bench", "reports")
 
-#: Libraries that rows depend on: peft's methods are counted by building them.
+#: Libraries on which rows depend: peft's methods are counted by building them.
 LIBRARIES = ("peft", "torch", "transformers", "timm")
 
-#: The rank of every count, and of the LoRA whose count the methods are fitted to.
+#: The rank for isorank counts, and of the LoRA that sets the budget.
 RANK = 4
 
-#: Bytes of a number.
+#: Bytes per number in float32.
 FLOAT32 = 4
 
-#: The most classes of a task that are listed by name.
+#: The largest number of classes of a task to list by name.
 MOST_CLASSES = 10
 
 
@@ -95,7 +95,7 @@ def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
 
 
 def stored_rows(uri: str) -> list[Row]:
-    """The contents of a store, experiment by experiment; cached until its SQLite file changes."""
+    """The contents of a store, one row per experiment. Cached until its SQLite file changes."""
 
     def compute() -> list[Row]:
         from reports.stored import contents
@@ -111,9 +111,9 @@ def stored_rows(uri: str) -> list[Row]:
 
 
 def count_methods(geometry: Geometry) -> list[Row]:
-    """Every method with its parameters at isorank 4 and nearest to LoRA r=4, and its ranks there.
+    """Every method with its parameters at isorank 4, and its parameters and ranks nearest to LoRA r=4.
 
-    Frozen bytes are in float32, and so are those of them that a stored adapter holds.
+    Bytes of frozen tensors are in float32, as are the bytes of those that a stored adapter holds.
     """
 
     def rows(name: str, method: type[Method]) -> list[Row]:
@@ -145,9 +145,9 @@ def backbone_rows() -> list[Row]:
 
 
 def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
-    """Rows from the cache folder if neither our source nor a library changed since, else computed.
+    """Returns rows from the cache folder unless our source or a library changed since.
 
-    With plug-ins of this kind they are always computed, since nothing says when the source of one changes.
+    With plug-ins of this kind rows are always computed, since a change of their source is not noticed.
     """
     if entry_points(group=f"tensorbench.{kind}"):
         return compute()
@@ -163,7 +163,7 @@ def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
 
 
 def _state() -> list[str]:
-    """The hash of our source, and the versions of the libraries that rows depend on."""
+    """The hash of our source, and the versions of the libraries on which rows depend."""
     files = []
     for package in SOURCES:
         spec = find_spec(package)
@@ -185,7 +185,7 @@ def _method_row(name: str, template: Method, geometry: Geometry) -> Row:
         row["frozen_bytes"] = FLOAT32 * fitted.frozen_count(geometry) or None
         row["stored_bytes"] = FLOAT32 * fitted.kept_count(geometry) or None
     except UserError:
-        # Not to be counted on a bare geometry (full fine-tuning), or larger than this budget at any rank.
+        # Cannot be counted on a bare geometry (full fine-tuning), or exceeds this budget at any rank.
         row |= {f"isorank_{RANK}": None, f"isoparameters_{RANK}": None, "ranks": ""}
         row |= {"frozen_bytes": None, "stored_bytes": None}
     return row
@@ -202,7 +202,7 @@ def _task_row(name: str, task: Task) -> Row:
 
 
 def _answers(task: Task) -> str:
-    """The classes of a task, or the kind of its other answers."""
+    """The classes of a task, or the kind of its answers."""
     if task.target == "generation":
         return "written answers"
     if task.target == "regression":

@@ -1,4 +1,4 @@
-"""The tables of `tools perf` and `tools redundancy`."""
+"""Prints the results of `tools perf` and `tools redundancy`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def inference_table(rows: Sequence[Timing], title: str) -> Table:
 
 
 def _table(title: str, *numbers: str) -> Table:
-    """A line for each method and rank mode."""
+    """An empty table with a row for each method and rank mode."""
     headings = ("rank mode", *numbers)
     table = plain_table(title, "method", *headings, texts=("rank mode",), unbroken=headings)
     table.columns[0].min_width = 12
@@ -63,7 +63,7 @@ def _table(title: str, *numbers: str) -> Table:
 
 
 def print_redundancy(console: Console, redundancy: Redundancy) -> None:
-    """Effective ranks of the modes, and what the layers, projections and heads are worth."""
+    """Prints effective ranks of modes, and the value of layers, projections and heads."""
     title = f"{redundancy.method} {joined(redundancy.ranks)} · trial {redundancy.trial_id}"
     table = plain_table(title, "mode", "size", "effective rank", "rank of 99%", "largest singular values")
     for mode, values in redundancy.modes.items():

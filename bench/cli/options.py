@@ -1,4 +1,4 @@
-"""The consoles of commands, and the options that several commands share."""
+"""The consoles of commands, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from bench.plan.rows import Part
     from reports.selection import Selection
 
-#: Types of arguments that commands import when they run, since their modules take seconds to import.
+#: Types of arguments. Commands import their modules only when they run, since that takes seconds.
 IMPORTED_LATE = dict.fromkeys(("Part", "Place", "Selection"), object)
 
 Item = TypeVar("Item")
 
 
 class VisibleConsole(Console):
-    """Spells out control characters, so that no foreign name or message controls the terminal.
+    """Escapes control characters, so that no foreign name or message controls the terminal.
 
-    rich's own control codes are no text and pass.
+    rich's own control codes are not text and pass unchanged.
     """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -43,27 +43,27 @@ class VisibleConsole(Console):
             yield segment if control else Segment(visible(text), style)
 
     def on_broken_pipe(self) -> None:
-        """Prints nothing more after the reader, as `head`, has closed the pipe; the command goes on."""
+        """Stops printing after a reader such as `head` has closed the pipe. The command continues."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def _width(terminal: bool) -> int | None:
-    """Columns of a console: rich's own for a terminal and where COLUMNS is set, else 120 in place of 80."""
+    """The columns of a console: rich's choice for terminals and with COLUMNS set, otherwise 120."""
     return None if terminal or os.environ.get("COLUMNS", "").isdigit() else 120
 
 
 out = VisibleConsole(width=_width(sys.stdout.isatty()), emoji=False)
 err = VisibleConsole(stderr=True, width=_width(sys.stderr.isatty()), emoji=False)
 
-#: A comma that separates no thousands.
+#: A comma that is not a thousands separator.
 COMMA = re.compile(r",(?!\d{3}(?!\d))")
-#: A pair of brackets, with none inside.
+#: A pair of brackets without brackets inside.
 BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 
 
 def split_names(text: str) -> list[str]:
-    """Names separated by commas, except those within brackets, as in `LoRA (rank=8, scale=2)`."""
+    """Splits names at commas, except within brackets, as in `LoRA (rank=8, scale=2)`."""
     outside = text
     while pair := BRACKETS.search(outside):
         outside = outside.replace(pair[0], " " * len(pair[0]))
@@ -72,7 +72,7 @@ def split_names(text: str) -> list[str]:
 
 
 def split_pairs(text: str) -> list[tuple[str, str]]:
-    """Pairs of a method and its reference, from `METHOD,… : REFERENCE`."""
+    """Parses pairs of a method and its reference from `METHOD,… : REFERENCE`."""
     sides = re.split(r"\s:\s", text)
     if len(sides) != 2 or not all(map(str.strip, sides)):
         raise typer.BadParameter(f"'{text}' is not METHOD,… : REFERENCE, with spaces around the colon")
@@ -80,7 +80,7 @@ def split_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def split_numbers(text: str) -> list[int]:
-    """Whole numbers separated by commas."""
+    """Parses integers separated by commas."""
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
@@ -88,7 +88,7 @@ def split_numbers(text: str) -> list[int]:
 
 
 def split_ranges(text: str) -> list[int]:
-    """Whole numbers and ranges such as 0-2, both ends included, separated by commas."""
+    """Parses integers and ranges such as 0-2 (both ends included), separated by commas."""
     numbers: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
@@ -99,12 +99,12 @@ def split_ranges(text: str) -> list[int]:
 
 
 def joined(values: list[list[Item]] | None) -> list[Item] | None:
-    """The values of a repeated option in one list."""
+    """Concatenates the values of a repeated option."""
     return [item for items in values for item in items] if values else None
 
 
 def names_option(*options: str, help: str, complete: completion.Complete | None = None) -> Any:
-    """An option that takes several names, separated by commas or by repeating the option."""
+    """An option that takes several names, separated by commas or given by repeating the option."""
     return typer.Option(
         *options,
         parser=split_names,
@@ -116,7 +116,7 @@ def names_option(*options: str, help: str, complete: completion.Complete | None 
 
 
 def split_thresholds(text: str) -> list[tuple[str, float]]:
-    """Thresholds by metric, `accuracy=0.01,matthews=0.02`; one number has no metric."""
+    """Parses thresholds by metric, `accuracy=0.01,matthews=0.02`. A single number has no metric."""
     thresholds = []
     for part in text.split(","):
         metric, _, number = part.rpartition("=")
@@ -130,7 +130,7 @@ def split_thresholds(text: str) -> list[tuple[str, float]]:
 
 
 def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[str, float] | None:
-    """The thresholds of the option `Threshold` by metric, or its only number without a metric."""
+    """The thresholds of the option `Threshold` by metric, or its single number without a metric."""
     pairs = joined(values) or []
     named = dict(pairs)
     if len(named) < len(pairs) or ("" in named and len(named) > 1):
@@ -194,7 +194,7 @@ MicroBatch = Annotated[
 Checkpointing = Annotated[
     bool,
     typer.Option(
-        "--checkpointing", help="Compute activations again for the backward: less memory, the same result."
+        "--checkpointing", help="Recompute activations in the backward pass: less memory, the same result."
     ),
 ]
 Tasks = Annotated[list[str] | None, names_option("--task", help="Only this task")]
@@ -272,7 +272,7 @@ def place_options(
         bool,
         typer.Option(
             "--shrink-batch",
-            help="Begin a trial that runs out of memory again, with half as many examples computed at once.",
+            help="Restart a trial that runs out of memory, with half as many examples computed at once.",
         ),
     ] = False,
 ) -> Place:
@@ -315,7 +315,7 @@ def part_options(
             parser=split_ranges,
             callback=joined,
             metavar="N-N,…",
-            help="Only these studies, the first of which is 0; may be repeated.",
+            help="Only these studies, counted from 0; may be repeated.",
         ),
     ] = None,
 ) -> Part:
@@ -330,7 +330,8 @@ def report_part_options(
     backbone: Backbones = None,
     budget: Budgets = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
+        str | None,
+        typer.Option(metavar="METHOD", help="The method that others are compared with. Default: LoRA."),
     ] = None,
     pair: Annotated[
         list[Any] | None,
@@ -350,7 +351,7 @@ def report_part_options(
 
 
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of each group, a function that makes one argument of the command."""
+    """Decorator that gives a command groups of options. A group's function builds one argument from them."""
 
     def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:
         hints = get_type_hints(function, localns=IMPORTED_LATE, include_extras=True)
@@ -380,9 +381,9 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
 
 
 def check_store(uri: str, *names: str) -> None:
-    """Refuses the address of a SQLite file that is missing, unless all names are packs.
+    """Refuses the address of a missing SQLite file, unless all names are packs.
 
-    The store would refuse it too, but takes seconds to import.
+    The store would refuse it as well, but takes seconds to import.
     """
     from bench.records.pack_format import ENDING
 

@@ -1,4 +1,4 @@
-"""The tables of plans at the terminal."""
+"""Prints plans."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from reports.units import PERCENT, unit_of
 if TYPE_CHECKING:
     from bench.power import Power
 
-#: The most points of tuning that are shown.
+#: The largest number of tuning points to show.
 MOST_POINTS = 24
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """One table for each task and backbone."""
+    """Prints one table for each task and backbone."""
     final, tuning = plan.of(None), plan.of("tuning")
     recipes = {trial.id: trial.recipe for trial in final.trials}
     seeds = joined(sorted({seed for row in final.rows for seed in row.trials}))
@@ -62,7 +62,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def _print_splits(console: Console, plan: Plan) -> None:
-    """The sizes of the splits of those tasks that have been prepared on this machine."""
+    """Prints the split sizes of tasks that have been prepared on this machine."""
     trials = {trial.id: trial for trial in plan.trials}
     of_task = {
         row.task: (row.definition, trials[id_])
@@ -78,21 +78,21 @@ def _print_splits(console: Console, plan: Plan) -> None:
 
 
 def studies_label(studies: Studies, plan: Plan) -> str:
-    """The studies of a plan or a part of one: 3 of 5 studies of 8 points, say."""
+    """The studies of a plan or a part of one, as in "3 of 5 studies of 8 points"."""
     planned = {studies.place(seed)[0] for row in plan.of(None).rows for seed in row.trials}
     part = "" if len(planned) == studies.studies else f"{len(planned)} of "
     return f"{part}{studies.studies} studies of {studies.points} points"
 
 
 def _rates(studies: StudyPlan) -> tuple[str, str, str]:
-    """The window of a row's studies, its centre, and the head's rate; none where the window is the head's."""
+    """The window of a row's studies, its centre, and the head's rate ("" if the window is the head's)."""
     ends = (studies.centre * 10 ** (side * studies.decades / 2) for side in (-1, 1))
     head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
     return " to ".join(f"{end:.3g}" for end in ends), f"{studies.centre:g}", head
 
 
 def _print_points(console: Console, plan: Plan) -> None:
-    """The points of tuning that methods share, and what they leave open."""
+    """Prints the tuning points that methods share, and warnings about gaps between them."""
     assert plan.suite.equal_tuning is not None
     axes, shared = list(plan.suite.equal_tuning.grids), shared_points(plan)
     table = plain_table("Points of tuning", "", *(axis.replace("_", " ") for axis in axes))
@@ -109,7 +109,7 @@ def _print_points(console: Console, plan: Plan) -> None:
 
 
 def print_forecast(console: Console, expected: Forecast) -> None:
-    """Prints the trials and time of each part of a suite, and the memory and disk of all."""
+    """Prints trials and time for each part of a suite, and memory and disk in total."""
     table = plain_table("Estimate", "part", "by", "points", "trials", "to run", "time", texts=("by",))
     for part in expected.parts:
         at_most = "≤ " * (part.command == "search")
@@ -135,7 +135,7 @@ def print_forecast(console: Console, expected: Forecast) -> None:
 
 
 def print_power(console: Console, powers: Sequence[Power]) -> None:
-    """Prints the smallest differences that a suite could find, and what that assumes."""
+    """Prints the smallest differences that a suite could find, and the assumptions."""
     k = powers[0].k if powers else None
     unit, plural = ("run", "seeds") if k is None else ("study", "studies")
     heads = ("metric", "tasks", plural, "compared", f"sd of a {unit}", "detectable", "equivalent")
@@ -174,7 +174,7 @@ def _power_cells(power: Power) -> Iterator[str]:
 
 
 def _assumed(studies: bool) -> str:
-    """The assumptions of power where no stored runs show the noise."""
+    """The assumptions of power if no stored runs show the noise."""
     from bench.power import DISAGREEMENT
 
     disagreement = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
@@ -201,7 +201,7 @@ def _duration(seconds: float) -> str:
 
 
 def print_tuning(console: Console, plan: Plan) -> None:
-    """Prints the tuning trials and choices of each row; one table for each task and backbone."""
+    """Prints each row's tuning trials and choice, in one table per task and backbone."""
     rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
         by = next(tuned.by for row, tuned in rows if (row.task, row.backbone) == (task, backbone))

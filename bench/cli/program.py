@@ -1,4 +1,4 @@
-"""The command line: every command, and what an error or an interrupt looks like."""
+"""The command line program: its commands, and how errors and interrupts are shown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RENAMED = {
 
 
 class _PlainFlags:
-    """Help without a type beside flags, which take no value."""
+    """Removes the type that help shows beside flags, which take no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
@@ -52,7 +52,7 @@ class Group(_PlainFlags, TyperGroup):
 
 
 class Program(Group):
-    """All commands. Errors that users can mend are shown without a traceback, unless with --debug."""
+    """All commands. Shows errors that users can fix without a traceback, unless with --debug."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in RENAMED:
@@ -63,17 +63,17 @@ class Program(Group):
         try:
             return super().invoke(ctx)
         except SystemExit as end:
-            # Only a plug-in or a library ends the program so, and something may be left undone.
+            # Only a plug-in or a library ends the program this way, and something may be left undone.
             if ctx.params["debug"]:
                 raise
             _end(ctx, 1, f"something ended the program before its end: sys.exit({end.code!r})")
         except OSError as error:
-            # Raised when a name is looked up that is too long for the file system.
+            # Raised on looking up a name that is too long for the file system.
             if error.errno != errno.ENAMETOOLONG or ctx.params["debug"]:
                 raise
             _end(ctx, 2, f"{error.strerror}: {error.filename}")
         except Exception as error:
-            # If the class is not imported yet, the error is no instance of it: usage and help stay quick.
+            # If the class is not imported yet, the error is no instance of it. So usage and help stay quick.
             errors = sys.modules.get("methods.errors")
             if errors is None or not isinstance(error, errors.UserError) or ctx.params["debug"]:
                 raise
@@ -134,16 +134,16 @@ def _options(
 
 
 def main() -> None:
-    """Runs a command; `bench.__main__` is the program."""
+    """Runs a command. `bench.__main__` calls it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
-    # An interrupt during the evaluation of a string, as of annotations here, crashes Python itself.
+    # Python crashes if an interrupt arrives while it evaluates a string, such as an annotation here.
     with interrupts.deferred():
         program = typer.main.get_command(app)
     try:
         program(prog_name="tensorbench")
     except SystemExit as end:
-        # typer turns an interrupt into this code.
+        # typer converts an interrupt to this exit code.
         if end.code == 130:
             kept = not {"run", "search", "fetch"}.isdisjoint(sys.argv[1:])
             err.print("stopped" + "; start the same command again to go on" * kept)

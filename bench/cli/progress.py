@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from bench.records.record import Progress
 from bench.records.words import Status
 
-#: Columns of a terminal from which a line has room for a long bar and for all that a trial tells, ...
+#: The terminal width from which a line has room for a long bar and all details of a trial.
 WIDE = 110
-#: ... and from which it has room for more of that than the epoch.
+#: The terminal width from which a line has room for more details than the epoch.
 MEDIUM = 72
 
 
 def worker_lines(console: Console) -> Bars:
-    """A line for each worker: its trial, cut where it has no room, and how far that is."""
+    """Progress with a line for each worker: its trial, shortened to fit, and how far it has come."""
     return Bars(
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, justify="right")),
@@ -48,9 +48,9 @@ def worker_lines(console: Console) -> Bars:
 
 
 class RunDisplay:
-    """Live progress of a run, one line for each worker; off a terminal, one line for each trial that ends.
+    """Live progress of a run, one line per worker. Without a terminal, one line per ended trial.
 
-    `following` is what runs after these trials, in trials that take as long as they do on average.
+    `following` is the work that comes after these trials, as a number of trials of the same duration.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RunDisplay:
             for row in plan.rows
             for seed, id_ in row.trials.items()
         }
-        #: The study of each trial, and of how many it is one. Empty without studies.
+        #: The study of each trial, with the range of studies. Empty without studies.
         self._studies = {
             id_: f"study {row.studies.trials[seed].study} of 0–{row.studies.studies - 1}"
             for row in plan.rows
@@ -79,18 +79,18 @@ class RunDisplay:
         }
         self._total = trials
         self._done = 0
-        #: The share of each running trial that is done.
+        #: The completed fraction of each running trial.
         self._shares: dict[str, float] = {}
         #: The study of the trial that started last.
         self._study = ""
-        #: The running trials whose silence was told.
+        #: The running trials whose silence has been shown.
         self._silent: set[str] = set()
         self._on = f" on {workers} workers" if workers > 1 else ""
         self._bar = progress_bars(console)
-        # The bar and the time left are of all that is to run, which these trials may be a part of.
+        # The bar and the time left cover all remaining work, of which these trials may be a part.
         self._all = self._bar.add_task(self._told_all(), total=trials + following)
         self._workers = worker_lines(console)
-        #: One line a worker, in the order in which they take their first trial.
+        #: One line per worker, in the order of their first trials.
         self._lines: dict[str, TaskID] = {}
         self._live = Live(Group(self._bar, self._workers), console=console, transient=True)
 
@@ -126,7 +126,7 @@ class RunDisplay:
             self._done += event.kind != "lost"
             if event.kind != "elsewhere":
                 self._show(event.worker, "[dim]idle[/dim]", "")
-            # In a file a line is a trial, however long.
+            # In a file, each trial is one line of any length.
             self._console.print(_ended(name, event), highlight=False, soft_wrap=not self._console.is_terminal)
         done = self._done + sum(self._shares.values())
         self._bar.update(self._all, completed=done, description=self._told_all())
@@ -135,7 +135,7 @@ class RunDisplay:
         return f"{self._done}/{self._total} trials{self._on}" + f", {self._study}" * bool(self._study)
 
     def _show(self, worker: str, what: str, detail: str) -> None:
-        """Puts this on the line of a worker."""
+        """Updates the line of a worker."""
         if worker not in self._lines:
             self._lines[worker] = self._workers.add_task("", total=None, detail="")
         where = f"[dim]{escape(worker)}[/dim] " if worker else ""
@@ -143,7 +143,7 @@ class RunDisplay:
 
 
 def _which(row: Row, seed: int) -> str:
-    """Names a trial within its row: by seed, or by study and point, counted from 0."""
+    """Identifies a trial within its row: by seed, or by study and point, counted from 0."""
     if row.studies is None:
         return f"seed {seed}"
     trial = row.studies.trials[seed]
@@ -185,7 +185,7 @@ def _ended(name: str, event: Event) -> str:
 
 
 class Terminal(Audience):
-    """Prints on `out`, and what is not a result on `err`."""
+    """An audience that prints results on `out` and everything else on `err`."""
 
     def __init__(self, out: Console, err: Console) -> None:
         self._out, self._err = out, err

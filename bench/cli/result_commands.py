@@ -32,7 +32,7 @@ from bench.machine.visible import visible
 if TYPE_CHECKING:
     from reports.selection import Selection
 
-#: The exit code of `verify` where nothing is broken, but something could not be checked.
+#: The exit code of `verify` if nothing is broken but something could not be checked.
 NOT_CHECKABLE = 3
 
 
@@ -42,7 +42,7 @@ def show(
         list[str],
         typer.Argument(
             metavar="TRIAL|EXPERIMENT...",
-            help="A trial id or an MLflow run id, or the start of one; with --cell, what the report is of.",
+            help="A trial id or an MLflow run id, or the start of one; with --cell, experiments.",
         ),
     ],
     part: Selection,
@@ -51,18 +51,16 @@ def show(
         typer.Option(
             min=0,
             metavar="N",
-            help="A cell of their report, as its cells.csv numbers it; of a part, with the options of that.",
+            help="The number of a cell in a report's cells.csv. For a part's report, give its options.",
         ),
     ] = None,
-    suite: Annotated[
-        bool, typer.Option("--suite", help="Only the text of the suite that the trial was started from.")
-    ] = False,
+    suite: Annotated[bool, typer.Option("--suite", help="Only the text of the trial's suite.")] = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show one trial, or a cell of a report: what it is, what came of it, and what made it.
+    """Show one trial, or a cell of a report, with its results and their origin.
 
-    A report of a part numbers its own cells: give --method and its like, or --pair, as they were given to it.
+    A report on a part numbers its own cells: give --method and the like, or --pair, as for that report.
     """
     check_store(store, *what)
     from bench.cli.stored import print_cell, print_trial
@@ -121,11 +119,14 @@ def report(
     ] = None,
     store: StoreUri = DEFAULT_STORE,
     threshold: Threshold = None,
-    mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
+    mixed: Annotated[
+        bool, typer.Option(help="Show trials side by side even if they are not comparable.")
+    ] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
     against_store: Annotated[
-        str | None, typer.Option(metavar="URI", help="With --against: its store, if another one.")
+        str | None,
+        typer.Option(metavar="URI", help="With --against: the store of that experiment. Default: --store."),
     ] = None,
     peft_results: Annotated[
         bool,
@@ -136,9 +137,9 @@ def report(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of one or more experiments, as a page, tables, figures and JSON, or compare two.
+    """Write the report of one or more experiments as a page, tables, figures and JSON, or compare two.
 
-    With --method and its like, or --pair, it reports these rows alone, with simultaneous intervals for them.
+    With --method and the like, or --pair, only these rows are reported, with simultaneous intervals for them.
     """
     if peft_results:
         _compare_peft([Path(name) for name in experiment], part.reference, folder, as_json, force=force)
@@ -194,7 +195,7 @@ def _compare(
     thresholds: float | dict[str, float] | None,
     as_json: bool,
 ) -> None:
-    """Prints what changed between two experiments, each named by its store and its name."""
+    """Prints the changes between two experiments, each given by its store and its name."""
     from bench.cli.comparison import print_comparison
     from reports.compare import compare
 
@@ -208,7 +209,7 @@ def _compare(
 def _compare_peft(
     folders: list[Path], reference: str, target: Path | None, as_json: bool, *, force: bool
 ) -> None:
-    """Prints or writes which differences of peft's comparison exceed the noise of its runs."""
+    """Prints or writes which differences in peft's comparison exceed the noise of its runs."""
     from bench.machine.outputs import output_folder, replace_files
     from reports.peft_comparison import REFERENCE, as_markdown, compare_peft
     from reports.peft_comparison import as_json as peft_json
@@ -227,7 +228,9 @@ def export(
     run: Annotated[str, typer.Argument(help="An MLflow run id or a trial id, or the start of one.")],
     folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
     store: StoreUri = DEFAULT_STORE,
-    merged: Annotated[bool, typer.Option(help="A plain model with the update in its weights.")] = False,
+    merged: Annotated[
+        bool, typer.Option(help="Write a plain model with the update merged into its weights.")
+    ] = False,
     opened: Opened = None,
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
 ) -> None:
@@ -251,10 +254,10 @@ def pack(
     ],
     file: Annotated[Path, typer.Option("--out", help="The file to write: NAME.tensorbench.zip.")],
     store: StoreUri = DEFAULT_STORE,
-    adapters: Annotated[bool, typer.Option(help="Take the trained adapters along.")] = False,
+    adapters: Annotated[bool, typer.Option(help="Include the trained adapters.")] = False,
     force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
 ) -> None:
-    """Write results into one file that reports read anywhere, and that `unpack` merges into other stores."""
+    """Write results into one file, which `report` reads anywhere and `unpack` merges into other stores."""
     check_store(store, *experiment)
     from bench.plan.suite_file import experiment_of
     from bench.store import opening
@@ -273,10 +276,10 @@ def pack(
 
 
 def unpack(
-    file: Annotated[list[Path], typer.Argument(help="Packs; those of one experiment become one.")],
+    file: Annotated[list[Path], typer.Argument(help="Packs. Packs of one experiment are merged.")],
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
-    """Merge packs into a store. Trials that it has stay as they are; what contradicts them is refused."""
+    """Merge packs into a store. Trials in the store stay unchanged; contradicting ones are refused."""
     from bench.cli.tables import progress_bars
     from bench.store import opening
 
@@ -302,14 +305,14 @@ def verify(
         ),
     ] = None,
     rerun: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Run so many of the finished trials again, and compare.")
+        int, typer.Option(min=0, metavar="N", help="Run N of the finished trials again, and compare.")
     ] = 0,
-    sample_seed: Annotated[int, typer.Option(help="Which trials are run again: the seed of the choice.")] = 0,
+    sample_seed: Annotated[int, typer.Option(help="The seed that selects the trials to run again.")] = 0,
     tolerance: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="How far scores may be apart on other hardware than the trial's. "
+            help="The largest difference of scores on other hardware than the trial's. "
             "Default: 0.02, or what 5 examples are worth, if more.",
         ),
     ] = None,
@@ -321,8 +324,8 @@ def verify(
         bool,
         typer.Option(
             "--leftovers",
-            help="Check no results: list what dead drivers left in the store, as claims, open runs and signs "
-            "of life, and records on disk. Takes up to a minute where drivers may run elsewhere.",
+            help="Check no results: list leftovers of dead drivers in the store (claims, open runs, signs of "
+            "life) and records on disk. Takes up to a minute if drivers may run elsewhere.",
         ),
     ] = False,
     delete: Annotated[
@@ -335,13 +338,13 @@ def verify(
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Check that finished trials are what they claim to be: files, ids, scores, parameters. Mends nothing.
+    """Check that finished trials are what they claim to be: files, ids, scores, parameters. Changes nothing.
 
     The exit code is 0 if everything was checked and nothing is broken, 1 if something is broken, and 3 if
-    nothing is, and something cannot be checked on this machine.
+    nothing is broken but something cannot be checked on this machine.
     """
     names = what or []
-    # Only the address of a store has these marks.
+    # Only the address of a store contains these characters.
     addresses = [name for name in names if "://" in name]
     if len(addresses) > 1:
         from bench.store.connect import shown_uri

@@ -1,4 +1,4 @@
-"""The tables of results at the terminal."""
+"""Prints tables of results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from reports.units import Unit
 from reports.words import many
 
 if TYPE_CHECKING:
-    # This import takes seconds.
+    # Imported late, since it takes seconds.
     from reports.studies import Estimate, StudyAnalysis
 
 
 def print_search(console: Console, search: SearchResult, records: Mapping[str, Record]) -> None:
-    """The end of a search: its points, what mattered, and the final runs."""
+    """Prints the result of a search: its points, the importance of modes, and the final runs."""
     states = Counter(trial.state for trial in search.trials)
     console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
     complete = [trial for trial in search.trials if trial.state == PointState.COMPLETE]
@@ -67,7 +67,7 @@ def _badness(point: SearchPoint, sign: float) -> float:
 
 
 def print_allocation(console: Console, allocation: AllocationResult, records: Mapping[str, Record]) -> None:
-    """The metric against each mode's rank, along the path, and of the final runs."""
+    """Prints the metric against each mode's rank, along the path, and of the final runs."""
     heads = (", ".join(allocation.modes), "params", "validation, mean ± 95% t-interval")
     table = plain_table(
         f"{allocation.method} · {allocation.budget}: one mode at a time", "mode", "rank", *heads
@@ -107,7 +107,7 @@ def _print_final(console: Console, search: Found, records: Mapping[str, Record])
 
 
 def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
-    """Ranks, parameters, and mean with interval of the trials that finished."""
+    """Ranks, parameters, and the mean with interval of the finished trials."""
     metrics = scores(records, tried.trials.values())
     text = f"{fmean(metrics):.4f}" if metrics else "[red]–[/red]"
     if len(metrics) >= LEAST_SEEDS:
@@ -118,8 +118,10 @@ def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """Baselines that failed, runs that collapsed and tasks on which no adapter beats the converged head, then
-    one table for each task and backbone.
+    """Prints warnings, then one table for each task and backbone.
+
+    The warnings are about failed baselines, collapsed runs, and tasks on which no adapter beats the converged
+    head.
     """
     cells = lines_of(summary.cells, Cell)
     for sentence in (*summary.failures, *unbeaten(cells)):
@@ -140,7 +142,7 @@ def print_summary(console: Console, summary: Summary) -> None:
 
 
 def _print_lost(console: Console, seeds: Sequence[Seed]) -> None:
-    # A trial of two budgets is one to run; what waits for its tuning has no trial yet.
+    # A trial of two budgets counts once; rows that are not yet tuned have no trial.
     lost = {seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds if not seed.finished}
     failed = sum(seed.status == Status.FAILED for seed in lost.values())
     missing = len(lost) - failed
@@ -172,9 +174,10 @@ def _seeds(cell: Cell) -> str:
 
 
 def _print_studies(console: Console, summary: Summary) -> None:
-    """Scores after k trials of tuning by task and backbone, and the differences over tasks.
+    """Prints scores after k trials of tuning by task and backbone, and the differences over tasks.
 
-    A score has an interval from three complete studies on. With fewer it is the mean over kept trials.
+    A score has an interval if there are at least three complete studies. Otherwise it is the mean over kept
+    trials.
     """
     if summary.studies is None:
         return
@@ -207,7 +210,7 @@ def _legend(intervals: bool) -> str:
 
 
 def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
-    """For each block its differences from the reference over all tasks, and the answer in a sentence."""
+    """Prints, for each block, differences from the reference over all tasks, and a summary sentence."""
     from reports.study_words import answer, in_words
 
     for block in analysis.blocks:
@@ -244,7 +247,7 @@ def _kept_score(kept: Mapping[int, Seed | None]) -> str:
 
 
 def _complete(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
-    """The complete studies of those planned, and how many of them kept no trial, since all failed."""
+    """The numbers of complete and planned studies, and of studies without a kept trial (all failed)."""
     failed = sum(seed is None for seed in kept.values())
     count = f"{len(kept)}/{studies.studies}"
     return f"[red]{count} ({failed} without a trial)[/red]" if failed else count

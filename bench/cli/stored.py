@@ -1,4 +1,4 @@
-"""A stored trial, or a cell of a report, at the terminal."""
+"""Prints a stored trial, or a cell of a report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bench.records.words import OWN_SIZE, Status, Tag
 from bench.store.connect import shown_uri
 from reports.stored import CellContents, Provenance, TrialContents
 
-#: The parts of a trial's configuration that are shown, by what their keys begin with.
+#: The parts of a trial's configuration to show, by the prefix of their keys.
 PARTS = ("method", "task", "recipe")
 
 COLOURS = {Status.FINISHED: "green", Status.FAILED: "red", Status.RUNNING: "cyan"}
 
 
 def print_trial(console: Console, trial: TrialContents) -> None:
-    """All of one trial: what it is, what came of it, and where that lies."""
+    """Prints everything about one trial: configuration, results, and their location."""
     record = trial.record
     console.print(f"[bold]{escape(record.name)}[/bold]", highlight=False)
     console.print(_grid((*_identity(trial), *_outcome(trial), *_surroundings(trial))), highlight=False)
@@ -34,7 +34,7 @@ def print_trial(console: Console, trial: TrialContents) -> None:
 
 
 def print_cell(console: Console, contents: CellContents) -> None:
-    """A cell of a report's tables, its seeds, and what they come from."""
+    """Prints a cell of a report's tables, its seeds, and the origin of its numbers."""
     cell = contents.cell
     line = " · ".join((cell.method, cell.budget, cell.task, cell.backbone))
     console.print(f"[bold]{escape(line)}[/bold]", highlight=False)
@@ -92,7 +92,7 @@ def _identity(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _final_ranks(record: Record) -> Iterator[tuple[str, str]]:
-    """The ranks after training cut them: those of modes in one line, those of layers in a line each."""
+    """The ranks after training cut them: modes in one line, layers in a line each."""
     ranks: Mapping[str, Sequence[int]] = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
     single = [f"{name} {left[0]}" for name, left in ranks.items() if len(left) == 1]
     if single:
@@ -160,7 +160,7 @@ def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _forgetting(trial: TrialContents) -> str:
-    """The change of the loss on text that no task trains on."""
+    """The change of the loss on text unrelated to any task."""
     change = trial.measure(Measure.FORGETTING)
     if change is None:
         return "not measured"
@@ -200,10 +200,10 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 
 def _when(milliseconds: int) -> str:
-    """A moment in the time of this machine."""
+    """A point in time, in this machine's time zone."""
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M")
 
 
 def _span(provenance: Provenance) -> str:
-    """When a trial began and ended, in the time of this machine."""
+    """The beginning and end of a trial, in this machine's time zone."""
     return _when(provenance.started) + ("" if provenance.ended is None else f" to {_when(provenance.ended)}")

@@ -75,13 +75,13 @@ def search(
     ] = None,
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed", help="Also try trials again that failed, and with them their points."),
+        typer.Option("--retry-failed", help="Also retry failed trials, and with them their points."),
     ] = False,
 ) -> None:
     """Search ranks within a budget, ablate its allocation, or choose rates and epochs for studies.
 
-    The suite's section `search`, `allocation` or `pilot` says which. Safe to stop and start again.
-    A search tries one point at a time; start the command several times to try more. An allocation's trials
+    The suite's section `search`, `allocation` or `pilot` decides. Safe to stop and start again. A search
+    tries one point at a time; start the command several times to try more in parallel. An allocation's trials
     and the final runs use all workers.
     """
     from bench.cli.progress import Terminal
@@ -120,8 +120,8 @@ def plan(
 ) -> None:
     """Show what would run: ranks, parameter counts, and with --json trial ids. Starts nothing.
 
-    It also counts the trials of tuning, search and allocation, and estimates their time, by stored trials of
-    the suite if there are any, else by operations.
+    It also counts the trials of tuning, search and allocation, and estimates their time from stored trials of
+    the suite, or from operations if there are none.
     """
     from bench.cli.plans import print_forecast, print_plan, print_power
     from bench.execution import choose_device
@@ -142,7 +142,7 @@ def plan(
     expected = forecast(made, store, device, Saving(micro_batch, checkpointing))
     powers = []
     if power:
-        # This import takes seconds.
+        # Imported late, since it takes seconds.
         from bench.power import power as suite_power
 
         powers = suite_power(made, store, sd, thresholds)

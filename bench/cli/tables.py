@@ -1,4 +1,4 @@
-"""Tables, bars and numbers that several listings at the terminal share."""
+"""Tables, bars and numbers shared by several listings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from methods.registry import Registry
 if TYPE_CHECKING:
     from reports.study import Cell
 
-#: Seconds of the past by which the time left is estimated. The pace of one step says little.
+#: The past seconds from which the remaining time is estimated. A single step's pace says little.
 PACE = 300.0
 
 Shown = TypeVar("Shown")
@@ -38,10 +38,10 @@ def plain_table(
     unbroken: Collection[str] = (),
     folded: Collection[str] = (),
 ) -> Table:
-    """A table with these columns: the first and those in `texts` hold text, the others numbers.
+    """A table with these columns. The first and those in `texts` hold text, the others numbers.
 
-    On a narrow terminal cells of the columns in `unbroken` stay on one line, and those of the columns in
-    `folded` continue on the next line rather than being cut.
+    On a narrow terminal, cells of the columns in `unbroken` stay on one line, and cells of the columns in
+    `folded` continue on the next line instead of being cut.
     """
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
@@ -55,7 +55,7 @@ def plain_table(
 
 
 def fitted(console: Console, table: Table, *spare: str) -> Table:
-    """The table, without columns of these headings while it is too wide, the first one first."""
+    """Drops columns with these headings, in order, until the table fits the terminal."""
     for heading in spare:
         if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
             break
@@ -66,11 +66,11 @@ def fitted(console: Console, table: Table, *spare: str) -> Table:
 
 
 class RowTable:
-    """Rows of a plan or a summary, with a heading wherever the budget changes."""
+    """Rows of a plan or a summary, with a heading for each new budget."""
 
     def __init__(self, title: str, *measured: str) -> None:
         numbers = ("params", "% LoRA", "budget", *measured)
-        # A seed's failures are words, which may go on in the next line.
+        # A seed's failures are words, which may continue on the next line.
         unbroken = [heading for heading in ("ranks", *numbers) if heading != "seeds"]
         self.table = plain_table(title, "method", "ranks", *numbers, texts=("ranks",), unbroken=unbroken)
         self.table.columns[0].min_width = 15
@@ -80,7 +80,7 @@ class RowTable:
         if row.budget != self._block:
             self.table.add_row(f"[bold]{row.budget or OWN_SIZE}[/bold]")
             self._block = row.budget
-        # Ranks that training cuts differ from seed to seed.
+        # Ranks that training cuts differ between seeds.
         ranks = joined(row.ranks) if isinstance(row, PlannedRow) else "cut" if row.left else row.ranks
         ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
         self.table.add_row(
@@ -106,7 +106,7 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
 
 
 def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
-    """The result of `show` for every name and target. A broken plug-in is left out with a warning."""
+    """Yields the result of `show` for every name and target. Skips broken plug-ins with a warning."""
     for name, target in registry.available():
         try:
             with registry.blaming(name):
@@ -122,7 +122,7 @@ def joined(numbers: Iterable[int]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, minutes and seconds, or seconds: the two largest units."""
+    """Formats seconds by the two largest units: hours and minutes, minutes and seconds, or seconds."""
     rounded = round(seconds)
     if rounded >= 3600:
         return f"{rounded // 3600} h {rounded // 60 % 60:02} m"
@@ -138,7 +138,7 @@ class TimeLeft(ProgressColumn):
 
 
 def progress_bars(console: Console) -> Bars:
-    """A line of a description, a bar and the time left, as wide as the terminal; none off a terminal."""
+    """Lines with description, bar and time left, as wide as the terminal. Empty without a terminal."""
     return Bars(
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=console.width // 3),

@@ -26,7 +26,7 @@ from bench.cli.options import (
 )
 from bench.machine.memory import MIB
 
-#: The rounds of `perf` that run however long they take: an interval needs some.
+#: The least number of rounds of `perf`, whatever their duration, since an interval needs some.
 FEWEST_ROUNDS = 3
 
 TimedBackbone = Annotated[
@@ -72,13 +72,17 @@ def perf(
     ] = 2,
     device: Device = "auto",
     bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, anew every round.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this .png, .svg or .pdf.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile with torch.compile, again in every round.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the ratios to this .png, .svg or .pdf file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time a training step and a forward of every method, side by side in one process, with memory.
 
-    Interrupted, it shows the rounds that are complete.
+    If interrupted, it shows the complete rounds.
     """
     from bench.backbones import BACKBONES
     from bench.cli.measured import inference_table, step_table
@@ -141,13 +145,13 @@ def redundancy(
     store: StoreUri = DEFAULT_STORE,
     plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
     drops: Annotated[
-        bool, typer.Option(help="Also measure what the metric loses when a component is zeroed.")
+        bool, typer.Option(help="Also measure the loss of metric when a component is zeroed.")
     ] = True,
     device: Device = "auto",
     opened: Opened = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
+    """Show how redundant trained adapters are: singular values of each mode, and which parts matter."""
     check_store(store)
     from bench.cli.measured import print_redundancy
     from bench.execution import choose_device
@@ -159,7 +163,7 @@ def redundancy(
         prepare_plot(plot)
     chosen = choose_device(device)
     for run in runs[1:]:
-        # A wrong id is refused before the first adapter is measured, which takes a while.
+        # Refuse wrong ids before measuring the first adapter, which takes a while.
         find_finished(store, run)
     analyses = []
     for run in runs:
@@ -174,13 +178,13 @@ def redundancy(
 
 
 def site(
-    results: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the packs.")],
+    results: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder with the packs.")],
     folder: Annotated[Path, typer.Option("--out", help="Where to write, or what to compare with.")],
     check: Annotated[
         bool,
-        typer.Option("--check", help="Write nothing: say which files differ from what would be written."),
+        typer.Option("--check", help="Write nothing: list the files that would change."),
     ] = False,
-    force: Annotated[bool, typer.Option(help="Write into a folder that has something else in it.")] = False,
+    force: Annotated[bool, typer.Option(help="Write into a folder that contains other files.")] = False,
 ) -> None:
     """Write a static site of all results in a folder of packs: an index, and pages of suites and methods."""
     from reports.site.build import check_site, write_site
@@ -208,10 +212,10 @@ def site(
 def fetch(
     suite: SuiteFile,
     update: Annotated[
-        bool, typer.Option(help="Resolve anew what the lock file holds already, to what is newest.")
+        bool, typer.Option(help="Also update the entries of an existing lock file to the newest commits.")
     ] = False,
 ) -> None:
-    """Download all that a suite needs and lock hub repositories to a commit, in SUITE.lock.yaml.
+    """Download everything that a suite needs and lock hub repositories to a commit, in SUITE.lock.yaml.
 
     Afterwards the suite runs without a network, on every machine that has the lock and the caches.
     """

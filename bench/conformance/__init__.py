@@ -1,6 +1,6 @@
-"""The conformance checks that every method, task and backbone must pass, ours and plug-ins'.
+"""The conformance checks that every method, task and backbone must pass, including those of plug-ins.
 
-Those of methods need no network; a task's read its examples, and a backbone's load its weights.
+Checks of methods need no network; checks of a task read its examples, and of a backbone load its weights.
 
 In the tests of a plug-in:
 
@@ -10,13 +10,13 @@ In the tests of a plug-in:
     def test_conformance(case: Case) -> None:
         check_case(case)
 
-A case is one check of one method on one tiny random backbone. The methods are the class's `presets`,
-and every pair of its other options on BERT (without compiling). Presets meet every kind of backbone where
-what is checked goes through the backbone's modules: merging, detaching, training, storing. What depends on
-the method alone (its count, its gradients, its seeds) is asked on BERT; `backbones=["vit"]` asks all of it
-there. Presets meet two decoders too, with shared heads, a head size of its own and a gated MLP, where what is
-checked depends on shapes. What a check cannot ask of a method is skipped with its reason. At the terminal:
-`tensorbench check NAME`, of a method, a task or a backbone.
+A case is one check of one method on one tiny random backbone. The methods are the class's `presets`, and
+every pair of its other options on BERT (without compiling). Presets run on every kind of backbone for checks
+that involve the backbone's modules: merging, detaching, training, storing. Checks that depend on the method
+alone (its count, gradients, seeds) run on BERT; `backbones=["vit"]` runs all of them there. Presets also run
+on two decoders, with shared heads, another head size and a gated MLP, for checks that depend on shapes. A
+check that does not apply to a method is skipped with its reason. At the terminal: `tensorbench check NAME`,
+for a method, a task or a backbone.
 """
 
 from bench.conformance.backbones import check_backbone, check_kind

@@ -26,28 +26,28 @@ from bench.inputs import TextInput
 from methods import Method, create
 from methods.backbone import Site
 
-#: One method of matrices and one of a tensor over the whole model.
+#: A method with matrices, and one with a tensor over the whole model.
 ATTACHED: tuple[Method, ...] = (
     create("lora", rank=2),
     create("tenslora", variant="att_qkv_depth").isorank(2),
 )
 
-#: The checks of methods that go through the backbone's own modules. That a fresh adapter changes no output is
-#: part of `detach`; `start` also asks for deltas nearer to zero than real weights are rounded.
+#: The checks of methods that involve the backbone's modules. `detach` includes that a fresh adapter changes
+#: no output; `start` is left out, since it demands deltas closer to zero than the rounding of real weights.
 ASKED = ("training", "merge", "detach", "interruption", "transients", "state")
 
 
 def check_backbone(name: str) -> list[Finding]:
-    """Loads a registered backbone, downloading what that takes, and runs two methods on it.
+    """Loads a registered backbone, downloading it if necessary, and runs two methods on it.
 
-    Raises UserError for a name that is unknown, and for a backbone that cannot be described or loaded.
+    Raises UserError for an unknown name, and for a backbone that cannot be described or loaded.
     """
     BACKBONES.get(name)
     return _check(name, partial(describe, name), partial(load, name), ATTACHED)
 
 
 def check_kind(kind: BackboneKind, methods: Sequence[Method] = ATTACHED) -> list[Finding]:
-    """The same of a kind of backbone, on a small random model. Downloads nothing."""
+    """Runs the checks for a kind of backbone on a small random model. Downloads nothing."""
     entry = tiny(kind)
     return _check(entry.name, partial(entry.describe, None), partial(load_tiny, kind), methods)
 
@@ -83,17 +83,17 @@ def _check(
 
 
 def _described(name: str, info: BackboneInfo, second: BackboneInfo, backbone: LoadedBackbone) -> str:
-    """`describe` says the same every time, and what `load` gives is what it says."""
+    """`describe` is repeatable, and `load` returns what it describes."""
     expect(info.name == name, f"describe() calls it '{info.name}', it is registered as '{name}'")
     expect(second == info, "asked twice, describe() says something else")
     expect(backbone.info == info, "load() gives a backbone with another description than describe()")
-    # Whether every site is a Linear of the described shape was asked when it was loaded.
+    # Loading has already checked that every site is a Linear of the described shape.
     sites = len(info.geometry.sites(info.projections))
     return f"{info.kind}, {info.geometry}, {sites} sites: {', '.join(info.projections)}"
 
 
 def _loaded_again(second: LoadedBackbone, backbone: LoadedBackbone) -> None:
-    """The weights are the same at every load."""
+    """The weights are equal at every load."""
     expect(second.fingerprint() == backbone.fingerprint(), "loaded twice, its weights are others")
 
 
@@ -134,14 +134,14 @@ def _head(backbone: LoadedBackbone) -> None:
 
 
 def _tokenizer(text_input: TextInput, loaded: list[Any]) -> None:
-    """The tokenizer loads and can pad; it goes into `found`."""
+    """The tokenizer loads and can pad. Appends it to `loaded`."""
     tokenizer = text_input.load_tokenizer()
     expect(tokenizer.pad_token_id is not None, "it has no padding token, so that texts cannot be batched")
     loaded.append(tokenizer)
 
 
 def _sites(subject: LoadedSubject) -> str:
-    """Every site is run by a forward: an adapter there would do something."""
+    """Every site runs in a forward, so that an adapter there has an effect."""
     backbone = subject.backbone()
     run: set[Site] = set()
     sites = backbone.geometry.sites(backbone.projections)

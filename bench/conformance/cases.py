@@ -31,7 +31,7 @@ class Case:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of a case. `message` is its reason to fail or to be skipped, or a remark."""
+    """The result of a case. `message` is the reason of a failure or a skip, or a remark."""
 
     preset: str
     backbone: BackboneKind
@@ -48,13 +48,13 @@ def conformance_cases(
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a method: its presets on every backbone, pairs of its other options on the first.
+    """The cases of a method: its presets on every backbone, pairs of other options on the first.
 
-    Without `backbones` these are the `BACKBONES`, and presets are also asked on `DECODERS` what depends on
-    shapes. A check that is not `on_each` backbone is asked on the first one only. A `Method` object, or
-    several, stands for itself: it is its only preset. `checks` picks by name from `CHECKS`. What takes
-    seconds (compiling) is asked of presets only, and `quick` leaves it out, and the pairs of options too.
-    Raises UserError if the method's name is unknown or its plug-in fails to import.
+    Default `backbones` are `BACKBONES`; presets also run on `DECODERS` for checks that depend on shapes. A
+    check that is not `on_each` runs on the first backbone only. A `Method` object, or several, is its own
+    only preset. `checks` selects by name from `CHECKS`. Slow checks (compiling) run for presets only; `quick`
+    leaves out these and the pairs of options. Raises UserError if the method's name is unknown or its plug-in
+    fails to import.
     """
     varied: Sequence[Method] = ()
     if isinstance(method, str | type):
@@ -88,13 +88,13 @@ def conformance_cases(
 
 
 def variations(presets: Sequence[Method]) -> list[Method]:
-    """Methods that together show every pair of option values, combined with the first preset's rest.
+    """Methods that together show every pair of option values, based on the first preset.
 
-    Options are the fields with a fixed set of values (Literal, bool) that are not `unvaried`.
-    Combinations that the method refuses are left out, and so are those that are presets already.
+    Options are the fields with a fixed set of values (Literal, bool) that are not `unvaried`. Combinations
+    that the method refuses are left out, and so are those that equal a preset.
     """
     base = presets[0]
-    # The geometry of the first backbone has no heads to share.
+    # The first backbone's geometry has no shared heads.
     left_out = {*base.unvaried, "shared_heads"}
     options = {
         name: values
@@ -109,7 +109,7 @@ def variations(presets: Sequence[Method]) -> list[Method]:
             _sized(method).check(GEOMETRY, GEOMETRY.projections)
         except (UserError, ValueError):
             continue
-        # An option that means nothing here, and that the identity therefore fixes, would show no pair.
+        # An option without effect is set to its default in the identity, so its pair would not be tested.
         shown_values = {name: type(base).model_fields[name].default for name in options} | method.identity()
         if all(shown_values[name] == value for name, value in zip(options, values, strict=True)):
             built[values] = method
@@ -150,8 +150,8 @@ def _sized(template: Method) -> Method:
 def check_case(case: Case) -> str:
     """Runs one case and returns its remark, if any.
 
-    Raises AssertionError where the method is wrong, or whatever it raised itself, and NotApplicable
-    where the check cannot be asked, on which pytest skips. torch's random state is left as it was.
+    Raises AssertionError if the method is wrong, any error that the method raised, and NotApplicable (a skip
+    in pytest) if the check does not apply. torch's random state is restored.
     """
     with undisturbed():
         return CHECKS[case.check].run(Subject(case.method, case.backbone)) or ""

@@ -1,4 +1,4 @@
-"""Results of checks, and the isolated state of torch in which checks run."""
+"""Results of checks, and the isolated torch state in which checks run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Status = Literal["passed", "failed", "not applicable"]
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check. `message` is its reason to fail or to be skipped, or a remark."""
+    """The result of a check. `message` is the reason of a failure or a skip, or a remark."""
 
     check: str
     status: Status
@@ -38,9 +38,9 @@ def judge(check: str, run: Callable[[], str | None]) -> Finding:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Gives torch one thread and a random state of its own, and restores both afterwards."""
+    """Context in which torch has one thread and its own random state; both are restored."""
     threads = torch.get_num_threads()
-    # Tensors this small are many times slower on several threads when other processes run too.
+    # Several threads make such small tensors many times slower if other processes run.
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):

@@ -21,11 +21,11 @@ from methods.backbone import Geometry, Site
 from methods.base import Method
 from methods.errors import UserError
 
-#: Head size and number of heads, layers, projections all differ; the MLP can be cut into four squares.
+#: Head size and numbers of heads, layers and projections all differ. The MLP is cut into four squares.
 GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
 
-#: Decoders: query heads that share key and value heads, heads that do not split the hidden size, and MLPs
-#: with a gate that are no whole number of squares.
+#: Shapes of decoders, with shared key and value heads and a gated MLP whose width is no multiple of the
+#: hidden size. In the second, the head size does not divide the hidden size evenly among the heads.
 SHARED_HEADS = Geometry(hidden=36, heads=9, layers=2, mlp=60, kv_heads=3, gated=True)
 OWN_HEAD_SIZE = Geometry(hidden=24, heads=6, layers=2, mlp=60, kv_heads=2, head_size=6, gated=True)
 
@@ -34,26 +34,26 @@ GEOMETRIES: dict[BackboneKind, Geometry] = {
     **dict.fromkeys(("qwen3", "gemma", "gemma2", "gemma3_text"), OWN_HEAD_SIZE),
 }
 
-#: One backbone for each kind. What depends on the method alone is asked on the first only.
+#: The backbones for all checks. Checks that depend on the method alone run on the first only.
 BACKBONES: tuple[BackboneKind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
 
-#: Decoders, whose shapes are unequal. Presets are asked there what depends on shapes.
+#: Decoders, which have unequal shapes. Presets run on them for checks that depend on shapes.
 DECODERS: tuple[BackboneKind, ...] = ("llama", "qwen3")
 
 CLASSES = 3
 
-#: Above the number of heads, layers and projections, so that these ranks exceed their modes.
+#: Above the numbers of heads, layers and projections, so that ranks exceed these modes.
 RANK = 4
 
 Gradients = dict[str, Tensor | None]
 
 
 class CheckFailed(AssertionError):  # noqa: N818 - reads as the outcome that it is
-    """The method does not keep to the interface."""
+    """The method violates the interface."""
 
 
 class NotApplicable(unittest.SkipTest):
-    """The check does not apply to this method, for the reason in the message. pytest skips on it."""
+    """The check does not apply to this method, for the reason in the message. pytest skips the test."""
 
 
 def expect(condition: bool, message: str) -> None:
@@ -62,7 +62,7 @@ def expect(condition: bool, message: str) -> None:
 
 
 def expect_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Bounds the largest difference, relative to the largest entry if that is above one."""
+    """Raises CheckFailed if the largest difference exceeds `tolerance`, relative to entries above one."""
     shapes = tuple(actual.shape), tuple(expected.shape)
     expect(shapes[0] == shapes[1], f"{what}: shape {shapes[0]}, not {shapes[1]}")
     actual, expected = actual.detach(), expected.detach()
@@ -73,7 +73,7 @@ def expect_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) 
 
 
 def expect_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Bit for bit."""
+    """Raises CheckFailed unless both states are equal bit for bit."""
     expect(list(actual) == list(expected), f"{what}: names differ: {sorted(set(actual) ^ set(expected))[:4]}")
     for name, tensor in expected.items():
         expect(same_bits(actual[name], tensor), f"{what}: {name} differs")
@@ -84,16 +84,16 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone:
-    """A random backbone of a kind, of 16 tokens or of images of 16 pixels.
+    """A random backbone of a kind, for 16 tokens or images of 16 pixels.
 
-    Without a geometry it has the kind's: decoders have shapes of their own.
+    Without a geometry it has the kind's own, as decoders have.
     """
     geometry = geometry or GEOMETRIES.get(kind, GEOMETRY)
     return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
 
 
 def load_tiny(kind: BackboneKind, geometry: Geometry | None = None) -> LoadedBackbone:
-    """The same with every weight random, biases and norms too: the same at every load."""
+    """Loads such a backbone with every weight random, including biases and norms. Equal at every load."""
     backbone = tiny(kind, geometry).load(None)
     draws = torch.Generator().manual_seed(1)
     # A fresh model has zero biases and nearly equal logits, which would hide mistakes.
@@ -108,7 +108,7 @@ _pristine = cache(load_tiny)
 
 @dataclass(frozen=True)
 class Subject:
-    """A sized method and the backbones to check it on. They are on `device`, and batches too."""
+    """A sized method and the backbones on which it is checked. They and the batches are on `device`."""
 
     method: Method
     kind: BackboneKind
@@ -117,7 +117,7 @@ class Subject:
     def backbone(
         self, dtype: torch.dtype = torch.float32, geometry: Geometry | None = None
     ) -> LoadedBackbone:
-        """A copy of its own: nothing that a check does to it is seen by another."""
+        """A private copy of the backbone, unaffected by other checks."""
         backbone = copy.deepcopy(self._original(geometry))
         backbone.reset(CLASSES, torch.Generator().manual_seed(2))
         with torch.no_grad():
@@ -144,7 +144,7 @@ class Subject:
         backbone: LoadedBackbone | None = None,
         method: Method | None = None,
     ) -> tuple[LoadedBackbone, Adapter]:
-        """An attached adapter whose parameters have left the start, so that its update is not zero."""
+        """An attached adapter with parameters moved from their start, so that its update is not zero."""
         backbone = backbone or self.backbone(dtype)
         adapter = self.attach(backbone, method=method)
         scatter(adapter)
@@ -152,16 +152,16 @@ class Subject:
 
     @property
     def geometry(self) -> Geometry:
-        """As the backbone itself says it: with the size of its encoder."""
+        """The backbone's own geometry, including the size of its encoder."""
         return self._original().geometry
 
     @property
     def adapts(self) -> bool:
-        """Whether there is anything to train beside the head."""
+        """Whether the method trains anything besides the head."""
         return self.method.count(self.geometry) > 0
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
-        """Three examples; the last text one is padded."""
+        """A batch of three examples. The last text is padded."""
         draws = torch.Generator().manual_seed(seed)
         if isinstance(self._original().info.input, TextInput):
             ids = torch.randint(4, 200, (3, 6), generator=draws)
@@ -173,7 +173,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class LoadedSubject(Subject):
-    """A sized method on a backbone as it was loaded, whatever its shape. `tokenizer` is a text backbone's."""
+    """A sized method on a backbone as loaded, of any shape. `tokenizer` belongs to a text backbone."""
 
     loaded: LoadedBackbone
     tokenizer: Any = None
@@ -182,7 +182,7 @@ class LoadedSubject(Subject):
         return self.loaded
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
-        """Three examples, images of noise or texts of numbers; the last text is padded."""
+        """A batch of three examples: images of noise, or texts of numbers with the last one padded."""
         draws = torch.Generator().manual_seed(seed)
         model_input = self.loaded.info.input
         if isinstance(model_input, ImageInput):
@@ -198,7 +198,7 @@ class LoadedSubject(Subject):
 
 
 def scatter(adapter: Adapter, amount: float = 0.1, seed: int = 5) -> None:
-    """Moves every adapter parameter by normal noise."""
+    """Adds normal noise to every adapter parameter."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter.named_parameters().values():
@@ -215,7 +215,7 @@ def outputs(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> Tensor:
 
 def loss(logits: Tensor) -> Tensor:
     labels = torch.arange(len(logits), device=logits.device) % CLASSES
-    # Not so flat that a gradient could vanish in it.
+    # Curved enough that no gradient vanishes.
     return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, labels)
 
 
@@ -226,7 +226,7 @@ def trained(adapter: Adapter, backbone: LoadedBackbone) -> dict[str, nn.Paramete
 
 
 def gradients(adapter: Adapter, backbone: LoadedBackbone, logits: Tensor) -> Gradients:
-    """Of the loss, for adapter and head; left in no `.grad`."""
+    """The loss's gradients for adapter and head, without setting `.grad`."""
     parameters = trained(adapter, backbone)
     loss(logits).backward()
     collected = {name: parameter.grad for name, parameter in parameters.items()}
@@ -247,7 +247,7 @@ def expect_same_gradients(actual: Gradients, expected: Gradients, tolerance: flo
 
 
 def snapshot(backbone: LoadedBackbone) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers, the head's too."""
+    """Copies all parameters and buffers, including the head's."""
     module = backbone.module
     return {
         name: tensor.detach().clone()
@@ -260,7 +260,7 @@ def sites_of(method: Method, geometry: Geometry = GEOMETRY) -> set[Site]:
 
 
 def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:
-    """Where modules and adapter hold tensors that are no parameter or buffer."""
+    """The places where modules and adapter hold tensors other than parameters and buffers."""
     lasting = {id(tensor) for tensor in (*backbone.module.parameters(), *backbone.module.buffers())}
     lasting |= {id(parameter) for parameter in adapter.named_parameters().values()}
     places: set[str] = set()
@@ -280,7 +280,7 @@ def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
-        # A tensor as a key is named by its place: to write out its values takes longer than all the rest.
+        # Name a tensor used as a key by its position: printing its values takes longer than everything else.
         names = (str(index) if isinstance(key, Tensor) else str(key) for index, key in enumerate(value))
         yield from zip(names, value.values(), strict=True)
     elif isinstance(value, list | tuple | set):

@@ -20,7 +20,7 @@ from bench.tasks.task import Examples
 
 @dataclass(frozen=True)
 class _Read:
-    """Examples, the contents that make two of them duplicates, and their exact inputs."""
+    """A task's examples, the contents that define duplicates, and their exact inputs."""
 
     examples: Examples
     contents: list[bytes]
@@ -30,7 +30,7 @@ class _Read:
 def check_task(name: str) -> list[Finding]:
     """Reads a task's examples twice and deals them into splits.
 
-    Raises UserError for a name that is unknown, and for a task that does not declare what it must.
+    Raises UserError for an unknown name, and for a task with missing declarations.
     """
     task: Task = TASKS.get(name)
     read: list[_Read] = []

@@ -1,6 +1,6 @@
-"""A trained adapter for use without this harness: as a PEFT checkpoint, or merged into a plain model.
+"""Exports trained adapters for use without this harness: as PEFT checkpoints, or as merged models.
 
-Each name is imported when it is first used: a stored run needs MLflow, an adapter that is at hand does not.
+Each name is imported on first use: stored runs need MLflow, an adapter in memory does not.
 """
 
 from __future__ import annotations

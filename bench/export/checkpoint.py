@@ -1,4 +1,4 @@
-"""Checkpoints that peft loads: LoRA where the update is low-rank, else the adapter as peft itself has it."""
+"""Checkpoints that peft loads: LoRA for low-rank updates, otherwise peft's own form of its adapter."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 @torch.no_grad()
 def write_checkpoint(form: Form, adapter: Adapter, folder: Path) -> list[str]:
-    """Writes a checkpoint of peft and, where nobody else has it, the original model; returns notes on it.
+    """Writes a PEFT checkpoint and, if nobody else has it, the original model. Returns notes.
 
-    Raises NotLowRank for an update that peft has no form for.
+    Raises NotLowRank for an update without a form in peft.
     """
     if not adapter.bases:
         raise UserError("the trial trained a head only: there is no adapter; --merged writes the whole model")
@@ -52,12 +52,12 @@ def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     layers = form.layers({site: Update(*pair, biases.get(site)) for site, pair in factors.items()})
     ranks = {layer: update.down.shape[0] for layer, update in layers.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    # peft reads keys as regular expressions that a layer's path has to end with.
+    # peft reads keys as regular expressions for the end of a layer's path.
     unusual = {re.escape(layer): rank for layer, rank in ranks.items() if rank != usual}
     heads = form.heads()
     config = LoraConfig(
         r=usual,
-        # The factors hold the scale: alpha / rank is 1 everywhere.
+        # The factors include the scale, so alpha / rank is 1 everywhere.
         lora_alpha=usual,
         rank_pattern=unusual,
         alpha_pattern=dict(unusual),
@@ -84,7 +84,7 @@ def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
 
 
 def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
-    """Writes what peft put on the backbone as peft would have put it on the original model."""
+    """Writes the adapter that peft put on the backbone as peft's adapter of the original model."""
     from peft import get_peft_model, get_peft_model_state_dict
 
     form.refuse_fused()
@@ -93,7 +93,7 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped: Any = get_peft_model(model, config, NAME)
-    # On the backbone the same layers are below other names.
+    # The backbone has the same layers under other names.
     inside, outside = "model.encoder.", f"model.{form.prefix}"
     there = {
         outside + name.removeprefix(inside) if name.startswith(inside) else name: tensor
@@ -101,7 +101,7 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
         if not name.startswith("model.head.")
     }
     missing = set(wrapped.base_model.load_state_dict(there, strict=False).missing_keys)
-    # Heads and output layers, outside the encoder, have no part of the adapter.
+    # Heads and output layers are outside the encoder and have no adapter.
     if wrong := [name for name in missing if name.startswith(outside)]:
         raise UserError(f"peft has other parts on the original model: {', '.join(sorted(wrong)[:4])}")
     tensors = get_peft_model_state_dict(wrapped, adapter_name=NAME, save_embedding_layers=False)
@@ -120,7 +120,7 @@ def _save(form: Form, folder: Path, config: Any, tensors: dict[str, Tensor]) -> 
 
 
 def _pristine(form: Form, adapter: Adapter) -> dict[str, Tensor]:
-    """The frozen encoder's state, without the adapter that is on it."""
+    """The frozen encoder's state, without the attached adapter."""
     backbone = form.backbone
     layers = {backbone.path(site).removeprefix("encoder."): base for site, base in adapter.bases.items()}
     inside = tuple(f"{path}." for path in layers)

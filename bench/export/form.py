@@ -1,4 +1,4 @@
-"""The form of an export in a library: its names of layers, its place for the head, how it loads a model."""
+"""The form of an export in a library: names of layers, the head's place, and loading."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from bench.inputs import ImageInput, ModelInput
 from bench.machine.visible import markdown_text
 from methods import Site, UserError
 
-#: The file that AutoImageProcessor and pipelines read.
+#: The file read by AutoImageProcessor and pipelines.
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The place of the frozen model: a folder, a file or a hub id; None if the export contains it."""
+    """The origin of the frozen model: a folder, a file or a hub id. None if the export contains it."""
 
     reference: str | None
     revision: str | None = None
-    #: The blueprint of a model of timm. None for other models.
+    #: The blueprint of a timm model. None for other models.
     blueprint: Blueprint | None = None
 
     @property
     def own(self) -> bool:
-        """True for a folder or a file of this machine."""
+        """Whether the origin is a folder or a file on this machine."""
         return self.reference is not None and self.revision is None
 
     @property
     def label(self) -> str:
-        """The name in an export, without this machine's paths.
+        """The origin's name in an export, without this machine's paths.
 
-        Names that begin with `./` lie in the export's folder, or have to be put there.
+        Names that begin with `./` are in the export's folder, or have to be put there.
         """
         if self.reference is None:
             return f"./{ORIGINAL}"
@@ -50,12 +50,12 @@ class Origin:
 
 
 class Form(ABC):
-    """A library's names of layers, its place for the head, and how it loads the model."""
+    """A library's names of layers, its place for the head, and its way to load the model."""
 
-    #: The path of the encoder's modules in the original model, with its dot.
+    #: The prefix of the encoder's modules in the original model, including the dot.
     prefix = ""
 
-    #: True if weights of the adapted layers are (in, out).
+    #: Whether weights of the adapted layers are (in, out).
     transposed = False
 
     def __init__(
@@ -70,7 +70,7 @@ class Form(ABC):
         return f"{self.prefix}{self.backbone.path(site).removeprefix('encoder.')}"
 
     def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
-        """The updates by the dotted paths of the original model's linear layers."""
+        """The updates by dotted path of the original model's linear layers."""
         layers: dict[str, Update] = {}
         parts: dict[str, dict[str, Update]] = {}
         for site, update in updates.items():
@@ -88,9 +88,9 @@ class Form(ABC):
         return layers
 
     def original_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The encoder's state, with split layers joined as in the original model.
+        """The encoder's state, with split layers joined again as in the original model.
 
-        Raises UserError where only some parts of a layer got a bias.
+        Raises UserError if only some parts of a layer have a bias.
         """
         original: dict[str, Tensor] = {}
         for name, tensor in state.items():
@@ -107,7 +107,7 @@ class Form(ABC):
         return original
 
     def refuse_fused(self) -> None:
-        """Raises UserError where a layer of the original model is several sites here."""
+        """Raises UserError if a layer of the original model is several sites here."""
         if self.fused:
             raise UserError(
                 f"{self.backbone.info.kind} holds {_listed(next(iter(self.fused.values())).parts)} in one "
@@ -116,25 +116,25 @@ class Form(ABC):
 
     @abstractmethod
     def bare(self) -> nn.Module:
-        """The original model's class with our classes, not loaded yet."""
+        """Builds the original model's class with our classes, without weights."""
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Tensor]]:
-        """The state of the head by the path of each module that it becomes."""
+        """The state of the head, by the path of each module that it becomes."""
 
     def loose_head(self) -> dict[str, Tensor]:
-        """The state of a head that no module of the model can be."""
+        """The state of a head that fits no module of the model."""
         return {}
 
     @abstractmethod
     def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Writes the frozen encoder, whose tensors are in `state`, as a model of its own."""
+        """Writes the frozen encoder with these tensors as its own model."""
 
     @abstractmethod
     def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Writes the encoder, whose tensors are in `state`, with its head.
+        """Writes the encoder with these tensors and with its head.
 
-        Raises UserError where no class of the library can hold them.
+        Raises UserError if no class of the library can hold them.
         """
 
     @abstractmethod
@@ -142,7 +142,7 @@ class Form(ABC):
         """The JSON from which `bench.export.loading` builds the model."""
 
     def source(self, merged: bool) -> dict[str, Any]:
-        """The part of the settings that says where the weights are."""
+        """The part of the settings that locates the weights."""
         return {
             "merged": merged,
             "original": self.origin.label,
@@ -155,19 +155,19 @@ class Form(ABC):
         return {"base_model_name_or_path": self.origin.label, "revision": self.origin.revision}
 
     def facts(self) -> dict[str, str]:
-        """The classes and the input, in words."""
+        """The classes and the input, as text."""
         return {"classes": ", ".join(f"{index} {name}" for index, name in enumerate(self.classes))} | {
             "input": self.input()
         }
 
     def input(self) -> str:
-        """The preparation of inputs, in words."""
+        """The preparation of inputs, as text."""
         if isinstance(self.model_input, ImageInput):
             return in_words(self.model_input)
         return f"token ids of the backbone's own tokenizer, at most {self.model_input.max_tokens}"
 
     def write_tokenizer(self, folder: Path) -> bool:
-        """Writes the tokenizer of a model that reads texts; False if there is none."""
+        """Writes the tokenizer of a text model. Returns False if there is none."""
         model_input = self.backbone.info.input
         if isinstance(model_input, ImageInput):
             return False
@@ -207,7 +207,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, sharing no memory with anything, as safetensors wants them."""
+    """Copies of the tensors on the CPU that share no memory, as safetensors requires."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
 
 
@@ -230,7 +230,7 @@ def no_place(names: list[str]) -> UserError:
 def processor(images: ImageInput) -> dict[str, Any]:
     """The content of `preprocessor_config.json`.
 
-    BiT's processor can resize by the shortest edge or to a square, and cut the centre out of either.
+    BiT's processor can resize the shortest edge or to a square, and crop the centre from either.
     """
     squashed = images.resize is not None
     side = {"height": images.resize, "width": images.resize} if squashed else {"shortest_edge": images.size}
@@ -253,7 +253,7 @@ def processor(images: ImageInput) -> dict[str, Any]:
 def timm_settings(images: ImageInput) -> dict[str, Any]:
     """The `pretrained_cfg` in timm's `config.json`."""
     squashed = images.resize is not None
-    # timm resizes to ⌊size / crop_pct⌋: the half keeps that whole number what it is.
+    # timm resizes to ⌊size / crop_pct⌋: adding a half makes this exactly the intended integer.
     share = images.size / (images.resize + 0.5) if images.resize is not None else 1.0
     return {
         "input_size": [3, images.size, images.size],
@@ -277,7 +277,7 @@ def in_words(images: ImageInput) -> str:
 
 
 def differences(images: ImageInput, library: Literal["timm", "transformers"]) -> list[str]:
-    """Notes on pixels that a library prepares differently from training."""
+    """Notes on differences between a library's pixels and those in training."""
     notes = []
     if library == "transformers":
         notes.append(

@@ -1,7 +1,7 @@
 """Loads an export without the program that wrote it: `load(".")` in its folder.
 
-Needs torch, safetensors, transformers or timm, and peft unless the adapter was merged. All exports hold the
-same text of this file. What differs among them is data, in loading.json and the files beside it.
+Needs torch, safetensors, transformers or timm, and peft unless the adapter was merged. This file is the same
+in all exports. Their differences are data, in loading.json and the files beside it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-#: The file that names the model's class, its arguments and how it answers.
+#: The file with the model's class, its arguments and its way to answer.
 SETTINGS = "loading.json"
 
-#: The state of a head that no module of the model can be.
+#: The file with the state of a head that fits no module of the model.
 HEAD = "head.safetensors"
 
-#: The folder of the frozen model, where an export brings it.
+#: The folder of the frozen model, if the export contains it.
 ORIGINAL = "original"
 
 
 def load(folder: str | Path = ".", original: str | Path | None = None) -> Export:
     """Loads the export in a folder, in float32, for evaluation.
 
-    `original` is where the frozen model lies: a folder of transformers or a safetensors file of timm. Without
-    it, it is looked for where the export says. Raises ValueError for a model of another library.
+    `original` is the location of the frozen model: a transformers folder or a timm safetensors file. By
+    default it is where the export says. Raises ValueError for a model of another library.
     """
     folder = Path(folder)
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def load(folder: str | Path = ".", original: str | Path | None = None) -> Export
 
 
 class Export:
-    """A loaded model, with its head where that is beside it."""
+    """A loaded model, with its head if that is beside the model."""
 
     def __init__(self, model: Any, head: dict[str, Tensor] | None, settings: dict[str, Any]) -> None:
         self.model, self.head, self.settings = model, head, settings
@@ -55,9 +55,9 @@ class Export:
     def logits(self, **batch: Tensor) -> Tensor:
         """Logits (batch, classes) of `pixel_values`, or of `input_ids` and `attention_mask`.
 
-        Of a model that answers by words they are the log-likelihoods of each class's words behind prompts,
-        which are padded on the right. Of one that writes its answers they are, (batch, 1), the log-likelihood
-        of the tokens that are `scored`, such as an answer's.
+        For a model that answers by words, they are the log-likelihoods of each class's words after prompts
+        padded on the right. For a model that writes its answers, they are (batch, 1): the log-likelihood of
+        the tokens marked in `scored`, such as an answer's.
         """
         if "words" in self.settings:
             return _likelihoods_of_words(self, **batch)
@@ -72,7 +72,7 @@ class Export:
 
     @torch.no_grad()
     def write(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The tokens that a language model writes behind prompts, which are padded on the left."""
+        """The tokens that a language model writes after prompts padded on the left."""
         end = self.settings["end"]
         written: Tensor = self.model.generate(
             input_ids=input_ids,
@@ -80,7 +80,7 @@ class Export:
             max_new_tokens=self.settings["new_tokens"],
             eos_token_id=end,
             pad_token_id=end,
-            # The likeliest token each time, whatever the checkpoint's generation_config asks for.
+            # Always take the likeliest token, whatever the checkpoint's generation_config says.
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
@@ -89,12 +89,12 @@ class Export:
         return written[:, input_ids.shape[1] :]
 
     def outputs(self, **batch: Tensor) -> Any:
-        """The model's own outputs; arguments that it does not take are left out."""
+        """The model's own outputs. Arguments that it does not accept are left out."""
         if self.settings["library"] == "timm":
             return self.model(batch["pixel_values"])
         inputs: dict[str, Any] = {name: batch[name] for name in self.settings["inputs"] if name in batch}
         if self.settings["counts_positions"]:
-            # From the first token that is not padding.
+            # Positions count from the first token that is not padding.
             inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if self.settings["interpolates"]:
             inputs["interpolate_pos_encoding"] = True
@@ -146,11 +146,11 @@ def _timm_model(folder: Path, settings: dict[str, Any], original: str | Path | N
 
 
 def _place(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Path:
-    """The place of the frozen model on this machine."""
+    """The location of the frozen model on this machine."""
     return folder / settings["original"] if original is None else Path(original)
 
 
-# --- what the head beside a model reads: (batch, hidden) ---
+# --- features (batch, hidden) for a head beside the model ---
 
 
 def mean_of_tokens(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -176,7 +176,7 @@ def pooled(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
     return features
 
 
-#: By the name of the pooling in training.
+#: Features by the name of the pooling in training.
 FEATURES = {
     "mean_of_tokens": mean_of_tokens,
     "mean_of_windows": mean_of_tokens,
@@ -193,7 +193,7 @@ FEATURES = {
 def _likelihoods_of_words(
     export: Export, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
 ) -> Tensor:
-    """The log-likelihood (batch, classes) of each class's words behind prompts."""
+    """The log-likelihoods (batch, classes) of each class's words after prompts."""
     scores = []
     for word in export.settings["words"]:
         places = attention_mask.sum(1, keepdim=True) + torch.arange(len(word), device=input_ids.device)
@@ -209,7 +209,7 @@ def _likelihoods_of_words(
 def _likelihood_of_scored(
     export: Export, input_ids: Tensor, attention_mask: Tensor, scored: Tensor
 ) -> Tensor:
-    """The log-likelihood (batch, 1) of the tokens that are `scored`."""
+    """The log-likelihood (batch, 1) of the tokens marked in `scored`."""
     outputs = export.outputs(input_ids=input_ids, attention_mask=attention_mask)
     logits = outputs.logits[:, :-1].float().log_softmax(-1)
     likelihoods = logits.gather(2, input_ids[:, 1:, None])[:, :, 0]

@@ -20,9 +20,9 @@ def export_run(
     """Writes the adapter and head of a finished trial into the folder `out`.
 
     `run` is an MLflow run id or a trial id, or the beginning of one, in the store at that URI. `opened` lists
-    what a trial from a pack may open: folders or "hub". `force` replaces files of an earlier export.
+    folders, or "hub", that a trial from a pack may open. `force` replaces files of an earlier export.
 
-    Raises UserError, and leaves `out` as it was: for a run that is unknown, ambiguous or not finished; a
+    Raises UserError, and leaves `out` unchanged, for a run that is unknown, ambiguous or not finished; a
     folder that is not empty; a backbone, method or file that changed since the trial; an update that cannot
     be written in this form; and an export whose logits differ from the harness's.
     """

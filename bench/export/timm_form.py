@@ -18,7 +18,7 @@ from methods import UserError
 
 
 class TimmForm(Form):
-    """A model of timm, whose query, key and value are one layer, and which ends in its own classifier."""
+    """A timm model, which has fused query, key and value, and its own classifier at the end."""
 
     def __init__(
         self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], model_input: ModelInput
@@ -36,7 +36,7 @@ class TimmForm(Form):
         native = getattr(model.patch_embed, "img_size", None)
         self.resized = native is not None and native[0] != model_input.size
         classifier = model.get_classifier()
-        # Distilled models have two classifiers, whose logits they average.
+        # Distilled models have two classifiers and average their logits.
         classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
         self.head_paths = [name for name, module in model.named_modules() if module in classifiers]
         for module in classifiers:
@@ -65,7 +65,7 @@ class TimmForm(Form):
             raise no_place(wrong)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         size = {"img_size": self.images.size} if self.resized else {}
-        # Like timm's own models on the hub, so that timm and transformers load it as one of those.
+        # Written like timm's own models on the hub, so that timm and transformers load it the same way.
         config = {
             "architecture": self.blueprint.architecture,
             "num_classes": len(self.classes),
@@ -90,6 +90,6 @@ class TimmForm(Form):
             **self.source(merged),
             "architecture": self.blueprint.architecture,
             "arguments": {**self.blueprint.arguments, **size, "num_classes": len(self.classes)},
-            # A checkpoint's position embeddings are resized once they are loaded.
+            # A checkpoint's position embeddings are resized after loading.
             "resized": self.images.size if self.resized else None,
         }

@@ -1,4 +1,4 @@
-"""Exports for transformers: the class that each kind of backbone is loaded with, and where our head goes."""
+"""Exports for transformers: the class that loads each kind of backbone, and the place of our head."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ LINEAR: Mapping[str, str] = {"": "classifier"}
 
 @dataclass(frozen=True)
 class Classifier:
-    """A class of transformers whose logits are those of our encoder, pooling and head."""
+    """A transformers class with the same logits as our encoder, pooling and head."""
 
     class_name: str
-    #: The paths of our head's parts in it, by their names in our head; the empty name is all of the head.
+    #: The paths of our head's parts in this class, by name in our head. "" is the whole head.
     head: Mapping[str, str] = field(default_factory=lambda: LINEAR)
-    #: True if it also reads the mean of the patches beside the class token. Our head does not.
+    #: Whether the class also reads the mean of the patches, which our head does not.
     doubled: bool = False
 
 
-#: Kinds without a row have no such class: transformers pools otherwise there, or its head has other parts.
-#: For those the encoder is exported, with the head beside it.
+#: The classifiers by kind. Other kinds have none, because transformers' pooling or head differs. For those
+#: the encoder is exported with the head beside it.
 CLASSIFIERS: dict[BackboneKind, Classifier] = {
     "roberta": Classifier("RobertaForSequenceClassification"),
     "xlm-roberta": Classifier("XLMRobertaForSequenceClassification"),
@@ -53,27 +53,27 @@ CLASSIFIERS: dict[BackboneKind, Classifier] = {
     "dinov2": Classifier("Dinov2ForImageClassification", doubled=True),
     "dinov2_with_registers": Classifier("Dinov2WithRegistersForImageClassification", doubled=True),
     "beit": Classifier("BeitForImageClassification"),
-    # Without masked patches, a masked autoencoder's encoder is a ViT of the same weights.
+    # Without masked patches, a masked autoencoder's encoder is a ViT with the same weights.
     "vit_mae": Classifier("ViTForImageClassification"),
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """The class that loads an export, and peft's name of its task."""
+    """The class that loads an export, and peft's name for its task."""
 
     class_name: str
-    #: peft has no name for the classification of images.
+    #: peft's name of the task. None for image classification, which has none.
     task: str | None
     #: Paths as in `Classifier`. Empty if the head is beside the model, or there is none.
     head: Mapping[str, str]
     doubled: bool = False
-    #: True if the class has the encoder below its `base_model_prefix`.
+    #: Whether the class has the encoder below its `base_model_prefix`.
     below_prefix: bool = True
-    #: Arguments of the class beside its configuration.
+    #: Arguments of the class besides its configuration.
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    #: The class of peft that loads a checkpoint with its original.
+    #: The peft class that loads a checkpoint together with its original model.
     @property
     def loader(self) -> str:
         return LOADERS[self.task]
@@ -88,7 +88,7 @@ LOADERS: dict[str | None, str] = {
 
 
 def classifier(kind: BackboneKind) -> Target:
-    """The target of a backbone of a kind with a trained head."""
+    """The target for a kind of backbone with a trained head."""
     row = KINDS[kind]
     if classifier_class := CLASSIFIERS.get(kind):
         task = "SEQ_CLS" if row.reads == "texts" else None
@@ -98,7 +98,7 @@ def classifier(kind: BackboneKind) -> Target:
 
 
 def language_model(kind: BackboneKind) -> Target:
-    """The target of a decoder that answers prompts: without a head."""
+    """The target for a decoder that answers prompts without a head."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return Target(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], "CAUSAL_LM", {})
@@ -110,20 +110,21 @@ def target_of(backbone: LoadedBackbone) -> Target:
 
 
 def head_class(backbone: LoadedBackbone) -> type[nn.Module]:
-    """The class of head that backbones of this kind have."""
+    """The class of this backbone's head."""
     kind: Kind = KINDS[backbone.info.kind]
     if backbone.module.answers is not None:
         return nn.Identity
     return nn.Linear if kind.make_head is pooling.linear_head else pooling.DenseHead
 
 
-#: The poolings of kinds that know segments of a text.
+#: The poolings of kinds that use token types.
 SEGMENTED = (pooling.mean_of_tokens, pooling.first_token, pooling.first_token_as_masked)
 
 
 class TransformersForm(Form):
-    """A model of transformers: its classifier with our head in it, its encoder with the head beside it, or a
-    language model without any.
+    """A transformers model: a classifier with our head, an encoder with the head beside it, or a decoder.
+
+    The decoder is a language model without a head.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class TransformersForm(Form):
 
     @property
     def _beside(self) -> bool:
-        """True if the head is beside the model."""
+        """Whether the head is beside the model."""
         return self.answers is None and not self.target.head
 
     def base(self) -> dict[str, Any]:
@@ -178,14 +179,14 @@ class TransformersForm(Form):
     def _loader(self) -> str:
         options = self._attention if self.origin.reference is None else self._options
         arguments = ["FOLDER", *(f"{name}={value!r}" for name, value in options.items())]
-        # An original that is brought along is in single already.
+        # An included original is already in float32.
         arguments += [] if self.origin.reference is None else ["dtype=torch.float32"]
         where = "" if self.origin.label == self.origin.reference else ", run in this folder"
         return f"`peft.{self.target.loader}.from_pretrained({', '.join(arguments)})` loads it too{where}."
 
     @property
     def _options(self) -> dict[str, Any]:
-        """The arguments beside an original, which may end in a head for other classes, as many as ours."""
+        """The arguments for loading an original whose head may have another number of classes than ours."""
         labels = {"num_labels": len(self.classes), "ignore_mismatched_sizes": True}
         return {**(labels if self.target.head else {}), **self._attention}
 
@@ -202,7 +203,7 @@ class TransformersForm(Form):
         }
         if self.target.doubled:
             for state in heads.values():
-                # transformers' classifier also reads the mean of the patches; ours does not.
+                # transformers' classifier also reads the mean of the patches, unlike ours.
                 state["weight"] = torch.cat((state["weight"], torch.zeros_like(state["weight"])), dim=1)
         return heads
 
@@ -245,7 +246,7 @@ class TransformersForm(Form):
             (folder / PROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _filled(self, state: Mapping[str, Tensor]) -> Any:
-        """The original model's class with the encoder's tensors, and with a language model's output layer."""
+        """The original model's class with the encoder's tensors, and a language model's output layer."""
         model: Any = self.bare()
         load_state(model.get_submodule(self.prefix.removesuffix(".")), self.original_state(state))
         if self.answers is not None and (table := unembedding_of(self.backbone)) is not None:
@@ -264,7 +265,7 @@ class TransformersForm(Form):
             "arguments": {**self._options, **self.target.arguments},
             "inputs": self._inputs(),
             "counts_positions": self.kind.decodes,
-            # DINOv2 resizes its position embeddings unasked.
+            # DINOv2 resizes its position embeddings by itself.
             "interpolates": self.kind.reads == "images" and resized,
         }
         if self._beside:
@@ -277,7 +278,7 @@ class TransformersForm(Form):
         return settings
 
     def _inputs(self) -> list[str]:
-        """The arguments of a batch that the model takes."""
+        """The arguments of a batch that the model accepts."""
         if self.kind.reads == "images":
             return ["pixel_values"]
         return ["input_ids", "attention_mask", *["token_type_ids"] * (self.kind.pool in SEGMENTED)]
@@ -291,7 +292,7 @@ class TransformersForm(Form):
         return model
 
     def _config(self) -> Any:
-        """The encoder's, as the class wants it, with our classes where it has them."""
+        """The encoder's configuration as the class needs it, with our classes if it has them."""
         import transformers
 
         config = copy.deepcopy(self.encoder.config)

@@ -25,24 +25,24 @@ class Fused:
     """A layer of the original model that was split on loading."""
 
     parts: tuple[str, ...]
-    #: Rows per head, if rows are grouped by head and then by part. None if grouped by part.
+    #: Rows per head if rows are grouped by head, then by part. None if grouped by part only.
     head_size: int | None = None
 
     def ordered(self, rows: Tensor) -> Tensor:
-        """The rows in the layer's own order, where `rows` has those of one part after another."""
+        """Reorders rows, given part after part, to the layer's own order."""
         if self.head_size is None:
             return rows
         return rows.unflatten(0, (len(self.parts), -1, self.head_size)).transpose(0, 1).flatten(0, 2)
 
     def update(self, updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
-        """One update of the layer out of those of its parts, as `fuse` has it."""
+        """One update of the layer from those of its parts (see `fuse`)."""
         joint = fuse(updates, widths)
         bias = None if joint.bias is None else self.ordered(joint.bias)
         return Update(joint.down, self.ordered(joint.up), bias)
 
 
 def fused_layers(encoder: nn.Module) -> dict[str, Fused]:
-    """The layers that were split on loading, by their paths in the encoder."""
+    """The layers that were split on loading, by path in the encoder."""
     return {
         path: Fused(tuple(name for name, _ in module.named_children()), getattr(module, "head_size", None))
         for path, module in encoder.named_modules()
@@ -51,10 +51,11 @@ def fused_layers(encoder: nn.Module) -> dict[str, Fused]:
 
 
 def fuse(updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
-    """One update of layers that share their input and whose outputs, of these widths, are concatenated.
+    """One update for layers that share their input and whose outputs, of these widths, are concatenated.
 
-    It is exact: the layers' downs are stacked, and each up has its block of rows and columns, zero elsewhere.
-    So its rank is that of the distinct downs together. Layers without an update have None.
+    It is exact: the layers' down factors are stacked, and each up factor has its own block of rows and
+    columns, zero elsewhere. Its rank is that of the distinct down factors together. Layers without an update
+    have None.
     """
     downs: list[Tensor] = []
     places: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Writes an adapter and a head as files that other programs load, and checks them first."""
+"""Writes an adapter and a head as files for other programs, and checks them first."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from bench.machine.outputs import earlier_files, output_folder
 from bench.machine.visible import markdown_text
 from methods import Adapter, UserError
 
-#: Allowed difference of a logit from the harness's, relative to the largest logit (at least 1).
+#: The largest allowed difference of logits from the harness's, relative to the largest logit (at least 1).
 TOLERANCE = 1e-5
 
-#: The list of an export's files, so that `force` removes no others.
+#: The file that lists an export's files, so that `force` removes no others.
 MANIFEST = "export.json"
 
-#: The name of `bench.export.loading` in an export.
+#: The file name of `bench.export.loading` in an export.
 LOADER = "load_export.py"
 
-#: The code in every README.md.
+#: The code in the README.md of every export.
 CODE = """```python
 from load_export import load
 
@@ -60,9 +60,9 @@ class Exported:
 
     folder: Path
     files: tuple[str, ...]
-    #: Largest difference of a logit between the export, loaded as its README.md says, and the harness.
+    #: The largest difference of logits between the harness and the export, loaded as in its README.md.
     difference: float
-    #: Checks that were not possible, as sentences without their dot.
+    #: Checks that were not possible, as sentences without a full stop.
     doubts: tuple[str, ...]
 
 
@@ -81,9 +81,9 @@ def write_export(
 ) -> Exported:
     """Writes an attached adapter and the head. Raises UserError as `export_run` does.
 
-    README.md holds `facts` and `doubts`. `model_input` is the preparation of examples in training, by default
-    the backbone's. Nothing is written to `out` before the export, loaded as its README.md says, gives the
-    logits of `backbone.module` on a fixed batch. The adapter is left as it was.
+    README.md contains `facts` and `doubts`. `model_input` is the preparation of examples in training, by
+    default the backbone's. Nothing is written to `out` before the export, loaded as in its README.md, gives
+    the logits of `backbone.module` on a fixed batch. The adapter is unchanged afterwards.
     """
     target = output_folder(out, "export", force=force)
     form = form_of(backbone, spec, classes, model_input or backbone.info.input)
@@ -110,7 +110,7 @@ def write_export(
 
 
 def _write_loader(form: Form, merged: bool, folder: Path) -> None:
-    """Writes the Python that loads an export, which is the same for all, and its settings."""
+    """Writes the code that loads an export, which is the same for all exports, and its settings."""
     text = resources("bench.export").joinpath("loading.py").read_text(encoding="utf-8")
     (folder / LOADER).write_text(text, encoding="utf-8")
     _write_json(folder / loading.SETTINGS, form.settings(merged))
@@ -122,7 +122,7 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def _write_merged(form: Form, adapter: Adapter, folder: Path) -> list[str]:
-    """Writes the merged model, and the tokenizer with it if there is one; returns notes on it."""
+    """Writes the merged model, with its tokenizer if there is one. Returns notes."""
     was_merged = adapter.merged
     adapter.merge()
     try:
@@ -139,7 +139,7 @@ def _write_merged(form: Form, adapter: Adapter, folder: Path) -> list[str]:
 
 
 def _readme(facts: Mapping[str, str], notes: Iterable[str], difference: float, merged: bool) -> str:
-    """The page of an export. Its code is always the same; facts are escaped, notes are Markdown."""
+    """The README of an export. Its code is always the same; facts are escaped, notes are Markdown."""
     title = "A fine-tuned model" if merged else "A PEFT checkpoint"
     libraries = ("torch", "transformers", "timm", "peft")
     checked = ", ".join(f"{library} {version(library)}" for library in libraries)
@@ -164,7 +164,7 @@ def _readme(facts: Mapping[str, str], notes: Iterable[str], difference: float, m
 
 
 def _inputs(backbone: LoadedBackbone) -> dict[str, Tensor]:
-    """A fixed random batch; of texts, all but one are padded."""
+    """A fixed random batch. All texts but one are padded."""
     generator = torch.Generator().manual_seed(0)
     model_input, examples = backbone.info.input, 4
     if isinstance(model_input, ImageInput):
@@ -173,7 +173,7 @@ def _inputs(backbone: LoadedBackbone) -> dict[str, Tensor]:
         }
     config: Any = backbone.module.encoder.config
     answers = backbone.module.answers
-    # The words of a class come behind the prompt.
+    # The words of a class follow the prompt.
     behind = max(map(len, answers.words)) if isinstance(answers, Answers) else 0
     length = max(examples, min(16, model_input.max_tokens) - behind)
     ids = torch.randint(config.vocab_size, (examples, length), generator=generator)
@@ -199,13 +199,13 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _loaded_logits(folder: Path, origin: Origin, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits of an export as its README.md loads it. Raises UserError if that fails."""
+    """The logits of an export loaded as in its README.md. Raises UserError if that fails."""
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             export = loading.load(folder, origin.reference if origin.own else None)
             return export.logits(**inputs).float().cpu()
-    except Exception as error:  # whatever the libraries raise, the export is of no use
+    except Exception as error:  # whatever the libraries raise, the export is unusable
         raise UserError(
             f"the original model cannot carry what was trained: loading the export fails with "
             f"{type(error).__name__}: {error}; nothing was written"
@@ -213,14 +213,14 @@ def _loaded_logits(folder: Path, origin: Origin, inputs: Mapping[str, Tensor]) -
 
 
 def _check(logits: Tensor, expected: Tensor) -> float:
-    """The largest difference of the logits. Raises UserError if it is too large."""
+    """Returns the largest difference of the logits. Raises UserError if it is too large."""
     if logits.shape != expected.shape:
         raise UserError(
             f"the export gives logits of shape {tuple(logits.shape)}, not {tuple(expected.shape)}"
         )
     difference = float((logits - expected).abs().max())
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-    # Written so that not-a-number fails too.
+    # Written so that NaN fails as well.
     if not difference <= allowed:
         raise UserError(
             f"the export's logits differ from the trial's by {difference:.1e}, allowed are {allowed:.1e}: "
@@ -231,7 +231,7 @@ def _check(logits: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """An empty folder on the same disk, gone afterwards."""
+    """Context with an empty folder on the same disk, deleted afterwards."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
@@ -243,13 +243,13 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Moves the finished export to its place. Of what is there only files of an export are removed."""
+    """Moves the finished export to its place. Removes only files of an earlier export there."""
     if not target.exists():
         folder.replace(target)
         return
     try:
         earlier = earlier_files(target, MANIFEST)
-    except (OSError, ValueError):  # a file of that name which no export wrote
+    except (OSError, ValueError):  # a file of that name not written by an export
         earlier = []
     new = {target / entry.name: entry for entry in folder.iterdir()}
     for there in new:
@@ -264,7 +264,7 @@ def _publish(folder: Path, target: Path) -> None:
 def form_of(
     backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str], model_input: ModelInput
 ) -> Form:
-    """The form of an export; `model_input` is the preparation of examples in training.
+    """The form of an export. `model_input` is the preparation of examples in training.
 
     Raises UserError for a plug-in's backbone that no library can load again, and for weights in bfloat16.
     """
@@ -279,7 +279,7 @@ def form_of(
 
 
 def _check_library(backbone: LoadedBackbone) -> None:
-    """Raises UserError for a backbone of a kind of transformers that is none of its models or heads."""
+    """Raises UserError for a transformers backbone that is none of its models or heads."""
     kind = KINDS.get(backbone.info.kind)
     if kind is None:
         return
@@ -323,7 +323,7 @@ def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
     assert isinstance(backbone.info.input, ImageInput)
     geometry = backbone.geometry
     shape = {
-        # The described size and not the entry's own, for what the export brings is resized already.
+        # Use the described size, not the entry's own, since an included original is already resized.
         "img_size": backbone.info.input.size,
         "patch_size": entry.patch,
         "embed_dim": geometry.hidden,

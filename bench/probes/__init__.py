@@ -1,1 +1,1 @@
-"""Measurements outside of a suite: speed and redundancy."""
+"""Measurements outside of suites: speed and redundancy."""

@@ -1,4 +1,4 @@
-"""Lower bounds of a training step: the step of one trained bias, and a method's own products."""
+"""Lower bounds of a training step: one trained bias, and a method's own matrix products."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from methods import Adapter, Backbone, Site
 
 
 def _product(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
-    """The operations of a product by the shapes of its factors, as torch's counter wants them."""
+    """The number of operations of a product, from its factors' shapes, in the form for torch's counter."""
     return 2 * math.prod(left) * right[-1]
 
 
-#: Products that write into their own operand, which torch's counter does not know.
+#: In-place products, which torch's counter does not know.
 IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
 
 
 class OneBias(Adapter):
-    """One trained bias, the first in the backbone. No adapter there can cost less.
+    """An adapter with one trained bias, the first in the backbone. No adapter can cost less.
 
-    Where no projection has a bias, as in a Llama, the first one gets one for as long as this is on.
+    If no projection has a bias, as in Llama, the first one temporarily gets one.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -56,24 +56,24 @@ class OneBias(Adapter):
 
 
 def autocast(kind: str, bf16: bool) -> AbstractContextManager[object]:
-    """The context of forward passes on a device of this kind."""
+    """The context for forward passes on this kind of device."""
     return torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
 def training_loss(
     module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool
 ) -> Tensor:
-    """The loss of a batch, with the method's own term where it has one."""
+    """The loss of a batch, including the method's own term if it has one."""
     with autocast(labels.device.type, bf16):
         loss = F.cross_entropy(module(**inputs).float(), labels)
     return loss if (extra := adapter.extra_loss()) is None else loss + extra
 
 
 def multiplications(module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor) -> int:
-    """The multiplications of all matrix products and convolutions of a training step, forward and backward.
+    """Counts the multiplications of all matrix products and convolutions of a training step.
 
-    Attention is counted as the two products that it is, whatever kernel runs it. What goes through every
-    entry once (sums, norms, dropout, the optimizer) is left out. No gradient is left on a parameter.
+    Forward and backward count. Attention counts as its two products, whatever kernel runs it. Elementwise
+    work (sums, norms, dropout, the optimizer) is left out. No gradient is left on a parameter.
     """
     counter = FlopCounterMode(display=False, custom_mapping=dict(IN_PLACE))
     with sdpa_kernel(SDPBackend.MATH), counter:
@@ -81,5 +81,5 @@ def multiplications(module: nn.Module, adapter: Adapter, inputs: dict[str, Tenso
     for group in adapter.parameter_groups():
         for parameter in group["params"]:
             parameter.grad = None
-    # The counter takes a multiplication and the addition after it for two operations.
+    # The counter counts a multiplication and the addition after it as two operations.
     return counter.get_total_flops() // 2

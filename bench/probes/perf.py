@@ -1,7 +1,7 @@
 """Step time and memory of every method, side by side in one process on one backbone.
 
-Rounds are interleaved: in each, every method is put on the same backbone, warmed up, timed and taken
-off, so that whatever else the machine does falls on all of them alike and ratios are paired by round.
+Rounds are interleaved: in each round, every method is put on the same backbone, warmed up, timed and
+detached. So disturbances of the machine affect all methods alike, and ratios are paired by round.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from methods import METHODS, Adapter, Backbone, Method, UnknownNameError, UserEr
 from methods.backbone import TARGETS, Targets
 from methods.tenslora import VARIANTS
 
-#: Steps before the timed ones in every round. They fetch from the system the memory that later ones reuse (it
-#: takes more than one step until nothing is fetched any more), and make what is compiled.
+#: Steps before the timed ones in every round. They compile, and allocate memory that later steps reuse,
+#: which takes more than one step.
 WARMUP, TIMED = 3, 2
 
-#: The length of the training whose first steps are timed: nothing that comes near its end does so here.
+#: The length of the training whose first steps are timed, so long that nothing planned for its end occurs.
 TRAINING = 10_000
 
-#: The reference of every ratio: peft's LoRA of this rank on query, key and value.
+#: The rank of the reference of every ratio: peft's LoRA on query, key and value.
 REFERENCE_RANK = 4
 
 RANK_MODES = ("isorank", "isoparameters")
 
 ALL = ["all"]
 
-#: The prefix of registered names of shapes. Users leave it out.
+#: The prefix of registered names of shapes. Users omit it.
 SHAPES = "random-"
 
 CLASSES = 10
@@ -63,40 +63,40 @@ class Timing:
     forward_ms: float
     backward_ms: float
     step_ms: float
-    #: Half the distance between the quartiles of the step time.
+    #: Half the interquartile range of the step time.
     spread_ms: float
     ratio_to_lora: float
-    #: The 95% bootstrap interval over rounds.
+    #: The 95% bootstrap interval of the ratio over rounds.
     ratio_to_lora_low: float
     ratio_to_lora_high: float
-    #: The ratio to the LoRA that is nearest to the budget on the layers that the method adapts. FacT and
-    #: CaRA, for example, adapt all linear ones.
+    #: The ratio to the LoRA nearest to the budget on the method's own layers (FacT and CaRA, for example,
+    #: adapt all linear layers).
     ratio_to_lora_on_sites: float
-    #: The floor trains one bias.
+    #: The ratio to the floor, which trains one bias.
     ratio_to_floor: float
-    #: Multiplications of all matrix products in a step, frozen layers included.
+    #: The number of multiplications of all matrix products in a step, frozen layers included.
     multiplications: int
-    #: The ratio to what the method's own products set: the floor's time, times what they are more than the
-    #: floor's. It is 1 where they run as fast as the backbone's and nothing else takes any time.
+    #: The ratio to the floor's time scaled by the method's multiplications relative to the floor's. It is 1
+    #: if the method's products run as fast as the backbone's and nothing else takes time.
     ratio_to_own_floor: float
     peak_mib: float | None
-    #: A forward in evaluation mode, of the bare backbone, with the adapter, and with the update merged; the
-    #: latter two also as ratios to the first. None where nothing can be merged.
+    #: A forward in evaluation mode: of the bare backbone, with the adapter, and with the update merged. The
+    #: last two also as ratios to the first. None if the update cannot be merged.
     bare_ms: float
     adapted_ms: float
     merged_ms: float | None
     ratio_adapted: float
     ratio_merged: float | None
-    #: The adapter on disk, and in memory with all that is frozen of it.
+    #: The adapter's size on disk, and in memory including frozen tensors.
     adapter_bytes: int
     loaded_bytes: int
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time, and how it is put on the backbone.
+    """A method to time, with the function that puts it on the backbone.
 
-    `targets` are the smallest set of a LoRA's targets that holds all its sites.
+    `targets` is the smallest set of LoRA's targets that covers its sites.
     """
 
     label: str
@@ -109,7 +109,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class _Round:
-    """One round of a contender: its fastest timed step, part by part, and its peak memory."""
+    """One round of a contender: its fastest timed step by parts, and its peak memory."""
 
     forward_ms: float
     backward_ms: float
@@ -127,10 +127,10 @@ class _Round:
 
 
 def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Contender]:
-    """The floor, the reference, the LoRAs on the methods' sites, and every named method at every rank mode.
+    """The floor, the reference, LoRAs on the methods' sites, and every named method at every rank mode.
 
-    Raises UserError for an unknown name, and for a named method that this backbone or budget does not suit;
-    of `all`, such a one is left out with a warning.
+    Raises UserError for an unknown name, and for a named method that does not fit this backbone or budget.
+    With `all`, such methods are left out with a warning.
     """
     reference = create("lora", rank=REFERENCE_RANK)
     budget = reference.count(backbone.geometry)
@@ -163,7 +163,7 @@ def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: Loaded
 
 
 def _targets(method: Method) -> Targets:
-    """The smallest set of targets that holds the method's projections."""
+    """The smallest set of targets that covers the method's projections."""
     return next(name for name, projections in TARGETS.items() if set(method.projections) <= set(projections))
 
 
@@ -180,7 +180,7 @@ def measure(
     notify: Callable[[int, int, str], None],
     first: Callable[[str, str, float], None] = lambda *_: None,
 ) -> Iterator[list[Timing]]:
-    """Times every contender, and yields the timings of all rounds so far after each round.
+    """Times every contender. Yields the timings of all rounds so far after each round.
 
     `notify(done, all, label)` is called before each step, and `first(label, rank mode, step in ms)` for every
     contender in the first round. `backbone_name` is a registered name; names of shapes begin with `SHAPES`.
@@ -200,7 +200,7 @@ def measure(
     chosen = contenders(names, rank_modes, backbone)
     measured: dict[Contender, list[_Round]] = {contender: [] for contender in chosen}
     for index in range(rounds):
-        # Another one first in every round, so that none is always behind the same neighbour.
+        # Start with another contender in every round, so that neighbours vary.
         turned = chosen[index % len(chosen) :] + chosen[: index % len(chosen)]
         for place, contender in enumerate(turned, index * len(chosen)):
             notify(place, rounds * len(chosen), contender.label)
@@ -220,9 +220,9 @@ def _round(
     compiled: bool,
     earlier: Sequence[_Round] = (),
 ) -> _Round:
-    """Puts the contender on the backbone, warms it up, times it and takes it off.
+    """Puts the contender on the backbone, warms it up, times it and detaches it.
 
-    Its multiplications are those of an earlier round, if there was one.
+    Takes its multiplications from an earlier round if there was one.
     """
     adapter = contender.put(backbone, torch.Generator().manual_seed(0))
     try:
@@ -230,7 +230,7 @@ def _round(
         if earlier:
             products = earlier[-1].multiplications
         else:
-            # Dropout is on, and a method's own plan of its training begins, as in the steps.
+            # As in real steps, dropout is on and the method's training schedule has begun.
             backbone.module.train()
             adapter.begin_training(TRAINING)
             products = multiplications(backbone.module, adapter, inputs, labels)
@@ -251,7 +251,7 @@ def _round(
 
 
 def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
-    """The medians of the rounds, of the floor and the reference first."""
+    """The medians of the rounds, for floor and reference first."""
     totals = {
         contender: np.array([each.step_ms for each in rounds]) for contender, rounds in measured.items()
     }
@@ -291,7 +291,7 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
 
 
 def _at_inference(rounds: Sequence[Inference]) -> dict[str, Any]:
-    """The fields of a `Timing` that are of forwards in evaluation mode."""
+    """The fields of a `Timing` about forwards in evaluation mode."""
     merged = [(each.merged, each.bare) for each in rounds if each.merged is not None]
     return {
         "bare_ms": statistics.median(each.bare for each in rounds),
@@ -303,7 +303,7 @@ def _at_inference(rounds: Sequence[Inference]) -> dict[str, Any]:
 
 
 def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
-    """Draws the step time as a ratio to LoRA's with its interval, and beside it the peak memory."""
+    """Draws the step time relative to LoRA's with its interval, and the peak memory beside it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
@@ -327,7 +327,7 @@ def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
 
 
 def _templates(names: Sequence[str]) -> list[Method]:
-    """The methods of these names, variants of TensLoRA among them."""
+    """The methods with these names, including variants of TensLoRA."""
     templates: list[Method] = []
     for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
         try:
@@ -360,7 +360,7 @@ def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, 
 def _steps(
     module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool, number: int
 ) -> Iterator[tuple[float, float, float]]:
-    """(forward, backward, optimizer) of each step, in milliseconds."""
+    """Yields (forward, backward, optimizer) of each step, in milliseconds."""
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-4, fused=True)
     module.train()
     kind = labels.device.type
@@ -385,7 +385,7 @@ def _steps(
 
 
 def _interval(ratios: np.ndarray) -> tuple[float, float]:
-    """95% bootstrap interval of the median."""
+    """The 95% bootstrap interval of the median."""
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return float(low), float(high)

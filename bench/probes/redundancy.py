@@ -1,11 +1,11 @@
-"""Redundancy of a trained adapter: the multilinear spectrum of its update, and the worth of each part.
+"""Redundancy of a trained adapter: the multilinear spectrum of its update, and the value of its parts.
 
-The updates of the attention projections are one fifth-order tensor, input × head size × head × projection ×
-layer, whatever method made them. Its unfoldings are never built: their Gram matrices come from the low-rank
-pairs. `output` has its heads on its input side, so there the d-sized mode is its output. A key or value head
-that query heads share stands in the tensor once for each of them. As a component it is a head of its own
-site only, and no part of a query head. Updates of the MLP have no heads and are no part of the tensor; as
-components they count.
+The updates of the attention projections form one fifth-order tensor, input × head size × head × projection ×
+layer, for any method. Its unfoldings are never built: their Gram matrices are computed from low-rank pairs.
+`output` has its heads on its input side, so its d-sized mode is its output. A key or value head shared by
+query heads occurs in the tensor once for each of them. As a component it is a head of its own site only, not
+part of a query head. Updates of the MLP have no heads and are not in the tensor, but they count as
+components.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from bench.training.trial import Resources
 from methods import PROJECTIONS, Adapter, Geometry, Site, UserError
 from methods.backbone import SHARED_HEADS
 
-#: The projections that heads divide.
+#: The projections that consist of heads.
 ATTENTION = PROJECTIONS[:4]
 
 MODES = ("input", "head_size", "head", "projection", "layer")
 
-#: The share of the squared norm that `rank_99` singular values hold.
+#: The share of the squared norm in the first `rank_99` singular values.
 HELD = 0.99
 
 
@@ -60,7 +60,7 @@ def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
 
 
 def gram_matrices(updates: Mapping[Site, Pair]) -> dict[str, Tensor]:
-    """The Gram matrix of each mode's unfolding, (n, n), from the pairs alone."""
+    """The Gram matrix of each mode's unfolding, (n, n), computed from the pairs only."""
     layers = sorted({site.layer for site in updates})
     projections = [name for name in ATTENTION if any(site.projection == name for site in updates)]
     first = next(iter(updates.values()))
@@ -100,7 +100,7 @@ def gram_matrices(updates: Mapping[Site, Pair]) -> dict[str, Tensor]:
 
 
 def inner_product(left: Pair | None, right: Pair | None) -> float:
-    """Σ of the entries' products of two updates."""
+    """The sum of the entrywise product of two updates."""
     if left is None or right is None:
         return 0.0
     split = torch.einsum("hjr,hjs->rs", left.split, right.split)
@@ -108,14 +108,15 @@ def inner_product(left: Pair | None, right: Pair | None) -> float:
 
 
 def singular_values(gram: Tensor) -> list[float]:
-    """Singular values of the unfolding behind a Gram matrix, in descending order."""
+    """The singular values of an unfolding from its Gram matrix, in descending order."""
     values: list[float] = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).tolist()
     return values
 
 
 def effective_rank(values: Sequence[float]) -> float:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007, "The effective rank"): r for
-    r equal ones, and 0 where all are zero.
+    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007, "The effective rank").
+
+    It is r for r equal values, and 0 if all are zero.
     """
     total = torch.tensor(values, dtype=torch.float64)
     if not float(total.sum()):
@@ -125,7 +126,7 @@ def effective_rank(values: Sequence[float]) -> float:
 
 
 def held_rank(values: Sequence[float]) -> int:
-    """The number of singular values that hold 99% of the squared norm."""
+    """The number of singular values that make up 99% of the squared norm."""
     energy = torch.tensor(values, dtype=torch.float64).square().cumsum(0)
     if not float(energy[-1]):
         return 0
@@ -133,7 +134,7 @@ def held_rank(values: Sequence[float]) -> int:
 
 
 def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, Spectrum]:
-    """Singular values, effective rank and the rank that holds 99% of the squared norm, of each mode."""
+    """Singular values, effective rank and the rank that makes up 99% of the squared norm, for each mode."""
     spectra = {}
     for mode, gram in gram_matrices(pairs(adapter, geometry)).items():
         values = singular_values(gram)
@@ -156,7 +157,7 @@ class Component:
 
 
 def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
-    """The complete update, every layer, every projection, every head, every site, and every head of these."""
+    """The complete update, every layer, projection, head and site, and every head of each site."""
     layers = sorted({site.layer for site in sites})
     names = [name for name in geometry.projections if any(site.projection == name for site in sites)]
     attention = [site for site in sites if site.projection in ATTENTION]
@@ -175,17 +176,17 @@ def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
 
 
 def heads_of(site: Site, geometry: Geometry) -> int:
-    """The heads of an attention projection."""
+    """The number of heads of an attention projection."""
     return geometry.kv_heads if site.projection in SHARED_HEADS else geometry.heads
 
 
 def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
-    """‖ΔW‖² of every site, (its heads,) for attention and (1,) for the MLP, from the factors."""
+    """‖ΔW‖² of every site from the factors: (its heads,) for attention and (1,) for the MLP."""
     norms = {}
     for site, (down, up) in adapter.factors().items():
         down, up = (factor.detach().double().cpu() for factor in (down, up))
         split, unsplit = (down.T, up.T) if site.projection == "output" else (up, down)
-        # Row by row of the split side; a head is `head_size` rows.
+        # For each row of the split side. A head is `head_size` rows.
         rows = ((split @ (unsplit @ unsplit.T)) * split).sum(1)
         groups = heads_of(site, geometry) if site.projection in ATTENTION else 1
         norms[site] = rows.unflatten(0, (groups, -1)).sum(1)
@@ -205,14 +206,14 @@ class Plain(NamedTuple):
 
 @dataclass(frozen=True)
 class Merged:
-    """A backbone with the update in its weights, from which parts of it can be taken for a while.
+    """A backbone with merged update, from which parts of the update can be removed temporarily.
 
-    A trained bias is taken with its site: no head has a part of it.
+    A trained bias is removed with its site. No head has a part of it.
     """
 
     geometry: Geometry
     bases: Mapping[Site, nn.Linear]
-    #: Every site without the update, and with it.
+    #: The weights of every site without the update, and with it.
     before: Mapping[Site, Plain]
     after: Mapping[Site, Plain]
 
@@ -244,7 +245,7 @@ class Merged:
 
 @contextmanager
 def merged(adapter: Adapter, device: str) -> Iterator[Merged]:
-    """Moves the backbone to `device`, with the update in its weights until the end of the block."""
+    """Context that moves the backbone to `device` and merges the update until its end."""
     adapter.backbone.module.to(device)
     before = _plain(adapter)
     adapter.merge()
@@ -264,9 +265,9 @@ def analyse(
 ) -> Redundancy:
     """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
 
-    `drops` measures how much worse the validation metric is when a layer, a projection, a head or a site is
-    zeroed; single heads of single sites have a share only. `opened` lists what a trial from a pack may open:
-    folders or "hub". Raises UserError as `stored_trial` does, and NotLowRank.
+    `drops` measures the loss of validation metric when a layer, a projection, a head or a site is set to
+    zero; single heads of single sites get only a share. `opened` lists folders, or "hub", that a trial from a
+    pack may open. Raises UserError as `stored_trial` does, and NotLowRank.
     """
     with stored_trial(store, run, opened) as stored:
         geometry = stored.backbone.geometry
@@ -310,7 +311,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """The loss in validation metric without each part, with the adapter merged into the weights."""
+    """The loss of validation metric without each part, with the adapter merged into the weights."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     data = Resources(device).data(trial, backbone.info.input)
     sign = data.objective.metric.sign
@@ -328,7 +329,7 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
 
 
 def draw(analyses: Sequence[Redundancy], file: Path) -> None:
-    """Plots the spectra side by side, a panel for each mode. Raises UserError if it cannot be written."""
+    """Plots the spectra side by side, with a panel per mode. Raises UserError if it cannot be written."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

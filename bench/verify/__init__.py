@@ -1,4 +1,4 @@
-"""Verification of stored results. Nothing is mended or written."""
+"""Verification of stored results. It changes nothing."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def verify(
     opened: Sequence[str] = (),
     watching: Callable[[str], None] = lambda what: None,
 ) -> Verification:
-    """Verifies experiments of the store at `uri`, and packs named by their files.
+    """Verifies experiments of the store at `uri`, and packs given by their files.
 
     Args:
         names: Experiments, or files of packs. Empty for the whole store.
-        reruns: How many finished trials are run again, chosen by `sample_seed`.
-        tolerance: Largest difference of scores on other hardware. None allows 0.02, or five examples if more.
-        caches: Whether every file of this machine's caches is read too.
+        reruns: The number of finished trials to run again, chosen by `sample_seed`.
+        tolerance: The largest difference of scores on other hardware. None: 0.02, or five examples if more.
+        caches: Whether to read every file of this machine's caches as well.
         opened: Folders, or "hub", that trials from packs may open.
-        watching: Hears what is being checked.
+        watching: Called with a description of each check.
 
-    Raises UserError for a name that is missing, cannot be opened, or holds nothing to verify.
+    Raises UserError for a name that is missing, cannot be opened, or contains nothing to verify.
     """
     access, splits = Access(opened), Splits()
     sources = _sources(uri, names)
@@ -84,7 +84,7 @@ def verify(
 
 
 def _has_foreign(source: Source) -> bool:
-    """Whether any run of an experiment came in a pack."""
+    """Whether any run of an experiment came from a pack."""
     return any(
         is_foreign(source, record) for kind in (Kind.SUITE, Kind.TRIAL) for record in source.records(kind)
     )
@@ -104,7 +104,7 @@ def _sources(uri: str, names: Sequence[str]) -> list[Source]:
 
 
 def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
-    """Findings on the caches, and the number of files that were read."""
+    """Findings about the caches, and the number of files read."""
     watching("reading the caches")
     cache, findings = check_cache(), Examined("cache")
     for fault in cache.faults:

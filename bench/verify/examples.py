@@ -1,7 +1,7 @@
-"""Checks of the examples that a trial was scored on: their number, repeats and labels.
+"""Checks of the examples on which a trial was scored: their number, repeats and labels.
 
-Nothing is opened for it: what a task asks for follows from the stored configuration and from what is
-registered here, and the labels of one split have to be the same in every trial.
+Nothing is opened for this: the requirements follow from the stored configuration and from registered tasks,
+and the labels of one split must be the same in every trial.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.tasks.own_tasks import METRIC_OF
 from bench.tasks.task import SPLITS
 from bench.verify.findings import Examined
 
-#: Fields of a trial's data that determine the examples of a split.
+#: The fields of a trial's data that determine the examples of a split.
 OF_DATA = ("task", "task_identity", "split", "data_hash")
 
 
@@ -49,7 +49,7 @@ def stored_objective(trial: Trial, outputs: int) -> Objective:
 
 
 def split_size(trial: Trial) -> int | None:
-    """The number of examples of the scored split. None if only the data tell."""
+    """The number of examples of the scored split. None if known only from the data."""
     number, row = SPLITS.index(trial.evaluate), trial.task
     if (size := row.sizes[number]) is not None:
         return size
@@ -60,10 +60,10 @@ def split_size(trial: Trial) -> int | None:
 
 
 def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
-    """Compares the number of stored examples with the split's, and reports repeated ones."""
+    """Compares the number of stored examples with the split's, and reports repeated examples."""
     if (size := split_size(trial)) is not None:
         findings.compare("examples of the split", len(table), size)
-    # An earlier version did not count them.
+    # Earlier versions did not count them.
     measure = Measure.TEST_EXAMPLES if trial.evaluate == "test" else Measure.VALIDATION_EXAMPLES
     if (counted := record.measure(measure)) is not None:
         findings.compare(f"{measure} by the predictions", counted, float(len(table)))
@@ -75,9 +75,9 @@ def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataF
 
 @dataclass
 class Splits:
-    """The examples and labels of every split, as stored by each trial that was scored on it."""
+    """The examples and labels of every split, as stored by each trial scored on it."""
 
-    #: By what names a split: each trial's finding and the hash of its examples.
+    #: By a split's key: each trial's finding and the hash of its examples.
     _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, findings: Examined, trial: Trial, table: pd.DataFrame) -> None:
@@ -91,7 +91,7 @@ class Splits:
         self._stored[split].append((findings, hashlib.sha256(content.tobytes()).hexdigest()))
 
     def compare(self) -> None:
-        """Reports trials whose examples or labels differ from the majority's, or all without a majority."""
+        """Reports trials whose examples or labels differ from the majority's. Without one, reports all."""
         for stored in self._stored.values():
             counts = Counter(digest for _, digest in stored).most_common()
             tied = len(counts) > 1 and counts[0][1] == counts[1][1]

@@ -1,4 +1,4 @@
-"""Findings of a verification: faults, things that cannot be checked, and repeated trials."""
+"""Findings of a verification: faults, values that cannot be checked, and repeated trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Fault:
     """A stored value that differs from its recomputation."""
 
     experiment: str
-    #: Its trial and run; empty of what belongs to no trial: a plan, the cache.
+    #: The trial and run. Empty for a plan and for the cache.
     trial: str
     run: str
     what: str
@@ -40,26 +40,26 @@ class Rerun:
     experiment: str
     trial: str
     run: str
-    #: The trial in words.
+    #: The trial's name.
     name: str
-    #: The two scores; None where one is missing.
+    #: The two scores. None if one is missing.
     stored: float | None
     score: float | None
-    #: Largest allowed difference of the two scores.
+    #: The largest allowed difference of the two scores.
     allowed: float
-    #: Why so far.
+    #: The reason for the allowed difference.
     reason: str
 
 
 @dataclass
 class Examined:
-    """Findings on one stored run, or on a plan. Checks add to them."""
+    """Findings about one stored run, or about a plan. Checks add to them."""
 
     experiment: str
     record: Record | None = None
     faults: list[Fault] = field(default_factory=list)
     unchecked: list[Unchecked] = field(default_factory=list)
-    #: Whether the adapter stayed behind when the trial was packed.
+    #: Whether the trial was packed without its adapter.
     without_adapter: bool = False
 
     @property
@@ -82,7 +82,7 @@ class Examined:
             self.broken(what, stored, recomputed)
 
     def near(self, what: str, stored: float | None, recomputed: float, allowed: float) -> None:
-        """Compares two numbers. NaN is near to nothing."""
+        """Compares two numbers. NaN differs from every number."""
         if stored is None or not abs(stored - recomputed) <= allowed:
             self.broken(what, stored, recomputed)
 
@@ -91,13 +91,13 @@ class Examined:
 class Verification:
     """The result of a verification."""
 
-    #: Runs that have finished, and those of which everything was checked and is as it claims to be.
+    #: The numbers of finished runs, and of those whose checks were complete and found no fault.
     looked_at: int
     verified: int
     faults: Sequence[Fault]
     unchecked: Sequence[Unchecked]
     reruns: Sequence[Rerun] = ()
-    #: Files of the caches that were read; None where nobody asked.
+    #: The number of cache files read. None if not requested.
     cached_files: int | None = None
     #: Remarks on missing parts, such as the adapters of a pack.
     notes: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""Labels and tolerances from the suites of an experiment, which trial ids do not cover."""
+"""Labels and tolerances from the suites of an experiment. Trial ids do not cover them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from bench.store.source import Source
 from bench.verify.findings import Examined
 from methods import UserError
 
-#: The own names of whatever a suite gives a label to, by the label. The own name `ANY` stands for all: of a
-#: suite that this version cannot read whole, only the labels are known.
+#: The names of labelled objects, by label. `ANY` means any name: of a suite that this version cannot read
+#: completely, only the labels are known.
 NamesByLabel = Mapping[str, set[str]]
 ANY = "*"
 
 
 @dataclass
 class Labels:
-    """Labels of suites, and tolerances of budgets by their labels."""
+    """Labels of suites, and tolerances of budgets by label."""
 
     methods: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    #: By `source_of`.
+    #: Keys are from `source_of`.
     backbones: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     tasks: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     tolerances: defaultdict[str, set[float]] = field(default_factory=lambda: defaultdict(set))
@@ -70,7 +70,7 @@ def labels_of(source: Source) -> Labels:
 
 
 def _suites(source: Source) -> Iterator[dict[str, Any]]:
-    """The stored suites, and those that trials were started from, which may have been replaced since."""
+    """Yields the stored suites, and those with which trials were started, which may be older."""
     for run in source.records(Kind.SUITE):
         try:
             stored = source.content(run, Artifact.SUITE, StoredSuite)
@@ -94,7 +94,7 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def source_of(spec: BackboneSpec) -> str:
-    """The source of a backbone, the same on every machine and at every revision."""
+    """The source of a backbone, equal on every machine and for every revision."""
     place = spec.local.name if spec.local else ""
     timm = (spec.timm or "").partition("@")[0]
     return " ".join(filter(None, map(str, (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype))))
@@ -112,7 +112,7 @@ def compare_name(
 
     `known_as` is its name in `names_by_label`, if that is not its own.
     """
-    # Of a partly unreadable suite, labels are known without the values of their variants.
+    # For a partly unreadable suite, labels are known only without the values of variants.
     named = names_by_label.get(stored) or names_by_label.get(stored.partition(" [")[0], set()) & {ANY}
     if stored != own and not {known_as or own, ANY} & named:
         findings.broken(what, stored, own)

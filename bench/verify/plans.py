@@ -1,4 +1,4 @@
-"""Verification of a stored plan, from which tables take the ranks and parameters of their rows."""
+"""Verification of a stored plan, from which tables take ranks and parameters of their rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from methods.validation import explained
 
 
 def examine_plan(source: Source, labels: Labels, access: Access | None = None) -> Examined:
-    """Checks the ids of a plan's trials, and its rows against them.
+    """Checks the ids of a plan's trials, and its rows against the trials.
 
-    `labels` are those of its suite. `access` says what may be opened for it; None allows everything.
+    `labels` are those of its suite. `access` tells what may be opened for it. None allows everything.
     """
     findings = Examined(source.name)
     try:
@@ -41,7 +41,7 @@ def examine_plan(source: Source, labels: Labels, access: Access | None = None) -
 
 
 def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
-    """The planned trial. None if its id is not the stored one."""
+    """The planned trial. None if its id differs from the stored one."""
     try:
         trial = Trial.model_validate(planned.model_dump(exclude={"id"}))
     except ValidationError as error:
@@ -59,7 +59,7 @@ def _check_row(
     access: Access | None,
 ) -> None:
     where = " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
-    # A row that waits for its tuning has no trial yet.
+    # A row that is not yet tuned has no trial.
     for seed, id_ in row.trials.items():
         if id_ is not None and id_ not in trials:
             findings.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
@@ -82,7 +82,7 @@ def _check_row(
 
 
 def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
-    """The settings that the seeds of a row share. Hashes stand for the backbone and the task."""
+    """The settings shared by the seeds of a row. Hashes represent backbone and task."""
     content = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
     if row.studies:
         content["recipe"] = {
@@ -92,7 +92,7 @@ def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
 
 
 def _check_studies(findings: Examined, where: str, studies: StudyPlan, trials: Mapping[int, Trial]) -> None:
-    """Checks that trials have the rates of their places in the window."""
+    """Checks that trials have the learning rates of their positions in the window."""
     for seed, trial in trials.items():
         place = studies.trials.get(seed)
         if place is None:
@@ -114,12 +114,12 @@ def _check_names(
     if row.family:
         findings.compare(f"{where}: registered method", row.family, method.name)
     if (factor := chosen.get("scale")) and "scale" in type(method).model_fields:
-        # A row has the name of its suite's scale, and its trials have the chosen multiple of that.
+        # A row's name has the suite's scale, while its trials have the chosen multiple of it.
         scale = float(f"{getattr(method, 'scale') / factor:.12g}")  # noqa: B009
         method = method.model_copy(update={"scale": scale})
     own = method.label
     if (note := row.method.removeprefix(f"{own} [")) != row.method:
-        # The settings that the suite trains differently for it.
+        # The recipe fields that the suite overrides for it.
         recipe = trial.recipe.model_dump()
         keys = (key for key in re.findall(r"(\w+)=", note) if key in recipe)
         own += f" [{', '.join(f'{key}={_as_written(recipe[key])}' for key in keys)}]"
@@ -129,14 +129,14 @@ def _check_names(
 
 
 def _as_written(value: Any) -> str:
-    """The value of a recipe's field as a suite writes it."""
+    """The value of a recipe's field as written in a suite."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _check_budget(
     findings: Examined, where: str, row: PlannedRow, resolved: Resolved, labels: Labels
 ) -> None:
-    """Checks a budget's parameters by its name, and whether they are met by the suite's tolerance."""
+    """Checks a budget's number of parameters by its name, and whether the count is within tolerance."""
     requested, match = (
         None,
         re.fullmatch(r"(isorank|isoparameters) (\d+)|([\d,]+) parameters", row.budget or ""),
@@ -159,7 +159,7 @@ def _check_budget(
         return
     ratio = resolved.count / requested
     findings.near(f"{where}: ratio to the budget", row.ratio, ratio, 1e-9)
-    # An earlier version stored no suite, and so no tolerance.
+    # Earlier versions stored no suite, and so no tolerance.
     within = {abs(ratio - 1) <= tolerance for tolerance in labels.tolerances.get(row.budget or "", ())}
     if within and row.within not in within:
         findings.broken(f"{where}: within the budget", row.within, not row.within)

@@ -1,4 +1,4 @@
-"""A sample of trials, run again and compared with what is stored."""
+"""Runs a sample of trials again and compares them with stored results."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
 from methods import UserError
 
-#: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are
-#: taken in another order and a few examples go the other way. Where few are scored, these are worth more.
+#: The largest difference of scores: on the same hardware with the same torch, and on other hardware, where
+#: sums are in another order. A few examples may then change their answer, which counts more in small splits.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 
-#: How far a stored adapter's outputs may be from the stored ones, relative to the largest: on the same
-#: hardware, and elsewhere by the precision of training.
+#: The largest difference of a stored adapter's outputs from the stored ones, relative to the largest output:
+#: on the same hardware, and on other hardware by precision of training.
 SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "bf16": 0.1}
 
-#: Provenance that decides in which order a sum is taken.
+#: The provenance on which the order of sums depends.
 HARDWARE = ("cpu", "gpu", "version_torch")
 
 
@@ -42,7 +42,7 @@ HARDWARE = ("cpu", "gpu", "version_torch")
 class Candidate:
     """A finished trial that may be run again."""
 
-    #: Its findings, to which a rerun adds.
+    #: The trial's findings, to which a rerun adds.
     findings: Examined
     source: Source
     record: Record
@@ -50,7 +50,7 @@ class Candidate:
 
 
 def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candidate]:
-    """A sample of `count` candidates, or all. It depends on the seed and not on their order."""
+    """A sample of `count` candidates, or all. It depends on the seed but not on their order."""
     in_order = sorted(candidates, key=lambda candidate: (candidate.source.name, candidate.trial.id))
     return random.Random(seed).sample(in_order, min(count, len(in_order)))
 
@@ -58,9 +58,9 @@ def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candi
 def run_again(
     candidates: Sequence[Candidate], tolerance: float | None, access: Access, watching: Callable[[str], None]
 ) -> Iterator[Rerun]:
-    """Repeats each candidate and compares. One that cannot run here is noted.
+    """Repeats each candidate and compares. Notes candidates that cannot run here.
 
-    `access` says what trials from packs may open.
+    `access` tells what trials from packs may open.
     """
     resources: Resources | None = None
     for candidate in candidates:
@@ -107,7 +107,7 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
 
 
 def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
-    """The default tolerance for scores of other hardware."""
+    """The default tolerance for scores from other hardware."""
     predictions = files.get(Artifact.PREDICTIONS)
     return max(ELSEWHERE, EXAMPLES / len(frame_of(predictions))) if predictions else ELSEWHERE
 
@@ -127,7 +127,7 @@ def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes)
 
 
 def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float) -> None:
-    """Checks that the stored adapter gives the stored outputs, within `allowed` of the largest."""
+    """Checks that the stored adapter gives the stored outputs, within `allowed` relative to the largest."""
     try:
         weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
         predictions = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
@@ -148,14 +148,14 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
     table = frame_of(predictions)
     stored = torch.tensor(table[numbered(list(table.columns), "logit")].to_numpy())
     difference = float((stored - actual).abs().max()) if stored.shape == actual.shape else math.inf
-    # Written so that not-a-number fails too.
+    # Written so that NaN fails as well.
     if not difference <= allowed * max(1.0, float(stored.abs().max())):
         said = f"others by up to {difference:.3g}"
         candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", said)
 
 
 def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float, str]:
-    """The tolerance for two scores, and its reason."""
+    """The tolerance for two scores, and the reason for it."""
     then, now = candidate.record.provenance, provenance(device) | {"threads": str(torch.get_num_threads())}
     other = [name for name in (*HARDWARE, "threads") if then.get(name) != now.get(name)]
     if other:
@@ -167,7 +167,7 @@ def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float
 
 @contextmanager
 def _threads(record: Record) -> Iterator[None]:
-    """Sets the trial's number of threads, on which the order of its sums depends."""
+    """Context with the trial's number of threads, on which the order of its sums depends."""
     before, then = torch.get_num_threads(), record.provenance.get("threads", "")
     if then.isdecimal() and int(then) > 0:
         torch.set_num_threads(min(int(then), 1024))

@@ -1,4 +1,4 @@
-"""Verification of one finished run: its artifacts, id, tags, score and counts are recomputed."""
+"""Verification of one finished run: recomputes its artifacts' hashes, id, tags, score and counts."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from methods.validation import explained
 #: Artifacts of every finished trial.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
 
-#: A score is computed from the same numbers by the same rule; what is left is how a database keeps it. A loss
-#: is summed in float32, in an order that differs by machine.
+#: Tolerances. A score is recomputed from the same numbers, so only the database's rounding remains. A loss is
+#: summed in float32, in an order that differs between machines.
 SCORES_AGREE, LOSSES_AGREE = 1e-9, 1e-4
 
-#: The longest header of an adapter's file, in bytes: some 50,000 tensors.
+#: The longest accepted header of an adapter's file, in bytes: some 50,000 tensors.
 MOST_HEADER = 8 * 2**20
 
-#: The form of the tag of final ranks.
+#: Validates the tag of final ranks.
 FINAL_RANKS = TypeAdapter(dict[str, list[NonNegativeInt]])
 
 
@@ -58,12 +58,12 @@ class Resolved:
 
     @property
     def count(self) -> int:
-        """Adapter parameters, recounted from the stored ranks."""
+        """The number of adapter parameters, recounted from the stored ranks."""
         return self.method.count(self.info.geometry)
 
     @property
     def peak(self) -> int | None:
-        """Adapter parameters at the start of training. None if training cuts none."""
+        """The number of adapter parameters at the start. None if training cuts none."""
         peak = self.method.peak_count(self.info.geometry)
         return None if peak == self.count else peak
 
@@ -73,8 +73,8 @@ def examine(
 ) -> tuple[Examined, Trial | None]:
     """Checks one run. Returns the findings, and its trial if the configuration can be trusted.
 
-    `labels` are those of its suite, `access` says what it may open if it came in a pack, and `splits`
-    collects the examples that it was scored on.
+    `labels` are those of its suite, `access` tells what a run from a pack may open, and `splits` collects the
+    examples on which it was scored.
     """
     findings = Examined(source.name, record)
     with TemporaryDirectory() as folder:
@@ -128,7 +128,7 @@ def _files(findings: Examined, source: Source, record: Record, folder: Path) -> 
 
 
 def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
-    """The trial of a configuration. None if its id is not the stored one."""
+    """The trial of a configuration. None if its id differs from the stored one."""
     try:
         stored = StoredConfig.model_validate_json(config)
         trial = Trial.model_validate(stored.trial)
@@ -140,16 +140,16 @@ def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
         return None
     for file, tag in (("suite", Tag.SUITE_HASH), ("lock", Tag.LOCK_HASH)):
         source: SourceFile | None = getattr(stored.start, file, None)
-        # A pack has the text without folders, and tells the hash that it had with them.
+        # A pack has the text without folders, but the hash of the original text.
         actual = (source.sha256 if source.cleaned else sha256_of(source.text.encode())) if source else ""
         findings.compare(f"sha256 of the {file}", record.tag(tag), actual)
     return trial
 
 
 def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved | None:
-    """Method and backbone of a trial. None if this machine lacks them or has others.
+    """Method and backbone of a trial. None if this machine lacks them or has other ones.
 
-    `access` says what may be opened; None allows everything.
+    `access` tells what may be opened. None allows everything.
     """
     try:
         backbone = trial.backbone if access is None else access.backbone(trial.backbone)
@@ -168,9 +168,9 @@ def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved
 def compare_places(
     findings: Examined, what: str, backbone: str, task: str, trial: Trial, resolved: Resolved, labels: Labels
 ) -> None:
-    """Checks the stored names of backbone and task. `what` begins the names of the findings."""
+    """Checks the stored names of backbone and task. `what` is the prefix of the findings' names."""
     spec, own = trial.backbone, resolved.info.name
-    # Tables tell one that a suite has in several sizes apart.
+    # In tables, a backbone that a suite has in several sizes has its size in its name.
     if spec.image_size is not None and backbone == (sized := f"{own} at {spec.image_size} px"):
         own = sized
     compare_name(findings, f"{what}backbone", backbone, own, labels.backbones, source_of(spec))
@@ -180,7 +180,7 @@ def compare_places(
 def compare_method(findings: Examined, stored: str, trial: Trial, method: Method, labels: Labels) -> None:
     """Checks that a method's stored name is its own or its label, with tuned settings in brackets.
 
-    Scales are ignored: a tuned scale is a multiple of the suite's.
+    Scales are ignored, since a tuned scale is a multiple of the suite's.
     """
     name, _, note = stored.partition(" [")
     recipe = trial.recipe.model_dump()
@@ -199,7 +199,7 @@ def _unscaled(label: str) -> str:
 
 
 def _is_written(value: str, stored: Any) -> bool:
-    """Whether a text is that of a recipe's value."""
+    """Whether a text is the written form of a recipe's value."""
     try:
         return math.isclose(float(value), stored, rel_tol=1e-5)
     except (TypeError, ValueError):
@@ -214,7 +214,7 @@ def _described(backbone: BackboneSpec) -> BackboneInfo:
 def _check_words(
     findings: Examined, record: Record, trial: Trial, resolved: Resolved, labels: Labels
 ) -> None:
-    """Checks the tags that lists and tables use against the configuration."""
+    """Checks the tags used by lists and tables against the configuration."""
     expected = {
         Tag.FAMILY: trial.method["method"],
         Tag.SEED: str(trial.seed),
@@ -270,14 +270,14 @@ def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapte
 
 
 def _tensor_sizes(file: Path) -> dict[str, int]:
-    """Parameters per tensor by the header of a file, whose tensors may not fit into memory."""
+    """Parameters per tensor from a file's header, since its tensors may exceed memory."""
     with file.open("rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > MOST_HEADER:
         raise ValueError(f"a header of {header:,} bytes, more than {MOST_HEADER:,}")
     with safe_open(file, framework="pt") as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
-        # Integer tensors hold seeds, which are no parameters.
+        # Integer tensors are seeds, not parameters.
         return {
             name: math.prod(part.get_shape())
             for name, part in slices.items()
@@ -323,10 +323,9 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.Da
 
 
 def _columns(table: pd.DataFrame, name: str) -> Tensor:
-    """What is stored of each example, (examples,), or (examples, outputs) where it is numbered; the outputs
-    always are.
+    """The stored values of each example: (examples,), or (examples, outputs) for numbered columns.
 
-    Raises ValueError if the table has none.
+    Outputs always have two dimensions. Raises ValueError if the table has no such column.
     """
     columns = numbered(list(table.columns), name)
     if not columns:

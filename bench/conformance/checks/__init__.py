@@ -1,6 +1,6 @@
 """The checks. Each takes a `Subject` and returns, or raises `CheckFailed` or `NotApplicable`.
 
-What a check returns, if anything, is a remark that stands beside its result.
+A returned text is a remark shown with the result.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from bench.conformance.subject import Subject
 
 @dataclass(frozen=True)
 class Check:
-    """One property, under the name of the function that checks it."""
+    """One property. Its name is that of the function that checks it."""
 
     run: Callable[[Subject], str | None]
-    #: Asked on every kind of backbone, because what it looks at goes through the backbone's own modules.
-    #: What depends on the method alone is asked on the first kind.
+    #: Whether it runs on every kind of backbone, because it involves the backbone's modules. Checks that
+    #: depend on the method alone run on the first kind.
     on_each: bool = True
-    #: Asked on decoders too, whose projections are of unequal shapes.
+    #: Whether it also runs on decoders, whose projections have unequal shapes.
     of_shapes: bool = False
-    #: Asked unless told otherwise.
+    #: Whether it runs by default.
     default: bool = True
-    #: Takes seconds, not milliseconds.
+    #: Whether it takes seconds instead of milliseconds.
     slow: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""Checks of a method's statements: identity, count, ranks and adapted sites."""
+"""Checks of a method's own statements: identity, count, ranks and adapted sites."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from methods.errors import UserError
 #: Head size equal to, above and below the number of heads; 1, 3 and 5 layers.
 COUNTED = (Geometry(16, 4, 3, 64), Geometry(24, 2, 1, 96), Geometry(24, 6, 5, 96))
 
-#: ViT-S/14, and a shape in which no two modes are equal. Counted only, never built.
+#: ViT-S/14, and a shape in which no two modes are equal. Used for counting only.
 FITTED = (Geometry(384, 6, 12, 1536), Geometry(320, 5, 7, 1280))
 
 
 def identity(subject: Subject) -> None:
-    """The stored identity is JSON, the method comes back from it, and what is `idle` changes nothing."""
+    """The stored identity is JSON, restores the method, and `idle` options have no effect."""
     method = subject.method
     stored = json.loads(json.dumps(method.identity()))
     expect(bool(method.label.strip()), "the label is empty")
@@ -42,7 +42,7 @@ def identity(subject: Subject) -> None:
 
 
 def _in_training(subject: Subject, method: Method) -> Tensor:
-    """Outputs off the start, as the start, the forward and dropout make them."""
+    """Outputs with moved parameters in training mode, which depend on start, forward and dropout."""
     backbone, _ = subject.randomised(method=method)
     backbone.module.train()
     torch.default_generator.manual_seed(7)
@@ -54,7 +54,7 @@ def _others(method: Method) -> Iterator[tuple[str, Method]]:
     """Yields the method with one option changed, for every option with another known value."""
     for name, value in method:
         for other in _other_values(value, type(method).model_fields[name].annotation):
-            # Not every value goes with all the others.
+            # Some combinations of values are invalid.
             with suppress(UserError, ValueError):
                 yield name, type(method).model_validate({**dict(method), name: other})
 
@@ -70,7 +70,7 @@ def _other_values(value: Any, annotation: Any) -> list[Any]:
 
 
 def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Method]) -> None:
-    """Giving a method a size leaves its other options alone."""
+    """Giving a method a size leaves its other options unchanged."""
     small, large = (dict(method.isorank(rank)) for rank in (2, 3))
     for name, other in _others(method):
         if small[name] != large[name]:
@@ -114,9 +114,9 @@ def _sizes(method: Method) -> list[Method]:
 
 
 def isorank(subject: Subject) -> None:
-    """`isorank` makes every rank equal, and a higher one never counts less.
+    """`isorank` makes every rank equal, and a higher rank never counts less.
 
-    `with_size` gives the ranks that it is asked for, each has a name and a limit, and options stay.
+    `with_size` sets the requested ranks, each rank has a name and a limit, and options are unchanged.
     """
     method = _sizeable(subject)
     counts = []
@@ -139,10 +139,10 @@ def isorank(subject: Subject) -> None:
 
 
 def fit(subject: Subject) -> str:
-    """`fit` comes as near to a budget as ranks allow, keeps the options, and refuses what none can meet."""
+    """`fit` comes as near to a budget as ranks allow, keeps options, and refuses impossible budgets."""
     method, worst = _sizeable(subject), 0.0
     for geometry in FITTED:
-        # LoRA's smallest, or the method's own where that is larger.
+        # LoRA's smallest count, or the method's own if that is larger.
         unit = max(2 * geometry.hidden * 3 * geometry.layers, _smallest(method, geometry).count(geometry))
         counts = []
         for budget in (int(2.3 * unit), 4 * unit, int(7.7 * unit)):
@@ -194,7 +194,7 @@ def _sizeable(subject: Subject) -> Method:
 
 
 def sites(subject: Subject) -> None:
-    """Exactly the declared projections of every layer are adapted; a backbone that lacks one is refused."""
+    """Exactly the declared projections of every layer are adapted. A backbone without one is refused."""
     backbone = subject.backbone()
     adapter = subject.attach(backbone)
     if subject.method.projections:

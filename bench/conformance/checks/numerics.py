@@ -1,4 +1,4 @@
-"""Checks of other ways to compute: lower precision, recomputation, dropout, compiled code."""
+"""Checks of other computations: lower precision, recomputation, dropout, compiled code."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from methods.base import Method
 
 
 def bfloat16(subject: Subject) -> None:
-    """Under bf16 autocast everything is finite and near float32, and parameters stay in float32."""
+    """Under bf16 autocast everything is finite and close to float32, and parameters stay in float32."""
     backbone, batch = subject.backbone(), subject.batch()
     bare = outputs(backbone, batch)
     _, adapter = subject.randomised(backbone=backbone)
-    # So far that what the update does stands out of the rounding.
+    # Far enough for the effect of the update to exceed rounding.
     scatter(adapter, 0.2)
     for name, parameter in adapter.named_parameters().items():
         expect(parameter.dtype == torch.float32, f"{name} is {parameter.dtype}")
@@ -61,7 +61,7 @@ def checkpointing(subject: Subject) -> None:
         layer = backbone.module.get_submodule(
             backbone.path(min(sites_of(method, subject.geometry), default=Site(0, "query")))
         )
-        # Before the forward: recomputation leaves a block's last layer as soon as it has what it needs.
+        # Registered before the forward: recomputation stops in a block's last layer once it has all tensors.
         hook = layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         with checkpointed(backbone.module.encoder, enabled):
             places = transient_tensors(adapter, backbone)
@@ -73,7 +73,7 @@ def checkpointing(subject: Subject) -> None:
         hook.remove()
         expect(not stale, f"tensors kept after a recomputed backward: {sorted(stale)[:4]}")
         runs.append(len(calls))
-    # Once in a forward, but for attention that projects positions too.
+    # Once per forward, except for attention that also projects positions.
     if subject.adapts:
         expect(0 < 2 * runs[0] == runs[1], f"a layer ran {runs[0]} times, checkpointed {runs[1]} times")
     expect_close(results[1][0], results[0][0], 1e-6, "checkpointed outputs")
@@ -97,7 +97,7 @@ def dropout(subject: Subject) -> None:
         plain = outputs(copied, batch)
         expected = plain if expected is None else expected
         expect(same_bits(plain, expected), f"dropout {probability} changes the outputs in eval mode")
-        # Only what the method brought: the backbone's own dropout would hide a missing one.
+        # Only the method's dropout, since the backbone's would hide that it is missing.
         for module in copied.module.modules():
             module.training = module not in own
         with torch.no_grad():
@@ -111,9 +111,9 @@ def dropout(subject: Subject) -> None:
 
 
 def streams(subject: Subject) -> str | None:
-    """The backbone's dropout is what it would be without the method, unless `shifts_dropout` says why not.
+    """The method leaves the backbone's dropout unchanged, unless `shifts_dropout` gives a reason.
 
-    So methods of a seed see the same. Asked of the method as it is, and with dropout where it has that.
+    So all methods of a seed see the same dropout. Checks the method as it is, and with dropout if it has any.
     """
     if reason := _shifts(subject, subject.method):
         raise NotApplicable(reason)
@@ -124,7 +124,7 @@ def streams(subject: Subject) -> str | None:
 
 
 def _shifts(subject: Subject, method: Method) -> str:
-    """The method's reason to shift the backbone's dropout. Raises CheckFailed where it is not true."""
+    """The method's reason to shift the backbone's dropout. Raises CheckFailed if it does not shift it."""
     states = []
     for adapted in (False, True):
         backbone = subject.backbone()
@@ -182,7 +182,7 @@ def _compiled(subject: Subject, backend: str, tolerance: float) -> str:
                     tolerance,
                     f"compiled, step {step}",
                 )
-                # What was compiled must not have the first parameters baked in.
+                # Compiled code must not contain the first values of parameters as constants.
                 for each in (adapter, compiled_adapter):
                     scatter(each, seed=6)
         graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())

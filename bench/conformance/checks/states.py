@@ -1,4 +1,4 @@
-"""Checks of an adapter's stored state and its start by a seed."""
+"""Checks of an adapter's stored state, and of its start from a seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from methods.errors import UserError
 
 
 def state(subject: Subject) -> None:
-    """A saved adapter gives the same outputs on another backbone; one that does not fit changes nothing."""
+    """A saved adapter gives the same outputs on another backbone. A wrong state changes nothing."""
     backbone, adapter = subject.randomised()
     saved, trained = adapter.state(), adapter.named_parameters()
     sizes = {name: tensor.numel() for name, tensor in saved.items()}
@@ -57,7 +57,7 @@ def state(subject: Subject) -> None:
 
 
 def seeds(subject: Subject) -> str | None:
-    """The generator alone decides the start; the global random state is neither read nor moved."""
+    """Only the generator determines the start. The global random state is neither read nor changed."""
     starts = []
     for seed, ambient in ((3, 0), (3, 1), (4, 1)):
         backbone = subject.backbone()

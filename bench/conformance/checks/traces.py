@@ -1,4 +1,4 @@
-"""Checks of traces left on the backbone, after a forward, and after an error."""
+"""Checks that nothing is left on the backbone after a forward, an error, or detaching."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from methods.adapter import Adapter
 
 
 def detach(subject: Subject) -> None:
-    """`detach` leaves modules, weights and `requires_grad` as they were: trained, merged or interrupted."""
+    """`detach` restores modules, weights and `requires_grad`: after training, merging or an interruption."""
     for state in ("trained", "interrupted", *(() if subject.method.not_mergeable else ("merged",))):
         backbone, batch = subject.backbone(), subject.batch()
         module = backbone.module
@@ -82,7 +82,7 @@ class _Interruption(Exception):  # noqa: N818
 
 
 def _interrupt(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> None:
-    """A forward that raises just before the head."""
+    """Runs a forward that raises just before the head."""
 
     def stop(*_: Any) -> None:
         raise _Interruption
@@ -98,7 +98,7 @@ def _interrupt(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> None:
 
 
 def interruption(subject: Subject) -> None:
-    """A forward that raises leaves nothing behind, and the next one is right."""
+    """A forward that raises leaves nothing behind, and the next one is correct."""
     backbone, adapter = subject.randomised()
     batch, other = subject.batch(), subject.batch(seed=9)
     expected = outputs(backbone, batch)
@@ -110,7 +110,7 @@ def interruption(subject: Subject) -> None:
 
 
 def transients(subject: Subject) -> None:
-    """No tensor of a forward outlives it, and parameters that change are seen by the next forward."""
+    """No tensor of a forward outlives it, and changed parameters are used by the next forward."""
     backbone, adapter = subject.randomised()
     places = transient_tensors(adapter, backbone)
     names = {name for name, _ in backbone.module.named_parameters()}
@@ -136,7 +136,7 @@ def transients(subject: Subject) -> None:
 
 
 def hold(subject: Subject) -> None:
-    """Inside `hold` the outputs are the same ones; what it keeps is dropped after it, also if it raises."""
+    """Inside `hold` outputs are equal, and its tensors are released afterwards, even if it raises."""
     backbone, adapter = subject.randomised()
     batch = subject.batch()
     expected = outputs(backbone, batch)

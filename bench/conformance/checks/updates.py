@@ -26,7 +26,7 @@ from methods.errors import NotLowRank, UserError
 
 
 def start(subject: Subject) -> str | None:
-    """A fresh adapter changes nothing, unless `nonzero_start` says why it does."""
+    """A fresh adapter changes nothing, unless `nonzero_start` gives a reason."""
     backbone, batch = subject.backbone(), subject.batch()
     before = outputs(backbone, batch)
     adapter = subject.attach(backbone)
@@ -82,7 +82,7 @@ def training(subject: Subject) -> None:
 
 
 def factors(subject: Subject) -> str | None:
-    """`factors` and `deltas` agree with `delta`; a method without a low-rank form says NotLowRank."""
+    """`factors` and `deltas` agree with `delta`. A method without a low-rank form raises NotLowRank."""
     backbone, adapter = subject.randomised(torch.float64)
     if subject.method.not_mergeable:
         return _no_weights(subject, adapter)
@@ -168,7 +168,7 @@ def _merge_refuses(subject: Subject) -> None:
 
 
 def scale(subject: Subject) -> None:
-    """Twice the scale is twice the update, in the factors and in the forward too."""
+    """Doubling the scale doubles the update, in the factors and in the forward."""
     if "scale" not in type(subject.method).model_fields:
         raise NotApplicable("has no scale")
     _, adapter = subject.randomised(torch.float64)
@@ -199,7 +199,7 @@ def gradcheck(subject: Subject) -> None:
     backbone.module.eval()
 
     def forward(*_: Tensor) -> Tensor:
-        # gradcheck moves the parameters in place, so that they need not be handed over.
+        # gradcheck changes the parameters in place, so they need not be passed.
         return backbone.module(**batch)
 
     parameters = tuple(trained(adapter, backbone).values())
