@@ -1,9 +1,9 @@
-"""From stored records to statistics, figures, pages and a site."""
+"""Statistics, figures, pages and a site from stored records."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
-# Where a folder of another project hides `bench`, what is there cannot say so itself.
+# If another project's folder hides `bench`, only this package can report it.
 _bench = find_spec("bench")
 if _bench is not None:
     _place = Path(next(iter(_bench.submodule_search_locations or ()), _bench.origin) or "").resolve()

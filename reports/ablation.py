@@ -29,11 +29,11 @@ class Scored:
     label: str
     ranks: list[int]
     parameters: int | None
-    #: Mean over `runs` of the score, or of the value by which a search chose.
+    #: The mean over `runs` of the score, or of the value by which a search ranks.
     value: float | None
     sd: float | None
     runs: list[str]
-    #: "complete", or the reason why `value` is no mean over all seeds.
+    #: "complete", or why `value` is not a mean over all seeds.
     state: str = "complete"
 
 
@@ -43,30 +43,30 @@ class StoredAblation:
 
     kind: str
     name: str
-    #: The run that holds it.
+    #: The run that holds the result.
     run_id: str
     method: str
     task: str
     backbone: str
     budget: str
     modes: list[str]
-    #: Of the scores; empty if no trial behind it is stored.
+    #: The metric of the scores. Empty if none of its trials is stored.
     metric: str = ""
-    #: Every allocation that was tried.
+    #: All allocations that were tried.
     tried: list[Scored] = field(default_factory=list)
-    #: Places in `tried` of the front of score and parameters.
+    #: Indices in `tried` of the Pareto front of score and parameters.
     pareto: list[int] = field(default_factory=list)
-    #: Evaluator -> mode -> importance.
+    #: The importance, by evaluator, then by mode.
     importance: dict[str, dict[str, float]] = field(default_factory=dict)
-    #: The chosen allocations, on fresh seeds.
+    #: The chosen allocations, evaluated on fresh seeds.
     final: list[Scored] = field(default_factory=list)
-    #: Mode -> singular values, of a redundancy analysis.
+    #: Singular values by mode, for a redundancy analysis.
     spectra: dict[str, list[float]] = field(default_factory=dict)
     effective_ranks: dict[str, float] = field(default_factory=dict)
     components: list[ComponentWorth] = field(default_factory=list)
 
     def levels(self, most: int) -> list[tuple[str, list[ComponentWorth]]]:
-        """The first components, with a heading for each way to cut the update."""
+        """The first components, with a heading for each way to divide the update."""
 
         def heading(component: ComponentWorth) -> str:
             return f"Each {' and '.join(cut)}" if (cut := component.singled) else "The whole update"
@@ -75,9 +75,9 @@ class StoredAblation:
 
 
 def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | AllocationResult]]:
-    """The parent run and the result of every search and allocation that has one.
+    """Yields the parent run and the result of every search and allocation that has one.
 
-    Raises UserError for a result of another form.
+    Raises UserError for a malformed result.
     """
     source = experiment.source
     for kind, (name, form) in FOUND.items():
@@ -87,7 +87,7 @@ def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | All
 
 
 def read(study: Study) -> list[StoredAblation]:
-    """Those of the study's experiments. Raises UserError for an artifact that is not of its form."""
+    """Reads all ablations of a study's experiments. Raises UserError for a malformed artifact."""
     ablations: list[StoredAblation] = []
     for experiment in study.experiments:
         for record, content in results(experiment):
@@ -96,7 +96,7 @@ def read(study: Study) -> list[StoredAblation]:
             else:
                 ablations.append(_allocation(experiment, record, content))
         for record in experiment.records.values():
-            # The tag, so that nobody need look for a file on every run.
+            # Checks the tag, which avoids looking for a file on every run.
             if record.tag(Tag.REDUNDANCY):
                 analysis = experiment.source.content(record, Artifact.REDUNDANCY, Redundancy)
                 if analysis is not None:
@@ -132,7 +132,7 @@ def _allocation(experiment: Experiment, record: Record, content: AllocationResul
 
 
 def _common(kind: str, experiment: Experiment, record: Record, content: Found) -> StoredAblation:
-    """The common fields of a search and an allocation."""
+    """The fields that a search and an allocation have in common."""
     return StoredAblation(
         kind=kind,
         name=content.name,

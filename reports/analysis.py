@@ -1,7 +1,7 @@
 """The analysis of a study: blocks of comparable methods with their comparisons, ranks and limits.
 
-A block holds the methods of one budget with one metric and one recipe. They are compared over settings (a
-task on a backbone), seed by seed.
+A block consists of the methods of one budget with one metric and one recipe. They are compared over settings
+(a task on a backbone), paired by seed.
 """
 
 from __future__ import annotations
@@ -32,49 +32,49 @@ from reports.thresholds import Asked, threshold_of, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
 
-#: The statistics of a block. Each is computed, and exported as a table of its name.
+#: The statistics of a block. Each is computed and exported as a table with its name.
 STATISTICS: tuple[Statistic[Any], ...] = (POWER, RANKS)
 
 
 @dataclass(frozen=True)
 class Block:
-    """The methods of one budget with one metric and one recipe, and what can be claimed of them."""
+    """Comparable methods: those of one budget with one metric and one recipe, and their statistics."""
 
     budget: str
     metric: str
-    #: The task of its settings if scores have that task's units; else empty.
+    #: The task of its settings if scores have that task's unit. Otherwise empty.
     task: str
-    #: The budget, with what sets the block apart from others of it.
+    #: The budget, with the differences from other blocks of the same budget.
     title: str
     unit: Unit
-    #: The smallest difference that matters, in the metric's units.
+    #: The smallest difference that matters, in units of the metric.
     threshold: float
-    #: The settings on which methods can be compared.
+    #: The settings on which methods are compared.
     settings: tuple[TaskAndBackbone, ...]
-    #: Cells of every method that has runs on all settings, in their order.
+    #: For every method with runs on all settings: its cells, in the order of the settings.
     cells: Mapping[str, tuple[int, ...]] = field(repr=False)
-    #: Method -> why it is in no mean and no rank.
+    #: Methods that are in no mean and no rank, with the reason.
     left_out: Mapping[str, str]
-    #: The method that replaces LoRA as the reference; empty for LoRA.
+    #: The method that replaces LoRA as the reference. Empty for LoRA.
     named_reference: str = ""
-    #: Number of references whose blocks have simultaneous intervals.
+    #: The number of references over whose blocks intervals are simultaneous.
     families: int = 1
-    #: None if there is none, for the reason in `no_reference`.
+    #: The reference. None if there is none, with the reason in `no_reference`.
     reference: Reference | None = None
     no_reference: str = ""
     comparisons: tuple[AgainstReference, ...] = ()
-    #: Cells and comparisons of methods that lack some settings. They are in no mean over settings.
+    #: Cells and comparisons of methods without runs on some settings. They are in no mean over settings.
     cells_of_part: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     of_part: tuple[AgainstReference, ...] = ()
-    #: What statistics read; None if no method takes part.
+    #: The input of statistics. None if no method takes part.
     entrants: Entrants | None = field(default=None, repr=False)
-    #: Results of `STATISTICS`, as far as they are known.
+    #: The results of `STATISTICS` that could be computed.
     statistics: Mapping[Statistic[Any], Any] = field(default_factory=dict, repr=False)
-    #: Limits of the comparisons, and reasons why methods are in none.
+    #: Limits of the comparisons, and reasons why some methods are not compared.
     notes: tuple[str, ...] = ()
 
     def result(self, statistic: Statistic[Result]) -> Result | None:
-        """The result of a statistic; None if too little is known."""
+        """The result of a statistic. None if it could not be computed."""
         return self.statistics.get(statistic)
 
     @property
@@ -83,7 +83,7 @@ class Block:
 
     @property
     def design(self) -> Design | None:
-        """The differences that its comparisons can detect."""
+        """The design that tells which differences its comparisons can detect."""
         return self.result(POWER)
 
     @property
@@ -92,7 +92,7 @@ class Block:
 
     @property
     def all_comparisons(self) -> tuple[AgainstReference, ...]:
-        """Comparisons over all settings, then those over a part of them."""
+        """Comparisons over all settings, then those over some settings only."""
         return (*self.comparisons, *self.of_part)
 
     @property
@@ -107,30 +107,30 @@ class Block:
 
     @property
     def held(self) -> str:
-        """That level in words."""
+        """The joint level as text."""
         together = f", those of all {self.families} references together with 95%"
         return f"{100 * self.level:.4g}%" + together * (self.families > 1)
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods with all settings, best mean rank first."""
+        """The methods with runs on all settings, best mean rank first."""
         return self.ranking.methods if self.ranking else tuple(self.cells)
 
     @property
     def collapsed(self) -> tuple[Collapses, ...]:
-        """Every collapsed side of its comparisons, once."""
+        """Every collapsed side of its comparisons, without repetition."""
         return tuple(
             dict.fromkeys(side for comparison in self.all_comparisons for side in comparison.collapsed)
         )
 
     @property
     def claims(self) -> int:
-        """Number of comparisons with simultaneous intervals."""
+        """The number of comparisons with simultaneous intervals."""
         return len(self.all_comparisons)
 
     @property
     def without_examples(self) -> tuple[TaskAndBackbone, ...]:
-        """The settings on which some comparison is of seeds alone."""
+        """The settings where some comparison covers seeds only, not test examples."""
         alone = {
             setting
             for comparison in self.all_comparisons
@@ -142,22 +142,22 @@ class Block:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A study with everything that is computed from it."""
+    """A study with everything computed from it."""
 
     study: Study
     #: The smallest difference that matters, by metric.
     thresholds: Mapping[str, float]
     blocks: tuple[Block, ...]
-    #: Limits of the whole report, the notes of the study included.
+    #: Limits of the whole report, including the study's notes.
     notes: tuple[str, ...]
-    #: The runs as far as they were read.
+    #: The runs that were read.
     evidence: Evidence = field(repr=False)
     #: By cell.
     collapses: Mapping[int, Collapses]
 
 
 def analyse(study: Study, threshold: Asked = None) -> Analysis:
-    """Computes what the report shows beyond means. Raises UserError as `thresholds` does."""
+    """Computes everything in a report beyond means. Raises UserError as `thresholds` does."""
     matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     of_cells = recipes(study)
     budgets = sorted(dict.fromkeys(cell.budget for cell in study.all_cells), key=block_order)
@@ -172,7 +172,7 @@ def analyse(study: Study, threshold: Asked = None) -> Analysis:
     return Analysis(study, matters, blocks, notes, evidence, collapsed)
 
 
-# --- who is compared ---
+# --- which methods are compared ---
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,10 @@ class Comparable:
 
     title: str
     metric: str
-    #: The task if scores have its units, which have no mean over tasks; else empty.
+    #: The task if scores have its unit, so that they have no mean over tasks. Otherwise empty.
     task: str
     methods: Mapping[str, Sequence[Cell]]
-    #: A note on another recipe than that of the budget's largest group; else empty.
+    #: A note if the recipe differs from that of the budget's largest group. Otherwise empty.
     note: str
 
     @property
@@ -195,7 +195,7 @@ class Comparable:
 def comparable(
     study: Study, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe]
 ) -> Iterator[Comparable]:
-    """The cells of a budget in groups that may be compared; of one metric, the largest group first."""
+    """Yields the cells of a budget in comparable groups. For each metric the largest group comes first."""
     by_metric = grouped(cells, lambda cell: measured(study.metrics[cell.number], cell.task))
     for (metric, task), of_metric in by_metric.items():
         groups = alike(of_cells, grouped(of_metric, lambda cell: cell.method))
@@ -210,7 +210,7 @@ def comparable(
 
 
 def measured(metric: str, task: str) -> tuple[str, str]:
-    """The metric, with the task if scores have that task's units."""
+    """The metric, with the task if scores have that task's unit."""
     return metric, task if metric and METRICS.get(metric).in_units else ""
 
 
@@ -226,7 +226,7 @@ def _apart(group: Alike, first: Alike) -> str:
 def _blocks(
     study: Study, budget: str, of_cells: Mapping[int, Recipe], matters: Mapping[str, float]
 ) -> Iterator[Block]:
-    """The blocks of a budget, with the methods that take part in each."""
+    """Yields the blocks of a budget, with the methods that take part in each."""
     planned = [cell for cell in study.all_cells if cell.budget == budget]
     for group in comparable(study, budget, planned, of_cells):
         units = (cell.unit for cell in planned if cell.unit and (not group.task or cell.task == group.task))
@@ -251,9 +251,9 @@ def _blocks(
 
 
 def _with_entrants(block: Block, methods: Mapping[str, Sequence[Cell]]) -> Block:
-    """The block with the methods that take part, and those that are left out and why."""
+    """The block with the methods that take part, and those left out with the reason."""
     by_setting = grouped((cell for cells in methods.values() for cell in cells), lambda cell: cell.setting)
-    # A setting on which hardly anything has run yet would keep everybody out.
+    # A setting where hardly anything has run yet would exclude every method.
     least = min(2, len(methods))
     settings = tuple(
         setting for setting, cells in by_setting.items() if sum(cell.finished > 0 for cell in cells) >= least
@@ -294,7 +294,7 @@ def _with_entrants(block: Block, methods: Mapping[str, Sequence[Cell]]) -> Block
 
 
 def _missing(settings: Iterable[TaskAndBackbone], on: Mapping[TaskAndBackbone, Cell]) -> str:
-    """The settings that a method lacks, in words; empty if it has all."""
+    """The settings without runs of a method, as text. Empty if it has runs on all."""
     if unplanned := [setting for setting in settings if setting not in on]:
         return f"not planned on {listed(unplanned)}"
     return "; ".join(
@@ -325,7 +325,7 @@ def _needed(blocks: Sequence[Block]) -> list[int]:
 
 
 def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapses]) -> Block:
-    """The block with its comparisons and statistics."""
+    """Computes the block's comparisons and statistics."""
     if not block.cells:
         return block
     everything, notes = against_reference(

@@ -1,4 +1,4 @@
-"""The page's tables of methods: differences as a heat map for each block, and results setting by setting."""
+"""The page's tables of methods: a heat map of differences per block, and results by setting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reports.ranking import pareto
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.units import unit_of
 
-#: Thresholds that a difference has to span for the full colour of a heat map.
+#: The number of thresholds that a difference must reach for the full colour of a heat map.
 FULL_COLOUR = 4
 
 
@@ -27,35 +27,35 @@ class Shade:
     """A difference from the reference as a field of a heat map."""
 
     against: Against
-    #: 0 is no colour, 1 the full one.
+    #: The strength of the colour, from 0 (none) to 1 (full).
     share: float
-    #: The cell; None for the mean over settings.
+    #: The number of the cell. None for the mean over settings.
     cell: int | None
 
 
 @dataclass(frozen=True)
 class HeatRow:
-    """A method of a heat map, named by its first cell."""
+    """A method's row in a heat map, named after its first cell."""
 
     cell: Cell
-    #: None for the reference, and for methods that lack settings.
+    #: The mean over settings. None for the reference, and for methods without runs on some settings.
     mean: Shade | None
-    #: One a setting, None where it has not run; empty for the reference.
+    #: One field per setting, None where the method has not run. Empty for the reference.
     shades: tuple[Shade | None, ...]
-    #: The number of settings on which it has run, in words, if it lacks some.
+    #: The number of settings with runs, as text, if some have none.
     on: str = ""
 
 
 @dataclass(frozen=True)
 class Heat:
-    """Methods × settings of one block, the best mean first; methods that lack settings come last."""
+    """Methods × settings of one block, best mean first; methods without runs on some settings last."""
 
     block: Block
     rows: tuple[HeatRow, ...]
 
 
 def heats(analysis: Analysis) -> list[Heat]:
-    """Heat maps of all blocks with comparisons."""
+    """The heat maps of all blocks with comparisons."""
     return [_heat(analysis.study, block) for block in analysis.blocks if block.claims]
 
 
@@ -79,7 +79,7 @@ def _heat(study: Study, block: Block) -> Heat:
 
 
 def _shades(block: Block, comparison: AgainstReference) -> tuple[Shade | None, ...]:
-    """A field for each setting of the block; None where the method has not run."""
+    """A field for each setting of the block. None where the method has not run."""
     on = {setting: place for place, setting in enumerate(comparison.settings)}
     return tuple(
         _shade(block, against(block, comparison, on[setting]), comparison.cells[on[setting]])
@@ -96,7 +96,7 @@ def _shade(block: Block, difference: Against, cell: int | None) -> Shade:
 
 @dataclass(frozen=True)
 class Strip:
-    """The positions of a mean and its interval on the strip of their setting, in percent of its width."""
+    """Positions of a mean and its interval within their setting's range, in percent of the width."""
 
     at: float
     start: float | None
@@ -104,7 +104,7 @@ class Strip:
 
     @classmethod
     def of(cls, value: float, bounds: Sequence[float | None], low: float, high: float) -> Strip:
-        """On a strip from `low` to `high`; `bounds` are those of the interval, if any."""
+        """Positions within the range from `low` to `high`. `bounds` is the interval, if any."""
         start, end = (None if bound is None else _position(bound, low, high) for bound in bounds)
         return cls(_position(value, low, high), start, end)
 
@@ -118,20 +118,20 @@ class BoardRow:
     """A method in a table of results."""
 
     cell: Cell
-    #: The number of its colour.
+    #: The index of the method's colour.
     colour: int
-    #: Whether it is on the front of score and parameters.
+    #: Whether the method is on the Pareto front of score and parameters.
     pareto: bool
-    #: None if no seed has finished.
+    #: The mean and its interval. None if no seed has finished.
     strip: Strip | None
-    #: One for each reference that it is compared with.
+    #: One difference per reference.
     against: tuple[Against, ...]
     reference: bool
 
 
 @dataclass(frozen=True)
 class Board:
-    """The results of one block on one setting, the best mean first."""
+    """The results of one block on one setting, best mean first."""
 
     title: str
     budget: str
@@ -139,7 +139,7 @@ class Board:
 
 
 def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
-    """All results by setting, in the plan's order: no table ranks scores of different tasks."""
+    """All results by setting, in the plan's order. No table ranks scores of different tasks together."""
     study = analysis.study
     looks = Looks(cell.family for cell in study.all_cells)
     front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, PARAMETERS.of)}
@@ -178,7 +178,7 @@ def _compared(block: Block) -> Iterator[tuple[int, Against]]:
 
 
 def _title(blocks: Sequence[Block], cell: Cell) -> str:
-    """The title of the block of a cell."""
+    """The title of a cell's block."""
     for block in blocks:
         left_out = block.left_out if cell.setting in block.settings else {}
         numbers = chain.from_iterable(block.cells.values())
@@ -192,7 +192,7 @@ def _by_mean(cell: Cell) -> float:
 
 
 def _scale(study: Study, cells: Sequence[Cell]) -> tuple[float, float]:
-    """The range of a setting's strips, which holds every seed."""
+    """The range of a setting's strips, which covers every seed."""
     scores = [seed.score for cell in cells for seed in study.finished(cell.number) if seed.score is not None]
     if not scores:
         return 0.0, 1.0
@@ -208,17 +208,17 @@ def _in_percent(cell: Cell) -> bool:
 
 @dataclass(frozen=True)
 class Forest:
-    """The positions of the differences of a block on one scale, in percent of its width."""
+    """Positions of a block's differences on one scale, in percent of the width."""
 
-    #: Points at either end.
+    #: The difference in points at either end of the scale.
     reach: float
-    #: The practical threshold to either side of zero.
+    #: The positions of the practical threshold on either side of zero.
     within: tuple[float, float]
     strips: Mapping[str, Strip]
 
 
 def forest(block: Block) -> Forest | None:
-    """The intervals of a block as strips; None without comparisons."""
+    """The intervals of a block as strips. None without comparisons."""
     if not block.comparisons:
         return None
     reach = _reach(block.comparisons, block.threshold)
@@ -233,7 +233,7 @@ def forest(block: Block) -> Forest | None:
 
 
 def _reach(comparisons: Sequence[AgainstReference], threshold: float) -> float:
-    """Far enough for every difference, and no farther than the widest interval."""
+    """The end of the scale: large enough for every difference, and at most the widest interval."""
     ends = [abs(end) for each in comparisons for end in each.interval or (each.effect.difference,)]
     farthest = max(abs(each.effect.difference) for each in comparisons)
     smallest = RESOLUTION * max(part.size for each in comparisons for part in each.effect.parts)

@@ -1,4 +1,4 @@
-"""Warnings beside results: trainings that did not work, baselines that failed, heads that none beats."""
+"""Warnings beside results: trainings that failed, failed baselines, and unbeaten heads."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from reports.units import minus, unit_of
 from reports.words import listed, many
 
 if TYPE_CHECKING:
-    # The statistics take a second to import, and tables at the terminal need none.
+    # Importing the statistics takes a second, and tables at the terminal do not need them.
     from reports.analysis import Analysis, Block
     from reports.collapses import Collapses
 
-#: Share of the spread of outputs over examples below which an adapter's change of them counts as none.
+#: The adapter's effect, relative to the spread of outputs over examples, below which it counts as none.
 STILL = 0.01
 
-#: The heads that every adapter has to beat.
+#: The heads that every adapter should beat.
 HEADS = {FLOOR: "the head alone", CONVERGED: "the converged head"}
-#: Methods that are no adapters.
+#: Methods without an adapter.
 NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 
-#: Meaning of a reference's failure for differences from it: with collapsed runs, and without.
+#: What a reference's failure means for differences from it, with and without collapsed runs.
 OF_FAILED_RUNS = "Differences from it there measure its failed runs."
 OF_NO_BETTER = "Differences there are from a baseline that does no better than a head."
 
@@ -60,12 +60,12 @@ class _Trained:
 
     row: TableRow
     runs: Sequence[Record]
-    #: The result on validation that selected its state and its tuning point.
+    #: The validation result that selected its state and its tuning point.
     by: By
 
     @property
     def validation(self) -> float | None:
-        """The mean validation loss or score of the selected states; None if a run did not store it."""
+        """The mean validation loss or score of the selected states. None if a run did not store it."""
         measure = Measure.SELECTED_LOSS if self.by == "loss" else Measure.SELECTED_VALIDATION
         values = [run.measure(measure) for run in self.runs]
         stored = [value for value in values if value is not None]
@@ -73,11 +73,11 @@ class _Trained:
 
 
 def guards(experiment: Experiment) -> Iterator[str]:
-    """Warnings of an experiment's trainings and tunings, one for each kind and setting."""
+    """Yields warnings about an experiment's trainings and tunings, one per kind and setting."""
     settings = grouped(experiment.rows, lambda row: TaskAndBackbone(row.task, row.backbone))
     for setting, rows in settings.items():
         trained = [each for row in rows if (each := _trained(experiment, row)).runs]
-        # A study's trials have different rates, so that their mean is no result.
+        # A study's trials have different learning rates, so their mean is no result.
         of_seeds = [each for each in trained if each.row.studies is None]
         for warning in (*_below_the_head(of_seeds), *_runs(trained), *_tuning(rows)):
             yield f"{setting}: {warning}"
@@ -110,7 +110,7 @@ def _below_the_head(trained: Sequence[_Trained]) -> Iterator[str]:
 
 
 def _runs(trained: Sequence[_Trained]) -> Iterator[str]:
-    """Warnings about single runs."""
+    """Yields warnings about single runs."""
     signs: dict[str, Callable[[Record], bool]] = {
         f"the adapter changes outputs by less than {STILL:.0%} of their spread": _still,
         "the validation loss is no lower than that of a constant answer": _guessing,
@@ -132,7 +132,7 @@ def _guessing(run: Record) -> bool:
 
 
 def _tuning(rows: Sequence[TableRow]) -> Iterator[str]:
-    """Warnings about the tuning behind rows."""
+    """Yields warnings about the tuning of rows."""
     few: defaultdict[tuple[int, int], list[TableRow]] = defaultdict(list)
     for row in rows:
         if row.tuning and row.tuning.trials < (rates := len(row.tuning.grids.get("lr", ()))):
@@ -151,14 +151,14 @@ def _named(rows: Sequence[TableRow]) -> str:
 
 
 def plain_lora(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells of plain LoRA, the reference unless a report names another."""
+    """The cells of plain LoRA, the default reference."""
     return [cell for cell in cells if cell.family == REFERENCE and cell.method == cell.title]
 
 
 def failed_references(
     cells: Sequence[Cell], references: Iterable[Cell], collapses: Mapping[int, Collapses]
 ) -> dict[int, str]:
-    """A sentence for each of these references that failed, by cell. `collapses`: by cell."""
+    """A sentence for each of these references that failed, by cell. `collapses` is by cell."""
     failures = {cell.number: _failure(cell, cells, collapses.get(cell.number)) for cell in references}
     return {
         number: f"{failure}. {OF_FAILED_RUNS if number in collapses else OF_NO_BETTER}"
@@ -168,7 +168,7 @@ def failed_references(
 
 
 def reference_failures(analysis: Analysis) -> list[str]:
-    """Sentences on failed references of all blocks, and best mean differences without their tasks."""
+    """Sentences about failed references in all blocks, and best mean differences without their tasks."""
     study = analysis.study
     used = [number for block in analysis.blocks if block.reference for number in block.reference.cells]
     references = [study.all_cells[number] for number in dict.fromkeys(used)]
@@ -178,7 +178,7 @@ def reference_failures(analysis: Analysis) -> list[str]:
 
 
 def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> str:
-    """How a reference failed on its setting; empty if it did not."""
+    """How a reference failed on its setting. Empty if it did not."""
     if cell.family in NO_ADAPTERS or cell.gain is None:
         return ""
     unit, reasons = unit_of(cell.metric, cell.unit), []
@@ -196,15 +196,15 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
     if collapsed is not None:
         reasons.append(collapsed.counted)
     name = cell.method if cell.budget == OWN_SIZE else f"{cell.method} ({cell.budget})"
-    # Means that are near one another show no failure.
+    # Means that are close to each other show no failure.
     verb = "scored no better than a head" if collapsed is None else "failed"
     return f"{name} {verb} on {cell.setting}: {'; '.join(reasons)}" if reasons else ""
 
 
 def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
-    """The best mean difference with and without the tasks on which the reference failed.
+    """Yields the best mean difference with and without the tasks on which the reference failed.
 
-    `tasks`: these tasks, by the reference's cell.
+    `tasks` are these tasks, by the reference's cell.
     """
     methods = [comparison for comparison in block.comparisons if comparison.family not in HEADS]
     if block.reference is None or not methods:
@@ -226,9 +226,9 @@ def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
 
 
 def unbeaten(cells: Iterable[Cell]) -> list[str]:
-    """A sentence for each setting where no adapter's mean is above the converged head's.
+    """A sentence for each setting where no adapter's mean exceeds the converged head's.
 
-    Settings with unfinished runs have none.
+    Settings with unfinished runs have no sentence.
     """
     sentences = []
     for setting, of_setting in grouped(cells, lambda cell: cell.setting).items():
@@ -248,7 +248,7 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
 
 
 def above_reference(study: Study, block: Block) -> float | None:
-    """The converged head's mean difference from a block's reference, more being better.
+    """The converged head's mean difference from a block's reference; positive is better.
 
     None if one of the block's settings has no converged head.
     """

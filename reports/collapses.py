@@ -1,4 +1,4 @@
-"""Collapsed runs: with them, a handful of seeds bounds neither how often runs collapse nor how far."""
+"""Collapsed runs. If there are any, a few seeds limit neither how often nor how far runs collapse."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from reports.study import FLOOR, Cell, Experiment, Study, TaskAndBackbone, group
 from reports.thresholds import threshold_of, thresholds
 from reports.words import many
 
-#: The failure of a run whose training went wrong, and not the machine.
+#: The failure reason that blames the training, not the machine.
 DIVERGED = "diverged"
-#: A run has collapsed if it is so many points below the head alone or, without such a row, below the median
-#: of its own method. A point is the metric's default threshold.
+#: The number of points below the head alone (or, without that row, below the median of its own method) from
+#: which a run counts as collapsed. A point is the metric's default threshold.
 POINTS = 10
-#: It has also collapsed if it is within so many standard errors of guessing, on settings whose best mean is
-#: `POINTS` above that. On others, well-trained runs may score as low.
+#: The number of standard errors above guessing up to which a run also counts as collapsed. This applies only
+#: if the setting's best mean is `POINTS` above that. Otherwise well-trained runs may score as low.
 ERRORS = 2
-#: Number of the most frequent classes among which guessing takes the better one.
+#: The number of most frequent classes from which guessing takes the better one.
 GUESSES = 2
 
 
 @dataclass(frozen=True)
 class Collapses:
-    """The collapsed runs of a cell: final ones, and tuning trials of the chosen point."""
+    """The collapsed runs of a cell: final runs, and tuning trials of the chosen point."""
 
     method: str
     setting: TaskAndBackbone
     count: int
     runs: int
-    #: Final runs among them.
+    #: The number of final runs among them.
     seeds: int
 
     @property
@@ -56,7 +56,7 @@ class Collapses:
 
     @property
     def counted(self) -> str:
-        """The count in words, with the bound on the true share."""
+        """The count as text, with the bound on the true share."""
         return (
             f"{self.count} of {many(self.runs, 'run')} collapsed; with {many(self.seeds, 'seed')} the true "
             f"share may be as high as {100 * self.chance:.0f}%"
@@ -65,26 +65,26 @@ class Collapses:
 
 @dataclass(frozen=True)
 class _Levels:
-    """The levels of a setting on one split below which runs have collapsed; more is better."""
+    """The levels of a setting on one split below which runs count as collapsed. Larger is better."""
 
-    #: Mean of the head alone; None if the setting has no such row.
+    #: The mean of the head alone. None if the setting has no such row.
     head: float | None
-    #: The highest score within noise of guessing; None if it is unknown, or no method is well above it.
+    #: The highest score within noise of guessing. None if unknown, or if no method is well above it.
     guessing: float | None
-    #: Ten points.
+    #: The size of `POINTS` points in units of the score.
     far: float
 
     def collapsed(self, gain: float, own: Sequence[float], *, is_head: bool) -> bool:
-        """`own`: the gains of the final runs of the same cell."""
+        """Whether a run collapsed. `own` are the gains of the final runs of the same cell."""
         level = self.head if self.head is not None else median(own or [-math.inf])
         guessed = self.guessing is not None and not is_head and gain <= self.guessing
         return guessed or gain <= level - (1 - RESOLUTION) * self.far
 
 
 def collapses(study: Study) -> dict[int, Collapses]:
-    """Cells with runs that collapsed or diverged, by number.
+    """The cells with runs that collapsed or diverged, by number.
 
-    Cells with studies have none: their trials have random rates, and some of them are meant to fail.
+    Cells with studies are left out: their trials have random learning rates, and some are meant to fail.
     """
     collapsed = {}
     of_seeds = (cell for cell in study.all_cells if cell.metric and cell.studies is None)
@@ -100,14 +100,14 @@ def collapses(study: Study) -> dict[int, Collapses]:
 
 
 def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Whether each final run collapsed, without runs that failed otherwise."""
+    """Yields whether each final run collapsed, without runs that failed for other reasons."""
     gains = study.gains([cell.number])[1][0].tolist()
     yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
     yield from (True for seed in study.of_cell(cell.number) if seed.failure == DIVERGED)
 
 
 def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """The same for the tuning trials of the chosen point."""
+    """Yields whether each tuning trial of the chosen point collapsed."""
     if cell.tuning is None or cell.tuning.chosen is None:
         return
     sign = direction(cell.metric)
@@ -120,14 +120,14 @@ def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
 
 
 def at_chosen_point(experiment: Experiment, tuning: Tuned) -> list[Record]:
-    """The tuning trials of the point that was chosen."""
+    """The tuning trials of the chosen point."""
     chosen = {axis: f"{value:g}" for axis, value in (tuning.chosen or {}).items()}
     records = [experiment.records[id_] for id_ in tuning.ids if id_ in experiment.records]
     return [record for record in records if _point(record) == chosen]
 
 
 def _point(record: Record) -> dict[str, str]:
-    """The point of a tuning trial, in brackets behind the method's name."""
+    """The point of a tuning trial, from the brackets after the method's name."""
     name = record.tag(Tag.METHOD)
     label = name[name.rfind("[") + 1 : -1] if name.endswith("]") else ""
     pairs = (part.partition(" ") for part in label.split(", ") if " " in part)
@@ -135,7 +135,7 @@ def _point(record: Record) -> dict[str, str]:
 
 
 def _levels(study: Study, cells: Sequence[Cell], *, of_final: bool) -> _Levels:
-    """The levels for final runs, or for tuning trials. `cells`: those of one setting and metric."""
+    """The levels for final runs or tuning trials. `cells` are those of one setting and metric."""
     metric, sign = METRICS.get(cells[0].metric), direction(cells[0].metric)
     scores = [cell.mean if of_final else cell.validation for cell in cells]
     gains = [(cell, sign * score) for cell, score in zip(cells, scores, strict=True) if score is not None]
@@ -151,9 +151,9 @@ def _levels(study: Study, cells: Sequence[Cell], *, of_final: bool) -> _Levels:
 
 
 def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> float | None:
-    """The score of the best constant answer with `ERRORS` standard errors, more being better.
+    """The score of the best constant answer plus `ERRORS` standard errors; larger is better.
 
-    None if no run has predictions, or if the metric scores no constant answer.
+    None if no run has predictions, or if the metric is undefined for constant answers.
     """
     for name, trial_id in runs:
         stored = predictions(study.experiment(name), [trial_id], metric).get(trial_id)
@@ -167,7 +167,7 @@ def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> 
 
 
 def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tuple[str, str]]:
-    """Experiment and trial id of finished runs: final ones, or tuning trials."""
+    """Yields experiment and trial id of finished final runs or tuning trials."""
     for cell in cells:
         if of_final:
             yield from ((seed.experiment, seed.trial_id) for seed in study.finished(cell.number))
@@ -178,7 +178,7 @@ def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tu
 
 
 def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
-    """Constant answers: those of models that answer every example alike."""
+    """Yields constant answers: those of models that answer every example alike."""
     labels = stored.labels
     if "generation" in metric.kinds:
         return

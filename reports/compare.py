@@ -1,8 +1,8 @@
-"""Two experiments side by side: changes of their configuration, and cells that moved.
+"""Two experiments side by side: changes in configuration, and cells that changed.
 
-A cell is compared with itself in the other experiment. Reports compare only rows of one recipe; here changes
-of the recipe are listed instead, since their effect is the question. Only the measurement (protocol, split,
-data, sizes, weights, metric) has to be the same.
+A cell is compared with itself in the other experiment. Reports compare only rows with one recipe. Here
+changes of the recipe are listed instead, since their effect is the question. Only the measurement (protocol,
+split, data, sizes, weights, metric) must be the same.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from reports.recipes import (
 from reports.study import Cell, Study, grouped
 from reports.thresholds import Asked, threshold_of, thresholds
 
-#: Verdicts on cells that no interval compares.
+#: Verdicts on cells that are not compared by an interval.
 SAME_TRIALS, SAME_SCORES, MEASURED_OTHERWISE = "same trials", "same scores", "measured otherwise"
 
 
 class Name(NamedTuple):
-    """The name of a cell in both experiments."""
+    """The name of a cell, equal in both experiments."""
 
     task: str
     backbone: str
@@ -64,44 +64,44 @@ class Change:
     what: str
     before: str
     after: str
-    #: Number of cells that it holds for, and the first of them; 0 if it holds for all trials.
+    #: The number of cells concerned, and the first of them. 0 if it concerns all trials.
     cells: int
     example: str
 
 
 @dataclass(frozen=True)
 class Move:
-    """A cell that both experiments have."""
+    """A cell that both experiments have, with its change."""
 
     task: str
     backbone: str
     budget: str
     method: str
-    #: Of the scores; empty if neither side has any.
+    #: The metric of the scores. Empty if neither side has any.
     metric: str
     #: The unit of a regression's targets, if scores have it and the task names it.
     unit: str
-    #: Mean scores over finished seeds.
+    #: Mean scores over finished seeds, before and after.
     before: float | None
     after: float | None
-    #: Seeds that finished, and those that were planned.
+    #: The numbers of finished and of planned seeds.
     seeds: tuple[int, int]
     planned: tuple[int, int]
-    #: Shared finished seeds, which are compared one by one. If there are none, all seeds of both sides are.
+    #: The shared finished seeds, which are compared in pairs. If empty, all seeds of both sides are compared.
     pairs: int
-    #: After minus before; None if nothing is compared.
+    #: The score after minus the score before. None if not compared.
     difference: float | None
-    #: Simultaneous with those of all other cells.
+    #: The interval of the difference, simultaneous with those of all other cells.
     interval: Bounds | None
-    #: The smallest difference that matters, in the units of the score.
+    #: The smallest difference that matters, in units of the score.
     threshold: float
-    #: Whether the interval is over test examples too, and not over seeds alone.
+    #: Whether the interval covers test examples as well as seeds.
     examples: bool
-    #: That of `reports.inference.effects.verdict`, or `SAME_TRIALS`, `SAME_SCORES` or `MEASURED_OTHERWISE`.
+    #: A verdict of `reports.inference.effects.verdict`, `SAME_TRIALS`, `SAME_SCORES` or `MEASURED_OTHERWISE`.
     verdict: str
     #: Whether the interval excludes zero.
     moved: bool
-    #: Differences of the measurement, which forbid a comparison.
+    #: Differences in the measurement, which prevent a comparison.
     differs: Differences
     runs: tuple[list[str], list[str]]
 
@@ -111,11 +111,11 @@ class Comparison:
     """Two experiments side by side."""
 
     names: tuple[str, str]
-    #: The smallest difference that matters, by metric; cells with units of their own have their own.
+    #: The smallest difference that matters, by metric. Cells whose scores have a unit have their own.
     thresholds: dict[str, float]
     changes: list[Change]
     moves: list[Move]
-    #: Cells that one side alone has.
+    #: Cells that only one side has.
     only: tuple[list[str], list[str]]
     notes: tuple[str, ...]
 
@@ -128,7 +128,7 @@ class _Side:
     evidence: Evidence
     collapses: Mapping[int, Collapses]
     cells: Mapping[Name, Cell]
-    #: By the number of a cell.
+    #: The recipe of each cell, by its number.
     trials: Mapping[int, PlannedTrial]
 
     @classmethod
@@ -138,11 +138,11 @@ class _Side:
         return cls(study, evidence, collapses(study), cells, trial_of_each(study))
 
     def runs(self, name: Name) -> dict[str, str]:
-        """Run ids of the finished seeds of a cell by trial id."""
+        """The run ids of a cell's finished seeds, by trial id."""
         return {seed.trial_id: seed.run_id for seed in self.study.finished(self.cells[name].number)}
 
     def measurement(self, name: Name) -> Recipe:
-        """The part of a cell's recipe that decides what its scores measure."""
+        """The part of a cell's recipe that determines what its scores measure."""
         cell = self.cells[name]
         trial = self.trials.get(cell.number)
         decisive = {key: value for key, value in fields(trial).items() if key in DECISIVE} if trial else {}
@@ -150,9 +150,9 @@ class _Side:
 
 
 def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = None) -> Comparison:
-    """Compares two experiments, each a store's URI and a name, or any URI and the file of a pack.
+    """Compares two experiments, each given as a store's URI and a name, or any URI and a pack's file.
 
-    Raises UserError if one is missing or has no finished trial, or both are the same; and for a threshold as
+    Raises UserError if one is missing or has no finished trial, if both are the same, and for a threshold as
     `reports.thresholds.thresholds` does.
     """
     if first == second:
@@ -183,7 +183,7 @@ def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = 
 
 
 def _read_single(uri: str, name: str) -> Study:
-    """Reads one experiment. Raises UserError for a pack that holds several."""
+    """Reads one experiment. Raises UserError for a pack with several."""
     study = read(uri, [name])
     if len(study.experiments) > 1:
         raise UserError(f"{name} holds several experiments ({study.title}); compare takes packs of one")
@@ -191,7 +191,7 @@ def _read_single(uri: str, name: str) -> Study:
 
 
 def _moves(before: _Side, after: _Side, common: Sequence[Name], matters: Mapping[str, float]) -> list[Move]:
-    """The cells: those that moved come first, and larger differences before smaller ones."""
+    """The cells: those that changed come first, larger differences before smaller ones."""
     differs: dict[Name, Differences] = {}
     differences: dict[Name, Between] = {}
     for name in common:
@@ -266,13 +266,13 @@ def _equal(measured: Between) -> bool:
 
 
 def _signed(interval: Bounds, sign: float) -> Bounds:
-    """The bounds of a gain as those of the score's own difference."""
+    """Converts the bounds of a gain to those of the score's difference."""
     low, high = sorted(sign * bound for bound in interval)
     return low, high
 
 
 def _configured(before: _Side, after: _Side, common: Sequence[Name]) -> list[Change]:
-    """Changes in the configuration of common cells, without those that wait for their tuning."""
+    """Changes in the configuration of common cells, without cells that are not yet tuned."""
     cells_of: defaultdict[tuple[str, str, str], list[Name]] = defaultdict(list)
     sides = [(_configurations(side.study), side.cells) for side in (before, after)]
     for name in common:
@@ -284,7 +284,7 @@ def _configured(before: _Side, after: _Side, common: Sequence[Name]) -> list[Cha
 
 
 def _configurations(study: Study) -> dict[int, dict[str, str]]:
-    """The configuration of each cell by its number, flat; not of those that wait for their tuning."""
+    """The flattened configuration of each cell by number, without cells that are not yet tuned."""
     seeds_of = grouped(study.all_seeds, lambda seed: seed.cell)
     configurations = {}
     for number, trial in trial_of_each(study).items():
@@ -301,7 +301,7 @@ def _configurations(study: Study) -> dict[int, dict[str, str]]:
 
 
 def _surroundings(before: Study, after: Study) -> list[Change]:
-    """Changes of provenance, with all values of either side."""
+    """Changes in provenance, with all values of either side."""
     values = [
         {key: ", ".join(sorted(counts)) for key, counts in provenance_counts(study).items()}
         for study in (before, after)

@@ -1,4 +1,4 @@
-"""Comparisons of methods with the reference: LoRA, unless a report names another method."""
+"""Comparisons of methods with the reference, which is LoRA by default."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from reports.words import many
 
 @dataclass(frozen=True)
 class Reference:
-    """The method that the others of a budget are compared with."""
+    """The method with which the others of a budget are compared."""
 
     method: str
-    #: The budget of its cells: another one if this budget has no LoRA.
+    #: The budget of its cells, which differs if the block's budget has no LoRA.
     budget: str
-    #: One a setting.
+    #: One cell per setting.
     cells: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class IfFloor:
-    """A comparison with the score of the setting's floor for runs that diverged."""
+    """The comparison with diverged runs counted at the floor of their setting."""
 
-    #: Additional seed pairs.
+    #: The number of additional seed pairs.
     pairs: int
     effect: Effect
     interval: Bounds | None
@@ -47,7 +47,7 @@ class IfFloor:
 
 @dataclass(frozen=True)
 class Without:
-    """A comparison without one task."""
+    """A comparison without one of the tasks."""
 
     task: str
     difference: float
@@ -60,26 +60,26 @@ class AgainstReference:
 
     method: str
     family: str
-    #: The settings that both have.
+    #: The settings on which both have runs.
     settings: tuple[TaskAndBackbone, ...]
     cells: tuple[int, ...]
     reference_cells: tuple[int, ...]
     effect: Effect
-    #: Simultaneous with those of all other methods of the budget.
+    #: The interval, simultaneous with those of all other methods of the budget.
     interval: Bounds | None
-    #: The same interval if the points that tuning chose had been fixed beforehand.
+    #: The same interval, had the points chosen by tuning been fixed beforehand.
     at_chosen_points: Bounds | None
-    #: The verdict of the interval, never stronger than with diverged runs at the floor.
+    #: The verdict of the interval, no stronger than with diverged runs at the floor.
     verdict: Verdict
-    #: On each setting, simultaneous with those of all methods on all settings of the budget.
+    #: Intervals by setting, simultaneous for all methods on all settings of the budget.
     intervals: tuple[Bounds | None, ...]
-    #: Planned seed pairs that have not finished.
+    #: The number of planned seed pairs that have not finished.
     lost: int
-    #: None if no run of the pairs diverged.
+    #: The comparison with diverged runs at the floor. None if no run of the pairs diverged.
     if_floor: IfFloor | None
-    #: Without each task in turn; empty with a single task.
+    #: The comparisons without each task in turn. Empty with a single task.
     without: tuple[Without, ...]
-    #: On each setting the sides with collapsed runs, which are never practically equivalent there.
+    #: By setting, the sides with collapsed runs. Such sides are never practically equivalent there.
     collapses: tuple[tuple[Collapses, ...], ...]
 
     @property
@@ -89,7 +89,7 @@ class AgainstReference:
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """Numbers of settings won, tied and lost: the interval is above zero, contains it, or is below."""
+        """The numbers of settings won (interval above zero), tied (contains zero) and lost (below zero)."""
         intervals = [interval for interval in self.intervals if interval is not None]
         wins, losses = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
         return wins, len(self.intervals) - wins - losses, losses
@@ -101,11 +101,11 @@ class AgainstReference:
 def find_reference(
     study: Study, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe], named: str = ""
 ) -> tuple[Reference | None, list[str]]:
-    """LoRA with the recipes of these cells on their settings; or a note why there is none.
+    """LoRA with the recipes of these cells on their settings, or a note why there is none.
 
-    The budget's own LoRA comes first, then that of the first budget that has one. Variants of LoRA count only
-    if no plain LoRA is available: at this budget, or at any budget if it has no LoRA at all and for methods
-    of fixed size. `named` replaces LoRA by the method of that name.
+    The budget's own LoRA comes first, then that of the first budget that has one. Variants of LoRA are used
+    only if no plain LoRA is available: at this budget, or at any budget if it has no LoRA at all and for
+    methods of fixed size. `named` replaces LoRA by the method with that name.
     """
     recipe = {cell.setting: of_cells[cell.number] for cell in cells}
     lora = [cell for cell in study.all_cells if (cell.method == named if named else cell.family == REFERENCE)]
@@ -126,7 +126,7 @@ def find_reference(
             if not differs:
                 return Reference(method, place, tuple(on[setting].number for setting in recipe)), []
             rejected = rejected or differs
-        # A budget that has a LoRA of its own is measured by no other.
+        # A budget with its own LoRA uses no other.
         if of_budget and place == budget != OWN_SIZE and candidates is lora:
             break
     name = named or "LoRA"
@@ -149,9 +149,9 @@ def against_reference(
     """The comparisons of these methods, and notes on their limits.
 
     Args:
-        cells: Cells of each method, one for each setting that it has: it is compared on these.
-        families: Number of references whose intervals are simultaneous.
-        collapses: By cell.
+        cells: The cells of each method, one per setting with runs. It is compared on these settings.
+        families: The number of references over which intervals are simultaneous.
+        collapses: Collapsed runs, by cell.
     """
     if reference is None:
         return (), []
@@ -185,7 +185,7 @@ def against_reference(
 def judged(
     measured: Effect, if_floor: Effect | None, level: float, threshold: float, *, collapsed: bool
 ) -> Verdict:
-    """The verdict on an effect, never stronger than with diverged runs at the floor."""
+    """The verdict on an effect, no stronger than with diverged runs at the floor."""
     verdicts = [
         verdict(version.interval(level), threshold, collapsed=collapsed)
         for version in (measured, if_floor)
@@ -196,14 +196,14 @@ def judged(
 
 @dataclass(frozen=True)
 class _Family:
-    """Common properties of the comparisons of one budget."""
+    """The common properties of the comparisons of one budget."""
 
     evidence: Evidence
     collapses: Mapping[int, Collapses]
     threshold: float
-    #: Level of the interval of each method, for simultaneous intervals.
+    #: The level of each method's interval that makes intervals simultaneous.
     level: float
-    #: The same for each method on each setting.
+    #: The same level for intervals of each method on each setting.
     level_on_settings: float
 
     def compared(
@@ -270,7 +270,7 @@ class _Family:
 
 
 def _floored(study: Study, cell: int) -> dict[int, float]:
-    """The scores of a cell by seed, more being better, with the floor for runs that diverged."""
+    """The scores of a cell by seed (larger is better), with the floor for diverged runs."""
     seeds, sign = study.of_cell(cell), study.direction(cell)
     scores = {seed.seed: sign * seed.score for seed in seeds if seed.score is not None}
     if diverged := [seed.seed for seed in seeds if seed.failure == DIVERGED]:
@@ -279,12 +279,12 @@ def _floored(study: Study, cell: int) -> dict[int, float]:
 
 
 def _planned_pairs(study: Study, *cells: int) -> int:
-    """The number of seeds that all these cells plan."""
+    """The number of seeds planned by all these cells."""
     return len(set.intersection(*({seed.seed for seed in study.of_cell(cell)} for cell in cells)))
 
 
 def floor_of(study: Study, setting: TaskAndBackbone) -> float:
-    """The score of the head alone, or else the worst of any run of the setting; more is better."""
+    """The score of the head alone, otherwise of the setting's worst run; larger is better."""
     cells = [cell for cell in study.all_cells if cell.setting == setting and cell.mean is not None]
     heads = [cell.gain for cell in cells if cell.family == FLOOR and cell.gain is not None]
     return heads[0] if heads else min(float(study.gains([cell.number])[1].min()) for cell in cells)
@@ -313,18 +313,18 @@ def _limits(reference: Reference, comparisons: Sequence[AgainstReference]) -> li
     return notes
 
 
-# --- statistics beside comparisons ---
+# --- further statistics ---
 
 
 @dataclass(frozen=True)
 class Entrants:
-    """The methods of a block, as statistics read them."""
+    """The methods of a block, as input of statistics."""
 
     evidence: Evidence
-    #: Cells of each method, one a setting.
+    #: The cells of each method, one per setting.
     cells: Mapping[str, tuple[int, ...]]
     comparisons: tuple[AgainstReference, ...]
-    #: Number of comparisons with simultaneous intervals, and their joint level.
+    #: The number of comparisons with simultaneous intervals, and their joint level.
     claims: int
     level: float
     threshold: float
@@ -335,16 +335,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Statistic(Generic[Result]):
-    """A statistic of the methods of a block, exported as a table of its own.
+    """A statistic of the methods of a block, exported as its own table.
 
-    A new one is a module with its `Statistic` and a place in `reports.analysis.STATISTICS`.
+    To add one, write a module with a `Statistic` and name it in `reports.analysis.STATISTICS`.
     """
 
-    #: Of its CSV file and its table in `report.json`.
+    #: The name of its CSV file and of its table in `report.json`.
     name: str
-    #: None if too little is known.
+    #: Computes the result. None if too little is known.
     compute: Callable[[Entrants], Result | None]
-    #: The lines of its table, a dictionary of columns each.
+    #: Makes the lines of its table, each a dictionary of columns.
     lines: Callable[[Entrants, Result], Iterator[dict[str, Any]]]
 
 
@@ -366,10 +366,10 @@ def _design_lines(entrants: Entrants, design: Design) -> Iterator[dict[str, Any]
     }
 
 
-#: Differences that the comparisons of a block can detect.
+#: The differences that the comparisons of a block can detect.
 POWER = Statistic("power", _design, _design_lines)
 
 
 def level_column(level: float) -> dict[str, float]:
-    """The joint level of a block's intervals as a column, if it is not 95%."""
+    """The joint level of a block's intervals as a column, unless it is 95%."""
     return {} if math.isclose(level, of_each(1)) else {"level": level}

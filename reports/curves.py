@@ -12,15 +12,15 @@ from bench.records.measures import validation_key
 from reports.inference.intervals import Array
 from reports.study import CEILING, FLOOR, OWN_SIZE, REFERENCE, Cell, Seed, Study, TaskAndBackbone, grouped
 
-#: Panels, methods of one panel beside the baselines, and metric histories that one report reads.
+#: The largest numbers of panels, of methods per panel besides baselines, and of metric histories to read.
 MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 600
 
 
 class Panel(NamedTuple):
-    """A setting and a budget; methods of fixed size are in every panel of their setting."""
+    """A setting and a budget. Methods of fixed size are in every panel of their setting."""
 
     setting: TaskAndBackbone
-    #: Empty if there is one budget only.
+    #: The budget. Empty if there is only one.
     budget: str
 
     def __str__(self) -> str:
@@ -29,24 +29,24 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A method on one panel: at each epoch the mean over the seeds that have a value."""
+    """A method in one panel: for each epoch the mean over seeds with a value."""
 
     panel: Panel
     cell: int
     method: str
     family: str
     metric: str
-    #: Seeds in the mean, and in the plan.
+    #: The numbers of seeds in the mean, and in the plan.
     seeds: int
     planned: int
     epochs: Array
     values: Array
-    #: Values (epochs,) by seed; NaN if it has none at that epoch.
+    #: Values (epochs,) by seed. NaN if the seed has none at that epoch.
     of_seeds: dict[int, Array]
 
     @property
     def label(self) -> str:
-        """The method, with the number of its seeds if some are not in the mean."""
+        """The method, with the number of seeds if some are not in the mean."""
         return (
             self.method
             if self.seeds == self.planned
@@ -55,7 +55,7 @@ class Curve:
 
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
-    """The curves of the first panels, and notes on those that were left out."""
+    """The curves of the first panels, and notes on panels that were left out."""
     panels = _panels(study)
     notes = []
     if len(panels) > MOST_PANELS:
@@ -79,7 +79,7 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
 
 
 def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
-    """`histories`: epochs and values (points, 2) by seed."""
+    """Makes the curve of a cell. `histories` has epochs and values (points, 2) by seed."""
     epochs = np.unique(np.concatenate([points[:, 0] for points in histories.values()]))
     of_seeds = {}
     for seed, points in histories.items():
@@ -103,7 +103,7 @@ def _panels(study: Study) -> dict[Panel, list[Cell]]:
 
 
 def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> list[Cell]:
-    """The best methods of a budget, their reference whatever its score, and the baselines."""
+    """The best methods of a budget, the reference whatever its score, and the baselines."""
     best = sorted(
         (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.gain or 0.0, reverse=True
     )
@@ -116,7 +116,7 @@ def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> l
 
 
 def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
-    """The stored histories of the validation score of each cell, by seed. `seeds_of`: by cell."""
+    """The stored histories of each cell's validation score, by seed. `seeds_of` is by cell."""
     history_of: dict[str, Array] = {}
     for experiment in study.experiments:
         by_metric = grouped(seeds_of, lambda number: study.all_cells[number].metric)
@@ -137,13 +137,13 @@ def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int
 
 
 def converged_validation(study: Study, task: str, backbone: str) -> float | None:
-    """The converged head's validation score on a setting; None if it has none."""
+    """The converged head's validation score on a setting. None if it has none."""
     head = study.converged_head(TaskAndBackbone(task, backbone))
     return None if head is None else head.validation
 
 
 def converged_levels(study: Study, curves: Sequence[Curve]) -> Iterator[Curve]:
-    """The converged head's validation score as a line across each panel of training curves."""
+    """Yields the converged head's validation score as a line across each panel."""
     for panel, shown in grouped(curves, lambda curve: curve.panel).items():
         head = study.converged_head(panel.setting)
         if head is None or head.validation is None:

@@ -1,6 +1,6 @@
-"""Drawing: the style of figures, colours that follow the page's theme, tooltips, export to PNG and SVG.
+"""Drawing: the style of figures, colours that follow the page's theme, tooltips, and export.
 
-Figures are drawn on matplotlib's own canvas: pyplot would keep every open figure in memory.
+Figures use matplotlib's canvas directly, since pyplot would keep every open figure in memory.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from methods.errors import cut
 from reports.study import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
 
 INK, MUTED, RULE, PAPER = "#1b1c1e", "#63666b", "#d5d7da", "#ffffff"
-#: The colours of Okabe and Ito, which the colour-blind can distinguish, darkened if too pale on white. Shapes
-#: distinguish the families as well.
+#: Okabe and Ito's colours for the colour-blind, darkened if too pale on white. Shapes distinguish the
+#: families as well.
 SERIES = ("#0072b2", "#c2500a", "#00795a", "#a4487c", "#7d6200", "#3f4fa8", "#8a3b3b", "#4d6a73")
 SHAPES = ("o", "s", "D", "^", "v", "P", "X", "h")
 
-#: The variable of page.css that replaces each colour in the page, so that figures follow the theme.
+#: The variable of page.css that replaces each colour, so that figures in the page follow the theme.
 _THEMED = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -61,7 +61,7 @@ _STYLE: Any = {
     "grid.color": RULE,
     "grid.linewidth": 0.5,
     "text.color": INK,
-    # Dollar signs in names are not formulas.
+    # Dollar signs in names do not start formulas.
     "text.parse_math": False,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -78,22 +78,22 @@ _STYLE: Any = {
     "savefig.facecolor": "none",
 }
 
-#: Widths of figures with several columns and with one, in inches, and pixels of the page per inch.
+#: The widths in inches of figures with several columns and with one, and the page's pixels per inch.
 WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
-#: Names below one another beside a panel, and letters of a name.
+#: The largest number of names beside a panel, and of letters in a name.
 MOST_NAMES, MOST_LETTERS = 17, 50
-#: How the address of a mark begins that has a text and leads nowhere.
+#: The prefix of the address of a mark that has a text but no link.
 TIP = "tip:"
 
 
 class Tips:
-    """Texts that appear where marks of a figure are pointed at, by the address the marks carry."""
+    """Texts shown when marks of a figure are pointed at, by the marks' addresses."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
 
     def put(self, marks: Collection, texts: Sequence[str], links: Sequence[str] = ()) -> None:
-        """Gives each mark its text, and the anchor of the page that it leads to."""
+        """Gives each mark its text and its link to an anchor of the page."""
         addresses = links or [f"{TIP}{len(self.texts) + number}" for number in range(len(texts))]
         marks.set_urls(list(addresses))
         self.texts |= zip(addresses, texts, strict=True)
@@ -101,17 +101,17 @@ class Tips:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with its words."""
+    """A figure with its title, caption and description."""
 
-    #: The name of its file, unique in the page.
+    #: The name of its file. Unique in the page.
     name: str
     title: str
     caption: str
-    #: The content in words, for readers who cannot see the figure.
+    #: A description for readers who cannot see the figure.
     alternative: str
     figure: Figure = field(repr=False)
     tips: Tips = field(default_factory=Tips, repr=False)
-    #: The budget and settings it shows; empty if it shows all of them.
+    #: The budget and settings that the figure shows. Empty means all.
     budget: str = ""
     settings: tuple[TaskAndBackbone, ...] = ()
 
@@ -123,21 +123,21 @@ class Drawn:
         return file.getvalue()
 
     def svg(self) -> str:
-        """The figure as a file of its own, on a white background and without links into the page."""
+        """The figure as an SVG file, on a white background and without links into the page."""
         text = re.sub(r"</?a\b[^>]*>", "", self._drawn)
         return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', text, count=1)
 
     def inline(self) -> str:
         """The figure as an element of the page.
 
-        Its ids begin with its name, since several figures share the page; its colours are the page's; its
-        marks have titles, which browsers show and `tips.js` shows better.
+        Its ids begin with its name, since several figures share the page. It uses the page's colours. Its
+        marks have titles, shown by browsers or more nicely by `tips.js`.
         """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda match: _shorter(match[0]), text)
         text = re.sub(r'\b(id=")', rf"\g<1>{self.name}-", text)
-        # The anchors of links are the page's and not the figure's.
+        # Links lead to anchors of the page, not of the figure.
         text = re.sub(r'(url\(#|(?<!<a xlink:)href="#)', rf"\g<1>{self.name}-", text)
         for colour, variable in _THEMED.items():
             if colour != PAPER:
@@ -145,7 +145,7 @@ class Drawn:
         text = re.sub(r'<a xlink:href="([^"]*)"[^>]*>', self._mark, text)
         text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
         label = escape(f"{self.title}. {self.alternative}", quote=True)
-        # All figures are scaled alike, so that their letters are of one size.
+        # All figures have the same scale, so that their letters have the same size.
         widest = self.figure.get_figwidth() * PIXELS
         size = f"max-width: {widest:.0f}px; min-width: {min(widest, 0.62 * WIDTH * PIXELS):.0f}px"
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
@@ -162,23 +162,23 @@ class Drawn:
         file = io.StringIO()
         with matplotlib.rc_context(_STYLE):
             self.figure.savefig(file, format="svg", metadata={"Date": None})
-        # The layout is final; computing it again for the PNG takes longer than drawing.
+        # Keep the layout, since computing it again for the PNG takes longer than drawing.
         self.figure.set_layout_engine("none")
         return visible(file.getvalue())
 
 
 def _shorter(numbers: str) -> str:
-    """Cuts numbers to two decimals: a hundredth of a point is invisible."""
+    """Cuts numbers to two decimals, since a hundredth of a point is invisible."""
     return re.sub(r"(\.\d\d)\d+", r"\1", numbers)
 
 
 def visible_lines(text: str) -> str:
-    """A text line by line, with invisible characters spelled out."""
+    """Escapes invisible characters of a text, line by line."""
     return "\n".join(visible(" ".join(line.split())) for line in text.split("\n"))
 
 
 def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes in a grid, each row `height` inches high; `wide` widens a single panel."""
+    """A figure with `count` axes in a grid, `height` inches per row. `wide` widens a single panel."""
     columns = min(columns, count)
     rows = -(-count // columns)
     with matplotlib.rc_context(_STYLE):
@@ -194,15 +194,15 @@ def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -
 
 
 def styled() -> Any:
-    """The style of figures as a context manager."""
+    """Context with the style of figures."""
     return matplotlib.rc_context(_STYLE)
 
 
 class Looks:
-    """The colour and the shape of each family of methods, the same in every figure."""
+    """The colour and the shape of each family of methods, equal in all figures."""
 
     def __init__(self, families: Iterable[str]) -> None:
-        # These come first, so that they look alike in every report.
+        # These families come first, so that they look the same in every report.
         names = list(dict.fromkeys(families))
         first = [family for family in ("tenslora", REFERENCE, CEILING, FLOOR, CONVERGED) if family in names]
         self.families = first + [family for family in names if family not in first]
@@ -211,20 +211,20 @@ class Looks:
         return SERIES[self.families.index(family) % len(SERIES)]
 
     def shape(self, family: str) -> str:
-        # Families that share a colour differ in shape.
+        # Families with the same colour differ in shape.
         number = self.families.index(family)
         return SHAPES[(number + number // len(SERIES)) % len(SHAPES)]
 
 
 def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
-    """Moves values apart until neighbours differ by `gap`, none above `top`.
+    """Moves values apart until neighbours differ by `gap`, with none above `top`.
 
-    Minimises the squared shifts, before `top` pushes some values down.
+    Minimises the sum of squared shifts; then `top` pushes some values down.
     """
     if not len(values):
         return []
     order = np.argsort(values, kind="stable")
-    # With the gaps subtracted, moving apart is isotonic regression.
+    # After subtracting the gaps, the problem is isotonic regression.
     gaps = gap * np.arange(len(values))
     in_order = isotonic_regression(np.array(values, dtype=float)[order] - gaps).x
     placed = np.empty(len(values))
@@ -233,13 +233,13 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
 
 
 def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
-    """The smallest and the largest value, collapsed ones aside.
+    """The smallest and the largest value, ignoring collapsed ones.
 
-    A value collapsed if it is much farther on the bad side than the worst quarter, and by `least` or more.
-    `sign` is 1 if more is better, else -1.
+    A value counts as collapsed if it is much farther on the bad side than the worst quarter, and by at least
+    `least`. `sign` is 1 if larger is better, otherwise -1.
     """
     gains = sign * np.asarray(values, dtype=float)
-    # Among three values none is usual.
+    # Three values are too few to tell which are usual.
     quarter, middle = np.percentile(gains, (25, 50), method="higher") if len(gains) > 3 else (-np.inf, 0)
     kept = gains[gains >= quarter - max(4 * (middle - quarter), least)]
     ends = float(sign * kept.min()), float(sign * kept.max())
@@ -248,7 +248,7 @@ def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Name:
-    """A name for a point of a panel."""
+    """The name of a point in a panel."""
 
     text: str
     x: float
@@ -257,7 +257,7 @@ class Name:
 
 
 def name_at_right(ax: Axes, names: Sequence[Name]) -> None:
-    """Writes the names in a column beside the panel, moved apart, each with a line to its point.
+    """Writes the names in a column beside the panel, moved apart, with a line from each to its point.
 
     The limits of the panel must be final. No name covers a point or another name.
     """

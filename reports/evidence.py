@@ -1,4 +1,4 @@
-"""Evidence of a study: the scores of its runs, contributions of test examples, and the tuning lottery."""
+"""The evidence of a study: scores of runs, contributions of test examples, and tuning variance."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from reports.predictions import ByExample, Run, contributions
 from reports.study import Cell, Study, grouped
 from reports.words import many
 
-#: Runs whose predictions one report reads, and tuning trials.
+#: The largest numbers of runs, and of tuning trials, whose predictions a report reads.
 MOST_PREDICTIONS, MOST_TUNING_TRIALS = 2000, 4000
 
 
 class Evidence:
-    """The runs of a study, as far as they were read."""
+    """The runs of a study that were read, with their predictions and tuning variance."""
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class Evidence:
         tuning: Mapping[int, float],
     ) -> None:
         self.study = study
-        #: By trial id.
+        #: The contributions of examples, by trial id.
         self._by_example = by_example
-        #: Variance that tuning adds to a cell's mean score; none for cells without tuning.
+        #: The variance that tuning adds to a cell's mean score, by cell. Cells without tuning are absent.
         self.tuning = tuning
-        #: Limits of the evidence, for the report's notes.
+        #: Limits of the evidence, shown in the report's notes.
         self.notes = tuple(notes)
 
     def on_setting(self, cells: tuple[int, int]) -> OnSetting | None:
-        """The first of two cells of one setting minus the second, over their shared seeds; more is better.
+        """The first minus the second of two cells of one setting, over shared seeds; positive is better.
 
         None if they share no seed.
         """
@@ -59,13 +59,13 @@ class Evidence:
         return scaled(part, self.study, cells[0], tuning)
 
     def on_settings(self, first: Sequence[int], second: Sequence[int]) -> list[OnSetting] | None:
-        """The same on each of several settings; None if the cells share no seed on one of them."""
+        """The differences on each of several settings. None if the cells share no seed on one of them."""
         parts = [self.on_setting(pair) for pair in zip(first, second, strict=True)]
         shared = [part for part in parts if part is not None]
         return shared if len(shared) == len(parts) else None
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
-        """Contributions of examples to each of these seeds of a cell, more being better.
+        """The contributions of examples to each of these seeds of a cell; larger is better.
 
         None if they are unknown for some seed.
         """
@@ -77,13 +77,13 @@ class Evidence:
 
 
 def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnSetting:
-    """The part with its tuning variance, and the size and limits of scores of this cell's metric."""
+    """Adds to a part its tuning variance, and the size and limits of scores in this cell's metric."""
     low, high = bounds(study.all_cells[cell].metric)
     return replace(part, tuning=tuning, size=study.size(cell), limit=high - low)
 
 
 def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
-    """The paired `differences` (seeds,), with the contributions to both sides where they are known."""
+    """The paired `differences` (seeds,), with contributions to both sides if they are known."""
     stored = [runs for runs in sides if runs is not None]
     if len(stored) < len(sides) or any(
         len({run.test_set for run in pair}) > 1 for pair in zip(*stored, strict=True)
@@ -91,13 +91,13 @@ def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> 
         return of_seeds(differences)
     runs = [run for side in stored for run in side]
     if len({run.test_set for run in runs}) > 1:
-        # Each seed has test examples of its own: its score varies with them already.
+        # Each seed has its own test examples, so scores already vary with them.
         return replace(of_seeds(differences), count=len(runs[0].values))
     return of_seeds_and_examples(differences, np.subtract(*map(_table, stored)), runs[0].test_set)
 
 
 def _table(runs: Sequence[ByExample]) -> Array:
-    """(seeds, examples)"""
+    """Contributions as an array (seeds, examples)."""
     return np.stack([run.values for run in runs]).astype(float)
 
 
@@ -106,18 +106,18 @@ def _table(runs: Sequence[ByExample]) -> Array:
 
 @dataclass(frozen=True)
 class Between:
-    """A cell of a second study minus that of a first on the same setting; more is better."""
+    """A cell of a second study minus that of a first on the same setting; positive is better."""
 
-    #: Shared seeds and their differences (seeds,); if empty, all seeds of both sides are compared.
+    #: Shared seeds and their differences (seeds,). If empty, all seeds of both sides are compared.
     seeds: tuple[int, ...]
     differences: Array
     part: OnSetting
 
 
 def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Between | None:
-    """The difference of a cell between two studies; None if one side has no finished run.
+    """The difference of a cell between two studies. None if one side has no finished run.
 
-    `cells`: the number of the cell in either study.
+    `cells` is the number of the cell in either study.
     """
     sides = list(zip((before, after), cells, strict=True))
     (seeds_x, (x,)), (seeds_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
@@ -125,7 +125,7 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
         return None
     tuned = [side.study.all_cells[cell].tuning for side, cell in sides]
     tuning = 0.0
-    # One tuning that both have chose the same point for both.
+    # If both have the same tuning, it chose the same point for both.
     if len({entry and entry.ids for entry in tuned}) > 1:
         tuning = sum(side.tuning.get(cell, 0.0) for side, cell in sides)
     if common := sorted({*seeds_x} & {*seeds_y}):
@@ -139,12 +139,12 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
 
 
 def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -> OnSetting:
-    """The first side minus the second, with the contributions to both where they are stored."""
+    """The first side minus the second, with contributions to both if they are stored."""
     tested = Counter(run.test_set for runs in stored for run in runs)
     if len(stored) < 2 or 1 < len(tested) < tested.total():
         return of_groups(first, second)
     if len(tested) > 1:
-        # Each run has test examples of its own: its score varies with them already.
+        # Each run has its own test examples, so scores already vary with them.
         return replace(of_groups(first, second), count=len(stored[0][0].values))
     return of_groups_and_examples(first, second, [_table(runs) for runs in stored])
 
@@ -153,7 +153,7 @@ def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -
 
 
 def gather(study: Study, cells: Iterable[int]) -> Evidence:
-    """Reads the predictions and the tuning of these cells; of the first ones if there are too many runs."""
+    """Reads predictions and tuning of these cells, or of the first ones if there are too many runs."""
     numbers = list(dict.fromkeys(cells))
     scored = [cell for number in numbers if (cell := study.all_cells[number]).metric]
     runs: dict[str, Run] = {}
@@ -192,15 +192,15 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
     return Evidence(study, stored.by_trial, notes, tuning)
 
 
-# --- the tuning lottery ---
+# --- variance from tuning ---
 
 
 def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], list[str]]:
-    """The variance that tuning adds to the mean score of each tuned cell, and notes on unknown ones.
+    """The variance that tuning adds to each tuned cell's mean score, and notes on unknown ones.
 
-    A point's validation score errs by its validation examples, estimated from stored predictions, and by its
-    seeds, estimated from the final runs, since most suites tune with a single seed. Choices are repeated by
-    the score, whether the score or the loss had chosen.
+    The error of a point's validation score has two parts: validation examples, estimated from stored
+    predictions, and seeds, estimated from the final runs because most suites tune with a single seed. The
+    choice is simulated by score, even if the loss made the real choice.
     """
     every = (study.all_cells[number] for number in dict.fromkeys(cells))
     tuned = [cell for cell in every if cell.tuning and cell.finished > 1]
@@ -233,13 +233,13 @@ def _tuning_ids(cell: Cell) -> Sequence[str]:
 def _lottery(
     study: Study, cell: Cell, records: Mapping[str, Record], by_trial: Mapping[str, ByExample]
 ) -> float | None:
-    """The variance of one cell; None if a tuning trial or its predictions are not stored."""
+    """The variance of one cell. None if a tuning trial or its predictions are not stored."""
     if not all(id_ in records for id_ in _tuning_ids(cell)):
         return None
     finished = [record for id_ in _tuning_ids(cell) if (record := records[id_]).score is not None]
-    # The tag has the point behind the method's name.
+    # The tag has the point after the method's name.
     points = list(grouped(finished, lambda record: record.tag(Tag.METHOD)).values())
-    # Points with failed seeds are never chosen.
+    # Points with failed seeds cannot be chosen.
     seeds = max(map(len, points), default=0)
     points = [point for point in points if len(point) == seeds]
     if len(points) < 2 or cell.sd is None:
@@ -252,9 +252,9 @@ def _lottery(
 
 
 def _of_examples(points: Sequence[Sequence[ByExample | None]]) -> Array | None:
-    """The covariance (points, points) of mean scores over validation examples, from the runs of each point.
+    """The covariance (points, points) of mean scores over validation examples, from each point's runs.
 
-    None if it is unknown. Each seed may have validation examples of its own.
+    None if unknown, for instance because each seed has its own validation examples.
     """
     noise = np.zeros((len(points), len(points)))
     for test_set in dict.fromkeys(run.test_set for run in points[0] if run):

@@ -1,4 +1,4 @@
-"""The page's first screen: the best method of each block, its comparison, and a claim in words."""
+"""The page's first screen: the best method of each block, its comparison, and a claim as text."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Against:
     """The difference of a method from the reference, over the settings of a block or on one of them."""
 
     effect: Effect
-    #: Simultaneous with those of all other methods of the block; on one setting, with theirs on all.
+    #: The interval, simultaneous with those of all other methods of the block. On one setting, it is
+    #: simultaneous with theirs on all settings.
     interval: Bounds | None
     verdict: Verdict
-    #: Whether seed pairs are lost.
+    #: Whether seed pairs are missing.
     lost: bool
     reference: str
 
@@ -40,7 +41,7 @@ class Against:
 
 
 def against(block: Block, comparison: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
-    """The comparison over all its settings, or on the one at `place` among them.
+    """The comparison over all its settings, or on the setting at index `place`.
 
     Its interval is simultaneous with those of the block and, over all settings, with `beside` others.
     """
@@ -62,10 +63,10 @@ def collapsed_on(comparison: AgainstReference, place: int | None) -> Sequence[Co
 
 @dataclass(frozen=True)
 class Costs:
-    """The least and the most that a method costs on some settings."""
+    """The smallest and largest costs of a method over some settings."""
 
     parameters: tuple[float, float]
-    #: In MiB; None if some setting's is unknown.
+    #: Memory in MiB. None if unknown on some setting.
     peak_mib: tuple[float, float] | None
 
     @classmethod
@@ -83,23 +84,23 @@ class Finding:
     """The claim of one block, over its settings or on one of them."""
 
     block: Block
-    #: None: over all settings of the block.
+    #: The setting. None: all settings of the block.
     setting: TaskAndBackbone | None
-    #: The method with the best mean score; None if all means are equal.
+    #: The method with the best mean score. None if all means are equal.
     best: str | None
-    #: Methods that are statistically indistinguishable from the best; None if nothing is known.
+    #: The methods that are statistically indistinguishable from the best. None if unknown.
     equals: tuple[str, ...] | None
-    #: The best against the reference; None if it is the reference, or cannot be compared.
+    #: The best method against the reference. None if it is the reference, or cannot be compared.
     against: Against | None
     costs: Costs | None
-    #: The smallest true difference from the reference that is detected with 80% power.
+    #: The smallest true difference from the reference that would be detected with 80% power.
     finds: float | None
     #: The claim, or the reason why there is none.
     claim: str
 
 
 def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Finding]:
-    """A finding for each block, followed by one for each setting if the block has several."""
+    """Yields a finding for each block, followed by one for each setting if the block has several."""
     for block in blocks:
         if len(block.settings) == 1:
             yield _finding(study, block, 0)
@@ -141,7 +142,7 @@ def _finding(study: Study, block: Block, place: int | None) -> Finding:
 def _better_part(
     study: Study, block: Block, place: int | None, cells: Sequence[int]
 ) -> tuple[AgainstReference, int] | None:
-    """The best method on one setting of those that lack others, with its place there.
+    """The best method on one setting among those without runs on others, with its index there.
 
     None unless its mean is above that of `cells`.
     """
@@ -159,7 +160,7 @@ def _better_part(
 
 
 def on_part(block: Block, comparison: AgainstReference) -> str:
-    """The number of the block's settings on which a method is compared, in words; empty if on all."""
+    """The number of the block's settings on which a method is compared, as text. Empty if all."""
     own, every = len(comparison.settings), len(block.settings)
     noun = "tasks" if len({setting.task for setting in block.settings}) == every else "settings"
     return f"on {own} of {every} {noun}" if own < every else ""
@@ -170,9 +171,9 @@ def _at(values: Sequence[Item], place: int | None) -> Sequence[Item]:
 
 
 def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tuple[str, ...] | None]:
-    """The method with the best mean score, and those that are statistically indistinguishable from it.
+    """The method with the best mean score, and those statistically indistinguishable from it.
 
-    Methods that are not compared pair by pair, because they are too many, are never the best.
+    Methods that are not compared in pairs, because there are too many, are never the best.
     """
     ranking = block.ranking
     if ranking is None or not ranking.paired:
@@ -202,9 +203,9 @@ def _detectable(block: Block, place: int | None) -> float | None:
 
 
 def chance(study: Study, block: Block, place: int | None = None) -> str:
-    """The largest difference to be expected if all methods were equal, over all settings or on one.
+    """The largest difference to expect if all methods were equal, over all settings or on one.
 
-    Empty for a single comparison, and if nothing is known of the noise.
+    Empty for a single comparison, and if the noise is unknown.
     """
     errors = []
     setting = None if place is None else block.settings[place]
@@ -213,8 +214,8 @@ def chance(study: Study, block: Block, place: int | None = None) -> str:
             continue
         own_place = comparison.settings.index(setting) if setting else None
         cells = [study.all_cells[number] for number in _at(comparison.cells, own_place)]
-        # Of what examples and tuning add to a difference, half is the method's own; the reference's part is
-        # the same for all methods, and nothing on average.
+        # Half of the variance that examples and tuning add to a difference is the method's own. The other
+        # half, the reference's, is the same for all methods and averages to zero.
         variances = [
             (cell.sd or 0.0) ** 2 / cell.finished + (part.examples + part.tuning) / 2
             for part, cell in zip(_at(comparison.effect.parts, own_place), cells, strict=True)
@@ -255,7 +256,7 @@ def _among(block: Block, equals: Sequence[str] | None) -> str:
 
 
 def _in_words(difference: Against, reference: str, size: str) -> str:
-    """The verdict as a sentence. `size`: the threshold, with its unit."""
+    """The verdict as a sentence. `size` is the threshold with its unit."""
     answer, side = difference.verdict.answer, difference.verdict.side
     if answer is Answer.BEYOND:
         return f"{side.capitalize()} than {reference} by more than {size}."
@@ -274,7 +275,7 @@ def _in_words(difference: Against, reference: str, size: str) -> str:
 
 
 def _driven(block: Block, comparison: AgainstReference) -> str:
-    """The task that drives a mean difference, in words; empty if there is none."""
+    """The task that drives a mean difference, as text. Empty if there is none."""
     if not (moved := moved_without(block, comparison)):
         return ""
     most = max(moved, key=lambda rest: abs(rest.difference - comparison.effect.difference))
@@ -283,12 +284,12 @@ def _driven(block: Block, comparison: AgainstReference) -> str:
 
 
 def moved_without(block: Block, comparison: AgainstReference) -> list[Without]:
-    """The tasks without which a mean difference moves by more than the threshold."""
+    """The tasks whose omission changes a mean difference by more than the threshold."""
     mean = comparison.effect.difference
     return [rest for rest in comparison.without if abs(rest.difference - mean) > block.threshold]
 
 
 def limits(analysis: Analysis) -> list[str]:
-    """The limits of all claims of a report, each once."""
+    """The limits of all claims of a report, without repetition."""
     notes = [note for block in analysis.blocks for note in block.rank_notes]
     return list(dict.fromkeys([*analysis.notes, *notes]))

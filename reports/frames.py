@@ -1,4 +1,4 @@
-"""All tables of a report as data frames, as CSV and as JSON. Scores are as they were stored."""
+"""All tables of a report as data frames, CSV and JSON. Scores are in stored units."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reports.study import Study
 
 
 def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """All tables by file name, as stored numbers, each traced to cells or runs."""
+    """All tables by file name, with stored numbers, each traceable to cells or runs."""
     study = analysis.study
     tables: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for block in analysis.blocks:
@@ -37,7 +37,7 @@ def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
 
 
 def _block(block: Block) -> dict[str, Any]:
-    """The columns that name the block of a line."""
+    """The columns that identify the block of a line."""
     return {"block": block.heading, "budget": block.budget, "metric": block.metric}
 
 
@@ -125,7 +125,7 @@ def _collapses(block: Block) -> Iterator[dict[str, Any]]:
         }
 
 
-#: Tables of the comparisons of a block; `STATISTICS` have one each beside them.
+#: Tables about the comparisons of a block. `STATISTICS` add one table each.
 TABLES: dict[str, Callable[[Block], Iterator[dict[str, Any]]]] = {
     "comparisons": _comparisons,
     "by_setting": _by_setting,
@@ -143,20 +143,20 @@ def _numbers(cells: Iterable[int]) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """The table as CSV; text that a spreadsheet would take for a formula gets a leading quote."""
+    """Writes a table as CSV. Text that a spreadsheet would read as a formula gets a leading quote."""
     return frame.map(_no_formula).to_csv(index=False)
 
 
 def _no_formula(value: object) -> object:
     if not isinstance(value, str):
         return value
-    # A carriage return is not quoted by every writer, and what follows it would be a row of its own.
+    # Not every writer quotes carriage returns, and the rest of the text would become another row.
     text = re.sub(r"\r\n?", "\n", value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
 def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence[StoredAblation]) -> str:
-    """Everything that the report shows. NaN becomes null."""
+    """The contents of the report as JSON. NaN becomes null."""
     content = {
         "experiments": [
             {"name": experiment.name, "run_id": experiment.run_id, "closing": experiment.closing}

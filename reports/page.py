@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file with its figures, styles and scripts, which needs no server."""
+"""The page of a report: one HTML file with figures, styles and scripts, which needs no server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from reports.suite_lines import suite_lines
 from reports.tables import INCOMPLETE, main_tables, scales
 from reports.units import unit_of
 
-#: Lines of a long list; the CSV files hold all.
+#: The largest number of lines of a list. The CSV files have all.
 MOST_LINES = 300
 
 
@@ -39,7 +39,7 @@ def render(
     *,
     when: str = "",
 ) -> str:
-    """Returns the page as text. `when` tells of which time it is, the current one by default."""
+    """Returns the page as text. `when` is the time shown in it, by default the current one."""
     study = analysis.study
     cells = study.all_cells
     percent = all(unit_of(cell.metric).mark for cell in cells)
@@ -56,7 +56,7 @@ def render(
         data=Markup(_embedded(_seed_data(study))),
         analysis=analysis,
         findings=list(findings.findings(study, analysis.blocks)),
-        # The first of each kind stands before the answer, the rest among the limits.
+        # The first of each kind comes before the answer, the others among the limits.
         faults=[*chain(*(kind[:1] for kind in faults)), *chain(*(kind[1:] for kind in faults))],
         leading=sum(map(bool, faults)),
         limits=findings.limits(analysis),
@@ -89,7 +89,7 @@ def render(
 
 
 def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, **values: Any) -> str:
-    """The text of a page, from its own values and those that the pages of all studies have."""
+    """Fills in a page's template with its own values and those common to all pages."""
     loader = environment(autoescape=True)
     loader.globals |= {
         "marks": selecting.marks,
@@ -114,7 +114,7 @@ def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, 
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
-    """The data of the page's script: by cell, its suite and the seeds in order."""
+    """The data of the page's script: for each cell its suite, and its seeds in order."""
     experiments, suite = [each.name for each in study.experiments], suite_lines(study)
     return {
         "suites": {str(cell.number): suite(cell) for cell in study.all_cells},
@@ -134,7 +134,7 @@ def _seed_data(study: Study) -> dict[str, Any]:
             ]
             for cell, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items()
         },
-        # By experiment, the address of its runs if they have pages.
+        # By experiment, the URL of its runs if they have pages.
         "links": [each.source.link for each in study.experiments],
         "moved": {
             record.origin: record.run_id
@@ -148,7 +148,7 @@ def _seed_data(study: Study) -> dict[str, Any]:
 
 
 def _short(metric: str, score: float | None) -> float | None:
-    """A score in percent as printed, since scripts round differently; a score with units to seven digits."""
+    """A score in percent as printed, since scripts round differently. A score with unit to seven digits."""
     if score is None:
         return None
     unit = unit_of(metric)
@@ -156,7 +156,7 @@ def _short(metric: str, score: float | None) -> float | None:
 
 
 def _embedded(data: Any) -> str:
-    """JSON that cannot end its script element."""
+    """JSON in which no text can close its script element."""
     text = json.dumps(data, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -164,7 +164,7 @@ def _embedded(data: Any) -> str:
 
 
 def _differ_in(cells: Sequence[Cell]) -> str:
-    """The units of differences; a row without a result has none."""
+    """The units of differences, ignoring rows without a result."""
     units = (unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
     return " or ".join(dict.fromkeys(units)) or "points"
 
@@ -179,7 +179,7 @@ class Facts:
     methods: int
     tasks: int
     backbones: int
-    #: The most seeds of a cell.
+    #: The largest number of seeds of a cell.
     seeds: int
     hours: float
 
@@ -190,7 +190,7 @@ class Facts:
 
 def facts_of(study: Study) -> Facts:
     cells = study.all_cells
-    # A trial of two cells counts once; a trial that is not yet tuned has no id.
+    # A trial of two cells counts once. A trial that is not yet tuned has no id.
     trials = {seed.trial_id or (seed.cell, seed.seed): seed for seed in reversed(study.all_seeds)}.values()
     return Facts(
         trials=len(trials),
@@ -220,14 +220,14 @@ class Size(NamedTuple):
 
 
 def _budgets(cells: Sequence[Cell]) -> list[Size]:
-    """A line per method, backbone and budget, those beyond their tolerance first."""
+    """A line per method, backbone and budget. Those outside their tolerance come first."""
     every = dict.fromkeys(Size(*(getattr(cell, name) for name in Size._fields)) for cell in cells)
     return sorted(every, key=lambda size: size.within is not False)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Trials and hours of tuning, a search or an allocation."""
+    """The number of trials and hours of tuning, a search or an allocation."""
 
     name: str
     trials: int

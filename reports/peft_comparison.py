@@ -1,7 +1,7 @@
-"""peft's method comparison: the differences in its results that exceed the noise of questions and of reruns.
+"""peft's method comparison: which differences exceed the noise of questions and of reruns.
 
 huggingface/peft publishes one JSON file per configuration, method_comparison/TASK/results/METHOD--NAME.json,
-each of one run with seed 0. A folder of such files is a snapshot; several folders, from old to new, show
+each from one run with seed 0. A folder of such files is a snapshot; several folders, from old to new, show
 which configurations ran again.
 """
 
@@ -24,14 +24,14 @@ from methods.errors import UnknownNameError, shown
 from reports.inference.intervals import Bounds, Error, simultaneous
 from reports.inference.reruns import RunNoise, run_noise
 
-#: The final metrics that are compared, by the name in peft's files, with the number of test questions behind
-#: a share: GSM8K's test set has 1,319. None if the score is no share of anything.
+#: The compared final metrics by their names in peft's files, with the number of test questions (1,319 in
+#: GSM8K). None if the score is not a share of questions.
 METRICS: dict[str, int | None] = {"test accuracy": 1319, "test dino_similarity": None}
 
-#: The configuration that peft's tables are read against.
+#: The default reference configuration.
 REFERENCE = "lora--llama-3.2-3B-rank32"
 
-#: A results file of peft has about 40 kB.
+#: The largest size of a results file in bytes. Typical files have about 40 kB.
 LARGEST_FILE = 4 * 2**20
 
 Verdict = Literal["better", "worse", "undecided"]
@@ -44,14 +44,14 @@ class PeftRun:
     name: str
     metric: str
     score: float
-    #: Adapter parameters that were trained; None if the file does not say.
+    #: The number of trained adapter parameters. None if the file does not state it.
     parameters: int | None
     forgetting: float | None
     seconds: float | None
     seed: int
     created: str
     peft: str
-    #: The place of the folder in which it first appears.
+    #: The index of the folder in which it first appears.
     wave: int
     file: str
     sha256: str
@@ -63,12 +63,12 @@ class PeftRun:
 
 @dataclass(frozen=True)
 class Difference:
-    """A configuration's score minus another's, both of the newest snapshot."""
+    """A configuration's score minus another's, both from the newest snapshot."""
 
     row: str
     other: str
     difference: float
-    #: Simultaneous over the family; None if neither questions nor reruns say how noisy a score is.
+    #: The interval, simultaneous over the family. None if neither questions nor reruns tell the noise.
     interval: Bounds | None
 
     @property
@@ -80,50 +80,50 @@ class Difference:
 
 @dataclass(frozen=True)
 class Rerun:
-    """A wave's runs of configurations that had run before, against their last runs."""
+    """The runs in one wave of configurations that had run before, compared with their last runs."""
 
     folder: str
     rows: int
-    #: Mean change of the score.
+    #: The mean change of the score.
     shift: float
-    #: Kendall's rank correlation of the two orders; None for fewer than three rows.
+    #: Kendall's rank correlation of the two orders. None for fewer than three rows.
     kendall: float | None
-    #: Pairs whose earlier runs were significantly different, and how many of them changed their order.
+    #: The number of pairs whose earlier runs differed significantly, and of those that changed their order.
     called: int
     reversed: int
-    #: Pairs that were undecided, and how many of them changed their order.
+    #: The number of undecided pairs, and of those that changed their order.
     uncalled: int
     uncalled_reversed: int
 
 
 @dataclass(frozen=True)
 class PeftComparison:
-    """What several snapshots of peft's results say."""
+    """The result of comparing several snapshots of peft's results."""
 
     metric: str
-    #: The newest run of each configuration of the newest snapshot, from best to worst.
+    #: The newest run of each configuration in the newest snapshot, from best to worst.
     rows: list[PeftRun]
-    #: Every distinct run, also of configurations that were removed since.
+    #: All distinct runs, including those of configurations that were removed since.
     runs: list[PeftRun]
     noise: RunNoise | None
     reference: str
     against_reference: list[Difference]
     against_best: list[Difference]
-    #: Pairs of rows; how many of them differ by test questions alone, each at 95%; and how many by questions
-    #: and reruns, simultaneously.
+    #: The number of pairs of rows, of those that differ by test questions only (each at 95%), and of those
+    #: that differ by questions and reruns (simultaneously).
     pairs: int
     naive: int
     real: int
     reruns: list[Rerun]
-    #: Files without a score: failed or cancelled runs.
+    #: Files without a score, from failed or cancelled runs.
     skipped: list[str]
 
 
 def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str], set[str]]:
-    """The distinct runs of these folders, from old to new, the files without a score, and the newest names.
+    """The distinct runs in these folders (old to new), files without a score, and the newest names.
 
-    A file that lies unchanged in several folders is one run. Raises UserError for a folder without results,
-    and for a file that is not one of peft's.
+    A file that is unchanged in several folders is one run. Raises UserError for a folder without results, and
+    for a file that is not one of peft's.
     """
     runs: dict[tuple[str, str], PeftRun] = {}
     skipped: set[str] = set()
@@ -143,7 +143,7 @@ def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str]
 
 
 def _read(file: Path, wave: int) -> PeftRun | None:
-    """A run's file; None if it has no score. Raises UserError for anything else."""
+    """Reads a run's file. None if it has no score. Raises UserError for any other problem."""
     if file.stat().st_size > LARGEST_FILE:
         raise UserError(f"{file}: larger than {LARGEST_FILE:,} bytes, which no result of peft is")
     content = file.read_bytes()
@@ -182,9 +182,9 @@ def _number(value: Any, kind: type) -> Any:
 
 
 def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftComparison:
-    """Compares the rows of the newest folder; earlier folders show the noise of reruns.
+    """Compares the rows of the newest folder. Earlier folders show the noise of reruns.
 
-    Raises UserError for what cannot be read, and for a reference that is not among the newest rows.
+    Raises UserError for unreadable input, and for a reference that is not among the newest rows.
     """
     runs, skipped, newest = read_peft_results(folders)
     metrics = sorted({run.metric for run in runs})
@@ -220,10 +220,10 @@ def _noise(runs: Sequence[PeftRun]) -> RunNoise | None:
 
 
 def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: int) -> Difference:
-    """The interval takes the questions of the two as independent samples.
+    """The difference of two rows. Its interval treats their questions as independent samples.
 
-    All rows answer the same questions, so it is wider than needed: the files do not say which answers were
-    right.
+    All rows answer the same questions, so the interval is wider than necessary. The files do not tell which
+    answers were right.
     """
     examples = sum(
         run.score * (1 - run.score) / run.questions if run.questions else 0.0 for run in (row, other)
@@ -245,7 +245,7 @@ def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, claims: int) -> int:
 
 
 def _reruns(runs: Sequence[PeftRun], folders: Sequence[Path], noise: RunNoise | None) -> Iterator[Rerun]:
-    """The waves in which at least two configurations ran again."""
+    """Yields the waves in which at least two configurations ran again."""
     before: dict[str, PeftRun] = {}
     for wave, folder in enumerate(folders):
         after = {run.name: run for run in runs if run.wave == wave}
@@ -287,7 +287,7 @@ def _gap(wave: dict[str, PeftRun], pair: tuple[str, str]) -> float:
 
 
 def as_json(comparison: PeftComparison) -> str:
-    """Everything, with the file and the hash behind each score."""
+    """The comparison as JSON, with the file and the hash behind each score."""
     content = asdict(comparison)
     for name in ("against_reference", "against_best"):
         for entry, difference in zip(content[name], getattr(comparison, name), strict=True):
@@ -296,7 +296,7 @@ def as_json(comparison: PeftComparison) -> str:
 
 
 def as_markdown(comparison: PeftComparison) -> str:
-    """The comparison as a page: the answer, how sure it is, the table, what reruns show."""
+    """The comparison as a page: the answer, its certainty, the table, and the effect of reruns."""
     return "\n".join([*_answer(comparison), "", *_table(comparison), "", *_rerun_table(comparison)]) + "\n"
 
 

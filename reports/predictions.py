@@ -21,17 +21,19 @@ from bench.records.words import Artifact
 from reports.inference.intervals import Array
 from reports.study import Experiment, Study
 
-#: Artifacts that are read at once.
+#: The number of artifacts read concurrently.
 READERS = 8
-#: Largest difference between the score of stored predictions and the stored score, as a share of the score
-#: or, if that is larger, of the typical score on the task: older stores hold float32.
+#: The largest accepted difference between the score of stored predictions and the stored score, relative to
+#: the score or, if larger, to the task's typical score. Older stores have float32.
 AGREES = 1e-4
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers or outputs of one run, sorted by example: (examples,), or (examples, classes) where the metric
-    reads several columns (see `bench.metrics.Metric`). Among integers -1 means no answer.
+    """Answers or outputs of one run, sorted by example.
+
+    They are (examples,), or (examples, classes) if the metric reads several columns (see
+    `bench.metrics.Metric`). In integers, -1 means no answer.
     """
 
     examples: NDArray[np.int64]
@@ -41,7 +43,7 @@ class Predictions:
 
 
 def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
-    """The metric's input by trial id, for those trials whose predictions can be read."""
+    """The metric's input by trial id, for trials whose predictions can be read."""
     column = "prediction" if metric.reads == "answers" else "logit"
     integers = {"example", *(() if metric.kinds == ("regression",) else ("label", "prediction"))}
 
@@ -69,7 +71,7 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
 
 
 def _array(table: Any, columns: Sequence[str], integers: bool) -> NDArray[Any]:
-    """One column as (examples,), or numbered ones as (examples, classes); among integers NaN becomes -1."""
+    """One column as (examples,), or numbered ones as (examples, classes). In integers NaN becomes -1."""
     values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
     if integers:
         values = np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
@@ -78,7 +80,7 @@ def _array(table: Any, columns: Sequence[str], integers: bool) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run with its score, and the typical size of a score on its task."""
+    """A finished run with its score, and the typical size of scores on its task."""
 
     experiment: str
     task: str
@@ -91,7 +93,7 @@ class Run:
 class ByExample:
     """Contributions (examples,) of the examples to the score of one run."""
 
-    #: Equal for runs that were evaluated on the same examples.
+    #: The identity of the examples, equal for runs evaluated on the same ones.
     test_set: str
     values: NDArray[np.float32]
 
@@ -101,11 +103,11 @@ class Contributions:
     """Contributions of examples to the scores of runs, by trial id."""
 
     by_trial: Mapping[str, ByExample]
-    #: Runs whose predictions are missing or unreadable.
+    #: The number of runs whose predictions are missing or unreadable.
     unreadable: int
-    #: Runs whose predictions do not give the stored score.
+    #: The number of runs whose predictions do not give the stored score.
     wrong: int
-    #: Runs with some prediction that is missing or NaN.
+    #: The number of runs with an example whose prediction is missing or NaN.
     silent: int
 
 
@@ -127,13 +129,13 @@ def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
 
 
 def _silent(stored: Predictions) -> bool:
-    """Whether some example has no answer, or an output that is not finite."""
+    """Whether some example has no answer or an output that is not finite."""
     responses = stored.responses
     return bool((responses < 0).any() if responses.dtype.kind == "i" else (~np.isfinite(responses)).any())
 
 
 def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
-    """Contributions of the examples; None if their mean is not the stored score."""
+    """The contributions of examples. None if their mean differs from the stored score."""
     if not len(stored.labels):
         return None
     with METRICS.blaming(metric.name):

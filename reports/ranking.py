@@ -18,12 +18,12 @@ from reports.inference.orders import Ranks
 from reports.recipes import recipes
 from reports.study import Cell, Study, grouped
 
-#: Methods of a block in its pairwise comparisons; of more, the best by mean rank.
+#: The largest number of methods compared in pairs. Of more, the best by mean rank are compared.
 MOST_PAIRED = 20
-#: Rivals of a cell on the front: it falls to one of the best that cost no more, or to none.
+#: The number of rivals against which a cell on the front is tested: the best of those that cost no more.
 MOST_RIVALS = 8
 
-#: The cost of a cell; None if it is unknown.
+#: A function that returns the cost of a cell. None if unknown.
 CostOf = Callable[[Cell], float | None]
 
 
@@ -31,23 +31,23 @@ CostOf = Callable[[Cell], float | None]
 class Ranking:
     """The order of the methods of a budget."""
 
-    #: Best mean rank first.
+    #: The methods, best mean rank first.
     methods: tuple[str, ...]
-    #: Their ranks, in the same order; with intervals if all methods are compared pair by pair.
+    #: Their ranks, in the same order, with intervals if all methods are compared in pairs.
     ranks: Ranks
-    #: The methods that are compared pair by pair.
+    #: The methods that are compared in pairs.
     paired: tuple[str, ...]
-    #: 1 if the row is significantly better than the column, -1 if worse, else 0; None if nothing is known.
+    #: 1 if the row is significantly better than the column, -1 if worse, otherwise 0. None if unknown.
     separations: NDArray[np.int64] | None
-    #: The same on each setting, simultaneous over settings.
+    #: The same for each setting, simultaneous over settings.
     separations_on: tuple[NDArray[np.int64] | None, ...]
-    #: Letters of groups of statistically indistinguishable methods; None if nothing is known.
+    #: The letters of groups of statistically indistinguishable methods. None if unknown.
     letters: tuple[str, ...] | None
     notes: tuple[str, ...]
 
 
 def rank(entrants: Entrants) -> Ranking:
-    """Ranks methods by mean scores, and separates them by the seeds that two of them share."""
+    """Ranks methods by mean scores, and separates pairs by the seeds that both have."""
     study, cells, level = entrants.evidence.study, entrants.cells, entrants.level
     means = _means(study, list(cells.values()))
     order = np.argsort(orders.ranks(means, None).mean, kind="stable")
@@ -85,7 +85,7 @@ def rank(entrants: Entrants) -> Ranking:
 
 
 def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
-    """Mean scores (settings, methods) over their size, more being better."""
+    """Mean scores (settings, methods) divided by their size; larger is better."""
     return np.array(
         [
             [float(study.gains([cell])[1].mean()) / study.size(cell) for cell in of_method]
@@ -126,10 +126,10 @@ RANKS = Statistic("ranks", rank, _lines)
 
 
 def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The complete cells that no other of their setting and recipe significantly beats at no more cost.
+    """The complete cells that no cell of the same setting and recipe significantly beats at no more cost.
 
-    By setting, from cheapest to costliest. A cell is beaten if the lower limit of the difference of a cell
-    that costs no more is above zero; these limits are simultaneous at 95% for each cell.
+    Ordered by setting, from cheapest to costliest. A cell is beaten if the lower limit of its difference from
+    a cell that costs no more is above zero. These limits are simultaneous at 95% for each cell.
     """
     recipe_of = {number: frozenset(recipe.items()) for number, recipe in recipes(evidence.study).items()}
     front: list[Cell] = []
@@ -149,15 +149,15 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
 
 
 def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The complete cells whose mean no other of their setting reaches at less cost, or exceeds at the same.
+    """The complete cells whose mean no other of their setting reaches at less cost or exceeds at the same.
 
-    By setting, from cheapest to costliest. It says nothing of chance.
+    Ordered by setting, from cheapest to costliest. Chance is not considered.
     """
     best: list[Cell] = []
     for points in by_cost(cells, cost):
         last: tuple[float, float] | None = None
         for own_cost, cell in points:
-            # The same trials may stand in two budgets: then both cells are among the best.
+            # The same trials may belong to two budgets. Then both cells are among the best.
             if last is None or (cell.gain or 0.0) > last[1] or (own_cost, cell.gain) == last:
                 last = (own_cost, cell.gain or 0.0)
                 best.append(cell)

@@ -1,4 +1,4 @@
-"""Reads experiments into tables: the cells of their plans and the seeds behind each."""
+"""Reads experiments into tables: the cells of their plans, and the seeds of each."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from reports.inference.intervals import LEAST_SEEDS, of_each, t_half
 from reports.selection import Selection
 from reports.study import COLUMNS, FLOOR, OWN_SIZE, Experiment, Study, TableRow
 
-#: The message of a seed whose trial is unknown until its row's tuning has ended.
+#: The message for a seed whose trial is unknown until tuning has ended.
 WAITING = "not yet tuned"
 
-#: States of runs with a score: the one that counts of its trial, and later ones.
+#: The statuses of runs with a score: the run that counts for its trial, and later ones.
 ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
 
-#: Forms of two tags: the method's capabilities, and the ranks that training left, by mode and layer.
+#: Validators of two tags: the method's capabilities, and the ranks left after cutting, by mode and layer.
 CAPABILITIES = TypeAdapter(list[str])
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
 
 Stored = TypeVar("Stored")
 
-#: A run with the experiment that has it; None for a trial that never started.
+#: A run with its experiment. None for a trial that never started.
 Run = tuple[Experiment, Record | None]
 
 
 def read(
     uri: str, names: Sequence[str], selection: Selection | None = None, *, studies: bool = False
 ) -> Study:
-    """Reads experiments of one store and of packs, whose files stand among the names, or a selection.
+    """Reads experiments of one store and packs (given by their files), or a selection of them.
 
-    Experiments that were tuned by studies are left out, with a note, unless `studies` is true, since their
-    trials are not seeds of one setting.
+    Experiments tuned by studies are left out with a note unless `studies` is true, since their trials are not
+    seeds of one setting.
 
     Raises UserError for an experiment that is missing or has no result, for a pack that is refused, for a
     selection of missing rows, and if nothing is left.
@@ -61,7 +61,7 @@ def read(
 def read_sources(
     sources: Sequence[Source], selection: Selection | None = None, *, studies: bool = False
 ) -> Study:
-    """The same for opened experiments. Raises UserError for one that has no result."""
+    """Reads opened experiments as `read` does. Raises UserError for one without a result."""
     experiments = named_apart([read_experiment(source) for source in sources])
     notes: list[str] = []
     if not studies:
@@ -109,7 +109,7 @@ def _of_selection(
 
 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Appends the experiment's name to names that rows share without sharing their trials."""
+    """Appends the experiment's name to names of rows that several experiments have for different trials."""
     names_of: defaultdict[tuple[str | None, ...], dict[tuple[str | None, ...], str]] = defaultdict(dict)
 
     def named(experiment: Experiment) -> Iterator[TableRow]:
@@ -126,8 +126,9 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
 
 
 def read_experiment(source: Source) -> Experiment:
-    """Reads one experiment. Raises UserError if it holds no suite or has nothing to report: no finished trial
-    of its rows, and no search or allocation that ended.
+    """Reads one experiment. Raises UserError if it has no suite or nothing to report.
+
+    There is something to report if a trial of its rows, a search or an allocation has finished.
     """
     name, where = source.name, shown_uri(source.where)
     try:
@@ -194,7 +195,7 @@ def _cut_prompts(cells: pd.DataFrame) -> Iterator[str]:
 def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of these plans and their seeds, with the columns of `Cell` and `Seed`.
 
-    Rows that several experiments plan with the same trials are one cell.
+    Rows planned by several experiments with the same trials are one cell.
     """
     cells: list[dict[str, Any]] = []
     seeds: list[dict[str, Any]] = []
@@ -216,7 +217,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
-    """The columns of a cell that are known before any of its seeds has run."""
+    """The columns of a cell that are known before any seed has run."""
     trials = (experiment.trials[id_] for id_ in row.trials.values() if id_ is not None)
     return {
         "experiment": experiment.name,
@@ -225,7 +226,7 @@ def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
         "budget": row.budget or OWN_SIZE,
         "method": row.name,
         "title": row.title,
-        # Rows that wait for their tuning have no trial that names the method.
+        # Rows that are not yet tuned have no trial that names the method.
         "family": next((str(trial.method["method"]) for trial in trials), None) or row.family,
         "ranks": ",".join(map(str, row.ranks)),
         "parameters": row.parameters,
@@ -240,7 +241,7 @@ def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
 
 
 def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | None) -> dict[str, Any]:
-    """The columns of a seed, but for its cell's number. `experiment`: the one that has its run."""
+    """The columns of a seed, except its cell's number. `experiment` is the one with its run."""
     trial_id = row.trials[seed]
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
@@ -269,9 +270,9 @@ def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | Non
 
 
 def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
-    """The first experiment that has the trial finished, or else has a run of it, with that run.
+    """The first experiment in which the trial has finished, otherwise the first with a run of it.
 
-    The first experiment, and no run, if none has one.
+    If none has a run, the first experiment and no run.
     """
     runs = [(each, each.records[trial_id]) for each in experiments if trial_id and trial_id in each.records]
     finished = [(each, record) for each, record in runs if record.status == Status.FINISHED]
@@ -279,7 +280,7 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
 
 
 def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
-    """The columns of a cell that only its finished runs know; empty texts if there are none."""
+    """The columns of a cell that are known only from finished runs. Empty texts if there are none."""
     finished = [(experiment, record) for experiment, record in runs if record and record.score is not None]
     if not finished:
         return dict.fromkeys(("metric", "evaluated", "unit", "capabilities", "left"), "")
@@ -296,7 +297,7 @@ def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Stored], absent: str) -> Stored:
-    """The JSON of a tag. Raises UserError for another form."""
+    """Parses a tag's JSON. Raises UserError if it is malformed."""
     text = record.tag(tag, absent)
     try:
         return form.validate_json(text)
@@ -306,7 +307,7 @@ def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Sto
 
 
 def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
-    """The ranks that training left, over runs and layers: "input 30 to 31, layer 6"."""
+    """The range of ranks left after cutting, over runs and layers, as in "input 30 to 31, layer 6"."""
     by_mode: defaultdict[str, list[int]] = defaultdict(list)
     for of_run in cut:
         for name, ranks in of_run.items():
@@ -316,14 +317,14 @@ def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
 
 
 def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
-    """The planned cells with the results of their seeds: the columns of `Cell`."""
+    """Adds the results of seeds to the planned cells: all columns of `Cell`."""
     planned, status = seeds.groupby("cell"), seeds["status"]
     finished, failed = (
         (status == state).groupby(seeds["cell"]).sum() for state in (Status.FINISHED, Status.FAILED)
     )
     failures = seeds[status == Status.FAILED].groupby("cell")["failure"].agg(_each_once)
     done = seeds[status == Status.FINISHED]
-    # Trials of studies have different rates: no mean over them is a result.
+    # Trials of studies have different learning rates, so no mean over them is a result.
     alike = done[done["study"].isna()]
     scores = alike.groupby("cell")["score"]
     mean, sd = scores.mean().reindex(cells.index), scores.std(ddof=1).reindex(cells.index)

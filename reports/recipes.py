@@ -1,6 +1,6 @@
-"""Recipes of cells: which methods ran alike, and mixtures among trials that one table puts side by side.
+"""Recipes of cells: which methods ran alike, and mixtures among trials in one table.
 
-Only methods with one recipe are compared. Rates that the tuning chose for each method do not count.
+Only methods with the same recipe are compared. Rates that tuning chose for each method do not count.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from methods import UserError
 from methods.errors import first_few
 from reports.study import Cell, Study, grouped
 
-#: Names and values, flat.
+#: A flattened recipe: values by name.
 Recipe = Mapping[str, str]
 #: Names that differ, with both values.
 Differences = dict[str, tuple[str, str]]
 
-#: Fields of a trial that say what is measured. Scores that differ in one of them do not compare.
+#: The fields of a trial that define what is measured. Scores that differ in one are not comparable.
 DECISIVE = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
 
-#: Fields that a suite may set for each method; its rows then name them.
+#: The fields that a suite may set per method. Its rows then show them.
 PER_METHOD = ("training lr", "training head_lr", "training core_lr")
 
-#: Provenance in which trials of one table should agree, by the beginning of its names.
+#: Prefixes of the provenance in which trials of one table should agree.
 SURROUNDINGS = (
     "harness",
     "git_commit",
@@ -40,34 +40,34 @@ SURROUNDINGS = (
     "version_",
 )
 
-#: JSON of a field that is not set; older plans leave such fields out.
+#: The JSON of a field that is not set. Older plans leave such fields out.
 _NOTHING = ("null", "[]", "false")
 
-#: Beginning of the names of a suite's tuning allowances.
+#: The prefix of the names of a suite's tuning allowances.
 TUNING = "tuning "
 
 
 def fields(trial: PlannedTrial) -> dict[str, str]:
-    """A trial's configuration, flat, without its method, backbone, task and seed."""
+    """A trial's configuration, flattened, without method, backbone, task and seed."""
     decisive = {key: getattr(trial, key, trial.task.get(key)) for key in DECISIVE}
     values = decisive | {f"training {key}": value for key, value in trial.recipe.items()}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def trial_of_each(study: Study) -> dict[int, PlannedTrial]:
-    """One trial of each cell, by the cell's number: its trials differ in the seed only.
+    """One trial of each cell, by the cell's number. The cell's other trials differ only in their seed.
 
-    Cells whose seeds all wait for their tuning have none.
+    Cells that are not yet tuned have none.
     """
     trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
     return {seed.cell: trials[seed.trial_id] for seed in study.all_seeds if seed.trial_id in trials}
 
 
 def recipes(study: Study) -> dict[int, Recipe]:
-    """The recipe of each cell by its number: protocol, data, training and tuning allowances.
+    """The recipe of each cell by number: protocol, data, training and tuning allowances.
 
-    Rates are left out where they were tuned, since every method's tuning had the same effort. Rates that a
-    suite sets by hand for one method count. Cells that wait for their tuning have no recipe.
+    Tuned rates are left out, since every method's tuning had the same effort. Rates set by hand for one
+    method count. Cells that are not yet tuned have no recipe.
     """
     most = {
         experiment.name: max((row.tuning.trials for row in experiment.rows if row.tuning), default=0)
@@ -89,9 +89,10 @@ def recipes(study: Study) -> dict[int, Recipe]:
 
 
 def allowance(tuning: Tuned, most: int) -> dict[str, str]:
-    """The tuning that a suite allows to every method; methods without some axes try fewer points.
+    """The tuning that a suite allows every method. Methods without some axes try fewer points.
 
-    `most`: the most points that a method of the suite tried, for plans that do not store the allowance.
+    `most` is the largest number of points tried by a method of the suite, for plans without a stored
+    allowance.
     """
     allowed = {
         "points": str(tuning.allowed_points or most),
@@ -109,7 +110,7 @@ def allowance(tuning: Tuned, most: int) -> dict[str, str]:
 
 
 def difference(first: Recipe, second: Recipe) -> Differences:
-    """The names that differ, with both values."""
+    """The fields that differ, with both values."""
     return {
         key: (first.get(key, "none"), second.get(key, "none"))
         for key in dict.fromkeys([*first, *second])
@@ -118,7 +119,7 @@ def difference(first: Recipe, second: Recipe) -> Differences:
 
 
 def in_words(differences: Differences) -> str:
-    """The differences in words."""
+    """The differences as text."""
     return "; ".join(
         f"{key} {short(first)} against {short(second)}" for key, (first, second) in differences.items()
     )
@@ -137,7 +138,7 @@ class Alike:
         return [cell for cells in self.methods.values() for cell in cells]
 
     def differs(self, cells: Sequence[Cell]) -> Differences:
-        """Differences of these cells from this group's on the same settings."""
+        """The differences of these cells from this group's cells on the same settings."""
         differences: Differences = {}
         for cell in cells:
             if (recipe := self._by_setting.get(cell.setting)) is not None:
@@ -152,7 +153,7 @@ class Alike:
 
 
 def alike(of_cells: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]]) -> list[Alike]:
-    """The methods with their cells, grouped by recipe; the largest group first."""
+    """The methods with their cells, grouped by recipe. The largest group comes first."""
     groups: list[Alike] = []
     for method, cells in methods.items():
         group = next((group for group in groups if not group.differs(cells)), None)
@@ -167,12 +168,12 @@ def alike(of_cells: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]])
 
 @dataclass(frozen=True)
 class Mixture:
-    """A property that should be the same for all trials, with its values and their holders."""
+    """A property that should be equal for all trials, with its values and who has each."""
 
     what: str
     where: str
     values: dict[str, str]
-    #: Whether the scores do not compare at all.
+    #: Whether scores are not comparable at all.
     serious: bool
 
     def __str__(self) -> str:
@@ -208,7 +209,7 @@ def _mixed_trials(study: Study) -> list[Mixture]:
                         values[key][value].append(cell)
         for key, by_value in values.items():
             experiments = {frozenset(cell.experiment for cell in holders) for holders in by_value.values()}
-            # Experiments that use the same rates agree.
+            # Experiments with the same rates agree.
             if len(by_value) == 1 or (key in PER_METHOD and len(experiments) == 1):
                 continue
             holders_of = {short(value): _holders(study, holders) for value, holders in by_value.items()}
@@ -217,7 +218,7 @@ def _mixed_trials(study: Study) -> list[Mixture]:
 
 
 def _holders(study: Study, cells: Sequence[Cell]) -> str:
-    """The experiments of these cells, or their methods if there is one experiment."""
+    """The experiments of these cells, or their methods if there is only one experiment."""
     if len(study.experiments) > 1:
         return ", ".join(sorted({cell.experiment for cell in cells}))
     return first_few(list(dict.fromkeys(cell.method for cell in cells)), 3)
@@ -254,7 +255,7 @@ def _mixed_surroundings(study: Study) -> list[Mixture]:
 
 
 def provenance_counts(study: Study) -> dict[str, Counter[str]]:
-    """The values of each provenance field, with the number of the tables' finished trials that have each."""
+    """The values of each provenance field, with the number of finished trials in the tables."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     # A trial of two cells counts once.
     by_run = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.run_id)
@@ -265,5 +266,5 @@ def provenance_counts(study: Study) -> dict[str, Counter[str]]:
 
 
 def short(value: str) -> str:
-    """The value, cut to 60 characters."""
+    """The value cut to 60 characters."""
     return value if len(value) <= 60 else f"{value[:57]}…"

@@ -1,4 +1,4 @@
-"""Templates, and how they write numbers."""
+"""Templates, and the formatting of numbers in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIZES = ((9, "GB"), (6, "MB"), (3, "kB"))
 
 
 def environment(**options: Any) -> Environment:
-    """Loads reports/templates; a misspelled name is an error, and lines of statements leave nothing."""
+    """Loads reports/templates. A misspelled name is an error, and statement lines leave no blank lines."""
     loader = Environment(
         loader=PackageLoader("reports"),
         undefined=StrictUndefined,
@@ -55,7 +55,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _range(value: tuple[float, float] | None, digits: int = 0) -> str:
-    """The smallest and the largest value, or one number if they are printed alike."""
+    """The smallest and the largest value, or one number if both print alike."""
     if value is None:
         return NOTHING
     ends = dict.fromkeys(f"{end:,.{digits}f}" for end in value)

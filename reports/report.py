@@ -31,18 +31,18 @@ from reports.thresholds import Asked
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
 FORMATS: tuple[str, ...] = get_args(Format)
-#: The files of the formats that are one text.
+#: The file names of formats that consist of one text.
 NAMES = {"html": "index.html", "md": "tables/tables.md", "latex": "tables/tables.tex", "json": "report.json"}
-#: The formats that show figures.
+#: The formats with figures.
 DRAWN = {"html", "png", "svg"}
 
-#: The list of the files of a report, so that `force` removes no others.
+#: The file that lists a report's files, so that `force` removes no others.
 MANIFEST = "report-files.json"
-#: The folder of the report among the artifacts of the suite's run.
+#: The report's folder among the artifacts of the suite's run.
 ARTIFACTS = "report"
 
 
-#: The analysis of a report.
+#: The type of a report's analysis.
 Analysed = TypeVar("Analysed", Analysis, StudyAnalysis)
 
 
@@ -54,9 +54,9 @@ class Written:
     files: tuple[str, ...]
     analysis: Analysis | StudyAnalysis
     mixtures: tuple[Mixture, ...]
-    #: Experiments whose suite run holds the report as well.
+    #: The experiments on whose suite run the report was logged.
     logged: tuple[str, ...]
-    #: Experiments whose suite run cannot hold it: their store can only be read.
+    #: The experiments on which it could not be logged, because their store is read-only.
     read_only: tuple[str, ...]
 
 
@@ -72,14 +72,13 @@ def write_report(
     log: bool = True,
     selection: Selection | None = None,
 ) -> Written:
-    """Writes a report into the folder `out` and, if it is of all rows, logs it on the runs of the suites.
+    """Writes a report into the folder `out` and, if it covers all rows, logs it on the suites' runs.
 
-    `threshold`: the smallest difference in score that matters, by metric ({"accuracy": 0.01}); a number if
-    there is one metric. `selection`: the rows of the report, and the comparisons among them.
-    Raises UserError, with nothing written, for an unknown format or experiment, an experiment without a
-    finished trial, trials that do not compare (unless `mixed`), a threshold that fits no metric or several,
-    experiments of which only some were tuned by studies, or a folder that is not empty (`force` replaces an
-    earlier report).
+    `threshold` is the smallest difference in score that matters, by metric ({"accuracy": 0.01}), or a number
+    if there is one metric. `selection` limits the rows and the comparisons. Raises UserError, with nothing
+    written, for an unknown format or experiment, an experiment without a finished trial, trials that are not
+    comparable (unless `mixed`), a threshold that fits no metric or several, experiments of which only some
+    were tuned by studies, or a folder that is not empty (`force` replaces an earlier report).
     """
     for field, value in (("experiments", names), ("formats", formats)):
         if isinstance(value, str):
@@ -96,7 +95,7 @@ def write_report(
     except (OSError, ValueError) as error:
         raise UserError(f"the report cannot be written to {target}: {error}") from error
     sources = (experiment.source for experiment in study.experiments)
-    # A pack stays as it is.
+    # Packs are never changed.
     stores = [source for source in sources if log and selection is None and isinstance(source, Store)]
     writable = [store for store in stores if not store.read_only]
     _log(writable, target, done.files)
@@ -127,7 +126,7 @@ def compose(
     mixed: bool = False,
     when: str = "",
 ) -> Composed[Analysis]:
-    """Everything that a report has, in memory. `when` is that of `page.render`.
+    """Computes everything in a report, in memory. `when` is as in `page.render`.
 
     Raises UserError as `write_report` does.
     """
@@ -162,7 +161,7 @@ def compose_studies(
     mixed: bool = False,
     when: str = "",
 ) -> Composed[StudyAnalysis]:
-    """The same of experiments tuned by studies. Raises UserError as `write_report` does."""
+    """Like `compose`, for experiments tuned by studies. Raises UserError as `write_report` does."""
     mixtures = _mixtures(study, mixed=mixed)
     analysis = analyse_studies(study, threshold)
     drawn = draw_studies(analysis) if DRAWN & set(formats) else []
@@ -177,7 +176,7 @@ def compose_studies(
 
 
 def _mixtures(study: Study, *, mixed: bool) -> tuple[Mixture, ...]:
-    """The settings in which trials differ. Raises UserError for serious ones unless `mixed` allows them."""
+    """The settings in which trials differ. Raises UserError for serious ones unless `mixed`."""
     mixtures = find_mixtures(study)
     if not mixed:
         refuse_mixtures(mixtures)
@@ -216,7 +215,7 @@ def _of_studies(study: Study) -> bool:
 
 def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
     """Logs the files on the suites' runs."""
-    # The target may hold other files, and one request for all files is many times as fast.
+    # Copied first, since the target may hold other files and one request for all is many times faster.
     with tempfile.TemporaryDirectory() as folder:
         put_files(Path(folder), files)
         for store in stores:

@@ -21,17 +21,17 @@ from reports.study import COLUMNS, Experiment, Study, grouped
 
 
 class Column(NamedTuple):
-    """A column of a frame. `unit` is empty where there is none."""
+    """A column of a frame. `unit` is empty if there is none."""
 
     dtype: str
     unit: str
     meaning: str
 
 
-#: Types of columns; pandas 3 calls its own type of text `str`.
+#: The dtypes of columns. pandas 3 calls its own text dtype `str`.
 TEXT, WHOLE, NUMBER, MOMENT = "str", "Int64", "float64", "datetime64[ms, UTC]"
 
-#: Which trial a line is of.
+#: The columns that identify a line's trial.
 WHICH = {
     "experiment": Column(TEXT, "", "the experiment that has the run"),
     "trial_id": Column(TEXT, "", "the hash of all that can change the result"),
@@ -75,7 +75,7 @@ CURVES = WHICH | {
     "value": Column(NUMBER, "nats or the metric's", "the loss, or the score"),
 }
 
-#: The columns of `Results.predictions`, before those that are numbered.
+#: The columns of `Results.predictions` before the numbered ones.
 PREDICTIONS = WHICH | {
     "example": Column("int64", "", "the example's id in its source"),
     "label": Column(NUMBER, "the target's", "the index of the right class; of a regression, the target"),
@@ -83,24 +83,24 @@ PREDICTIONS = WHICH | {
     "correct": Column("boolean", "", "whether the two are the same; <NA> of a regression"),
 }
 
-#: Numbered columns after them: `logit_0` and so on; `label_0` and `prediction_0` if there are several labels.
+#: The numbered columns after them: `logit_0` etc., and `label_0` and `prediction_0` for multi-label tasks.
 NUMBERED = {"label": WHOLE, "prediction": WHOLE, "logit": "float32"}
 
 
 class Results(Study):
     """A study with its trials, curves and predictions, each read on first use.
 
-    `TRIALS`, `CURVES` and `PREDICTIONS` say what their columns are. A frame without lines has them too.
+    `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns, which exist even in an empty frame.
     """
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A line for every trial that has a run, those of tuning and search included: the run that counts."""
+        """One line per trial with a run (the run that counts), including tuning and search trials."""
         return typed((_trial(experiment, record) for experiment, record in self._records()), TRIALS)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """A line for every point of the curves of these trials, by step."""
+        """One line per point of these trials' curves, by step."""
         runs = grouped(self._records(), lambda run: run[0].name)
         own = {name: [record for _, record in of_name] for name, of_name in runs.items()}
         frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]
@@ -108,11 +108,11 @@ class Results(Study):
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """A line for every example that a finished trial of the tables was scored on.
+        """One line per example on which a finished trial of the tables was scored.
 
-        After the columns of `PREDICTIONS` come those of `NUMBERED`; of a trial with fewer classes than others
-        the last ones are missing. A trial without stored predictions has no line. Raises UserError for
-        predictions that were changed since, or cannot be read.
+        The columns of `PREDICTIONS` are followed by those of `NUMBERED`; for a trial with fewer classes than
+        others the last ones are missing. Trials without stored predictions have no lines. Raises UserError
+        for predictions that changed since or cannot be read.
         """
         finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
         read = [_predictions(*run) for run in self._records() if run[1].trial_id in finished]
@@ -126,9 +126,7 @@ class Results(Study):
         return typed(stored, PREDICTIONS).join(stored[list(more)].astype(more))
 
     def _records(self) -> Iterator[tuple[Experiment, Record]]:
-        """The run that counts of each trial; of several experiments with the trial, that of the first
-        that finished it.
-        """
+        """Yields the run that counts for each trial, from the first experiment in which it finished."""
         counts = latest(record for each in self.experiments for record in each.records.values())
         for experiment in self.experiments:
             in_order = sorted(experiment.records.values(), key=lambda run: (run.started, run.origin))
@@ -136,12 +134,12 @@ class Results(Study):
 
 
 def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) -> Results:
-    """The results of these experiments of a store, of packs, or of both, as data frames.
+    """Loads the results of experiments in a store, of packs, or of both, as data frames.
 
-    `experiments` are names, or files of packs, which need no store; several are read as one. What it gives
-    has `cells` and `seeds`, as `reports.study.Study` says, and `trials`, `curves` and `predictions`, as
-    `Results` does. Raises UserError for an experiment that is not there or has no result, and for a pack
-    that is refused.
+    `experiments` are names, or files of packs, which need no store; several are read as one. The result has
+    `cells` and `seeds`, as in `reports.study.Study`, and `trials`, `curves` and `predictions`, as in
+    `Results`. Raises UserError for an experiment that does not exist or has no result, and for a pack that is
+    refused.
     """
     if not experiments:
         raise UserError("load_results() takes at least one experiment, or the file of a pack")
@@ -149,7 +147,7 @@ def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) 
 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
-    """These columns, in this order and of these types, also where there is no line."""
+    """A frame with these columns, in this order and with these types, even without lines."""
     frame = lines if isinstance(lines, pd.DataFrame) else pd.DataFrame(list(lines))
     frame = frame.reindex(columns=list(columns))
     for name, column in columns.items():
@@ -166,7 +164,7 @@ def _which(experiment: Experiment, record: Record) -> dict[str, Any]:
         "run_id": record.origin,
         "task": record.tag(Tag.TASK),
         "backbone": record.tag(Tag.BACKBONE),
-        # The tag has another word than tables for a size of its own.
+        # The tag and the tables use different words for a fixed size.
         "budget": OWN_SIZE if budget in ("", "own") else budget,
         "method": record.tag(Tag.METHOD),
         "seed": int(record.tag(Tag.SEED)),
@@ -202,7 +200,7 @@ def _curves(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
         [_which(experiment, record) | {"run": record.run_id} for record in records],
         columns=[*WHICH, "run"],
     )
-    # The runs of a store that do not count, failures that were tried again say, have curves too.
+    # Runs that do not count, such as retried failures, have curves as well.
     return which.merge(points.rename(columns={"run_id": "run"}), on="run").drop(columns="run")
 
 

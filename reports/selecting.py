@@ -1,7 +1,7 @@
-"""What the page's one selector chooses by, for tables and figures alike.
+"""The dimensions of the page's selector, which hides tables and figures alike.
 
-An element that belongs to some budgets, tasks, backbones, families or capabilities says so in attributes, and
-the page's script hides it where none of them is chosen. What has no such attribute is always shown.
+An element about certain budgets, tasks, backbones, families or capabilities says so in attributes, and the
+page's script hides it if none of them is selected. Elements without such attributes are always shown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from reports.study import Cell, TaskAndBackbone
 
-#: The attributes, each with its label.
+#: The attributes with their labels.
 DIMENSIONS = {
     "budget": "Budget",
     "task": "Task",
@@ -23,7 +23,7 @@ DIMENSIONS = {
 
 
 def capabilities(cell: Cell) -> tuple[str, ...]:
-    """The words of `methods.capabilities.Capability` stored by the cell's runs. Empty without any."""
+    """The values of `methods.capabilities.Capability` stored by the cell's runs. Empty without any."""
     return tuple(word for word in cell.capabilities.split(", ") if word)
 
 
@@ -41,18 +41,18 @@ def marks(**values: str | Iterable[str]) -> Markup:
 
 
 def of_method(cell: Cell) -> Markup:
-    """The attributes of an element about a method."""
+    """The attributes for an element about a method."""
     return marks(method=cell.method, family=cell.family, capability=capabilities(cell))
 
 
 def of_settings(settings: Iterable[TaskAndBackbone]) -> Markup:
-    """The attributes of an element about settings."""
+    """The attributes for an element about settings."""
     pairs = list(settings)
     return marks(task=(pair.task for pair in pairs), backbone=(pair.backbone for pair in pairs))
 
 
 def choices(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """The values to choose from in each dimension."""
+    """The values to select from in each dimension."""
     values = {
         name: list(dict.fromkeys(getattr(cell, name) for cell in cells))
         for name in DIMENSIONS

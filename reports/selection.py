@@ -12,20 +12,21 @@ from methods import UnknownNameError, UserError
 from methods.errors import shown
 
 if TYPE_CHECKING:
-    # Its imports take seconds, and commands make selections before they know that there is a store.
+    # Imported late, since it takes seconds and commands make selections before they open a store.
     from reports.study import Experiment, TableRow
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of a report; an empty choice means all. Other rows take part in no comparison.
+    """The rows of a report. An empty field selects all. Other rows take part in no comparison.
 
-    A method is named as in tables, or by a title or a family (`tenslora` for all its variants), which means
-    every method that has it; a name that several experiments have means the row of each. `reference` replaces
-    LoRA as the reference, by its name in tables; it is among the rows whatever `methods` and `budgets` say.
+    A method is given by its name in tables, or by a title or a family (`tenslora` for all its variants),
+    which selects every method that has it. A name used in several experiments selects the row of each.
+    `reference` replaces LoRA as the reference, by its name in tables; it is included whatever `methods` and
+    `budgets` are.
 
-    `pairs` selects single comparisons, of a method with a reference, both by their names in tables. They
-    replace `methods` and `reference`, and the intervals of one budget and metric are simultaneous.
+    `pairs` selects single comparisons of a method with a reference, both by their names in tables. They
+    replace `methods` and `reference`. The intervals of one budget and metric are simultaneous.
     """
 
     methods: Sequence[str] = ()
@@ -36,7 +37,7 @@ class Selection:
     pairs: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
-        """Raises UserError for pairs beside methods or a reference, and for a pair without two names."""
+        """Raises UserError for pairs together with methods or a reference, and for incomplete pairs."""
         if self.pairs and (self.methods or self.reference):
             raise UserError("pairs say themselves what is compared: no methods or reference beside them")
         for pair in self.pairs:
@@ -45,7 +46,7 @@ class Selection:
 
     @property
     def compared(self) -> Mapping[str, tuple[str, ...]]:
-        """The methods that are compared with each reference, as in `reports.study.Study`."""
+        """The methods to compare with each reference, as in `reports.study.Study`."""
         methods_of: dict[str, tuple[str, ...]] = {} if self.pairs else {self.reference: ()}
         for method, reference in dict.fromkeys(self.pairs):
             methods_of[reference] = (*methods_of.get(reference, ()), method)
@@ -87,7 +88,7 @@ class Selection:
                 raise UnknownNameError(kind, name, table_names)
 
         def method_names(row: TableRow) -> set[str]:
-            # The name of one row is not also that of all with its title.
+            # If a name matches one row, it does not also select all rows with that title.
             shared = {row.method, row.title, row.family} - table_names
             return {row.name} | shared | ({row.table_name} & set(self.methods))
 
@@ -106,7 +107,7 @@ class Selection:
         in_budgets = {row.name for row in rows if budget_names(row.budget) & set(self.budgets)}
 
         def selected(row: TableRow) -> bool:
-            # A reference that has none of these budgets is taken from another one.
+            # A reference without these budgets is taken from another budget.
             elsewhere = row.name in references - in_budgets
             return all(
                 not chosen or names_of(row) & chosen or (elsewhere and kind == "budget")

@@ -1,4 +1,4 @@
-"""Contents of a store: its experiments in numbers, and trials and cells with where they come from."""
+"""Contents of a store: numbers of its experiments, and trials and cells with their provenance."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from reports.reading import read
 from reports.selection import Selection
 from reports.study import Cell, Seed
 
-#: Placeholder for values that were not stored.
+#: The text shown for values that were not stored.
 UNKNOWN = "not stored"
 
-#: Keys of provenance by subject; one that ends in '_' means all that begin with it.
+#: Keys of provenance by subject. A key that ends in '_' is a prefix.
 PARTS = {
     "code": ("harness", "git_commit", "git_dirty", "source_"),
     "packages": ("python", "version_"),
@@ -38,28 +38,28 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """An experiment in numbers: how the trials of its suite's latest plan stand, each counted once."""
+    """An experiment in numbers: the status of the trials in its suite's latest plan, each counted once."""
 
     experiment: str
-    #: Planned trials that have finished, have failed, run, and all others: those that wait for their tuning
-    #: are missing.
+    #: The numbers of planned trials that are finished, failed, running and missing. Trials that are not yet
+    #: tuned count as missing.
     complete: int
     failed: int
     running: int
     missing: int
-    #: Planned studies, and those whose trials have all ended; None if there are none.
+    #: The numbers of planned studies, and of studies whose trials have all ended. None without studies.
     studies: int | None
     studies_complete: int | None
-    #: Stored trials that the latest plan's rows do not have: of tuning, search, and earlier plans.
+    #: The number of stored trials outside the latest plan's rows: tuning, search, and earlier plans.
     others: int
-    #: When the latest run of any kind began, in milliseconds since the epoch.
+    #: The beginning of the latest run of any kind, in milliseconds since the epoch.
     latest: int
 
 
 def contents(uri: str) -> list[Contents]:
-    """Every experiment of a store that holds a suite, by name.
+    """Every experiment of a store that has a suite, by name.
 
-    Raises UserError where there is no store, or it cannot be read.
+    Raises UserError if there is no store, or if it cannot be read.
     """
     try:
         counted = (_counted(store) for store in Store.every(uri))
@@ -73,7 +73,7 @@ def _counted(store: Store) -> Contents | None:
     if not (suites or records):
         return None
     plan = store.plan()
-    # Waiting seeds of a row have no trial id yet; each is a planned trial.
+    # Seeds that are not yet tuned have no trial id. Each counts as a planned trial.
     seeds = [(i, *seed) for i, row in enumerate(plan.rows if plan else ()) for seed in row.trials.items()]
     planned = {id_ or (row, seed) for row, seed, id_ in seeds}
     states = Counter(records[id_].status for id_ in planned if id_ in records)
@@ -94,7 +94,7 @@ def _counted(store: Store) -> Contents | None:
 
 
 def _studies(rows: Sequence[PlannedRow], ended: Set[Any]) -> tuple[int | None, int | None]:
-    """The planned studies, and those of which every trial of every row has ended."""
+    """The numbers of planned studies, and of studies of which every trial of every row has ended."""
     by_row = [(row.studies, row.trials) for row in rows if row.studies]
     if not by_row:
         return None, None
@@ -112,23 +112,23 @@ def _studies(rows: Sequence[PlannedRow], ended: Set[Any]) -> tuple[int | None, i
 class Provenance:
     """The origin of one trial's numbers."""
 
-    #: Milliseconds since the epoch; None while it runs.
+    #: Milliseconds since the epoch. None while it runs.
     started: int
     ended: int | None
     #: Commit, main versions and hardware.
     facts: Mapping[str, str]
-    #: Suite, lock, packages and seeds of the streams; None if they are unknown, for the reason in `why`.
+    #: Suite, lock, packages and seeds of the streams. None if unknown, with the reason in `why`.
     start: Start | None
     why: str = ""
 
     def suite_text(self) -> str:
-        """The suite as it was read. Raises UserError if it is unknown."""
+        """The suite's text at the start. Raises UserError if it is unknown."""
         if self.start is None:
             raise UserError(f"the text of the trial's suite is not known: {self.why or UNKNOWN}")
         return self.start.suite.text
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Headings and texts for people, suite and code first."""
+        """Yields headings and texts for display, suite and code first."""
         suite, lock = (self.start.suite, self.start.lock) if self.start else (None, None)
         named = f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN
         yield "suite", named
@@ -154,7 +154,7 @@ class Provenance:
 
 
 def provenance_of(source: Source, record: Record) -> Provenance:
-    """The stored provenance of a trial. A changed artifact raises nothing: `why` names it."""
+    """The stored provenance of a trial. A changed artifact does not raise: `why` names it."""
     try:
         config = source.content(record, Artifact.CONFIG, StoredConfig)
         start, why = (config.start, "an earlier version stored none") if config else (None, "")
@@ -165,28 +165,28 @@ def provenance_of(source: Source, record: Record) -> Provenance:
 
 @dataclass(frozen=True)
 class TrialContents:
-    """Everything that a store holds of one trial."""
+    """Everything that a store has about one trial."""
 
     experiment: str
     #: The run that counts.
     record: Record
-    #: Its row in the suite's latest plan; None for a trial of a search, for example.
+    #: The row in the suite's latest plan. None, for example, for a trial of a search.
     row: PlannedRow | None
-    #: Its budgets: `budget`, `asked`, `ratio`, `within`.
+    #: The trial's budgets, each with `budget`, `asked`, `ratio` and `within`.
     budgets: tuple[Mapping[str, Any], ...]
-    #: Its resolved configuration with MLflow's keys: `method.rank`, `recipe.lr`.
+    #: The resolved configuration with MLflow's keys, such as `method.rank` and `recipe.lr`.
     configuration: Mapping[str, str]
-    #: Names of artifacts, with their bytes.
+    #: The sizes of artifacts in bytes, by name.
     artifacts: Mapping[str, int | None]
-    #: Suite, lock, commit, packages, seeds and hardware behind it.
+    #: The origin: suite, lock, commit, packages, seeds and hardware.
     provenance: Provenance
-    #: Python's traceback if it failed; else empty.
+    #: Python's traceback if the trial failed. Otherwise empty.
     traceback: str
-    #: Its other runs, oldest first, for example failures before a retry.
+    #: The trial's other runs, oldest first, such as failures before a retry.
     others: tuple[Record, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON takes it."""
+        """The contents as JSON values."""
         record = self.record
         return {
             "trial_id": record.trial_id,
@@ -210,12 +210,12 @@ class TrialContents:
 
     @property
     def place(self) -> StudyTrial | None:
-        """Its place in the studies of its row; None where there are none."""
+        """Its position in the studies of its row. None without studies."""
         studies = self.row.studies if self.row else None
         return studies.trials.get(int(self.record.tag(Tag.SEED))) if studies else None
 
     def measure(self, measure: Measure) -> float | None:
-        """A measured number as stored; None if it is missing."""
+        """A measured number as stored. None if it is missing."""
         return self.record.measure(measure)
 
 
@@ -255,18 +255,18 @@ class CellContents:
     """A cell of a report's tables, with the provenance of its seeds."""
 
     cell: Cell
-    #: None for trials that never started.
+    #: The provenance of each seed. None for trials that never started.
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """The provenance of its seeds; if they differ, each text with the number of its seeds."""
+        """Yields the provenance of its seeds. If they differ, each text has its number of seeds."""
         started = [dict(provenance.lines()) for _, provenance in self.seeds if provenance]
         for head in dict.fromkeys(head for lines in started for head in lines if head != "streams"):
             for text, count in Counter(lines.get(head, UNKNOWN) for lines in started).items():
                 yield head, text if count == len(started) else f"{text} ({count} of {len(started)} seeds)"
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON takes it, with all texts."""
+        """The contents as JSON values, with all texts."""
         seeds = [seed.columns() | {"provenance": provenance} for seed, provenance in self.seeds]
         plain: dict[str, Any] = to_jsonable_python(
             {"cell": self.cell.columns(), "seeds": seeds},
@@ -279,9 +279,9 @@ class CellContents:
 def cell_contents(
     uri: str, names: Sequence[str], number: int, selection: Selection | None = None
 ) -> CellContents:
-    """The cell of this number in `cells.csv` of a report on the same experiments and selection.
+    """The cell with this number in `cells.csv` of a report on the same experiments and selection.
 
-    Raises UserError for one that is not there, and as `reports.reading.read` does.
+    Raises UserError if it does not exist, and as `reports.reading.read` does.
     """
     study = read(uri, names, selection)
     if not 0 <= number < len(study.all_cells):

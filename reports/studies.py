@@ -1,4 +1,4 @@
-"""The analysis of experiments tuned by studies: the score of every method after k trials of tuning."""
+"""The analysis of experiments tuned by studies: every method's score after k trials of tuning."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from reports.thresholds import DEFAULT, Asked, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
 
-#: Shuffles of the answers for the score by chance.
+#: The number of shuffles of the answers for the score by chance.
 SHUFFLES = 20
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval, which is None without an error."""
+    """A value with its 95% interval. The interval is None without an error."""
 
     value: float
     interval: Bounds | None = None
@@ -43,10 +43,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a method is from the reference over all settings and on each, more being better.
+    """A method's difference from the reference over all settings and on each; positive is better.
 
-    Intervals over all settings hold simultaneously for all methods compared; those on single settings for
-    all methods and settings.
+    Intervals over all settings are simultaneous for all compared methods; those on single settings for all
+    methods and settings.
     """
 
     effect: Effect
@@ -58,26 +58,26 @@ class Difference:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How forgiving a method's rates are: shares of trials, means over settings."""
+    """A method's sensitivity to learning rates: shares of trials, as means over settings."""
 
-    #: Trials that succeed at rates within a point of the best, and trials that failed.
+    #: The share of trials that succeed at rates within a point of the best, and the share that failed.
     near: float
     failed: float
     failures: int
     trials: int
-    #: Differences from the reference; None for the reference itself, and without one.
+    #: Differences from the reference. None for the reference itself, and without one.
     near_difference: Difference | None
     failed_difference: Difference | None
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """The gain of the rate that is best on the other settings: negative if it loses."""
+    """The change of score from using the other settings' best rate. Negative is a loss."""
 
     mean: float
     interval: Bounds | None
     verdict: Verdict
-    #: On each setting.
+    #: The change on each setting.
     costs: tuple[float, ...]
 
 
@@ -91,32 +91,32 @@ class Entrant:
     #: One a setting.
     cells: tuple[int, ...]
     studies: tuple[Studies, ...]
-    #: By k, the scores after k trials on each setting and their mean, in stored units.
+    #: By k, the scores after k trials on each setting, and their mean, in stored units.
     scores: Mapping[int, tuple[Estimate, ...]]
     means: Mapping[int, Estimate]
-    #: By k; empty for the reference, and without one.
+    #: Differences from the reference by k. Empty for the reference itself, and without one.
     differences: Mapping[int, Difference]
     sensitivity: Sensitivity
-    #: None with a single setting.
+    #: The transfer of rates. None with a single setting.
     transfer: Transfer | None
 
 
 @dataclass(frozen=True)
 class Level:
-    """A method without adapter, which figures show as a line."""
+    """A method without adapter, shown as a line in figures."""
 
     method: str
     family: str
-    #: Its score on each setting, in stored units; None where it has not run.
+    #: Its score on each setting, in stored units. None where it has not run.
     scores: tuple[float | None, ...]
-    #: Its difference from the reference on each setting, more being better, and the mean over all settings.
+    #: Its difference from the reference on each setting, and the mean over all. Positive is better.
     differences: tuple[float | None, ...]
     difference: float | None
 
 
 @dataclass(frozen=True)
 class StudyBlock:
-    """Methods of one budget, compared by one metric on the same settings."""
+    """Methods of one budget, compared in one metric on the same settings."""
 
     budget: str
     metric: str
@@ -124,14 +124,14 @@ class StudyBlock:
     unit: Unit
     threshold: float
     settings: tuple[TaskAndBackbone, ...]
-    #: The primary number of trials, and all that are shown.
+    #: The primary number of trials k, and all values of k that are shown.
     k: int
     ks: tuple[int, ...]
     reference: Reference | None
-    #: The reference first, the others by their scores after `k` trials.
+    #: The reference first, then the others by score after `k` trials.
     entrants: tuple[Entrant, ...]
     levels: tuple[Level, ...]
-    #: Of each setting.
+    #: The sources of variance on each setting.
     sources: tuple[Sources, ...]
     notes: tuple[str, ...]
 
@@ -147,18 +147,18 @@ class StudyBlock:
 
 @dataclass(frozen=True)
 class StudyAnalysis:
-    """Experiments tuned by studies, with everything that is computed from them."""
+    """Experiments tuned by studies, with everything computed from them."""
 
     study: Study
     thresholds: Mapping[str, float]
     blocks: tuple[StudyBlock, ...]
     notes: tuple[str, ...]
     evidence: Evidence = field(repr=False)
-    #: By the number of a cell, its complete studies; none of a cell without any.
+    #: The complete studies of each cell, by number. Cells without any are absent.
     studies: Mapping[int, Studies] = field(repr=False)
 
     def score(self, number: int) -> Estimate | None:
-        """The score of the cell of this number after as many trials as a study has points.
+        """The score of this cell after as many trials as a study has points.
 
         None without a complete study.
         """
@@ -178,9 +178,9 @@ class StudyAnalysis:
 
 
 def analyse_studies(study: Study, threshold: Asked = None) -> StudyAnalysis:
-    """Computes what the page of a study shows.
+    """Computes everything on the page of studies.
 
-    Raises UserError as `thresholds` does, and if certain pairs of methods are to be compared.
+    Raises UserError as `thresholds` does, and for a selection of pairs of methods.
     """
     if len(study.compared) > 1 or any(study.compared.values()):
         raise UserError("pairs: not of experiments tuned by studies; give --method and --reference instead")
@@ -232,7 +232,7 @@ def _by_study(seeds: Sequence[Seed]) -> dict[int, list[Seed]]:
 
 
 def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[str]:
-    """A note for each reason for which studies are left out."""
+    """Yields a note for each reason why studies are left out."""
     every = sum(cell.studies is not None for cell in study.all_cells)
     for reason, cells in reasons.items():
         whose = listed(f"{cell.method} on {cell.task}" for cell in cells)
@@ -242,7 +242,7 @@ def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[s
 
 
 def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: float) -> Studies:
-    """The complete studies of a cell with these numbers. A diverged trial scores as chance does."""
+    """The complete studies of a cell with these numbers. A diverged trial has the score by chance."""
     assert cell.studies is not None
     study, sign = evidence.study, direction(cell.metric)
     by_study = _by_study(study.of_cell(cell.number))
@@ -271,10 +271,10 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
 
 
 def _chances(study: Study) -> dict[TaskAndBackbone, float]:
-    """The score by chance on each setting, more being better.
+    """The score by chance on each setting; larger is better.
 
-    It is the mean score of a trial's answers, shuffled over the test examples; without stored answers, the
-    worst score of the setting.
+    It is the mean score of a trial's answers, shuffled over the test examples. Without stored answers, it is
+    the setting's worst score.
     """
     chances: dict[TaskAndBackbone, float] = {}
     finished = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.cell)
@@ -298,13 +298,13 @@ def _chances(study: Study) -> dict[TaskAndBackbone, float]:
     return chances
 
 
-# --- what is compared ---
+# --- blocks ---
 
 
 def _blocks(
     study: Study, complete: Mapping[int, Studies], matters: Mapping[str, float]
 ) -> Iterator[StudyBlock]:
-    """The blocks of a report, in the order of budgets."""
+    """Yields the blocks of a report, in the order of budgets."""
     adapters = [cell for cell in study.all_cells if cell.studies and cell.family not in NO_ADAPTERS]
     joined, made = block_budgets(cell.budget for cell in adapters), recipes(study)
     by_budget = grouped(adapters, lambda cell: joined[cell.budget])
@@ -318,10 +318,10 @@ def _blocks(
 
 
 def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
-    """The budget of the block that each budget's methods are in.
+    """Maps each budget to the budget of the block that contains its methods.
 
-    Methods of a fixed size join the only other budget if there is one, so that one family of intervals
-    answers which method to take.
+    Methods of fixed size join the only other budget if there is one, so that one family of intervals answers
+    which method to use.
     """
     every = set(budgets)
     sized = every - {OWN_SIZE}
@@ -337,7 +337,7 @@ def _block(
     title: str,
     made: Mapping[int, Recipe],
 ) -> StudyBlock | None:
-    """A block with its methods, before they are compared; None where no study is complete."""
+    """A block with its methods, before they are compared. None if no study is complete."""
     every = grouped((cell for cells in methods.values() for cell in cells), lambda cell: cell.setting)
     least = min(2, len(methods))
     settings = tuple(s for s, cells in every.items() if sum(c.number in complete for c in cells) >= least)
@@ -362,7 +362,7 @@ def _block(
         missing = [f"{reference.method} has no complete study on some task: nothing is compared with it."]
         reference = None
     cell = first[0]
-    # Methods that were made alike differ at most in the number of studies.
+    # Methods with the same recipe differ at most in the number of studies.
     plan = max((c.studies for cells in entrants for c in cells if c.studies), key=lambda plan: plan.studies)
     return StudyBlock(
         budget=budget,
@@ -423,7 +423,7 @@ def _part(study: Study, cell: Cell, part: OnSetting) -> OnSetting:
 
 
 def _score(metric: str, score: Effect) -> Estimate:
-    """A score in stored units, its interval cut to scores that there can be."""
+    """A score in stored units, with its interval clipped to possible scores."""
     sign, (least, most) = direction(metric), bounds(metric)
     interval = score.interval(simultaneous(1))
     if interval is not None:
@@ -436,7 +436,7 @@ def _score(metric: str, score: Effect) -> Estimate:
 
 
 def _compared(study: Study, block: StudyBlock, complete: Mapping[int, Studies]) -> StudyBlock:
-    """The block with differences from the reference, levels and sources."""
+    """Adds differences from the reference, levels and sources of variance to the block."""
     reference = [complete[number] for number in block.reference.cells] if block.reference else None
     own = block.reference.cells if block.reference else ()
     rivals = [entrant for entrant in block.entrants if entrant.cells != own]
@@ -461,7 +461,7 @@ def _compared(study: Study, block: StudyBlock, complete: Mapping[int, Studies]) 
 def _against(
     study: Study, block: StudyBlock, entrant: Entrant, reference: Sequence[Studies], claims: int
 ) -> Entrant:
-    """The entrant with its differences from the reference."""
+    """Adds differences from the reference to the entrant."""
     cells = [study.all_cells[number] for number in entrant.cells]
     sides = list(zip(cells, entrant.studies, reference, strict=True))
     if not all({*own.numbers} & {*other.numbers} for _, own, other in sides):
@@ -499,7 +499,7 @@ def _difference(parts: Sequence[OnSetting], claims: int, threshold: float) -> Di
 
 
 def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int) -> Entrant:
-    """The entrant with what a rate from the other settings costs it; unchanged with a single setting."""
+    """Adds the transfer of rates to the entrant, unless there is only one setting."""
     if len(block.settings) < 2 or not set.intersection(*({*each.numbers} for each in entrant.studies)):
         return entrant
     cell = study.all_cells[entrant.cells[0]]
@@ -513,7 +513,7 @@ def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int)
 def _levels(
     study: Study, block: StudyBlock, complete: Mapping[int, Studies], reference: Sequence[Studies] | None
 ) -> Iterator[Level]:
-    """The converged head, full fine-tuning and the head alone, as far as they have run."""
+    """Yields the converged head, full fine-tuning and the head alone, as far as they have run."""
     sign = direction(block.metric)
     for family in (CONVERGED, *(name for name in NO_ADAPTERS if name != CONVERGED)):
         cells = {cell.setting: cell for cell in reversed(study.all_cells) if cell.family == family}
@@ -535,7 +535,7 @@ def _levels(
 
 
 def _gain(cell: Cell | None, complete: Mapping[int, Studies], k: int) -> float | None:
-    """The score of a cell after k trials, or of the only trial that it has; more is better."""
+    """The score of a cell after k trials, or of its only trial; larger is better."""
     if cell is None or cell.studies is None:
         return cell.gain if cell else None
     studies = complete.get(cell.number)

@@ -1,4 +1,4 @@
-"""The data of a report: experiments, the cells of their tables, and the seeds behind each cell.
+"""The data of a report: experiments, the cells of their tables, and the seeds of each cell.
 
 A cell is one method under one budget on one task and backbone, over seeds.
 """
@@ -23,14 +23,14 @@ from bench.records.words import OWN_SIZE, Status
 from bench.store.source import Source
 from reports.inference.intervals import Array
 
-#: Registered names of the methods that others are measured by: the reference, the worst and the best.
+#: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
 REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
-#: The head at its best on the frozen features: a line in every figure, which adapters have to beat.
+#: The registered name of the converged head, a line in every figure that adapters should beat.
 CONVERGED = "converged_head"
 
-#: Measures that have a column, by it.
+#: Measures by their column.
 COLUMNS = {measure.column: measure for measure in Measure if measure.column}
-#: The name of the index of `Study.cells` in a `Cell`.
+#: The field of `Cell` for the index of `Study.cells`.
 NUMBER = "number"
 
 Item = TypeVar("Item")
@@ -38,7 +38,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class TaskAndBackbone(NamedTuple):
-    """A setting. Methods are compared on one, and over several of them."""
+    """A setting: a task on a backbone. Methods are compared on one setting, or over several."""
 
     task: str
     backbone: str
@@ -48,51 +48,51 @@ class TaskAndBackbone(NamedTuple):
 
 
 class FrameLine:
-    """A line of a frame with its measured numbers, which `line["step_ms"]` gives by their columns."""
+    """A line of a frame. `line["step_ms"]` is a measured number, by its column."""
 
-    #: By `Measure.column`; None for a number that is unknown.
+    #: Measured numbers by `Measure.column`. None if unknown.
     measures: Mapping[str, float | None]
 
     def __getitem__(self, column: str) -> float | None:
-        """The number of this column; None if it is unknown. Raises KeyError if there is no such column."""
+        """The number in this column. None if unknown. Raises KeyError if there is no such column."""
         return self.measures[column]
 
     def columns(self) -> dict[str, Any]:
-        """All columns of the line, as the frame has them."""
+        """All columns of the line, as in the frame."""
         own = {name: value for name, value in vars(self).items() if name != "measures"}
         return own | dict(self.measures)
 
 
 @dataclass(frozen=True)
 class Seed(FrameLine):
-    """A planned seed of a cell, with the run behind it: a line of `Study.seeds`.
+    """A planned seed of a cell, with its run: a line of `Study.seeds`.
 
-    Unknown numbers are None here, and NaN in the frame. `measures` has every number of a trial that has a
-    column (see `bench.records.measures.Measure`); only finished seeds have a score.
+    Unknown numbers are None here, and NaN in the frame. `measures` has every measure of a trial that has a
+    column (see `bench.records.measures.Measure`). Only finished seeds have a score.
     """
 
-    #: The number of its cell: the index of `Study.cells`.
+    #: The number of its cell, the index of `Study.cells`.
     cell: int
     task: str
     backbone: str
     budget: str
     method: str
-    #: The experiment that has its run: its cell's, unless only another one has it.
+    #: The experiment with its run: its cell's, unless only another one has the run.
     experiment: str
     seed: int
-    #: Its study and its point there, both counted from 0, its learning rate, and the rate's offset from the
-    #: window's centre in decades. None if its cell has no studies.
+    #: Its study and point, both counted from 0, its learning rate, and the rate's offset in decades from the
+    #: window's centre. None if its cell has no studies.
     study: int | None
     point: int | None
     offset: float | None
     lr: float | None
-    #: Empty while the row waits for its tuning.
+    #: The trial id. Empty if the row is not yet tuned.
     trial_id: str
-    #: MLflow's id of the run; empty if the trial never started.
+    #: MLflow's id of the run. Empty if the trial never started.
     run_id: str
-    #: A word of `bench.records.words.Status`: FINISHED, FAILED, MISSING, …
+    #: A value of `bench.records.words.Status`: FINISHED, FAILED, MISSING, …
     status: str
-    #: The reason of a failure in a word or two, and in full; else empty.
+    #: The reason of a failure in a word or two, and in full. Otherwise empty.
     failure: str
     message: str
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
@@ -120,64 +120,64 @@ class Seed(FrameLine):
 class Cell(FrameLine):
     """A row of a plan with its results over seeds: a line of `Study.cells`, whose index is its number.
 
-    Unknown numbers are None here, and NaN in the frame. Seeds that failed or are missing are counted, and in
-    no mean. `measures` summarises the finished seeds as `Measure.summary` says.
+    Unknown numbers are None here, and NaN in the frame. Failed or missing seeds are counted but enter no
+    mean. `measures` summarises the finished seeds by `Measure.summary`.
     """
 
     number: int
     experiment: str
     task: str
     backbone: str
-    #: Its name in the suite, "isorank 4" for example; or `OWN_SIZE`.
+    #: The budget's name in the suite, such as "isorank 4", or `OWN_SIZE`.
     budget: str
-    #: Its name in tables, unique within a task, backbone and budget.
+    #: The method's name in tables, unique within a task, backbone and budget.
     method: str
-    #: The method's name without the options that set it apart from others of its kind.
+    #: The method's name without options.
     title: str
-    #: The name under which the method is registered.
+    #: The method's registered name.
     family: str
-    #: In the order of the method's modes, separated by commas.
+    #: The ranks in the order of the method's modes, separated by commas.
     ranks: str
-    #: Adapter parameters, head excluded.
+    #: The number of adapter parameters, head excluded.
     parameters: int
-    #: Adapter parameters at the start; None unless training cuts some.
+    #: The number of adapter parameters at the start. None unless training cuts some.
     peak: int | None
-    #: The parameters that the budget asks for; None if it sets the ranks instead.
+    #: The number of parameters that the budget requests. None if it sets the ranks instead.
     asked: float | None
-    #: Parameters over those asked for, and whether that is within the budget's tolerance.
+    #: The parameters divided by the requested number, and whether that is within the budget's tolerance.
     ratio: float | None
     within: bool | None
-    #: Parameters in percent of those of LoRA at rank 4.
+    #: The parameters in percent of LoRA's at rank 4.
     percent_of_lora: float
-    #: The tuning's effort and choice; None if nothing is tuned.
+    #: The tuning's effort and choice. None without tuning.
     tuning: Tuned | None
-    #: The studies that its seeds make up; None if they are seeds of one setting.
+    #: The studies formed by its seeds. None if these are seeds of one setting.
     studies: StudyPlan | None
-    #: The metric of the scores and their split; empty while no seed has finished.
+    #: The metric and the split of the scores. Empty while no seed has finished.
     metric: str
     evaluated: str
-    #: The unit of a regression's targets, if scores have it and the task names it; else empty.
+    #: The unit of a regression's targets, if scores have it and the task names it. Otherwise empty.
     unit: str
-    #: The method's capabilities, separated by commas; empty if its runs store none.
+    #: The method's capabilities, separated by commas. Empty if its runs store none.
     capabilities: str
-    #: The range of each rank that training cut, over seeds and layers, in words; else empty. `ranks` are then
-    #: upper bounds.
+    #: The range of each rank after cutting, over seeds and layers, as text; `ranks` are then upper bounds.
+    #: Empty without cutting.
     left: str
-    #: Numbers of seeds: planned, finished and failed.
+    #: The numbers of planned, finished and failed seeds.
     seeds: int
     finished: int
     failed: int
-    #: Kinds of failures, separated by commas.
+    #: The kinds of failures, separated by commas.
     failures: str
-    #: Seeds that have neither finished nor failed.
+    #: The number of seeds that have neither finished nor failed.
     missing: int
     #: Whether every seed has finished.
     complete: bool
-    #: Mean and standard deviation (n − 1) of the scores, as stored. None for a cell with studies, whose
-    #: trials have different rates; so are the other means over seeds.
+    #: The mean and standard deviation (n − 1) of the scores, in stored units. None for a cell with studies,
+    #: whose trials have different rates, as are all means over seeds.
     mean: float | None
     sd: float | None
-    #: Student's 95% interval of the mean from three finished seeds on, cut to possible scores.
+    #: Student's 95% interval of the mean, clipped to possible scores. Needs three finished seeds.
     low: float | None
     high: float | None
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
@@ -188,12 +188,12 @@ class Cell(FrameLine):
 
     @property
     def gain(self) -> float | None:
-        """The mean, negated if less is better: more is better in any case."""
+        """The mean, negated if smaller scores are better. So larger is always better."""
         return None if self.mean is None else direction(self.metric) * self.mean
 
     @property
     def validation(self) -> float | None:
-        """Mean of the seeds' validation scores."""
+        """The mean of the seeds' validation scores."""
         return self["validation"]
 
 
@@ -208,9 +208,9 @@ def measured(cells: Iterable[Cell]) -> str:
 
 
 def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | None]:
-    """The trial with the lowest validation loss of each complete study of a cell, by the study's number.
+    """The trial with the lowest validation loss of each complete study of a cell, by study number.
 
-    None if all its trials failed. A study is complete once all its points have finished or failed.
+    None if all its trials failed. A study is complete if all its points have finished or failed.
     """
     by_study = grouped((seed for seed in seeds if seed.study is not None), lambda seed: seed.study)
     return {
@@ -230,7 +230,7 @@ Line = TypeVar("Line", Cell, Seed)
 
 
 def lines_of(frame: pd.DataFrame, form: type[Line]) -> tuple[Line, ...]:
-    """The rows of `Study.cells` or `Study.seeds`, or of a part of one, as typed lines."""
+    """The rows of `Study.cells` or `Study.seeds`, or some of them, as typed lines."""
     own = {column.name for column in fields(form)}
     lines = []
     for values in frame.reset_index(names=NUMBER).to_dict("records"):
@@ -241,19 +241,19 @@ def lines_of(frame: pd.DataFrame, form: type[Line]) -> tuple[Line, ...]:
 
 
 def _or_none(value: Any) -> Any:
-    """The value, or None for NaN."""
+    """The value, with NaN replaced by None."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 class TableRow(PlannedRow):
-    """A row of a plan with the name of its method in tables."""
+    """A row of a plan with its method's name in tables."""
 
-    #: Unique within a task, backbone and budget, except for rows of the same trials.
+    #: The name, unique within a task, backbone and budget, except for rows with the same trials.
     name: str
 
     @classmethod
     def of(cls, row: PlannedRow) -> TableRow:
-        """The row under its name in a table of one experiment."""
+        """The row with its name in the tables of a single experiment."""
         return cls(**dict(row), name=row.table_name)
 
 
@@ -264,14 +264,14 @@ class Experiment:
     source: Source
     name: str
     closing: str
-    #: The run that holds its plan, by the id in the store where it ran.
+    #: The original id of the run that holds its plan.
     run_id: str
     rows: tuple[TableRow, ...] = field(repr=False)
-    #: Resolved trials by id. Rows that wait for their tuning have none yet.
+    #: Resolved trials by id. Rows that are not yet tuned have none.
     trials: dict[str, PlannedTrial] = field(repr=False)
-    #: The run that counts of every stored trial, with those of tuning and search.
+    #: The run that counts for every stored trial, including tuning and search.
     records: dict[str, Record] = field(repr=False)
-    #: Finished runs that do not count, because an earlier one of the same trial does.
+    #: Finished runs that do not count, because an earlier run of the same trial does.
     duplicates: int
 
     @property
@@ -293,23 +293,23 @@ class Experiment:
 class Study:
     """The results of one or more experiments, from which all figures and tables of a report are made.
 
-    `cells` is a data frame with a row a cell, and `seeds` one with a row a planned seed, whose column `cell`
-    is the index of `cells`. `Cell` and `Seed` document their columns; `all_cells` and `all_seeds` are the
-    same rows as typed lines.
+    `cells` is a data frame with one row per cell, and `seeds` one with one row per planned seed, whose column
+    `cell` is the index of `cells`. `Cell` and `Seed` document the columns; `all_cells` and `all_seeds` are
+    the same rows as typed lines.
     """
 
     experiments: tuple[Experiment, ...]
     cells: pd.DataFrame
     seeds: pd.DataFrame
-    #: Limits of the results, for the reader.
+    #: Limits of the results, as notes for the reader.
     notes: tuple[str, ...]
-    #: The methods that are compared with each reference, by their names in tables. An empty reference is
-    #: LoRA, and no methods are all of them.
+    #: The methods to compare with each reference, by their names in tables. An empty reference is LoRA, and
+    #: no methods means all.
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"": ()})
 
     @property
     def against(self) -> str:
-        """The reference in words."""
+        """The reference as text."""
         return "the reference" if len(self.compared) > 1 else "".join(self.compared) or "LoRA"
 
     @property
@@ -318,7 +318,7 @@ class Study:
 
     @cached_property
     def all_cells(self) -> tuple[Cell, ...]:
-        """By number: the first is cell 0."""
+        """The cells in the order of their numbers, from 0."""
         return lines_of(self.cells, Cell)
 
     @cached_property
@@ -355,17 +355,17 @@ class Study:
         return common, np.array([[of_cell[seed] for seed in common] for of_cell in scores], dtype=float)
 
     def gains(self, cells: Sequence[int]) -> tuple[list[int], Array]:
-        """The same, negated if less is better: more is better in any case."""
+        """Like `scores`, negated if smaller scores are better. So larger is always better."""
         seeds, scores = self.scores(cells)
         return seeds, scores * np.array([[self.direction(cell)] for cell in cells])
 
     def direction(self, cell: int) -> float:
-        """The factor of this cell's scores for which more is better: 1 or −1."""
+        """1 if larger scores of this cell are better, otherwise −1."""
         return direction(self.all_cells[cell].metric)
 
     @cached_property
     def _sizes(self) -> dict[tuple[str, str], float]:
-        """Of each task and metric that has its units."""
+        """The typical size of scores for each task and metric that has its unit."""
         scores: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for cell in self.all_cells:
             if cell.metric and METRICS.get(cell.metric).in_units:
@@ -373,15 +373,16 @@ class Study:
         return {key: float(np.median(sizes)) or 1.0 for key, sizes in scores.items() if sizes}
 
     def size(self, cell: int) -> float:
-        """The typical size of this cell's scores: 1, or the task's median size if they have its units."""
+        """The typical size of this cell's scores: 1, or the task's median score if they have its unit."""
         line = self.all_cells[cell]
         return self._sizes.get((line.task, line.metric), 1.0)
 
     @cached_property
     def metrics(self) -> dict[int, str]:
-        """The metric of each cell, by its number.
+        """The metric of each cell, by number.
 
-        A cell without a run has that of its experiment on the setting, or of the setting, or of any cell.
+        A cell without a run has the metric of its experiment on the setting, otherwise of the setting,
+        otherwise of any cell.
         """
         scored = [cell for cell in reversed(self.all_cells) if cell.metric]
         own = {(cell.experiment, cell.setting): cell.metric for cell in scored}
@@ -395,12 +396,12 @@ class Study:
         }
 
     def converged_head(self, setting: TaskAndBackbone) -> Cell | None:
-        """The cell of the converged head on a setting; None if it has not run there."""
+        """The cell of the converged head on a setting. None if it has not run there."""
         cells = (cell for cell in self.all_cells if cell.setting == setting and cell.finished)
         return next((cell for cell in cells if cell.family == CONVERGED), None)
 
     def split_sizes(self) -> dict[str, list[str]]:
-        """The sizes of the splits by task, each once: seeds may deal splits of several sizes."""
+        """The sizes of the splits by task, without repetition. Seeds may deal splits of several sizes."""
         records = {id_: record for each in self.experiments for id_, record in each.records.items()}
         sizes_of: dict[str, list[str]] = {}
         for seed in self.all_seeds:
@@ -416,7 +417,7 @@ class Study:
 
 
 def block_order(budget: str) -> int:
-    """The place of a budget: isorank, isoparameters, other budgets, then methods of fixed size."""
+    """The sort key of a budget: isorank, isoparameters, other budgets, then methods of fixed size."""
     for place, start in enumerate(("isorank", "isoparameters")):
         if budget.startswith(start):
             return place
@@ -424,7 +425,7 @@ def block_order(budget: str) -> int:
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """The items by key, in the order of the keys' first items."""
+    """The items by key, in the order of each key's first item."""
     groups: defaultdict[Key, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)

@@ -23,16 +23,16 @@ class TrialLine(NamedTuple):
     seed: Seed
     unit: Unit
     failed: bool
-    #: Whether its study is complete.
+    #: Whether the trial's study is complete.
     complete: bool
-    #: The page of its run; None if it has none.
+    #: The URL of the run's page. None if it has none.
     link: str | None
 
 
 def render(
     analysis: StudyAnalysis, drawn: Sequence[Drawn], mixtures: Sequence[Mixture], *, when: str = ""
 ) -> str:
-    """Returns the page as text. `when` tells of which time it is, the current one by default."""
+    """Returns the page as text. `when` is the time shown in it, by default the current one."""
     study = analysis.study
     figures = {
         number: {
@@ -75,7 +75,7 @@ def _trials(analysis: StudyAnalysis) -> Iterator[TrialLine]:
     }
     shown: set[str] = set()
     for seed in analysis.study.all_seeds:
-        # A trial of two rows runs once.
+        # A trial that belongs to two rows runs once.
         if seed.study is None or seed.trial_id in shown:
             continue
         shown.add(seed.trial_id)

@@ -1,4 +1,4 @@
-"""The tables of a study: data frames for CSV and JSON, and what is pasted into Markdown and LaTeX."""
+"""The tables of studies: data frames for CSV and JSON, and text for Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Lines = Iterator[dict[str, Any]]
 
 
 def frames(analysis: StudyAnalysis) -> dict[str, pd.DataFrame]:
-    """All tables by file name, scores and differences as they are stored."""
+    """All tables by file name, with scores and differences in stored units."""
     by_block: dict[str, Callable[[StudyBlock], Lines]] = {
         "differences": _differences,
         "differences_by_task": _by_setting,
@@ -41,7 +41,7 @@ def frames(analysis: StudyAnalysis) -> dict[str, pd.DataFrame]:
 
 
 def _trials(analysis: StudyAnalysis) -> pd.DataFrame:
-    """Every planned trial, and whether it is in a complete study and failed."""
+    """Every planned trial, with whether its study is complete and whether it failed."""
     seeds = analysis.study.seeds.astype({"study": "Int64", "point": "Int64"})
     every = analysis.study.all_seeds
     complete = {number: set(studies.numbers) for number, studies in analysis.studies.items()}
@@ -186,7 +186,7 @@ def _bounds(interval: Bounds | None) -> dict[str, float | None]:
 
 
 def as_json(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
-    """Everything that the page shows. What is not a number is null."""
+    """Everything on the page. NaN becomes null."""
     content = {
         "experiments": [
             {"name": experiment.name, "run_id": experiment.run_id, "closing": experiment.closing}
@@ -253,5 +253,5 @@ def markdown(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
 
 
 def latex(analysis: StudyAnalysis) -> str:
-    r"""The tables of methods × tasks for `\input`; needs the package booktabs."""
+    r"""The tables of methods × tasks for `\input`. Needs the package booktabs."""
     return rendered("study.tex", latex_text, LATEX_MARKS, analysis=analysis, **_helpers())

@@ -1,4 +1,4 @@
-"""Sentences of the page of a study."""
+"""Sentences for the page of studies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def trials_of_tuning(k: int) -> str:
 
 
 def in_words(verdict: Verdict, size: str) -> str:
-    """A verdict about a difference whose threshold is of this size, with its unit."""
+    """A verdict on a difference as text. `size` is the threshold with its unit."""
     side = verdict.side
     if verdict.answer is Answer.BEYOND:
         return f"{side} by more than {size}"
@@ -45,7 +45,7 @@ def between(difference: Difference, unit: Unit, place: int | None = None) -> str
 
 
 def answer(block: StudyBlock) -> str:
-    """The answer to the question which method to take, in a sentence."""
+    """The answer to the question which method to use, in one sentence."""
     start = f"After {trials_of_tuning(block.k)}, "
     if not block.compared:
         why = "no method has" if not block.reference else f"nothing beside {block.against} has"
@@ -80,7 +80,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def level_notes(block: StudyBlock) -> list[str]:
-    """The differences of methods without adapter from the reference."""
+    """Sentences about the differences of methods without adapter from the reference."""
     notes = []
     for level in (level for level in block.levels if level.family != FLOOR):
         ran = [
@@ -98,7 +98,7 @@ def level_notes(block: StudyBlock) -> list[str]:
 
 
 def order_note(block: StudyBlock) -> str:
-    """Whether the order of two methods depends on how much they are tuned."""
+    """A sentence if the order of two methods depends on the amount of tuning."""
     few, most = block.ks[min(1, len(block.ks) - 1)], block.ks[-1]
     turned = []
     for entrant in block.compared:
@@ -117,17 +117,17 @@ def order_note(block: StudyBlock) -> str:
 
 
 def heading(block: StudyBlock) -> str:
-    """The block's title, or nothing for methods of their own sizes."""
+    """The block's title, or a phrase for methods of fixed size."""
     return "methods of their own sizes" if block.title == OWN_SIZE else block.title
 
 
 def setting_name(block: StudyBlock, setting: TaskAndBackbone) -> str:
-    """The task, with its backbone where the task has several."""
+    """The task, with its backbone if the task has several."""
     several = sum(other.task == setting.task for other in block.settings) > 1
     return str(setting) if several else setting.task
 
 
 def studies_of(entrant: Entrant) -> str:
-    """How many complete studies a method has, on each setting where these differ."""
+    """The number of complete studies of a method, by setting if they differ."""
     counts = [each.count for each in entrant.studies]
     return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"

@@ -1,4 +1,4 @@
-"""The results of a plan that a run shows when it ends."""
+"""The summary of a plan's results that a run shows at its end."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """The results of a plan or a part of it: `cells` and `seeds` as in `reports.study.Study`."""
+    """The results of a plan or a part of it, with `cells` and `seeds` as in `reports.study.Study`."""
 
     closing: str
     cells: pd.DataFrame
     seeds: pd.DataFrame
-    #: Signs of trainings that did not work.
+    #: Warnings of trainings that did not work.
     warnings: tuple[str, ...] = ()
-    #: A sentence for each task on which plain LoRA failed, and for each row with collapsed runs.
+    #: A sentence per task on which plain LoRA failed, and per row with collapsed runs.
     failures: tuple[str, ...] = ()
-    #: The score of every method after k trials; None for a plan without studies.
+    #: Every method's score after k trials. None for a plan without studies.
     studies: StudyAnalysis | None = None
 
     @property
@@ -41,7 +41,7 @@ class Summary:
 def summarise(store: Store, plan: StoredPlan) -> Summary:
     """Reads the stored results of a plan or a part of it.
 
-    A seed that failed or is missing is counted as such, never averaged.
+    Failed or missing seeds are counted as such and never averaged.
     """
     experiment = Experiment(
         source=store,
@@ -58,7 +58,7 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
     failures = failed_references(study.all_cells, plain_lora(study.all_cells), collapsed)
     studies = None
     if experiment.studied:
-        # The statistics take a second to import, and a suite with seeds needs none of them here.
+        # Importing the statistics takes a second, and a suite with seeds does not need them here.
         from reports.studies import analyse_studies
 
         studies = analyse_studies(study)

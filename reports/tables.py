@@ -23,16 +23,16 @@ from reports.study import OWN_SIZE, Cell, block_order, grouped, measured
 from reports.units import unit_of
 from reports.words import listed
 
-#: Mark of a cell that lacks seeds.
+#: The mark of a cell with missing seeds.
 INCOMPLETE = "†"
-#: Marks of verdicts on the size of a difference.
+#: The marks for verdicts on the size of a difference.
 BETTER, WORSE, WITHIN = "↑", "↓", "≈"
 MARKS = {
     BETTER: "better by more than the threshold",
     WORSE: "worse by more than it",
     WITHIN: "practically equivalent",
 }
-#: Lines of a page of LaTeX that a table may take.
+#: The largest number of lines of a table on one LaTeX page.
 MOST_LINES = 40
 
 Key = TypeVar("Key", int, str)
@@ -40,12 +40,12 @@ Key = TypeVar("Key", int, str)
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of the main table."""
+    """One entry of the main table."""
 
     text: str
-    #: 1 for the best of its block and column, 2 for the second; else None, as for incomplete cells.
+    #: 1 for the best of its block and column, 2 for the second. Otherwise None, also for incomplete cells.
     place: int | None = None
-    #: The verdict against LoRA: one of `MARKS`, or nothing.
+    #: The verdict against LoRA: one of `MARKS`, or empty.
     mark: str = ""
 
 
@@ -54,33 +54,33 @@ class MainRow:
     """A method in one block of the main table."""
 
     method: str
-    #: Share of LoRA's parameters, in percent.
+    #: The parameters in percent of LoRA's.
     percent: float
-    #: One a task.
+    #: One entry per column.
     entries: list[Entry]
-    #: Means over the tasks of one metric, one for each of the table's `averages`.
+    #: Means over the tasks with one metric, one for each of the table's `averages`.
     averages: list[Entry]
 
 
 @dataclass(frozen=True)
 class MainTable:
-    """The paper's Table 2 on one backbone: a block a budget, a column a task."""
+    """The paper's Table 2 on one backbone: one block per budget, one column per task."""
 
     backbone: str
-    #: One a column; twice if experiments score the task by two metrics.
+    #: The task of each column. A task scored by two metrics has two columns.
     tasks: list[str]
     #: Split, metric and unit of each column.
     metrics: list[str]
-    #: Metrics of several tasks, which have a column of averages each.
+    #: The metrics of several tasks. Each has a column of averages.
     averages: list[str]
-    #: Budget -> its rows.
+    #: The rows of each budget.
     blocks: dict[str, list[MainRow]]
     incomplete: bool
     #: Whether any entry has a mark.
     marked: bool
-    #: The method that the marks refer to.
+    #: The reference to which the marks refer.
     against: str
-    #: Metrics and their units, unless all scores are in percent.
+    #: The metrics with their units, unless all scores are in percent.
     mixed: str = ""
 
     @property
@@ -89,7 +89,7 @@ class MainTable:
 
     @property
     def long(self) -> bool:
-        """Whether it would pass a page."""
+        """Whether the table exceeds a page."""
         return sum(1 + len(rows) for rows in self.blocks.values()) > MOST_LINES
 
     @property
@@ -104,9 +104,9 @@ class MainTable:
 
 
 def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[MainTable]:
-    """A table a backbone: isorank, isoparameters, other budgets, then methods of fixed size.
+    """One table per backbone: isorank, isoparameters, other budgets, then methods of fixed size.
 
-    `blocks` are those of these cells. Nothing is marked without them, or with several references.
+    `blocks` are those of these cells. Nothing is marked without blocks, or with several references.
     """
     marks = dict(mark for block in blocks if block.families == 1 for mark in _marks(block))
     against = next((block.reference.method for block in blocks if block.reference), "LoRA")
@@ -114,7 +114,7 @@ def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[Mai
     return [_main_table(backbone, own, marks, against) for backbone, own in by_backbone.items()]
 
 
-#: Budget, metric, the task if the metric has that task's units or else nothing, method -> its mark.
+#: The mark of a method, by budget, metric, task (empty unless the metric has that task's unit) and method.
 Marks = Mapping[tuple[str, str, str, str], str]
 
 
@@ -126,17 +126,17 @@ def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str, str], str]]:
         yield (block.budget, block.metric, block.task, comparison.method), mark
 
 
-#: A task and its metric. A task that several experiments score by different metrics has several columns.
+#: A task and its metric. A task that experiments score by different metrics has several columns.
 Column = tuple[str, str]
 
 
 def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str) -> MainTable:
-    # Cells without a run have no metric of their own.
+    # Cells without a run have no metric.
     first = {cell.task: cell.metric for cell in reversed(cells) if cell.metric}
     column_of = {cell.number: (cell.task, cell.metric or first.get(cell.task, "")) for cell in cells}
     by_column = grouped(cells, lambda cell: column_of[cell.number])
     by_budget = grouped(cells, lambda cell: cell.budget)
-    # The units of two tasks' targets have no mean.
+    # Scores in the units of different tasks have no mean.
     averaged = {
         metric: columns
         for metric, columns in grouped(by_column, lambda column: column[1]).items()
@@ -179,7 +179,7 @@ def _rows(
     averaged: Mapping[str, Sequence[Column]],
     marks: Marks,
 ) -> list[MainRow]:
-    """The rows of one budget. A metric with an average has its marks there, since they are of all tasks."""
+    """The rows of one budget. A metric with an average has its marks there, since they cover all tasks."""
     places: dict[int, int] = {}
     for own in grouped(cells, lambda cell: column_of[cell.number]).values():
         places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in own if cell.complete})
@@ -211,7 +211,7 @@ def _rows(
 def _averages(
     by_method: Mapping[str, Mapping[Column, Cell]], metric: str, columns: Sequence[Column]
 ) -> dict[str, Entry]:
-    """The mean over these columns, for each method that has a score in all of them."""
+    """The mean over these columns, for each method with a score in all of them."""
     scored = {
         method: [on[column] for column in columns]
         for method, on in by_method.items()
@@ -227,7 +227,7 @@ def _averages(
 
 
 def _printed(metric: str, mean: float | None) -> float | None:
-    """A mean as it is printed, so that equal numbers get equal places; negated if less is better."""
+    """A mean as printed, so that equal numbers get equal places. Negated if smaller is better."""
     return None if mean is None else direction(metric) * float(unit_of(metric).score(mean))
 
 
@@ -272,12 +272,12 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
 
 
 def latex(analysis: Analysis) -> str:
-    r"""The main tables for `\input`; needs the package booktabs, and longtable where one passes a page."""
+    r"""The main tables for `\input`. Needs the package booktabs, and longtable for tables over a page."""
     tables = main_tables(analysis.study.all_cells, analysis.blocks)
     return rendered("tables.tex", latex_text, LATEX_MARKS, tables=tables)
 
 
-#: Delimiters of template statements: braces and percent signs are LaTeX's.
+#: The delimiters of template statements, since LaTeX uses braces and percent signs.
 LATEX_MARKS = {
     "block_start_string": "<%",
     "block_end_string": "%>",
@@ -303,7 +303,7 @@ def rendered(
 
 
 class _Raw(str):
-    """Text that is escaped already."""
+    """Text that is already escaped."""
 
 
 def _block_title(budget: str) -> str:
@@ -328,5 +328,5 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Text without meaning to LaTeX."""
+    """Escapes a text so that it has no meaning in LaTeX."""
     return "".join(_LATEX.get(character, character) for character in " ".join(visible(text).split()))

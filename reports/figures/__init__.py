@@ -1,4 +1,4 @@
-"""The figures of a report. Each function returns None where there is nothing to draw."""
+"""The figures of a report. Each function returns None if there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reports.figures.training import training
 
 
 def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
-    """All figures that this study has something for."""
+    """All figures for which the study has data."""
     study = analysis.study
     looks = Looks(cell.family for cell in study.all_cells)
     with styled():

@@ -14,7 +14,7 @@ from reports.units import unit_of
 def ablation(number: int, stored: StoredAblation, level: float | None = None) -> list[Drawn]:
     """Score against each mode's rank, importance of each mode, and singular values by mode.
 
-    `level`: the validation score of the converged head, where there is one.
+    `level` is the validation score of the converged head, if known.
     """
     with styled():
         drawn = [_by_rank(number, stored, level), _importance(number, stored), _spectra(number, stored)]
@@ -23,14 +23,14 @@ def ablation(number: int, stored: StoredAblation, level: float | None = None) ->
 
 def _by_rank(number: int, stored: StoredAblation, level: float | None) -> Drawn | None:
     unit = unit_of(stored.metric)
-    # Neither the mean nor the best is of what lost a seed.
+    # Points with a lost seed enter neither the mean nor the best.
     points = [
         (entry.ranks, unit.factor * entry.value)
         for entry in stored.tried
         if entry.value is not None and entry.state == "complete"
     ]
     if stored.kind == "allocation":
-        # An allocation has the same ranks under several labels; in a search they may differ in rate.
+        # An allocation may have the same ranks under several labels; in a search, points may differ in rate.
         points = [(list(ranks), value) for ranks, value in {tuple(r): value for r, value in points}.items()]
     if not points:
         return None

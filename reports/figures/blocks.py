@@ -1,4 +1,4 @@
-"""The figures of one budget: differences from the reference, and ranks."""
+"""The figures of one block: differences from the reference, and ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reports.figures.forest import MOST_ROWS, ForestRow, band, forest, height, r
 from reports.study import Study, TaskAndBackbone
 from reports.words import many, no_interval
 
-#: Seed pairs of one setting that a tooltip lists.
+#: The largest number of seed pairs per setting in a tooltip.
 MOST_PAIRS = 10
 
 
@@ -28,7 +28,7 @@ class Scope(TypedDict):
 
 
 def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
-    """Differences from the reference with their intervals, the best at the top."""
+    """Differences from the reference with their intervals, best at the top."""
     shown = sorted(block.comparisons, key=lambda c: -c.effect.difference)[:MOST_ROWS]
     if len(shown) < 2 or block.reference is None:
         return None
@@ -68,7 +68,7 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
 
 
 def _pairs(study: Study, block: Block, compared: AgainstReference) -> str:
-    """The tooltip of a difference: its interval, its verdict, and the difference of each seed pair."""
+    """The tooltip of a difference: its interval, its verdict, and each seed pair's difference."""
     unit, bounds = block.unit, no_interval(compared.effect.fewest)
     if compared.interval:
         bounds = " to ".join(unit.difference(bound) for bound in compared.interval)
@@ -86,7 +86,7 @@ def _pairs(study: Study, block: Block, compared: AgainstReference) -> str:
 
 
 def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
-    """Ranks with their intervals and the groups of methods."""
+    """Ranks with their intervals, and groups of indistinguishable methods."""
     if block.ranking is None or len(block.methods) < 2:
         return None
     ranking, letters, tips = block.ranking.ranks, block.ranking.letters or (), Tips()

@@ -1,6 +1,6 @@
-"""Scores against costs: parameters and memory.
+"""Figures of scores against costs: parameters and memory.
 
-Step times depend on what else the machine ran, so they rank nothing and are not drawn.
+Step times depend on other work of the machine, so they rank nothing and are not drawn.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from reports.study import (
 )
 from reports.units import unit_of
 
-#: Settings with a figure each.
+#: The largest number of settings with their own figure.
 MOST_SETTINGS = 12
-#: Points of a panel beyond which whiskers would hide them.
+#: The number of points in a panel above which whiskers are left out, because they would hide points.
 MOST_WHISKERS = 60
-#: Points outside a panel that a note names.
+#: The largest number of points outside a panel that a note names.
 MOST_OUTSIDE = 3
-#: Opacity of a point that something else beats.
+#: The opacity of points off the Pareto front.
 FAINT = 0.3
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost of a cell, and the texts of its figure."""
+    """A kind of cost, and the texts of its figure."""
 
     name: str
     title: str
@@ -71,9 +71,9 @@ class _Point:
 
     cell: Cell
     cost: float
-    #: The mean score in percent, or in its units.
+    #: The mean score in percent, or in its unit.
     score: float
-    #: Whether nothing is better for certain at no more cost.
+    #: Whether it is on the Pareto front: nothing is significantly better at no more cost.
     on_front: bool
 
     @property
@@ -92,7 +92,7 @@ class _Point:
 
 
 def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
-    """Score against a cost with the Pareto front: a figure a setting."""
+    """Score against a cost with the Pareto front, one figure per setting."""
     study = analysis.study
     front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, cost.of)}
     points = [
@@ -171,13 +171,13 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     low, high = usual(scores, direction(metric), 5.0 if percent else 0.1 * max(map(abs, scores)))
     heads = [p.score for p in points if p.cell.family == CONVERGED]
     low, high = min([low, *heads]), max([high, *heads])
-    # Half a point; of scores with units, as much of the largest.
+    # Half a point, or for scores with units the same share of the largest.
     pad = max(0.15 * (high - low), 0.5 if percent else 0.005 * high, 1e-9)
     return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
 
 
 def _reference(points: Sequence[_Point]) -> list[_Point]:
-    """The best LoRA."""
+    """The best cell of LoRA."""
     lora = [point for point in points if point.cell.family == REFERENCE]
     return sorted(lora, key=lambda point: -(point.cell.gain or 0.0))[:1]
 
@@ -203,12 +203,12 @@ def _count(value: float, _: int) -> str:
 
 
 def _whiskered(dots: Sized) -> bool:
-    """Whether intervals are drawn: those of more points would hide one another."""
+    """Whether to draw intervals. With more points they would hide each other."""
     return len(dots) <= MOST_WHISKERS
 
 
 def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks) -> None:
-    """Draws the line of the best means, and intervals."""
+    """Draws the line through the best means, and intervals."""
     ax.plot(
         [point.cost for point in line],
         [point.score for point in line],
@@ -231,7 +231,7 @@ def _draw_dots(
     tips: Tips,
     tip: Callable[[_Point], str],
 ) -> None:
-    """Draws a dot a point, and an arrowhead at the edge for a point outside the limits."""
+    """Draws a dot per point, and an arrowhead at the edge for points outside the limits."""
     low, high = limits
     kinds = grouped(
         dots,
@@ -252,7 +252,7 @@ def _draw_dots(
             edgecolor=colour,
             facecolor=colour if is_complete else "none",
             linewidth=1,
-            # A point that lacks seeds is never faint: nothing certain is known of it.
+            # A point with missing seeds is never faint, since nothing about it is certain.
             alpha=1 if on_front or not is_complete else FAINT,
             clip_on=not side,
             zorder=3,
@@ -261,7 +261,7 @@ def _draw_dots(
 
 
 def _draw_free(ax: Axes, points: Sequence[_Point], free: Sequence[_Point], inside: Sequence[_Point]) -> None:
-    """Draws lines at the scores of what costs nothing, and names the points outside the panel."""
+    """Draws lines at the scores of methods without cost, and names the points outside the panel."""
     for point in free:
         if point in inside:
             ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
@@ -286,7 +286,7 @@ def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
 
 
 def _legend(ax: Axes, looks: Looks, dots: Sequence[_Point]) -> None:
-    """Names the families by their methods' names, if there are several."""
+    """Names the families by their methods, if there are several families."""
     titles = {
         family: _common_title([point.cell.title for point in group])
         for family, group in grouped(dots, lambda point: point.cell.family).items()
@@ -302,7 +302,7 @@ def _legend(ax: Axes, looks: Looks, dots: Sequence[_Point]) -> None:
 
 
 def _common_title(titles: Sequence[str]) -> str:
-    """The words that the names of a family's methods begin with, or else the first names."""
+    """The words with which all names of a family's methods begin, or else the first names."""
     names = list(dict.fromkeys(titles))
     words = zip(*(name.split() for name in names), strict=False)
     shared = [each[0] for each in takewhile(lambda each: len(set(each)) == 1, words)]
@@ -310,7 +310,7 @@ def _common_title(titles: Sequence[str]) -> str:
 
 
 def _tip(study: Study, cost: Cost, point: _Point) -> str:
-    """The tooltip of a point: its score, its cost, its seeds, and its place."""
+    """The tooltip of a point: its score, cost and seeds, and whether it is on the front."""
     cell, unit = point.cell, unit_of(point.cell.metric)
     bounds = "" if point.bounds is None else f" ({unit.score(cell.low)} to {unit.score(cell.high)})"
     seeds = [

@@ -1,4 +1,4 @@
-"""Forests: a row a method, its value with an interval. Differences and ranks are drawn by them."""
+"""Forest plots: one row per method, its value with an interval. Used for differences and ranks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from matplotlib.transforms import blended_transform_factory
 from reports.drawing import INK, MUTED, RULE, Tips
 from reports.inference.intervals import Bounds
 
-#: Rows of one forest.
+#: The largest number of rows of one forest.
 MOST_ROWS = 40
-#: A value this many times as far from zero as the median one, and as the threshold, is marked at the edge.
+#: Values this many times as far from zero as the median and as the threshold are marked at the edge.
 FAR = 6
-#: The dashes of lines across a forest, in their order.
+#: The dash patterns of lines across a forest, in order.
 DASHES = (":", "--", "-.")
 
 
 @dataclass(frozen=True)
 class ForestRow:
-    """A value in the units of the axis, with its look and the text that appears at it."""
+    """A value in units of the axis, with its look and its tooltip."""
 
     name: str
     value: float
@@ -33,12 +33,12 @@ class ForestRow:
 
 
 def height(rows: int) -> float:
-    """Inches of a forest with so many rows."""
+    """The height in inches of a forest with this many rows."""
     return 0.9 + 0.23 * rows
 
 
 def forest(ax: Axes, rows: Sequence[ForestRow], limits: Bounds, tips: Tips) -> None:
-    """Draws the rows from the top down; arrowheads mark what lies outside the limits."""
+    """Draws the rows from top to bottom. Arrowheads mark values outside the limits."""
     low, high = limits
     beside = blended_transform_factory(ax.transAxes, ax.transData)
     for place, row in enumerate(rows):
@@ -79,15 +79,15 @@ def band(ax: Axes, threshold: float) -> None:
 
 
 def reach(rows: Iterable[ForestRow], threshold: float, levels: Iterable[float] = ()) -> Bounds:
-    """Limits about zero, the band, all values but outliers, and intervals that are not much wider.
+    """Limits around zero, the band, all values except outliers, and intervals not much wider than those.
 
-    A level counts if it is at most half as far again as the rest.
+    A level is included if it is at most half as far again as the rest.
     """
     rows = list(rows)
     sizes = np.abs([row.value for row in rows])
     farthest = FAR * max(float(np.median(sizes)), threshold)
     within = [row for row in rows if abs(row.value) <= farthest]
-    # No wide interval may leave nothing else to see.
+    # A wide interval must not make everything else invisible.
     widest = max(2.2 * max((abs(row.value) for row in within), default=0.0), 2.5 * threshold)
     ends = [-1.5 * threshold, 1.5 * threshold]
     for row in within:

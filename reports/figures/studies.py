@@ -1,4 +1,4 @@
-"""The figures of a study: differences after k trials of tuning, curves over k, scores against rates."""
+"""The figures of studies: differences after k trials, curves over k, and scores against rates."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from reports.study_words import between, heading, in_words, setting_name, trials
 from reports.units import Unit
 from reports.words import many
 
-#: How the anchor of a row of the table of trials begins: a dot of a trial leads to it.
+#: The prefix of the anchors of the table of trials, to which the trials' dots link.
 ANCHOR = "trial-"
-#: The most points below zero that the panels of rates reach down to.
+#: The largest depth in points below zero of the panels of rates.
 DEPTH = 15
 
-#: The colour of each method.
+#: The colour of each method, by name.
 Colours = Mapping[str, str]
 
 
 def draw(analysis: StudyAnalysis) -> list[Drawn]:
-    """All figures of the page of a study."""
+    """All figures of the page of studies."""
     looks = Looks(cell.family for cell in analysis.study.all_cells)
     drawn: list[Drawn] = []
     with styled():
@@ -57,7 +57,7 @@ def draw(analysis: StudyAnalysis) -> list[Drawn]:
 
 
 def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
-    """The score after k trials as a difference from the reference: the picture that the page opens with."""
+    """The score after k trials as a difference from the reference: the first figure of the page."""
     rows = list(_rows(block, looks, colours))
     levels = _inside(block, [level.difference for level in block.levels])
     tips, limits = Tips(), reach(rows, block.unit.factor * block.threshold, levels.values())
@@ -84,7 +84,7 @@ def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours)
 
 
 def _by_task(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
-    """The same on each task."""
+    """The differences from the reference on each task."""
     figure, axes = panels(len(block.settings), height=0.3 + height(len(block.compared)))
     tips, texts = Tips(), []
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
@@ -109,7 +109,7 @@ def _by_task(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> 
 
 
 def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None = None) -> Iterator[ForestRow]:
-    """The differences from the reference over all tasks, or on one."""
+    """Yields the differences from the reference over all tasks, or on one."""
     unit = block.unit
     for entrant in block.compared:
         compared = entrant.differences[block.k]
@@ -130,7 +130,7 @@ def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None =
 
 
 def _inside(block: StudyBlock, differences: Sequence[float | None]) -> dict[int, float]:
-    """The differences of levels in the unit of the axis, by the level's number."""
+    """The differences of levels in units of the axis, by the level's index."""
     return {
         number: block.unit.factor * value for number, value in enumerate(differences) if value is not None
     }
@@ -144,7 +144,7 @@ def _draw_forest(
     levels: Mapping[int, float],
     tips: Tips,
 ) -> None:
-    """Draws differences, and levels as lines."""
+    """Draws differences as a forest, and levels as lines."""
     band(ax, block.unit.factor * block.threshold)
     forest(ax, rows, limits, tips)
     for number, value in levels.items():
@@ -156,7 +156,7 @@ def _draw_forest(
 
 
 def _label_lines(ax: Axes) -> None:
-    """Writes the names of levels above their lines, neighbours at different heights."""
+    """Writes the names of levels above their lines, with neighbours at different heights."""
     low, high = ax.get_xlim()
     lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
     values = sorted((float(np.asarray(line.get_xdata())[0]), str(line.get_label())) for line in lines)
@@ -176,7 +176,7 @@ def _label_lines(ax: Axes) -> None:
 
 
 def _level_line(number: int, level: Level) -> Line2D:
-    """The entry of a level in a legend."""
+    """The legend entry of a level."""
     return Line2D([], [], color=MUTED, ls=DASHES[number % len(DASHES)], lw=1.1, label=level.method)
 
 
@@ -251,7 +251,7 @@ def _score_tip(entrant: Entrant, k: int, score: Estimate, unit: Unit) -> str:
 
 
 def _rates(analysis: StudyAnalysis, block: StudyBlock, number: int) -> Drawn:
-    """A panel a method, a dot a trial of its complete studies; failed ones are crosses."""
+    """A panel per method and a dot per trial of its complete studies. Crosses are failed trials."""
     figure, axes = panels(len(block.entrants), columns=3, height=2.1)
     zeros, tips = _zeros(block), Tips()
     bottom = min(_lowest(entrant, zeros) for entrant in block.entrants)
@@ -311,7 +311,7 @@ def _draw_trials(
     bottom: float,
     tips: Tips,
 ) -> None:
-    """Draws the trials of a method on a setting, each with a link to its row."""
+    """Draws the trials of a method on a setting, each linked to its row."""
     colour, factor = SERIES[place % len(SERIES)], block.unit.factor
     cell, studies = analysis.study.all_cells[entrant.cells[place]], entrant.studies[place]
     sign, numbers = direction(cell.metric), set(entrant.studies[place].numbers)
@@ -338,14 +338,14 @@ def _draw_trials(
 
 
 def _zeros(block: StudyBlock) -> list[float]:
-    """On each setting the reference's score after `k` trials, or else the best method's; more is better."""
+    """For each setting the reference's score after `k` trials, or the best method's; larger is better."""
     sign, places = direction(block.metric), range(len(block.settings))
     own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
     return [max(sign * e.scores[block.k][place].value for e in own or block.entrants) for place in places]
 
 
 def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
-    """The lowest score among trials that did not fail, less zero, at most `DEPTH` points down."""
+    """The lowest score of trials that did not fail, minus zero, at most `DEPTH` points below."""
     each = [
         max(float(studies.scores[~studies.failed].min()) - zero, -DEPTH * studies.point)
         for studies, zero in zip(entrant.studies, zeros, strict=True)

@@ -1,4 +1,4 @@
-"""Training curves."""
+"""Figures of training curves."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from reports.drawing import Drawn, Looks, Name, Tips, name_at_right, panels, usu
 from reports.study import FLOOR, REFERENCE, grouped
 from reports.units import Unit, unit_of
 
-#: Lines that tell the methods of one family apart.
+#: The line styles that distinguish the methods of one family.
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
-#: Epochs with a mark; of more, some evenly apart.
+#: The largest number of epochs with a mark. Of more epochs, evenly spaced ones are marked.
 MOST_MARKS = 8
-#: The part of a training after which every curve is inside the panel.
+#: The fraction of the training after which every curve is inside the panel.
 BEGUN = 0.25
 
 
 def training(curves: Sequence[Curve], looks: Looks) -> list[Drawn]:
-    """Validation score by epoch: a figure a setting and budget, if a curve has two epochs."""
+    """Validation score by epoch, one figure per setting and budget, if a curve has two epochs."""
     by_panel = grouped((curve for curve in curves if len(curve.epochs) > 1), lambda curve: curve.panel)
     return [_figure(number, panel, shown, looks) for number, (panel, shown) in enumerate(by_panel.items())]
 
@@ -71,7 +71,7 @@ def _caption(curves: Sequence[Curve], *, alike: bool) -> str:
 
 
 def _styles(curves: Sequence[Curve]) -> Iterator[tuple[int, float]]:
-    """The number of the dashes and the width of each line."""
+    """Yields the index of the dash pattern, and the width, of each line."""
     counts: Counter[str] = Counter()
     for curve in curves:
         yield counts[curve.family] % len(LINES), 1.8 if curve.family == REFERENCE else 1
@@ -83,7 +83,7 @@ def _measured(unit: Unit) -> str:
 
 
 def _limits(curves: Sequence[Curve], unit: Unit) -> tuple[float, float]:
-    """Limits of the scores after the first epochs, without the head alone and collapsed methods."""
+    """Limits from scores after the first epochs, without the head alone and collapsed methods."""
     shown = [curve for curve in curves if curve.family != FLOOR] or curves
     values = unit.factor * np.concatenate(
         [curve.values[curve.epochs >= BEGUN * curve.epochs[-1]] for curve in shown]
@@ -97,7 +97,7 @@ def _limits(curves: Sequence[Curve], unit: Unit) -> tuple[float, float]:
 def _ends(
     curves: Sequence[Curve], limits: tuple[float, float], looks: Looks, unit: Unit, *, alike: bool
 ) -> Iterator[Name]:
-    """The names at the ends of the curves, with the score of a curve that ends outside the frame."""
+    """Yields the names at the ends of the curves, with the score if a curve ends outside the panel."""
     for curve in curves:
         end = unit.factor * float(curve.values[-1])
         name = curve.method if alike else curve.label
@@ -110,7 +110,7 @@ def _ends(
 def _draw_marks(
     ax: Axes, curve: Curve, limits: tuple[float, float], looks: Looks, unit: Unit, tips: Tips
 ) -> None:
-    """Draws marks with the scores of the seeds, at some of the epochs."""
+    """Draws marks at some epochs, with the scores of the seeds."""
     count = len(curve.epochs)
     places = [
         place

@@ -1,7 +1,7 @@
 """Statistics of a few paired seeds on a few settings (a setting: one task on one backbone).
 
-Arrays alone: nothing here knows of stores or reports. Seeds are paired: column k is the same seed on both
-sides. Settings are taken as they are, not as a sample of all tasks, and each weighs the same.
-`docs/explanations/statistics.md` explains each figure, and `tools/benchmarks/coverage.py` measures how often
-each interval holds what it should.
+All inputs are arrays; nothing here knows stores or reports. Seeds are paired: column k is the same seed on
+both sides. Settings are fixed, not a sample of all tasks, and have equal weights.
+`docs/explanations/statistics.md` explains each statistic, and `tools/benchmarks/coverage.py` measures the
+coverage of each interval.
 """

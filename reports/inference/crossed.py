@@ -1,7 +1,7 @@
 """Errors of a difference on one setting: seeds and test examples as crossed random effects, and tuning.
 
 Seeds are a sample of all seeds, and test examples a sample of all examples; every seed answers the same
-examples. The points that tuning chose are a sample too, on each setting by itself.
+examples. The points chosen by tuning are a sample as well, on each setting separately.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy import stats
 
 from reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
 
-#: Repetitions of a tuning, as a power of 2.
+#: The number of simulated repetitions of a tuning, as a power of 2.
 _LOG_DRAWS = 11
 
 
@@ -26,28 +26,28 @@ class OnSetting:
     """The paired differences of two methods on one setting."""
 
     pairs: int
-    #: Mean over the pairs.
+    #: The mean over pairs.
     difference: float
-    #: Squared standard error over seeds; None of fewer than `LEAST_SEEDS` pairs.
+    #: The squared standard error over seeds. None for fewer than `LEAST_SEEDS` pairs.
     seeds: float | None
-    #: Variance that test examples add; 0 if only seeds are known.
+    #: The variance that test examples add. 0 if only seeds are known.
     examples: float = 0.0
-    #: Variance that the tuning of both sides adds; 0 if nothing was chosen, or if it is unknown.
+    #: The variance that the tuning of both sides adds. 0 without tuning, or if unknown.
     tuning: float = 0.0
-    #: Number of test examples; None if the analysis is of seeds alone.
+    #: The number of test examples. None if the analysis covers seeds only.
     count: int | None = None
-    #: Degrees of freedom of `seeds`, unless they are those of the pairs.
+    #: The degrees of freedom of `seeds`. None: the number of pairs minus one.
     freedom: float | None = None
-    #: Mean difference of each example over seeds (examples,), and the identity of their test set.
+    #: The mean difference of each example over seeds (examples,), and the identity of the test set.
     by_example: Array | None = field(default=None, repr=False)
     test_set: Any = None
-    #: Typical size of scores, and the largest possible difference.
+    #: The typical size of scores, and the largest possible difference.
     size: float = 1.0
     limit: float = math.inf
 
     @property
     def error(self) -> Error | None:
-        """None for fewer than `LEAST_SEEDS` pairs."""
+        """The error of the mean. None for fewer than `LEAST_SEEDS` pairs."""
         if self.seeds is None:
             return None
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
@@ -55,18 +55,18 @@ class OnSetting:
 
 
 def of_seeds(differences: Array) -> OnSetting:
-    """Differences (pairs,) without an error of test examples."""
+    """Analyses differences (pairs,) over seeds only, without an error of test examples."""
     pairs = len(differences)
     seeds = float(np.var(differences, ddof=1)) / pairs if pairs >= LEAST_SEEDS else None
     return OnSetting(pairs, float(differences.mean()), seeds)
 
 
 def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any = None) -> OnSetting:
-    """Differences (pairs,) with those of each example (pairs, examples).
+    """Analyses differences (pairs,) together with those of each example (pairs, examples).
 
     With mean squares of seeds S, examples E and the rest R, over n pairs and e examples, the variance of the
-    mean is estimated by (S + E - R) / ne (Searle, Casella and McCulloch, 1992, chapter 4): S / ne is the
-    squared standard error over seeds, (E - R) / ne what the examples add to it, never less than nothing.
+    mean is estimated by (S + E - R) / ne (Searle, Casella and McCulloch, 1992, chapter 4). S / ne is the
+    squared standard error over seeds; (E - R) / ne, at least 0, is the part added by examples.
     """
     alone = of_seeds(differences)
     pairs, examples = by_example.shape
@@ -86,18 +86,18 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
 
 
 def of_groups(first: Array, second: Array) -> OnSetting:
-    """The first minus the second of two sides (seeds,) that share no seed, of seeds alone (Welch)."""
+    """The first minus the second of two sides (seeds,) without shared seeds, over seeds only (Welch)."""
     difference, fewer = float(first.mean() - second.mean()), min(len(first), len(second))
     if fewer < LEAST_SEEDS:
         return OnSetting(fewer, difference, None)
     variances = [float(np.var(side, ddof=1)) / len(side) for side in (first, second)]
     quarter, freedom = welch(variances, [len(first) - 1, len(second) - 1])
-    # Of the difference, and not of the mean of the two.
+    # The variance of the difference, not of the mean of the two.
     return OnSetting(fewer, difference, 4 * quarter, freedom=freedom)
 
 
 def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array]) -> OnSetting:
-    """The same, with contributions of the same examples to either side, (seeds, examples)."""
+    """Like `of_groups`, with contributions of the same examples to either side, (seeds, examples)."""
     alone = of_groups(first, second)
     examples = tables[0].shape[1]
     if alone.seeds is None or examples < 2:
@@ -108,7 +108,7 @@ def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array])
 
 
 def _noise(by_example: Array) -> float:
-    """R / ne: the variance of the mean of (seeds, examples) that neither seeds nor examples explain."""
+    """R / ne: the variance of the mean of (seeds, examples) explained by neither seeds nor examples."""
     seeds, examples = by_example.shape
     of_seed, of_example = by_example.mean(1), by_example.mean(0)
     rest = (
@@ -121,9 +121,10 @@ def _noise(by_example: Array) -> float:
 
 
 def over_settings(parts: Sequence[OnSetting]) -> Error | None:
-    """The error of the mean over settings; None if a setting has fewer than `LEAST_SEEDS` pairs.
+    """The error of the mean over settings. None if a setting has fewer than `LEAST_SEEDS` pairs.
 
-    Settings with one test set, of several backbones, share its examples: their covariance counts too.
+    Settings with the same test set (on several backbones) share its examples, so their covariance is
+    included.
     """
     errors = [part.error for part in parts]
     complete = [error for error in errors if error is not None]
@@ -148,16 +149,16 @@ def lottery(scores: Array, noise: Array) -> float:
     """The variance of the chosen point's score over repetitions of its tuning.
 
     Each repetition adds normal noise to the validation scores and chooses the best point again: a parametric
-    bootstrap (Efron and Tibshirani, 1993, section 6.5). The measured scores replace the points' true ones.
-    Their own noise spreads them, so that the variance is rather too large, most of all for similar points.
+    bootstrap (Efron and Tibshirani, 1993, section 6.5). Measured scores replace the points' true ones. Their
+    own noise spreads them, so the variance is rather too large, most of all for similar points.
 
-    `scores` (points,): validation scores, more being better. `noise` (points, points): the covariance of
+    `scores` (points,) are validation scores; larger is better. `noise` (points, points) is the covariance of
     their errors; a common part cancels.
     """
     points, size = len(scores), float(np.trace(noise))
     if points < 2 or not size:
         return 0.0
-    # Points that answer alike have a singular covariance.
+    # Points with the same answers have a singular covariance.
     root = np.linalg.cholesky(noise + 1e-9 * size * np.eye(points))
     chosen = (scores + _draws(points) @ root.T).argmax(1)
     return float(scores[chosen].var())
@@ -165,6 +166,6 @@ def lottery(scores: Array, noise: Array) -> float:
 
 @lru_cache
 def _draws(points: int) -> Array:
-    """Independent standard normal numbers (draws, points), the same every time."""
+    """Independent standard normal numbers (draws, points), the same in every call."""
     draws: Array = stats.qmc.MultivariateNormalQMC(np.zeros(points), rng=0).random(2**_LOG_DRAWS)
     return draws

@@ -14,11 +14,11 @@ from reports.inference.intervals import Bounds, Error
 
 @dataclass(frozen=True)
 class Effect:
-    """The mean over settings of a mean difference over seed pairs, in the score's units."""
+    """The mean over settings of a mean difference over seed pairs, in units of the score."""
 
     parts: tuple[OnSetting, ...]
     difference: float
-    #: None if a setting has fewer than `LEAST_SEEDS` pairs.
+    #: The error of the mean. None if a setting has fewer than `LEAST_SEEDS` pairs.
     error: Error | None
 
     @property
@@ -27,26 +27,26 @@ class Effect:
 
     @property
     def fewest(self) -> int:
-        """Pairs of the setting with the fewest."""
+        """The smallest number of pairs on a setting."""
         return min(part.pairs for part in self.parts)
 
     @property
     def counted(self) -> int:
-        """Number of settings where the test examples count, and not the seeds alone."""
+        """The number of settings whose analysis includes test examples, not only seeds."""
         return sum(part.count is not None for part in self.parts)
 
     def on(self, places: Sequence[int]) -> Effect:
-        """The same over the settings at these places alone."""
+        """The effect over the settings at these indices only."""
         return effect([self.parts[place] for place in places])
 
     def interval(self, level: float) -> Bounds | None:
-        """The interval; None if the noise is unknown: too few pairs on a setting, or no spread at all."""
+        """The interval. None if the noise is unknown: too few pairs on a setting, or no variation at all."""
         if self.error is None or self.error.none:
             return None
         return self.error.interval(self.difference, level)
 
     def at_chosen_points(self, level: float) -> Bounds | None:
-        """The interval if the points that tuning chose had been fixed beforehand."""
+        """The interval, had the points chosen by tuning been fixed beforehand."""
         return replace(self, error=self.error and replace(self.error, tuning=0.0)).interval(level)
 
 
@@ -66,10 +66,10 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of one interval on a difference. The position of the estimate in it never counts."""
+    """The verdict of one interval on a difference. The estimate's position in it does not matter."""
 
     answer: Answer
-    #: "better" or "worse" if the interval excludes zero, else empty.
+    #: "better" or "worse" if the interval excludes zero. Otherwise empty.
     side: str = ""
 
     def __str__(self) -> str:
@@ -85,8 +85,8 @@ class Verdict:
 def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = False) -> Verdict:
     """The verdict of an interval: beyond the threshold, within it, or undecided.
 
-    Within means two one-sided tests (Schuirmann, 1987). It is never the verdict if runs of a side collapsed:
-    an interval of a few runs does not cover rare collapses.
+    Within means two one-sided tests (Schuirmann, 1987). It is never the verdict if runs of a side collapsed,
+    since an interval of a few runs does not cover rare collapses.
     """
     if interval is None:
         return Verdict(Answer.NONE)
@@ -100,7 +100,7 @@ def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = Fals
 
 
 def weaker(first: Verdict, second: Verdict) -> Verdict:
-    """The common part of two verdicts."""
+    """The claims that two verdicts have in common."""
     if Answer.NONE in (first.answer, second.answer):
         return Verdict(Answer.NONE)
     side = first.side if first.side == second.side else ""

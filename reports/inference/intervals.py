@@ -15,28 +15,28 @@ Bounds = tuple[float, float]
 
 LEVEL = 0.95
 ALPHA = 0.05
-#: Fewest seeds with an interval. Two have one degree of freedom, where 95% is 12.7 standard errors to either
-#: side.
+#: The smallest number of seeds with an interval. Two seeds have one degree of freedom, for which a 95%
+#: interval extends 12.7 standard errors to either side.
 LEAST_SEEDS = 3
-#: Digits in which scores are compared, relative to their size if they have units. Further digits are
-#: rounding errors, in float32 of older stores: equal differences would not add up to equal sums.
+#: The decimals in which scores are compared, relative to their size if they have units. Further digits are
+#: rounding errors (float32 in older stores), by which equal differences would not have equal sums.
 RESOLUTION_DIGITS = 6
 RESOLUTION = 10.0**-RESOLUTION_DIGITS
 
 
 def simultaneous(claims: int, level: float = LEVEL) -> float:
-    """The level of each of so many two-sided intervals that are simultaneous at `level` (Šidák, 1967).
+    """The level of each of `claims` two-sided intervals that are simultaneous at `level` (Šidák, 1967).
 
-    It needs no independence: for jointly normal estimates of any correlation, as methods with one reference
-    have, the chance that all hold is at least the product.
+    Independence is not required: for jointly normal estimates with any correlation, such as differences from
+    one reference, the joint coverage is at least the product.
     """
     return float(level ** (1 / max(1, claims)))
 
 
 def of_each(families: int) -> float:
-    """The level of each of so many families of intervals that are simultaneous at `LEVEL` (Bonferroni).
+    """The level of each of several families of intervals that are simultaneous at `LEVEL` (Bonferroni).
 
-    It holds for families of any dependence.
+    Valid for families with any dependence.
     """
     return 1 - ALPHA / families
 
@@ -52,21 +52,21 @@ def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
 class Error:
     """The variance of a mean over settings by source, in squared units of the score."""
 
-    #: Squared standard error over seeds, and its degrees of freedom.
+    #: The squared standard error over seeds, and its degrees of freedom.
     seeds: float
     freedom: float
-    #: Variance that test examples add.
+    #: The variance that test examples add.
     examples: float
-    #: Variance that tuning adds, since it might have chosen other points (`reports.inference.crossed`).
+    #: The variance that tuning adds, since it might have chosen other points (`reports.inference.crossed`).
     tuning: float = 0.0
-    #: Typical size of scores.
+    #: The typical size of scores.
     size: float = 1.0
-    #: The largest difference that two scores can have.
+    #: The largest possible difference of two scores.
     limit: float = math.inf
 
     @property
     def total(self) -> float:
-        """The standard error of all sources together."""
+        """The standard error from all sources together."""
         return math.sqrt(self.seeds + self.examples + self.tuning)
 
     @property
@@ -75,27 +75,27 @@ class Error:
         return math.sqrt(self.seeds + self.examples) <= RESOLUTION * self.size
 
     def half(self, level: float = LEVEL) -> float:
-        """Half the width of the interval: squares of each source's half width add up.
+        """Half the width of the interval: the root of the summed squares of each source's half width.
 
-        (Howe, 1974; Zou and Donner, 2008.) So the few degrees of freedom of the seeds widen their part alone,
-        and a spread of seeds that is small by chance does not narrow the interval. One Satterthwaite
-        approximation of both covers less than its level with few seeds on one task. The variances of the
-        many examples and of tuning count as known.
+        (Howe, 1974; Zou and Donner, 2008.) So the few degrees of freedom of seeds widen only their own part,
+        and a spread of seeds that is small by chance does not narrow the interval. A single Satterthwaite
+        approximation of both has too low coverage with few seeds on one task. The variances of the many
+        examples and of tuning count as known.
         """
         tail = (1 + level) / 2
         of_seeds = float(stats.t.ppf(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0
         return math.sqrt(of_seeds + float(stats.norm.ppf(tail)) ** 2 * (self.examples + self.tuning))
 
     def interval(self, mean: float, level: float = LEVEL) -> Bounds:
-        """The interval of a mean, cut to possible differences."""
+        """The interval of a mean, clipped to possible differences."""
         half = self.half(level)
         return max(mean - half, -self.limit), min(mean + half, self.limit)
 
 
 def welch(variances: Sequence[float], freedoms: Sequence[float]) -> tuple[float, float]:
-    """Squared standard error of a mean over settings, and its degrees of freedom (Satterthwaite, 1946).
+    """The squared standard error of a mean over settings, and its degrees of freedom (Satterthwaite, 1946).
 
-    `variances`: the squared standard error of each setting's mean.
+    `variances` are the squared standard errors of the settings' means.
     """
     total = sum(variances)
     if not total:

@@ -1,4 +1,4 @@
-"""Pairwise separations of methods, the ranks that they leave open, and compact letters."""
+"""Pairwise separations of methods, the possible ranks that follow from them, and compact letters."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from reports.inference.intervals import LEVEL, RESOLUTION_DIGITS, Array, simulta
 
 @dataclass(frozen=True)
 class Ranks:
-    """Places among methods, 1 the best; ties share the mean of their places."""
+    """Places among methods, 1 for the best. Ties share the mean of their places."""
 
-    #: Mean over settings of the place on each: a description without an interval.
+    #: The mean over settings of the place on each setting. Descriptive, without an interval.
     mean: Array
-    #: Place by the mean score over settings, and the ends of its interval; None if they are unknown.
+    #: The place by mean score over settings, and the ends of its interval. None if unknown.
     place: Array
     low: Array | None
     high: Array | None
 
 
 def places(values: Array) -> Array:
-    """Ranks along the last axis, the largest value first."""
+    """Ranks along the last axis, largest value first."""
     ranked: Array = stats.rankdata(-np.round(values, RESOLUTION_DIGITS), axis=-1)
     return ranked
 
@@ -34,15 +34,15 @@ def places(values: Array) -> Array:
 def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
     """Ranks from mean scores (settings, methods) and the separations of pairs (methods, methods).
 
-    A method's place comes after all methods that are significantly better, and before all that are worse. As
-    pairs are simultaneous, so are the intervals of places (Klein, Wright and Wieczorek, 2020; Al Mohamad,
-    Goeman and van Zwet, 2022).
+    A method's place comes after all significantly better methods, and before all significantly worse ones.
+    Since pairs are simultaneous, so are the intervals of places (Klein, Wright and Wieczorek, 2020; Al
+    Mohamad, Goeman and van Zwet, 2022).
     """
     mean, place = places(means).mean(0), places(means.mean(0))
     if separations is None:
         return Ranks(mean, place, None, None)
     above, below = (separations < 0).sum(1), (separations > 0).sum(1)
-    # Means are of all runs and pairs of shared seeds: where runs were lost the two may disagree.
+    # Means use all runs, pairs only shared seeds. If runs were lost, the two may disagree.
     low = np.minimum(1.0 + above, place)
     high = np.maximum(len(place) - below, place).astype(float)
     return Ranks(mean, place, low, high)
@@ -51,9 +51,9 @@ def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
 def separations(
     pairs: Sequence[tuple[int, int, Effect]], methods: int, level: float = LEVEL
 ) -> NDArray[np.int64] | None:
-    """1 if the row is significantly better than the column, -1 if worse, else 0: (methods, methods).
+    """A matrix (methods, methods): 1 if the row is significantly better than the column, -1 if worse.
 
-    Intervals of all pairs are simultaneous at `level`. None if no pair has an interval.
+    0 otherwise. Intervals of all pairs are simultaneous at `level`. None if no pair has an interval.
     """
     signs = np.zeros((methods, methods), dtype=np.int64)
     any_interval = False
@@ -69,20 +69,20 @@ def separations(
 def best_of_equals(errors: Sequence[float]) -> float:
     """The expected largest mean of equal methods, above their true mean (Tippett, 1925).
 
-    `errors`: standard errors of independent normal means; one of them is above zero.
+    `errors` are standard errors of independent normal means, at least one above zero.
     """
     spread = np.array([error for error in errors if error])
-    # In units of the largest error, and beyond eight of them nothing is left.
+    # In units of the largest error. Beyond eight of them the integrand is zero.
     points = np.linspace(0.0, 8 * spread.max(), 4001)
     above, below = (stats.norm.cdf(side * points[:, None] / spread).prod(1) for side in (1, -1))
-    # A method without error has its true mean: none falls below it.
+    # A method without error has its true mean, so the largest mean is at least that.
     return float(integrate.simpson(1 - above - below * (len(spread) == len(errors)), x=points))
 
 
 def letters(separable: NDArray[np.bool_]) -> list[str]:
     """A compact letter display: methods that share a letter are statistically indistinguishable.
 
-    `separable` (methods, methods) in the order of the table. Groups by insert and absorb (Piepho, 2004).
+    `separable` (methods, methods) is in the order of the table. Groups by insert and absorb (Piepho, 2004).
     """
     methods = len(separable)
     groups: list[set[int]] = [set(range(methods))]
@@ -102,5 +102,5 @@ def letters(separable: NDArray[np.bool_]) -> list[str]:
 
 
 def letter(number: int) -> str:
-    """a, b, … z, then a2, b2, …"""
+    """The letters a, b, … z, then a2, b2, …"""
     return "abcdefghijklmnopqrstuvwxyz"[number % 26] + (str(number // 26 + 1) if number >= 26 else "")

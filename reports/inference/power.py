@@ -1,4 +1,4 @@
-"""Detectable differences of a design, before it is run and after."""
+"""Detectable differences of a design, before and after running it."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from reports.inference.studies import Studies, of_pair
 
 #: The probability of detecting a difference.
 POWER = 0.8
-#: Most seeds that are ever suggested.
+#: The largest number of seeds that is suggested.
 MOST_SEEDS = 1000
-#: Draws of the seeds' variances that a probability averages, as a power of 2.
+#: The number of draws of the seeds' variances over which a probability is averaged, as a power of 2.
 _LOG_DRAWS = 8
-#: Factor on the mean of jackknife variances, from simulations: they vary more than those of normal values,
-#: most at k = 8 and beyond, and an interval that is wide by chance detects less.
+#: A factor for the mean of jackknife variances, from simulations. They vary more than variances of normal
+#: values, mostly at k ≥ 8, and an interval that is wide by chance detects less.
 _TAILS = 1.1
-#: A method's score at its best rate, and the score at chance.
+#: A method's score at its best learning rate, and the score by chance.
 _BEST, _CHANCE = 0.85, 0.5
 
 
 @dataclass(frozen=True)
 class Design:
-    """The quantities that the error of one comparison among several depends on."""
+    """The quantities on which the error of one comparison among several depends."""
 
-    #: On each setting.
+    #: The number of seeds on each setting.
     seeds: int
-    #: Number of methods compared with the reference, with simultaneous intervals.
+    #: The number of methods compared with the reference, with simultaneous intervals.
     claims: int
-    #: Variance of the difference of one seed pair, on each setting.
+    #: The variance of one seed pair's difference, on each setting.
     spreads: tuple[float, ...]
-    #: Variances that test examples and tuning add to the mean over settings, for any number of seeds.
+    #: The variances that test examples and tuning add to the mean over settings, for any number of seeds.
     examples: float = 0.0
     tuning: float = 0.0
     #: The joint level of all intervals.
@@ -53,7 +53,7 @@ class Design:
         return self.examples + self.tuning
 
     def error(self, seeds: int | None = None) -> Error:
-        """The error, with that many seeds instead if given.
+        """The error, optionally with another number of seeds.
 
         A setting with most of the variance also has most of the degrees of freedom.
         """
@@ -69,8 +69,8 @@ class Design:
     def finds(self) -> float | None:
         """The smallest true difference whose interval excludes zero with probability `POWER`.
 
-        A difference that exceeds the threshold by as much is found beyond the threshold as often. None for
-        fewer than `LEAST_SEEDS`.
+        A difference larger than the threshold by this amount is found beyond the threshold equally often.
+        None for fewer than `LEAST_SEEDS`.
         """
         return self._finds(self.seeds)
 
@@ -82,7 +82,7 @@ class Design:
 
     @property
     def margin(self) -> float | None:
-        """The smallest threshold within which equal methods are shown to be with probability `POWER`."""
+        """The smallest threshold within which equal methods are found with probability `POWER`."""
         if self.seeds < LEAST_SEEDS:
             return None
         error, room = self.error(), self._halves(self.seeds)
@@ -91,14 +91,14 @@ class Design:
         )
 
     def _halves(self, seeds: int) -> Array:
-        """Half the width of the interval (draws,) for random draws of the seeds' variances.
+        """Half widths of the interval (draws,) for random draws of the seeds' variances.
 
         The degrees of freedom are those of the drawn variances, not of the true ones.
         """
         even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
         shown = np.array(self.spreads) / seeds * stats.chi2.ppf(even, seeds - 1) / (seeds - 1)
         total, squares = shown.sum(1), (shown**2).sum(1)
-        # Without any spread all settings count alike.
+        # Without any variation all settings have equal weight.
         freedom = np.full_like(total, self.settings)
         np.divide(total**2, squares, out=freedom, where=squares > 0)
         freedom *= seeds - 1
@@ -110,7 +110,7 @@ class Design:
     def needs(self, difference: float) -> int | None:
         """The number of seeds that detect this difference with probability `POWER`.
 
-        None if it is more than `MOST_SEEDS`, or if test examples or tuning vary too much for any number.
+        None if it exceeds `MOST_SEEDS`, or if test examples or tuning vary too much for any number of seeds.
         """
         if (self._finds(MOST_SEEDS) or 0.0) > difference:
             return None
@@ -125,9 +125,9 @@ class Design:
 
 
 def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design of this comparison, one of so many; None if its noise is unknown.
+    """The design of this comparison, one of `claims`. None if its noise is unknown.
 
-    `at_once`: the joint level of their intervals.
+    `at_once` is the joint level of their intervals.
     """
     if effect.error is None or effect.error.none:
         return None
@@ -142,10 +142,10 @@ def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | N
 
 
 def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design of these comparisons, with the mean of their variances by source; None if none has any.
+    """The design of these comparisons, with mean variances by source. None if none has any.
 
-    The variance of few seeds is mostly too small: the median would promise too much, and so would leaving out
-    comparisons with collapsed runs. `claims`, `at_once`: as in `of_effect`.
+    The variance over few seeds is usually too small, so the median would promise too much; so would leaving
+    out comparisons with collapsed runs. `claims` and `at_once` are as in `of_effect`.
     """
     designs = [design for each in effects if (design := of_effect(each, claims, at_once))]
     if not designs:
@@ -160,9 +160,9 @@ def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -
 
 
 def of_runs(sd: float, settings: int, seeds: int, claims: int, examples: float = 0.0) -> Design:
-    """A design of runs with that standard deviation over seeds, which the sides of a pair do not share.
+    """The design of runs with standard deviation `sd` over seeds, independent on the sides of a pair.
 
-    `examples`: variance that test examples add to a mean difference over settings.
+    `examples` is the variance that test examples add to a mean difference over settings.
     """
     return Design(seeds, claims, spreads=(2 * sd**2,) * settings, examples=examples)
 
@@ -180,22 +180,22 @@ def _solve(chance: Callable[[float], float], error: Error) -> float:
 
 @dataclass(frozen=True)
 class Response:
-    """Assumed scores of a method's trials: a parabola in the logarithm of the rate, seeds, and failures.
+    """Assumed scores of a method's trials: a parabola in the log rate, plus seeds, plus failures.
 
     Scores are shares; 0.01 is a point.
     """
 
-    #: Loss of score one decade off the optimum; in decades the window's width and the farthest optimum
-    #: from its centre.
+    #: The loss of score one decade from the optimum. In decades: the window's width, and the largest distance
+    #: of an optimum from its centre.
     curvature: float = 0.04
     decades: float = 1.0
     optima: float = 0.35
-    #: Standard deviations in the score's units: of a trial over seeds, of its answers, and of the validation
+    #: Standard deviations in units of the score: of a trial over seeds, of its answers, and of the validation
     #: loss.
     seeds: float = 0.0065
     answers: float = 0.0035
     validation: float = 0.007
-    #: Decades above the optimum from which a method fails, and the share of seeds that fail at any rate.
+    #: The decades above the optimum from which a method fails, and the share of seeds that fail at any rate.
     cliff: float = np.inf
     failures: float = 0.0
     fall: float = _BEST - _CHANCE
@@ -209,12 +209,12 @@ class Response:
         return losses, _BEST + quality + numbers.normal(0, self.answers, shape)
 
     def studies(self, numbers: Generator, offsets: Array, optimum: float) -> Studies:
-        """Studies of a method with these offsets (studies, points)."""
+        """Simulated studies of a method with these offsets (studies, points)."""
         return Studies(*self.trials(numbers, offsets, optimum), offsets=offsets, chance=_CHANCE)
 
 
 def stratified(numbers: Generator, studies: int, points: int, decades: float = 1.0) -> Array:
-    """Offsets (studies, points): one uniform in each equal part of the window, in random order."""
+    """Offsets (studies, points): one uniform draw in each equal part of the window, in random order."""
     parts = numbers.permuted(np.tile(np.arange(points), (studies, 1)), axis=1)
     return ((parts + numbers.random((studies, points))) / points - 0.5) * decades
 
@@ -230,11 +230,11 @@ def of_assumed(
     examples: float = 0.0,
     repeats: int = 200,
 ) -> Design:
-    """The design of one comparison, out of so many, with this response on every task.
+    """The design of one comparison, out of `claims`, with this response on every task.
 
-    Its error is the mean over repeats of simulated comparisons. `examples`: what test examples add to the
-    variance of a difference on one task. Raises ValueError if there are too few studies for an interval, or
-    if k trials are not left without one study.
+    Its error is the mean over repeated simulated comparisons. `examples` is the variance that test examples
+    add to a difference on one task. Raises ValueError if there are too few studies for an interval, or if
+    fewer than k trials remain without one study.
     """
     if studies < LEAST_SEEDS:
         raise ValueError(f"studies: {studies}, expected at least {LEAST_SEEDS}")
@@ -253,8 +253,8 @@ def of_assumed(
 def of_stored(stored: Design, *, tasks: int, studies: int, claims: int, points: float = 1.0) -> Design:
     """Another design with the noise of stored studies at the same k.
 
-    `stored` is that of `power.of_effects` on effects of `studies.of_pair`. `points`: how many points a study
-    is to have, by how many the stored ones have.
+    `stored` comes from `power.of_effects` on effects from `studies.of_pair`. `points` is the number of points
+    per study relative to the stored ones.
     """
     spreads = stored.spreads if stored.settings == tasks else (fmean(stored.spreads),) * tasks
     examples = stored.examples * stored.settings / tasks

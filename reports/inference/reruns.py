@@ -1,7 +1,7 @@
-"""How much a score varies when the same configuration runs again, beside shifts that all rows share.
+"""How much a score varies when the same configuration runs again, apart from shifts common to all rows.
 
-Scores of row i in wave w are modelled as g(mean) = row_i + shift_w: on the logit scale with a binomial
-variance for shares of questions, on the score's own scale otherwise. The dispersion is Pearson's (McCullagh
+The score of row i in wave w is modelled as g(mean) = row_i + shift_w: on the logit scale with binomial
+variance for shares of questions, otherwise on the score's own scale. The dispersion is Pearson's (McCullagh
 and Nelder, Generalized Linear Models, section 4.5).
 """
 
@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 
 Array = NDArray[np.float64]
 
-#: Iterations of reweighted least squares; a dozen reach the last digit.
+#: Iterations of reweighted least squares. A dozen reach the last digit.
 ITERATIONS = 50
 
 #: Bounds of a fitted share, so that its weight stays finite.
@@ -25,26 +25,26 @@ LEAST, MOST = 1e-6, 1 - 1e-6
 
 @dataclass(frozen=True)
 class RunNoise:
-    """Variance of a score over reruns of one configuration.
+    """The variance of a score over reruns of one configuration.
 
     For shares it is `dispersion` · p(1 − p) / questions, otherwise `dispersion` itself.
     """
 
     dispersion: float
-    #: Degrees of freedom behind it.
+    #: The degrees of freedom of the estimate.
     freedom: int
 
     def variance(self, score: float, questions: int | None) -> float:
-        """Squared standard deviation of one run's score."""
+        """The variance of one run's score."""
         return self.dispersion * (score * (1 - score) / questions if questions else 1.0)
 
 
 def run_noise(
     rows: Sequence[int], waves: Sequence[int], scores: Sequence[float], questions: int | None
 ) -> RunNoise | None:
-    """Estimates the run-to-run noise from repeated rows; None if no row ran in a second wave.
+    """Estimates the run-to-run noise from repeated rows. None if no row ran in a second wave.
 
-    Rows at 0 or 1 in any wave are left out of shares: they have no logit and no variance.
+    For shares, rows at 0 or 1 in any wave are left out, since they have no logit and no variance.
     """
     row, wave, score = np.asarray(rows), np.asarray(waves), np.asarray(scores, float)
     if questions:
@@ -62,7 +62,7 @@ def run_noise(
 
 
 def _fit(design: Array, score: Array, questions: int | None) -> tuple[Array, Array]:
-    """Fitted scores, and the inverse of each score's variance but for the dispersion."""
+    """Fitted scores, and the inverse of each score's variance up to the dispersion."""
     if not questions:
         coefficients, *_ = np.linalg.lstsq(design, score, rcond=None)
         return design @ coefficients, np.ones_like(score)
@@ -79,5 +79,5 @@ def _fit(design: Array, score: Array, questions: int | None) -> tuple[Array, Arr
 
 
 def _indicators(labels: NDArray[np.int64]) -> Array:
-    """A column per distinct label, with ones where it stands."""
+    """One column per distinct label, with ones in the rows of that label."""
     return (labels[:, None] == np.unique(labels)[None, :]).astype(float)

@@ -1,11 +1,11 @@
-"""The score after k trials of tuning, estimated from studies of a method, and how forgiving its rates are.
+"""The score after k trials of tuning, estimated from studies of a method, and its sensitivity to rates.
 
-The estimand is the expected test score of the trial that somebody keeps who runs k trials, each at a fresh
-learning rate of the window and with a fresh seed, and keeps the one with the lowest validation loss. As a
-function of k it is the curve of Dodge et al. (2019), with the test score on its ordinate.
+The estimand: somebody runs k trials, each at a fresh learning rate from the window and with a fresh seed, and
+keeps the trial with the lowest validation loss. Its expected test score is estimated. As a function of k this
+is the curve of Dodge et al. (2019) with test scores.
 
-Scores are higher the better, in the score's own units. Study numbers pair two methods: trial j of study s has
-the same offset from the window's centre and the same seed on both sides.
+Larger scores are better, in the score's own units. Study numbers pair two methods: trial j of study s has the
+same offset from the window's centre and the same seed on both sides.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from scipy import stats
 from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
 from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Bounds
 
-#: Numbers of trials at which the score is shown.
+#: The values of k for which the score is shown.
 TRIALS = (1, 2, 4, 8, 16)
-#: A trial has failed that ends so many points below its method's best.
+#: The points below its method's best at which a trial counts as failed.
 FAILED = 10
-#: The quantile of the share of failures at which their variance is taken.
+#: The quantile of the share of failures that determines their variance.
 _OF_FAILURES = 0.75
-#: Rates count as near the best whose score is within so many points of it.
+#: The points within which a rate's score counts as near the best.
 NEAR = 1
-#: At how many rates of the window scores are smoothed.
+#: The number of rates in the window at which smoothed scores are computed.
 _RATES = 81
 
 
@@ -42,20 +42,20 @@ class Studies:
     Raises ValueError if shapes disagree, study numbers repeat, or a score is not finite.
     """
 
-    #: Validation losses (studies, points). NaN or infinite where a trial diverged: it ranks last.
+    #: Validation losses (studies, points). NaN or infinite for a diverged trial, which ranks last.
     losses: Array = field(repr=False)
     #: Test scores (studies, points).
     scores: Array = field(repr=False)
-    #: The studies' numbers; 0, 1, … by default.
+    #: The studies' numbers, by default 0, 1, …
     numbers: tuple[int, ...] = ()
-    #: Rates as decades from the window's centre (studies, points), stratified within each study. None: rates
-    #: count as independent.
+    #: Rates in decades from the window's centre (studies, points), stratified within each study. None: rates
+    #: are independent.
     offsets: Array | None = field(default=None, repr=False)
-    #: Each test example's part of a trial's score (studies, points, examples), such as whether its answer is
-    #: correct; and the test set's identity, hashable.
+    #: Each test example's contribution to a trial's score (studies, points, examples), such as whether its
+    #: answer is correct, and the test set's hashable identity.
     by_example: NDArray[Any] | None = field(default=None, repr=False)
     test_set: Any = None
-    #: The size of a point, and the score of a model that learnt nothing.
+    #: The size of a point, and the score of a model that has learnt nothing.
     point: float = 0.01
     chance: float = 0.0
 
@@ -88,25 +88,25 @@ class Studies:
 
     @cached_property
     def strata(self) -> NDArray[np.int64]:
-        """Each trial's stratum (trials,), its place by rate within its study; one stratum without offsets."""
+        """Each trial's stratum (trials,): its position by rate in its study. One stratum without offsets."""
         if self.offsets is None:
             return np.zeros(self.trials, np.int64)
         return self.offsets.argsort(1).argsort(1).ravel()
 
     @cached_property
     def best(self) -> float:
-        """The test score of the trial with the lowest validation loss of all, a mean over ties."""
+        """The test score of the trial with the lowest validation loss; the mean over ties."""
         losses = np.where(np.isnan(self.losses), np.inf, self.losses)
         return float(self.scores[losses == losses.min()].mean())
 
     @cached_property
     def failed(self) -> NDArray[np.bool_]:
-        """Whether each trial (studies, points) ended `FAILED` points or more below the best."""
+        """Whether each trial (studies, points) is `FAILED` points or more below the best."""
         return self.scores <= self.best - FAILED * self.point
 
     @cached_property
     def fall(self) -> float:
-        """How far below the best failed trials are on average; where none failed, how far chance is."""
+        """The mean distance of failed trials below the best. Without failures, the distance of chance."""
         failed = self.scores[self.failed].mean() if self.failed.any() else min(self.chance, self.best)
         return float(self.best - failed)
 
@@ -119,12 +119,12 @@ class Studies:
         return replace(self, numbers=tuple(numbers), **arrays)
 
     def without(self, study: int) -> Studies:
-        """All studies but the one at this place."""
+        """All studies except the one at this index."""
         return self.only(self.numbers[:study] + self.numbers[study + 1 :])
 
 
 def paired(method: Studies, reference: Studies) -> tuple[Studies, Studies]:
-    """Both methods' studies of the numbers that both have.
+    """The studies of both methods whose numbers both have.
 
     Raises ValueError if there are none, or if the methods differ in the points of a study.
     """
@@ -140,12 +140,13 @@ def paired(method: Studies, reference: Studies) -> tuple[Studies, Studies]:
 
 
 def kept_weights(losses: Array, k: int, strata: NDArray[np.int64] | None = None) -> Array:
-    """The chance of each trial (trials,) to be kept, with the lowest loss of k trials drawn from all.
+    """The probability of each trial (trials,) to be kept: lowest loss of k trials drawn from all.
 
-    Without strata every subset of k is equally likely. The trial of rank i of N, 1 for the lowest loss, then
-    has C(N - i, k - 1) / C(N, k). Strata (trials,) are numbered from 0, and each study has a trial in each.
-    Subsets of such trials cover the window too evenly. So each of the k falls into a stratum at random, as a
-    fresh rate would, and the trials of a stratum are equally likely. Trials of equal loss share chances.
+    Without strata every subset of k is equally likely. Then the trial with rank i of N (1 for the lowest
+    loss) has probability C(N - i, k - 1) / C(N, k). Strata (trials,) are numbered from 0, and each study has
+    one trial in each stratum. Plain subsets of such trials would cover the window too evenly. So each of the
+    k falls into a random stratum, as a fresh rate would, and the trials of a stratum are equally likely.
+    Trials with equal loss share their probability.
 
     NaN counts as infinite. Raises ValueError unless 1 <= k <= trials.
     """
@@ -156,23 +157,23 @@ def kept_weights(losses: Array, k: int, strata: NDArray[np.int64] | None = None)
     values, places, ties = np.unique(ranked, return_inverse=True, return_counts=True)
     members = np.zeros((len(values) + 1, strata.max() + 1))
     np.add.at(members, (places + 1, strata), 1)
-    # Row v counts the trials of each stratum whose loss is among the v lowest values.
+    # Row v counts the trials in each stratum whose loss is among the v lowest values.
     avoided = _avoidance(members.cumsum(0), members.sum(0), k)
     weights: Array = (-np.diff(avoided) / ties)[places]
     return weights
 
 
 def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
-    """The chance (cases,) that k trials include none of the barred ones, (cases, strata) by number.
+    """The probability (cases,) that k trials include no barred one, with (cases, strata) barred trials.
 
-    The counts of the strata are multinomial, and no stratum gives more trials than it has. Their generating
-    functions multiply: j trials of a stratum have the weight 1 / j!, and avoid a of its n with the chance
-    C(n - a, j) / C(n, j). The coefficient at k comes from the product's values on the unit circle.
+    The counts per stratum are multinomial, and no stratum gives more trials than it has. Their generating
+    functions multiply: j trials of a stratum have the weight 1 / j!, and avoid a of its n with probability
+    C(n - a, j) / C(n, j). The coefficient at k is computed from the product's values on the unit circle.
     """
     drawn = np.arange(1, min(k, int(sizes.max())) + 1)
     left = sizes[:, None] - drawn + 1
     free = (left - barred[:, :, None]).clip(0)
-    # The scale keeps coefficients near 1 for any k, and cancels.
+    # The scale keeps coefficients near 1 for any k and cancels out.
     steps = free / np.maximum(left, 1) * (k / (np.e * len(sizes)) / drawn)
     coefficients = np.cumprod(np.concatenate([np.ones((*barred.shape, 1)), steps], axis=2), axis=2)
     degree = len(sizes) * len(drawn)
@@ -185,23 +186,23 @@ def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
 def score_after(studies: Studies, k: int) -> float:
     """The score after k trials, a U-statistic over subsets of k of the method's trials.
 
-    Raises ValueError if there are fewer trials than k.
+    Raises ValueError if there are fewer than k trials.
     """
     return float(kept_weights(studies.losses.ravel(), k, studies.strata) @ studies.scores.ravel())
 
 
 def of_method(studies: Studies, k: int) -> OnSetting:
-    """The score after k trials, in the place of a difference, with its errors as `of_pair` has them."""
+    """The score after k trials in place of a difference, with errors as in `of_pair`."""
     return _estimate([(1, studies)], k)
 
 
 def of_pair(method: Studies, reference: Studies, k: int) -> OnSetting:
     """The difference between two methods' scores after k trials on one task, paired by study.
 
-    Studies that only one method has do not count; see `paired` for errors. The squared standard error is that
-    of a jackknife over studies plus what failures add, with one degree of freedom less than studies. It is
-    None, and there is no interval, for fewer than `LEAST_SEEDS` studies, and where all studies but one have
-    fewer trials than k. Test examples count if both methods have theirs, of one test set.
+    Studies that only one method has are ignored; see `paired` for errors. The squared standard error is that
+    of a jackknife over studies plus the variance of failures, with the number of studies minus one as degrees
+    of freedom. It is None for fewer than `LEAST_SEEDS` studies, and if all studies but one have fewer than k
+    trials. Test examples are included if both methods have them, from the same test set.
     """
     method, reference = paired(method, reference)
     return _estimate([(1, method), (-1, reference)], k)
@@ -216,7 +217,7 @@ def _estimate(sides: Sequence[tuple[int, Studies]], k: int) -> OnSetting:
     values, by_example, failures = np.zeros(count), [], 0.0
     for sign, studies in sides:
         weights = sign * _pseudo_weights(studies, k)
-        # Failures are lifted to where other trials are, as they have a variance of their own.
+        # Failures are lifted to the level of other trials, since their variance is added separately.
         values += weights @ (studies.scores + studies.fall * studies.failed).ravel()
         failures += _variance_of_failures(studies, k)
         if studies.by_example is not None:
@@ -229,8 +230,9 @@ def _estimate(sides: Sequence[tuple[int, Studies]], k: int) -> OnSetting:
 
 
 def _pseudo_weights(studies: Studies, k: int) -> Array:
-    """Weights (studies, trials) that make Tukey's pseudo-values of scores: n times the estimate from all n
-    studies, less n - 1 times the estimate without one of them.
+    """Weights (studies, trials) whose sums of scores are Tukey's pseudo-values.
+
+    A pseudo-value is n times the estimate from all n studies, minus n - 1 times the estimate without one.
     """
     count, points = studies.losses.shape
     losses = studies.losses.ravel()
@@ -242,12 +244,13 @@ def _pseudo_weights(studies: Studies, k: int) -> Array:
 
 
 def _variance_of_failures(studies: Studies, k: int) -> float:
-    """What failed trials add to the squared standard error of the score after k trials.
+    """The variance that failed trials add to the score after k trials.
 
-    If a share p of trials fails, all k fail with the chance p^k, and the score loses that share of the fall.
-    The delta method gives k p^(k - 1) times the fall and the standard error of p over studies. By luck both p
-    and that error may be too small, and the interval would miss. So p is the upper quartile of what trials
-    allow (Clopper and Pearson), and its standard error is at least half a trial, or one where none failed.
+    If a share p of trials fails, all k fail with probability p^k, and the score loses that share of the fall.
+    By the delta method, the standard error is k p^(k - 1) times the fall times the standard error of p over
+    studies. By chance both p and its error may be too small, and the interval would miss. So p is the upper
+    quartile compatible with the trials (Clopper and Pearson), and its standard error is at least half a
+    trial, or one trial if none failed.
     """
     failed, trials = int(studies.failed.sum()), studies.trials
     share = float(stats.beta.ppf(_OF_FAILURES, failed + 1, trials - failed))
@@ -256,20 +259,20 @@ def _variance_of_failures(studies: Studies, k: int) -> float:
     return float((k * share ** (k - 1) * studies.fall) ** 2 * variance)
 
 
-# --- how forgiving a method's rates are ---
+# --- sensitivity to learning rates ---
 
 
 def window(studies: Studies) -> Array:
-    """Offsets evenly spaced over those of the trials. Raises ValueError without offsets."""
+    """Evenly spaced offsets over the range of the trials' offsets. Raises ValueError without offsets."""
     offsets = _offsets(studies)
     return np.linspace(offsets.min(), offsets.max(), _RATES)
 
 
 def smoothed(studies: Studies, rates: Array) -> Array:
-    """The typical score at each of these rates, offsets in decades.
+    """The typical score at each of these rates (offsets in decades).
 
-    LOESS of degree 2 and span 0.75 (Cleveland and Devlin, 1988) through the trials that did not fail. Where
-    most of the nearest quarter of all trials failed, it is the mean score of failures.
+    LOESS of degree 2 and span 0.75 (Cleveland and Devlin, 1988) through trials that did not fail. Where most
+    of the nearest quarter of all trials failed, it is the mean score of failures.
     """
     curve = _loess(studies, studies.scores, rates)
     return np.where(_failing(studies, rates), studies.best - studies.fall, curve)
@@ -289,7 +292,7 @@ def _failing(studies: Studies, rates: Array) -> NDArray[np.bool_]:
 def _loess(studies: Studies, values: Array, rates: Array) -> Array:
     lasting = (~studies.failed & np.isfinite(values)).ravel()
     if not lasting.any():
-        # Losses of a method that always diverged.
+        # All losses of a method that always diverged are infinite.
         return np.full(len(rates), np.inf)
     return _smoother(_offsets(studies)[lasting], rates) @ values.ravel()[lasting]
 
@@ -299,27 +302,27 @@ def _smoother(offsets: Array, rates: Array) -> Array:
     weights = _tricube(offsets, rates, span=0.75)
     powers = (offsets - rates[:, None])[:, :, None] ** np.arange(3)
     normal = np.einsum("ro,rop,roq->rpq", weights, powers, powers)
-    # Few trials leave a line or a constant: the solution of least norm.
+    # With few trials the fit is a line or a constant: the least-norm solution.
     inverse = np.linalg.pinv(normal, hermitian=True)
     matrix: Array = np.einsum("rp,ro,rop->ro", inverse[:, 0], weights, powers)
     return matrix
 
 
 def _tricube(offsets: Array, rates: Array, span: float) -> Array:
-    """Weights (rates, offsets) of the share of offsets nearest to each rate, adding up to 1."""
+    """Weights (rates, offsets) for the share `span` of offsets nearest to each rate. They sum to 1."""
     apart = np.abs(rates[:, None] - offsets)
     reach = np.sort(apart, axis=1)[:, math.ceil(span * len(offsets)) - 1, None]
-    # Slightly wider, so that the farthest offset counts where it is the only one.
+    # Slightly wider, so that the farthest offset counts even if it is the only one.
     near = (1 - (apart / (1.001 * reach + 1e-9)) ** 3).clip(0) ** 3
     weights: Array = near / near.sum(1, keepdims=True)
     return weights
 
 
 def share_near(studies: Studies) -> float:
-    """The share of trials that did not fail, at rates whose LOESS is within `NEAR` points of its highest.
+    """The share of trials that did not fail, at rates with LOESS within `NEAR` points of its maximum.
 
-    As trials are stratified, it is the share of the window in which a trial succeeds. It is too low for each
-    method, since the highest point of a noisy curve is too high; a difference between methods is not.
+    Since trials are stratified, this is the share of the window in which a trial succeeds. It is too low for
+    each method, since the maximum of a noisy curve is too high. A difference between methods is not affected.
     """
     curve = _loess(studies, studies.scores, _offsets(studies)).reshape(studies.losses.shape)
     highest = curve[~studies.failed].max()
@@ -334,7 +337,8 @@ def share_failed(studies: Studies) -> float:
 def share_failed_interval(studies: Studies) -> Bounds:
     """The exact binomial interval of the share of failures (Clopper and Pearson, 1934), at `LEVEL`.
 
-    Failures that depend on the rate vary less than binomially, as rates are stratified: it is wide for them.
+    It is too wide for failures that depend on the rate: rates are stratified, so such failures vary less than
+    binomially.
     """
     failed, trials, tail = int(studies.failed.sum()), studies.trials, (1 - LEVEL) / 2
     low = stats.beta.ppf(tail, failed, trials - failed + 1) if failed else 0.0
@@ -344,13 +348,13 @@ def share_failed_interval(studies: Studies) -> Bounds:
 def of_share(share: Callable[[Studies], float], method: Studies, reference: Studies) -> OnSetting:
     """The difference between two methods' shares, with its error by jackknife over paired studies.
 
-    There is no error, and no interval, where no study changes the difference.
+    There is no error and no interval if no study changes the difference.
     """
     return _jackknife(lambda sides: share(sides[0]) - share(sides[1]), paired(method, reference))
 
 
 def _jackknife(statistic: Callable[[Sequence[Studies]], float], sides: Sequence[Studies]) -> OnSetting:
-    """A statistic of studies that share their numbers, with its error by jackknife over them."""
+    """A statistic of studies with common numbers, with its error by jackknife over them."""
     value, count = statistic(sides), sides[0].count
     if count < LEAST_SEEDS:
         return OnSetting(count, value, None)
@@ -359,11 +363,12 @@ def _jackknife(statistic: Callable[[Sequence[Studies]], float], sides: Sequence[
 
 
 def transfer(tasks: Sequence[Studies]) -> Array:
-    """What a rate from other tasks costs a method on each task (tasks,): negative where it loses.
+    """The change of score on each task (tasks,) from using the other tasks' best rate. Negative is a loss.
 
-    It is the smoothed score at the offset that is best on the other tasks, by the mean of their smoothed
-    scores, less the one at the offset that this task's own smoothed validation loss chooses. Its test scores
-    do not choose, since the best of them would be too high. Raises ValueError for a single task.
+    It is the smoothed score at the offset that is best on the other tasks (by the mean of their smoothed
+    scores), minus the smoothed score at the offset chosen by this task's own smoothed validation loss. Its
+    test scores do not choose the offset, since the best of them would be too high. Raises ValueError for a
+    single task.
     """
     if len(tasks) < 2:
         raise ValueError("tasks: 1, expected at least 2 for a transfer between them")
@@ -380,7 +385,7 @@ def transfer(tasks: Sequence[Studies]) -> Array:
 
 
 def of_transfer(tasks: Sequence[Studies]) -> OnSetting:
-    """The mean transfer over tasks, with its error by jackknife over the studies that all tasks have."""
+    """The mean transfer over tasks, with its error by jackknife over studies that all tasks have."""
     shared = [n for n in tasks[0].numbers if all(n in studies.numbers for studies in tasks)]
     return _jackknife(
         lambda sides: float(transfer(sides).mean()), [studies.only(shared) for studies in tasks]
@@ -389,19 +394,19 @@ def of_transfer(tasks: Sequence[Studies]) -> OnSetting:
 
 @dataclass(frozen=True)
 class Sources:
-    """Variances on one task by source, in squared units of the score; failed trials apart."""
+    """Variances on one task by source, in squared units of the score, without failed trials."""
 
-    #: Of the methods' scores after k trials.
+    #: The variance of the methods' scores after k trials.
     method: float
-    #: Of the smoothed score over the window, and of trials about it; means over methods.
+    #: The variances of the smoothed score over the window and of trials about it; means over methods.
     rate: float
     seed: float
-    #: Of a trial's score over test sets of this size, a mean over trials; None without examples.
+    #: The variance of a trial's score over test sets of this size; mean over trials. None without examples.
     examples: float | None
 
 
 def sources(methods: Sequence[Studies], k: int) -> Sources:
-    """Where the variance of scores on one task comes from. What noise adds to a variance is subtracted."""
+    """The sources of variance of scores on one task, with the noise of each variance subtracted."""
     scores = [of_method(studies, k) for studies in methods]
     between = float(np.var([part.difference for part in scores], ddof=1)) if len(scores) > 1 else 0.0
     noise = float(np.mean([part.seeds or 0.0 for part in scores]))
@@ -412,7 +417,7 @@ def sources(methods: Sequence[Studies], k: int) -> Sources:
 
 
 def _about_the_curve(studies: Studies) -> tuple[float, float]:
-    """The variance of the smoothed score over the trials that did not fail, and of their scores about it."""
+    """The variance of the smoothed score over trials that did not fail, and of their scores about it."""
     lasting = ~studies.failed.ravel()
     offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]
     smoother = _smoother(offsets, offsets)

@@ -1,4 +1,5 @@
-"""A static site of all published results, from a folder of packs: the leaderboard.
+"""The leaderboard: a static site of all published results, built from a folder of packs.
 
-The same packs give the same bytes, wherever and whenever it is built; it needs no server and no network.
+The same packs give the same bytes, wherever and whenever the site is built. It needs no server and no
+network.
 """

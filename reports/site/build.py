@@ -1,4 +1,4 @@
-"""The files of the site, and whether a folder has them."""
+"""Builds the site's files, and checks whether a folder contains them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from reports.site.standing import Standing, frame, standings
 from reports.study import TaskAndBackbone, block_order, grouped
 from reports.tables import INCOMPLETE
 
-#: What says which files the site has, so that a new one removes no others.
+#: The file that lists the site's files, so that a rebuild removes no others.
 MANIFEST = "site-files.json"
 
 
@@ -36,8 +36,8 @@ def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
     """Writes the site of the packs in a folder, and returns its files.
 
     An earlier site is replaced. Raises UserError, with nothing written, for packs that
-    `reports.site.published` refuses, and for a folder that holds something else (`force` leaves that there
-    and writes beside it).
+    `reports.site.published` refuses, and for a folder with other contents (`force` keeps these and writes
+    beside them).
     """
     earlier = (out / MANIFEST).is_file()
     target = output_folder(out, "site", force=force or earlier)
@@ -50,7 +50,7 @@ def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
 
 
 def check_site(results: Path, out: Path) -> list[str]:
-    """Returns a line for each file of the site in `out` that differs from that of the packs.
+    """A line for each file in `out` that differs from the site of the packs.
 
     Raises UserError as `write_site` does.
     """
@@ -58,16 +58,16 @@ def check_site(results: Path, out: Path) -> list[str]:
 
 
 def site_files(packs: Sequence[Path]) -> Files:
-    """Every file of the site of these packs, by name."""
+    """All files of the site of these packs, by name."""
     return dict(_Site(packs, list(published(packs))).files())
 
 
 class _Line(NamedTuple):
     """A row of the table of methods × settings."""
 
-    #: The standing that it is named by.
+    #: The standing from which the row takes its name.
     first: Standing
-    #: The method's standing on each setting of the site; None if it has none there.
+    #: The method's standing on each setting of the site. None if it has none.
     standings: Sequence[Standing | None]
 
 
@@ -78,13 +78,13 @@ class _Site:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """Rows without an ended seed stand on their suite's page alone: here they would look tried."""
+        """All standings. Rows without an ended seed appear only on their suite's page."""
         every = (line for suite in self.suites for line in standings(suite.name, suite.analysis))
         return [line for line in every if line.cell.missing < line.cell.seeds]
 
     @cached_property
     def pages(self) -> dict[str, MethodPage]:
-        """By the key of their cells."""
+        """The pages of methods, by the key of their cells."""
         return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
 
     @cached_property
@@ -113,7 +113,7 @@ class _Site:
             yield f"methods/{page.file}", self._rendered("method", "../", **values, **shared)
 
     def _lines(self) -> list[_Line]:
-        """The rows of the table, suite by suite and budget by budget, the best mean first."""
+        """The rows of the table by suite, then by budget, best mean first."""
         groups = grouped(self.standings, lambda line: (line.suite, line.block, line.cell.method))
         lines = []
         for group in groups.values():
@@ -123,7 +123,7 @@ class _Site:
         return sorted(lines, key=_place)
 
     def _rendered(self, name: str, root: str, **values: Any) -> str:
-        """A page; `root` leads from it to the index."""
+        """Renders a page. `root` is the relative path from the page to the index."""
         loader = environment(autoescape=True)
         loader.filters |= {
             "subscripts": subscripts,
@@ -145,12 +145,12 @@ def _place(line: _Line) -> tuple[str, int, str, float]:
 
 
 def subscripts(text: str) -> Markup:
-    """Text with the word or braces after `_` as a subscript. A transpose belongs to the symbol before."""
+    """Writes the word or braces after `_` as a subscript. A transpose belongs to the symbol before it."""
     return Markup(re.sub(r"_(?:\{([^}]*)\}|([^\Wᵀ]+))", r"<sub>\1\2</sub>", str(escape(text))))
 
 
 def _with_bar(page: str | bytes, bar: Markup) -> str:
-    """The page of a report with the way back to the site."""
+    """Adds a link back to the site to a report's page."""
     before, body, after = str(page).partition("<body>")
     assert body, "the page of a report has a body"
     return f"{before}{body}\n{bar}{after}"
@@ -162,15 +162,15 @@ def _template(name: str) -> str:
 
 # --- whether a folder has the files of a site ---
 
-# Another version of numpy or another processor sums in another order, and another version of matplotlib draws
-# otherwise. So numbers are compared to six digits, and drawings not at all.
+# Other versions of numpy or other processors sum in another order, and other versions of matplotlib draw
+# differently. So numbers are compared to six digits, and drawings are not compared.
 NUMBER = re.compile(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]\d+)")
 DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
 AGREES = 1e-6
 
 
 def differences(expected: Files, folder: Path, beside: Collection[str] = ()) -> list[str]:
-    """Returns a line for each file that differs, is missing, or is neither expected nor among `beside`."""
+    """A line for each file that differs, is missing, or is neither expected nor among `beside`."""
     if not folder.is_dir():
         return ["there is no such folder"]
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -186,7 +186,7 @@ def differences(expected: Files, folder: Path, beside: Collection[str] = ()) -> 
 
 
 def _differs(expected: str, have: str) -> str:
-    """The first place at which two texts differ; empty if they are alike."""
+    """The first difference between two texts. Empty if they are alike."""
     if expected == have:
         return ""
     pairs = zip(*(DRAWING.sub("<svg></svg>", text).splitlines() for text in (expected, have)), strict=False)

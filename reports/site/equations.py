@@ -1,4 +1,4 @@
-"""Equations of the methods, as `methods/equations.md` has them."""
+"""The methods' equations, read from `methods/equations.md`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-#: How the text of a method begins: **its name**, and its source in brackets.
+#: Matches the beginning of a method's text: **its name**, and its source in brackets.
 HEADED = re.compile(r"\*\*(?P<name>[^*]+)\*\*(?: \((?P<source>[^)]*)\))?(?P<stop>\.?)\s*")
 
 
@@ -21,25 +21,25 @@ class Paragraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Equation:
-    """The text of a method."""
+    """The text about a method."""
 
     name: str
-    #: Paper or code; empty if the text names none.
+    #: The paper or code. Empty if the text names none.
     source: str
     paragraphs: tuple[Paragraph, ...]
 
 
 @cache
 def notation() -> tuple[Paragraph, ...]:
-    """The letters of the equations, and the parts that all methods share."""
+    """The symbols of the equations, and the parts common to all methods."""
     introduction = _text().split("\n## ")[0].partition("\n")[2]
     return tuple(_paragraph(block) for block in _blocks(introduction))
 
 
 def equation_of(family: str) -> Equation | None:
-    """The text of a registered method; None for one without a text, such as a plug-in's.
+    """The text of a registered method. None for one without a text, such as a plug-in's.
 
-    A text may cover several methods: FacT covers fact_tt and fact_tk. The longest name that fits wins.
+    A text may cover several methods: FacT covers fact_tt and fact_tk. The longest matching name wins.
     """
     equations, name = _equations(), _plain(family)
     if begin := [head for head in equations if _begins(name, _plain(head))]:
@@ -64,7 +64,7 @@ def _equations() -> dict[str, Equation]:
             if head := HEADED.match(block):
                 name = head["name"]
                 equations[name] = Equation(name, head["source"] or "", ())
-                # The name may be the subject of its first sentence.
+                # The name may be the subject of the first sentence.
                 block = block[head.end() :] if head["stop"] else f"{name} {block[head.end() :]}"
             if name and not block.startswith("|"):
                 own = equations[name]
@@ -84,5 +84,5 @@ def _paragraph(block: str) -> Paragraph:
     displayed = block.startswith(">")
     lines = (line.removeprefix(">").strip() for line in block.splitlines())
     text = " ".join(lines)
-    # A link leads nowhere from the site, and code has its marks.
+    # Links would be broken on the site, and code keeps its marks.
     return Paragraph(re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text).replace("`", ""), displayed)

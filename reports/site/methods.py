@@ -1,4 +1,4 @@
-"""Pages of methods: equation, capabilities, ranks, and standing in each suite."""
+"""Pages of methods: equation, capabilities, ranks, and standings in each suite."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from reports.site.equations import Equation, equation_of
 from reports.site.standing import Standing
 from reports.study import Cell, block_order, grouped
 
-#: The registered name of all types of the `peft` package; each type is a method of its own.
+#: The registered name shared by all types of the `peft` package. Each type counts as a separate method.
 COLLECTION = "peft"
 
-#: Lines of one table.
+#: The largest number of lines of one table.
 MOST_LINES = 40
 
 
 @dataclass(frozen=True)
 class MethodPage:
-    """A method with all of its variants."""
+    """A method with all its variants."""
 
-    #: Under which it is registered.
+    #: The method's registered name.
     family: str
     name: str
-    #: Of its page, without folder.
+    #: The file name of its page, without folder.
     file: str
     equation: Equation | None
     standings: Sequence[Standing]
 
     @cached_property
     def capabilities(self) -> dict[tuple[str, ...], list[str]]:
-        """The names of its variants by their capabilities; runs of older versions stored none."""
+        """The names of its variants by capabilities. Runs of older versions stored none."""
         words = {line.cell.method: stored for line in self.standings if (stored := capabilities(line.cell))}
         return grouped(words, lambda method: words[method])
 
     @cached_property
     def ranks(self) -> list[str]:
-        """The ranks of its variants, the smallest first, without those that training cuts."""
+        """The ranks of its variants, smallest first, without variants whose ranks are cut in training."""
         cells = [standing.cell for standing in self.standings]
         tried = {cell.ranks for cell in cells if cell.ranks and not cell.left}
         return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])
 
     @property
     def suites(self) -> dict[str, dict[str, list[Standing]]]:
-        """Its lines by suite, and there by setting and budget, the best first."""
+        """Its standings by suite, then by setting and budget, best first."""
         in_order = sorted(self.standings, key=lambda line: (line.cell.setting, block_order(line.cell.budget)))
         return {suite: _parts(lines) for suite, lines in grouped(in_order, lambda line: line.suite).items()}
 
 
 def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
-    """The lines by setting and block; few lines share the empty heading."""
+    """The standings by setting and block. A few share an empty heading."""
     is_short = len(standings) <= MOST_LINES
     return grouped(standings, lambda line: "" if is_short else f"{line.cell.setting}: {line.block}")
 
@@ -64,7 +64,7 @@ def key(cell: Cell) -> str:
 
 
 def method_pages(standings: Iterable[Standing]) -> Iterator[MethodPage]:
-    """One for each method, by name."""
+    """Yields one page per method, ordered by name."""
     by_key = grouped(standings, lambda standing: key(standing.cell))
     pages = [_page(name, of_method) for name, of_method in by_key.items()]
     yield from sorted(pages, key=lambda page: (page.name.lower(), page.file))
@@ -79,7 +79,7 @@ def _page(name: str, standings: Sequence[Standing]) -> MethodPage:
 
 
 def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> str:
-    """The name of a method, without its variants and labels."""
+    """The name of a method without variants and labels."""
     titles = list(dict.fromkeys(cell.title for cell in cells))
     plain = family.replace("_", "-")
     if equation and equation.name.lower().replace(" ", "-") != plain:
@@ -91,7 +91,7 @@ def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> s
 
 
 def file_name(name: str) -> str:
-    """A name for a file; a name with unusual characters becomes a clean one with a hash."""
+    """A file name for any name. Unusual characters are replaced and a hash is added."""
     if re.fullmatch("[a-z0-9][a-z0-9_-]{0,60}", name):
         return name
     clean = re.sub("[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:40]

@@ -1,4 +1,4 @@
-"""Origins of the numbers of a suite: each seed with its run, and the suite, code and machine of the run."""
+"""Origins of a suite's numbers: each seed with its run, and the run's suite, code and machine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from reports.study import Cell, Seed, Study
 
 @dataclass(frozen=True)
 class Origin:
-    """The suite, code, packages and machine that some trials share."""
+    """The suite, code, packages and machine that several trials share."""
 
     number: int
-    #: Headings and texts, as `reports.stored.Provenance.lines` has them.
+    #: Headings and texts from `reports.stored.Provenance.lines`.
     lines: tuple[tuple[str, str], ...]
     trials: int
 
 
 @dataclass(frozen=True)
 class SeedOrigin:
-    """A planned seed with the number of its origin, which is None if it never ran."""
+    """A planned seed with the index of its origin, or None if it never ran."""
 
     seed: Seed
     origin: int | None
@@ -36,14 +36,14 @@ class Origins:
 
     cells: Sequence[tuple[Cell, Sequence[SeedOrigin]]]
     origins: Sequence[Origin]
-    #: Texts of suites and locks, by sha256.
+    #: Texts of suites and locks, by SHA-256.
     texts: Mapping[str, SourceFile]
-    #: The seeds of the random streams, by the seed of the trial.
+    #: The seeds of the random streams, by the trial's seed.
     streams: Mapping[int, Sequence[str]]
 
     @property
     def example(self) -> str:
-        """The id of one of the trials that have run."""
+        """The id of a trial that has run."""
         seeds = (line.seed for _, lines in self.cells for line in lines)
         return next((seed.trial_id for seed in seeds if seed.finished), "")
 
@@ -59,7 +59,7 @@ def origins(study: Study) -> Origins:
 
 
 class _Reader:
-    """Reads origins and numbers them. A trial of several cells is read once."""
+    """Reads and numbers origins. A trial of several cells is read once."""
 
     def __init__(self) -> None:
         self.numbers: dict[tuple[tuple[str, str], ...], int] = {}

@@ -1,4 +1,4 @@
-"""Suites of a folder of packs: one for each experiment, merged from all packs that hold it."""
+"""The suites in a folder of packs: one per experiment, merged from all packs that contain it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from reports.words import listed
 
 #: The formats of a suite's report on the site.
 FORMATS = ("html", "csv", "md", "latex")
-#: The picture that the index shows of a suite tuned by studies.
+#: The figure in the index for a suite tuned by studies.
 PICTURE = "figures/differences-0.svg"
 
 
@@ -36,7 +36,7 @@ PICTURE = "figures/differences-0.svg"
 class Published:
     """An experiment with its report."""
 
-    #: Names of the files that hold it.
+    #: The names of the packs that contain it.
     packs: tuple[str, ...]
     analysis: Analysis | StudyAnalysis
     #: The report's files, by name.
@@ -56,7 +56,7 @@ class Published:
 
     @property
     def answers(self) -> list[str]:
-        """The answer of each block, if the suite was tuned by studies."""
+        """The answer of each block, for a suite tuned by studies."""
         return [answer(block) for block in self.analysis.blocks if isinstance(block, StudyBlock)]
 
     @property
@@ -65,9 +65,9 @@ class Published:
 
     @property
     def headlines(self) -> list[Finding]:
-        """The finding of each budget over all of its settings, if a method has finished on them.
+        """The finding of each budget over all its settings, if a method has finished on all of them.
 
-        Rows of a fixed size are not of LoRA's, and have a line only if a suite has no budget.
+        Rows of fixed size do not have LoRA's budget, so they are listed only if a suite has no budget.
         """
         if isinstance(self.analysis, StudyAnalysis):
             return []
@@ -82,7 +82,7 @@ class Published:
 
     @property
     def failures(self) -> list[str]:
-        """The references that failed on a task: they come before all claims."""
+        """The references that failed on a task. They are shown before all claims."""
         return [] if isinstance(self.analysis, StudyAnalysis) else reference_failures(self.analysis)
 
     @property
@@ -96,7 +96,7 @@ class Published:
 
 
 def packs_in(folder: Path) -> list[Path]:
-    """The packs of a folder, by name.
+    """The packs in a folder, by name.
 
     Raises UserError for a missing folder, one without packs, or one with files that are neither packs nor
     Markdown.
@@ -112,10 +112,10 @@ def packs_in(folder: Path) -> list[Path]:
 
 
 def published(packs: Sequence[Path]) -> Iterator[Published]:
-    """The suites of these packs, by name.
+    """Yields the suites in these packs, by name.
 
-    Raises UserError for a pack that is refused, one without a finished trial, parts of a suite that
-    contradict each other, and trials that do not belong in one table.
+    Raises UserError for a pack that is refused, one without a finished trial, contradicting parts of a suite,
+    and trials that are not comparable.
     """
     opened = [(path.name, source) for path in packs for source in open_pack(path)]
     for _, parts in sorted(grouped(opened, lambda part: part[1].name).items()):
@@ -127,7 +127,7 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 
 
 def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
-    """The suite whose parts these packs hold."""
+    """The suite that consists of these parts."""
     study = read_sources(as_one(parts), studies=True)
     when = f"of trials up to {day(_last(study.experiments[0]))}"
     if study.experiments[0].studied:
@@ -143,10 +143,10 @@ def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
 
 
 def _last(experiment: Experiment) -> int:
-    """When its last trial ended."""
+    """The time at which its last trial ended, in milliseconds since the epoch."""
     return max(record.ended or record.started for record in experiment.records.values())
 
 
 def day(milliseconds: int) -> str:
-    """The day of a moment since the epoch, in UTC."""
+    """The UTC day of a time in milliseconds since the epoch."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d")

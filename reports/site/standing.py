@@ -25,42 +25,42 @@ from reports.words import no_interval
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference from the reference, more being better."""
+    """A difference from the reference; positive is better."""
 
     difference: float
     interval: Bounds | None
-    #: The reason if there is no interval.
+    #: Why there is no interval. Empty if there is one.
     reason: str
-    #: The settings it is over.
+    #: The settings that it covers.
     settings: int = 1
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A cell with its place among the methods of its budget."""
+    """A cell with its position among the methods of its budget."""
 
     suite: str
     cell: Cell
-    #: The budget, with the words that tell its block from others of the same budget.
+    #: The budget, with the differences from other blocks of the same budget.
     block: str
     #: The mean over seeds, or the score after `k` trials of tuning, in stored units.
     score: float | None
-    #: Its 95% interval.
+    #: The score's 95% interval.
     interval: Bounds | None
-    #: None for a mean over seeds.
+    #: The number of trials of tuning. None for a mean over seeds.
     k: int | None = None
-    #: The reference; empty if there is none.
+    #: The reference. Empty if there is none.
     reference: str = ""
     is_reference: bool = False
-    #: The difference on the cell's own setting, and over all settings of the budget with its verdict.
+    #: The difference on the cell's own setting, then over all settings of the budget with its verdict.
     own: Gap | None = None
     overall: Gap | None = None
     verdict: str = ""
-    #: "better", "worse" or empty.
+    #: "better", "worse", or empty.
     side: str = ""
-    #: Methods that share a letter are statistically indistinguishable; empty if nothing distinguishes any.
+    #: Letters: methods with a common letter are statistically indistinguishable. Empty if all are.
     group: str = ""
-    #: The reason if the method is in no mean over all settings of its budget.
+    #: Why the method is in no mean over all settings of its budget. Empty if it is.
     left_out: str = ""
 
     @property
@@ -69,7 +69,7 @@ class Standing:
 
 
 def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
-    """Returns a standing for each cell, the best of a setting first."""
+    """A standing for each cell, with the best of a setting first."""
     lines = (
         _of_studies(suite, analysis) if isinstance(analysis, StudyAnalysis) else _of_seeds(suite, analysis)
     )
@@ -81,12 +81,12 @@ def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
 
 
 def _gain(standing: Standing) -> float:
-    """The score, more being better; a cell without a score is last."""
+    """The score; larger is better. A cell without a score comes last."""
     return -math.inf if standing.score is None else direction(standing.cell.metric) * standing.score
 
 
 def _uncompared(suite: str, analysis: Analysis | StudyAnalysis, cell: Cell) -> Standing:
-    """The standing of a cell that is in no block."""
+    """The standing of a cell that belongs to no block."""
     if isinstance(analysis, StudyAnalysis):
         score = analysis.score(cell.number)
         value, interval = (score.value, score.interval) if score else (cell.mean, _bounds(cell))
@@ -154,7 +154,7 @@ def _of_studies(suite: str, analysis: StudyAnalysis) -> Iterator[Standing]:
 
 
 def _study_claim(block: StudyBlock, difference: Difference, place: int) -> dict[str, Any]:
-    """The fields of a standing that tell of a difference."""
+    """The fields of a standing about a difference."""
     effect, reason = difference.effect, no_study_interval(difference)
     return {
         "own": Gap(effect.parts[place].difference, difference.intervals[place], reason),
@@ -165,7 +165,7 @@ def _study_claim(block: StudyBlock, difference: Difference, place: int) -> dict[
 
 
 def frame(lines: Sequence[Standing]) -> pd.DataFrame:
-    """All standings as a table, numbers as stored."""
+    """All standings as a table, in stored units."""
     return pd.DataFrame(map(_line, lines))
 
 
