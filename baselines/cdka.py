@@ -55,7 +55,7 @@ class CDKA(OneRank, Targeted, LowRankMethod):
         )
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The least min(r1·in/r2, r2·out/r1) of a weight: so many terms span the weight."""
+        """The least number of terms with which every weight can be written: min(r1·in/r2, r2·out/r1)."""
         sides = (
             min(self.r1 * in_ // self.r2, self.r2 * out // self.r1)
             for out, in_ in self.adapted(geometry).values()

@@ -44,7 +44,7 @@ class LoTR(OneRank, StackedMethod):
 
 
 class _SharedEnds(Parametrisation):
-    """The tensors. Each is held as a tensor train, since a Tucker-2 tensor of three modes is one."""
+    """The factors of LoTR, held as tensor trains: a Tucker-2 tensor of three modes is a tensor train."""
 
     def __init__(self, method: LoTR, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class _Job:
     trial: Trial
     workload: Workload
     parameters: int
-    known: bool
+    resolved: bool
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _advice(trials: list[Trial], device: str) -> tuple[str, ...]:
 
 
 def _open(part: _Part, settled: set[str]) -> list[_Job]:
-    return [job for job in part.jobs if not (job.known and job.trial.id in settled)]
+    return [job for job in part.jobs if not (job.resolved and job.trial.id in settled)]
 
 
 def _run_parts(plan: Plan) -> list[_Part]:
@@ -151,7 +151,7 @@ def _run_parts(plan: Plan) -> list[_Part]:
             # Before tuning has chosen, any candidate's trial represents the final one.
             trial = trials[id_] if id_ else row.candidates[0].final[seed]
             if trial.id not in seen:
-                part.jobs.append(_Job(trial, workload_of(row), row.parameters, known=id_ is not None))
+                part.jobs.append(_Job(trial, workload_of(row), row.parameters, resolved=id_ is not None))
             if id_:
                 seen.add(id_)
     return [tuning, final]
@@ -174,12 +174,12 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     def selection(section: Selection, cell: Cell, method: Method) -> list[Trial]:
         return [cell.trial(s, "validation", method=method, epochs=section.epochs) for s in section.seeds]
 
-    def add(part: _Part, cell: Cell, points: int, trials: list[Trial], *, known: bool) -> None:
+    def add(part: _Part, cell: Cell, points: int, trials: list[Trial], *, resolved: bool) -> None:
         part.points += points
-        part.jobs += _jobs(cell, trials, known=known)
+        part.jobs += _jobs(cell, trials, resolved=resolved)
         # The best point (not known yet) and the heuristic's are compared on the suite's seeds.
         final = [cell.trial(seed, suite.evaluate) for seed in suite.seeds]
-        part.jobs += [*_jobs(cell, final, known=True), *_jobs(cell, final)]
+        part.jobs += [*_jobs(cell, final, resolved=True), *_jobs(cell, final)]
 
     for cell in cells_of(plan, device):
         if suite.search:
@@ -190,7 +190,7 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
                 notes.append(f"search: {error}")
             else:
                 trials = points * selection(suite.search, cell, cell.method)
-                add(search, cell, points, trials, known=False)
+                add(search, cell, points, trials, resolved=False)
         if suite.allocation:
             try:
                 vectors = RankAllocation(cell, suite.allocation).vectors
@@ -199,7 +199,7 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
             else:
                 sizes = map(cell.method.with_size, vectors)
                 trials = [trial for size in sizes for trial in selection(suite.allocation, cell, size)]
-                add(allocation, cell, len(vectors), trials, known=True)
+                add(allocation, cell, len(vectors), trials, resolved=True)
     return [search, allocation]
 
 
@@ -214,7 +214,7 @@ def _pilot_part(pilot: Pilot, cells: list[Cell]) -> _Part:
         by_id = {trial.id: trial for trial in trials}
         part.points += len(rows)
         part.jobs += [
-            _Job(by_id[id_], workload_of(row), row.parameters, known=True)
+            _Job(by_id[id_], workload_of(row), row.parameters, resolved=True)
             for row in rows
             for id_ in row.trials.values()
             if id_ is not None
@@ -225,10 +225,10 @@ def _pilot_part(pilot: Pilot, cells: list[Cell]) -> _Part:
     return part
 
 
-def _jobs(cell: Cell, trials: list[Trial], *, known: bool = False) -> Iterator[_Job]:
+def _jobs(cell: Cell, trials: list[Trial], *, resolved: bool = False) -> Iterator[_Job]:
     row = cell.row({})
     for trial in trials:
-        yield _Job(trial, workload_of(row), row.parameters, known)
+        yield _Job(trial, workload_of(row), row.parameters, resolved)
 
 
 def _seconds_per_operation(device: str) -> float:

@@ -191,7 +191,10 @@ def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[
 
 
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
-    """A design with a stored design's noise. New settings have the mean spread of the stored ones."""
+    """A design of the planned size with the noise of a stored design.
+
+    Settings that the stored design lacks have the mean spread of its settings.
+    """
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings
     return Design(seeds, claims, spreads, stored.examples * by_settings, stored.tuning * by_settings)

@@ -51,7 +51,7 @@ class Audience:
         """Called as each phase of a suite begins. `waiting` trials of `plan` remain to run."""
 
     def following(self, trials: float) -> None:
-        """Called before a phase, with the work that follows it as a number of this phase's trials."""
+        """Called before a phase. `trials` is the later phases' duration, in trials of this phase."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
         """Context for preparing and running `count` trials of a plan on `slots` workers.
@@ -61,7 +61,7 @@ class Audience:
         return nullcontext(lambda event: None)
 
     def searching(self, search: RankSearch) -> None:
-        """Called before a search."""
+        """Called before a search begins."""
 
     def allocating(self, name: str, allocation: RankAllocation) -> None:
         """Called before an allocation."""

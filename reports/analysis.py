@@ -152,7 +152,7 @@ class Analysis:
     notes: tuple[str, ...]
     #: The runs that were read.
     evidence: Evidence = field(repr=False)
-    #: By cell.
+    #: The collapsed runs, by number of the cell.
     collapses: Mapping[int, Collapses]
 
 

@@ -122,7 +122,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the experiments."""
+    """One of the two experiments, with its recipes."""
 
     study: Study
     evidence: Evidence

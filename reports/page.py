@@ -205,7 +205,7 @@ def facts_of(study: Study) -> Facts:
 
 
 class Size(NamedTuple):
-    """A line of the budget audit."""
+    """A line of the table that compares parameters with budgets."""
 
     method: str
     backbone: str

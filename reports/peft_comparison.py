@@ -120,10 +120,10 @@ class PeftComparison:
 
 
 def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str], set[str]]:
-    """The distinct runs in these folders (old to new), files without a score, and the newest names.
+    """Reads result files. Returns distinct runs, files without a score, and rows of the newest folder.
 
-    A file that is unchanged in several folders is one run. Raises UserError for a folder without results, and
-    for a file that is not one of peft's.
+    `folders` are ordered from old to new. A file that is unchanged in several folders is one run. Raises
+    UserError for a folder without results, and for a file that is not one of peft's.
     """
     runs: dict[tuple[str, str], PeftRun] = {}
     skipped: set[str] = set()

@@ -149,7 +149,7 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
 
 
 def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The complete cells whose mean no other of their setting reaches at less cost or exceeds at the same.
+    """The complete cells on the front of the best means: no cheaper cell of the setting is as good.
 
     Ordered by setting, from cheapest to costliest. Chance is not considered.
     """

@@ -43,7 +43,7 @@ def _percent(value: float | None, digits: int = 2) -> str:
 
 
 def _bytes(value: float | None) -> str:
-    """A size in its largest unit."""
+    """Formats a number of bytes in its largest unit."""
     if value is None:
         return NOTHING
     power, unit = next((size for size in _SIZES if value >= 10 ** size[0]), (0, "B"))
@@ -55,7 +55,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _range(value: tuple[float, float] | None, digits: int = 0) -> str:
-    """The smallest and the largest value, or one number if both print alike."""
+    """Formats the smallest and the largest value, or one number if both print alike."""
     if value is None:
         return NOTHING
     ends = dict.fromkeys(f"{end:,.{digits}f}" for end in value)

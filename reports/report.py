@@ -48,7 +48,7 @@ Analysed = TypeVar("Analysed", Analysis, StudyAnalysis)
 
 @dataclass(frozen=True)
 class Written:
-    """A report that was written."""
+    """A report that was written, with its files."""
 
     folder: Path
     files: tuple[str, ...]

@@ -210,7 +210,7 @@ class TrialContents:
 
     @property
     def place(self) -> StudyTrial | None:
-        """Its position in the studies of its row. None without studies."""
+        """The trial's study and point in its row. None without studies."""
         studies = self.row.studies if self.row else None
         return studies.trials.get(int(self.record.tag(Tag.SEED))) if studies else None
 
@@ -266,7 +266,7 @@ class CellContents:
                 yield head, text if count == len(started) else f"{text} ({count} of {len(started)} seeds)"
 
     def as_dict(self) -> dict[str, Any]:
-        """The contents as JSON values, with all texts."""
+        """The contents as JSON values, including the full texts of suites and locks."""
         seeds = [seed.columns() | {"provenance": provenance} for seed, provenance in self.seeds]
         plain: dict[str, Any] = to_jsonable_python(
             {"cell": self.cell.columns(), "seeds": seeds},

@@ -285,7 +285,7 @@ class Experiment:
 
     @property
     def studied(self) -> bool:
-        """Whether it was tuned by studies."""
+        """Whether the suite was tuned by studies."""
         return any(row.studies for row in self.rows)
 
 

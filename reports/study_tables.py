@@ -186,7 +186,7 @@ def _bounds(interval: Bounds | None) -> dict[str, float | None]:
 
 
 def as_json(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
-    """Everything on the page. NaN becomes null."""
+    """Everything on the page as JSON. NaN becomes null."""
     content = {
         "experiments": [
             {"name": experiment.name, "run_id": experiment.run_id, "closing": experiment.closing}

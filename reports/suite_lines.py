@@ -1,4 +1,4 @@
-"""The lines of a suite that made a row of a report, to copy and run again."""
+"""The suite behind a row of a report, as YAML to copy and run again."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from methods.catalog import from_identity
 from reports.study import Cell, Seed, Study, kept_trials
 from reports.units import unit_of
 
-#: Fields of a recipe that earlier versions left out, with what they did.
+#: Recipe fields that earlier versions lacked, with the values that describe their behaviour.
 EARLIER = {"adapter_weight_decay": "as weight_decay"}
 
-#: Words that YAML 1.1 reads as something else, in lower case.
+#: Words, in lower case, that YAML 1.1 does not read as texts.
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 _PLAIN = re.compile(r"[A-Za-z]([A-Za-z0-9_./ -]*[A-Za-z0-9_])?", re.ASCII)
 
 
 def suite_lines(study: Study) -> Callable[[Cell], str]:
-    """Returns a function that gives the suite of a cell as YAML, or a reason why there is none.
+    """Returns a function from a cell to its suite as YAML, or to a reason why there is none.
 
-    The suite has the cell's own task, backbone, method, ranks, rates and seeds: planned anew, its trials have
-    the ids of the cell's. A cell with studies has the rate of the kept trial with the lowest validation loss
-    of all; no test score chooses.
+    The suite has the cell's own task, backbone, method, ranks, rates and seeds. If it is planned, its trials
+    have the ids of the cell's trials. For a cell with studies, the suite has the learning rate of the kept
+    trial with the lowest validation loss over all studies; no test score is used for that choice.
     """
     trials = {id_: trial for each in study.experiments for id_, trial in each.trials.items()}
 
@@ -45,16 +45,16 @@ def suite_lines(study: Study) -> Callable[[Cell], str]:
 
 
 def _kept(studies: StudyPlan, seeds: Sequence[Seed]) -> list[Seed]:
-    """The trial with the lowest validation loss of the complete studies, if there is one."""
+    """The trial with the lowest validation loss over complete studies, as a list. Empty if there is none."""
     kept = [seed for seed in kept_trials(studies, seeds).values() if seed is not None]
     return sorted(kept, key=lambda seed: seed.validation_loss or 0.0)[:1]
 
 
 def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
-    # Refuses the method of another version, of which these lines would make other trials.
+    # Refuses a method of another version, for which these lines would give other trials.
     from_identity(trial.method)
     options = {key: value for key, value in trial.method.items() if key != "version"}
-    # A suite may set the length of texts only, and to no more than the backbone reads.
+    # A suite may set only the length of texts, and to no more than the backbone accepts.
     tokens = trial.data.get("max_tokens")
     task = _given(trial.task | {"max_tokens": tokens}, "training", "label")
     backbone = _given(trial.backbone, "label")
@@ -100,7 +100,7 @@ def _tuning(studies: StudyPlan) -> dict[str, Any]:
 
 
 def _name(cell: Cell) -> str:
-    """A name for a suite, from what it has."""
+    """A suite name made from the cell's method and task."""
     return re.sub(r"[^A-Za-z0-9]+", "-", f"{cell.family} {cell.task}").strip("-")[:128] or "row"
 
 

@@ -41,7 +41,7 @@ class Unit:
 
     @property
     def points(self) -> str:
-        """The unit of differences."""
+        """The name of the unit of differences, such as points."""
         return "points" if self.mark else self.name or "units of the targets"
 
 

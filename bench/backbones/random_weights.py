@@ -68,7 +68,7 @@ class RandomBackbone:
     max_tokens: int = 512
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """See `BackboneEntry`."""
+        """Describes the backbone (see `BackboneEntry`)."""
         return BackboneInfo(
             name=self.name,
             kind=self.kind,
@@ -80,7 +80,7 @@ class RandomBackbone:
         )
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """See `BackboneEntry`. Does not change the global random state."""
+        """Makes the backbone (see `BackboneEntry`). Does not change the global random state."""
         info = self.describe(image_size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(SEED)

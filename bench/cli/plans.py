@@ -85,7 +85,7 @@ def studies_label(studies: Studies, plan: Plan) -> str:
 
 
 def _rates(studies: StudyPlan) -> tuple[str, str, str]:
-    """The window of a row's studies, its centre, and the head's rate ("" if the window is the head's)."""
+    """The window of a row's studies, the window's centre, and the head's rate ("" if in the window)."""
     ends = (studies.centre * 10 ** (side * studies.decades / 2) for side in (-1, 1))
     head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
     return " to ".join(f"{end:.3g}" for end in ends), f"{studies.centre:g}", head

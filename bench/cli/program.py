@@ -130,7 +130,7 @@ def _options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
 ) -> None:
-    """`Program` reads them."""
+    """Declares the global options, which `Program` reads."""
 
 
 def main() -> None:

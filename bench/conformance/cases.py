@@ -172,7 +172,7 @@ def run_checks(
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[CheckResult]:
-    """Runs `conformance_cases` one by one."""
+    """Runs the cases of `conformance_cases` and returns their results."""
     return [
         run_case(case) for case in conformance_cases(method, backbones=backbones, checks=checks, quick=quick)
     ]

@@ -208,7 +208,7 @@ def scatter(adapter: Adapter, amount: float = 0.1, seed: int = 5) -> None:
 
 @torch.no_grad()
 def outputs(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> Tensor:
-    """Logits in eval mode."""
+    """Returns the logits of a batch in eval mode."""
     backbone.module.eval()
     return backbone.module(**batch)
 

@@ -1,4 +1,4 @@
-"""Estimates of trials' time, memory and disk, which order their start and are checked before it."""
+"""Estimates the time, memory and disk of trials, to order them and to refuse too large ones."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ Report = Callable[[Event], None]
 
 def started(trial: Trial, worker: str, resources: Resources) -> Event:
     """The start event of a trial in this process, on the device of its resources."""
-    tags = provenance(str(resources.device)) | resources.saving.told()
+    tags = provenance(str(resources.device)) | resources.saving.provenance()
     return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that peft loads: LoRA for low-rank updates, otherwise peft's own form of its adapter."""
+"""Writes checkpoints for peft: LoRA for low-rank updates, otherwise peft's own form of the adapter."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Cell:
         )
 
     def planned(self) -> Planned:
-        """Returns the cell's rows and trials: those of studies, of equal tuning, or of seeds."""
+        """Returns the rows and trials of the cell, made by studies, by equal tuning, or by seeds."""
         if self.suite.studies:
             return self._studied(self.suite.studies)
         if self.suite.equal_tuning:

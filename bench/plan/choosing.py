@@ -264,6 +264,6 @@ class Pilot(Frozen):
 
     @property
     def seeds(self) -> dict[str, tuple[int, ...]]:
-        """The seeds of each step."""
+        """The seeds of each step, by the step's name."""
         steps = {"head_lr": self.head_lr, "epochs": self.epochs, "centres": self.centres}
         return {name: step.seeds for name, step in steps.items() if step is not None}

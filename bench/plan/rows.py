@@ -161,7 +161,7 @@ class Plan(Frozen):
         return self._part(kept)
 
     def _study(self, seed: int) -> int | None:
-        """The study of a seed. None in a suite without studies."""
+        """The number of a seed's study. None in a suite without studies."""
         return self.suite.studies.place(seed)[0] if self.suite.studies else None
 
     def of(self, phase: Phase | None) -> Plan:

@@ -29,7 +29,7 @@ class Progress:
 
 
 class Point(NamedTuple):
-    """A point of a curve."""
+    """A point of a curve, with the time of measurement."""
 
     key: str
     value: float

@@ -25,7 +25,7 @@ By = Literal["loss", "score"]
 
 
 class Status(StrEnum):
-    """The status of a trial. MLflow has the first four; tags distinguish the next two."""
+    """The status of a trial. MLflow has the first four; PRUNED and DUPLICATE are marked by tags."""
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"

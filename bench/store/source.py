@@ -39,11 +39,11 @@ class Source(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """Its location, for display: the store's address, or the names of the packs' files."""
+        """The location for display: the store's address, or the names of the packs' files."""
 
     @property
     def link(self) -> str | None:
-        """The URL of its runs in MLflow's interface, up to the run id. None without such an interface."""
+        """The URL of the experiment's runs in MLflow, up to the run id. None without such an interface."""
         return None
 
     @abstractmethod

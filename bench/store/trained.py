@@ -65,7 +65,7 @@ class StoredTrial:
         return _content(self.store, self.record, name)
 
     def keep(self, name: Artifact, content: Wired, tag: Tag) -> None:
-        """Stores an artifact on the trial's run, with the tag by which reports find it."""
+        """Stores an artifact on the trial's run, and sets the tag by which reports find the artifact."""
         self.store.keep(self.record.run_id, name, content)
         self.store.tag(self.record.run_id, tag, YES)
 

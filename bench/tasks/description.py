@@ -33,7 +33,7 @@ _Words = Annotated[str, Field(min_length=1)]
 
 
 class Description(Frozen):
-    """A user's own data. Exactly one of `FORMATS` gives their location."""
+    """Data of the user's own. Exactly one of the fields in `FORMATS` gives the location of the data."""
 
     #: Comma-separated values with a line of column names, in UTF-8; `.tsv` files are separated by tabs.
     csv: Files | None = None

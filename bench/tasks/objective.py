@@ -154,7 +154,7 @@ def as_tensor(task: Task, labels: list[Any]) -> Tensor:
 
 
 def as_labels(task: Task, labels: Tensor) -> list[Any]:
-    """The inverse of `as_tensor`."""
+    """Converts a tensor of `as_tensor` back to a list of labels."""
     if task.target == "multi-label":
         return [tuple(row.nonzero()[:, 0].tolist()) for row in labels]
     return list(labels.tolist())

@@ -105,7 +105,7 @@ class _Reader:
         return tuple(numbers)
 
     def keys(self, value: Any, row: int) -> list[str]:
-        """The labels of a row, as texts that are equal for equal labels."""
+        """The labels of a row, each as a text that identifies the label."""
         if self._description.target == "single label":
             if is_blank(value):
                 raise self._wrong(value, row, self.column)

@@ -59,7 +59,7 @@ def read_texts(task: Task, examples: Examples) -> Iterator[Any]:
 
 
 def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
-    """Yields the images. Raises UserError for one that is not uint8 (height, width, 3)."""
+    """Yields the images. Raises UserError unless each is a uint8 array (height, width, 3)."""
     with TASKS.blaming(task.name):
         for row, value in enumerate(examples.inputs):
             image = np.asarray(value)

@@ -48,7 +48,7 @@ class Saving:
         """Whether batches of the trial are computed in parts, or may be after memory ran out."""
         return self.shrink or self.size(trial.recipe.batch_size) < trial.recipe.batch_size
 
-    def told(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         """The entries for a run's provenance."""
         return {
             _key(Tag.MICRO_BATCH): str(self.micro_batch or ""),

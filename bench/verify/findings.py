@@ -35,7 +35,7 @@ class Unchecked:
 
 @dataclass(frozen=True)
 class Rerun:
-    """A trial that was run again."""
+    """A trial that was run again, with both scores."""
 
     experiment: str
     trial: str

@@ -58,9 +58,9 @@ def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candi
 def run_again(
     candidates: Sequence[Candidate], tolerance: float | None, access: Access, watching: Callable[[str], None]
 ) -> Iterator[Rerun]:
-    """Repeats each candidate and compares. Notes candidates that cannot run here.
+    """Runs each candidate again and compares the results. Reports candidates that cannot run here.
 
-    `access` tells what trials from packs may open.
+    `access` tells which files and repositories trials from packs may open.
     """
     resources: Resources | None = None
     for candidate in candidates:

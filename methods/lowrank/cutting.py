@@ -195,7 +195,7 @@ class Cuttable(ABC):
     @property
     @abstractmethod
     def ranks(self) -> Ranks:
-        """The current ranks."""
+        """The tensors' current ranks."""
 
     @abstractmethod
     def shapes(self, ranks: Ranks) -> dict[nn.Parameter, tuple[int, ...]]:

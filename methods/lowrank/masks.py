@@ -127,7 +127,7 @@ class Place:
     number: int
 
     def drop(self, x: Tensor) -> Tensor:
-        """See `Masks.drop`."""
+        """Drops entries of x at this place (see `Masks.drop`)."""
         return self.masks.drop(x, self.number)
 
 

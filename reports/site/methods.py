@@ -47,7 +47,7 @@ class MethodPage:
 
     @property
     def suites(self) -> dict[str, dict[str, list[Standing]]]:
-        """Its standings by suite, then by setting and budget, best first."""
+        """The method's standings by suite, then by setting and budget, best first."""
         in_order = sorted(self.standings, key=lambda line: (line.cell.setting, block_order(line.cell.budget)))
         return {suite: _parts(lines) for suite, lines in grouped(in_order, lambda line: line.suite).items()}
 

@@ -62,9 +62,9 @@ class _Merge:
         brought = [run for run in both.records() if both.part(run) is source]
 
         def is_same(run: Record) -> bool:
-            """Whether the store has this very run and lacks only its adapter.
+            """Whether the store has exactly this run and lacks only the run's adapter.
 
-            Other runs are taken completely, so that adapter and predictions belong together.
+            Other runs are copied completely, so that adapter and predictions belong together.
             """
             other = stored.get(run.trial_id)
             return other is not None and other.status == run.status and other.origin == run.origin

@@ -54,7 +54,7 @@ READERS, BATCH = 8, 64
 
 @dataclass
 class Written:
-    """A pack that was written."""
+    """A pack that was written, with counts of its trials."""
 
     path: Path
     bytes: int = 0
