@@ -59,7 +59,7 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
 
 
 class _Rules(OwnPairs):
-    """Per projection: `l`, `r` (terms, products), `L` (layers, terms, in/products, rank), `R` likewise."""
+    """Rules `l`, `r` (terms, products), `L` (layers, terms, in/products, rank), `R` with out for in."""
 
     def __init__(self, method: KAdaptation, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

@@ -56,7 +56,7 @@ OF_NO_BETTER = "Differences there are from a baseline that does no better than a
 
 @dataclass(frozen=True)
 class _Trained:
-    """A row with its finished runs."""
+    """A row of the plan, with the records of its finished runs."""
 
     row: TableRow
     runs: Sequence[Record]

@@ -164,7 +164,7 @@ def _embedded(data: Any) -> str:
 
 
 def _differ_in(cells: Sequence[Cell]) -> str:
-    """The units of differences, ignoring rows without a result."""
+    """The unit of differences between these cells. Rows without a result are ignored."""
     units = (unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
     return " or ".join(dict.fromkeys(units)) or "points"
 

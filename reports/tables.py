@@ -179,7 +179,7 @@ def _rows(
     averaged: Mapping[str, Sequence[Column]],
     marks: Marks,
 ) -> list[MainRow]:
-    """The rows of one budget. A metric with an average has its marks there, since they cover all tasks."""
+    """Makes the rows of one budget. Verdict marks are at a metric's average if it has one."""
     places: dict[int, int] = {}
     for own in grouped(cells, lambda cell: column_of[cell.number]).values():
         places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in own if cell.complete})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def frame_of(content: bytes) -> pd.DataFrame:
-    """Reads the table in a file's bytes. Raises ArrowException or OSError if they hold none.
+    """Reads the table in a file's bytes. Raises ArrowException or OSError if there is no table.
 
     Metadata for pandas is ignored, since a foreign file may claim anything there.
     """

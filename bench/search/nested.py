@@ -113,7 +113,7 @@ class Nested:
         repeated = {**self.retried, **pruned}
 
         def has_result(trial: Trial) -> bool:
-            """Whether `records` have a result that counts. They are read again after the run."""
+            """Whether the trial has a result that counts, by `records`."""
             record = records.get(trial.id)
             return record is not None and record.settled and record.run_id != repeated.get(trial.id)
 

@@ -52,7 +52,7 @@ def _best(row: Row, records: Mapping[str, Record]) -> Choice:
 
 
 def _stored_choice(row: Row, stored: Tuned | None) -> Choice | None:
-    """The choice of the stored plan, if the row has that setting."""
+    """The choice in the stored plan, if its setting is still among the row's candidates."""
     for candidate in row.candidates:
         if stored and candidate.setting.model_dump(exclude_none=True) == stored.chosen:
             return Choice(candidate=candidate, tied=stored.tied)

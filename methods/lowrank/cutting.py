@@ -218,7 +218,7 @@ class Cuttable(ABC):
 
 
 class TuckerTensors(Cuttable):
-    """Tucker tensors. A mode's singular values are those of its unfolding, over all tensors."""
+    """Tucker tensors with common ranks. A mode's singular values are those of all tensors' unfoldings."""
 
     def __init__(self, tensors: Sequence[TuckerTensor]) -> None:
         self.tensors = tensors

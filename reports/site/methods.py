@@ -59,7 +59,7 @@ def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
 
 
 def key(cell: Cell) -> str:
-    """The key of a method: its registered name, with the type for peft."""
+    """The key of a method: its registered name, and for peft the type as well."""
     return f"{COLLECTION}-{cell.title}" if cell.family == COLLECTION else cell.family
 
 
