@@ -226,7 +226,7 @@ def _clone(
 
 
 def _told(row: Row, result: Result) -> dict[str, float]:
-    """The metrics that differ from run to run."""
+    """The metrics that differ between runs."""
     return {
         "score": result.score,
         "score_loss": result.loss,
@@ -239,7 +239,7 @@ def _told(row: Row, result: Result) -> dict[str, float]:
 
 
 def _tags(trial: Trial, row: Row) -> dict[str, str]:
-    """The tags that differ from trial to trial."""
+    """The tags that differ between trials."""
     ranks = ",".join(map(str, row.ranks))
     budget = row.budget or "own"
     budget_fields = {"budget": budget, "asked": row.asked, "ratio": row.ratio, "within": row.within}

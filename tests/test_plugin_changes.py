@@ -72,7 +72,7 @@ class Site:
         self.look_again()
 
     def look_again(self) -> None:
-        """Refreshes what a new process would find."""
+        """Refreshes everything that a new process would look up."""
         for registry in (METHODS, TASKS, BACKBONES, METRICS):
             self._patch.setattr(registry, "_plugins", None)
         importlib.invalidate_caches()

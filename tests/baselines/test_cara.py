@@ -1,4 +1,4 @@
-"""CaRA against its two CP tensors, built in full, and its biases; the two places of its dropout."""
+"""Tests CaRA against its two CP tensors built in full, its biases, and its two places of dropout."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TestCaRA(StackedOracle):
         return rank * (attention + mlp) + 2 * geometry.hidden + (2 if geometry.gated else 1) * geometry.mlp
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """On the rank-wide activation: ΔW·x is a sum over ranks, and the mask picks among its terms."""
+        """Masks the activation of width r: ΔW·x is a sum over ranks, and the mask selects its terms."""
         mask = SpiedDropout.mask(x[..., :RANK])
         terms = []
         for i in range(RANK):
@@ -84,7 +84,7 @@ class TestCaRA(StackedOracle):
         return torch.stack(terms).sum(0)
 
     def check_calls(self, calls: list[tuple[tuple[int, ...], float]], geometry: Geometry) -> None:
-        """One mask for each site, though query, key and value share their down projection."""
+        """Expects one mask per site, although query, key and value share their down projection."""
         assert calls == [((6, RANK), 0.3)] * len(geometry.projections) * geometry.layers
 
     def test_first_modes_start_xavier_normal_and_the_rest_orthogonal(self) -> None:

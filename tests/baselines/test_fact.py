@@ -1,4 +1,4 @@
-"""FacT against a dense reading of its paper, slice by slice, and of the reference's reshape."""
+"""Tests FacT slice by slice against a dense version of the paper, and of the reference's reshape."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def owners(geometry: Geometry) -> list[str]:
 
 class FacTOracle(StackedOracle):
     def sigmas(self, values: Values, geometry: Geometry) -> Tensor:
-        """Σ of every slice of all layers, (slice, r out, r in)."""
+        """The Σ of every slice of all layers, (slice, r out, r in)."""
         raise NotImplementedError
 
     def ends(self, values: Values) -> tuple[Tensor, Tensor]:
-        """U (d, r) and V (d or H·h, r)."""
+        """The shared factors U (d, r) and V (d or H·h, r)."""
         raise NotImplementedError
 
     def slices(self, values: Values, geometry: Geometry) -> Callable[[int, str], list[Tensor]]:
@@ -55,7 +55,7 @@ class FacTOracle(StackedOracle):
         return stacked(full.unflatten(0, (geometry.layers, -1)), geometry, *GATED_PROJECTIONS)
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """Dropout sits between Σ and V, on Σ·U·x. For fc1 and gate the slices lie side by side."""
+        """The update with dropout between Σ and V, on Σ·U·x. Slices of fc1 and gate are side by side."""
         (u, v), names = self.ends(values), owners(geometry)
         of_layer = self.sigmas(values, geometry).unflatten(0, (geometry.layers, -1))[site.layer]
         sigmas = [sigma for sigma, name in zip(of_layer, names, strict=True) if name == site.projection]
@@ -121,7 +121,7 @@ class TestTensorTrain(FacTOracle):
     def test_dropout_of_entries_where_downs_are_joined_and_outputs_sliced(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Not FacT's own dropout: it is the method whose sites have what CaRA's have not."""
+        """Uses CaRA's dropout of entries, because FacT's sites have slices that CaRA's lack."""
         geometry = EVEN[0]
         method: Any = self.method()
         parametrisation = method.parametrise(geometry, torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ class TestTucker(FacTOracle):
         return u, v
 
     def mixtures(self, values: Values) -> Tensor:
-        """C ×₃ P: (slice, a, b)."""
+        """The mixtures C ×₃ P, (slice, a, b)."""
         return torch.einsum("abc,sc->sab", values["tensor.core"], factors(values)[2])
 
     def sigmas(self, values: Values, geometry: Geometry) -> Tensor:
@@ -178,7 +178,10 @@ class TestTuckerOfTheReference(TestTucker):
     options = {**TestTucker.options, "mlp_slices": "reference"}
 
     def mixtures(self, values: Values) -> Tensor:
-        """Flat column c is written as (rank, slice) c // n, c % n and read as (slice, rank) c // r, c % r."""
+        """The mixtures as the reference code reads them.
+
+        Flat column c is written as (rank, slice) c // n, c % n and read as (slice, rank) c // r, c % r.
+        """
         mixed = super().mixtures(values).clone()
         names = owners(self.geometry) * self.geometry.layers
         pieces = -(-self.geometry.mlp // self.geometry.hidden)

@@ -1,4 +1,4 @@
-"""LoRA, the reference of every comparison, is the published one."""
+"""Tests that LoRA, the reference of every comparison, is the published method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRTA against its CP sum, the five-way tensor in full."""
+"""Tests LoRTA against the full five-way tensor of its CP sum."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TestLoRTA(StackedOracle):
         return stacked(full.flatten(2, 3), geometry, *PROJECTIONS[:4])
 
     def turned(self, geometry: Geometry) -> set[str]:
-        """The reference has the heads on the input side, where shapes leave the choice."""
+        """The projections with heads on the input side: all, unless shapes leave no choice."""
         return super().turned(geometry) or set(PROJECTIONS[:4])
 
     def formula(self, geometry: Geometry, rank: int) -> int:
@@ -52,7 +52,7 @@ class TestLoRTA(StackedOracle):
         return rank * (sizes + geometry.layers + 4)
 
     def test_a_head_is_a_block_on_the_split_side(self) -> None:
-        """With one head's entry alone in the head factor, only that head's channels are updated."""
+        """With only one head's entry in the head factor, only that head's channels are updated."""
         geometry = EVEN[1]
         _, adapter = self.attached(geometry)
         heads = adapter.named_parameters()["tensor.factors.factor_2"]

@@ -1,4 +1,4 @@
-"""LoTR against (scale / r) · x·right·M·left, matrix by matrix."""
+"""Tests LoTR against (scale / r) · x·right·M·left, matrix by matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size of peft's methods: counted by building them, and fitted to a budget."""
+"""Tests the size of peft's methods: counted by building them, and fitted to a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdaLoRA and Lily, which need more of a loop or of a backbone than peft's other types."""
+"""Tests AdaLoRA and Lily, which need more from a loop or a backbone than peft's other types."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS = 10
 
 
 def put(options: dict[str, Any], seed: int = 0) -> tuple[SkeletonBackbone, Adapter]:
-    """The same backbone every time."""
+    """A backbone with the adapter, equal in every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = SkeletonBackbone.random(GEOMETRY)
@@ -39,7 +39,7 @@ def examples() -> tuple[Tensor, Tensor]:
 
 
 def train(backbone: SkeletonBackbone, adapter: Adapter) -> list[int]:
-    """What `bench.training.loop` does; returns the triplets that weigh something after every step."""
+    """Trains as `bench.training.loop` does. Returns the number of triplets in use after every step."""
     x, labels = examples()
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.02)
     adapter.begin_training(STEPS)
@@ -56,7 +56,7 @@ def train(backbone: SkeletonBackbone, adapter: Adapter) -> list[int]:
 
 
 class _Labelled(nn.Module):
-    """A model as peft wants it, which has a loss of its own."""
+    """A model in the form that peft expects, which computes its own loss."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

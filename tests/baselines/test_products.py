@@ -1,4 +1,4 @@
-"""CDKA, ABBA, LoHa-KR, KAdaptation and KRAdapter against their products, matrix by matrix."""
+"""Tests CDKA, ABBA, LoHa-KR, KAdaptation and KRAdapter against their products, matrix by matrix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QKV = {"targets": "qkv"}
 
 
 class ProductOracle(LowRankOracle):
-    """The update of each site from the parameters of its projection and layer."""
+    """Checks for methods whose update of a site depends on the parameters of its projection and layer."""
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
         names = {key.partition(".")[0] for key in values}
@@ -34,7 +34,7 @@ class ProductOracle(LowRankOracle):
         return value[site.layer]
 
     def update(self, own: Values) -> Tensor:
-        """ΔW (out, in) of a site."""
+        """The update ΔW (out, in) of a site."""
         raise NotImplementedError
 
 
@@ -111,7 +111,7 @@ class TestABBA(ProductOracle):
             torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1), rtol=1e-5, atol=1e-5)
 
     def test_the_seed_decides_the_start(self) -> None:
-        """Of what is drawn: A1 and B1 are those of the weights."""
+        """Compares only drawn parameters, since A1 and B1 come from the weights."""
         first, same, other = (self.started(EVEN[0], seed)[1].named_parameters() for seed in (0, 0, 1))
         assert all(torch.equal(first[key], same[key]) for key in first)
         assert {key[:2] for key in first if not torch.equal(first[key], other[key])} == {"A2"}

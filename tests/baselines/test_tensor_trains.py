@@ -1,4 +1,4 @@
-"""The per-site and shared tensor methods against naive reconstructions, and their published counts."""
+"""Tests per-site and shared tensor methods against naive reconstructions and published counts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QKV = {"targets": "qkv"}
 
 
 def product(cores: list[Tensor]) -> Tensor:
-    """The tensor of a train, mode by mode, without any matrix product."""
+    """The tensor of a train, computed mode by mode without matrix products."""
     letters, bonds = "abcdefghij", "zyxwvutsrqp"
     terms = [f"{bonds[i]}{letters[i]}{bonds[i + 1]}" for i in range(len(cores))]
     return torch.einsum(f"{','.join(terms)}->{letters[: len(cores)]}", *cores)
@@ -50,7 +50,7 @@ def train(values: Values, prefix: str, layer: int | None = None) -> Tensor:
 
 
 class SiteOracle(LowRankOracle):
-    """A method with an update of its own for every site, on weights of all shapes."""
+    """Checks for methods with a separate update for every site, on weights of all shapes."""
 
     options = {"rank": RANK, "scale": SCALE, "targets": "qkvo+mlp"}
     geometries = (SMALL, PRIME, *UNEQUAL)
@@ -86,7 +86,7 @@ class TestLoRETTA(SiteOracle):
 
     @pytest.mark.parametrize(("name", "low", "high"), [("loretta_rep", 2.0, 9.5), ("tt_lora", 0.24, 0.36)])
     def test_published_starts_have_their_published_size(self, name: str, low: float, high: float) -> None:
-        """‖ΔW‖ of one site in RoBERTa-base's shape: LoRETTA 2.3 to 9.0 over six seeds, TT-LoRA 0.3."""
+        """Checks ‖ΔW‖ of one site in RoBERTa-base's shape: LoRETTA 2.3 to 9.0 over six seeds, TT-LoRA 0.3."""
         method: Any = create(name, rank=5)
         for seed in range(3):
             generator = torch.Generator().manual_seed(seed)
@@ -113,7 +113,7 @@ class TestTTLoRA(SiteOracle):
     budgets = [({}, (17,), 223_992)]
 
     def update(self, values: Values, site: Site, out: int, in_: int) -> Tensor:
-        """The input's digits backwards, then (in, out)."""
+        """The update (in, out), built with the input's digits in reverse order."""
         tensor = train(values, f"trains.{site.projection}.cores", site.layer)
         inputs = next(k for k in range(1, tensor.dim()) if math.prod(tensor.shape[:k]) == in_)
         order = [*reversed(range(inputs)), *range(inputs, tensor.dim())]
@@ -245,7 +245,7 @@ class TestMetaTT(StackedOracle):
     test_containers_hold_the_tensors = None  # it has none
 
     def slices(self, values: Values, geometry: Geometry) -> Any:
-        """Modes: input, layer, slice, output or head and channel."""
+        """The slices, from a tensor with modes input, layer, slice, output (or head and channel)."""
         full = SCALE * train(values, "cores").flatten(3).permute(1, 2, 3, 0)
         return stacked(
             full, geometry, *(name for name in GATED_PROJECTIONS if name in self.method().projections)
@@ -283,7 +283,7 @@ class TestMetaTT5DOnAll(TestMetaTT5D):
 
 
 class TestQuanTA(DenseOracle):
-    """Of the axes 4, 3 and 2: gates on the last two, on the outer two, on the first two."""
+    """Checks QuanTA with axes 4, 3 and 2: gates on the last two, the outer two and the first two."""
 
     name = "quanta"
     options = {"axes": (4, 3, 2)}

@@ -174,9 +174,9 @@ def write_images(
     shards: int = 1,
     image: Callable[[np.random.Generator], np.ndarray] | None = None,
 ) -> Path:
-    """Writes parquet files in the layout of a hub image data set
+    """Writes parquet files in the layout of a hub image data set.
 
-    `parts` maps each to its images per class.
+    `parts` maps each split to its number of images per class.
     """
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}

@@ -60,7 +60,7 @@ class Program:
         return self.poll()
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """The program's exit code, negative for a signal. None while it runs."""
         return self._process.exitcode
 
     def wait(self) -> int:
@@ -70,7 +70,7 @@ class Program:
         return code
 
     def output(self) -> str:
-        """Waits for its end and returns its output."""
+        """Waits for the program's end and returns its output."""
         self.wait()
         return self._log.read_text(errors="replace")
 

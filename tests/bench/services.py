@@ -210,7 +210,7 @@ class Driver:
         release(self._folder)
 
     def workers(self) -> list[psutil.Process]:
-        """Its worker processes: all children except multiprocessing's and the workers' guard."""
+        """The driver's worker processes: all children except multiprocessing's and the workers' guard."""
         children = []
         for child in psutil.Process(self.process.pid).children():
             # A killed process may linger for a moment.

@@ -1,7 +1,4 @@
-"""Tests the Python interface as a notebook uses it:
-
-suites run, searched and read without program or terminal.
-"""
+"""Tests the Python interface as in a notebook: suites run, searched and read without the program."""
 
 from __future__ import annotations
 

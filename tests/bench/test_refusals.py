@@ -38,12 +38,12 @@ def imported(call: Call, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def field(base: dict[str, Any] = VISION, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
-    """Plans a suite with these fields."""
+    """Makes a request to plan a suite with these fields."""
     return lambda folder: ("plan", write(folder, base, **changes))
 
 
 def text(content: str) -> Callable[[Path], tuple[object, ...]]:
-    """Plans a suite with this text."""
+    """Makes a request to plan a suite with this text."""
 
     def made(folder: Path) -> tuple[object, ...]:
         (folder / "suite.yaml").write_text(content)
@@ -194,7 +194,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
 
 @pytest.fixture
 def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache folder that cannot be created because a file has its name."""
+    """A cache folder that cannot be created, because a file has the same name."""
     (tmp_path / "cache").touch()
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
 

@@ -40,7 +40,10 @@ def count(ran: Ran) -> Counter[str]:
 
 
 def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter[str]]:
-    """Starts the suite, signals it during a trial after `done` others, and returns its end and remains."""
+    """Starts the suite and signals it during a trial, after `through` trials have finished.
+
+    Returns the exit code, the output, and the number of runs by status.
+    """
     with begin(ran, through) as process:
         await_held(process, ran.folder)
         process.send_signal(how)
@@ -68,7 +71,10 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call:
     done = threading.Event()
 
     def let_go() -> None:
-        """Releases it once only the trial that the first start holds remains, for which the second waits."""
+        """Releases the trial that the first start holds.
+
+        Waits until only this trial is left, so that the second start has to wait for it.
+        """
         while count(ran)["FINISHED"] < len(ran.plan.trials) - 1 and not done.is_set():
             time.sleep(0.1)
         let_all_through(folder)

@@ -152,7 +152,7 @@ class DenseOracle:
                 template.fit(geometry, counts[1] - 1)
 
     def test_it_starts_at_zero_by_the_parameters_that_say_so(self) -> None:
-        """All of them, and only they, get a gradient, so that the first step trains something."""
+        """The parameters that start at zero are exactly those with a gradient, so the first step trains."""
         for geometry in self.geometries:
             backbone, adapter = self.started(geometry)
             named, fresh = adapter.named_parameters(), backbone.module(backbone.inputs())
@@ -350,7 +350,7 @@ class StackedOracle(LowRankOracle):
         assert self.method(shared_heads="cut").count(SMOLLM2) == self.method().count(SMOLLM2)
 
     def test_containers_hold_the_tensors(self) -> None:
-        """The library rebuilds the same tensors."""
+        """The tensors rebuilt by the containers' library are equal to ours."""
         _, adapter = self.attached(self.geometries[0])
         for path, full in self.tensors(values_of(adapter)).items():
             container = adapter.parametrisation.get_submodule(path)

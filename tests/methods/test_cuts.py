@@ -1,4 +1,4 @@
-"""Tests ranks cut in training: which go, what the update loses, and what AdamW's moments keep."""
+"""Tests ranks cut in training: the choice of ranks, the update's loss, and AdamW's moments."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def scattered(method: Method, sd: float = 1.0) -> tuple[ToyBackbone, LowRankAdap
 
 
 def dense(adapter: LowRankAdapter) -> list[Tensor]:
-    """Every tensor in full from the bare parameters, with none of our code."""
+    """Builds every tensor densely from the bare parameters, with none of our code."""
     parameters = [parameter.detach() for parameter in adapter.named_parameters().values()]
     if is_train(adapter):
         bonds = itertools.pairwise("abcdefg"[: len(parameters) + 1])
@@ -126,7 +126,7 @@ def test_a_cut_leaves_the_dense_tensor_truncated(options: dict[str, Any]) -> Non
 
 @ALL
 def test_moments_turn_as_gradients_do(options: dict[str, Any]) -> None:
-    """After cutting ranks that are zero, the mean gradient is that of the new parameters."""
+    """After cutting ranks that are zero, the first moment is the mean gradient of the new parameters."""
     # Larger updates make the backbone chaotic: a last digit, rounded differently by another processor, would
     # change every gradient.
     backbone, adapter = scattered(made(options), sd=0.3)

@@ -1,7 +1,4 @@
-"""Tests the machinery shared by low-rank methods:
-
-how often it computes, what it builds, where it may be called.
-"""
+"""Tests the machinery of low-rank methods: number of contractions, largest tensors, refused calls."""
 
 from __future__ import annotations
 

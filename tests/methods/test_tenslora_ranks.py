@@ -1,7 +1,4 @@
-"""Tests TensLoRA's ranks under a budget:
-
-the paper's heuristic, its edges, the single rank of CP and tensor train.
-"""
+"""Tests TensLoRA's ranks under a budget: the paper's heuristic, edge cases, CP and tensor train."""
 
 from __future__ import annotations
 

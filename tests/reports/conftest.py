@@ -35,7 +35,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
 
 @pytest.fixture(scope="session")
 def checkout(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout that has the pack of the made-up results; read only."""
+    """A checkout with the pack of the made-up results; read only."""
     made = tmp_path_factory.mktemp("checkout")
     packed(rich, NAME, made / "results")
     return made
@@ -79,7 +79,7 @@ def page(written: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same page without figures, which a browser opens four times as fast."""
+    """The page of a report without figures, which a browser opens four times as fast."""
     return page_of(analysis, tmp_path_factory.mktemp("plain"))
 
 

@@ -27,7 +27,7 @@ FIVE = SMALL | {"seeds": [0, 1, 2, 3, 4], "training": {"lr": 1e-3}}
 
 
 def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
-    """Like `result`, with TensLoRA scoring this much more, and a little seed noise."""
+    """Like `result`, with TensLoRA's score raised by this amount and a little seed noise."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
@@ -39,7 +39,7 @@ def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
 
 
 def answered(more: int) -> Callable[[Trial, Row], Result | None]:
-    """Like `result`, with this many more examples answered correctly, always the same ones."""
+    """Like `result`, with this many more correct answers, always on the same examples."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)

@@ -1,7 +1,4 @@
-"""Tests the converged head in reports:
-
-its row, its line in every figure, and its place before adapters that lose to it.
-"""
+"""Tests the converged head in reports: its row, its line in figures, and adapters that lose to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests what figures show and that their elements stay distinguishable."""
+"""Tests the contents of figures, and that their elements can be distinguished."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_each_mark_carries_its_own_text(drawn: dict[str, Drawn]) -> None:
 
 
 def test_what_lacks_seeds_is_hollow_and_never_faint(drawn: dict[str, Drawn]) -> None:
-    """Faint marks a method that another certainly beats."""
+    """Faint points mark methods that another method significantly beats."""
     dots = drawn["score-vs-parameters-1"].figure.axes[0].collections
     assert [dot.get_alpha() for dot in dots if not len(dot.get_facecolor())] == [1]
 
@@ -177,7 +177,7 @@ def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[
 
 
 def test_what_lies_outside_of_a_panel_is_not_named_beside_it(drawn: dict[str, Drawn]) -> None:
-    """A line from its name to its point would squeeze the panel."""
+    """A line from the name to a point outside would squeeze the panel."""
     for name, figure in drawn.items():
         if name.startswith("score-vs"):
             for ax in figure.figure.axes:

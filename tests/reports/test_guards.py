@@ -45,7 +45,7 @@ def planned(**changes: Any) -> Plan:
 def results_with(
     folder: Path, new_store: NewStore, measures: dict[str, dict[str, float]], **changes: Any
 ) -> list[str]:
-    """The warnings when runs of these methods, matched by the start of their names, have these measures."""
+    """The warnings if runs of these methods (given by the beginning of their names) have these measures."""
     plan = planned(**changes)
 
     def result(trial: Any, row: Any) -> Result:

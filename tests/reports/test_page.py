@@ -1,7 +1,4 @@
-"""Tests the page in a real browser:
-
-it selects, sorts, follows links, and requests nothing from the network.
-"""
+"""Tests the page in a real browser: selecting, sorting, links, and no requests to the network."""
 
 from __future__ import annotations
 
@@ -209,7 +206,7 @@ def test_a_row_opens_to_its_seeds_and_their_runs(shown: webdriver.Chrome, analys
 def test_a_run_is_linked_where_it_is_stored(
     browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stored experiment may differ from that of the row."""
+    """A run's experiment may differ from the experiment of its row."""
     link = property(lambda store: f"http://mlflow/#/experiments/{store.name}/runs/")
     monkeypatch.setattr(Store, "link", link)
     uri = new_store(tmp_path)

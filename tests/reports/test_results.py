@@ -1,4 +1,4 @@
-"""Tests results as data frames: they hold what was stored, in the documented columns."""
+"""Tests results as data frames: stored values in documented columns."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_frame_has_its_columns_also_where_it_has_no_line(results: Results, nam
 
 
 def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> None:
-    """Of two trials with different numbers of classes, the one with fewer has no logits for the rest."""
+    """If two trials have different numbers of classes, the smaller one lacks the last logits."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     shutil.copyfile(small.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     shutil.copytree(Path(small.removeprefix("sqlite:///")).parent / "mlartifacts", tmp_path / "mlartifacts")

@@ -49,7 +49,7 @@ def file_of(name: str, text: str) -> dict[str, str]:
 
 
 def started(content: dict[str, bytes]) -> None:
-    """Gives each trial the start record that this version's runs store."""
+    """Gives each trial the start record that runs of this version store."""
     start = {
         "suite": file_of("small.yaml", SUITE),
         "lock": file_of("small.lock.yaml", LOCK),

@@ -1,4 +1,4 @@
-"""The suites that a report offers to copy: planned anew, they are the trials of their rows."""
+"""Tests the suites that a report offers to copy: their plans contain the trials of the rows."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def step(function: Callable[..., Iterator[Row]], **options: Any) -> Step:
 
 
 def run(folder: Path, *steps: Step, **options: Any) -> tuple[bool, list[Row], dict[str, Row]]:
-    """Whether everything passed, the rows of results, and how the steps ended."""
+    """Runs the command. Returns whether everything passed, the rows of results, and how steps ended."""
     made = Runner(folder, 3600, start="fork", tell=lambda _: None, **options)
     passed = made.run(steps)
     rows = runner.read(folder)

@@ -1,7 +1,4 @@
-"""Tests what every backbone has:
-
-a specification, a description, random weights, a fresh head, a fingerprint.
-"""
+"""Tests what all backbones have: specification, description, random weights, head, fingerprint."""
 
 from __future__ import annotations
 

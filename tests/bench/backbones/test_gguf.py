@@ -83,7 +83,7 @@ HEADERS = {
 def test_no_count_of_a_header_is_believed_beyond_the_file(tmp_path: Path, header: bytes) -> None:
     """Checks that counts in a header are compared with the file's size.
 
-    The gguf package would loop as often as the count says.
+    Otherwise the gguf package would loop as often as the count says.
     """
     file = tmp_path / "model.gguf"
     file.write_bytes(header)

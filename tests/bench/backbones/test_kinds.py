@@ -1,7 +1,4 @@
-"""Tests every kind of backbone:
-
-conformance, equality with transformers, and the page that lists the kinds.
-"""
+"""Tests every kind of backbone: conformance, equality with transformers, and the page of kinds."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_full_fine_tuning_counts_all_but_the_head() -> None:
 
 
 class Own(nn.Module):
-    """A user's own module around an encoder for which transformers has no classifier."""
+    """A user's module around an encoder without a classifier in transformers."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from ..local_checkpoints import batch, encoder, features, write
 
 
 def saying(folder: Path, file: str = "config.json", **more: Any) -> BackboneSpec:
-    """A checkpoint with extra entries in one of its configuration files."""
+    """Makes a checkpoint with extra entries in one of its configuration files."""
     where = write(folder / "model", "bert", encoder("bert")) / file
     said = json.loads(where.read_text()) if where.exists() else {}
     where.write_text(json.dumps(said | more))

@@ -1,7 +1,4 @@
-"""Tests answers of decoders:
-
-scores against transformers' language models, zero-shot trials, refused prompts.
-"""
+"""Tests decoders that answer by words: scores against transformers, zero-shot trials, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The smallest plug-in method, and copies that each break what one conformance check looks for."""
+"""The smallest plug-in method, and variants of it that each violate one conformance check."""
 
 from __future__ import annotations
 

@@ -45,9 +45,9 @@ def _cases(name: str) -> list[Case]:
 
 
 def _compiled() -> list[Case]:
-    """Assigns each method one kind of backbone in turn, because compiling takes seconds
+    """Assigns one kind of backbone to each method in turn, since compiling takes seconds.
 
-    ours come first and cover every kind.
+    Our methods come first and cover every kind.
     """
     methods = [
         method

@@ -1,4 +1,4 @@
-"""Tests what is settled before any trial starts: slots, contradictory options, disk and memory."""
+"""Tests checks before any trial starts: slots, contradictory options, disk and memory."""
 
 from __future__ import annotations
 

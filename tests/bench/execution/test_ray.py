@@ -164,7 +164,7 @@ def test_a_cluster_that_is_not_there_is_named_as_the_environment_has_it(
 
 
 def test_it_prepares_again_where_idle_actors_hold_every_slot(cluster: RayCluster, store: Store) -> None:
-    """Happens between the phases of a tuned suite and between the points of a search."""
+    """Idle actors hold slots between phases of a tuned suite and between points of a search."""
     assert run(cluster, SHORT)[-1].kind == "finished"
     tasks = [{**DIGITS, "test_size": 41}]
     made = plan(methods=["head_only"], tasks=tasks, training={"batch_size": 16, "steps": 2})

@@ -54,7 +54,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def held(tmp_path: Path, cluster: Slurm) -> Path:
-    """The folder whose files hold drivers."""
+    """The folder with the files that hold drivers."""
     program = tmp_path / "bin" / "tensorbench"
     program.parent.mkdir()
     program.write_text(HELD)
@@ -73,7 +73,7 @@ def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
 
 @pytest.fixture
 def scripts(tmp_path: Path, store: Store) -> list[str]:
-    """The scripts of the page, with the suite and store of this test."""
+    """The scripts from the page, with this test's suite and store."""
     suite = write(tmp_path, seeds=list(range(TRIALS)), training={"batch_size": 16, "steps": 2})
     blocks = re.findall(r"^    #!/bin/bash\n(?:    .*\n)+", PAGE.read_text(), re.M)
     own = {"suites/registry.yaml": str(suite), "http://SERVER:5000": store.uri, "6379": str(free_port())}

@@ -1,4 +1,4 @@
-"""Trained adapters on tiny backbones, exported and loaded again by the code on the export's own page."""
+"""Exports of trained adapters on tiny backbones, loaded again by the code in their README."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's hub and a client of it."""
+"""Fixtures: small copies of the paper's hub repositories, and a client of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .paper_hub import (
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """The repositories of the paper's suites, in small. Tests that change a file restore it."""
+    """Small copies of the paper's hub repositories. Tests that change a file must restore it."""
     folder = tmp_path_factory.mktemp("hub")
     with serve() as hub:
         hub.folders = {

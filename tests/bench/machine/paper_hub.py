@@ -40,10 +40,7 @@ IMAGES = ImageInput(16, (0.5,) * 3, (0.5,) * 3)
 
 
 def save_vit(folder: Path) -> Path:
-    """Writes a checkpoint like google/vit-base-patch16-224:
-
-    a classifier with its head and image preprocessing.
-    """
+    """Writes a checkpoint like google/vit-base-patch16-224: a classifier with image preprocessing."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     shape = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}

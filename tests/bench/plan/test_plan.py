@@ -1,4 +1,4 @@
-"""Tests plans: the paper's counts, one trial for equal rows, and ids that hash what can change a result."""
+"""Tests plans: the paper's counts, one trial for equal rows, and ids that cover all relevant fields."""
 
 from __future__ import annotations
 

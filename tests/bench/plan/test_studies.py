@@ -1,7 +1,4 @@
-"""Tests studies in a plan:
-
-offsets and seeds are the same for every method, stratified, nested and reproducible.
-"""
+"""Tests studies in a plan: offsets and seeds are stratified, nested and equal for every method."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Update(nn.Module):
         return (x @ self.weight).addmm_(x @ self.down, self.up)
 
     def extra_loss(self) -> Tensor:
-        """3·3·8 multiplications forward, and as many backward for each of the two factors."""
+        """A loss with 3·3·8 multiplications forward, and as many backward for each of the two factors."""
         return (self.down.T @ self.down).sum()
 
     def parameter_groups(self) -> list[dict[str, Any]]:

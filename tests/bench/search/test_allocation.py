@@ -1,7 +1,4 @@
-"""Tests how an allocation shares a budget among modes:
-
-sweeps of each mode, the path to the heuristic, importance.
-"""
+"""Tests the allocation of a budget to modes: sweeps, the path to the heuristic, and importance."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Tests the points of equal tuning:
-
-even on pairs of axes, nested, and after each method's published point.
-"""
+"""Tests the points of equal tuning: even, nested, and preceded by each method's published point."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_whatever_makes_another_space_is_refused_and_a_larger_number_is_not(
 
 
 def test_a_head_that_follows_another_rate_makes_another_space() -> None:
-    """The suite's own rate is the same either way; those of the grid differ."""
+    """The suite's own rate is the same in both cases, but the rates of the grid differ."""
     storage = optuna.storages.InMemoryStorage()
     grid = {"search": {"trials": 6, "lr": [1e-3, 1e-2]}}
     own = grid | {"training": {**VISION["training"], "head_lr": VISION["training"]["lr"]}}

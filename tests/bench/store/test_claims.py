@@ -317,7 +317,7 @@ def test_a_claim_on_a_failed_trial_stays_while_another_driver_may_be_trying_it_a
 def test_a_record_that_is_sent_by_a_later_start_takes_its_claim_with_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store was away when the driver ended, so its claim and sign could not be deleted."""
+    """The store was unreachable when the driver ended, so claim and sign could not be deleted."""
     first = Store.existing(store.uri, "toy")
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
 

@@ -42,9 +42,9 @@ def run_unpacking(folder: Path, uri: str, pack: Path, last: int = 0) -> Program:
 
 
 def refuse_half_results(uri: str, bare: bool) -> None:
-    """Checks that everything that counts as finished is readable in full
+    """Checks that everything that counts as finished can be read completely.
 
-    a missing adapter may arrive later.
+    Only a missing adapter may be added later.
     """
     store = Store.there(uri, "toy")
     records = [record for record in store.records() if record.status == Status.FINISHED] if store else []

@@ -1,4 +1,4 @@
-"""Packs that are broken, or made to do harm: each is refused with a reason, and nothing is written."""
+"""Tests that broken or malicious packs are refused with a reason, and nothing is written."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_file_of_parquet_that_is_larger_than_its_rows(
 
 
 def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], None]:
-    """Changes a run in the table."""
+    """Makes a change of the pack's files from a change of one run in the table."""
 
     def edit(content: Files) -> None:
         (name,) = [name for name in content if name.endswith("runs.parquet")]

@@ -1,4 +1,4 @@
-"""Results that travel: packed, read, and merged into other stores."""
+"""Tests that results can be packed, read, and merged into other stores."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TOY: dict[str, Any] = {"methods": ["head_only", "lora"], "training": SHORT}
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """URI of a store with one failure among four trials; read only."""
+    """The URI of a store with one failure among four trials; read only."""
 
     def told(trial: Any, row: Any) -> Result:
         found = result(trial, row)
@@ -78,7 +78,7 @@ def test_the_same_results_give_the_same_bytes_also_from_another_store(
 def test_an_unpack_that_was_killed_goes_on(
     which: int, there: int, pack: Path, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed while it writes the suite's run, or its third trial."""
+    """Kills the unpack while it writes the suite's run, or its third trial."""
     uri, send, sent = new_store(tmp_path), Store.send, []
 
     def killed(store: Store, record: Record, folder: Path) -> None:
@@ -181,7 +181,7 @@ def test_checkpoints_of_ones_own_are_named_without_their_folders() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tuple[Path, Path]:
-    """Packs of one trial, without its adapter and with it."""
+    """Two packs of one trial, without its adapter and with it."""
     folder = tmp_path_factory.mktemp("trained")
     store = Store.create(new_store(folder), "toy")
     executed(store, plan(methods=["lora"], training=SHORT))
@@ -189,7 +189,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tu
 
 
 def adapters(store: Store) -> list[bool]:
-    """Of each finished run that counts, whether its adapter is there and as it was stored."""
+    """For each finished run that counts, whether its adapter is in the store and unchanged."""
     return [
         store.read(record, Artifact.ADAPTER) is not None
         for record in store.records()
@@ -237,7 +237,7 @@ def test_an_adapter_of_another_hash_is_not_taken(
 def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
     trained: tuple[Path, Path], tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pack was unpacked while the trial ran here."""
+    """Unpacks a pack without the adapter while the same trial runs here."""
     store, made = Store.create(new_store(tmp_path), "toy"), plan(methods=["lora"], training=SHORT)
     send = Store.send
 
@@ -257,7 +257,7 @@ def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
 
 
 def other_score(content: dict[str, bytes]) -> None:
-    """One trial a little better."""
+    """Raises the score of one trial slightly."""
     (name,) = [name for name in content if name.endswith("runs.parquet")]
     lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
     run = next(line for line in lines if ("seed", "0") in line["tags"])
@@ -282,7 +282,7 @@ def test_other_scores_are_listed_and_nothing_is_written(
 
 
 def searched(store: Store) -> None:
-    """Adds a search that has ended."""
+    """Adds a finished search to the store."""
     found = search_found(name="ranks", asked=100)
     run = store.begin(Kind.SEARCH, found.name, {Tag.STUDY: found.name}, "")
     store.keep(run, Artifact.SEARCH, found)

@@ -1,4 +1,4 @@
-"""Tests how examples are dealt to splits: together, dropped, and the properties of every deal."""
+"""Tests dealing: which examples stay together, which are dropped, and properties of every deal."""
 
 from __future__ import annotations
 

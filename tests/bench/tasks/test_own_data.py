@@ -1,4 +1,4 @@
-"""Tests data that a suite describes: what is read, what identifies it, and what is refused."""
+"""Tests data described in a suite: which are read, what identifies them, and which are refused."""
 
 from __future__ import annotations
 

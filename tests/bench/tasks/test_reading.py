@@ -29,7 +29,7 @@ def changed(task: type[Task], **fields: Any) -> Task:
 
 
 def at(row: int, field: str, value: Any) -> Any:
-    """A change that sets one row of a field."""
+    """Makes a change of one row of a field."""
 
     def change(plain: Examples) -> list[Any]:
         values = getattr(plain, field) or ["train"] * len(plain.ids)

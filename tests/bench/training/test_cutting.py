@@ -71,7 +71,7 @@ def test_trials_end_within_their_budget_and_store_both_counts_and_their_ranks(
 
 
 def test_what_was_selected_answers_as_it_did(made: tuple[Store, Plan]) -> None:
-    """Checks bit for bit, including answers that depend on their batch and ranks that changed."""
+    """Compares outputs bit for bit, including answers that depend on their batch and ranks that changed."""
     store, planned = made
     resources = Resources("cpu")
     for trial in planned.trials:

@@ -1,7 +1,4 @@
-"""Tests written answers:
-
-losses against a naive loop, texts against transformers' `generate`, whole trials.
-"""
+"""Tests written answers: losses against a loop, texts against transformers' `generate`, trials."""
 
 from __future__ import annotations
 

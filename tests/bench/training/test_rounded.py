@@ -1,7 +1,4 @@
-"""Tests bfloat16 backbones:
-
-trained parameters stay in float32, and results stay near those of float32 weights.
-"""
+"""Tests bfloat16 backbones: float32 training parameters, and results close to float32 weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Tests savings of memory that keep the result:
-
-batches in parts, recomputed layers, smaller parts on demand.
-"""
+"""Tests options that save memory without changing results: smaller parts, recomputed layers."""
 
 from __future__ import annotations
 
@@ -68,7 +65,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_the_same_trial(
 
 
 def test_dropout_of_another_stream_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validates the comparison above: dropping out as if each part were a batch trains differently."""
+    """Validates the comparison above: with dropout drawn per part, training would differ."""
     from methods.adapter import Adapter
     from methods.lowrank import LowRankAdapter
 

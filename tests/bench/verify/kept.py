@@ -1,4 +1,4 @@
-"""A store for tests to damage."""
+"""A store with two finished trials, which tests may damage."""
 
 from __future__ import annotations
 
