@@ -56,7 +56,7 @@ class Collapses:
 
     @property
     def counted(self) -> str:
-        """The count as text, with the bound on the true share."""
+        """The number of collapsed runs as text, with the upper bound on the true share of collapses."""
         return (
             f"{self.count} of {many(self.runs, 'run')} collapsed; with {many(self.seeds, 'seed')} the true "
             f"share may be as high as {100 * self.chance:.0f}%"

@@ -35,7 +35,7 @@ SHUFFLES = 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval. The interval is None without an error."""
+    """A value with its 95% interval. The interval is None if its error is unknown."""
 
     value: float
     interval: Bounds | None = None

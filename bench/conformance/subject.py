@@ -93,7 +93,7 @@ def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone
 
 
 def load_tiny(kind: BackboneKind, geometry: Geometry | None = None) -> LoadedBackbone:
-    """Loads such a backbone with every weight random, including biases and norms. Equal at every load."""
+    """Loads a tiny backbone of a kind with every weight random, biases and norms too. Equal every time."""
     backbone = tiny(kind, geometry).load(None)
     draws = torch.Generator().manual_seed(1)
     # A fresh model has zero biases and nearly equal logits, which would hide mistakes.

@@ -54,7 +54,10 @@ def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
 
 
 def dealt(source: Source) -> dict[SplitName, NDArray[np.int64]]:
-    """The deal that all seeds share, as from `deal`, from the cache if possible. Raises UserError."""
+    """The positions of each split in the deal that all seeds share. Raises UserError.
+
+    Taken from the cache if possible.
+    """
 
     def build(folder: Path) -> None:
         of = source.examples

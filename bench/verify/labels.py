@@ -110,7 +110,7 @@ def compare_name(
 ) -> None:
     """Checks that a stored name is the object's own name or a label that the suite gave it.
 
-    `known_as` is its name in `names_by_label`, if that is not its own.
+    `known_as` is the object's key in `names_by_label`, if that differs from its own name.
     """
     # For a partly unreadable suite, labels are known only without the values of variants.
     named = names_by_label.get(stored) or names_by_label.get(stored.partition(" [")[0], set()) & {ANY}
