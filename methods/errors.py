@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any
 
 #: The number of characters of a value that a message shows.
 SHOWN = 80
 
-#: The similarity of names, from 0 to 1, above which a message suggests a name.
-ALIKE = 0.5
+#: The number of edits within which a message suggests a name.
+MOST_EDITS = 2
 
 
 class UserError(Exception):
@@ -50,8 +49,23 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 4 * SHOWN
 
 
 def near_names(name: str, names: Iterable[str], at_most: int = 1) -> list[str]:
-    """The names most similar to `name`, best first. Empty if none is similar."""
-    return get_close_matches(name[:SHOWN], list(names), n=at_most, cutoff=ALIKE)
+    """The names within `MOST_EDITS` edits of `name`, and within half of its length, nearest first."""
+    limit = min(MOST_EDITS, len(name) // 2)
+    candidates = [candidate for candidate in names if abs(len(candidate) - len(name)) <= limit]
+    edits = {candidate: _edits(name.casefold(), candidate.casefold()) for candidate in candidates}
+    return [near for near in sorted(edits, key=edits.__getitem__) if edits[near] <= limit][:at_most]
+
+
+def _edits(first: str, second: str) -> int:
+    """The number of insertions, deletions, replacements and swaps that turn one text into the other."""
+    above, row = [], list(range(len(second) + 1))
+    for i, here in enumerate(first, 1):
+        two_above, above, row = above, row, [i]
+        for j, there in enumerate(second, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (here != there)))
+            if i > 1 and j > 1 and first[i - 2 : i] == second[j - 1] + second[j - 2]:
+                row[-1] = min(row[-1], two_above[j - 2] + 1)
+    return row[-1]
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

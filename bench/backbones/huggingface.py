@@ -40,7 +40,7 @@ from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.machine.files import sha256_of_all
 from bench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
-from methods.errors import UserError, cut, first_few, near_names, shown
+from methods.errors import UserError, cut, did_you_mean, first_few, shown
 
 #: The special tokens that a tokenizer adds to texts and batches.
 _ROLES = ("bos", "cls", "eos", "pad", "sep", "unk")
@@ -274,7 +274,7 @@ def _config(folder: Path) -> Iterator[Any]:
     settings = read_object(file)
     model_type = settings.get("model_type")
     if model_type not in tuple(MODEL_TYPES):
-        raise UserError(f"{folder} holds a {shown(model_type)} model, {_nearest(model_type, settings)}")
+        raise UserError(f"{folder} holds a {shown(model_type)} model, {_no_kind(str(model_type))}")
     name, kind = MODEL_TYPES[model_type], KINDS[MODEL_TYPES[model_type]]
     for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
         check_shape(file, part)
@@ -292,15 +292,13 @@ def _config(folder: Path) -> Iterator[Any]:
         raise UserError(f"{file} describes no {model_type} model: {_summary(error)}") from error
 
 
-def _nearest(model_type: Any, settings: dict[str, Any]) -> str:
-    """The end of a message about an unknown model type: why it has no kind, or the nearest kind."""
-    if reason := NO_KINDS.get(str(model_type).removesuffix("v2")):
+def _no_kind(model_type: str) -> str:
+    """The end of a message about an unknown model type: why it has no kind, or which kinds there are."""
+    if reason := NO_KINDS.get(model_type.removesuffix("v2")):
         return f"which is no kind of backbone here: {reason}"
-    reads = "images" if {"image_size", "patch_size"} & settings.keys() else "texts"
-    alike = [name for name, kind in KINDS.items() if kind.reads == reads]
-    nearest = (*near_names(str(model_type), alike, at_most=1), alike[0])[0]
+    hint = did_you_mean(model_type, MODEL_TYPES)
     return (
-        f"which is no kind of backbone here. The nearest is '{nearest}'; there are {', '.join(MODEL_TYPES)}. "
+        f"which is no kind of backbone here; {hint and hint + ' '}there are {', '.join(MODEL_TYPES)}. "
         "docs/guides/own-backbone.md says how to add one"
     )
 

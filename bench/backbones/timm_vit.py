@@ -116,8 +116,8 @@ class TimmBackbone:
             return Blueprint(architecture, arguments, _settings(file, config))
         if not timm.is_model(self.model):
             near = near_names(self.model, timm.list_models(), at_most=3)
-            hint = f"; near are {', '.join(near)}" if near else ""
-            raise UserError(f"timm has no model '{self.model}'{hint}")
+            hint = f"near are {', '.join(near)}" if near else "timm.list_models() has their names"
+            raise UserError(f"timm has no model '{self.model}'; {hint}")
         # Keep the tag in the name, so that timm applies its settings, such as the image size.
         return Blueprint(self.model, {}, timm.get_pretrained_cfg(self.model).to_dict())
 
@@ -126,16 +126,6 @@ class TimmBackbone:
 
     def _describe(self, blueprint: Blueprint, image_size: int | None) -> BackboneInfo:
         name = f"timm:{self.model}"
-        if self.weights is None:
-            repository, revision = blueprint.hub(self.model)
-            folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
-            weights_hash = f"hub:{repository}@{folder.name}"
-            # Several architectures may share a repository. Its config names one of them.
-            architecture = blueprint.architecture.partition(".")[0]
-            if architecture != _architecture(folder):
-                weights_hash = f"timm:{architecture}:{weights_hash}"
-        else:
-            weights_hash = f"{name}:sha256:{sha256_of_all(self._weights_file(blueprint))}"
         try:
             with torch.device("meta"):
                 encoder = blueprint.build()
@@ -152,7 +142,7 @@ class TimmBackbone:
             geometry=geometry,
             projections=projections,
             input=ImageInput(size, channels(blueprint.settings["mean"]), channels(blueprint.settings["std"])),
-            weights_hash=weights_hash,
+            weights_hash=self._weights_hash(blueprint),
             description=f"timm {blueprint.architecture}, {licence}"
             + ("" if self.weights is None else "; weights from a file of your own"),
         )
@@ -166,6 +156,18 @@ class TimmBackbone:
                 f"backbone '{name}' does not run at {size} pixels with its qkv split: {error}"
             ) from error
         return info
+
+    def _weights_hash(self, blueprint: Blueprint) -> str:
+        if self.weights is not None:
+            return f"timm:{self.model}:sha256:{sha256_of_all(self._weights_file(blueprint))}"
+        repository, revision = blueprint.hub(self.model)
+        folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
+        weights_hash = f"hub:{repository}@{folder.name}"
+        # Several architectures may share a repository, whose config names one.
+        architecture = blueprint.architecture.partition(".")[0]
+        return (
+            weights_hash if architecture == _architecture(folder) else f"timm:{architecture}:{weights_hash}"
+        )
 
     def _weights_file(self, blueprint: Blueprint) -> Path:
         if self.weights is None:

@@ -11,6 +11,8 @@ import typer
 #: A function that completes a word, in the form that typer calls.
 Complete = Callable[[typer.Context, str], list[str]]
 
+SUITE_ENDINGS = (".yaml", ".yml")
+
 #: File names that are safe: zsh evaluates the completions, and shells insert a word without quoting it.
 _PLAIN = re.compile(r"[\w .,:@/+=~-]+")
 
@@ -49,4 +51,4 @@ def methods(context: typer.Context, incomplete: str) -> list[str]:
 def _maybe_suite(path: Path) -> bool:
     if path.name.startswith("."):
         return False
-    return path.is_dir() or (path.suffix in (".yaml", ".yml") and not path.stem.endswith(".lock"))
+    return path.is_dir() or (path.suffix in SUITE_ENDINGS and not path.stem.endswith(".lock"))

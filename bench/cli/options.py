@@ -381,7 +381,9 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
 
 
 def check_store(uri: str, *names: str) -> None:
-    """Refuses the address of a missing SQLite file, unless all names are packs.
+    """Refuses files that are neither packs nor suites, and the address of a SQLite file that is missing.
+
+    Packs alone need no store.
 
     The store would refuse it as well, but takes seconds to import.
     """
@@ -392,6 +394,13 @@ def check_store(uri: str, *names: str) -> None:
             from methods.errors import UserError
 
             raise UserError(f"{name}: the name of a pack ends with {ENDING}; rename the file")
+        endings = (ENDING, *completion.SUITE_ENDINGS)
+        if Path(name).suffix and Path(name).is_file() and not name.endswith(endings):
+            from methods.errors import UserError
+
+            raise UserError(
+                f"{name} is neither a pack nor a suite, whose names end with {', '.join(endings)}"
+            )
     file = uri.removeprefix("sqlite:///")
     packs = bool(names) and all(name.endswith(ENDING) for name in names)
     if file != uri and not packs and "?" not in file and not Path(file or ".").exists():

@@ -35,6 +35,15 @@ RENAMED = {
 class _PlainFlags:
     """Removes the type that help shows beside flags, which take no value."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            parsed: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        except typer.BadParameter as error:
+            # The words of pydantic, with which typer reads arguments since version 0.29.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+        return parsed
+
     def get_params(self, ctx: Any) -> list[Any]:
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for parameter in parameters:

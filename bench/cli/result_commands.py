@@ -235,6 +235,13 @@ def export(
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
 ) -> None:
     """Write a trained adapter as a PEFT checkpoint, or as a merged model."""
+    if run.endswith(".zip"):
+        from methods import UserError
+
+        raise UserError(
+            f"{run} is a pack, and export takes the id of one trial: `tensorbench unpack {run}` puts its "
+            "trials into a store, with their adapters if it was written with --adapters; reports name the ids"
+        )
     check_store(store)
     from bench.export import export_run
 

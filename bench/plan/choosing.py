@@ -16,7 +16,7 @@ from pydantic import (
 from bench.plan.recipe import Epochs
 from bench.plan.suite_rows import BudgetRank
 from bench.records.words import By
-from methods.validation import Frozen, refuse_repeats
+from methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 
 #: The tuned axes besides ranks, in order: the learning rates of adapter and head, the ratio of the core's
 #: rate to the adapter's, and the method's scale.
@@ -38,6 +38,9 @@ HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 FIRST_SEED, SEEDS_APART = 10_000, 1_000
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+#: Factors of a method's scale.
+ScaleGrid = Annotated[tuple[Annotated[PositiveFloat, Field(le=LARGEST_SCALE)], ...], Field(min_length=1)]
 
 #: A number of points to try.
 Points = Annotated[int, Field(gt=0, le=100_000)]
@@ -83,7 +86,7 @@ class Tuning(Selection):
     #: The number of points that a method tries on every task, backbone and budget, each with every seed.
     trials: Points = 8
     lr: Grid | None = LR_GRID
-    scale: Grid | None = SCALE_GRID
+    scale: ScaleGrid | None = SCALE_GRID
     head_lr: Grid | None = HEAD_LR_GRID
     #: The core's learning rates as multiples of `lr`, for methods with a core.
     core_lr: Grid | None = None
@@ -169,7 +172,7 @@ class Search(Selection):
     modes: Modes | None = None
     #: Grids that are searched together with the ranks.
     lr: Grid | None = None
-    scale: Grid | None = None
+    scale: ScaleGrid | None = None
     head_lr: Grid | None = None
     core_lr: Grid | None = None
     #: The objectives. `metric` is the result named by `by`; adding the parameters gives a Pareto front.

@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import ChunkedEncodingError, RetryError
 from sqlalchemy import Engine, create_engine, inspect, literal_column, select, table
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from bench.machine import interrupts
 from bench.machine.cache import cache_dir
@@ -84,6 +84,14 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _reason(error: BaseException) -> str:
+    """The error without secrets, and a database's without SQL."""
+    # An OSError of ours has its reason, and what to do about it, in its own words.
+    causes = () if isinstance(error, OSError) else chain(error)
+    database = next((cause.orig for cause in causes if isinstance(cause, DBAPIError) and cause.orig), None)
+    return shown_uri(str(database or error).strip())
+
+
 def _cut(error: BaseException) -> bool:
     """Whether the store carried out a request but its answer was incomplete.
 
@@ -115,9 +123,8 @@ def storing() -> Iterator[None]:
         with interrupts.deferred():
             yield
     except BROKEN_STORE as error:
-        said = shown_uri(str(error))
         raise _kind(error)(
-            f"the store could not be written to: {said}; what it lacks runs again at the next start"
+            f"the store could not be written to: {_reason(error)}; what it lacks runs again at the next start"
         ) from error
 
 
@@ -181,7 +188,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
             return _open(absolute)
         except BROKEN_STORE as error:
             undo = interrupted_upgrade(database)
-            raise UserError(f"cannot use the store at {database}: {error}{undo}") from error
+            raise UserError(f"cannot use the store at {database}: {_reason(error)}{undo}") from error
     if scheme not in ("http", "https", *DATABASES):
         raise UserError(
             f"store '{shown_uri(uri)}' is not supported: use sqlite:///file.db, a server (http://…) or a "
@@ -190,9 +197,10 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     try:
         return _open_database(uri) if scheme in DATABASES else _open(uri)
     except BROKEN_STORE as error:
-        raise UserError(
-            f"the tracking server at {shown_uri(uri)} does not answer: {shown_uri(str(error))}"
-        ) from error
+        # MLflow's own words repeat the address, within those of the libraries between it and the network.
+        *_, cause = chain(error)
+        reason = _reason(cause if isinstance(cause, OSError) else error)
+        raise UserError(f"the tracking server at {shown_uri(uri)} does not answer: {reason}") from error
     except ModuleNotFoundError as error:
         raise UserError(
             f"store '{shown_uri(uri)}' needs the package {error.name}, which is missing{_driver(scheme)}"
@@ -224,7 +232,7 @@ def _open_database(uri: str) -> MlflowClient:
             return _open(uri)
         except BROKEN_STORE as error:
             if undo := interrupted_start(engine):
-                raise OSError(f"{error}{undo}") from error
+                raise OSError(f"{_reason(error)}{undo}") from error
             raise
 
 

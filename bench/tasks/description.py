@@ -109,7 +109,10 @@ class Description(Frozen):
     def _complete(self) -> Self:
         formats = [name for name in FORMATS if getattr(self, name) is not None]
         if len(formats) != 1:
-            raise ValueError(f"data are source by one of {', '.join(FORMATS)}; got {formats or 'none'}")
+            raise ValueError(
+                f"data come from one of {', '.join(FORMATS)} (got {', '.join(formats) or 'none'}); "
+                "a registered task is named by `task`"
+            )
         needs, takes = self._columns_of(formats[0])
         columns = {"text", "image", "label", "group", "split_by", "config", "revision"}
         there = {name for name in columns if getattr(self, name)}

@@ -43,8 +43,6 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
     import pandas as pd
     import pyarrow as pa
 
-    if file.suffix.lower() in _SPREADSHEETS:
-        raise UserError(f"{file} is a spreadsheet: export it as CSV in UTF-8, or as parquet")
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
     options: dict[str, Any] = {"sep": delimiter, "dtype": str, "keep_default_na": False}
     with _reading(file):
@@ -243,9 +241,11 @@ def check_columns(where: str, names: Iterable[str], have: Sequence[str]) -> None
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Converts errors of the libraries that read a file to a UserError that names the file."""
+    """Converts errors of the libraries that read a file to a UserError. Refuses spreadsheets."""
     from pyarrow import ArrowException
 
+    if file.suffix.lower() in _SPREADSHEETS:
+        raise UserError(f"{file} is a spreadsheet: export it as CSV in UTF-8, or as parquet")
     try:
         yield
     except UserError:

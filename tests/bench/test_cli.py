@@ -114,6 +114,38 @@ def test_a_missing_store_is_told_before_anything_slow_is_imported(
     assert modules == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("report", "toy.zip", "--out", "page"), naming("toy.zip", ".tensorbench.zip", "rename")),
+        (("report", "toy.xlsx", "--out", "page"), naming("toy.xlsx", ".tensorbench.zip", ".yaml")),
+        (
+            ("pack", "toy.xlsx", "--out", "toy.tensorbench.zip"),
+            naming("toy.xlsx", ".tensorbench.zip", ".yaml"),
+        ),
+        (
+            ("export", "toy.tensorbench.zip", "--out", "model"),
+            naming("toy.tensorbench.zip", "unpack", "--adapters"),
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.xlsx").touch()
+    ended = call(*arguments)
+    assert ended.code == 2
+    assert re.search(named, ended.err)
+
+
+def test_an_argument_that_is_no_choice_is_refused_in_words_of_the_program(call: Call) -> None:
+    ended = call("list", "method")
+    assert ended.code == 2
+    assert re.search(naming("what", "'method'", "'methods'"), ended.err)
+    assert "Value error" not in ended.err
+
+
 def test_a_list_of_stored_suites_is_read_anew_when_the_store_changes(
     call: Call, new_store: Callable[[Path], str], tmp_path: Path
 ) -> None:

@@ -90,8 +90,15 @@ def test_an_identity_of_some_fields_has_no_others() -> None:
 
 
 def test_the_nearest_names_come_first_and_strange_ones_have_none() -> None:
-    names = ("vit_small", "vit_base", "resnet")
-    assert near_names("vit_bas", names, at_most=2) == ["vit_base", "vit_small"]
+    names = ("vit_small", "vit_base", "vit_bse", "resnet", "lora", "f1")
+    assert near_names("vit_bas", names, at_most=2) == ["vit_base", "vit_bse"]
     assert did_you_mean("resnit", names) == "did you mean 'resnet'?"
-    assert near_names("xyz", names) == []
-    assert did_you_mean("xyz", names) == ""
+    assert did_you_mean("LoRa", names) == "did you mean 'lora'?"
+    assert did_you_mean("hbu", ("local", "hub")) == "did you mean 'hub'?"
+
+
+@pytest.mark.parametrize(
+    "name", ["xyz", "", "vit_b", "resYYY", "foo"], ids=["strange", "empty", "3 more", "3 others", "short"]
+)
+def test_a_name_further_than_two_edits_or_half_of_its_letters_is_not_offered(name: str) -> None:
+    assert near_names(name, ("vit_small", "vit_base", "resnet", "f1")) == []

@@ -130,8 +130,8 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("bert", {"model_type": "rembert"}, naming("'rembert'", "'bert'")),
-        ("vit", {"model_type": "swim"}, naming("'swim'", "'vit'")),
+        ("bert", {"model_type": "robert"}, naming("'robert'", "'roberta'")),
+        ("bert", {"model_type": "mpnet"}, "'mpnet'(?!.*did you mean).* there are bert, "),
         ("vit", {"model_type": "swinv2"}, naming("'swinv2'", "width")),
         ("vit", {"model_type": "convnext"}, naming("'convnext'", "convolutions")),
         ("bert", {"model_type": "albert"}, naming("'albert'", "share")),

@@ -70,6 +70,15 @@ def test_other_timm_models_are_refused(timm_file: tuple[Any, Path], model: str, 
         describe(BackboneSpec(timm=model, local=timm_file[1]))
 
 
+@pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "convnext_atto.d2_in1k"])
+def test_a_timm_model_of_another_design_is_refused_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setattr("bench.backbones.timm_vit.snapshot", pytest.fail)
+    with pytest.raises(UserError, match="is no plain vision transformer"):
+        describe(BackboneSpec(timm=model))
+
+
 def test_a_gated_timm_mlp_leaves_four_projections(timm_file: tuple[Any, Path]) -> None:
     info = describe(BackboneSpec(timm="vit_giant_patch14_dinov2", local=timm_file[1]))
     assert info.projections == PROJECTIONS[:4]

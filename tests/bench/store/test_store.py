@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable
 from math import inf, nan
@@ -282,8 +283,9 @@ def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: str, no_retries: None) -> None:
     file = tmp_path / "file"
     file.write_text("this is no database" * 100)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refused:
         Store.create(uri.format(file=file, folder=tmp_path), "toy")
+    assert not re.search("SQL:|sqlalche|HTTPConnection|Max retries", str(refused.value))
     assert list(tmp_path.glob("a*")) == []
 
 

@@ -21,6 +21,7 @@ from bench.tasks import data_key, prepare
 from methods.errors import UserError
 from methods.validation import validate
 
+from ...messages import naming
 from .toy_tasks import CSV, TEXT, class_of_each, reviews, splits, task, with_named_classes
 
 SUITES = Path(__file__).parents[3] / "suites"
@@ -195,6 +196,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "an open quote": (COLUMNS + 'a,1\n"b,0\nc,1\n', {}, "r.csv, line 3: a double quote is never closed"),
     "semicolons": (CSV.replace(",", ";"), {}, "r.csv: its columns are separated by ';'"),
     "a spreadsheet": (CSV, {"csv": "r.xlsx"}, "r.xlsx is a spreadsheet: export it as CSV"),
+    "a spreadsheet for parquet": (CSV, {"csv": None, "parquet": "r.xlsx"}, "r.xlsx is a spreadsheet"),
     "a number in every row": (
         COLUMNS + "".join(f"w{i},{i / 4}\n" for i in range(100)),
         {},
@@ -343,7 +345,7 @@ def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -
         ({"csv": "r.csv", "txet": "body", "label": "x"}, "unknown field 'data.txet'; did you mean 'text'"),
         ({"csv": "r.csv", "label": "x"}, "csv needs one of text and image"),
         ({"csv": "r.csv", "text": "x"}, "csv needs label"),
-        ({"csv": "r.csv", "jsonl": "x", "text": "x", "label": "y"}, "one of csv, .*; got .'csv', 'jsonl'."),
+        ({"csv": "r.csv", "jsonl": "x", "text": "x", "label": "y"}, naming("one of csv", "csv, jsonl")),
         ({"images": "x", "label": "y"}, "label: does not apply to images"),
         ({"hub": "a/b", "text": "x", "label": "y"}, "hub needs classes"),
         ({"csv": "r.csv", "text": "x", "label": "y", "unit": "kg"}, "unit goes with target: regression"),
