@@ -27,10 +27,10 @@ INITIAL_CLASSES = 2
 
 #: The largest accepted sizes in a model's configuration, by field names of transformers and timm.
 LARGEST = {
-    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "depth"), 1000),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth"), 1000),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_heads", "n_head", "num_heads"), 1024),
-    **dict.fromkeys(("hidden_size", "embedding_size", "dim", "embed_dim"), 2**16),
-    **dict.fromkeys(("intermediate_size", "hidden_dim", "max_position_embeddings"), 2**20),
+    **dict.fromkeys(("hidden_size", "embedding_size", "dim", "embed_dim", "d_model", "d_kv"), 2**16),
+    **dict.fromkeys(("intermediate_size", "hidden_dim", "d_ff", "max_position_embeddings"), 2**20),
     "vocab_size": 10**7,
     # transformers' configuration makes a table of names from it.
     "num_labels": 10**5,

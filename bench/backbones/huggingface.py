@@ -353,7 +353,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         _check_tokens(folder, hashed, kind.decodes, config.vocab_size)
         return TextInput(
             tokenizer_hash=hashed,
-            max_tokens=config.max_position_embeddings - reserved,
+            max_tokens=getattr(config, "max_position_embeddings", kind.trained_tokens) - reserved,
             load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
             blaming=partial(_blaming_tokenizer, folder),
             decodes=kind.decodes,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.backbones import pooling
 from bench.backbones.fused import QKV
-from bench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Shape, Shape
+from bench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Shape, Shape, T5Shape
 from bench.backbones.untrusted import ATTENTION
 from methods.backbone import GATED_PROJECTIONS, PROJECTIONS
 
@@ -71,6 +71,13 @@ _OF_DECODER = _layout(
     "layers",
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+
+_T5_BLOCK = "encoder.block"
+_T5_ATTENTION = tuple(f"layer.0.SelfAttention.{name}" for name in "qkvo")
+_OF_T5 = _layout(_T5_BLOCK, *_T5_ATTENTION, *(f"layer.1.DenseReluDense.{name}" for name in ("wi", "wo")))
+_OF_GATED_T5 = _layout(
+    _T5_BLOCK, *_T5_ATTENTION, *(f"layer.1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo"))
 )
 
 #: The layouts of ViT and DINOv2 in transformers 4, for wrapped models.
@@ -146,6 +153,8 @@ class Kind:
     #: Weights outside the encoder that a checkpoint may have, beyond `MAY_EXCEED`.
     may_exceed: tuple[str, ...] = ()
     attention: str = ATTENTION
+    #: The tokens of the longest texts that it was trained on, of a kind whose configuration has no limit.
+    trained_tokens: int | None = None
     #: Whether positions are numbered from the padding token's id + 1.
     positions_after_padding: bool = False
     #: Required values of configuration fields, on which pooling relies.
@@ -189,6 +198,18 @@ def _decoder(
         may_exceed=("score",),
         usual={"tie_word_embeddings": True, **(usual or {})},
         **more,
+    )
+
+
+def _t5(model_class: str, trained_tokens: int, remark: str) -> Kind:
+    """The encoder of T5's design, alone or out of a whole model."""
+    return Kind(
+        model_class,
+        (_OF_GATED_T5, _OF_T5),
+        pooling.mean_of_one_segment,
+        shape=T5Shape(),
+        trained_tokens=trained_tokens,
+        remark=remark,
     )
 
 
@@ -280,6 +301,14 @@ KINDS: dict[str, Kind] = {
         remark="v2 and v3; where `share_att_key` is set, query and key project the relative positions too, "
         "so that an update of them moves both; transformers has no fused attention for it",
     ),
+    "t5": _t5(
+        "T5EncoderModel",
+        512,
+        "the encoder, alone or out of a whole T5, T5 1.1, FLAN-T5 or ByT5: its decoder is left out; the gate "
+        "is `wi_0`, where there is one; positions are relative, and texts have at most the 512 tokens of "
+        "its training; as in `llama`, the norms compute in float32",
+    ),
+    "mt5": _t5("MT5EncoderModel", 1024, "as `t5`, with at most 1,024 tokens"),
     "llama": _decoder(
         "LlamaModel",
         remark="SmolLM and TinyLlama too; as in the kinds down to `gemma3_text`, the norms compute in "
@@ -434,7 +463,8 @@ KINDS: dict[str, Kind] = {
 NO_KINDS = {
     "swin": "its width changes between layers, and methods here need layers of one width",
     "convnext": "it has convolutions and no attention, and methods here adapt attention and MLP",
-    "albert": "its layers share one set of weights, and methods here adapt each layer",
+    "albert": "its layers share one set of weights, so that an adapter of one layer would act in all of "
+    "them, and methods here adapt each layer by itself",
     "resnet": "it has convolutions and no attention, and methods here adapt attention and MLP",
 }
 

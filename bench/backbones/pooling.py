@@ -22,6 +22,16 @@ def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tenso
     return _mean(states, attention_mask)
 
 
+def mean_of_one_segment(
+    encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+) -> Tensor:
+    """the mean of the last states over the tokens of the mask
+
+    For a model without segments, whose tokenizer may still return them.
+    """
+    return mean_of_tokens(encoder, input_ids=input_ids, attention_mask=attention_mask)
+
+
 def first_token(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """the last state of the first token"""
     return encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state[:, 0]

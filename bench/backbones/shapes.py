@@ -108,6 +108,24 @@ class DecoderShape(Shape):
 
 
 @dataclass(frozen=True)
+class T5Shape(Shape):
+    """The shape of T5, whose heads have a size of their own, and whose MLP is gated from version 1.1 on."""
+
+    hidden: str = "d_model"
+    heads: str = "num_heads"
+    layers: str = "num_layers"
+    mlp: str = "d_ff"
+    gated: str | None = "is_gated_act"
+
+    def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
+        return replace(super().geometry(config, encoder), head_size=config.d_kv)
+
+    def settings(self, geometry: Geometry) -> dict[str, Any]:
+        feed_forward = "gated-gelu" if geometry.gated else "relu"
+        return {**super().settings(geometry), "d_kv": geometry.head_size, "feed_forward_proj": feed_forward}
+
+
+@dataclass(frozen=True)
 class GPT2Shape(Shape):
     """The shape of GPT-2, whose MLP has width 4d by default."""
 

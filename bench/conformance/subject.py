@@ -29,7 +29,13 @@ GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
 SHARED_HEADS = Geometry(hidden=36, heads=9, layers=2, mlp=60, kv_heads=3, gated=True)
 OWN_HEAD_SIZE = Geometry(hidden=24, heads=6, layers=2, mlp=60, kv_heads=2, head_size=6, gated=True)
 
+#: The same for T5's encoders, of both designs of their MLPs, with as many key and value heads as query heads.
+PLAIN_T5 = Geometry(hidden=24, heads=3, layers=2, mlp=96, head_size=6)
+GATED_T5 = Geometry(hidden=24, heads=3, layers=2, mlp=60, head_size=10, gated=True)
+
 GEOMETRIES: dict[BackboneKind, Geometry] = {
+    "t5": PLAIN_T5,
+    "mt5": GATED_T5,
     **dict.fromkeys(("llama", "mistral", "qwen2", "phi3"), SHARED_HEADS),
     **dict.fromkeys(("qwen3", "gemma", "gemma2", "gemma3_text"), OWN_HEAD_SIZE),
 }

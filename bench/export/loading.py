@@ -180,6 +180,7 @@ def pooled(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
 FEATURES = {
     "mean_of_tokens": mean_of_tokens,
     "mean_of_windows": mean_of_tokens,
+    "mean_of_one_segment": mean_of_tokens,
     "last_token": last_token,
     "class_token": class_token,
     "normed_class_token": pooled,

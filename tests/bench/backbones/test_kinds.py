@@ -16,7 +16,7 @@ from bench.backbones.kinds import KINDS, NAMES
 from bench.conformance import check_kind
 from bench.conformance.subject import tiny
 from methods import create
-from methods.backbone import GATED_PROJECTIONS, Site
+from methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Site
 from methods.errors import UserError
 
 from ...messages import naming
@@ -24,6 +24,9 @@ from ..local_checkpoints import batch, edit, features, model_of, whole_model_of
 
 #: tests/bench/conformance runs the methods on these kinds one by one.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
+
+#: The kinds of texts whose head reads the mean of the states.
+MEANS = ("bert", "modernbert", "t5", "mt5")
 
 IN_ONE_TENSOR = create("tenslora", variant="att_qkv_depth").isorank(2)
 
@@ -52,7 +55,7 @@ def expected(kind: str, model: Any, inputs: dict[str, Tensor], **more: Any) -> T
     states = outputs.last_hidden_state
     if KINDS[kind].pool is pooling.last_token:
         return torch.stack((states[0, -1], states[1, 3]))
-    if kind in ("bert", "modernbert"):
+    if kind in MEANS:
         return torch.stack((states[0].mean(0), states[1, :4].mean(0)))
     if kind in ("beit", "clip_vision_model", "siglip_vision_model"):
         return outputs.pooler_output
@@ -64,7 +67,7 @@ def test_a_saved_model_gives_the_features_of_transformers(kind: str, tmp_path: P
     model, inputs = model_of(kind), inputs_of(kind)
     model.save_pretrained(tmp_path)
     backbone = load(BackboneSpec(local=tmp_path))
-    about = kind in ("bert", "modernbert", "siglip_vision_model") or KINDS[kind].pool is pooling.last_token
+    about = kind in (*MEANS, "siglip_vision_model") or KINDS[kind].pool is pooling.last_token
     tolerance = {"rtol": 0.0, "atol": 5e-6 if about else 0.0}
     torch.testing.assert_close(features(backbone, inputs), expected(kind, model, inputs), **tolerance)
     assert backbone.info == describe(BackboneSpec(local=tmp_path))
@@ -96,6 +99,30 @@ def test_a_vision_tower_is_taken_out_of_a_whole_model(model_type: str, part: str
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=naming("num_hidden_layers", 1, "1,000")):
         describe(BackboneSpec(local=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole", "trained_tokens", "projections"),
+    [
+        ("t5", "T5ForConditionalGeneration", 512, PROJECTIONS),
+        ("mt5", "MT5ForConditionalGeneration", 1024, GATED_PROJECTIONS),
+    ],
+)
+def test_an_encoder_is_taken_out_of_a_whole_t5(
+    kind: str, whole: str, trained_tokens: int, projections: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = tiny(kind)._config()
+    config.is_encoder_decoder = True
+    model, inputs = getattr(transformers, whole)(config).eval(), inputs_of(kind)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    # Published configurations have no limit: positions are relative.
+    settings = {key: value for key, value in json.loads(file.read_text()).items() if "positions" not in key}
+    file.write_text(json.dumps(settings))
+    backbone = load(BackboneSpec(local=tmp_path))
+    assert (backbone.info.kind, backbone.projections) == (kind, projections)
+    assert backbone.info.input.max_tokens == trained_tokens
+    torch.testing.assert_close(features(backbone, inputs), expected(kind, model.encoder, inputs))
 
 
 def test_a_gated_mlp_of_dinov2_is_refused_by_name(tmp_path: Path) -> None:
@@ -189,8 +216,9 @@ def test_heads_of_texts_are_those_of_transformers_classifiers(kind: str, tmp_pat
         torch.testing.assert_close(backbone.module(**inputs), classifier(**inputs).logits)
 
 
-def test_segments_told_to_a_model_without_them_change_nothing(tmp_path: Path) -> None:
-    backbone = tiny("distilbert").load(None)
-    inputs = inputs_of("distilbert")
+@pytest.mark.parametrize("kind", ["distilbert", "t5"])
+def test_segments_told_to_a_model_without_them_change_nothing(kind: str, tmp_path: Path) -> None:
+    backbone = tiny(kind).load(None)
+    inputs = inputs_of(kind)
     with_segments = features(backbone, inputs | {"token_type_ids": torch.ones_like(inputs["input_ids"])})
     assert torch.equal(with_segments, features(backbone, inputs))
