@@ -58,7 +58,8 @@ def near_names(name: str, names: Iterable[str], at_most: int = 1) -> list[str]:
 
 def _edits(first: str, second: str) -> int:
     """The number of insertions, deletions, replacements and swaps that turn one text into the other."""
-    above, row = [], list(range(len(second) + 1))
+    above: list[int] = []
+    row = list(range(len(second) + 1))
     for i, here in enumerate(first, 1):
         two_above, above, row = above, row, [i]
         for j, there in enumerate(second, 1):

@@ -353,13 +353,20 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         _check_tokens(folder, hashed, kind.decodes, config.vocab_size)
         return TextInput(
             tokenizer_hash=hashed,
-            max_tokens=getattr(config, "max_position_embeddings", kind.trained_tokens) - reserved,
+            max_tokens=_positions(config, kind) - reserved,
             load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
             blaming=partial(_blaming_tokenizer, folder),
             decodes=kind.decodes,
         )
     size, patch = _side(config.image_size, name), _side(config.patch_size, name)
     return ImageInput(pixel_size(name, size, image_size, patch), *normalisation(folder, kind.normalisation))
+
+
+def _positions(config: Any, kind: Kind) -> int:
+    """The number of a kind's positions: its configuration's, else that of its training."""
+    positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
+    assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
+    return int(positions)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
