@@ -10,6 +10,7 @@ from torch import Tensor
 
 from methods import Geometry, NotLowRank, Site, UserError, create
 
+from ..messages import naming
 from ..methods.oracle import BASE, EVEN, RANK, SCALE, UNEQUAL, Dense, DenseOracle, LowRankOracle, Values
 from ..methods.toy import ToyBackbone
 
@@ -167,7 +168,7 @@ class TestKAdaptation(ProductOracle):
         return geometry.layers * rank * sum(out + in_ for out, in_ in shapes) + 2 * len(shapes) * 2**2
 
     def test_what_does_not_divide_a_side_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"products should divide .*got 7"):
+        with pytest.raises(UserError, match=naming("products", 7)):
             create("kadaptation", rank=2, products=7).count(BASE)
 
 

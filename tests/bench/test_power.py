@@ -16,6 +16,7 @@ from bench.power import ASSUMED, DISAGREEMENT, Power, power
 from bench.tasks import TASKS
 from methods import UserError
 
+from ..messages import naming
 from ..reports.made_up import plan_of, result
 from ..stored import write as store
 from .toy_suites import TEXT, plan, write
@@ -127,7 +128,7 @@ def test_scores_with_units_have_a_line_for_each_task(tmp_path: Path) -> None:
         ("rmse", "other", 1),
     ]
     # It would be compared with fractions of the score.
-    with pytest.raises(UserError, match="in the units of 'one', and assumed noise is a share of the score"):
+    with pytest.raises(UserError, match=naming("'one'", "assumed noise")):
         power(planned, nowhere, 0.007, {"rmse": 0.5})
 
 

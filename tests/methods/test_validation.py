@@ -43,7 +43,7 @@ class Counted(Frozen):
 
 @pytest.mark.parametrize("values", [{"number": True}, {"rates": [0.1, False]}, {"rates": True}])
 def test_true_and_false_are_no_numbers(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"should be a number, not true or false"):
+    with pytest.raises(UserError, match="not true or false"):
         validate(Counted, values, "here")
 
 

@@ -18,6 +18,7 @@ from reports.reading import read
 from reports.report import write_report
 from reports.study import Study
 
+from ..messages import naming
 from ..stored import Result, write
 from .made_up import SMALL, NewStore, plan_of, result, store
 
@@ -33,7 +34,7 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
     uri = store(tmp_path, new_store)
     other = SMALL | {"name": "other", "evaluate": "validation", "training": {"epochs": 3}}
     write(uri, plan_of(**other), result)
-    with pytest.raises(UserError, match=r"evaluate differs on digits.*test \(small\); validation \(other\)"):
+    with pytest.raises(UserError, match=naming("evaluate", "digits", "test (small)", "validation (other)")):
         write_report(uri, ["small", "other"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     done = write_report(uri, ["small", "other"], tmp_path / "out", ["html"], mixed=True)
@@ -81,7 +82,7 @@ def test_nothing_compares_what_is_measured_otherwise(
     study = read(two, ["small", "other"])
     assert len(analyse(study).blocks) == 1
     mixed = changed(study)
-    with pytest.raises(UserError, match=f"do not belong in one table: {what} differs on"):
+    with pytest.raises(UserError, match=naming(what)):
         recipes.refuse_mixtures(recipes.find_mixtures(mixed))
     # Side by side, each is compared with its own experiment's reference.
     first, second = analyse(mixed).blocks

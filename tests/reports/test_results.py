@@ -19,6 +19,7 @@ from bench.store.pack.writing import write_pack
 from methods import UserError
 from reports.results import CURVES, PREDICTIONS, TRIALS, Column, Results
 
+from ..messages import naming
 from ..stored import write
 from .made_up import EXAMPLES, NAME, SMALL, NewStore, plan_of, result, store
 
@@ -162,7 +163,7 @@ def test_predictions_that_cannot_be_read_are_named(results: Results) -> None:
     broken = Results(results.experiments, results.cells, results.seeds, ())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results.experiments[0].source, "read", lambda record, name: b"PAR1")
-        with pytest.raises(UserError, match=rf"{Artifact.PREDICTIONS} of run \w+ .* cannot be read"):
+        with pytest.raises(UserError, match=naming(Artifact.PREDICTIONS, "run")):
             broken.predictions  # noqa: B018
 
 

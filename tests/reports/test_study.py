@@ -20,6 +20,7 @@ from reports.reading import read
 from reports.selecting import capabilities
 from reports.study import COLUMNS, NUMBER, Cell, Study
 
+from ..messages import naming
 from ..stored import Result, write
 from .browsing import page_of
 from .made_up import NAME, SMALL, NewStore, plan_of, result, store
@@ -104,14 +105,14 @@ def test_nothing_finished_is_nothing_to_report(tmp_path: Path, new_store: NewSto
     uri = store(
         tmp_path, new_store, result_of=lambda trial, row: Result(failure="diverged") if trial.seed else None
     )
-    with pytest.raises(UserError, match=r"no finished trial \(2 failed, 2 missing\)"):
+    with pytest.raises(UserError, match=naming("2 failed", "2 missing")):
         read(uri, ["small"])
 
 
 def test_an_experiment_of_something_else_is_refused(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
     Store.create(uri, "empty")
-    with pytest.raises(UserError, match="holds no suite of this harness"):
+    with pytest.raises(UserError, match="no suite"):
         read(uri, ["empty"])
 
 

@@ -107,14 +107,14 @@ def test_misnamed_attention_is_refused(tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     renamed = {key.replace("attention.", "attn."): tensor for key, tensor in state.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks weights.*k_proj.* and \d+ more"):
+    with pytest.raises(UserError, match=r"weights.*k_proj.* \d+ more"):
         load(local(folder))
 
 
 def test_weights_that_no_layer_takes_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", "bert", encoder("bert"))
     edit(folder, add={"encoder.layer.0.attention.self.distance_embedding.weight": torch.zeros(3, 8)})
-    with pytest.raises(UserError, match=r"no layer takes: encoder\.layer\.0.*distance_embedding"):
+    with pytest.raises(UserError, match=naming("encoder.layer.0", "distance_embedding")):
         load(local(folder))
 
 
@@ -248,14 +248,14 @@ def test_the_hash_follows_weights_and_config(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="no folder"):
         describe(local(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"no model\.safetensors"):
         load(local(tmp_path))
     folder = write(tmp_path / "model", "bert", encoder("bert"))
     text = describe(local(folder)).input
     assert isinstance(text, TextInput)
-    with pytest.raises(UserError, match="has no tokenizer: put"):
+    with pytest.raises(UserError, match="no tokenizer"):
         text.load_tokenizer()
     (folder / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(UserError, match=naming("'t5'", "'bert'")):
@@ -313,11 +313,11 @@ def test_a_broken_tokenizer_or_index_is_refused_by_folder(tmp_path: Path, conten
     (folder / "tokenizer.json").write_text(content)
     text = describe(local(folder)).input
     assert isinstance(text, TextInput)
-    with pytest.raises(UserError, match=f"{folder} has a tokenizer that does not load: .*Error"):
+    with pytest.raises(UserError, match=naming(folder, "tokenizer", "Error")):
         text.load_tokenizer()
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(UserError, match=f"in {folder} does not load: .*Error"):
+    with pytest.raises(UserError, match=naming(folder, "Error")):
         load(local(folder))
 
 
@@ -342,7 +342,7 @@ def test_a_token_beyond_the_model_s_embeddings_is_refused_by_name(tmp_path: Path
 def test_a_word_beyond_the_model_s_embeddings_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", "bert", encoder("bert"))
     byte_tokenizer(16).save_pretrained(folder)
-    with pytest.raises(UserError, match=r"has the token '.' with the id 259, but the model has 50 tokens"):
+    with pytest.raises(UserError, match=r"'.'.*\b259\b.*\b50\b"):
         describe(local(folder))
 
 
@@ -350,7 +350,7 @@ def test_a_word_beyond_the_model_s_embeddings_is_refused(tmp_path: Path) -> None
 def test_weights_that_are_not_whole_are_refused_by_file(tmp_path: Path, keep: slice) -> None:
     file = write(tmp_path / "model", "bert", encoder("bert")) / "model.safetensors"
     file.write_bytes(file.read_bytes()[keep])
-    with pytest.raises(UserError, match=f"{file} is not a safetensors file: "):
+    with pytest.raises(UserError, match=naming(file, "safetensors")):
         load(local(file.parent))
 
 
@@ -383,13 +383,13 @@ def test_a_hub_model_is_named_by_its_commit(hub: Path) -> None:
 def test_weights_that_are_not_in_the_cache_yet_are_to_be_fetched(hub: Path) -> None:
     next(hub.rglob("model.safetensors")).unlink()
     assert describe(BackboneSpec(hub="me/tiny")).kind == "bert"
-    with pytest.raises(UserError, match="run `tensorbench tools fetch"):
+    with pytest.raises(UserError, match="tensorbench tools fetch"):
         load(BackboneSpec(hub="me/tiny"))
 
 
 def test_without_network_the_message_says_what_to_do(hub: Path) -> None:
     for spec in (BackboneSpec(hub="me/other"), BackboneSpec(timm="vit_tiny_patch16_224")):
-        with pytest.raises(UserError, match=r"(?s)hf download \S+/\S+.*`local:`"):
+        with pytest.raises(UserError, match=r"(?s)hf download \S+.*`local:`"):
             load(spec)
-    with pytest.raises(UserError, match="is not a hub id"):
+    with pytest.raises(UserError, match="hub id"):
         describe(BackboneSpec(hub="no spaces please"))

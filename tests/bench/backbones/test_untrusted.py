@@ -89,7 +89,7 @@ def test_a_tokenizer_s_own_class_is_refused_and_never_asked_for(
     (tmp_path / "model" / "own.py").write_text("raise SystemExit('its code ran')")
     text = describe(spec).input
     assert isinstance(text, TextInput)
-    with pytest.raises(UserError, match="has a tokenizer that does not load"):
+    with pytest.raises(UserError, match="tokenizer"):
         text.load_tokenizer()
 
 
@@ -144,7 +144,7 @@ def test_a_timm_config_whose_values_timm_cannot_take(tmp_path: Path, monkeypatch
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
-    with pytest.raises(UserError, match=r"hf_hub:me/model.*timm cannot build it"):
+    with pytest.raises(UserError, match=naming("hf_hub:me/model", "timm")):
         describe(BackboneSpec(timm="hf_hub:me/model"))
 
 
@@ -173,5 +173,5 @@ def test_a_timm_config_of_another_form_is_refused_by_field(
 def test_weights_that_timm_cannot_convert(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({"model": torch.zeros(3)}, file)
-    with pytest.raises(UserError, match=r"model\.safetensors does not fit"):
+    with pytest.raises(UserError, match=naming("model.safetensors")):
         load(BackboneSpec(timm="test_vit", local=file))

@@ -21,6 +21,7 @@ from bench.training.loop import Pruned
 from bench.training.trial import Resources
 from methods import UserError
 
+from ...messages import naming
 from ...stored import begun
 from ..toy_runs import SHORT, Ran, executed, raising, run, run_inline
 from ..toy_suites import VISION, plan
@@ -123,7 +124,7 @@ def test_what_does_not_fit_before_any_trial_is_told(
 ) -> None:
     made = plan(training=SHORT)
     monkeypatch.setattr(Resources, "backbone", raising(error))
-    with pytest.raises(UserError, match=r"do not fit on cpu: [^;]+; .*or give each worker more memory"):
+    with pytest.raises(UserError, match=naming("cpu", "memory")):
         bench.execution.perform.prepare_all(list(made.trials), Resources("cpu"))
     monkeypatch.setattr(Resources, "backbone", raising(ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug"):

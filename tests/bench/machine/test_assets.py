@@ -23,6 +23,8 @@ from bench.machine.assets import ASSETS, Asset, fetch
 from bench.machine.cache import cache_dir, prepared
 from methods.errors import UnknownNameError, UserError
 
+from ...messages import naming
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -190,7 +192,7 @@ def test_member_that_leads_out_of_the_folder_is_refused(
     content = wheel_bytes({"toy/a.txt": b"A", name: b"evil"})
     asset = register(monkeypatch, content, members=("*.txt",))
     (offline / asset.filename).write_bytes(content)
-    with pytest.raises(UserError, match="leads out of its folder"):
+    with pytest.raises(UserError, match="leads out"):
         fetch("toy")
     assert not list(tmp_path.rglob("*evil*"))
     assert not Path("/tmp/evil.txt").exists()
@@ -211,19 +213,19 @@ def test_link_is_refused(monkeypatch: pytest.MonkeyPatch, offline: Path, source:
             sdist.addfile(link)
     asset = register(monkeypatch, buffer.getvalue(), source=source)
     (offline / asset.filename).write_bytes(buffer.getvalue())
-    with pytest.raises(UserError, match=r"toy/a\.txt.*link"):
+    with pytest.raises(UserError, match=naming("toy/a.txt", "link")):
         fetch("toy")
 
 
 def test_pattern_without_a_member(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
     asset = register(monkeypatch, TOY, members=("toy/*.txt", "toy/*.jpg"))
     (offline / asset.filename).write_bytes(TOY)
-    with pytest.raises(UserError, match=r"nothing in .* matches toy/\*\.jpg$"):
+    with pytest.raises(UserError, match=r"toy/\*\.jpg$"):
         fetch("toy")
 
 
 def test_unknown_asset_suggests_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'textile'"):
+    with pytest.raises(UnknownNameError, match="'textile'"):
         fetch("textiles")
 
 
@@ -239,7 +241,7 @@ def test_cache_below_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_cache_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TENSORBENCH_CACHE", folder)
-    with pytest.raises(UserError, match=f"(?s){folder}: .*set TENSORBENCH_CACHE to a folder of yours"):
+    with pytest.raises(UserError, match=naming(folder, "TENSORBENCH_CACHE")):
         cache_dir()
 
 
@@ -252,7 +254,7 @@ def test_cache_that_may_only_be_read(monkeypatch: pytest.MonkeyPatch, cache: Pat
 
     monkeypatch.setattr(FileLock, "_acquire", denied)
     assert prepared("toy", {"of": 1}, lambda folder: None) == held
-    with pytest.raises(UserError, match=f"cannot write to the cache folder {cache}.*denied; set"):
+    with pytest.raises(UserError, match=naming(cache, "denied", "set")):
         prepared("toy", {"of": 2}, lambda folder: None)
 
 
@@ -261,7 +263,7 @@ def test_full_disk(cache: Path) -> None:
         (folder / "half").write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(UserError, match="No space left"):
         prepared("thing", {"a": 1}, build)
     assert files_below(cache) == [path for path in files_below(cache) if path.endswith(".lock")]
 

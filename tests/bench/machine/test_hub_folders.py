@@ -170,7 +170,7 @@ def test_a_folder_without_the_task_s_data_is_refused(tmp_path: Path, how: str, s
 def test_of_two_configurations_none_is_taken_for_more_of_the_other(tmp_path: Path) -> None:
     for configuration in ("default", "rgb"):
         write_images(tmp_path / configuration, {"train": 1}, LAND)
-    with pytest.raises(UserError, match=r"has the files of train more than once: .*default/.*, .*rgb/"):
+    with pytest.raises(UserError, match=naming("train", "default/", "rgb/")):
         task_of("eurosat", DataSource(local=tmp_path)).examples()
 
 
@@ -190,5 +190,5 @@ def test_values_that_are_no_labels_or_texts_are_refused(
     rows = {"sentence": [f"t {i}" for i in range(40)], "label": [0, 1] * 20}
     for part in ("train", "validation"):
         datasets.Dataset.from_dict(rows | {column: values * 20}).to_parquet(tmp_path / f"{part}.parquet")
-    with pytest.raises(UserError, match=f"task 'cola': {column} of the train split {said}"):
+    with pytest.raises(UserError, match=naming("'cola'", column, "train", said)):
         task_of("cola", DataSource(local=tmp_path)).examples()

@@ -15,6 +15,8 @@ from bench.metrics import METRICS, Kind, Metric
 from bench.tasks import Objective
 from methods import UserError
 
+from ...messages import naming
+
 CASES = [(name, kind) for name in METRICS for kind in METRICS.get(name).kinds]
 
 
@@ -102,7 +104,7 @@ def test_answers_that_are_all_the_same_are_correlated_with_nothing(name: str) ->
 
 
 def test_auroc_of_a_class_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="needs examples with and without each class"):
+    with pytest.raises(UserError, match="each class"):
         METRICS.get("auroc").score(np.zeros(4, dtype=int), np.eye(4)[:, :2])
 
 
@@ -115,7 +117,7 @@ def test_a_regression_is_trained_standardised_and_answers_in_its_units() -> None
     assert float(objective.loss(outputs + 1, labels)) == pytest.approx(1)
     assert objective.answers(outputs) == pytest.approx(labels.numpy())
     assert objective.score(outputs + 1, labels) == pytest.approx(125**0.5)
-    with pytest.raises(UserError, match="all 3 training targets are 7"):
+    with pytest.raises(UserError, match=naming(3, 7)):
         objective.standardised("t", torch.full((3,), 7.0))
 
 

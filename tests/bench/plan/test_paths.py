@@ -17,6 +17,7 @@ from bench.plan.suite_file import load_suite
 from bench.search.study import RankSearch
 from methods import UserError
 
+from ...messages import naming
 from ..hub_stand_in import write_glue
 from ..machine.paper_hub import SUITE, save_roberta
 
@@ -103,7 +104,7 @@ def test_a_path_that_is_not_there_is_told_with_its_suite(
 def test_a_file_of_weights_that_is_not_there_is_told_too(home: Path) -> None:
     file = home / "suites" / "timm.yaml"
     file.write_text(yaml.safe_dump(LOCAL | {"backbones": [{"timm": "test_vit", "local": "w.safetensors"}]}))
-    with pytest.raises(UserError, match=f"there is no {home / 'suites' / 'w.safetensors'} on this machine"):
+    with pytest.raises(UserError, match=naming(home / "suites" / "w.safetensors")):
         make_plan(load_suite(file))
 
 

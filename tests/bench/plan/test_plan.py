@@ -297,7 +297,7 @@ def test_a_count_beyond_the_tolerance_is_flagged_in_plan_and_table(call: Any, tm
 
 @pytest.mark.parametrize("method", ["lora", {"method": "tenslora", "variant": "att_qkv_depth"}])
 def test_a_budget_below_the_smallest_possible_is_refused(method: Any) -> None:
-    with pytest.raises(UserError, match=r"budget of 20 parameters is below the smallest possible, [0-9]+"):
+    with pytest.raises(UserError, match=r"budget.*\b20\b.*smallest.*[0-9]+"):
         plan(methods=[method], budgets=[{"parameters": 20}])
 
 
@@ -313,15 +313,11 @@ def test_budgets_of_a_row_replace_those_of_the_suite() -> None:
 
 
 def test_a_task_or_backbone_left_without_a_partner_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="task 'movie-sentiment' is text, and no backbone is: tiny-random-vit"
-    ):
+    with pytest.raises(UserError, match=naming("'movie-sentiment'", "text", "tiny-random-vit")):
         plan(tasks=[MOVIES])
-    with pytest.raises(UserError, match="task 'movie-sentiment' is text, and no backbone is"):
+    with pytest.raises(UserError, match=naming("'movie-sentiment'", "text")):
         plan(tasks=[DIGITS, MOVIES])
-    with pytest.raises(
-        UserError, match=r"backbone 'tiny-random-bert' is text, and no task is: digits \(vision\)"
-    ):
+    with pytest.raises(UserError, match=naming("'tiny-random-bert'", "text", "digits (vision)")):
         plan(backbones=["tiny-random-vit", "tiny-random-bert"])
 
 
@@ -358,7 +354,7 @@ def test_backbones_that_their_names_do_not_tell_apart_are_refused(
     monkeypatch.chdir(tmp_path)
     for seed, folder in enumerate(("a", "b")):
         checkpoint(tmp_path / folder / "model", "vit", encoder("vit", seed=seed))
-    with pytest.raises(UserError, match=f"two backbones have the name '{name}'.*: {said}"):
+    with pytest.raises(UserError, match=naming("backbones", f"'{name}'", said)):
         plan(backbones=backbones)
 
 

@@ -184,7 +184,7 @@ def test_what_cannot_be_is_refused_by_name(changes: dict[str, Any], message: str
 @pytest.mark.parametrize(("centre", "decades"), [(1e-6, 1.0), (0.9, 1.0), (1e-3, 6.0)])
 def test_a_window_outside_of_what_adamw_takes_is_refused(centre: float, decades: float) -> None:
     tuning = {"studies": 2, "points": 2, "lr": {"around": centre, "decades": decades}}
-    with pytest.raises(UserError, match=r"tuning.lr: .*LoRA.*'digits'"):
+    with pytest.raises(UserError, match=naming("tuning.lr", "LoRA", "'digits'")):
         make_plan(suite(tuning=tuning))
 
 

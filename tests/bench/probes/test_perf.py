@@ -17,6 +17,8 @@ from bench.probes import perf
 from bench.probes.floor import OneBias
 from methods import METHODS, Geometry, Site, UnknownNameError, UserError
 
+from ...messages import naming
+
 TINY = ("--backbone", "tiny-random-vit", "--device", "cpu", "--batch", "2")
 
 
@@ -63,7 +65,7 @@ def test_of_all_what_does_not_suit_the_backbone_is_left_out_with_a_warning(
 
     monkeypatch.setattr(METHODS.get("cara"), "check", refuse)
     backbone = load("tiny-random-vit")
-    with pytest.warns(UserWarning, match="left out: CaRA takes no such"):
+    with pytest.warns(UserWarning, match=naming("left out", "CaRA")):
         contenders = perf.contenders(["all"], ["isorank"], backbone)
     assert "CaRA" not in {contender.label for contender in contenders}
     with pytest.raises(UserError, match="takes no such"):

@@ -31,6 +31,7 @@ from bench.store.store import Store
 from bench.training.trial import Resources, run_trial
 from methods import Adapter, Geometry, Site, UserError, create, from_identity
 
+from ...messages import naming
 from ...methods.toy import ToyBackbone, scatter
 from ..synthetic import GEOMETRY, TRUE_RANKS, registered, true_update
 from ..toy_suites import suite, write
@@ -174,7 +175,7 @@ def test_a_shared_head_is_part_of_no_query_head() -> None:
 
 
 def test_an_adapter_without_attention_or_factors_is_refused() -> None:
-    with pytest.raises(UserError, match="changes no attention projection"):
+    with pytest.raises(UserError, match="attention projection"):
         spectrum(attached({"name": "head_only"}), SMALL)
     with pytest.raises(UserError, match="no low-rank factors"):
         spectrum(attached({"name": "peft", "type": "LOHA", "rank": 2}), SMALL)
@@ -276,13 +277,13 @@ def test_a_run_that_cannot_be_analysed_ends_with_2(finished: Any, call: Call, tm
 
 
 def test_a_plot_that_could_not_be_written_is_refused_beforehand(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--plot .*accepted endings are \.png, \.svg, \.pdf"):
+    with pytest.raises(UserError, match=naming("--plot", ".png, .svg, .pdf")):
         prepare_plot(tmp_path / "new" / "x.txt")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--plot .*cannot be written: File exists"):
+    with pytest.raises(UserError, match=naming("--plot", "File exists")):
         prepare_plot(tmp_path / "file" / "x.png")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UserError, match=r"--plot .*cannot be written: Is a directory"):
+    with pytest.raises(UserError, match=naming("--plot", "Is a directory")):
         prepare_plot(tmp_path / "folder.png")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.png"}
     prepare_plot(tmp_path / "new" / "x.png")

@@ -292,9 +292,7 @@ def test_a_storage_that_cannot_be_used_ends_with_2(tmp_path: Path, new_store: Ne
 
 @pytest.mark.parametrize("scheme", ["mysql", "nothing", "postgresql+psycopg2"])
 def test_no_error_shows_a_storage_s_password(scheme: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"cannot use --storage {re.escape(scheme)}://127.0.0.1:9/x"
-    ) as error:
+    with pytest.raises(UserError, match=naming("--storage", f"{scheme}://127.0.0.1:9/x")) as error:
         open_storage(f"{scheme}://me:secret@127.0.0.1:9/x")
     assert "secret" not in str(error.value)
 

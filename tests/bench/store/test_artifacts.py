@@ -25,6 +25,7 @@ from bench.store.connect import StoreError
 from bench.store.store import Store
 from methods import UserError
 
+from ...messages import naming
 from ..toy_runs import SHORT, Ran, executed, run
 from ..toy_suites import VISION, plan
 
@@ -70,7 +71,7 @@ def test_changed_predictions_are_not_read(store: Store) -> None:
     path = store.artifact(record, Artifact.PREDICTIONS)
     assert path is not None
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ChangedError, match=rf"predictions.parquet of run {record.run_id} \(head only"):
+    with pytest.raises(ChangedError, match=naming("predictions.parquet", record.run_id, "head only")):
         store.artifact(record, Artifact.PREDICTIONS)
     store.client.delete_tag(record.run_id, Tag.HASHES)
     (older,) = store.records()
@@ -83,7 +84,7 @@ def test_a_tag_that_holds_no_hashes(store: Store, tag: str) -> None:
     (record,) = store.records()
     store.client.set_tag(record.run_id, Tag.HASHES, tag)
     (record,) = store.records()
-    with pytest.raises(UserError, match=rf"run {record.run_id}: its tag 'sha256' holds no hashes"):
+    with pytest.raises(UserError, match=naming(record.run_id, "'sha256'")):
         store.artifact(record, Artifact.CONFIG)
 
 

@@ -30,6 +30,7 @@ from bench.store.store import Store
 from methods import UserError
 from tools.stress.scenarios import first_killed, first_statements
 
+from ...messages import naming
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan, write
 
@@ -81,7 +82,7 @@ def test_a_run_that_cannot_be_read_shows_no_password(monkeypatch: pytest.MonkeyP
     client: Any = SimpleNamespace(search_experiments=refuse)
     monkeypatch.setattr(trained, "connect", lambda *_, **__: client)
     with (
-        pytest.raises(UserError, match="cannot be read from http://host/: no answer from") as error,
+        pytest.raises(UserError, match=naming("http://host/", "no answer")) as error,
         trained.stored_trial(uri, "0123"),
     ):
         pass

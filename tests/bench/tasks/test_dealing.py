@@ -17,6 +17,7 @@ from bench.tasks.reading import text_content
 from bench.tasks.task import SplitName
 from methods.errors import UserError
 
+from ...messages import naming
 from .toy_tasks import WORDS, ToyText
 
 
@@ -65,7 +66,7 @@ def test_groups_are_kept_together_across_duplicates() -> None:
 
 def test_split_without_some_class_is_an_error() -> None:
     labels = [int(i == 0) for i in range(100)]
-    with pytest.raises(UserError, match="'toy-text': its validation split has no example of yes"):
+    with pytest.raises(UserError, match=naming("'toy-text'", "validation", "yes")):
         dealt(ToyText(), Examples([f"text {i}" for i in range(100)], labels, range(100)))
 
 
@@ -87,7 +88,7 @@ def test_a_suite_deals_other_shares_of_a_task_under_another_identity() -> None:
     }
     assert task.identity_hash() != ToyText().identity_hash()
     official: list[SplitName] = ["train"] * 199 + ["test"]
-    with pytest.raises(UserError, match=r"'toy-text': fractions go with splits that are dealt"):
+    with pytest.raises(UserError, match=naming("'toy-text'", "fractions")):
         deal(task, examples.labels, examples.ids, list(examples.inputs), None, official)
 
 
@@ -108,13 +109,13 @@ def test_a_row_of_a_suite_asks_for_shares() -> None:
     assert row.lookup().identity_hash() != TaskRow(task="digits").lookup().identity_hash()
     assert TaskRow.model_validate(row.model_dump(mode="json")) == row
     assert "fractions" not in TaskRow(task="digits").model_dump()
-    with pytest.raises(ValidationError, match="percentages of train, validation and test that add up to 100"):
+    with pytest.raises(ValidationError, match=naming("train, validation and test", 100)):
         TaskRow.model_validate({"task": "digits", "fractions": [20, 20, 50]})
 
 
 @pytest.mark.parametrize("name", ["cola", "metamath"])
 def test_shares_of_what_is_official_are_refused_before_the_data_are_there(name: str) -> None:
-    with pytest.raises(UserError, match=f"'{name}': fractions go with splits that are dealt"):
+    with pytest.raises(UserError, match=naming(f"'{name}'", "fractions")):
         TaskRow(task=name, fractions=(20, 20, 60)).lookup()
     assert TaskRow(task="eurosat", fractions=(20, 20, 60)).lookup().fractions == (20, 20, 60)
 
@@ -122,7 +123,7 @@ def test_shares_of_what_is_official_are_refused_before_the_data_are_there(name: 
 def test_sizes_are_held_against_other_shares_of_a_known_number() -> None:
     task = TaskRow(task="digits", fractions=(20, 20, 60)).lookup()
     check_use(task, (359, None, 1078), (None,))
-    with pytest.raises(UserError, match="train_size must be at most 359 or so, 20 % of the 1797 examples"):
+    with pytest.raises(UserError, match=naming("train_size", 359, 1797)):
         check_use(task, (500, None, None), (None,))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from methods.errors import UserError
 
+from ...messages import naming
 from .toy_tasks import task
 
 JSON: dict[str, tuple[list[Any], str]] = {
@@ -55,7 +56,7 @@ def test_groups_in_json_are_of_one_kind_in_the_whole_file(tmp_path: Path) -> Non
         return [str(group) for group in own.examples().groups or ()]
 
     assert groups(3, 4, 5, 6.5, 7) == ["3", "4", "5", "6.5", "7"]
-    with pytest.raises(UserError, match="line 3: column 'who' should hold numbers, got 'five'"):
+    with pytest.raises(UserError, match=naming("line 3", "'who'", "numbers", "'five'")):
         groups(3, 4, "five", "six")
 
 
@@ -66,5 +67,5 @@ def test_an_answer_in_json_is_what_stands_there_whatever_the_others_are(tmp_path
     own = task(tmp_path, jsonl="r.jsonl", prompt="q", answer="a")
     assert list(own.examples().labels) == ["2", "2.5", "true", "three", "4.0", "false", "  x"]
     (tmp_path / "r.jsonl").write_text('{"q": "a", "a": "1"}\n{"q": "b", "a": [2]}')
-    with pytest.raises(UserError, match=r"line 2: column 'a' should hold texts, got \[2\]"):
+    with pytest.raises(UserError, match=naming("line 2", "'a'", "texts", "[2]")):
         task(tmp_path, jsonl="r.jsonl", prompt="q", answer="a")

@@ -139,7 +139,7 @@ def test_classes_in_another_order_are_reordered_and_other_names_rename(tmp_path:
         assert class_of_each(task(tmp_path, **described, classes=classes)) == [
             renamed[animal] for animal in animals
         ]
-    with pytest.raises(UserError, match=r"row 1: label '1' \('bee'\) is none of the classes"):
+    with pytest.raises(UserError, match=naming("row 1", "'1'", "'bee'", "classes")):
         task(tmp_path, **described, classes=["ant", "cat"])
 
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> Non
 @pytest.mark.parametrize("before", [2, 100_000])
 def test_a_row_in_another_encoding_is_named(tmp_path: Path, row: bytes, before: int) -> None:
     (tmp_path / "r.csv").write_bytes(b"body,stars\n" + b"a,1\n" * before + row + b"b,0\n")
-    with pytest.raises(UserError, match=f"r.csv, line {before + 2}: .*UTF-8"):
+    with pytest.raises(UserError, match=naming("r.csv", f"line {before + 2}", "UTF-8")):
         task(tmp_path, csv="r.csv", text="body", label="stars")
 
 
@@ -271,12 +271,10 @@ def test_a_blank_value_is_a_hole_in_every_format(tmp_path: Path, kind: str, colu
     where: dict[str, Any] = {kind: f"r.{kind}", "group": "who"}
     if kind == "hub":
         where = {"hub": "me/news", "source": {"local": str(tmp_path)}, "classes": ["a", "b"]}
-    with pytest.raises(
-        UserError, match=rf"(line [89]|row 7): no value in column '{column}'|no text in row 7"
-    ):
+    with pytest.raises(UserError, match=rf"(line [89]|row 7): .*('{column}'|no text)"):
         task(tmp_path, **where, text="body", label="stars").examples()
     if kind != "hub" and column != "who":
-        with pytest.raises(UserError, match=f"no value in column '{column}'"):
+        with pytest.raises(UserError, match=naming("no value", f"'{column}'")):
             task(tmp_path, **where, prompt="body", answer="stars").examples()
 
 
@@ -284,7 +282,7 @@ def test_the_names_of_columns_may_take_several_lines(tmp_path: Path) -> None:
     head = '"Your review\n(honest)",body,stars\n'
     own = reviews(tmp_path, head + "".join(f"x,w{i},{i % 2}\n" for i in range(40)))
     assert list(own.examples().inputs) == [f"w{i}" for i in range(40)]
-    with pytest.raises(UserError, match=r"r.csv, line 4: no value in column .stars."):
+    with pytest.raises(UserError, match=naming("r.csv", "line 4", "stars")):
         reviews(tmp_path, head + "x,w0,1\nx,w1,\n")
 
 
@@ -326,16 +324,16 @@ def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -
 
     planned(train_size=20, test_size=6)
     (tmp_path / "r.csv").write_text(re.sub("[ab],p", "1,p", CSV))
-    with pytest.raises(UserError, match="all 28 training targets are 1"):
+    with pytest.raises(UserError, match=naming(28, 1)):
         planned(target="regression")
     (tmp_path / "r.csv").write_text(CSV)
-    with pytest.raises(UserError, match="test_size must be from 1 to 6, the size of the test split of "):
+    with pytest.raises(UserError, match=naming("test_size", 1, 6)):
         planned(test_size=7)
-    with pytest.raises(UserError, match=r"train_size must be from 1 to 28, .* as seed 0 deals it, got 29"):
+    with pytest.raises(UserError, match=naming("train_size", 1, 28, 0, 29)):
         planned(train_size=29, split="per_seed")
-    with pytest.raises(UserError, match=r"'auroc' needs .*; of a, b the test split as it is used .1. has"):
+    with pytest.raises(UserError, match=naming("'auroc'", "a, b", "test split", 1)):
         planned(test_size=1, metric="auroc")
-    with pytest.raises(UserError, match="batch_size 64 is larger than the train split, which has 28 ex"):
+    with pytest.raises(UserError, match=naming("batch_size", 64, 28)):
         planned(training={"batch_size": 64})
 
 

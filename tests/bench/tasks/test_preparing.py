@@ -16,6 +16,7 @@ import torch
 from bench.tasks import Examples, ImageSplit, TextSplit, data_key, objective, prepare
 from methods.errors import UserError
 
+from ...messages import naming
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText, splits, tokenizer
 
 
@@ -160,9 +161,9 @@ def test_size_that_the_split_does_not_have(own_cache: Path, field: str, size: in
 
 
 def test_modality_that_the_backbone_does_not_read(own_cache: Path) -> None:
-    with pytest.raises(UserError, match="'toy-text' is of modality text, the backbone reads vision"):
+    with pytest.raises(UserError, match=naming("'toy-text'", "text", "vision")):
         prepare(ToyText(), IMAGES)
-    with pytest.raises(UserError, match="'toy-images' is of modality vision, the backbone reads text"):
+    with pytest.raises(UserError, match=naming("'toy-images'", "vision", "text")):
         prepare(ToyImages(), TEXT)
 
 
@@ -172,7 +173,7 @@ def test_disk_that_fills_up_while_preparing(own_cache: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(UserError, match=r"cannot write to the cache folder .*No space left"):
+        with pytest.raises(UserError, match=naming("cache", "No space left")):
             prepare(ToyText(), TEXT)
     assert len(prepare(ToyText(), TEXT).train) == 140
 

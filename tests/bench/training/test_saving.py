@@ -157,7 +157,7 @@ def test_memory_that_runs_out_halves_the_parts_only_if_asked(monkeypatch: pytest
     tried.clear()
     events.clear()
     resources = Resources("cpu", Saving(shrink=True))
-    with pytest.warns(UserWarning, match=r"out of memory.*\d+ examples"):
+    with pytest.warns(UserWarning, match=r"memory.*\d+ examples"):
         ending = perform(made, resources, events.append)
     assert (ending.status, tried) == (Status.FINISHED, [16, 8, 4])
     assert ending.tags["provenance.micro_batch"] == "4"

@@ -191,7 +191,7 @@ def test_a_method_that_cannot_be_tried_has_its_result_all_the_same(monkeypatch: 
 
     monkeypatch.setattr(bench.training.trial, "_of_identity", refuse)
     (lora,) = trials(methods=["lora"])
-    with pytest.warns(UserWarning, match=naming("LoRA", "not on a tiny model")):
+    with pytest.warns(UserWarning, match=naming("LoRA", "tiny model")):
         ended = finished(run_trial(lora, Resources("cpu"), nothing))
     assert ended.status == Status.FINISHED
     assert Tag.CAPABILITIES not in ended.tags

@@ -287,5 +287,5 @@ def test_the_caches_are_read_whole(
 def test_what_holds_nothing_is_not_verified(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     uri = new_store(tmp_path)
     Store.create(uri, "empty")
-    with pytest.raises(UserError, match="holds no finished trial: there is nothing to verify"):
+    with pytest.raises(UserError, match="no finished trial"):
         verify(uri)
