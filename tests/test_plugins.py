@@ -49,7 +49,7 @@ def test_the_guide_shows_the_tested_package_in_under_60_lines() -> None:
     (shown,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     assert shown == (PLUGIN / "shared_down.py").read_text()
     assert len(guide.partition("## What else")[0].splitlines()) < 60
-    assert 'shared_down = "shared_down:SharedDown"' in (PLUGIN / "pyproject.toml").read_text()
+    assert '"shared_down:SharedDown"' in (PLUGIN / "pyproject.toml").read_text()
 
 
 def test_it_is_listed_with_its_counts(installed_plugin: Path, call: Call) -> None:

@@ -177,7 +177,7 @@ def test_a_store_of_other_suites_or_a_broken_one_is_no_obstacle(tmp_path: Path, 
     (tmp_path / "broken.db").write_text("no database at all")
     estimate = forecast(plan(), f"sqlite:///{tmp_path / 'broken.db'}", "cpu")
     assert counts(estimate) == {"final": ("run", 1, 1, 1)}
-    assert "cannot use the store" in estimate.notes[0]
+    assert "broken.db" in estimate.notes[0]
 
 
 def test_the_command_prints_the_forecast_and_has_it_in_its_json(call: Call, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_run_says_what_it_leaves_out_and_which_command_does_it(
     done = call("run", file, "--store", new_store(tmp_path))
     assert done.code == 0, done.err
     said = " ".join(done.err.split())
-    assert f"'toy' also has an allocation, which this does not run: `tensorbench search {file}` does." in said
+    assert f"`tensorbench search {file}`" in said
     # Called from Python with every trial stored.
     heard = Heard()
     both = suite(**changes, allocation=SEARCHED["allocation"], search={"trials": 2})

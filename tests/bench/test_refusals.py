@@ -205,8 +205,8 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_said_to_run(
     ended = call("run", write(tmp_path), "--store", new_store(tmp_path))
     assert ended.code == 2
     assert ended.out == ""
-    assert ended.err.startswith(f"error: cannot write to the cache folder {tmp_path / 'cache'}: ")
-    assert "set TENSORBENCH_CACHE to a folder of yours" in ended.err
+    assert f"{tmp_path / 'cache'}: " in ended.err
+    assert "set TENSORBENCH_CACHE" in ended.err
 
 
 def test_images_that_memory_cannot_hold_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,9 @@ def test_every_trial_of_the_plan_finishes_and_lora_in_two_blocks_runs_once(finis
 
 def test_the_terminal_shows_progress_and_a_table(finished: Ran) -> None:
     out = finished.ended.out
-    assert "toy: 8 trials, 8 to run on cpu" in out
+    assert "8 trials, 8 to run" in out
     assert out.count("✓") == 8
-    assert "movie-sentiment · tiny-random-bert · test accuracy, mean ± standard deviation" in out
+    assert re.search("movie-sentiment · tiny-random-bert · .*mean ± ", out)
     scores = [finished.by_method("LoRA", seed).metrics["score"] for seed in (0, 1)]
     mean, deviation = pd.Series(scores).mean(), pd.Series(scores).std()
     assert f"{mean:.4f} ± {deviation:.4f}" in out
@@ -195,7 +196,7 @@ def test_a_second_start_loads_nothing_and_trains_nothing(
         monkeypatch.setattr(bench.execution.inline, name, raising(AssertionError(name)))
     rerun = call("run", finished.suite, "--store", finished.uri)
     assert rerun.code == 0, rerun.err
-    assert "toy: 8 trials, 0 to run on cpu" in rerun.out
+    assert "8 trials, 0 to run" in rerun.out
     assert "The end." in rerun.out
     assert finished.store.records() == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from reports.stored import contents
 from reports.studies import StudyAnalysis
 from reports.study import Cell, Seed, kept_trials, lines_of
 
+from ..messages import naming
 from .toy_suites import VISION, write
 
 Call = Callable[..., Any]
@@ -88,7 +90,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: 
 
 def test_a_stopped_study_is_incomplete_and_goes_on_where_it_was(halves: Halves) -> None:
     assert halves.stopped == (3, 1)
-    assert "16 trials (2 of 3 studies of 4 points), 5 to run" in halves.shown
+    assert re.search(naming(16, "2 of 3 studies", 4, "5 to run"), halves.shown)
     assert "2/3" in halves.shown
     (held,) = contents(halves.first)
     assert (held.complete, held.studies_complete) == (16, 2)
@@ -211,7 +213,7 @@ def test_other_windows_do_not_merge(halves: Halves, tmp_path: Path, new_store: N
 
 def test_a_plan_shows_window_centre_and_head_rate_and_counts_points(halves: Halves, call: Call) -> None:
     out = call("plan", halves.suite, "--studies", "1,2").out
-    assert "toy: 16 trials, 2 of 3 studies of 4 points" in out
+    assert re.search(naming(16, "2 of 3 studies", 4), out)
     for shown in ("0.00158 to 0.0158", "0.005", "0.003"):
         assert shown in out
     assert call("plan", halves.suite, "--studies", "2-1").code == 2

@@ -72,7 +72,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Changed], dict[str, tupl
 def test_one_that_keeps_to_everything(check: Callable[[Changed], dict[str, tuple[str, str]]]) -> None:
     results = check(Changed(lambda backbone: None))
     assert {status for status, _ in results.values()} == {"passed"}, results
-    assert results["sites"][1] == "all 12 are run by a forward"
+    assert results["sites"][1].startswith("all 12 ")
     assert {"LoRA: merge", "LoRA: detach", "TensLoRA att_qkv_depth: state"} <= set(results)
 
 

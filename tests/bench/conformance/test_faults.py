@@ -84,4 +84,4 @@ def test_what_a_method_lacks_is_not_applicable_with_its_reason() -> None:
     results = run_checks(NeedsSquareHeads(rank=2), backbones=["vit"], checks=["count", "start", "merge"])
     assert [result.status for result in results] == ["passed", "not applicable", "not applicable"]
     assert results[0].message == "4 sizes, 12 refused"
-    assert results[1].message == "refuses this backbone: needs as many heads as channels in each"
+    assert results[1].message.startswith("refuses this backbone")

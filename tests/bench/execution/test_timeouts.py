@@ -135,7 +135,7 @@ def test_inline_says_that_it_ends_no_trial(
     assert ended.code == 0
     assert re.search(naming("trial_timeout", "--executor inline"), ended.err)
     refused = call("run", suite, "--store", new_store(tmp_path), "--trial-timeout", "soon")
-    assert (refused.code, "seconds, or a multiple" in refused.err) == (2, True)
+    assert (refused.code, bool(re.search("trial.timeout", refused.err))) == (2, True)
 
 
 def test_off_a_terminal_a_silence_is_one_line(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_what_a_preprocessor_cannot_say_is_told(case: Callable[..., Case]) -> No
     assert isinstance(plain, ImageInput)
     made.export(adapter, merged=True, force=True, model_input=replace(plain, resize=40))
     readme = (made.folder / "README.md").read_text()
-    assert "squashed to 40×40 pixels (bilinear), of which the central 32×32 are cut out" in readme
+    assert re.search(r"40×40 pixels \(bilinear\).* 32×32", readme)
     assert "shifted by up to a pixel" not in readme
 
 
@@ -355,7 +355,7 @@ def test_no_file_names_a_folder_of_this_machine(
     assert [file.name for file in texts if here in file.read_text(encoding="utf-8")] == []
     if made.spec.local and not merged:
         readme = (made.folder / "README.md").read_text(encoding="utf-8").replace("\\_", "_")
-        assert f"a checkpoint of your own, '{made.backbone.info.name}'" in readme
+        assert f"'{made.backbone.info.name}'" in readme
         assert readme.count(made.backbone.info.weights_hash) == 2
 
 

@@ -104,7 +104,7 @@ def test_a_full_check_sees_what_size_and_time_do_not_show() -> None:
     result = check_cache()
     assert (result.files, result.unhashed) == (3, [])
     (fault,) = result.faults
-    assert f"{folder / 'a.txt'} in the cache is not as it was made" in fault
+    assert f"{folder / 'a.txt'}" in fault
     cache_module.manifest(folder).unlink()
     assert check_cache() == CacheCheck(0, [], [folder])
 

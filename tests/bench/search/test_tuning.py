@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -54,15 +55,15 @@ def test_a_plan_names_the_tuning_trials_and_leaves_the_final_ones_open(call: Cal
     assert {(trial.recipe.epochs, trial.recipe.steps) for trial in tuning.trials} == {(1, None)}
     assert all(row.trials == {0: None, 1: None} for row in made.stored().rows)
     shown = call("plan", write(tmp_path, **CHANGES)).out
-    assert "toy: 9 tuning trials, seeds 7; final seeds 0,1" in shown
-    assert "The final trials are known once the tuning trials have ended." in shown
+    assert re.search("9 tuning trials.* 7;.* 0,1", shown)
+    assert re.search("final trials.* once", shown)
 
 
 def test_every_method_is_tuned_alike_then_run_on_the_final_seeds(tuned: tuple[Path, str, Any]) -> None:
     _, uri, ended = tuned
     assert ended.code == 0, ended.err
-    assert "toy: 9 tuning trials, 9 to run on cpu" in ended.out
-    assert "toy: 6 trials, 6 to run on cpu" in ended.out
+    assert "9 tuning trials, 9 to run" in ended.out
+    assert "6 trials, 6 to run" in ended.out
     records = Store.existing(uri, "toy").records()
     phases = Counter((r.tags.get("phase"), r.tags["evaluated"]) for r in records)
     assert phases == {("tuning", "validation"): 9, (None, "test"): 6}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bench.store import changes
 from bench.store.changes import changed_trials
 from bench.store.store import Store
 
+from ...messages import naming
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan, write
 
@@ -35,14 +37,14 @@ def messages(store: Store, made: Plan) -> list[str]:
 
 def test_trials_that_differ_in_one_field_are_told_of_with_what_keeps_them(store: Store) -> None:
     (message,) = messages(store, plan(methods=METHODS, seeds=[0, 1, 2], training=SHORT))
-    assert message.startswith("4 finished trials here differ in recipe.adapter_weight_decay ")
+    assert re.match(naming(4, "recipe.adapter_weight_decay"), message)
     assert message.endswith(f": adapter_weight_decay: {AS_HEAD}")
 
 
 def test_fields_that_differ_together_are_one_message(store: Store) -> None:
     (message,) = messages(store, plan(seeds=[1], training={**SHORT, "select": "last"}))
-    assert message.startswith("1 finished trial here differs in recipe.adapter_weight_decay ")
-    assert " and recipe.select (loss there, last now) alone" in message
+    assert re.match(naming(1, "recipe.adapter_weight_decay"), message)
+    assert "recipe.select (loss there, last now)" in message
 
 
 def test_nothing_is_said_and_read_where_nothing_would_run_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -396,11 +397,11 @@ def test_gc_lists_what_is_left_over_and_cleans_it_when_asked(store: Store, call:
         "refused/r",
     ):
         assert line in listed.out
-    assert "4 to be deleted or closed: with --delete" in listed.out
+    assert re.search("^4 .*--delete", listed.out, re.M)
     assert (len(names(store)), len(signs(store)), len(store.running())) == (2, 1, 1)
     assert "Deleted or closed 4" in call("verify", "--leftovers", "toy", "--store", store.uri, "--delete").out
     assert (names(store), signs(store), store.running()) == ([], [], [])
-    assert "Nothing is left over" in call("verify", "--leftovers", "--store", store.uri).out
+    assert "Nothing is left" in call("verify", "--leftovers", "--store", store.uri).out
     assert (store.outbox / "refused" / "r").exists()
 
 
@@ -421,6 +422,6 @@ def test_gc_leaves_a_driver_elsewhere_alone_that_gives_a_sign(
     monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(claims.time, "sleep", pass_time)
     ended = call("verify", "--leftovers", "--store", store.uri, "--delete")
-    assert "waiting for a sign of life of 2 driver(s)" in ended.err
+    assert "2 driver(s)" in ended.err
     assert signs(store) == [far.driver]
     assert len(names(store)) == 2

@@ -285,7 +285,7 @@ def test_the_step_at_which_the_loss_was_lost_is_told(watch: Watch) -> None:
         next(iter(adapter.named_parameters().values())).data.fill_(float("nan"))
 
     seen = watch(meddle=poison)
-    assert str(seen.error) == "the loss is nan at step 1"
+    assert str(seen.error).endswith("nan at step 1")
 
 
 def test_a_state_that_breaks_on_the_test_split_only_is_no_result(
