@@ -54,9 +54,9 @@ def test_of_ranks_with_one_count_the_first_is_named() -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("RANDLORA", r"9,000 parameters at rank 1 and 4,680 at rank 2; give its rank"),
-        ("TINYLORA", r"960 parameters at rank 1 and 960 at rank 2; give its rank"),
-        ("GRALORA", r"r should be divisible by gralora_k.*; give its rank, not a budget"),
+        ("RANDLORA", "rank 1 and 4,680"),
+        ("TINYLORA", "960 parameters at rank 1"),
+        ("GRALORA", "gralora_k.*rank"),
     ],
 )
 def test_a_type_that_no_budget_can_size_asks_for_its_rank(kind: str, reason: str) -> None:
@@ -68,13 +68,13 @@ def test_a_type_that_no_budget_can_size_asks_for_its_rank(kind: str, reason: str
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("init_lora_weights", "pissa_niter_4", "'pissa_niter_4' does not fit here: it changes the backbone"),
-        ("init_lora_weights", "olora", "'olora' does not fit here: it changes the backbone"),
-        ("init_lora_weights", "eva", "'eva' does not fit here: it needs a pass over data first"),
+        ("init_lora_weights", "pissa_niter_4", "'pissa_niter_4' does not"),
+        ("init_lora_weights", "olora", "'olora' does not"),
+        ("init_lora_weights", "eva", "'eva' does not"),
         ("inference_mode", True, "it would train nothing"),
         ("exclude_modules", ["query"], "use targets"),
         ("target_parameters", ["weight"], "use targets"),
-        ("layer_replication", [[0, 2]], "the backbone keeps its layers"),
+        ("layer_replication", [[0, 2]], "keeps its layers"),
         ("trainable_token_indices", [1], "embeddings stay frozen"),
     ],
 )

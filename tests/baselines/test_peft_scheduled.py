@@ -140,13 +140,13 @@ def test_adalora_counts_what_is_left_and_stores_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 4, "config": {"init_r": 4}}, "rank of 4 on average, which should be below config.init_r"),
-        ({"config": {"total_step": 9}}, "config.total_step cannot be set: the recipe says"),
-        ({"config": {"r": 9}}, "config.r cannot be set: use rank"),
-        ({"config": {"tinit": -1}}, "config.tinit: should be a whole number of at least 0"),
-        ({"type": "LILY", "config": {"num_B": 1}}, "config.num_B: should be a whole number of at least 2"),
-        ({"type": "LORA", "config": {"kasa_config": {}}}, "it has a loss term of its own"),
-        ({"type": "ADAMSS", "config": {"use_asa": True}}, "it wants a call after every step"),
+        ({"rank": 4, "config": {"init_r": 4}}, "config.init_r"),
+        ({"config": {"total_step": 9}}, "config.total_step"),
+        ({"config": {"r": 9}}, "config.r cannot"),
+        ({"config": {"tinit": -1}}, "config.tinit.* at least 0"),
+        ({"type": "LILY", "config": {"num_B": 1}}, "config.num_B.* at least 2"),
+        ({"type": "LORA", "config": {"kasa_config": {}}}, "loss term"),
+        ({"type": "ADAMSS", "config": {"use_asa": True}}, "after every step"),
     ],
 )
 def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:

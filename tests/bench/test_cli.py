@@ -208,10 +208,10 @@ def test_python_m_bench_is_the_same_program(call: Call) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sedes": [1]}, "unknown field 'sedes'; did you mean 'seeds'"),
-        ({"methods": ["lroa"]}, "unknown method 'lroa': did you mean 'lora'"),
+        ({"sedes": [1]}, "'sedes'.*'seeds'"),
+        ({"methods": ["lroa"]}, "'lroa'.*'lora'"),
         ({"tasks": [MOVIES]}, "no backbone is"),
-        ({"budgets": [{"parameters": 1}]}, "below the smallest possible"),
+        ({"budgets": [{"parameters": 1}]}, "smallest"),
         ({"tasks": [{**DIGITS, "train_size": 10**6}]}, "train_size must be from 1 to 1259"),
     ],
 )
@@ -222,7 +222,7 @@ def test_bad_input_ends_with_2_before_any_training_and_without_a_traceback(
     ended = call("run", write(tmp_path, **changes), "--store", uri)
     assert ended.code == 2
     assert ended.err.startswith("error: ")
-    assert message in ended.err
+    assert re.search(message, ended.err)
     assert "Traceback" not in ended.err + ended.out
     assert Store.create(uri, "toy").records() == []
 

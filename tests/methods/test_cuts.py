@@ -243,9 +243,9 @@ def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_
         ({"variant": "qkv", "factorization": "cp", "cuts": {}}, r"cuts: .* should be tucker \(got cp\)"),
         ({"variant": "qkv", "factorization": "tt", "cuts": {}}, r"cuts: .* should be tucker \(got tt\)"),
         ({"variant": "qkv", "cuts": {"start": 1}}, naming("cuts.start", 1, 1)),
-        ({"variant": "qkv", "cuts": {"first": 0.7}}, "first: should be below last, which is 0.6"),
+        ({"variant": "qkv", "cuts": {"first": 0.7}}, "first: .*0.6"),
         ({"variant": "qkv", "cuts": {"begin": 2}}, r"unknown field 'cuts\.begin'.*accepted are first"),
-        ({"variant": "qkv", "cuts": 3}, "cuts: should be a mapping"),
+        ({"variant": "qkv", "cuts": 3}, "cuts: .*mapping"),
     ],
 )
 def test_cuts_that_cannot_be_are_told(options: dict[str, Any], message: str) -> None:

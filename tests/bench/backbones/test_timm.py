@@ -59,9 +59,9 @@ def test_timm_at_another_image_size(timm_file: tuple[Any, Path]) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("swin_tiny_patch4_window7_224", "SwinTransformer.* is no plain vision transformer"),
-        ("convnext_atto", "ConvNeXt.* is no plain vision transformer"),
-        ("eva02_tiny_patch14_224", "does not run at 224 pixels with its qkv split"),
+        ("swin_tiny_patch4_window7_224", "SwinTransformer"),
+        ("convnext_atto", "ConvNeXt"),
+        ("eva02_tiny_patch14_224", "224 pixels"),
         ("vit_bse_patch16_224", naming("'vit_bse_patch16_224'", "vit_base_patch16_224")),
     ],
 )

@@ -265,8 +265,8 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("preprocessor_config.json", b"{", "cannot be read: Expecting property name"),
-        ("preprocessor_config.json", b"\xff", "cannot be read: 'utf-8' codec"),
+        ("preprocessor_config.json", b"{", "Expecting property name"),
+        ("preprocessor_config.json", b"\xff", "'utf-8' codec"),
         ("preprocessor_config.json", b"[1]", naming("JSON", "[1]")),
         (
             "preprocessor_config.json",

@@ -173,8 +173,8 @@ def test_pairs_are_put_in_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("verbalizer", "backbone", "said"),
     [
-        (ANSWERS, "tiny-random-bert", "verbalizer needs a backbone that answers prompts, a decoder"),
-        (ANSWERS | {"words": ["a", "b", "c"]}, "tiny-random-llama", "words has 3, for the 2 classes"),
+        (ANSWERS, "tiny-random-bert", "verbalizer.*a decoder"),
+        (ANSWERS | {"words": ["a", "b", "c"]}, "tiny-random-llama", "words has 3"),
         (ANSWERS | {"prompt": "why?"}, "tiny-random-llama", r"prompt: should have \{text\} in it"),
         (
             ANSWERS | {"prompt": "{first} or {second}?"},
@@ -182,8 +182,8 @@ def test_pairs_are_put_in_as_they_are() -> None:
             r"verbalizer.prompt should have \{text\} in it, .* single texts, got '\{first\} or",
         ),
         (ANSWERS | {"prompt": "{text} or {first}?"}, "tiny-random-llama", r"should have \{text\} in it"),
-        (ANSWERS | {"words": [" ", "b"]}, "tiny-random-llama", "every class needs words, not only spaces"),
-        (ANSWERS | {"words": ["b", "b"]}, "tiny-random-llama", "b stands there twice"),
+        (ANSWERS | {"words": [" ", "b"]}, "tiny-random-llama", "words, not only"),
+        (ANSWERS | {"words": ["b", "b"]}, "tiny-random-llama", "b stands"),
     ],
 )
 def test_bad_verbalizers_are_refused_before_any_work(

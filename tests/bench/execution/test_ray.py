@@ -128,9 +128,9 @@ def test_the_words_of_the_wire_come_back_as_they_are(cluster: RayCluster) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "mps"}, "accepted are auto, cpu and cuda"),
+        ({"device": "mps"}, "cpu and cuda"),
         ({"device": "cpu", "slots_per_device": 2}, naming("--slots-per-device", "GPUs")),
-        ({"device": "cuda"}, "no node of the Ray cluster has a GPU"),
+        ({"device": "cuda"}, "has a GPU"),
     ],
 )
 def test_what_a_cluster_cannot_do_is_told_and_leaves_no_connection(

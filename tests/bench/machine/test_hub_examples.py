@@ -158,10 +158,10 @@ def test_images_squashed_then_cut_and_not_normalised(online: Hub) -> None:
         ({"task": "eurosat", "normalize": False}, r"'tasks.0.normalize'; did you mean 'normalise'"),
         ({"task": "eurosat", "split": "per-seed"}, r"tasks.0.split.*did you mean 'per_seed'"),
         ({"task": "eurosat", "source": {"lcoal": "x"}}, r"'tasks.0.source.lcoal'; did you mean 'local'"),
-        ({"task": "eurosat", "source": {"local": "x", "hub": "a/b"}}, "a local folder, or a hub repository"),
+        ({"task": "eurosat", "source": {"local": "x", "hub": "a/b"}}, "hub repository"),
         (
             {"task": "digits", "source": {"local": "x"}},
-            "task 'digits' brings its own data and takes no source",
+            "'digits'.*source",
         ),
         ({"task": "cola", "training": {"augmentation": ["flip"]}}, "augmentation applies to images only"),
     ],

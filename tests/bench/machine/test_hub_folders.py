@@ -147,13 +147,13 @@ def broken(folder: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("no folder", "there is no folder"),
-        ("no validation", r"no parquet file of validation; it needs those of the data set nyu-mll/glue"),
-        ("another configuration", "no parquet file of train, validation"),
+        ("no folder", "no folder"),
+        ("no validation", "validation.*nyu-mll/glue"),
+        ("another configuration", "train, validation"),
         ("half", "has 1 of 2 files of train"),
-        ("two layouts", r"has the files of train more than once: .*cola/train\*, .*cola/train/\*"),
-        ("columns", "the train split has no column 'sentence': .* it has sentence1, sentence2"),
-        ("classes", "the train split has 3 classes, not 2"),
+        ("two layouts", r"train.*cola/train\*, .*cola/train/\*"),
+        ("columns", "'sentence': .* sentence1, sentence2"),
+        ("classes", "3 classes, not 2"),
         (
             "another order",
             "the train split numbers its classes as acceptable, unacceptable, and the task as un",

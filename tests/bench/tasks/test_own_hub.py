@@ -27,9 +27,9 @@ SUITES = Path(__file__).parents[3] / "suites"
         (
             ["yes", "no"],
             ["yes", "no"],
-            "the train split numbers its classes as yes, no, and the task as no, yes",
+            "train.*yes, no,.*no, yes",
         ),
-        (["0", "1"], ["1", "0"], "the test split numbers its classes as 1, 0, and the train split as 0, 1"),
+        (["0", "1"], ["1", "0"], "test.*1, 0,.*train.*0, 1"),
     ],
 )
 def test_a_hub_s_numbers_mean_one_class_each(
