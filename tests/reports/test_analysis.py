@@ -37,7 +37,7 @@ def test_a_lost_run_costs_its_pair_and_nothing_else(analysis: Analysis) -> None:
     lotr, depth = compared(isorank)["LoTR"], compared(isoparameters)["TensLoRA depth"]
     assert (lotr.effect.pairs, lotr.lost, depth.effect.pairs, depth.lost) == (14, 1, 14, 1)
     assert compared(isorank)["TensLoRA att"].lost == 0
-    assert any("Seed pairs were lost of 1 method (†)" in note for note in isorank.notes)
+    assert any("1 method (†)" in note for note in isorank.notes)
 
 
 def test_what_follows_if_a_diverged_run_scores_the_floor(analysis: Analysis) -> None:
@@ -61,17 +61,15 @@ def test_a_setting_that_has_not_been_run_keeps_nobody_out(tmp_path: Path, new_st
     only = block(analyse(read(uri, ["small"])), "isorank 2")
     assert only.settings == (("digits", "tiny-random-vit"),)
     assert [c.method for c in only.comparisons] == ["TensLoRA att"]
-    assert any(
-        "Too few methods have finished runs on textile · tiny-random-vit" in note for note in only.notes
-    )
+    assert any("textile · tiny-random-vit" in note for note in only.notes)
 
 
 def test_what_differs_and_what_does_not_is_said(analysis: Analysis) -> None:
     by_method = compared(block(analysis, "isorank 2"))
     # Edges of +8, −1 and −9 of 200 examples; seeds are paired, so their shared noise cancels.
-    assert str(by_method["TensLoRA att"].verdict) == "better by more than the threshold"
+    assert by_method["TensLoRA att"].verdict == Verdict(Answer.BEYOND, "better")
     assert by_method["TensLoRA att"].effect.difference == pytest.approx(0.04, abs=0.004)
-    assert str(by_method["TensLoRA depth"].verdict) == "worse by more than the threshold"
+    assert by_method["TensLoRA depth"].verdict == Verdict(Answer.BEYOND, "worse")
     assert by_method["TensLoRA qkv"].verdict.answer in (Answer.WITHIN, Answer.UNDECIDED)
     assert by_method["TensLoRA att"].effect.pairs == 15
     assert "LoRA" not in by_method
@@ -143,7 +141,7 @@ def test_predictions_beyond_the_limit_are_not_read_and_that_is_told(
     limited = analyse(study)
     isorank = block(limited, "isorank 2")
     assert isorank.without_examples
-    assert any("reads the predictions of 20 runs at most" in note for note in limited.notes)
+    assert any("20 runs at most" in note for note in limited.notes)
 
 
 def test_predictions_that_are_not_those_of_the_score_do_not_count(
@@ -154,9 +152,7 @@ def test_predictions_that_are_not_those_of_the_score_do_not_count(
         return made and dataclasses.replace(made, score=made.score - 0.01 * ("TensLoRA" in row.title))
 
     analysis = analyse(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
-    assert any(
-        "Predictions of 2 runs do not give the score that is stored" in note for note in analysis.notes
-    )
+    assert any("Predictions of 2 runs" in note for note in analysis.notes)
     assert block(analysis, "isorank 2").without_examples
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.records.stored_plan import Tuned
 
+from ..messages import naming
 from .made_up import BUDGET, rich_of
 
 
@@ -15,7 +17,7 @@ def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, chec
     results = rich_of(script, checkout)
     below = [cell for cell in results.study.all_cells if cell.budget == BUDGET and cell.task == "digits"]
     text = script("answers.cautions").cautions(results, below)
-    assert "Failed or diverged: TensLoRA depth on digits, seed 3 (diverged)." in text
+    assert "TensLoRA depth on digits, seed 3 (diverged)" in text
     assert "Below the mean of the head alone: no seed." in text
     assert "grid" not in text
 
@@ -40,7 +42,7 @@ def test_an_adapter_that_left_the_head_alone_is_named(script: Any, checkout: Pat
     # As if the head alone had scored the same.
     results.cells = lambda task, budget: {"head only": lora}
     text = script("answers.cautions").cautions(results, [lora])
-    assert "Within 0.10 points of the head alone on every seed: LoRA on digits." in text
+    assert re.search("0.10 points.*: LoRA on digits", text)
 
 
 def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, checkout: Path) -> None:
@@ -51,7 +53,7 @@ def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, checkout: P
         for cell, edge in zip(results.study.all_cells, edges, strict=False)
     ]
     text = script("answers.cautions").cautions(results, cells)
-    assert text.startswith("Chosen on an edge of the grid: 2 of 3 points (1 in rate, 2 in scale).")
+    assert re.match(naming("edge of the grid", 2, 3, "1 in rate", "2 in scale"), text)
     assert "budget" not in text
 
 

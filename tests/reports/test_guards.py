@@ -133,4 +133,6 @@ def test_tied_points_of_a_search_are_told(tmp_path: Path, new_store: NewStore) -
     run = store.begin(Kind.SEARCH, "search", {}, "driver")
     store.keep(run, Artifact.SEARCH, search_found(by="loss", trials=points, best=points[1]))
     store.end(run, Status.FINISHED)
-    assert list(guards(read_experiment(store))) == ["search: 1 other point tied with the best of the search."]
+    assert [note.partition(" tied")[0] for note in guards(read_experiment(store))] == [
+        "search: 1 other point"
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
     done = write_report(uri, ["small", "other"], tmp_path / "out", ["html"], mixed=True)
     assert {m.what for m in done.mixtures if m.serious} == {"evaluate"}
     assert "training epochs" in {m.what for m in done.mixtures if not m.serious}
-    assert "These scores do not compare." in (tmp_path / "out" / "index.html").read_text()
+    assert "do not compare" in (tmp_path / "out" / "index.html").read_text()
     # LoRA of both experiments appears, with distinct labels.
     assert {"LoRA", "LoRA · other"} <= set(done.analysis.study.cells["method"])
 
@@ -87,7 +88,7 @@ def test_nothing_compares_what_is_measured_otherwise(
     # Side by side, each is compared with its own experiment's reference.
     first, second = analyse(mixed).blocks
     assert not {*first.methods} & {*second.methods}
-    assert any(f"{what} " in note and "no verdict compares them" in note for note in second.notes)
+    assert any(f"{what} " in note and "no verdict" in note for note in second.notes)
     sides = {"small": read(two, ["small"]), "other": changed(read(two, ["other"]))}
     monkeypatch.setattr("reports.compare.read", lambda _, names: sides[names[0]])
     moves = compare(("", "small"), ("", "other")).moves
@@ -109,4 +110,5 @@ def test_other_library_versions_are_flagged(tmp_path: Path, new_store: NewStore)
         return dataclasses.replace(made, tags={"provenance.version_torch": f"2.{trial.seed}"})
 
     mixtures = recipes.find_mixtures(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
-    assert [str(m) for m in mixtures] == ["version of torch differs: 2.0 (2 trials); 2.1 (2 trials)"]
+    assert len(mixtures) == 1
+    assert re.search(naming("torch", "2.0 (2", "2.1 (2"), str(mixtures[0]))

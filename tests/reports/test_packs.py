@@ -19,6 +19,7 @@ from reports.report import write_report
 from reports.site.build import site_files
 from reports.site.published import packs_in
 
+from ..messages import naming
 from ..packs import Files, changed, edit_json, packed
 from .made_up import Call, NewStore, plan_of, store
 
@@ -60,17 +61,17 @@ def test_the_commands_take_packs(small: str, pack: Path, tmp_path: Path, call: C
     file = tmp_path / "again.tensorbench.zip"
     done = call("pack", "small", "--store", small, "--out", file)
     assert done.code == 0, done.err
-    assert re.search(r"Wrote 4 trials of small to .*again\.tensorbench\.zip \(0\.\d MiB\)\.", done.out)
+    assert re.search(r"\b4 trials of small .*again\.tensorbench\.zip \(0\.\d MiB\)", done.out)
     assert file.read_bytes() == pack.read_bytes()
     out = tmp_path / "report"
     done = call("report", file, pack, "--out", out, "--format", "csv", "--store", "sqlite:///none.db")
     assert done.code == 0, done.err
-    assert "on the suite run" not in done.out
+    assert "suite run" not in done.out
     assert len((out / "tables" / "seeds.csv").read_text().splitlines()) == 5
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for written, there in ((4, 0), (0, 4)):
         merged = call("unpack", file, pack, "--store", uri)
-        assert f"small: {written} trials written, {there} were there." in merged.out, merged.err
+        assert re.search(naming("small", written, there), merged.out), merged.err
     done = call("report", "small", "--against", file, "--store", uri, "--json")
     assert done.code == 0, done.err
     assert "same trials" in done.out

@@ -111,7 +111,7 @@ def test_points_whose_runs_failed_cannot_be_chosen(tuned: Callable[..., Analysis
 def test_a_single_point_leaves_nothing_to_choose(tuned: Callable[..., Analysis]) -> None:
     analysis = tuned({"trials": 1})
     assert set(analysis.evidence.tuning.values()) == {0.0}
-    assert any("2 cells of 2 had a single point" in note for note in analysis.notes)
+    assert any("2 cells of 2" in note and "single" in note for note in analysis.notes)
 
 
 def test_tuning_that_is_not_stored_is_unknown_and_said(tuned: Callable[..., Analysis]) -> None:
@@ -121,7 +121,7 @@ def test_tuning_that_is_not_stored_is_unknown_and_said(tuned: Callable[..., Anal
 
     analysis = tuned(result=unread)
     assert analysis.evidence.tuning == {}
-    assert any("tuning of 2 cells of 2 cannot be repeated" in note for note in analysis.notes)
+    assert any("2 cells of 2" in note and "repeated" in note for note in analysis.notes)
     (comparison,) = analysis.blocks[0].comparisons
     assert comparison.interval == comparison.at_chosen_points
 

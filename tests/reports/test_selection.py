@@ -16,6 +16,7 @@ from reports.analysis import Block, analyse
 from reports.reading import read
 from reports.selection import Selection
 
+from ..messages import naming
 from ..stored import write
 from . import made_up
 from .browsing import page_of
@@ -32,7 +33,7 @@ def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> Non
     assert set(block.cells) == set(chosen)
     assert alone.effect.difference == among.effect.difference
     assert alone.interval[1] - alone.interval[0] < among.interval[1] - among.interval[0]
-    assert part.notes[0].startswith(f"A part (methods LoRA, TensLoRA att; budgets {full_block.budget}): ")
+    assert f"(methods LoRA, TensLoRA att; budgets {full_block.budget})" in part.notes[0]
 
 
 def test_another_reference_turns_the_sign(rich: str) -> None:
@@ -172,14 +173,14 @@ def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
     pair = Selection(pairs=[("TensLoRA att", "TensLoRA att · wider")])
     assert set(read(uri, names, pair).cells["method"]) == {"TensLoRA att", "TensLoRA att · wider"}
     (block,) = analyse(read(uri, names, Selection(pairs=[("LoRA · wider", "LoRA")]))).blocks
-    assert "training batch_size 64 against 8" in str(block.no_reference)
+    assert re.search(naming("batch_size", 64, 8), str(block.no_reference))
 
 
 def test_the_page_of_pairs_says_the_level_and_what_each_difference_is_from(rich: str, tmp_path: Path) -> None:
     selection = Selection(pairs=PAIRS[:3], budgets=["isorank"])
     page = page_of(analyse(read(rich, ["rich"], selection)), tmp_path).read_text(encoding="utf-8")
-    assert "at 97.5% for each of the 2 references" in page
-    assert page.count("simultaneously with 97.5%, those of all 2 references together with 95%") == 2
+    assert re.search(naming("97.5%", "2 references"), page)
+    assert len(re.findall("97.5%, [^%]* 2 references [^%]*95%", page)) == 2
     results = re.search('id="results".*?id="reference"', page, re.S)
     assert results is not None
     # LoTR has two differences in one row and a verdict for each.

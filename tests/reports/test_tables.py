@@ -122,7 +122,7 @@ def test_averages_are_of_one_metric_and_hold_the_claim(tmp_path: Path, new_store
     text = tables.latex(analysis)
     (att,) = [line for line in text.splitlines() if "TensLoRA att" in line]
     assert att.count(r"$^\uparrow$") == 2
-    assert "Against LoRA over all settings of the metric" in text
+    assert "Against LoRA over" in text
     assert "| mean accuracy |" in tables.markdown(analysis, [])
 
 
@@ -242,7 +242,7 @@ def test_the_markdown_table_is_exactly_so(tmp_path: Path, new_store: NewStore) -
 
     text = tables.markdown(analyse(read(store(tmp_path, new_store, plan, result_of), ["small"])), [])
     assert GOLDEN in text
-    assert "† seeds are missing; the mean is of those that are there." in text
+    assert "† seeds are missing" in text
 
 
 EVIL = "<script>alert(1)</script> & 50% $x_1$ {#} ~^\\ | *b*"

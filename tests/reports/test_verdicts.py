@@ -22,7 +22,7 @@ from reports.analysis import Analysis, Block, analyse
 from reports.board import boards, heats
 from reports.comparisons import AgainstReference
 from reports.findings import findings, on_part
-from reports.inference.effects import Answer
+from reports.inference.effects import Answer, Verdict
 from reports.inference.intervals import simultaneous
 from reports.reading import read
 from reports.recipes import TUNING as TUNING_NAMES
@@ -83,7 +83,7 @@ def test_rows_of_another_recipe_are_never_compared(analysed: Callable[..., Analy
     assert all(block.comparisons == () for block in analysis.blocks)
     notes = of(analysis, "isorank 2 · recipe 2").notes
     assert "training epochs 30 against 10" in notes[0]
-    assert "no verdict compares them" in notes[0]
+    assert "no verdict" in notes[0]
     assert notes[1].startswith("LoRA ")
     assert "training epochs 10 against 30" in notes[1]
 
@@ -205,7 +205,7 @@ def test_metrics_are_never_averaged_and_have_thresholds_of_their_own(
     assert [block.threshold for block in with_threshold] == [0.01, 0.05]
     with pytest.raises(UserError, match=naming("accuracy, matthews", "accuracy=0.01 matthews=0.02")):
         analyse(analysis.study, 0.03)
-    assert any("Scores are of several metrics (accuracy, matthews)" in note for note in analysis.notes)
+    assert any("(accuracy, matthews)" in note for note in analysis.notes)
 
 
 def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: NewStore) -> None:
@@ -242,7 +242,7 @@ def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: N
             ]
         )
     assert claims[0] == claims[1]
-    assert "TensLoRA att', 'better by more than the threshold'" in str(claims[0])
+    assert "TensLoRA att', 'better by" in str(claims[0])
     assert numbers[0] == pytest.approx(numbers[1])
     # Predictions that contradict the score are reported as well.
     mismatch = "do not give the score that is stored"
@@ -266,7 +266,7 @@ def test_what_is_equal_is_shown_to_be_with_little_noise(analysed: Callable[..., 
 
 
 def test_a_large_difference_is_beyond(analysed: Callable[..., Analysis]) -> None:
-    assert str(only(analysed(scores(-0.06, noise=0.005), {})).verdict) == "worse by more than the threshold"
+    assert only(analysed(scores(-0.06, noise=0.005), {})).verdict == Verdict(Answer.BEYOND, "worse")
 
 
 # --- bad input ---
@@ -282,8 +282,8 @@ def test_two_seeds_have_no_interval_and_no_verdict(
     assert comparison.intervals == (None,)
     assert (cell.low, cell.high) == (None, None)
     assert of(analysis).design is None
-    assert any("too little is known of how much training varies" in note for note in analysis.notes)
-    assert any("share fewer than 3 seeds with LoRA" in note for note in of(analysis).notes)
+    assert any("training varies" in note for note in analysis.notes)
+    assert any("3 seeds with LoRA" in note for note in of(analysis).notes)
     assert f"no interval: {len(seeds)} seed" in page_of(analysis, tmp_path).read_text()
 
 
@@ -356,7 +356,7 @@ def test_answers_that_are_no_numbers_are_wrong_ones(
 def test_experiments_of_other_seeds_have_no_pairs(analysed: Callable[..., Analysis]) -> None:
     analysis = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"seeds": [5, 6, 7, 8, 9]})
     assert of(analysis).comparisons == ()
-    assert any("shares no finished seed with LoRA" in note for note in of(analysis).notes)
+    assert any("no finished seed" in note for note in of(analysis).notes)
     ranking = of(analysis).ranking
     assert ranking is not None
     assert (ranking.letters, ranking.ranks.low) == (None, None)

@@ -209,7 +209,7 @@ def test_memory_that_runs_out_is_told_as_such_and_gaps_say_that_they_need_a_card
     assert not tables.failures(rows)
     assert {"simulated: no card", "failed: out of memory", "equal"} <= {row["came"] for row in rows}
     (row,) = gaps.gaps("cpu", "tiny-random-vit", 2, ["lora"])
-    assert row["synchronisations a step"] == "not measured: no card"
+    assert "no card" in row["synchronisations a step"]
 
 
 def test_so_many_workers_are_busy_at_once() -> None:

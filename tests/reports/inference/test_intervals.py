@@ -12,7 +12,7 @@ from sklearn.metrics import matthews_corrcoef
 
 from bench.metrics import METRICS
 from reports.inference.crossed import of_groups, of_seeds, of_seeds_and_examples, over_settings
-from reports.inference.effects import Answer, effect, verdict
+from reports.inference.effects import Answer, Verdict, effect, verdict
 from reports.inference.intervals import LEVEL, Array, Error, simultaneous, t_half
 
 
@@ -164,5 +164,5 @@ def test_the_verdict_is_what_the_interval_says(interval: tuple | None, answer: A
 
 
 def test_no_threshold_leaves_nothing_within_it() -> None:
-    assert str(verdict((0.001, 0.002), 0.0)) == "better by more than the threshold"
-    assert str(verdict((-0.001, 0.002), 0.0)) == "undecided"
+    assert verdict((0.001, 0.002), 0.0) == Verdict(Answer.BEYOND, "better")
+    assert verdict((-0.001, 0.002), 0.0) == Verdict(Answer.UNDECIDED)
