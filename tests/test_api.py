@@ -25,7 +25,7 @@ def test_every_public_name_has_words_that_render(api: types.ModuleType, tmp_path
     assert 'id="Method.fit"' in (tmp_path / "methods.html").read_text(encoding="utf-8")
 
 
-def test_a_name_without_words_and_words_about_nothing_are_told(
+def test_missing_docstrings_and_unknown_names_are_reported(
     api: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "undocumented.py").write_text(

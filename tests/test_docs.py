@@ -138,7 +138,7 @@ def test_every_table_has_a_heading() -> None:
     ("page", "names"),
     [("README.md", ["my_suite", "mine"]), ("docs/start.md", ["mine"]), ("docs/guides/own-data.md", ["mine"])],
 )
-def test_suites_on_pages_are_taken_as_they_stand(tmp_path: Path, page: str, names: list[str]) -> None:
+def test_suites_printed_on_pages_validate(tmp_path: Path, page: str, names: list[str]) -> None:
     rows = "".join(f"words {number},{number % 2}\n" for number in range(200))
     (tmp_path / "data").mkdir()
     for file in ("reviews.csv", "data/reviews.csv"):

@@ -83,7 +83,7 @@ def test_it_passes_the_conformance_checks(installed_plugin: Path, call: Call) ->
     assert "shared_down" in checked.out
 
 
-def test_one_that_fails_to_import_is_named_and_the_rest_goes_on(
+def test_a_failing_import_is_named_and_other_plugins_work(
     installed_plugin: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "broken-1.0.dist-info"

@@ -46,7 +46,7 @@ def test_the_nearest_rank_is_the_nearest_of_all(kind: str, targets: Any, budget:
     assert fitted not in counts or fitted == min(c for c in counts if abs(c - budget) == abs(fitted - budget))
 
 
-def test_of_ranks_with_one_count_the_first_is_named() -> None:
+def test_the_first_of_ranks_with_equal_counts_is_named() -> None:
     # LoKr takes full matrices from some rank on.
     assert Peft(type="LOKR").fit(GEOMETRY, 10_000).size == (3,)
 

@@ -149,7 +149,7 @@ def test_adalora_counts_what_is_left_and_stores_nothing_else() -> None:
         ({"type": "ADAMSS", "config": {"use_asa": True}}, "after every step"),
     ],
 )
-def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         create("peft", **{"type": "ADALORA", **options})
 

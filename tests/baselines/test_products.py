@@ -70,7 +70,7 @@ class TestCDKA(ProductOracle):
         assert 0.99 * bound < start["A.query"].abs().max() <= bound
 
     @pytest.mark.parametrize("option", ["r1", "r2"])
-    def test_what_does_not_divide_a_side_is_refused(self, option: str) -> None:
+    def test_factors_that_do_not_divide_a_side_are_refused(self, option: str) -> None:
         with pytest.raises(UserError, match=rf"{option} should divide .*got 7"):
             create("cdka", rank=2, **{option: 7}).count(BASE)
 
@@ -167,7 +167,7 @@ class TestKAdaptation(ProductOracle):
         shapes = [geometry.shape(name) for name in geometry.having(self.method().projections)]
         return geometry.layers * rank * sum(out + in_ for out, in_ in shapes) + 2 * len(shapes) * 2**2
 
-    def test_what_does_not_divide_a_side_is_refused(self) -> None:
+    def test_factors_that_do_not_divide_a_side_are_refused(self) -> None:
         with pytest.raises(UserError, match=naming("products", 7)):
             create("kadaptation", rank=2, products=7).count(BASE)
 

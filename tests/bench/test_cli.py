@@ -41,7 +41,7 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
 
 
 @pytest.mark.processes
-def test_whoever_reads_a_few_lines_only_stops_nothing() -> None:
+def test_a_closed_pipe_stops_nothing() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     with open(theirs, "w") as nobody_reads:

@@ -77,7 +77,7 @@ def test_the_door_opens_at_once_and_has_what_it_says() -> None:
         bench.run_suit  # noqa: B018
 
 
-def test_what_python_gives_otherwise_than_the_command_line_is_refused(tmp_path: Path) -> None:
+def test_python_arguments_of_the_wrong_form_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"methods: .*'lora'"):
         bench.Part(methods="lora")
     with pytest.raises(UserError, match=naming("'auto'", "cpu or cuda")):
@@ -147,7 +147,7 @@ def test_a_suite_is_searched_and_allocated_and_heard_of(tmp_path: Path, new_stor
 
 
 @pytest.mark.parametrize("start", [bench.run_suite, bench.search_suite])
-def test_what_cannot_be_is_an_error_and_leaves_no_worker(
+def test_impossible_placements_are_errors_and_leave_no_worker(
     monkeypatch: pytest.MonkeyPatch, start: Callable[..., object]
 ) -> None:
     stopped: list[bool] = []

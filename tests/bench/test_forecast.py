@@ -159,7 +159,7 @@ def test_stored_trials_tell_time_and_memory_and_what_is_left(tmp_path: Path, new
     assert forecast(made, uri, "cpu").parts[0].seconds == 0
 
 
-def test_what_tuning_has_chosen_is_known(tmp_path: Path, new_store: NewStore) -> None:
+def test_stored_tuning_choices_are_read(tmp_path: Path, new_store: NewStore) -> None:
     made, uri = plan(**TUNED), new_store(tmp_path)
     store = stored(uri, made.of("tuning"), ended())
     assert {name: part[-1] for name, part in counts(forecast(made, uri, "cpu")).items()} == {

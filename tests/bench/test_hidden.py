@@ -43,7 +43,7 @@ def python(folder: Path, *arguments: str, path: str = HOME) -> subprocess.Comple
 
 @pytest.mark.parametrize("kind", ["package", "module", "folder"])
 @pytest.mark.parametrize("name", ["methods", "baselines", "reports"])
-def test_what_hides_a_package_is_named_on_import(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_hiding_folder_is_named_on_import(tmp_path: Path, name: str, kind: str) -> None:
     place = tmp_path / name
     if kind == "module":
         place = tmp_path / f"{name}.py"

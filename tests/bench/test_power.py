@@ -145,7 +145,7 @@ def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("option", [("--sd", "0.007"), ("--threshold", "accuracy=0.02")])
-def test_what_is_of_power_is_refused_without_it(option: tuple[str, str], call: Call, tmp_path: Path) -> None:
+def test_options_of_power_are_refused_without_it(option: tuple[str, str], call: Call, tmp_path: Path) -> None:
     ended = call("plan", write(tmp_path), *option)
     assert ended.code == 2
     assert f"{option[0]} needs --power" in ended.err

@@ -49,7 +49,7 @@ def test_the_list_counts_each_suites_trials(ran: Ran, call: Call) -> None:
     assert listed["latest"] >= max(record.started for record in ran.store.records())
 
 
-def test_trials_that_the_plan_has_no_more_are_others(
+def test_trials_removed_from_the_plan_count_as_others(
     call: Call, new_store: Callable[[Path], str], tmp_path: Path
 ) -> None:
     before = run(tmp_path, new_store, call, VISION, methods=["head_only"], training=SHORT)
@@ -154,7 +154,7 @@ def test_a_failed_trial_is_shown_with_its_traceback(ran: Ran, call: Call) -> Non
     assert read["configuration"]["recipe.lr"] == "1e+30"
 
 
-def test_an_id_of_none_and_the_beginning_of_several_are_told(ran: Ran, call: Call) -> None:
+def test_unknown_and_ambiguous_ids_are_refused(ran: Ran, call: Call) -> None:
     first, second = (ran.by_method(name).trial_id for name in ("LoRA", "LoRA [lr=1e+30, steps=3]"))
     unknown = call("show", "zz", "--store", ran.uri)
     assert unknown.code == 2

@@ -54,5 +54,5 @@ class _Rigid(LoTR):
         return adapter
 
 
-def test_what_a_method_cannot_do_is_not_told() -> None:
+def test_missing_capabilities_are_not_listed() -> None:
     assert capabilities(_Rigid(rank=2)) == ("exports as LoRA", "unequal shapes")

@@ -248,7 +248,7 @@ def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_
         ({"variant": "qkv", "cuts": 3}, "cuts: .*mapping"),
     ],
 )
-def test_cuts_that_cannot_be_are_told(options: dict[str, Any], message: str) -> None:
+def test_impossible_cuts_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         create("tenslora", **options)
 

@@ -184,7 +184,7 @@ def test_a_backbone_that_is_recomputed_as_a_whole() -> None:
     assert_same(results[1:], results[:1])
 
 
-def test_of_two_whole_forwards_none_is_taken_for_the_other() -> None:
+def test_two_forwards_in_one_checkpoint_are_refused() -> None:
     backbone, _ = training(**DROPPING[0])
     module = backbone.module
     logits = checkpoint(lambda x: module(x) - module(2 * x), backbone.inputs(), use_reentrant=False)

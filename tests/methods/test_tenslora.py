@@ -279,7 +279,7 @@ def test_free_ranks_and_unfit_backbones_are_refused_before_anything_is_built() -
         assert all(parameter.requires_grad for parameter in untouched.module.parameters())
 
 
-def test_where_heads_are_no_mode_their_order_is_no_other_trial() -> None:
+def test_the_order_of_heads_without_a_head_mode_keeps_the_id() -> None:
     for variant in VARIANTS:
         first, second = (sized(variant, heads=heads).identity() for heads in ("aligned", "interleaved"))
         assert (first == second) == ("att" not in variant)

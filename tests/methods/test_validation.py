@@ -47,7 +47,7 @@ def test_true_and_false_are_no_numbers(values: dict[str, Any]) -> None:
         validate(Counted, values, "here")
 
 
-def test_true_and_false_are_taken_where_they_may_stand_and_whole_numbers_for_others() -> None:
+def test_booleans_are_accepted_only_where_declared() -> None:
     values = {"number": 3, "rates": [1, 2.5], "flag": True, "overrides": {"a": True}, "either": True}
     assert validate(Counted, values, "here").model_dump() == {**values, "rates": (1.0, 2.5)}
 
@@ -84,7 +84,7 @@ def test_a_later_field_is_in_an_identity_only_where_it_says_what_was_not_done_be
     assert identity(other) == {"rate": 0.1, "clip": None, "compile": True, "crops": ["left"]}
 
 
-def test_an_identity_of_some_fields_has_no_others() -> None:
+def test_an_identity_of_selected_fields_has_only_these() -> None:
     other = Trained(rate=0.1, compile=True)
     assert identity(other, include={"clip", "compile", "crops"}) == {"clip": None, "compile": True}
 

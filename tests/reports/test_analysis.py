@@ -40,7 +40,7 @@ def test_a_lost_run_costs_its_pair_and_nothing_else(analysis: Analysis) -> None:
     assert any("1 method (†)" in note for note in isorank.notes)
 
 
-def test_what_follows_if_a_diverged_run_scores_the_floor(analysis: Analysis) -> None:
+def test_diverged_runs_scored_at_the_floor(analysis: Analysis) -> None:
     depth = compared(block(analysis, "isoparameters 2"))["TensLoRA depth"]
     assert depth.if_floor is not None
     # The head alone is 40 of 200 examples below LoRA, on one of 15 pairs instead of 9.
@@ -64,7 +64,7 @@ def test_a_setting_that_has_not_been_run_keeps_nobody_out(tmp_path: Path, new_st
     assert any("textile · tiny-random-vit" in note for note in only.notes)
 
 
-def test_what_differs_and_what_does_not_is_said(analysis: Analysis) -> None:
+def test_verdicts_separate_different_from_equal_methods(analysis: Analysis) -> None:
     by_method = compared(block(analysis, "isorank 2"))
     # Edges of +8, −1 and −9 of 200 examples; seeds are paired, so their shared noise cancels.
     assert by_method["TensLoRA att"].verdict == Verdict(Answer.BEYOND, "better")
@@ -134,7 +134,7 @@ def test_test_examples_count_from_the_stored_predictions(analysis: Analysis) -> 
     assert att.effect.error.examples > 0
 
 
-def test_predictions_beyond_the_limit_are_not_read_and_that_is_told(
+def test_predictions_beyond_the_limit_are_not_read_and_a_note_says_so(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "MOST_PREDICTIONS", 20)

@@ -107,7 +107,7 @@ def test_in_short_what_is_told_apart_has_numbers_and_the_rest_is_counted(script:
     )
 
 
-def test_what_is_not_all_there_has_no_answer(script: Any, checkout: Path, tmp_path: Path) -> None:
+def test_incomplete_results_have_no_answer(script: Any, checkout: Path, tmp_path: Path) -> None:
     # LoTR lacks a seed of movie-sentiment.
     asked_question = question(script, "a", "isorank 2", {"LoRA": ("LoTR",)})
     answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked_question)
@@ -137,7 +137,7 @@ def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
     ]
 
 
-def test_it_is_the_sites_where_only_lora_on_others_differs(script: Any) -> None:
+def test_only_lora_on_other_sites_differing_points_to_the_sites(script: Any) -> None:
     compared_lines = lines(
         script,
         {
@@ -153,7 +153,7 @@ def test_it_is_the_sites_where_only_lora_on_others_differs(script: Any) -> None:
     assert sentences == ["LoRTA: **the sites**.", "CaRA: **the tensor**.", "FacT-TT: **undecided**."]
 
 
-def test_it_was_the_interleaving_where_the_twin_is_worse(script: Any) -> None:
+def test_a_worse_twin_points_to_the_interleaving(script: Any) -> None:
     pairs = script("answers.questions").COMPARED[1].pairs
     worse = ("TensLoRA att_qkv (heads=interleaved)", "TensLoRA att_qkv")
     assert worse in pairs
@@ -233,7 +233,7 @@ def test_two_rankings_of_the_same_rows_agree(
     assert (answer.state, answer.short) == ("unfinished: 50 of 100 trials", "")
 
 
-def test_what_a_search_chose_stands_beside_the_heuristic(
+def test_the_choice_of_a_search_is_compared_with_the_heuristic(
     script: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks, results = script("answers.ranks"), rich_of(script, checkout)

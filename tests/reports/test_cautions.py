@@ -13,7 +13,7 @@ from ..messages import naming
 from .made_up import BUDGET, rich_of
 
 
-def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, checkout: Path) -> None:
+def test_failures_and_scores_below_the_head_alone_are_named(script: Any, checkout: Path) -> None:
     results = rich_of(script, checkout)
     below = [cell for cell in results.study.all_cells if cell.budget == BUDGET and cell.task == "digits"]
     text = script("answers.cautions").cautions(results, below)

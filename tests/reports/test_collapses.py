@@ -88,7 +88,7 @@ def of(study: Study) -> list[tuple[str, int, int]]:
 # --- what a collapse is ---
 
 
-def test_it_is_measured_by_the_head_alone_and_else_by_the_methods_own_median(
+def test_collapses_are_measured_by_the_head_or_else_the_methods_median(
     stored: Callable[..., str],
 ) -> None:
     low = {("LoRA", "digits", 1): 650}
@@ -98,7 +98,7 @@ def test_it_is_measured_by_the_head_alone_and_else_by_the_methods_own_median(
     assert of(read(stored(results_with(low), FIVE), ["small"])) == [("LoRA", 1, 5)]
 
 
-def test_it_is_also_one_near_guessing_unless_all_methods_are(stored: Callable[..., str]) -> None:
+def test_scores_near_guessing_are_collapses_unless_all_methods_guess(stored: Callable[..., str]) -> None:
     def head(right: int) -> dict[tuple[str, str, int], int]:
         return {("head only", "digits", seed): right for seed in range(5)}
 
@@ -125,7 +125,7 @@ def test_tuning_trials_of_the_chosen_point_count(tmp_path: Path, new_store: NewS
     assert of(read(tuned(uri, plan, result), ["small"])) == [("LoRA", 1, 7)]
 
 
-def test_what_tunes_nothing_has_all_of_its_tuning_trials_counted(tmp_path: Path, new_store: NewStore) -> None:
+def test_all_tuning_trials_of_an_untunable_method_are_counted(tmp_path: Path, new_store: NewStore) -> None:
     methods = ["head_only", "converged_head", *SMALL["methods"]]
     tuning = {"trials": 2, "seeds": [7, 8], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
     uri, plan = new_store(tmp_path), plan_of(**FIVE | {"methods": methods, "tuning": tuning})

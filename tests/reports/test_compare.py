@@ -166,7 +166,9 @@ def test_a_lost_run_costs_its_pair(tmp_path: Path, new_store: NewStore) -> None:
     assert att.moved
 
 
-def test_what_is_measured_otherwise_is_not_compared(call: Call, tmp_path: Path, new_store: NewStore) -> None:
+def test_scores_measured_differently_are_not_compared(
+    call: Call, tmp_path: Path, new_store: NewStore
+) -> None:
     made = new_store(tmp_path)
     write(made, plan_of(**FIVE | {"name": "before"}), result)
     other = {"name": "after", "tasks": [{"task": "digits", "test_size": 100}]}
@@ -180,7 +182,7 @@ def test_what_is_measured_otherwise_is_not_compared(call: Call, tmp_path: Path, 
     )
 
 
-def test_what_changed_and_what_only_one_has_is_named(uri: str) -> None:
+def test_changes_and_rows_in_one_experiment_only_are_named(uri: str) -> None:
     comparison = compare((uri, "before"), (uri, "after"))
     assert [(c.what, c.before, c.after, c.cells) for c in comparison.changes] == [
         ("training lr", "0.001", "0.002", 2),
@@ -251,7 +253,7 @@ def test_without_common_cells_nothing_is_said_to_be_equal(
     assert equal in call("report", "c", "--against", "a", "--store", made).out
 
 
-def test_what_cannot_be_compared_is_refused(call: Call, uri: str) -> None:
+def test_incomparable_experiments_are_refused(call: Call, uri: str) -> None:
     with pytest.raises(UserError, match="compared with itself"):
         compare((uri, "before"), (uri, "before"))
     ended = call("report", "afetr", "--against", "before", "--store", uri)

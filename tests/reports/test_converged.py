@@ -75,7 +75,7 @@ def study(uri: str) -> Study:
     return read(uri, ["small"])
 
 
-def test_it_is_first_in_the_terminal_and_on_the_page_where_no_adapter_beats_it(
+def test_the_converged_head_comes_first_where_no_adapter_beats_it(
     uri: str, study: Study, tmp_path: Path
 ) -> None:
     (sentence,) = cautions.unbeaten(study.all_cells)

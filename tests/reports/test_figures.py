@@ -140,7 +140,7 @@ def test_each_mark_carries_its_own_text(drawn: dict[str, Drawn]) -> None:
         assert "<a" not in figure.svg()
 
 
-def test_what_lacks_seeds_is_hollow_and_never_faint(drawn: dict[str, Drawn]) -> None:
+def test_cells_missing_seeds_are_hollow_and_never_faint(drawn: dict[str, Drawn]) -> None:
     """Faint points mark methods that another method significantly beats."""
     dots = drawn["score-vs-parameters-1"].figure.axes[0].collections
     assert [dot.get_alpha() for dot in dots if not len(dot.get_facecolor())] == [1]
@@ -176,7 +176,7 @@ def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[
     assert any(word.startswith("outside: head only") for word in words)
 
 
-def test_what_lies_outside_of_a_panel_is_not_named_beside_it(drawn: dict[str, Drawn]) -> None:
+def test_points_outside_a_panel_are_not_labelled(drawn: dict[str, Drawn]) -> None:
     """A line from the name to a point outside would squeeze the panel."""
     for name, figure in drawn.items():
         if name.startswith("score-vs"):

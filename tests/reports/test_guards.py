@@ -68,7 +68,7 @@ def test_trainings_that_worked_have_no_warning(tmp_path: Path, new_store: NewSto
         ({Measure.SELECTED_LOSS: 0.41, Measure.GUESSING_LOSS: 0.41}, "constant answer"),
     ],
 )
-def test_what_did_not_work_is_named(
+def test_ineffective_trainings_are_named(
     tmp_path: Path, new_store: NewStore, measures: dict[str, float], sign: str
 ) -> None:
     (warning,) = results_with(tmp_path, new_store, {"LoRA": measures})
@@ -116,7 +116,7 @@ def test_few_points_and_ties_of_tuning_are_told_on_the_page(tmp_path: Path, new_
     assert tie.endswith("LoRA.")
 
 
-def test_tied_points_of_a_search_are_told(tmp_path: Path, new_store: NewStore) -> None:
+def test_tied_points_of_a_search_are_noted(tmp_path: Path, new_store: NewStore) -> None:
     store = write(new_store(tmp_path), planned(methods=["lora"]), lambda trial, row: Result(0.6))
     points = tuple(
         SearchPoint(

@@ -141,7 +141,7 @@ def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(drawn:
     assert "?" not in drawn.current_url
 
 
-def test_what_is_of_all_tasks_says_so_where_one_is_chosen(shown: webdriver.Chrome) -> None:
+def test_numbers_over_all_tasks_say_so_when_one_is_selected(shown: webdriver.Chrome) -> None:
     pick(shown, "task", "digits")
     for section in ("reference", "ranks"):
         headings = seen(shown, f"[aria-labelledby={section}] .part > h3")

@@ -167,7 +167,7 @@ def test_predictions_that_cannot_be_read_are_named(results: Results) -> None:
             broken.predictions  # noqa: B018
 
 
-def test_nothing_to_load_is_told() -> None:
+def test_loading_no_experiment_is_refused() -> None:
     with pytest.raises(UserError, match="at least one experiment"):
         bench.load_results()
 

@@ -47,7 +47,7 @@ def test_another_reference_turns_the_sign(rich: str) -> None:
     assert comparison.effect.difference == pytest.approx(-other.effect.difference)
 
 
-def test_a_reference_of_another_budget_is_taken_from_where_it_stands(rich: str) -> None:
+def test_a_reference_of_another_budget_is_found_there(rich: str) -> None:
     selection = Selection(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
     (block, *_) = [
         candidate for candidate in analyse(read(rich, ["rich"], selection)).blocks if candidate.comparisons
@@ -128,7 +128,7 @@ def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: st
         (Selection(pairs=[("head only", "LoRA")], budgets=["isorank 2"]), "'head only' has no row among"),
     ],
 )
-def test_what_is_not_there_is_refused(rich: str, selection: Selection, reason: str) -> None:
+def test_missing_rows_are_refused(rich: str, selection: Selection, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         read(rich, ["rich"], selection)
 
@@ -147,7 +147,7 @@ def test_pairs_that_say_nothing_or_too_much_are_refused(pairs: dict[str, Any], r
         Selection(**pairs)
 
 
-def test_what_has_a_size_of_its_own_is_named_as_in_tables() -> None:
+def test_rows_of_fixed_size_are_named_as_in_tables() -> None:
     def row(method: str, budget: str | None, *ranks: int) -> PlannedRow:
         return PlannedRow.model_construct(method=method, budget=budget, ranks=ranks)
 

@@ -219,7 +219,7 @@ def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(
     assert budget_headings == [("isorank 2", "2 settings"), ("isoparameters 2", "2 settings")]
 
 
-def test_a_suite_tuned_by_studies_stands_beside_the_others(
+def test_a_suite_tuned_by_studies_is_listed_with_the_others(
     results: Path, tmp_path: Path, new_store: NewStore
 ) -> None:
     uri = new_store(tmp_path)
@@ -262,7 +262,7 @@ def test_the_index_says_where_nothing_can_be_claimed(results: Path, tmp_path: Pa
     assert "Nothing can be" in str(site_files([few])["index.html"])
 
 
-def test_what_is_said_of_a_method_is_what_its_report_says(site: Files) -> None:
+def test_the_methods_page_agrees_with_its_report(site: Files) -> None:
     lines = table(site, "leaderboard.csv").query("suite == 'small'").set_index("method")
     compared = table(site, "suites/small/tables/comparisons.csv").set_index("method")
     method = lines.loc["TensLoRA att"]
@@ -406,7 +406,7 @@ def test_every_method_has_an_equation_of_its_own_text() -> None:
     assert lora.paragraphs[0].text.startswith("ΔW = B·A")
 
 
-def test_what_stands_behind_an_underscore_is_below_the_line() -> None:
+def test_text_after_an_underscore_becomes_a_subscript() -> None:
     renderings = {
         "ΔW_{ℓ,p} < gate_pq": "ΔW<sub>ℓ,p</sub> &lt; gate<sub>pq</sub>",
         "B_ℓ·A_ℓᵀ": "B<sub>ℓ</sub>·A<sub>ℓ</sub>ᵀ",

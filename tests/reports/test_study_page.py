@@ -267,7 +267,7 @@ ONE_TASK: dict[str, Any] = {"tasks": ["digits"], "backbones": ["tiny-random-vit"
 
 
 @pytest.mark.parametrize("methods", [["lotr", "fact_tt"], ["lora"], ["lora", "converged_head"]])
-def test_what_cannot_be_compared_is_shown_without_a_verdict(
+def test_incomparable_cells_are_shown_without_a_verdict(
     methods: list[str], tmp_path: Path, new_store: NewStore
 ) -> None:
     uri = new_store(tmp_path)

@@ -112,7 +112,7 @@ def test_a_method_without_any_result_has_no_mean(summary: Summary) -> None:
     assert (depth["finished"], depth["failed"], depth["failures"]) == (0, 3, "diverged, out of memory")
 
 
-def test_it_is_complete_only_if_every_seed_of_every_row_is(summary: Summary) -> None:
+def test_a_summary_is_complete_only_with_every_seed_of_every_row(summary: Summary) -> None:
     assert not summary.complete
     lora = summary.cells[summary.cells["method"] == "LoRA"]
     assert Summary("", lora, summary.seeds).complete
@@ -146,7 +146,7 @@ def test_a_narrow_terminal_shows_names_and_scores_whole(summary: Summary) -> Non
         assert text in shown.getvalue()
 
 
-def test_what_two_budgets_share_and_never_ran_is_missing_once(tmp_path: Path, new_store: NewStore) -> None:
+def test_missing_trials_shared_by_two_budgets_count_once(tmp_path: Path, new_store: NewStore) -> None:
     budgets = [{"isorank": 2}, {"isoparameters": 2}]
     plan = make_plan(validate(Suite, {**SUITE, "methods": ["lora"], "budgets": budgets}, "suite"))
     store = Store.create(new_store(tmp_path), "toy")

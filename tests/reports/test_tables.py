@@ -127,7 +127,7 @@ def test_averages_are_of_one_metric_and_hold_the_claim(tmp_path: Path, new_store
 
 
 @pytest.mark.parametrize("tasks", [["digits"], ["digits", "textile"]])
-def test_what_has_no_score_has_no_mark(tmp_path: Path, new_store: NewStore, tasks: list[str]) -> None:
+def test_cells_without_score_have_no_mark(tmp_path: Path, new_store: NewStore, tasks: list[str]) -> None:
     backbones = ["tiny-random-vit", "random-vit-small"]
 
     def result_of(trial: Trial, row: Row) -> Result | None:
@@ -279,9 +279,7 @@ def test_names_are_escaped_everywhere(tmp_path: Path, new_store: NewStore) -> No
 HIDDEN = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c\x1b"
 
 
-def test_what_turns_text_around_is_spelled_out_wherever_it_is_read(
-    tmp_path: Path, new_store: NewStore
-) -> None:
+def test_direction_controls_are_escaped_everywhere(tmp_path: Path, new_store: NewStore) -> None:
     name = f"LoRA{HIDDEN}%"
     plan = plan_of(**SMALL, closing=f"Closing {HIDDEN}")
     rows = tuple(row.model_copy(update={"method": f"{row.title}{name}", "task": name}) for row in plan.rows)

@@ -14,7 +14,7 @@ from reports.thresholds import thresholds
 Call = Callable[..., Any]
 
 
-def test_what_is_not_asked_for_is_the_default_of_the_metric() -> None:
+def test_unset_thresholds_are_the_metrics_default() -> None:
     assert thresholds(["accuracy", "matthews", "f1"], {"accuracy": 0.03}) == {
         "accuracy": 0.03,
         "matthews": 0.02,
@@ -38,7 +38,7 @@ def test_a_number_alone_holds_for_one_metric() -> None:
         ({"accuracy": "0.1"}, "threshold of accuracy: expected a number of at least 0 (got '0.1')"),
     ],
 )
-def test_what_no_metric_can_have_is_refused(requested: Any, said: str) -> None:
+def test_impossible_thresholds_are_refused(requested: Any, said: str) -> None:
     with pytest.raises(UserError) as error:
         thresholds(["accuracy", "matthews"], requested)
     assert said in str(error.value)

@@ -118,7 +118,7 @@ def test_tuning_alone_is_nothing_to_report_yet(tmp_path: Path, new_store: NewSto
         read(uri, ["tuned"])
 
 
-def test_what_a_search_stored_is_reported(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+def test_stored_searches_are_reported(tmp_path: Path, new_store: NewStore, call: Call) -> None:
     uri = new_store(tmp_path)
     suite = toy_suites.write(
         tmp_path, search={"trials": 2, "lr": [5e-4, 5e-2]}, training={"steps": 2, "batch_size": 16}
@@ -143,7 +143,7 @@ def test_a_searched_suite_whose_own_rows_never_ran_says_so(tmp_path: Path, new_s
     assert any("own rows" in note for note in done.analysis.notes)
 
 
-def test_runs_that_repeat_a_trial_are_told(tmp_path: Path, new_store: NewStore) -> None:
+def test_runs_that_repeat_a_trial_are_noted(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
     store = write(uri, plan_of(**SMALL), result)
     (first, *_) = store.records()

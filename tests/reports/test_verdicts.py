@@ -261,7 +261,7 @@ def test_a_true_difference_of_more_than_the_threshold_is_never_called_within_it(
     assert only(analysed(scores(0.012, seed=seed), tasks)).verdict.answer is not Answer.WITHIN
 
 
-def test_what_is_equal_is_shown_to_be_with_little_noise(analysed: Callable[..., Analysis]) -> None:
+def test_equal_methods_are_equivalent_under_little_noise(analysed: Callable[..., Analysis]) -> None:
     assert only(analysed(scores(0.0, noise=0.001), {})).verdict.answer is Answer.WITHIN
 
 
@@ -312,7 +312,7 @@ def test_without_lora_methods_are_compared_with_one_another_alone(analysed: Call
     assert ranking.letters is not None
 
 
-def test_a_budget_whose_lora_failed_is_measured_by_no_other(analysed: Callable[..., Analysis]) -> None:
+def test_a_budget_whose_lora_failed_has_no_reference(analysed: Callable[..., Analysis]) -> None:
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.05)(trial, row)
         lost = row.title == "LoRA" and row.budget == "isorank 2"
@@ -396,7 +396,7 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
     assert page.count("on 1 of 2 tasks") >= 2
 
 
-def test_the_best_of_a_setting_may_lack_others(analysed: Callable[..., Analysis]) -> None:
+def test_the_best_method_of_a_setting_may_miss_other_settings(analysed: Callable[..., Analysis]) -> None:
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.15 if row.title == "LoTR" else 0.05)(trial, row)
         assert made is not None

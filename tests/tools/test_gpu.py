@@ -149,7 +149,7 @@ def test_every_step_names_a_function_that_takes_its_options(schedule: list[Step]
         getattr(importlib.import_module(module), name)(**timed_step.options).close()
 
 
-def test_what_a_card_is_asked_first_fits_into_its_time() -> None:
+def test_the_first_steps_on_a_gpu_fit_into_the_time() -> None:
     schedule = steps.on_card("cuda")
     certain = [timed_step for timed_step in schedule if "compiled" not in timed_step.name]
     assert sum(timed_step.seconds for timed_step in certain) + 30 <= steps.MINUTES * 60
@@ -261,7 +261,7 @@ def test_tables_show_what_was_found_and_escape_it() -> None:
     assert len(tables.failures(rows)) == 1
 
 
-def test_the_page_takes_the_tables_of_a_card_and_no_others(
+def test_the_page_takes_only_tables_measured_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(DOCS)

@@ -46,7 +46,7 @@ def test_an_output_layer_that_is_not_tied_comes_along(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table, wrote["output"])
 
 
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"not a model of any kind, but some bytes")
     with pytest.raises(UserError, match=naming("model.gguf", "quantisation")):

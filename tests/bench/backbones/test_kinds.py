@@ -175,9 +175,7 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_none_of_the_kinds_is_refused(
-    kind: str, changes: dict[str, Any], said: str, tmp_path: Path
-) -> None:
+def test_unknown_kinds_are_refused(kind: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     settings = tiny(kind)._config().to_dict() | changes
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "model.safetensors").touch()

@@ -212,7 +212,7 @@ def full_model(kind: str, name: str) -> Any:
         ("dinov3_vit", "", {"inner", "last"}),
     ],
 )
-def test_what_is_beside_the_encoder_is_the_head(kind: str, name: str, head: set[str]) -> None:
+def test_modules_outside_the_encoder_are_the_head(kind: str, name: str, head: set[str]) -> None:
     model = full_model(kind, name)
     adapter = bench.wrap(model, TENSLORA)
     adapters = {id(parameter) for parameter in adapter.named_parameters().values()}
@@ -255,7 +255,7 @@ def test_models_whose_sites_or_head_are_not_plain_are_refused(kind: str, name: s
     assert {n: p.requires_grad for n, p in model.named_parameters()} == before
 
 
-def test_what_cannot_be_wrapped_is_refused_and_left_alone() -> None:
+def test_unsupported_models_are_refused_and_unchanged() -> None:
     unknown = nn.Sequential(nn.Linear(2, 2))
     _, config = KINDS["bert"]
     headless = transformers.BertModel(transformers.BertConfig(**config))

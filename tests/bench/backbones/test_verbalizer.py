@@ -235,7 +235,7 @@ def test_words_have_the_tokens_that_follow_the_prompt() -> None:
         assert [*map(list, tokens)] == apart
 
 
-def test_what_cannot_answer_is_refused_before_any_trial(tmp_path: Path) -> None:
+def test_backbones_that_cannot_answer_are_refused_before_any_trial(tmp_path: Path) -> None:
     config = tiny("llama")._config()
     config.tie_word_embeddings = False
     transformers.LlamaModel(config).save_pretrained(tmp_path)

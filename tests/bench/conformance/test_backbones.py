@@ -69,7 +69,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Changed], dict[str, tupl
     return results
 
 
-def test_one_that_keeps_to_everything(check: Callable[[Changed], dict[str, tuple[str, str]]]) -> None:
+def test_a_correct_task_passes_every_check(check: Callable[[Changed], dict[str, tuple[str, str]]]) -> None:
     results = check(Changed(lambda backbone: None))
     assert {status for status, _ in results.values()} == {"passed"}, results
     assert results["sites"][1].startswith("all 12 ")

@@ -132,7 +132,9 @@ def test_checkpointing_brings_no_warning_to_the_user() -> None:
     ],
     ids=str,
 )
-def test_what_shifts_the_backbones_dropout_says_so(method: dict[str, Any], status: str, message: str) -> None:
+def test_methods_that_shift_the_backbones_dropout_say_so(
+    method: dict[str, Any], status: str, message: str
+) -> None:
     name, options = method["name"], {key: value for key, value in method.items() if key != "name"}
     (result,) = run_checks(create(name, **options), backbones=["bert"], checks=["streams"])
     assert result.status == status

@@ -74,7 +74,7 @@ def test_a_method_without_low_rank_form_passes_if_it_says_so() -> None:
     assert "not low-rank: dense" in [result.message for result in results]
 
 
-def test_what_a_method_lacks_is_not_applicable_with_its_reason() -> None:
+def test_checks_of_missing_features_are_not_applicable_with_a_reason() -> None:
     class NeedsSquareHeads(Pairs):
         def count(self, geometry: Geometry) -> int:
             if geometry.heads != geometry.head_size:

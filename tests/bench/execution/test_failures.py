@@ -120,7 +120,7 @@ def test_a_failure_is_named_and_the_next_trial_runs(
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_what_does_not_fit_before_any_trial_is_told(
+def test_memory_needs_beyond_the_device_are_reported_before_any_trial(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     made = plan(training=SHORT)
@@ -155,9 +155,7 @@ def test_a_trial_in_a_worker_is_never_interrupted_by_itself() -> None:
     assert (ending.status, ending.failure) == (Status.FAILED, "error: KeyboardInterrupt: ")
 
 
-def test_a_pruned_trial_is_told_and_stored_and_is_no_result_for_others(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pruned_trial_is_stored_and_gives_no_result(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan(methods=["lora"], training=SHORT)
     monkeypatch.setattr(bench.execution.perform, "run_trial", raising(Pruned()))
     assert [event.kind for event in run_inline(store, made)] == ["started", "pruned"]

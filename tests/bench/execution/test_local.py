@@ -166,7 +166,7 @@ def test_a_trial_that_ends_its_worker_each_time_is_lost_and_the_others_go_on(
     assert not [record for record in store.records() if record.status == "KILLED" and record.settled]
 
 
-def test_who_watches_may_prune_a_trial_in_another_process(store: Store, workers: Local) -> None:
+def test_listeners_can_prune_a_trial_in_another_process(store: Store, workers: Local) -> None:
     made = plan(seeds=[0], training=LONG)
     before = workers.processes()
 
@@ -189,7 +189,7 @@ def test_a_failure_in_a_worker_is_stored_with_its_traceback(store: Store, worker
     assert "Diverged" in Path(path).read_text()
 
 
-def test_what_cannot_be_prepared_is_told_before_any_trial(workers: Local) -> None:
+def test_unusable_data_are_refused_before_any_trial(workers: Local) -> None:
     made = plan()
     changed = made.trials[0].model_copy(update={"weights_hash": "0" * 16})
     with pytest.raises(UserError, match="changed"):

@@ -133,7 +133,7 @@ def test_the_words_of_the_wire_come_back_as_they_are(cluster: RayCluster) -> Non
         ({"device": "cuda"}, "has a GPU"),
     ],
 )
-def test_what_a_cluster_cannot_do_is_told_and_leaves_no_connection(
+def test_impossible_requests_to_a_cluster_are_refused_and_leave_no_connection(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     closed: list[bool] = []

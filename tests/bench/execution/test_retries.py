@@ -51,7 +51,7 @@ def test_each_attempt_waits_longer_and_there_are_so_many(
     assert tried.another("b")
 
 
-def test_others_run_while_a_lost_trial_waits_and_lost_thrice_it_is_left_to_the_next_start(
+def test_other_trials_run_while_a_lost_trial_waits_and_three_losses_end_its_retries(
     tmp_path: Path, new_store: Callable[[Path], str], clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(seeds=[0, 1], training=SHORT)

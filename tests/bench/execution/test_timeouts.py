@@ -74,7 +74,7 @@ def test_a_trial_without_progress_is_told_of_where_its_worker_answers(clock: lis
     assert silences == [Silence(60, answers=True)]
 
 
-def test_what_a_driver_did_not_hear_while_it_was_stopped_does_not_count(clock: list[float]) -> None:
+def test_time_while_the_driver_was_stopped_does_not_count_as_silence(clock: list[float]) -> None:
     watched = Watch(100)
     clock[0] += 10**4
     watched.listen(at_work=True)
@@ -122,7 +122,7 @@ def test_a_suite_says_how_long_a_trial_may_take(timeout: Any, read: Any) -> None
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "x", "5 x", "soon", float("inf")])
-def test_what_is_no_time_is_refused(timeout: Any) -> None:
+def test_invalid_time_limits_are_refused(timeout: Any) -> None:
     with pytest.raises(UserError, match=naming("trial_timeout", "multiple")):
         validate(Suite, {**VISION, "trial_timeout": timeout}, "toy")
 

@@ -216,7 +216,7 @@ def _answers(folder: Path, images: list[Image.Image], **options: Any) -> Tensor:
     return torch.tensor([[each[name] for name in CLASSES] for each in scores])
 
 
-def test_what_a_preprocessor_cannot_say_is_told(case: Callable[..., Case]) -> None:
+def test_unsupported_preprocessing_is_reported(case: Callable[..., Case]) -> None:
     made = case("vit")
     adapter = made.attach(METHODS["lora"])
     made.export(adapter, merged=True)

@@ -122,7 +122,7 @@ def test_a_decoder_without_a_head_is_a_language_model(kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_what_writes_answers_writes_the_same_elsewhere(merged: bool, tmp_path: Path) -> None:
+def test_exported_models_write_the_same_answers(merged: bool, tmp_path: Path) -> None:
     made = saved("gpt2", tmp_path, writing=Writing(4))
     adapter = made.attach(METHODS["lora on all"])
     batch = {**made.inputs(), "scored": made.inputs()["attention_mask"]}

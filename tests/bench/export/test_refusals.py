@@ -28,7 +28,7 @@ from .cases import (
 # --- what cannot be exported ---
 
 
-def test_what_peft_would_put_on_a_fused_layer_is_referred_to_merged(case: Callable[..., Case]) -> None:
+def test_pefts_types_on_fused_layers_are_referred_to_merged(case: Callable[..., Case]) -> None:
     made = case("timm")
     with pytest.raises(UserError, match=naming("timm", "query, key and value", "--merged")):
         made.export(made.attach(Peft(type="LOKR", rank=2)))
@@ -45,7 +45,7 @@ def test_full_fine_tuning_and_a_lone_head_are_referred_to_merged(case: Callable[
         made.export(made.attach(create("head_only")))
 
 
-def test_what_is_no_low_rank_pair_or_no_weight_says_so(case: Callable[..., Case]) -> None:
+def test_updates_that_are_no_pairs_or_weights_are_refused(case: Callable[..., Case]) -> None:
     made = case("vit")
     adapter = made.attach(create("quanta", axes=(4, 4)))
     with pytest.raises(NotLowRank, match=naming("QuanTA", "--merged")):
@@ -97,7 +97,7 @@ def test_an_original_that_is_gone(case: Callable[..., Case]) -> None:
 # --- the folder ---
 
 
-def test_what_is_there_is_kept_unless_an_export_wrote_it(case: Callable[..., Case]) -> None:
+def test_existing_files_are_kept_unless_an_export_wrote_them(case: Callable[..., Case]) -> None:
     made = case("tiny-random-vit")
     adapter = made.attach(METHODS["lora"])
     made.folder.mkdir()

@@ -134,7 +134,7 @@ def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:
         export_run(stored.uri, finished.run_id, out)
 
 
-def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(run_id: str, trial: str, status: str) -> Record:
         tags = {"trial_id": trial, "mlflow.runName": f"name of {run_id}"}
         return record_of(run_id, status, 0, tags, {})

@@ -62,7 +62,7 @@ def test_the_names_that_earlier_versions_gave_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("what", ["boot", "namespace"])
-def test_of_another_start_or_container_of_this_host_name_nothing_is_known(
+def test_processes_of_another_boot_or_container_are_of_unknown_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     there = tmp_path / what
@@ -81,7 +81,7 @@ def test_of_another_start_or_container_of_this_host_name_nothing_is_known(
     assert not dead(name)
 
 
-def test_where_the_system_tells_neither_the_host_name_counts(
+def test_the_host_name_identifies_systems_without_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alive, "BOOT", tmp_path / "no")

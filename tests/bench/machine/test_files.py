@@ -21,7 +21,7 @@ def test_a_hash_is_the_content_s_and_follows_it(tmp_path: Path) -> None:
     assert sha256(file) == hashlib.sha256(b"other").hexdigest()
 
 
-def test_of_several_files_it_counts_where_one_ends(tmp_path: Path) -> None:
+def test_boundaries_between_files_count_in_the_hash(tmp_path: Path) -> None:
     for name, content in (("a", b"one"), ("b", b"two"), ("c", b"onetw"), ("d", b"o")):
         (tmp_path / name).write_bytes(content)
     a, b, c, d = (tmp_path / name for name in "abcd")
@@ -48,7 +48,7 @@ def test_a_folder_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["target"]
 
 
-def test_of_what_fails_nothing_is_kept(tmp_path: Path) -> None:
+def test_interrupted_writes_keep_nothing(tmp_path: Path) -> None:
     def stopped() -> None:
         with written_whole(tmp_path / "target") as unfinished:
             unfinished.mkdir()
@@ -60,7 +60,7 @@ def test_of_what_fails_nothing_is_kept(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_dead_process_left_is_no_part_of_it(tmp_path: Path) -> None:
+def test_files_of_a_dead_process_are_discarded(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "target") as unfinished:
         raise ZeroDivisionError
     unfinished.mkdir()
@@ -92,7 +92,7 @@ def test_earlier_files_lie_in_the_folder(tmp_path: Path, as_object: bool) -> Non
 
 
 @pytest.mark.parametrize("content", ["5", "{}", '{"files": "abc"}', "[1]", "no JSON"])
-def test_what_lists_no_files_is_no_manifest(tmp_path: Path, content: str) -> None:
+def test_a_manifest_without_files_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest").write_text(content)
     with pytest.raises(ValueError, match=r".+"):
         earlier_files(tmp_path, "manifest")

@@ -46,7 +46,7 @@ def worker() -> Iterator[list[psutil.Process]]:
                 left.kill()
 
 
-def test_what_it_watches_ends_with_a_driver_that_is_killed_though_a_fork_of_it_lives(
+def test_guarded_workers_end_with_a_killed_driver_although_its_fork_lives(
     worker: list[psutil.Process],
 ) -> None:
     pipe = subprocess.PIPE
@@ -64,7 +64,7 @@ def test_what_it_watches_ends_with_a_driver_that_is_killed_though_a_fork_of_it_l
         fork.kill()
 
 
-def test_what_it_has_forgotten_stays(worker: list[psutil.Process]) -> None:
+def test_a_forgotten_worker_keeps_running(worker: list[psutil.Process]) -> None:
     guard = Guard()
     guard.watch(worker[0].pid)
     guard.forget(worker[0].pid)

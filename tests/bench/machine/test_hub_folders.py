@@ -167,7 +167,7 @@ def test_a_folder_without_the_task_s_data_is_refused(tmp_path: Path, how: str, s
         task_of(name, DataSource(local=broken(tmp_path, how))).examples()
 
 
-def test_of_two_configurations_none_is_taken_for_more_of_the_other(tmp_path: Path) -> None:
+def test_files_of_two_configurations_are_not_mixed(tmp_path: Path) -> None:
     for configuration in ("default", "rgb"):
         write_images(tmp_path / configuration, {"train": 1}, LAND)
     with pytest.raises(UserError, match=naming("train", "default/", "rgb/")):

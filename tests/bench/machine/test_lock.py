@@ -163,7 +163,7 @@ def test_a_file_that_is_not_the_locked_one_is_refused(online: Hub, tmp_path: Pat
     assert f"got {right}" in ended.err
 
 
-def test_of_a_repository_that_two_tasks_share_the_files_of_both_are_checked(
+def test_files_of_both_tasks_in_a_shared_repository_are_checked(
     online: Hub, tmp_path: Path, call: Call
 ) -> None:
     file = suite_file(tmp_path, tasks=["mrpc", "cola"], backbones=[{"hub": "me/tiny-roberta"}])
@@ -181,7 +181,7 @@ def test_of_a_repository_that_two_tasks_share_the_files_of_both_are_checked(
         lock.write_text(text)
 
 
-def test_what_is_locked_goes_with_a_trial_to_other_processes(online: Hub, tmp_path: Path, call: Call) -> None:
+def test_locked_files_are_used_in_other_processes(online: Hub, tmp_path: Path, call: Call) -> None:
     file = suite_file(tmp_path, tasks=["mrpc"], backbones=[{"hub": "me/tiny-roberta"}])
     assert call("tools", "fetch", file).code == 0
     lock, text = lock_path(file), lock_path(file).read_text()
@@ -217,7 +217,7 @@ def test_what_is_locked_goes_with_a_trial_to_other_processes(online: Hub, tmp_pa
         ),
     ],
 )
-def test_what_the_lock_lacks_is_refused(
+def test_entries_missing_from_the_lock_are_refused(
     online: Hub, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     files = {"config.json": "0" * 64}

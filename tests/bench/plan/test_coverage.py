@@ -46,7 +46,7 @@ def test_values_that_no_point_has_are_named() -> None:
         ({"scale": (0.1, 1)}, ["scale"]),
     ],
 )
-def test_a_coarse_grid_is_told(grids: dict[str, tuple[float, ...]], axes: list[str]) -> None:
+def test_a_coarse_grid_is_warned_of(grids: dict[str, tuple[float, ...]], axes: list[str]) -> None:
     assert [note.split("values of ")[1].split(" are up")[0] for note in coarse(grids)] == axes
 
 

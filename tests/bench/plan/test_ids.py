@@ -79,7 +79,7 @@ def test_the_trials_of_a_suite_keep_their_ids(name: str) -> None:
     assert {what: now.get(what) for what in STORED[name]} == STORED[name]
 
 
-def test_what_came_later_changes_ids_off_its_default_only() -> None:
+def test_later_fields_change_ids_only_off_their_default() -> None:
     now = {}
     for what, (base, changes) in TOYS.items():
         training = changes.get("training", base["training"]) | THEN

@@ -176,7 +176,7 @@ def test_k_goes_up_to_the_trials_that_a_jackknife_leaves(studies: int, points: i
         ({"search": {"trials": 2}}, "search"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         suite(**changes)
 

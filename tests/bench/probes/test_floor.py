@@ -52,7 +52,7 @@ def counted(backbone: LoadedBackbone, rank: int) -> int:
         adapter.detach()
 
 
-def test_what_a_rank_adds_to_lora_is_its_six_products_a_site() -> None:
+def test_each_rank_adds_six_products_per_site_to_lora() -> None:
     backbone = load("tiny-random-vit")
     tokens, hidden, sites, layers = 2 * 17, 32, 3, 2
     # Two products forward, two backward for the factors and two through them; none through the first layer's

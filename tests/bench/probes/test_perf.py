@@ -43,7 +43,7 @@ def test_floor_and_lora_come_first_and_each_rank_mode_once() -> None:
     assert labels(["lora"]) == [("floor", "–"), ("LoRA", "rank 4")]
 
 
-def test_what_adapts_other_layers_stands_beside_lora_on_them() -> None:
+def test_methods_on_other_layers_are_compared_with_lora_on_them() -> None:
     lora = {label for label, _ in labels(["cara", "lorta", "lotr"]) if label.startswith("LoRA")}
     assert lora == {"LoRA", "LoRA (targets=qkvo)", "LoRA (targets=qkvo+mlp)"}
 
@@ -57,7 +57,7 @@ def test_all_is_every_method_and_every_variant() -> None:
         perf.contenders(["lora", "converged_head"], ["isorank"], wide())
 
 
-def test_of_all_what_does_not_suit_the_backbone_is_left_out_with_a_warning(
+def test_all_leaves_out_unsuitable_methods_with_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: Any) -> None:

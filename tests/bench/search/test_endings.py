@@ -103,7 +103,7 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
 
 
 @pytest.mark.parametrize("kind", ["search", "allocation"])
-def test_what_a_search_gave_up_is_no_result_of_another_or_of_an_allocation(
+def test_pruned_points_of_a_search_are_not_reused_elsewhere(
     tmp_path: Path, new_store: NewStore, kind: Literal["search", "allocation"]
 ) -> None:
     loaded = suite(**{**SEARCH, "training": {"lr": 5e-3, "batch_size": 16, "steps": 2}})

@@ -96,7 +96,7 @@ def test_no_test_split_is_scored(
     assert not any(split is own_split for split in scored for own_split in splits["test"])
 
 
-def test_the_suite_that_it_writes_has_the_choices_and_runs_as_it_stands(piloted: Piloted) -> None:
+def test_the_written_suite_has_the_choices_and_runs_unchanged(piloted: Piloted) -> None:
     chosen = load_suite(piloted.out)
     assert (chosen.name, chosen.pilot) == ("chosen", None)
     assert chosen.tasks[0].training["head_lr"] in (1e-3, 3e-3, 1e-2)
@@ -178,7 +178,7 @@ def test_a_method_s_rates_are_a_multiple_of_the_others() -> None:
     assert [trial.recipe.lr for trial in ran] == [1e-2, 1e-1, 1.0]
 
 
-def test_where_all_trials_fail_nothing_is_chosen_or_written(
+def test_nothing_is_chosen_or_written_if_all_trials_fail(
     tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choices, _ = choose(PILOT, lambda trial: None)
@@ -214,7 +214,7 @@ def test_the_vertex_is_that_of_the_parabola_whatever_the_spacing() -> None:
     assert vertex(losses) == 1e-2
 
 
-def test_what_an_author_wrote_stays_as_it_was() -> None:
+def test_a_pilots_suite_keeps_the_authors_fields() -> None:
     base = {**PILOT, "description": "as written", "tasks": [{**DIGITS, "training": {"warmup": 0.2}}]}
     suite = load_suite(base)
     values = filled_in(suite, Choices({"digits": 1e-2}, {"digits": 3}, {1: 1e-3}), "chosen")
@@ -244,7 +244,7 @@ def test_what_an_author_wrote_stays_as_it_was() -> None:
         ),
     ],
 )
-def test_what_a_pilot_cannot_do_is_refused_before_any_trial(
+def test_impossible_pilots_are_refused_before_any_trial(
     base: dict[str, Any], message: str, tmp_path: Path, new_store: NewStore
 ) -> None:
     with pytest.raises(UserError, match=message):

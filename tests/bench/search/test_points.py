@@ -111,7 +111,7 @@ def test_a_method_without_an_axis_has_the_points_without_it(axes: tuple[str, ...
     assert list(dict.fromkeys(without)) == settings[: len(set(without))]
 
 
-def test_what_was_published_is_what_the_sources_say() -> None:
+def test_published_points_equal_their_sources() -> None:
     assert {name: published(method(name)) for name in PUBLISHED} == {
         "tenslora": Setting(lr=5e-4, scale=1, head_lr=5e-4),
         "fact_tt": Setting(lr=1e-3, head_lr=1e-3),
@@ -128,7 +128,7 @@ def test_a_published_scale_is_relative_to_the_suites() -> None:
         assert (first.lr, first.scale, first.head_lr) == (1e-2, factor, 1e-3)
 
 
-def test_what_is_not_tuned_is_not_in_a_point() -> None:
+def test_untuned_axes_are_not_in_a_point() -> None:
     first = published(method("tenslora"))
     assert points({"scale": SCALE_GRID}, ["scale"], 1, first) == [Setting(scale=1)]
     assert points({"lr": (1e-3, 1e-2)}, ["lr"], 2, first)[0] == Setting(lr=5e-4)

@@ -152,9 +152,7 @@ def search(storage: optuna.storages.BaseStorage, changes: dict[str, Any]) -> Ran
         ),
     ],
 )
-def test_whatever_makes_another_space_is_refused_and_a_larger_number_is_not(
-    changes: dict[str, Any], said: str
-) -> None:
+def test_changed_spaces_are_refused_and_larger_numbers_accepted(changes: dict[str, Any], said: str) -> None:
     storage = optuna.storages.InMemoryStorage()
     search(storage, {})
     search(storage, {"search": {"trials": 7}})

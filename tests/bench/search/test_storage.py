@@ -12,7 +12,7 @@ import optuna
 from bench.search.storage import open_storage
 
 
-def test_of_several_that_ask_at_once_each_takes_a_trial_of_its_own(tmp_path: Path) -> None:
+def test_concurrent_requests_take_different_trials(tmp_path: Path) -> None:
     url, rounds = f"sqlite:///{tmp_path / 'optuna.db'}", 15
     study = optuna.create_study(storage=open_storage(url), study_name="one")
     for number in range(2 * rounds):

@@ -237,7 +237,7 @@ def test_nothing_is_chosen_before_every_tuning_trial_has_ended(tmp_path: Path, n
     assert all(row.trials[0] for row in with_choices(made, store).of(None).rows)
 
 
-def test_what_a_search_gave_up_is_no_result_of_tuning(
+def test_pruned_points_of_a_search_are_not_reused_by_tuning(
     tmp_path: Path, new_store: NewStore, call: Call
 ) -> None:
     changes = {**CHANGES, "methods": ["lora"]}
@@ -259,7 +259,7 @@ def test_a_part_of_a_tuned_suite_keeps_its_tuning() -> None:
     assert len(part.of("tuning").trials) == 3
 
 
-def test_rows_that_share_their_tuning_and_train_differently_both_stand() -> None:
+def test_rows_that_share_tuning_and_train_differently_are_both_kept() -> None:
     rows = [{"method": "lora", "training": {"steps": steps}} for steps in (4, 8)]
     made = plan(**{**CHANGES, "methods": rows})
     assert len(made.of("tuning").trials) == 3

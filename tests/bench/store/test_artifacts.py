@@ -166,7 +166,7 @@ def test_a_broken_artifact_is_named_with_its_run(
     assert not out.exists()
 
 
-def test_what_is_told_to_do_mends_a_plan(call: Call, ran: Ran, broken: Any, tmp_path: Path) -> None:
+def test_the_suggested_fix_repairs_a_plan(call: Call, ran: Ran, broken: Any, tmp_path: Path) -> None:
     run_id = broken("plan.json", b"")
     ran.store.client.delete_run(run_id)
     assert call("run", ran.suite, "--store", ran.uri).code == 0

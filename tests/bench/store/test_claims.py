@@ -38,7 +38,7 @@ def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
     return Store.create(new_store(tmp_path), "toy")
 
 
-def test_of_several_drivers_one_claims_a_trial(store: Store) -> None:
+def test_only_one_of_several_drivers_claims_a_trial(store: Store) -> None:
     drivers = [opened(store) for _ in range(4)]
     looked = [(driver, driver.taken(), driver.living()) for driver in drivers]
     for trial in ("a", "b", "c"):
@@ -118,7 +118,7 @@ def test_a_driver_elsewhere_is_dead_when_it_has_given_no_sign_for_long(
     assert take(here)
 
 
-def test_nobody_expires_while_the_store_is_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_do_not_expire_while_the_store_is_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     far, here = opened(store, ELSEWHERE), opened(store)
     clock = [1000.0]
     monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
@@ -135,7 +135,7 @@ def test_nobody_expires_while_the_store_is_away(store: Store, monkeypatch: pytes
     assert far.driver in here.living()
 
 
-def test_nobody_expires_before_there_was_time_for_a_sign_since_the_store_is_back(
+def test_claims_expire_only_after_time_for_a_sign_since_the_store_is_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far, here = opened(store, ELSEWHERE), Claims(store)
@@ -214,7 +214,7 @@ def test_a_claim_whose_answer_was_lost_is_found_to_be_ones_own(
     assert not take(other)
 
 
-def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(store: Store) -> None:
+def test_runs_of_dead_drivers_are_closed_and_those_of_live_ones_stay(store: Store) -> None:
     made = plan(methods=["lora", "head_only"], seeds=[0, 1])
     live, gone = opened(store), opened(store, dead_owner())
     runs = {}
@@ -347,7 +347,7 @@ def test_a_record_that_is_sent_by_a_later_start_takes_its_claim_with_it(
         assert not store.running()
 
 
-def test_who_dies_elsewhere_while_a_driver_is_at_work_is_swept_at_its_end(
+def test_drivers_that_die_elsewhere_are_swept_at_the_end(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far = opened(store, ELSEWHERE)
@@ -380,7 +380,7 @@ def test_a_driver_that_begins_while_another_sweeps_keeps_its_sign(
     assert len(signs(store)) == 2
 
 
-def test_gc_lists_what_is_left_over_and_cleans_it_when_asked(store: Store, call: Callable[..., Any]) -> None:
+def test_leftovers_are_listed_and_deleted_on_request(store: Store, call: Callable[..., Any]) -> None:
     gone = opened(store, dead_owner())
     trial = stored(store, "failed")
     for taken in (trial, "open"):

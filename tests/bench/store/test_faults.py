@@ -80,7 +80,7 @@ def test_a_fault_at_the_first_request_to_every_endpoint_loses_and_repeats_nothin
 
 
 @pytest.mark.parametrize("endpoint", ["POST mlflow/registered-models/create", "POST mlflow/runs/create"])
-def test_what_the_store_did_and_could_not_tell_is_taken_up(
+def test_requests_executed_without_answer_are_adopted(
     between: Proxy, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     """A claim whose answer was lost is adopted; an unknown run is closed."""

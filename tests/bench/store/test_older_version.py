@@ -108,7 +108,7 @@ def test_its_records_and_its_plan_say_what_they_said(old: Old) -> None:
     assert set(plan.by_id()) == {record.trial_id for record in records}
 
 
-def test_what_its_tuning_chose_is_known(old: Old) -> None:
+def test_its_tuned_choices_are_read(old: Old) -> None:
     plan = old.store("old-tuned").plan()
     assert plan is not None
     (row,) = plan.rows
@@ -120,7 +120,7 @@ def test_what_its_tuning_chose_is_known(old: Old) -> None:
     assert set(planned.tuning.ids) == set(row.tuning.ids)
 
 
-def test_what_it_searched_allocated_and_analysed_is_known(old: Old) -> None:
+def test_its_searches_allocations_and_analyses_are_read(old: Old) -> None:
     store = old.store("old-searched")
     (search,) = store.records(Kind.SEARCH)
     result = store.content(search, Artifact.SEARCH, SearchResult)
@@ -183,7 +183,7 @@ def test_its_suites_start_again_and_train_nothing(
     assert old.store(name).records() == before
 
 
-def test_what_it_could_not_send_is_sent_and_what_it_left_undone_runs(old: Old, call: Call) -> None:
+def test_unsent_records_are_sent_and_missing_trials_run(old: Old, call: Call) -> None:
     interrupted, waiting = old.store("old-stopped").records()
     assert (interrupted.status, waiting.status) == (Status.KILLED, Status.RUNNING)
     ended = call("run", old.suite("old-stopped"), "--store", old.uri)

@@ -52,7 +52,7 @@ def test_an_error_of_the_database_is_raised_and_not_printed_too(
     assert capsys.readouterr().err == ""
 
 
-def test_what_a_server_does_not_answer_is_not_taken_for_missing(
+def test_an_unanswered_request_is_not_taken_for_a_missing_file(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(methods=["head_only"], training=SHORT)
@@ -155,7 +155,7 @@ def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(
         assert at_work.sent == 0
 
 
-def test_whoever_asks_patiently_outlasts_an_outage_and_no_refusal(
+def test_patient_requests_outlast_an_outage_but_not_a_refusal(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.execution.driver, "LOOK", 0)

@@ -59,7 +59,7 @@ def one_more_byte(content: Files) -> None:
     content[next(name for name in content if name.endswith("predictions.parquet"))] += b" "
 
 
-def test_other_hashes(pack: Path, tmp_path: Path) -> None:
+def test_changed_files_are_refused_by_their_hash(pack: Path, tmp_path: Path) -> None:
     target = tmp_path / "b.tensorbench.zip"
     refused(
         changed(pack, target, one_more_byte, signed=False), r"predictions.parquet was changed: its sha256 is"

@@ -198,7 +198,7 @@ def adapters(store: Store) -> list[bool]:
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_of_two_packs_the_one_with_adapters_counts(
+def test_the_pack_with_adapters_counts(
     trained: tuple[Path, Path], order: tuple[int, int], tmp_path: Path, new_store: NewStore
 ) -> None:
     packs = [trained[number] for number in order]

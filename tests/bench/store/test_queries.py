@@ -61,16 +61,14 @@ def test_they_are_those_that_the_client_gives(store: Store) -> None:
     assert len(store.records(Kind.SUITE)) == 1
 
 
-def test_where_the_client_answers_in_pages_all_of_them_are_read(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_pages_of_the_client_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = of_the_client(store, Kind.TRIAL)
     monkeypatch.setattr(queries, "PAGE", 1)
     assert of_the_client(store, Kind.TRIAL) == expected
 
 
 @pytest.mark.parametrize("changed", ["gone", "without a column"])
-def test_where_mlflow_has_other_tables_the_client_is_asked(
+def test_unknown_tables_are_read_through_the_client(
     store: Store, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     expected = shown(store.records())

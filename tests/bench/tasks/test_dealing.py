@@ -183,7 +183,7 @@ def test_marks_and_symbols_tell_texts_of_one_s_own_apart(text: str, other: str) 
     assert text_content(text) == text_content(other)
 
 
-def test_how_an_emoji_is_drawn_does_not_matter() -> None:
+def test_variation_selectors_of_emoji_are_ignored() -> None:
     assert normalise_text_2("so \u2764\ufe0f!") == normalise_text_2("So \u2764")
 
 

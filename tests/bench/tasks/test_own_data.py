@@ -240,7 +240,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> None:
+def test_bad_rows_are_refused_by_line(tmp_path: Path, case: str) -> None:
     content, more, message = BAD[case]
     (tmp_path / "r.xlsx").touch()
     with pytest.raises(UserError, match=message):

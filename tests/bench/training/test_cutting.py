@@ -70,7 +70,7 @@ def test_trials_end_within_their_budget_and_store_both_counts_and_their_ranks(
     assert list(train) == ["input-layer", "layer-projection", "projection-output"]
 
 
-def test_what_was_selected_answers_as_it_did(made: tuple[Store, Plan]) -> None:
+def test_the_selected_state_answers_as_in_training(made: tuple[Store, Plan]) -> None:
     """Compares outputs bit for bit, including answers that depend on their batch and ranks that changed."""
     store, planned = made
     resources = Resources("cpu")

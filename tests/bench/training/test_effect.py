@@ -87,6 +87,6 @@ def test_guessing_is_the_best_constant_answer(metric: str, kind: Any, labels: Te
     assert objective.loss(other.expand(len(labels), -1), labels).item() > best
 
 
-def test_what_a_model_writes_has_no_constant_answer() -> None:
+def test_written_answers_have_no_constant_baseline() -> None:
     objective = Objective(METRICS.get("exact_match"), "generation", 3)
     assert objective.guessing_loss(torch.ones(4, dtype=torch.long)) is None

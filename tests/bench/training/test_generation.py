@@ -96,7 +96,7 @@ def test_losses_are_of_the_answers_tokens_or_of_all(model: Any, trains_prompts: 
     torch.testing.assert_close(outputs, torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_written_is_what_transformers_generates(model: Any) -> None:
+def test_written_texts_equal_those_of_transformers(model: Any) -> None:
     backbone, tokenizer = loaded(model, 12), byte_tokenizer(64)
     ids, mask = split().prompt_batch(torch.tensor([1, 0, 2]))
     assert ids[1].tolist()[: ids.shape[1] - 6] == [1] * (ids.shape[1] - 6)
@@ -276,7 +276,7 @@ def test_an_adapter_writes_as_the_merged_model_does(method: Any, tmp_path: Path)
     assert merged != bare
 
 
-def test_what_is_trained_on_is_another_trial_and_the_likelihood_a_metric(tmp_path: Path) -> None:
+def test_training_on_prompts_is_another_trial_and_likelihood_a_metric(tmp_path: Path) -> None:
     (answer,) = suite(data(tmp_path)).trials
     (full,) = suite(data(tmp_path, loss_on="all", metric="answer_likelihood")).trials
     assert answer.id != full.id

@@ -50,7 +50,7 @@ def test_a_worker_measures_a_method_once_and_its_result_is_the_same(monkeypatch:
     assert resources.backbone(made.trials[0]).fingerprint() == clean
 
 
-def test_what_cannot_be_measured_costs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_measurements_do_not_fail_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Forward) -> float:
         raise MemoryError("no room for merged weights")
 

@@ -280,7 +280,7 @@ def test_a_rate_that_is_too_high_diverges(watch: Watch) -> None:
     assert isinstance(seen.error, Diverged)
 
 
-def test_the_step_at_which_the_loss_was_lost_is_told(watch: Watch) -> None:
+def test_the_error_names_the_step_of_the_nan_loss(watch: Watch) -> None:
     def poison(adapter: Any) -> None:
         next(iter(adapter.named_parameters().values())).data.fill_(float("nan"))
 

@@ -165,7 +165,7 @@ def test_switches_that_are_off_leave_older_ids_and_those_that_are_on_change_them
         ),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(changes: dict[str, Any], said: str) -> None:
+def test_impossible_requests_are_refused_before_any_work(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         plan(**changes)
 
@@ -224,7 +224,7 @@ def test_the_encoder_runs_compiled_inside_and_plainly_afterwards() -> None:
     assert calls == [True]
 
 
-def test_what_would_go_on_uncompiled_is_an_error() -> None:
+def test_falling_back_to_uncompiled_code_is_an_error() -> None:
     class Encoder(torch.nn.Module):
         def forward(self, x: Tensor, n: int) -> Tensor:
             return x * 2 if n % 2 else x.flatten(n % 3)

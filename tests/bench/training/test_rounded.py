@@ -85,7 +85,7 @@ def test_merging_tells_what_rounding_takes(name: str, options: dict[str, str]) -
     assert backbone.fingerprint() == clean
 
 
-def test_what_would_lose_small_steps_is_refused() -> None:
+def test_full_fine_tuning_of_rounded_weights_is_refused() -> None:
     with pytest.raises(UserError, match=naming("full fine-tuning", "bfloat16")):
         plan(TEXT, backbones=[ROUNDED], methods=["full"])
     with pytest.raises(UserError, match=naming("encoder.embed_tokens", "torch.bfloat16")):

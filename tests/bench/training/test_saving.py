@@ -124,7 +124,7 @@ def test_so_many_examples_go_through_the_backbone_at_once_and_layers_run_again()
     ],
     ids=["backbone", "method", "batch", "compile"],
 )
-def test_what_would_change_a_result_is_refused_before_any_work(
+def test_options_that_would_change_a_result_are_refused_before_any_work(
     made: Trial, saving: Saving, said: str
 ) -> None:
     resources = Resources("cpu", saving)
@@ -137,7 +137,7 @@ def test_what_would_change_a_result_is_refused_before_any_work(
         prepare_all([made], Resources("cpu", Saving(micro_batch=16)))
 
 
-def test_memory_that_runs_out_halves_the_parts_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_halves_the_parts_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trial(VISION, "lora", steps=2)
     real = bench.execution.perform.run_trial
     tried: list[int] = []

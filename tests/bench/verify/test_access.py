@@ -155,7 +155,7 @@ def test_no_command_opens_what_a_pack_names(
     assert not [event for event in watched if event.endswith(tuple(f"{place!r}" for place in places))]
 
 
-def test_what_a_folder_has_that_the_user_names_may_be_opened(
+def test_files_in_an_allowed_folder_are_opened(
     pack: Path, folder: Path, tmp_path: Path, new_store: Callable[[Path], str], call: Call
 ) -> None:
     result = verify("", [str(pack)], reruns=1, opened=[str(folder)])

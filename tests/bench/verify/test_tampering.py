@@ -81,7 +81,7 @@ def with_another_rate(kept: Kept) -> None:
         (with_another_rate, "tag method"),
     ],
 )
-def test_what_was_changed_with_its_hashes_is_found(
+def test_changes_with_matching_hashes_are_found(
     kept: Kept, change: Callable[[Kept], None], named: str
 ) -> None:
     change(kept)

@@ -130,7 +130,7 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
 
 
 @pytest.mark.parametrize("what", BREAKS)
-def test_what_was_changed_is_found_and_named(kept: Kept, what: str) -> None:
+def test_changes_are_found_and_named(kept: Kept, what: str) -> None:
     change, named = BREAKS[what]
     change(kept)
     result = verify(kept.store.uri)
@@ -159,7 +159,7 @@ def test_a_plan_that_gives_a_seed_of_one_row_to_another(
     assert all(": method of trial " in what for what in whats)
 
 
-def test_labels_of_a_suite_that_was_started_again_with_others(
+def test_relabelled_rows_of_a_restarted_suite_are_verified(
     tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
     """The trial ran under the first label, and tables show the second."""
@@ -201,7 +201,7 @@ def test_a_fault_is_told_with_what_is_stored_and_what_it_should_be(kept: Kept, c
     assert "1 verified, 1 broken, 0 not checkable" in ended.out
 
 
-def test_what_an_earlier_version_stored_no_hash_of_is_listed_apart(kept: Kept, call: Call) -> None:
+def test_files_without_hashes_of_earlier_versions_are_listed_separately(kept: Kept, call: Call) -> None:
     kept.store.client.delete_tag(kept.record.run_id, Tag.HASHES)
     kept.file(Artifact.ADAPTER).unlink()
     result = verify(kept.store.uri)
@@ -284,7 +284,7 @@ def test_the_caches_are_read_whole(
     assert "2 verified, 0 broken, 0 not checkable; 1 fault" in ended.out
 
 
-def test_what_holds_nothing_is_not_verified(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_empty_stores_are_not_verified(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     uri = new_store(tmp_path)
     Store.create(uri, "empty")
     with pytest.raises(UserError, match="no finished trial"):

@@ -32,7 +32,7 @@ def test_the_usual_design_finds_about_one_point() -> None:
 
 
 @pytest.mark.parametrize("spreads", [(2e-4, 2e-4), (1e-4, 1e-4, 1e-4, 1e-4), (1e-6, 1e-6, 4e-6, 4e-4)])
-def test_what_is_found_is_found_four_times_in_five(spreads: tuple[float, ...]) -> None:
+def test_detectable_differences_are_detected_four_times_in_five(spreads: tuple[float, ...]) -> None:
     design = power.Design(seeds=4, claims=3, spreads=spreads, examples=1e-5)
     assert design.finds is not None
     assert design.margin is not None
@@ -87,7 +87,7 @@ def test_a_design_has_the_mean_variances_of_its_comparisons() -> None:
 
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("tasks", [1, 4])
-def test_what_stored_and_assumed_noise_promise_is_found(seeds: int, tasks: int) -> None:
+def test_power_from_stored_and_assumed_noise_holds(seeds: int, tasks: int) -> None:
     scenario, numbers = Scenario(normal, tasks, seeds), np.random.default_rng(1)
     measured = [dict(finding(scenario, numbers)) for _ in range(150)]
     for noise in ("assumed", "stored"):

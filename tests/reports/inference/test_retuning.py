@@ -13,14 +13,14 @@ from tools.benchmarks.coverage import Tuning, retuned
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.01, 0.03, 0.05])
-def test_of_two_points_it_is_that_of_a_coin(gap: float) -> None:
+def test_the_lottery_of_two_points_has_binomial_variance(gap: float) -> None:
     # The better point is chosen if a difference with standard deviation .02 √2 has its sign.
     better = stats.norm.cdf(gap / (0.02 * 2**0.5))
     variance = lottery(np.array([0.7, 0.7 + gap]), 0.02**2 * np.eye(2))
     assert variance == pytest.approx(better * (1 - better) * gap**2, rel=0.05, abs=2e-6)
 
 
-def test_what_all_points_share_cancels() -> None:
+def test_noise_shared_by_all_points_cancels() -> None:
     scores, own = np.array([0.7, 0.71, 0.69]), 0.02**2 * np.eye(3)
     assert lottery(scores, own + 0.03**2) == pytest.approx(lottery(scores, own), rel=0.05)
 
@@ -34,7 +34,7 @@ def test_points_that_never_win_add_nothing() -> None:
 @pytest.mark.parametrize(
     ("scores", "noise"), [([0.7], np.eye(1)), ([0.7, 0.8], np.zeros((2, 2))), ([0.7, 0.8], np.ones((2, 2)))]
 )
-def test_where_nothing_can_be_chosen_otherwise_there_is_none(scores: list[float], noise: Array) -> None:
+def test_a_certain_choice_has_no_lottery(scores: list[float], noise: Array) -> None:
     assert lottery(np.array(scores), noise) == pytest.approx(0, abs=1e-12)
 
 
@@ -56,7 +56,7 @@ def test_an_interval_has_it_beside_seeds_and_examples() -> None:
     assert four.error.tuning == pytest.approx(9e-5 / 4)
 
 
-def test_it_does_not_stand_for_noise_that_is_unknown() -> None:
+def test_tuning_noise_does_not_replace_unknown_noise() -> None:
     assert effect([OnSetting(5, 0.01, seeds=0.0, tuning=9e-5)]).interval(LEVEL) is None
 
 
