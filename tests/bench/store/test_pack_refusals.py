@@ -33,9 +33,9 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
 
 
 def refused(pack: Path, said: str) -> None:
-    with pytest.raises(UserError, match=said) as told:
+    with pytest.raises(UserError, match=said) as error:
         open_results("", [str(pack)])
-    assert str(pack) in str(told.value)
+    assert str(pack) in str(error.value)
 
 
 def test_a_pack_that_is_cut_or_not_there(pack: Path, tmp_path: Path, call: Any, new_store: NewStore) -> None:

@@ -45,13 +45,13 @@ TOY: dict[str, Any] = {"methods": ["head_only", "lora"], "training": SHORT}
 def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     """The URI of a store with one failure among four trials; read only."""
 
-    def told(trial: Any, row: Any) -> Result:
-        found = result(trial, row)
-        assert found is not None
-        return replace(found, failure="error") if trial.seed == 1 and row.method == "LoRA" else found
+    def result_of(trial: Any, row: Any) -> Result:
+        made = result(trial, row)
+        assert made is not None
+        return replace(made, failure="error") if trial.seed == 1 and row.method == "LoRA" else made
 
     uri = new_store(tmp_path_factory.mktemp("small"))
-    write(uri, plan_of(**SMALL), told)
+    write(uri, plan_of(**SMALL), result_of)
     return uri
 
 
@@ -67,8 +67,8 @@ def test_the_same_results_give_the_same_bytes_also_from_another_store(
     uri = new_store(tmp_path)
     assert unpack(pack, store=uri) == [Merged("small", 4, 0)]
     assert packed(uri, "small", tmp_path / "other").read_bytes() == pack.read_bytes()
-    again = repack(pack, out=tmp_path / "again.tensorbench.zip")
-    assert again.path.read_bytes() == pack.read_bytes()
+    second = repack(pack, out=tmp_path / "again.tensorbench.zip")
+    assert second.path.read_bytes() == pack.read_bytes()
     (run,) = Store.existing(uri, "small").records(Kind.SUITE)
     assert run.status == Status.FINISHED
     assert unpack(pack, pack, store=uri) == [Merged("small", 0, 4)]
@@ -108,12 +108,12 @@ def test_two_machines_halves_are_one_experiment_that_goes_on(
         executed(store, plan(seeds=seeds, **TOY))
         packs.append(packed(store.uri, "toy", tmp_path / name))
         uris[name] = store.uri
-    whole = load_results("toy", store=uris["whole"])
+    full_results = load_results("toy", store=uris["whole"])
     merged = new_store(tmp_path)
     assert unpack(*packs[:2], store=merged) == [Merged("toy", 4, 0)]
-    for found in (load_results(*map(str, packs[:2])), load_results("toy", store=merged)):
+    for merged_results in (load_results(*map(str, packs[:2])), load_results("toy", store=merged)):
         same = ["cell", "seed", "trial_id", "status", "score", "loss", "validation"]
-        assert found.seeds[same].equals(whole.seeds[same])
+        assert merged_results.seeds[same].equals(full_results.seeds[same])
         same = [
             "task",
             "method",
@@ -126,7 +126,7 @@ def test_two_machines_halves_are_one_experiment_that_goes_on(
             "sd",
             "complete",
         ]
-        assert found.cells[same].equals(whole.cells[same])
+        assert merged_results.cells[same].equals(full_results.cells[same])
     # Nothing is run twice, and what the suite has beyond them is.
     suite = write_suite(tmp_path, seeds=[0, 1, 2], **TOY)
     assert "toy: 6 trials, 2 to run" in call("run", suite, "--store", merged).out
@@ -146,29 +146,29 @@ def test_a_pack_holds_what_explains_its_numbers_and_nothing_of_the_machine(
     pack = packed(store.uri, "toy", tmp_path, adapters=True)
     content = files(pack)
     (source,) = open_results("", [str(pack)])
-    told = {record.status: record for record in source.records()}
-    everything = b"".join(content.values()) + repr(told.values()).encode()
+    by_status = {record.status: record for record in source.records()}
+    everything = b"".join(content.values()) + repr(by_status.values()).encode()
     for private in (str(tmp_path), str(Path.home()), failed.tag(Tag.OWNER).partition(":")[0]):
         assert private.encode() not in everything
     names = {Path(name).name for name in content}
     assert {"plan.json", "suite.json", "config.json", "predictions.parquet", "adapter.safetensors"} <= names
-    assert told[Status.FAILED].tag(Tag.FAILURE_MESSAGE) == (
+    assert by_status[Status.FAILED].tag(Tag.FAILURE_MESSAGE) == (
         "on …: no file '…/w.bin' for https://host.org/a/b of 3/4 layers"
     )
-    finished = told[Status.FINISHED]
+    finished = by_status[Status.FINISHED]
     assert finished.provenance["version_torch"]
     assert json.loads(source.read(finished, Artifact.CONFIG) or b"")["trial"]["seed"] == 0
     assert {"train/loss", "validation/accuracy"} <= set(source.curves()["key"])
-    one = "validation/accuracy", [finished.run_id]
-    pd.testing.assert_frame_equal(source.curves(*one), store.curves(*one))
+    curve = "validation/accuracy", [finished.run_id]
+    pd.testing.assert_frame_equal(source.curves(*curve), store.curves(*curve))
 
 
 def test_checkpoints_of_ones_own_are_named_without_their_folders() -> None:
-    told = {
+    document = {
         "backbone": {"local": "/home/me/models/mine", "hub": "a/b"},
         "task": ["file:///x/y", "~me/z", "1/2"],
     }
-    cleaned = clean_json(json.dumps(told).encode())
+    cleaned = clean_json(json.dumps(document).encode())
     assert json.loads(cleaned) == {
         "backbone": {"local": "./mine", "hub": "a/b"},
         "task": ["./y", "./z", "1/2"],
@@ -202,9 +202,9 @@ def test_the_pack_with_adapters_counts(
     trained: tuple[Path, Path], order: tuple[int, int], tmp_path: Path, new_store: NewStore
 ) -> None:
     packs = [trained[number] for number in order]
-    again = repack(*packs, out=tmp_path / "again.tensorbench.zip", adapters=True)
-    assert again.without_adapter == 0
-    assert again.path.read_bytes() == trained[1].read_bytes()
+    repacked = repack(*packs, out=tmp_path / "again.tensorbench.zip", adapters=True)
+    assert repacked.without_adapter == 0
+    assert repacked.path.read_bytes() == trained[1].read_bytes()
     uri = new_store(tmp_path)
     unpack(*packs, store=uri)
     assert adapters(Store.existing(uri, "toy")) == [True]
@@ -283,9 +283,9 @@ def test_other_scores_are_listed_and_nothing_is_written(
 
 def searched(store: Store) -> None:
     """Adds a finished search to the store."""
-    found = search_found(name="ranks", asked=100)
-    run = store.begin(Kind.SEARCH, found.name, {Tag.STUDY: found.name}, "")
-    store.keep(run, Artifact.SEARCH, found)
+    search = search_found(name="ranks", asked=100)
+    run = store.begin(Kind.SEARCH, search.name, {Tag.STUDY: search.name}, "")
+    store.keep(run, Artifact.SEARCH, search)
     store.end(run, Status.FINISHED)
 
 
@@ -293,18 +293,20 @@ def test_a_search_with_another_result_is_refused(pack: Path, tmp_path: Path, new
     uri = new_store(tmp_path)
     unpack(pack, store=uri)
     searched(Store.existing(uri, "small"))
-    one = packed(uri, "small", tmp_path / "one")
+    search_pack = packed(uri, "small", tmp_path / "one")
     other = changed(
-        one, tmp_path / "b.tensorbench.zip", edit_json("search.json", lambda told: told.update(asked=7))
+        search_pack,
+        tmp_path / "b.tensorbench.zip",
+        edit_json("search.json", lambda search: search.update(asked=7)),
     )
     refused = "the search 'ranks' found something else in .* than in b.tensorbench.zip; nothing was merged"
-    for names in ([one, other], ["small", other]):
+    for names in ([search_pack, other], ["small", other]):
         with pytest.raises(UserError, match=refused):
             open_results(uri, map(str, names))
     with pytest.raises(UserError, match=refused):
         unpack(other, store=uri)
     # A part without the search, and one that has it alike, contradict nothing.
-    (joined,) = open_results(uri, map(str, [pack, one, "small"]))
+    (joined,) = open_results(uri, map(str, [pack, search_pack, "small"]))
     assert len(joined.records(Kind.SEARCH)) == 1
 
 
@@ -315,12 +317,12 @@ def test_a_search_that_comes_after_the_trials_is_no_duplicate_of_them(
     uri, other = new_store(tmp_path), new_store(tmp_path / "other")
     unpack(pack, store=uri)
     searched(Store.existing(uri, "small"))
-    one = packed(uri, "small", tmp_path / "one")
+    search_pack = packed(uri, "small", tmp_path / "one")
     unpack(pack, store=other)
-    unpack(one, store=other)
+    unpack(search_pack, store=other)
     (search,) = Store.existing(other, "small").records(Kind.SEARCH)
     assert search.status == Status.FINISHED
-    assert packed(other, "small", tmp_path / "again").read_bytes() == one.read_bytes()
+    assert packed(other, "small", tmp_path / "again").read_bytes() == search_pack.read_bytes()
 
 
 def protocol(plan: dict[str, Any]) -> None:
