@@ -40,8 +40,8 @@ def test_a_notebook_can_do_what_the_page_says(
             records = Store.existing("sqlite:///mlflow.db", "notebook").records()
             outcomes = [(record.name, record.status, record.tag(Tag.FAILURE_MESSAGE)) for record in records]
             raise AssertionError(f"the page's store has {outcomes}") from error
-    said = capsys.readouterr().out
-    assert "0 trials ran" in said
+    output = capsys.readouterr().out
+    assert "0 trials ran" in output
     assert (tmp_path / "report" / "index.html").exists()
 
 

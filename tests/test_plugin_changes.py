@@ -114,11 +114,11 @@ def test_a_start_and_a_report_tell_of_results_of_another_source(
     changed = call(*command)
     assert changed.code == 0, changed.err
     assert "4 trials, 0 to run" in changed.out
-    said = " ".join(changed.err.split())
-    assert said.count("warning:") == 3
-    assert re.search(naming("2 of 2", "method 'mine'", "`version`"), said)
-    assert re.search(naming("4 of 4", "task 'mine'"), said)
-    assert re.search(naming("backbone", "`weights_hash`"), said)
+    errors = " ".join(changed.err.split())
+    assert errors.count("warning:") == 3
+    assert re.search(naming("2 of 2", "method 'mine'", "`version`"), errors)
+    assert re.search(naming("4 of 4", "task 'mine'"), errors)
+    assert re.search(naming("backbone", "`weights_hash`"), errors)
     assert re.search(naming("toy", "2 of 2", "method 'mine'"), notes(uri))
 
     # No id includes the hash, and our own methods have none.

@@ -140,9 +140,9 @@ def rows(mistakes: dict[str, list[tuple[str, str, str]]]) -> list[tuple[str, str
     return [(group, *mistake) for group, of_group in mistakes.items() for mistake in of_group]
 
 
-@pytest.mark.parametrize(("group", "old", "new", "said"), rows(MISTAKES))
+@pytest.mark.parametrize(("group", "old", "new", "message"), rows(MISTAKES))
 def test_lists_name_the_package_and_go_on(
-    call: Call, install: Install, group: str, old: str, new: str, said: str
+    call: Call, install: Install, group: str, old: str, new: str, message: str
 ) -> None:
     install(group, replaced(SOURCES[group], old, new))
     listed = call("list", group)
@@ -150,7 +150,7 @@ def test_lists_name_the_package_and_go_on(
     assert {"tasks": "digits", "backbones": "minilm-l6", "methods": "tenslora"}[group] in listed.out
     warnings = " ".join(listed.err.split())
     assert "plug-in 'mistaken'" in warnings
-    assert re.search(said, warnings)
+    assert re.search(message, warnings)
 
 
 def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:
@@ -186,7 +186,7 @@ LATE_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("group", "old", "new", "said"), rows(LATE_MISTAKES))
+@pytest.mark.parametrize(("group", "old", "new", "message"), rows(LATE_MISTAKES))
 def test_a_run_ends_before_any_trial_and_names_the_package(
     *,
     call: Call,
@@ -196,7 +196,7 @@ def test_a_run_ends_before_any_trial_and_names_the_package(
     group: str,
     old: str,
     new: str,
-    said: str,
+    message: str,
 ) -> None:
     install(group, replaced(SOURCES[group], old, new))
     install_rest = {
@@ -208,7 +208,7 @@ def test_a_run_ends_before_any_trial_and_names_the_package(
     assert ended.code == 2
     assert re.search(naming(group[:-1], *MISTAKEN), ended.err)
     assert "to run" not in ended.out
-    assert re.search(said, ended.err)
+    assert re.search(message, ended.err)
 
 
 TOKENIZER = """
@@ -316,7 +316,7 @@ def test_a_metric_of_a_plugin_scores_and_tells_what_examples_contribute(install:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("MINE = Mine()", "MINE = Mine", naming("bench.metrics.Metric")),
         ('("regression",)', '("ranking",)', naming("kinds", "single label, multi-label, regression")),
@@ -325,7 +325,7 @@ def test_a_metric_of_a_plugin_scores_and_tells_what_examples_contribute(install:
         ("float(abs", "flaot(abs", naming("NameError", "'flaot'")),
     ],
 )
-def test_a_mistake_in_a_metric_names_its_package(install: Install, old: str, new: str, said: str) -> None:
+def test_a_mistake_in_a_metric_names_its_package(install: Install, old: str, new: str, message: str) -> None:
     install("metrics", replaced(METRIC, old, new))
-    with pytest.raises(UserError, match=naming("metric", *MISTAKEN) + f".*{said}"):
+    with pytest.raises(UserError, match=naming("metric", *MISTAKEN) + f".*{message}"):
         Objective(METRICS.get("mine"), "regression", 1).score(torch.zeros(2, 1), torch.zeros(2))

@@ -36,34 +36,34 @@ class Heard(Audience):
     """An audience that records every event in order."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.events: list[str] = []
 
     def opened(self, sent: int, closed: int) -> None:
-        self.said.append(f"opened {sent} {closed}")
+        self.events.append(f"opened {sent} {closed}")
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        self.said.append(f"{phase or 'final'}: {waiting} of {len(plan.trials)} on {device}")
+        self.events.append(f"{phase or 'final'}: {waiting} of {len(plan.trials)} on {device}")
 
     @contextmanager
     def watch(self, plan: Plan, count: int, slots: int) -> Iterator[Report]:
         def hear(event: Event) -> None:
             if event.kind != "progress":
-                self.said.append(event.kind)
+                self.events.append(event.kind)
 
-        self.said.append(f"watching {count} on {slots}")
+        self.events.append(f"watching {count} on {slots}")
         yield hear
 
     def searching(self, search: RankSearch) -> None:
-        self.said.append(f"searching {search.trials}")
+        self.events.append(f"searching {search.trials}")
 
     def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
-        self.said.append(f"searched {len(result.trials)}")
+        self.events.append(f"searched {len(result.trials)}")
 
     def allocating(self, name: str, allocation: RankAllocation) -> None:
-        self.said.append(f"allocating {len(allocation.vectors)}")
+        self.events.append(f"allocating {len(allocation.vectors)}")
 
     def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
-        self.said.append(f"allocated {len(result.points)}")
+        self.events.append(f"allocated {len(result.points)}")
 
 
 @pytest.mark.processes
@@ -98,7 +98,7 @@ def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewS
         suite(training=SHORT, tuning=tuning), store=uri, place=CPU, audience=first_audience
     )
     started, ended = "started", "finished"
-    assert first_audience.said == [
+    assert first_audience.events == [
         "opened 0 0",
         "watching 2 on 1",
         "tuning: 2 of 2 on cpu",
@@ -117,7 +117,7 @@ def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewS
 
     second_audience = Heard()
     assert bench.run_suite(suite(training=SHORT, tuning=tuning), store=uri, audience=second_audience).complete
-    assert [said.partition(" on")[0] for said in second_audience.said] == [
+    assert [event.partition(" on")[0] for event in second_audience.events] == [
         "opened 0 0",
         "tuning: 0 of 2",
         "final: 0 of 1",
@@ -134,7 +134,9 @@ def test_a_suite_is_searched_and_allocated_and_heard_of(tmp_path: Path, new_stor
     )
     done = bench.search_suite(made, store=uri, place=CPU, audience=audience)
     steps = [
-        said for said in audience.said if said.partition(" ")[0] not in ("watching", "started", "finished")
+        event
+        for event in audience.events
+        if event.partition(" ")[0] not in ("watching", "started", "finished")
     ]
     assert steps == ["opened 0 0", "searching 1", "searched 1", "allocating 2", "allocated 2"]
     assert done.complete

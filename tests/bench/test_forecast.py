@@ -214,8 +214,8 @@ def test_run_says_what_it_leaves_out_and_which_command_does_it(
     file = write(tmp_path, **changes, allocation=SEARCHED["allocation"])
     done = call("run", file, "--store", new_store(tmp_path))
     assert done.code == 0, done.err
-    said = " ".join(done.err.split())
-    assert f"`tensorbench search {file}`" in said
+    errors = " ".join(done.err.split())
+    assert f"`tensorbench search {file}`" in errors
     # Called from Python with every trial stored.
     heard = Heard()
     both = suite(**changes, allocation=SEARCHED["allocation"], search={"trials": 2})

@@ -224,7 +224,7 @@ def test_images_that_memory_cannot_hold_are_refused(
 def test_refused_at_once_and_in_a_few_words(
     call: Call, new_store: Callable[[Path], str], tmp_path: Path, name: str
 ) -> None:
-    made, said = CASES[name]
+    made, message = CASES[name]
     arguments = made(tmp_path)
     if "--store" not in arguments:
         arguments += ("--store", new_store(tmp_path))
@@ -235,7 +235,7 @@ def test_refused_at_once_and_in_a_few_words(
     assert ended.code != 0
     assert "Traceback" not in shown
     assert ended.err.startswith("error: ")
-    assert [part for part in said if part not in shown] == [], shown[:2000]
+    assert [part for part in message if part not in shown] == [], shown[:2000]
     assert "to run" not in shown
     assert len(shown.splitlines()) <= LINES
     assert len(shown) <= CHARACTERS

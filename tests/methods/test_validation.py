@@ -18,7 +18,7 @@ class Options(Frozen):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"sizes": 3}, "sizes: should be a list, such as [3] (got 3)"),
         ({"sizes": "0, 1"}, "sizes: should be a list, such as [0, 1] (got '0, 1')"),
@@ -27,10 +27,10 @@ class Options(Frozen):
         ([], "should be a mapping of fields to values"),
     ],
 )
-def test_lists_and_mappings_are_asked_for_in_words(values: object, said: str) -> None:
+def test_lists_and_mappings_are_asked_for_in_words(values: object, message: str) -> None:
     with pytest.raises(UserError) as refused:
         validate(Options, values, "here")
-    assert str(refused.value) == f"here: {said}"
+    assert str(refused.value) == f"here: {message}"
 
 
 class Counted(Frozen):
@@ -53,7 +53,7 @@ def test_booleans_are_accepted_only_where_declared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("x" * 10**6, "'" + "x" * 78 + "…"),
         (list(range(10**6)), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, ...]"),
@@ -62,8 +62,8 @@ def test_booleans_are_accepted_only_where_declared() -> None:
         ({"a": [1, None]}, "{'a': [1, None]}"),
     ],
 )
-def test_a_value_is_shown_in_a_few_words(value: object, said: str) -> None:
-    assert shown(value) == said
+def test_a_value_is_shown_in_a_few_words(value: object, message: str) -> None:
+    assert shown(value) == message
 
 
 class Trained(Frozen):

@@ -187,6 +187,6 @@ def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: NewStor
     store = write(uri, plan_of(**SMALL), lambda trial, row: Result(score=0.5))
     keep(store, Kind.SEARCH, Artifact.SEARCH, Half(name="half"))
     (run,) = store.records(Kind.SEARCH)
-    said = rf"search\.json of run {run.run_id} \(search\) is broken.*field 'method' is required"
-    with pytest.raises(UserError, match=said):
+    message = rf"search\.json of run {run.run_id} \(search\) is broken.*field 'method' is required"
+    with pytest.raises(UserError, match=message):
         ablation.read(read(uri, ["small"]))

@@ -111,12 +111,12 @@ def test_tags_that_cannot_be_read_are_refused_with_their_run(
         content[name] = file.getvalue()
 
     changed(pack, tmp_path / "bad.tensorbench.zip", change)
-    said = rf"tag {tag} of run \w+ .* in .*bad.tensorbench.zip cannot be read: '{re.escape(value)}'"
-    with pytest.raises(UserError, match=said):
+    message = rf"tag {tag} of run \w+ .* in .*bad.tensorbench.zip cannot be read: '{re.escape(value)}'"
+    with pytest.raises(UserError, match=message):
         write_report("", [str(tmp_path / "bad.tensorbench.zip")], tmp_path / "out", ["md"])
     (tmp_path / "results").mkdir()
     (tmp_path / "bad.tensorbench.zip").rename(tmp_path / "results" / "bad.tensorbench.zip")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         site_files(packs_in(tmp_path / "results"))
 
 

@@ -365,7 +365,7 @@ def other_protocol(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (text, "'notes.txt' in .* is no pack"),
         (inner, "'more.tensorbench.zip' in .* is no pack"),
@@ -378,13 +378,13 @@ def other_protocol(folder: Path) -> None:
     ],
 )
 def test_a_folder_that_makes_no_site(
-    change: Callable[[Path], None], said: str, results: Path, tmp_path: Path
+    change: Callable[[Path], None], message: str, results: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
     shutil.copy(results / "small.tensorbench.zip", folder)
     change(folder)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         site_files(packs_in(folder))
 
 

@@ -28,7 +28,7 @@ def test_a_number_alone_holds_for_one_metric() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requested", "said"),
+    ("requested", "message"),
     [
         (0.02, "cannot hold for several metrics (accuracy, matthews)"),
         ({"acuracy": 0.02}, "unknown metric of these results 'acuracy': did you mean 'accuracy'?"),
@@ -38,14 +38,14 @@ def test_a_number_alone_holds_for_one_metric() -> None:
         ({"accuracy": "0.1"}, "threshold of accuracy: expected a number of at least 0 (got '0.1')"),
     ],
 )
-def test_impossible_thresholds_are_refused(requested: Any, said: str) -> None:
+def test_impossible_thresholds_are_refused(requested: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         thresholds(["accuracy", "matthews"], requested)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--threshold", "matthews=0.02"], "unknown metric of these results 'matthews'"),
         (["--threshold", "accuracy=high"], "'accuracy=high' is neither a number nor METRIC=NUMBER"),
@@ -54,10 +54,10 @@ def test_impossible_thresholds_are_refused(requested: Any, said: str) -> None:
     ],
 )
 def test_the_command_refuses_it_too(
-    call: Call, small: str, tmp_path: Path, options: list[str], said: str
+    call: Call, small: str, tmp_path: Path, options: list[str], message: str
 ) -> None:
     out = tmp_path / "out"
     ended = call("report", "small", "--store", small, "--out", str(out), "--no-log", *options)
     assert ended.code == 2
-    assert said in " ".join(ended.err.replace("│", " ").split())
+    assert message in " ".join(ended.err.replace("│", " ").split())
     assert not out.exists()

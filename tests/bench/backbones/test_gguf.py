@@ -51,12 +51,15 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     file.write_bytes(b"not a model of any kind, but some bytes")
     with pytest.raises(UserError, match=naming("model.gguf", "quantisation")):
         convert_gguf(file, tmp_path, "Q4_1")
-    for kind, said in ((Kind.Q8_1, "quantised as Q8_1, which the package gguf cannot undo"), (Kind.Q8_0, "")):
+    for kind, message in (
+        (Kind.Q8_1, "quantised as Q8_1, which the package gguf cannot undo"),
+        (Kind.Q8_0, ""),
+    ):
         _, size = gguf.GGML_QUANT_SIZES[kind]
         writer = gguf.GGUFWriter(file, "llama")
         writer.add_tensor("blk.0.attn_q.weight", np.zeros((2, size), dtype=np.uint8), raw_dtype=kind)
         finish(writer)
-        with pytest.raises(UserError, match=said or naming("Q8_0", "Q4_1")):
+        with pytest.raises(UserError, match=message or naming("Q8_0", "Q4_1")):
             convert_gguf(file, tmp_path, "Q4_1")
 
 

@@ -156,7 +156,7 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "said"),
+    ("kind", "changes", "message"),
     [
         ("bert", {"model_type": "robert"}, naming("'robert'", "'roberta'")),
         ("bert", {"model_type": "mpnet"}, "'mpnet'(?!.*did you mean).* there are bert, "),
@@ -175,11 +175,11 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_unknown_kinds_are_refused(kind: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_unknown_kinds_are_refused(kind: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     settings = tiny(kind)._config().to_dict() | changes
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         describe(BackboneSpec(local=tmp_path))
 
 

@@ -241,16 +241,16 @@ def test_a_bare_parameter_beside_the_encoder_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "said"),
+    ("kind", "name", "message"),
     [
         ("gpt2", "GPT2LMHeadModel", "a GPT2Model computes query, key and value in one layer.*backbones.load"),
         ("clip_vision_model", "CLIPModel", r"\(there is a CLIPTextModel beside it\)"),
     ],
 )
-def test_models_whose_sites_or_head_are_not_plain_are_refused(kind: str, name: str, said: str) -> None:
+def test_models_whose_sites_or_head_are_not_plain_are_refused(kind: str, name: str, message: str) -> None:
     model = full_model(kind, name)
     before = {n: p.requires_grad for n, p in model.named_parameters()}
-    with pytest.raises(UserError, match=f"a {name} cannot be wrapped.*{said}"):
+    with pytest.raises(UserError, match=f"a {name} cannot be wrapped.*{message}"):
         bench.wrap(model, TENSLORA)
     assert {n: p.requires_grad for n, p in model.named_parameters()} == before
 

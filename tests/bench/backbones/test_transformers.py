@@ -97,8 +97,8 @@ def test_a_missing_weight_is_refused_by_name(
 ) -> None:
     folder = write(tmp_path / "model", kind, encoder(kind), version=version)
     edit(folder, drop=drop)
-    said = f"lacks weights, which would stay random: {re.escape(named)}"
-    with pytest.raises(UserError, match=said):
+    message = f"lacks weights, which would stay random: {re.escape(named)}"
+    with pytest.raises(UserError, match=message):
         load(local(folder))
 
 
@@ -333,9 +333,11 @@ def test_a_token_beyond_the_model_s_embeddings_is_refused_by_name(tmp_path: Path
         tokenizer.add_special_tokens(more)
         tokenizer.save_pretrained(folder)
         (token,) = more.values()
-        said = f"in {folder} has the token '{token}' with the id {token[1:-1]}, but the model has 261 tokens"
+        message = (
+            f"in {folder} has the token '{token}' with the id {token[1:-1]}, but the model has 261 tokens"
+        )
         for use in (describe, load):
-            with pytest.raises(UserError, match=re.escape(said)):
+            with pytest.raises(UserError, match=re.escape(message)):
                 use(local(folder))
 
 

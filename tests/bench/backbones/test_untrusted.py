@@ -21,8 +21,8 @@ from ..local_checkpoints import batch, encoder, features, write
 def saying(folder: Path, file: str = "config.json", **more: Any) -> BackboneSpec:
     """Makes a checkpoint with extra entries in one of its configuration files."""
     where = write(folder / "model", "bert", encoder("bert")) / file
-    said = json.loads(where.read_text()) if where.exists() else {}
-    where.write_text(json.dumps(said | more))
+    content = json.loads(where.read_text()) if where.exists() else {}
+    where.write_text(json.dumps(content | more))
     return BackboneSpec(local=folder / "model")
 
 
@@ -149,7 +149,7 @@ def test_a_timm_config_whose_values_timm_cannot_take(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("field", "said"),
+    ("field", "message"),
     [
         ("pretrained_cfg", {"pretrained_cfg": ["mean"]}),
         ("mean", {"mean": None}),
@@ -161,10 +161,10 @@ def test_a_timm_config_whose_values_timm_cannot_take(tmp_path: Path, monkeypatch
     ],
 )
 def test_a_timm_config_of_another_form_is_refused_by_field(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, said: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, message: dict[str, Any]
 ) -> None:
     config = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 160, 160]}
-    (tmp_path / "config.json").write_text(json.dumps(config | said))
+    (tmp_path / "config.json").write_text(json.dumps(config | message))
     monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
     with pytest.raises(UserError, match=rf"config\.json: .*{field}"):
         describe(BackboneSpec(timm="hf_hub:me/model"))

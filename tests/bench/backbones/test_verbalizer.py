@@ -171,7 +171,7 @@ def test_pairs_are_put_in_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verbalizer", "backbone", "said"),
+    ("verbalizer", "backbone", "message"),
     [
         (ANSWERS, "tiny-random-bert", "verbalizer.*a decoder"),
         (ANSWERS | {"words": ["a", "b", "c"]}, "tiny-random-llama", "words has 3"),
@@ -187,10 +187,10 @@ def test_pairs_are_put_in_as_they_are() -> None:
     ],
 )
 def test_bad_verbalizers_are_refused_before_any_work(
-    verbalizer: dict[str, Any], backbone: str, said: str
+    verbalizer: dict[str, Any], backbone: str, message: str
 ) -> None:
     task = {**TEXT["tasks"][0], "verbalizer": verbalizer}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         plan({**TEXT, "backbones": [backbone], "tasks": [task]})
 
 

@@ -95,8 +95,8 @@ def test_stated_sizes_that_are_not_the_splits(check: Check) -> None:
     class Sized(ToyText):
         sizes = (1, 2, 3)
 
-    said = "`sizes` says (1, 2, 3), but the splits have (140, 30, 30)"
-    assert check(Sized())["splits"] == ("failed", said)
+    message = "`sizes` says (1, 2, 3), but the splits have (140, 30, 30)"
+    assert check(Sized())["splits"] == ("failed", message)
 
 
 def test_a_split_without_a_class(check: Check) -> None:
@@ -104,6 +104,6 @@ def test_a_split_without_a_class(check: Check) -> None:
         def examples(self) -> Examples:
             return replace(super().examples(), labels=[1, *[0] * 199])
 
-    status, said = check(Rare())["splits"]
+    status, message = check(Rare())["splits"]
     assert status == "failed"
-    assert "no example of yes" in said
+    assert "no example of yes" in message

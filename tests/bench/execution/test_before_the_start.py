@@ -73,7 +73,7 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
         (Place("locale"), "'locale'.*'local'"),
         (Place("inline", workers=2), "--workers 2"),
@@ -85,8 +85,8 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
         (Place("local", worker_memory=2**44), f"--worker-memory {2**44}: accepted are 512 to "),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(place: Place, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_options_that_do_not_go_together_are_refused(place: Place, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_executor(place)
 
 

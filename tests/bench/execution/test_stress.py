@@ -134,8 +134,8 @@ def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(fol
             await_held(first, folder)
         let_all_through(folder)
         with started(folder, *command, through=0) as driver, started(folder, *command, through=0) as second:
-            said = [process.output() for process in (driver, second)]
-        assert [driver.returncode, second.returncode] == [0, 0], said
+            outputs = [process.output() for process in (driver, second)]
+        assert [driver.returncode, second.returncode] == [0, 0], outputs
         storage = open_storage(database.uri)
         (name,) = optuna.get_all_study_names(storage)
         trials = optuna.load_study(study_name=name, storage=storage).trials

@@ -354,12 +354,12 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     try:
-        said = [process.communicate() for process in both]
+        outputs = [process.communicate() for process in both]
     finally:
         for process in both:
             process.kill()
-    assert [process.returncode for process in both] == [0, 0], said
-    assert said[0][0] == said[1][0]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
     assert len(log.read_text().splitlines()) == 1
 
 

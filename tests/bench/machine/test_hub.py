@@ -28,7 +28,7 @@ from .paper_hub import (
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"tasks": ["cola"], "backbones": ["tiny-random-bert"]},
@@ -42,12 +42,12 @@ from .paper_hub import (
     ],
 )
 def test_without_network_the_message_says_what_to_download_and_where_to_put_it(
-    tmp_path: Path, changes: dict[str, Any], said: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     for offline in (False, True):
         with (
             client(tmp_path, "http://127.0.0.1:9", offline=offline),
-            pytest.raises(UserError, match=f"(?s){said}"),
+            pytest.raises(UserError, match=f"(?s){message}"),
         ):
             plan(**changes)
 
@@ -62,7 +62,7 @@ def test_files_of_a_locked_data_set_that_are_missing_offline_are_named(online: H
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"backbones": [{"hub": "google/no-vit"}, {"hub": "me/tiny-roberta"}]}, "google/no-vit"),
         (
@@ -88,8 +88,8 @@ def test_files_of_a_locked_data_set_that_are_missing_offline_are_named(online: H
         ),
     ],
 )
-def test_names_that_the_hub_does_not_have(online: Hub, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_names_that_the_hub_does_not_have(online: Hub, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         plan(**changes)
 
 

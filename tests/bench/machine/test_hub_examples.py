@@ -148,7 +148,7 @@ def test_images_squashed_then_cut_and_not_normalised(online: Hub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"task": "eurosat", "padding": "max_tokens"}, "padding does not apply to images"),
         ({"task": "cola", "resize": 300}, "resize does not apply to texts"),
@@ -166,8 +166,8 @@ def test_images_squashed_then_cut_and_not_normalised(online: Hub) -> None:
         ({"task": "cola", "training": {"augmentation": ["flip"]}}, "augmentation applies to images only"),
     ],
 )
-def test_switches_that_cannot_be_are_refused(online: Hub, row: dict[str, Any], said: str) -> None:
+def test_switches_that_cannot_be_are_refused(online: Hub, row: dict[str, Any], message: str) -> None:
     text = row["task"] in ("cola", "mrpc")
     backbones = [{"hub": "me/tiny-roberta"}] if text else [{"hub": "google/tiny-vit"}]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         plan(tasks=[row], backbones=backbones)

@@ -145,7 +145,7 @@ def broken(folder: Path, how: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("no folder", "no folder"),
         ("no validation", "validation.*nyu-mll/glue"),
@@ -161,9 +161,9 @@ def broken(folder: Path, how: str) -> Path:
         ("garbage", "cannot be read"),
     ],
 )
-def test_a_folder_without_the_task_s_data_is_refused(tmp_path: Path, how: str, said: str) -> None:
+def test_a_folder_without_the_task_s_data_is_refused(tmp_path: Path, how: str, message: str) -> None:
     name = "dtd" if how == "another configuration" else "cola"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         task_of(name, DataSource(local=broken(tmp_path, how))).examples()
 
 
@@ -175,7 +175,7 @@ def test_files_of_two_configurations_are_not_mixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "said"),
+    ("column", "values", "message"),
     [
         ("label", ["yes", "no"], "should hold the numbers of the classes, got values of type string"),
         ("label", [0.5, 1.5], "should hold the numbers of the classes, got values of type double"),
@@ -185,10 +185,10 @@ def test_files_of_two_configurations_are_not_mixed(tmp_path: Path) -> None:
     ],
 )
 def test_values_that_are_no_labels_or_texts_are_refused(
-    tmp_path: Path, column: str, values: list[Any], said: str
+    tmp_path: Path, column: str, values: list[Any], message: str
 ) -> None:
     rows = {"sentence": [f"t {i}" for i in range(40)], "label": [0, 1] * 20}
     for part in ("train", "validation"):
         datasets.Dataset.from_dict(rows | {column: values * 20}).to_parquet(tmp_path / f"{part}.parquet")
-    with pytest.raises(UserError, match=naming("'cola'", column, "train", said)):
+    with pytest.raises(UserError, match=naming("'cola'", column, "train", message)):
         task_of("cola", DataSource(local=tmp_path)).examples()

@@ -203,7 +203,7 @@ def test_locked_files_are_used_in_other_processes(online: Hub, tmp_path: Path, c
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"backbones": [{"hub": "me/other"}]}, naming("me/other", "`tensorbench tools fetch`")),
         (
@@ -218,7 +218,7 @@ def test_locked_files_are_used_in_other_processes(online: Hub, tmp_path: Path, c
     ],
 )
 def test_entries_missing_from_the_lock_are_refused(
-    online: Hub, tmp_path: Path, changes: dict[str, Any], said: str
+    online: Hub, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     files = {"config.json": "0" * 64}
     entries = {
@@ -230,7 +230,7 @@ def test_entries_missing_from_the_lock_are_refused(
     text: dict[str, Any] = {"tasks": ["mrpc"], "backbones": [{"hub": "me/tiny-roberta"}]}
     file = suite_file(tmp_path, **{**text, **changes})
     lock_path(file).write_text(yaml.safe_dump({"version": 1, **entries}))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_suite(file)
 
 

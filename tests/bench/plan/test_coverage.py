@@ -70,6 +70,6 @@ def test_plan_shows_the_points(call: Call, tmp_path: Path) -> None:
     shown = call("plan", file)
     assert "Points of tuning" in shown.out
     assert "untried" in " ".join(shown.out.split())
-    said = json.loads(call("plan", file, "--json").out)
-    assert len(said["tuning_points"]) == 3
-    assert said["tuning_warnings"]
+    document = json.loads(call("plan", file, "--json").out)
+    assert len(document["tuning_points"]) == 3
+    assert document["tuning_warnings"]

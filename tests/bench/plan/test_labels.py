@@ -93,7 +93,7 @@ def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {
@@ -127,6 +127,6 @@ def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:
         ({"backbones": ["tiny-random-vit", {"name": "tiny-random-vit", "label": "again"}]}, "backbones: "),
     ],
 )
-def test_labels_and_sweeps_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_labels_and_sweeps_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         plan(**changes)

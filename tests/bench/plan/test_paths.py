@@ -97,8 +97,8 @@ def test_a_path_that_is_not_there_is_told_with_its_suite(
     store = ("--store", f"sqlite:///{tmp_path / 'mlflow.db'}") if command == "run" else ()
     ended = call(*command.split(), home / "suites" / "suite.yaml", *store)
     assert ended.code == 2
-    said = " ".join(ended.err.split())
-    assert re.search(naming("suite 'local'", who, home / gone), said)
+    errors = " ".join(ended.err.split())
+    assert re.search(naming("suite 'local'", who, home / gone), errors)
     assert not (tmp_path / "mlflow.db").exists()
 
 

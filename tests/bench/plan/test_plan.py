@@ -341,7 +341,7 @@ def test_one_backbone_at_several_image_sizes_has_a_name_for_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "backbones", "said"),
+    ("name", "backbones", "message"),
     [
         ("tiny-random-vit", ["tiny-random-vit", {"name": "tiny-random-vit", "image_size": 32}], "leave one"),
         ("local:model", [{"local": "a/model"}, {"local": "b/model", "image_size": 48}], "give each a label"),
@@ -349,12 +349,12 @@ def test_one_backbone_at_several_image_sizes_has_a_name_for_each() -> None:
     ids=["twice the same size", "other weights"],
 )
 def test_backbones_that_their_names_do_not_tell_apart_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, backbones: list[Any], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, backbones: list[Any], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for seed, folder in enumerate(("a", "b")):
         checkpoint(tmp_path / folder / "model", "vit", encoder("vit", seed=seed))
-    with pytest.raises(UserError, match=naming("backbones", f"'{name}'", said)):
+    with pytest.raises(UserError, match=naming("backbones", f"'{name}'", message)):
         plan(backbones=backbones)
 
 

@@ -153,7 +153,7 @@ def test_the_interval_of_the_median_covers_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--rank-modes", "isorang"), "did you mean 'isorank'"),
         (("--methods", "loraa"), "did you mean"),
@@ -162,10 +162,10 @@ def test_the_interval_of_the_median_covers_it() -> None:
         (("--device", "cuda"), "no CUDA device"),
     ],
 )
-def test_bad_input(call: Callable[..., Any], options: tuple[str, str], said: str) -> None:
+def test_bad_input(call: Callable[..., Any], options: tuple[str, str], message: str) -> None:
     ended = call("tools", "perf", *TINY, *options)
     assert ended.code == 2
-    assert said in ended.err
+    assert message in ended.err
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def search(storage: optuna.storages.BaseStorage, changes: dict[str, Any]) -> Ran
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"budgets": [{"isoparameters": 3}]}, naming("budget", 768, 1152)),
         ({"search": {"trials": 6, "modes": ["input"]}}, naming("modes", "['input', ", "['input']")),
@@ -152,11 +152,13 @@ def search(storage: optuna.storages.BaseStorage, changes: dict[str, Any]) -> Ran
         ),
     ],
 )
-def test_changed_spaces_are_refused_and_larger_numbers_accepted(changes: dict[str, Any], said: str) -> None:
+def test_changed_spaces_are_refused_and_larger_numbers_accepted(
+    changes: dict[str, Any], message: str
+) -> None:
     storage = optuna.storages.InMemoryStorage()
     search(storage, {})
     search(storage, {"search": {"trials": 7}})
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         search(storage, changes)
 
 

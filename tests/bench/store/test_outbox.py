@@ -147,11 +147,11 @@ def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, dam
     assert "FAILED" in {record.status for record in store.records()}
 
 
-@pytest.mark.parametrize("said", ["a\0b", "a\udcffb", "a\ud800\0b", "a" * 10**6])
-def test_a_record_with_any_text_is_stored(store: Store, said: str) -> None:
+@pytest.mark.parametrize("message", ["a\0b", "a\udcffb", "a\ud800\0b", "a" * 10**6])
+def test_a_record_with_any_text_is_stored(store: Store, message: str) -> None:
     kept = leave_letter(store, "0", open_run(store))
     letter = json.loads((kept / "letter.json").read_text())
-    letter["tags"]["note"], letter["texts"] = said[:5000], {"traceback.txt": said}
+    letter["tags"]["note"], letter["texts"] = message[:5000], {"traceback.txt": message}
     (kept / "letter.json").write_text(json.dumps(letter))
     with session(store) as at_work:
         assert at_work.sent == 1
@@ -258,11 +258,11 @@ def test_a_trial_whose_record_is_not_taken_does_not_stop_the_others(
     assert not list(store.client.search_registered_models())
 
 
-@pytest.mark.parametrize("said", ["a\0b", "/data/caf\udce9.png", "\ud83d", "x" * 10**6])
+@pytest.mark.parametrize("message", ["a\0b", "/data/caf\udce9.png", "\ud83d", "x" * 10**6])
 def test_a_failure_with_any_message_is_stored(
-    store: Store, monkeypatch: pytest.MonkeyPatch, said: str
+    store: Store, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError(said)))
+    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError(message)))
     (event,) = executed(store, plan(methods=["head_only"], training=SHORT))
     assert event.ending is not None
     # A terminal accepts nothing else.

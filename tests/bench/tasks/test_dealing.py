@@ -188,7 +188,7 @@ def test_variation_selectors_of_emoji_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "ids", "groups", "said"),
+    ("labels", "ids", "groups", "message"),
     [
         ([0], [0, 1], None, "agree in number"),
         ([0, 1], [0, 1], ["a"], "agree in number"),
@@ -196,9 +196,9 @@ def test_variation_selectors_of_emoji_are_ignored() -> None:
     ],
 )
 def test_examples_that_do_not_fit(
-    labels: Sequence[int], ids: Sequence[int], groups: Sequence[str] | None, said: str
+    labels: Sequence[int], ids: Sequence[int], groups: Sequence[str] | None, message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         Examples(["a", "b"], labels, ids, groups)
 
 

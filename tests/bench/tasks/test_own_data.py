@@ -294,7 +294,7 @@ def test_a_small_regression_is_dealt_by_the_percentages(tmp_path: Path, own_cach
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"),
+    ("targets", "message"),
     [
         ([1_700_000_000 + i for i in range(40)], "1.7e.09.* 11"),
         ([*range(39), 1e39], "row 39.*1e.39.*3.4e.38"),
@@ -302,14 +302,14 @@ def test_a_small_regression_is_dealt_by_the_percentages(tmp_path: Path, own_cach
     ],
 )
 def test_targets_that_float32_does_not_hold_are_refused(
-    tmp_path: Path, own_cache: Path, targets: list[float], said: str
+    tmp_path: Path, own_cache: Path, targets: list[float], message: str
 ) -> None:
     rows = "".join(f"w{i},{target}\n" for i, target in enumerate(targets))
     own = reviews(tmp_path, "body,stars\n" + rows, target="regression")
-    if not said:
+    if not message:
         assert prepare(own, TEXT).train.labels.max() > 1700
         return
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         prepare(own, TEXT)
 
 

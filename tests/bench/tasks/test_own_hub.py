@@ -22,7 +22,7 @@ SUITES = Path(__file__).parents[3] / "suites"
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "said"),
+    ("train", "test", "message"),
     [
         (
             ["yes", "no"],
@@ -33,12 +33,12 @@ SUITES = Path(__file__).parents[3] / "suites"
     ],
 )
 def test_a_hub_s_numbers_mean_one_class_each(
-    tmp_path: Path, train: list[str], test: list[str], said: str
+    tmp_path: Path, train: list[str], test: list[str], message: str
 ) -> None:
     for split, order in (("train", train), ("test", test)):
         with_named_classes(tmp_path / f"{split}.parquet", order, order * 4)
     described = {"hub": "me/news", "text": "title", "label": "kind", "source": {"local": str(tmp_path)}}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         task(tmp_path, **described, classes=["no", "yes"]).examples()
 
 

@@ -150,12 +150,12 @@ def test_only_texts_that_are_used_are_tokenised(own_cache: Path) -> None:
 @pytest.mark.parametrize("size", [0, -1, 141])
 def test_size_that_the_split_does_not_have(own_cache: Path, field: str, size: int) -> None:
     available = {"train_size": 140, "validation_size": 30, "test_size": 30}[field]
-    said = rf"{field} must be from 1 to {available}.*'toy-text', got {size}$"
-    with pytest.raises(UserError, match=said):
+    message = rf"{field} must be from 1 to {available}.*'toy-text', got {size}$"
+    with pytest.raises(UserError, match=message):
         prepare(ToyText(), TEXT, **{field: size})
     stated = ToyText()
     stated.sizes = (140, 30, 30)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         prepare(stated, TEXT, **{field: size})
     assert stated.reads == 0, "the data were asked for though the sizes are stated"
 
@@ -178,9 +178,11 @@ def test_disk_that_fills_up_while_preparing(own_cache: Path, monkeypatch: pytest
     assert len(prepare(ToyText(), TEXT).train) == 140
 
 
-@pytest.mark.parametrize(("max_tokens", "said"), [(0, "at least 1, got 0"), (2, "2 special tokens, got 2")])
-def test_max_tokens_that_leave_no_text(own_cache: Path, max_tokens: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(
+    ("max_tokens", "message"), [(0, "at least 1, got 0"), (2, "2 special tokens, got 2")]
+)
+def test_max_tokens_that_leave_no_text(own_cache: Path, max_tokens: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         prepare(ToyText(), TEXT, max_tokens=max_tokens)
 
 

@@ -40,7 +40,7 @@ def at(row: int, field: str, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("field", "row", "value", "said"),
+    ("field", "row", "value", "message"),
     [
         ("labels", 3, 1.5, r"label of row 3 .*1\.5 \(float\).*0 to 1"),
         ("labels", 0, np.float32(1), r"label of row 0 .*\(float32\)"),
@@ -63,9 +63,11 @@ def at(row: int, field: str, value: Any) -> Any:
         ("groups", 8, [1], r"group of row 8 .*\[1\] \(list\)"),
     ],
 )
-def test_a_row_that_is_not_as_declared(own_cache: Path, field: str, row: int, value: Any, said: str) -> None:
+def test_a_row_that_is_not_as_declared(
+    own_cache: Path, field: str, row: int, value: Any, message: str
+) -> None:
     task = changed(ToyText, **{field: at(row, field, value)})
-    with pytest.raises(UserError, match=f"^task 'toy-text': .*{said}"):
+    with pytest.raises(UserError, match=f"^task 'toy-text': .*{message}"):
         prepare(task, TEXT)
 
 
@@ -76,7 +78,7 @@ def test_a_third_text_is_not_dropped(own_cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "message"),
     [
         (np.zeros((8, 8), dtype=np.uint8), r"uint8 \(8, 8\)"),
         (np.zeros((8, 8, 4), dtype=np.uint8), r"uint8 \(8, 8, 4\)"),
@@ -85,22 +87,22 @@ def test_a_third_text_is_not_dropped(own_cache: Path) -> None:
         ("a text", r"<U6 \(\)"),
     ],
 )
-def test_an_image_that_is_none(own_cache: Path, image: Any, said: str) -> None:
+def test_an_image_that_is_none(own_cache: Path, image: Any, message: str) -> None:
     task = changed(ToyImages, inputs=at(11, "inputs", image))
-    with pytest.raises(UserError, match=rf"\(height, width, 3\).*row 11 .*{said}"):
+    with pytest.raises(UserError, match=rf"\(height, width, 3\).*row 11 .*{message}"):
         prepare(task, IMAGES)
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "message"),
     [
         (Examples([], [], []), "no examples"),
         ([("a text", 1)], r"examples\(\) .*list"),
     ],
 )
-def test_what_is_no_examples_or_none_at_all(monkeypatch: pytest.MonkeyPatch, made: Any, said: str) -> None:
+def test_what_is_no_examples_or_none_at_all(monkeypatch: pytest.MonkeyPatch, made: Any, message: str) -> None:
     monkeypatch.setattr(ToyText, "examples", lambda self: made)
-    with pytest.raises(UserError, match=f"task 'toy-text': .*{said}"):
+    with pytest.raises(UserError, match=f"task 'toy-text': .*{message}"):
         read_examples(ToyText())
 
 

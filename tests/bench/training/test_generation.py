@@ -289,7 +289,7 @@ def test_training_on_prompts_is_another_trial_and_likelihood_a_metric(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"template": "what?"}, naming("template", "{prompt}")),
         ({"text": "q"}, naming("text", "prompt")),
@@ -298,9 +298,9 @@ def test_training_on_prompts_is_another_trial_and_likelihood_a_metric(tmp_path: 
         ({"backbone": "tiny-random-bert"}, naming("decoder")),
     ],
 )
-def test_bad_descriptions_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_bad_descriptions_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     backbones = [changes.pop("backbone", "tiny-random-llama")]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         suite(data(tmp_path, **changes), backbones=backbones)
 
 

@@ -154,7 +154,7 @@ def test_switches_that_are_off_leave_older_ids_and_those_that_are_on_change_them
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"training": {"augmentation": ["color_jitter"]}}, naming("augmentation.0", "'colour_jitter'")),
         ({"training": {"compiled": True}}, naming("'training.compiled'", "'compile'")),
@@ -165,8 +165,8 @@ def test_switches_that_are_off_leave_older_ids_and_those_that_are_on_change_them
         ),
     ],
 )
-def test_impossible_requests_are_refused_before_any_work(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_impossible_requests_are_refused_before_any_work(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         plan(**changes)
 
 

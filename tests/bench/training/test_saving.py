@@ -99,7 +99,7 @@ def test_so_many_examples_go_through_the_backbone_at_once_and_layers_run_again()
 
 
 @pytest.mark.parametrize(
-    ("made", "saving", "said"),
+    ("made", "saving", "message"),
     [
         (
             trial({**TEXT}, "head_only"),
@@ -125,11 +125,11 @@ def test_so_many_examples_go_through_the_backbone_at_once_and_layers_run_again()
     ids=["backbone", "method", "batch", "compile"],
 )
 def test_options_that_would_change_a_result_are_refused_before_any_work(
-    made: Trial, saving: Saving, said: str
+    made: Trial, saving: Saving, message: str
 ) -> None:
     resources = Resources("cpu", saving)
     state = torch.get_rng_state()
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         prepare_all([made], resources)
     assert torch.equal(state, torch.get_rng_state())
     if not made.recipe.compile:

@@ -169,7 +169,7 @@ def test_files_in_an_allowed_folder_are_opened(
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
         ("pipe", "no regular file"),
         ("link", "leads out of it"),
@@ -181,7 +181,7 @@ def test_files_in_an_allowed_folder_are_opened(
     ],
 )
 def test_nothing_outside_of_the_folder_is_opened(
-    pack: Path, folder: Path, tmp_path: Path, place: str, said: str
+    pack: Path, folder: Path, tmp_path: Path, place: str, message: str
 ) -> None:
     (tmp_path / "inner").mkdir()
     os.mkfifo(tmp_path / "inner" / "pipe")
@@ -198,7 +198,7 @@ def test_nothing_outside_of_the_folder_is_opened(
     result = verify("", [str(other)], reruns=1, opened=[str(tmp_path / "inner")])
     (missing,) = result.unchecked
     assert missing.what == "score of another run"
-    assert said in missing.why
+    assert message in missing.why
 
 
 def test_a_folder_that_is_not_there(pack: Path, tmp_path: Path) -> None:
