@@ -97,7 +97,7 @@ def notes(uri: str) -> str:
     return " ".join(read(uri, ["toy"]).notes)
 
 
-def test_a_start_and_a_report_tell_of_results_of_another_source(
+def test_runs_and_reports_mention_results_of_another_source(
     site: Site, call: Call, tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
     suite = write(tmp_path, seeds=[0, 1], training=SHORT, **{**MINE, "methods": ["mine", "lora"]})
@@ -136,7 +136,7 @@ def test_a_start_and_a_report_tell_of_results_of_another_source(
     assert "method 'mine'" not in raised.err
 
 
-def test_a_search_tells_it_once(
+def test_a_search_reports_another_source_once(
     site: Site, call: Call, tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
     search = {"trials": 2, "seeds": [9]}

@@ -266,7 +266,7 @@ def test_without_a_mistake_every_check_passes(call: Call, install: Install, grou
     assert "0 failed, 0 not applicable" in checked.out
 
 
-def test_check_tells_what_fails(call: Call, install: Install) -> None:
+def test_check_reports_failures(call: Call, install: Install) -> None:
     install("tasks", replaced(TASK, "[i % 2 for", "[i % 2 / 1 for"))
     checked = call("check", "mine")
     assert checked.code == 1
@@ -304,7 +304,7 @@ MINE = Mine()
 """
 
 
-def test_a_metric_of_a_plugin_scores_and_tells_what_examples_contribute(install: Install) -> None:
+def test_a_plugins_metric_gives_scores_and_contributions(install: Install) -> None:
     install("metrics", METRIC)
     metric, targets, predictions = METRICS.get("mine"), np.arange(6.0), np.zeros(6)
     objective = Objective(metric, "regression", 1)

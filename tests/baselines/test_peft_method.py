@@ -23,7 +23,7 @@ GEOMETRY = Geometry(hidden=24, heads=3, layers=5, mlp=96)
 
 
 @pytest.mark.parametrize("kind", ["DORA", "VERA", "LOHA", "LOKR", "IA3", "FOURIERFT"])
-def test_two_layers_tell_the_count_of_all(kind: str) -> None:
+def test_the_count_of_all_layers_is_extrapolated_from_two(kind: str) -> None:
     method = create("peft", type=kind, targets="qkvo+mlp")
     sized = method.isorank(3)
     assert sized.count(GEOMETRY) == count_built(Peft, sized.model_dump_json(), GEOMETRY)

@@ -168,7 +168,7 @@ class TestTRAC(SiteOracle):
         a, b = sides
         return SCALE / RANK * b @ a.T
 
-    def test_frozen_numbers_are_counted_apart(self) -> None:
+    def test_frozen_parameters_are_counted_separately(self) -> None:
         method = create("trac", rank=16)
         assert (method.frozen_count(BASE), method.kept_count(BASE)) == (15_360, 0)
         assert method.frozen_count(LLAMA) == 92_160

@@ -104,9 +104,7 @@ def test_a_second_list_imports_nothing_that_takes_long(
     "arguments",
     [("list",), ("show", "a"), ("report", "a", "--out", "b"), ("verify",), ("export", "a", "--out", "b")],
 )
-def test_a_missing_store_is_told_before_anything_slow_is_imported(
-    tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
+def test_a_missing_store_is_reported_before_slow_imports(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     ended = imports(*arguments, "--store", f"sqlite:///{tmp_path}/none.db")
     assert ended.returncode == 2
     message, modules = ended.stderr.splitlines()

@@ -198,7 +198,7 @@ def test_the_command_prints_the_forecast_and_has_it_in_its_json(call: Call, tmp_
     ("seconds", "shown_time"),
     [(0, "0 s"), (100, "100 s"), (150, "2 min"), (7300, "2 h"), (200_000, "2 days")],
 )
-def test_times_are_told_in_their_unit(
+def test_times_have_a_suitable_unit(
     seconds: float, shown_time: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = Share(part="final", command="run", points=1, trials=1, open=1, seconds=seconds)

@@ -26,7 +26,7 @@ Call = Callable[..., Any]
 SIMILARITY = Path(__file__).parents[1] / "data" / "similarity.csv"
 
 
-def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> None:
+def test_every_budget_has_a_line_for_several_noise_levels(tmp_path: Path) -> None:
     powers = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
     assert [(line.budget, line.sd) for line in powers[: len(ASSUMED)]] == [
         ("own size", pytest.approx(sd)) for sd in ASSUMED
@@ -87,7 +87,7 @@ def test_sizes_of_one_method_are_methods_of_their_own(tmp_path: Path) -> None:
     assert line.design.claims == 3
 
 
-def test_stored_runs_tell_the_noise(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_stored_runs_give_the_noise(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     uri = new_store(tmp_path)
     store(uri, plan_of(seeds=[0, 1, 2]), result)
     planned = plan_of()

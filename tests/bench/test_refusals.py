@@ -199,7 +199,7 @@ def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
 
 
-def test_a_cache_that_cannot_be_written_is_told_before_anything_is_said_to_run(
+def test_an_unwritable_cache_is_refused_before_any_announcement(
     call: Call, new_store: Callable[[Path], str], tmp_path: Path, unwritable: None
 ) -> None:
     ended = call("run", write(tmp_path), "--store", new_store(tmp_path))

@@ -38,7 +38,7 @@ def test_every_method_is_registered_under_its_own_name() -> None:
         assert target.name == name
 
 
-def test_a_plug_in_stands_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_is_listed_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     registry_ = plugged(monkeypatch, mine="baselines.head_only:HeadOnly")
     assert list(registry_) == ["lora", "mine"]
     assert "mine" in registry_

@@ -76,7 +76,7 @@ def test_an_answer_is_what_its_command_reports(
     assert answer.short.endswith(f"**yes, by what matters**. {numbers}; {counted}.")
 
 
-def test_intervals_hold_at_once_with_those_that_stand_elsewhere(script: Any, checkout: Path) -> None:
+def test_intervals_are_simultaneous_with_those_of_other_sections(script: Any, checkout: Path) -> None:
     asked_question = replace(question(script, "f", BUDGET, {"LoRA": ("TensLoRA att",)}), beside=4)
     ((line,), _) = script("answers.pairs").compared(
         rich_of(script, checkout), asked_question, asked_question.tasks
@@ -86,7 +86,7 @@ def test_intervals_hold_at_once_with_those_that_stand_elsewhere(script: Any, che
     assert "95%, also with those of the 4 comparisons below, which" in answer.text
 
 
-def test_in_short_what_is_told_apart_has_numbers_and_the_rest_is_counted(script: Any) -> None:
+def test_the_short_form_gives_numbers_of_significant_differences_and_counts_the_rest(script: Any) -> None:
     module = script("answers.answer")
     open_outcome, other, more = (
         module.Outcome(f"{name} from LoRA", "+1.00", "−1.00 to +3.00", verdict, verdict != "undecided")
@@ -288,7 +288,7 @@ def test_a_figure_holds_each_difference(script: Any, checkout: Path) -> None:
     assert figure.shown in answer.text
 
 
-def test_the_spectra_of_the_same_method_and_task_are_told_together(
+def test_spectra_of_one_method_and_task_are_summarised_together(
     script: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spectra, results = script("answers.spectra"), rich_of(script, checkout)

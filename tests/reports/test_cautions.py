@@ -57,7 +57,7 @@ def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, checkout: P
     assert "budget" not in text
 
 
-def test_a_row_that_misses_its_budget_tells_its_share(script: Any, checkout: Path) -> None:
+def test_a_row_that_misses_its_budget_states_its_share(script: Any, checkout: Path) -> None:
     results = rich_of(script, checkout)
     (lotr, *_) = (cell for cell in results.study.all_cells if (cell.method, cell.budget) == ("LoTR", BUDGET))
     shares = [replace(lotr, ratio=ratio, within=within) for ratio, within in ((0.875, False), (1.04, True))]

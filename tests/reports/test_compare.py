@@ -201,7 +201,7 @@ def test_too_few_seeds_and_the_same_trials_are_said(tmp_path: Path, new_store: N
 
 
 @pytest.mark.parametrize(("by", "verdict"), [(0.0, "same scores"), (0.05, "no verdict")])
-def test_differences_without_spread_tell_nothing_of_noise(
+def test_differences_without_spread_give_no_estimate_of_noise(
     by: float, verdict: str, tmp_path: Path, new_store: NewStore
 ) -> None:
     def result_of(trial: Trial, row: Row) -> Result | None:

@@ -120,7 +120,7 @@ def drawn(analysis: Analysis) -> dict[str, Drawn]:
     return {figure.name: figure for figure in draw(analysis, curves.read(analysis.study)[0])}
 
 
-def test_marks_tell_the_seeds_behind_them(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
+def test_marks_show_the_seeds_behind_them(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
     cost = drawn["score-vs-parameters-1"]
     assert cost.settings == (("digits", "tiny-random-vit"),)
     tips = cost.tips.texts.values()
@@ -198,7 +198,7 @@ def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:
         assert all(not box.overlaps(ax.bbox) for box in boxes)
 
 
-def test_labels_stand_apart_and_below_the_top() -> None:
+def test_labels_do_not_overlap_and_stay_below_the_top() -> None:
     assert spread([1.0, 1.1, 5.0], 1.0) == pytest.approx([0.55, 1.55, 5.0])
     assert spread([9.9, 9.8, 9.7, 1.0], 1.0, top=10.0) == pytest.approx([10.0, 9.0, 8.0, 1.0])
 

@@ -47,7 +47,7 @@ def test_each_budget_has_a_line_and_each_of_its_settings_one(analysis: Analysis)
         assert line.against.interval is not None
 
 
-def test_a_claim_that_hangs_on_one_task_names_it(
+def test_a_claim_driven_by_one_task_names_it(
     tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edges = {"digits": 20, "textile": -4}

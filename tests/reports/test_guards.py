@@ -103,7 +103,7 @@ def tuned(folder: Path, new_store: NewStore, losses: list[float]) -> tuple[Plan,
     return with_choices(plan, store), store
 
 
-def test_few_points_and_ties_of_tuning_are_told_on_the_page(tmp_path: Path, new_store: NewStore) -> None:
+def test_few_points_and_ties_of_tuning_are_noted_on_the_page(tmp_path: Path, new_store: NewStore) -> None:
     plan, _ = tuned(tmp_path, new_store, [0.3, 0.2, 0.2])
     folder = tmp_path / "final"
     folder.mkdir()

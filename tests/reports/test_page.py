@@ -104,7 +104,7 @@ def test_ranks_sort_by_the_rank_and_not_by_its_interval_too(shown: webdriver.Chr
     assert shown_ranks == sorted(shown_ranks, reverse=True)
 
 
-def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(drawn: webdriver.Chrome) -> None:
+def test_one_selector_controls_tables_and_figures_and_is_in_the_address(drawn: webdriver.Chrome) -> None:
     assert len(rows(drawn)) == 36
     assert len(seen(drawn, "figure[data-budget]")) == len(
         drawn.find_elements(By.CSS_SELECTOR, "figure[data-budget]")

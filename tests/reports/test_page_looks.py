@@ -28,7 +28,7 @@ from .made_up import NewStore
 pytestmark = MARKS
 
 
-def test_a_mark_tells_its_seeds_when_it_is_pointed_at(drawn: webdriver.Chrome) -> None:
+def test_pointing_at_a_mark_shows_its_seeds(drawn: webdriver.Chrome) -> None:
     figure = drawn.find_element(By.ID, "figure-score-vs-parameters-1")
     drawn.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
     tip = drawn.find_element(By.CSS_SELECTOR, ".tip")

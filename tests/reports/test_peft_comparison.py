@@ -58,7 +58,7 @@ def drawn(shares: Sequence[float], waves: int, rng: np.random.Generator, run_sd:
     return answers
 
 
-def test_equal_methods_are_called_apart_in_at_most_a_twentieth_of_comparisons(tmp_path: Path) -> None:
+def test_equal_methods_are_called_different_in_at_most_a_twentieth_of_comparisons(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     wrong = 0
     for number in range(60):

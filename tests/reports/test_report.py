@@ -87,7 +87,7 @@ def test_an_experiment_that_is_not_there_gets_the_nearest_name(call: Call, rich:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_tells_what_it_wrote_and_what_to_know(call: Call, small: str, tmp_path: Path) -> None:
+def test_the_command_lists_its_files_and_notes(call: Call, small: str, tmp_path: Path) -> None:
     ended = call(
         "report", "small", "--store", small, "--out", tmp_path / "out", "--format", "csv", "--no-log"
     )

@@ -143,9 +143,7 @@ def test_a_pack_gives_the_frames_of_its_store(rich: str, results: Results, tmp_p
         pd.testing.assert_frame_equal(getattr(packed, name), getattr(results, name))
 
 
-def test_a_trial_of_several_experiments_stands_once_in_each_frame(
-    tmp_path: Path, new_store: NewStore
-) -> None:
+def test_a_trial_of_several_experiments_is_in_each_frame_once(tmp_path: Path, new_store: NewStore) -> None:
     uri = store(tmp_path, new_store)
     write(uri, plan_of(**SMALL | {"name": "other", "seeds": [0, 1, 2]}), result)
     both = bench.load_results("small", "other", store=uri)

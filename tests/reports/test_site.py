@@ -150,9 +150,7 @@ def test_a_reference_that_failed_is_named_before_what_is_claimed(tmp_path: Path,
     assert 0 < index.index(failure) < index.index('<td class="first">')
 
 
-def test_names_of_packs_and_of_settings_are_told_apart_in_addresses(
-    tmp_path: Path, new_store: NewStore
-) -> None:
+def test_addresses_distinguish_names_of_packs_and_settings(tmp_path: Path, new_store: NewStore) -> None:
     suite = SMALL | {
         "tasks": [{"task": "digits", "label": "c"}, {"task": "textile", "label": "c++"}],
         # LoRA at rank 2 appears under both.

@@ -91,7 +91,7 @@ def test_every_seed_is_traced_to_its_run(rich: str, study: Study) -> None:
     assert run.data.tags["trial_id"] == line["trial_id"]
 
 
-def test_the_same_trials_in_two_experiments_stand_once(tmp_path: Path, new_store: NewStore) -> None:
+def test_trials_shared_by_two_experiments_count_once(tmp_path: Path, new_store: NewStore) -> None:
     uri = store(tmp_path, new_store)
     write(uri, plan_of(**SMALL | {"name": "other"}), result)
     write(uri, plan_of(**SMALL | {"name": "longer", "training": {"epochs": 9}}), result)
@@ -134,9 +134,7 @@ def test_an_analysis_leaves_the_study_as_it_was(small: str) -> None:
     pd.testing.assert_frame_equal(study.seeds, seeds)
 
 
-def test_cells_tell_what_their_methods_can_do_where_their_runs_do(
-    tmp_path: Path, new_store: NewStore
-) -> None:
+def test_cells_have_the_capabilities_stored_with_their_runs(tmp_path: Path, new_store: NewStore) -> None:
     def result_of(trial: Trial, row: Row) -> Result | None:
         tags = {} if row.title == "LoRA" else {"capabilities": '["merges", "exact zero start"]'}
         return Result(score=0.5, tags=tags)

@@ -146,9 +146,7 @@ def test_cells_without_score_have_no_mark(tmp_path: Path, new_store: NewStore, t
     assert marks == {backbones[0]: {"", "↓"}, backbones[1]: {""}}
 
 
-def test_a_claim_in_units_stands_with_the_task_whose_units_they_are(
-    tmp_path: Path, new_store: NewStore
-) -> None:
+def test_a_claim_in_units_is_shown_with_its_task(tmp_path: Path, new_store: NewStore) -> None:
     edges = {"digits": -0.4, "textile": 0.4}
 
     def result_of(trial: Trial, row: Row) -> Result:

@@ -326,7 +326,7 @@ def test_a_budget_whose_lora_failed_has_no_reference(analysed: Callable[..., Ana
     assert len(of(analysis, "isorank 3").comparisons) == 2
 
 
-def test_equal_scores_tell_nothing_of_noise(analysed: Callable[..., Analysis]) -> None:
+def test_equal_scores_give_no_estimate_of_noise(analysed: Callable[..., Analysis]) -> None:
     analysis = analysed(scores(0.0, noise=0.0), {})
     assert only(analysis).verdict.answer is Answer.NONE
     assert any("noise is unknown" in note for note in of(analysis).notes)

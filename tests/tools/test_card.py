@@ -57,7 +57,7 @@ def test_a_batch_is_sent_from_pinned_memory(card: str) -> None:
     assert torch.equal(sent.cpu(), indices)
 
 
-def test_two_workers_share_the_card(card: str, tmp_path: Path) -> None:
+def test_two_workers_share_the_gpu(card: str, tmp_path: Path) -> None:
     made = trials.trials(card, "tiny-random-vit", tmp_path, range(2), steps=4, batch_size=8)
     with Local([Slot(f"{card}/{number}", card, 1) for number in range(2)]) as workers:
         workers.prepare(made)

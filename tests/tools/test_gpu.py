@@ -204,7 +204,7 @@ def test_a_contender_that_fails_is_a_row_and_the_others_are_measured(monkeypatch
     assert [row["method"] for row in tables.failures(rows)] == ["head only"]
 
 
-def test_memory_that_runs_out_is_told_as_such_and_gaps_say_that_they_need_a_card() -> None:
+def test_running_out_of_memory_is_reported_and_gaps_need_a_gpu() -> None:
     rows = list(memory.runs_out("cpu", "tiny-random-vit", 32))
     assert not tables.failures(rows)
     assert {"simulated: no card", "failed: out of memory", "equal"} <= {row["came"] for row in rows}

@@ -216,7 +216,7 @@ def test_heads_of_texts_are_those_of_transformers_classifiers(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "t5"])
-def test_segments_told_to_a_model_without_them_change_nothing(kind: str, tmp_path: Path) -> None:
+def test_models_without_segments_ignore_them(kind: str, tmp_path: Path) -> None:
     backbone = tiny(kind).load(None)
     inputs = inputs_of(kind)
     with_segments = features(backbone, inputs | {"token_type_ids": torch.ones_like(inputs["input_ids"])})

@@ -67,7 +67,7 @@ def test_every_site_is_a_frozen_linear_of_its_own(tmp_path: Path, kind: str) -> 
         backbone.path(Site(2, "query"))
 
 
-def test_query_key_value_are_told_apart(tmp_path: Path) -> None:
+def test_query_key_and_value_are_not_exchanged(tmp_path: Path) -> None:
     model = encoder("vit")
     backbone = load(local(write(tmp_path / "model", "vit", model, version=4)))
     own = dict(model.named_parameters())

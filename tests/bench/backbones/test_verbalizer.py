@@ -207,7 +207,7 @@ def test_a_prompt_without_places_for_pairs_is_refused_before_any_work(tmp_path: 
         prompted(byte_tokenizer(64), fitting, 32, ["of a task that does not say what its texts are"])
 
 
-def test_words_that_a_tokenizer_cannot_tell_are_refused() -> None:
+def test_words_of_unknown_tokens_are_refused() -> None:
     class Deaf:
         """A tokenizer that knows a single letter."""
 

@@ -107,7 +107,7 @@ def test_a_plug_in_brings_an_executor(monkeypatch: pytest.MonkeyPatch) -> None:
         make_executor(Place("batch"))
 
 
-def test_too_little_disk_or_memory_is_told_before_the_start(
+def test_too_little_disk_or_memory_is_reported_before_the_start(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(seeds=[0, 1])

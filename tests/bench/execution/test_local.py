@@ -79,7 +79,7 @@ def run(
     return events
 
 
-def test_every_trial_runs_once_and_workers_tell_where(store: Store, workers: Local) -> None:
+def test_every_trial_runs_once_and_workers_report_their_place(store: Store, workers: Local) -> None:
     longer = {"method": "head_only", "training": {**SHORT, "steps": 4}}
     made = plan(methods=["lora", longer], seeds=[0, 1], training=SHORT)
     events = run(store, workers, made)

@@ -58,7 +58,7 @@ def listen(watched: Watch, clock: list[float], seconds: int, *, answering: bool 
     return silences
 
 
-def test_a_worker_that_does_not_answer_is_told_of_and_again(clock: list[float]) -> None:
+def test_a_silent_worker_is_reported_repeatedly(clock: list[float]) -> None:
     watched = Watch(None)
     assert listen(watched, clock, 29) == []
     silences = listen(watched, clock, 46)
@@ -68,7 +68,7 @@ def test_a_worker_that_does_not_answer_is_told_of_and_again(clock: list[float]) 
     assert listen(watched, clock, 29) == []
 
 
-def test_a_trial_without_progress_is_told_of_where_its_worker_answers(clock: list[float]) -> None:
+def test_a_trial_without_progress_is_reported_if_its_worker_answers(clock: list[float]) -> None:
     watched = Watch(None)
     silences = listen(watched, clock, 61, answering=True)
     assert silences == [Silence(60, answers=True)]
@@ -106,7 +106,7 @@ def test_a_multiple_is_of_what_such_trials_took() -> None:
     assert Limits(None, made, [stored]).seconds(lora) is None
 
 
-def test_a_tuning_s_trials_tell_of_those_of_other_settings() -> None:
+def test_times_of_stored_trials_limit_those_of_other_settings() -> None:
     made = plan(tuning={"trials": 2, "seeds": [9]}, training={"batch_size": 16, "steps": 100})
     first, second = made.of("tuning").rows
     tags = {"method": first.method, "backbone": first.backbone, "task": first.task}
@@ -166,7 +166,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Local, psutil.Pro
 
 
 @pytest.mark.processes
-def test_a_worker_that_is_stopped_while_it_prepares_is_told_of(stopped: tuple[Local, psutil.Process]) -> None:
+def test_a_worker_stopped_while_preparing_is_reported(stopped: tuple[Local, psutil.Process]) -> None:
     place, process = stopped
     made = plan()
     events: list[Event] = []

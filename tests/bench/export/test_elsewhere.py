@@ -404,7 +404,7 @@ def test_a_plug_in_that_wraps_a_model_of_transformers(
     close(made.loaded().logits(**made.inputs()), made.logits())
 
 
-def test_a_plug_in_that_pools_in_its_own_way_is_told_so(plug_in: Callable[[Wrapping], Case]) -> None:
+def test_a_plug_in_with_its_own_pooling_is_refused(plug_in: Callable[[Wrapping], Case]) -> None:
     made = plug_in(Wrapping(lambda model, pixel_values: model(pixel_values).last_hidden_state.mean(1)))
     with pytest.raises(UserError, match=r"another pooling"):
         made.export(made.attach(METHODS["lora"]), merged=True)

@@ -29,7 +29,7 @@ from .paper_hub import (
 )
 
 
-def test_a_local_folder_stands_for_the_repository(online: Hub, tmp_path: Path) -> None:
+def test_a_local_folder_replaces_the_repository(online: Hub, tmp_path: Path) -> None:
     source = DataSource(local=online.folders[GLUE])
     on_hub, here = prepared("cola")[1], prepared("cola", source=source)[1]
     assert parts(on_hub) == parts(here)

@@ -79,7 +79,7 @@ def digest(hub: Hub, split: str) -> str:
     ).hexdigest()
 
 
-def test_two_revisions_of_a_repository_are_locked_apart(
+def test_two_revisions_of_a_repository_are_locked_separately(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = {None: "0" * 40, "step1000": "1" * 40}

@@ -64,7 +64,7 @@ def test_a_search_goes_on_under_another_label() -> None:
     }
 
 
-def test_labels_tell_two_folders_of_one_name_apart(tmp_path: Path) -> None:
+def test_labels_distinguish_two_folders_of_one_name(tmp_path: Path) -> None:
     rows = []
     for seed, folder in enumerate(("a", "b")):
         checkpoint(tmp_path / folder / "model", "vit", encoder("vit", seed=seed))

@@ -90,7 +90,7 @@ def test_paths_of_a_dictionary_begin_at_the_working_folder(
     ("gone", "who"), [("models/roberta", "backbone"), ("data", "task 'cola'")], ids=["backbone", "task"]
 )
 @pytest.mark.parametrize("command", ["plan", "run", "tools fetch"])
-def test_a_path_that_is_not_there_is_told_with_its_suite(
+def test_a_missing_path_is_reported_with_its_suite(
     home: Path, command: str, gone: str, who: str, call: Call, tmp_path: Path
 ) -> None:
     shutil.rmtree(home / gone)
@@ -102,7 +102,7 @@ def test_a_path_that_is_not_there_is_told_with_its_suite(
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_file_of_weights_that_is_not_there_is_told_too(home: Path) -> None:
+def test_a_missing_file_of_weights_is_reported_too(home: Path) -> None:
     file = home / "suites" / "timm.yaml"
     file.write_text(yaml.safe_dump(LOCAL | {"backbones": [{"timm": "test_vit", "local": "w.safetensors"}]}))
     with pytest.raises(UserError, match=naming(home / "suites" / "w.safetensors")):

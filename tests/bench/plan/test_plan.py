@@ -91,7 +91,7 @@ def test_isoparameters_are_within_3_percent_of_lora(paper: tuple[dict[str, Any],
 
 
 @pytest.mark.processes
-def test_lora_r4_stands_in_both_blocks_and_runs_once(paper: tuple[dict[str, Any], set[str]]) -> None:
+def test_lora_r4_is_in_both_blocks_and_runs_once(paper: tuple[dict[str, Any], set[str]]) -> None:
     rows = [row for row in paper[0]["rows"] if row["title"] == "LoRA"]
     assert [row["budget"] for row in rows] == ["isorank 4", "isoparameters 4"]
     assert rows[0]["trials"] == rows[1]["trials"]
@@ -301,7 +301,7 @@ def test_a_budget_below_the_smallest_possible_is_refused(method: Any) -> None:
         plan(methods=[method], budgets=[{"parameters": 20}])
 
 
-def test_head_only_needs_no_budget_and_stands_once() -> None:
+def test_head_only_needs_no_budget_and_has_one_row() -> None:
     made = plan(methods=["head_only"], budgets=[{"isorank": 1}, {"isorank": 2}])
     (row,) = made.rows
     assert (row.budget, row.parameters, row.within) == (None, 0, None)
@@ -348,7 +348,7 @@ def test_one_backbone_at_several_image_sizes_has_a_name_for_each() -> None:
     ],
     ids=["twice the same size", "other weights"],
 )
-def test_backbones_that_their_names_do_not_tell_apart_are_refused(
+def test_different_backbones_of_one_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, backbones: list[Any], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

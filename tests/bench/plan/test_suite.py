@@ -134,13 +134,13 @@ def test_values_that_cannot_be_are_refused(changes: dict[str, Any], message: str
         plan(**changes)
 
 
-def test_a_wrong_item_is_told_once_not_as_an_empty_list_too() -> None:
+def test_a_wrong_item_is_reported_once_and_not_as_an_empty_list() -> None:
     with pytest.raises(UserError) as refused:
         suite(tasks=[{**DIGITS, "max_tokens": 0}])
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_every_wrong_field_is_told_at_once() -> None:
+def test_all_wrong_fields_are_reported_at_once() -> None:
     with pytest.raises(UserError) as refused:
         suite(sedes=[0], training={"lr": 0}, seeds=[])
     assert [line.split(": ")[1].split(";")[0] for line in str(refused.value).splitlines()] == [

@@ -178,7 +178,7 @@ def test_ties_are_broken_by_the_other_result_and_counted(
     assert with_choices(made, store).of(None).rows == (row,)
 
 
-def test_a_tie_is_told_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tie_is_shown_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     made = plan(**{**CHANGES, "methods": ["lora", "head_only"]})
     tables = [index for index, row in enumerate(made.rows) if row.tuning]
     chosen = {

@@ -35,7 +35,7 @@ def messages(store: Store, made: Plan) -> list[str]:
     return changed_trials(made, store, store.records())
 
 
-def test_trials_that_differ_in_one_field_are_told_of_with_what_keeps_them(store: Store) -> None:
+def test_trials_that_differ_in_one_field_are_mentioned_with_the_setting_that_keeps_them(store: Store) -> None:
     (message,) = messages(store, plan(methods=METHODS, seeds=[0, 1, 2], training=SHORT))
     assert re.match(naming(4, "recipe.adapter_weight_decay"), message)
     assert message.endswith(f": adapter_weight_decay: {AS_HEAD}")

@@ -234,7 +234,7 @@ def test_runs_of_dead_drivers_are_closed_and_those_of_live_ones_stay(store: Stor
     assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[SIGN + live.driver]
 
 
-def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store: Store) -> None:
+def test_a_failure_by_another_driver_stays_unless_a_retry_is_requested(store: Store) -> None:
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
     first = begun(store, trial, made.rows)

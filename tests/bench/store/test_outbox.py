@@ -275,7 +275,7 @@ def test_a_failure_with_any_message_is_stored(
     assert "ValueError" in trace.read_text()
 
 
-def test_a_file_name_that_is_no_utf8_is_told_as_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_name_outside_utf8_is_shown_as_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     name = b"caf\xe9.png".decode(sys.getfilesystemencoding(), "surrogateescape")
     monkeypatch.setattr(bench.execution.perform, "run_trial", raising(FileNotFoundError(2, "gone", name)))
     executed(store, plan(methods=["head_only"], training=SHORT))

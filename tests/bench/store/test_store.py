@@ -198,7 +198,7 @@ def test_drivers_that_begin_in_one_moment_share_a_run(store: Store, monkeypatch:
     assert store.begin_suite(plan()) == begun[0]
 
 
-def test_a_plan_that_was_cut_short_is_told_by_its_run(store: Store) -> None:
+def test_a_truncated_plan_is_reported_with_its_run(store: Store) -> None:
     run_id = store.begin_suite(plan())
     store.client.log_text(run_id, '{"rows": [', "plan.json")
     with pytest.raises(UserError, match=naming("plan.json", run_id, "broken")):
@@ -237,7 +237,7 @@ def test_a_mapping_with_keys_of_a_user_is_one_parameter(store: Store) -> None:
 
 
 @pytest.mark.parametrize("error", [MlflowException("no"), OSError(28, "No space left on device")])
-def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
+def test_a_full_store_is_distinguished_from_a_failing_trial(
     store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     run = begin(store, plan())

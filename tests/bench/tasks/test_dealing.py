@@ -177,7 +177,7 @@ def test_normalised_text(text: str, other: str, same: bool) -> None:
         ("5 $", "5 \u20ac"),
     ],
 )
-def test_marks_and_symbols_tell_texts_of_one_s_own_apart(text: str, other: str) -> None:
+def test_marks_and_symbols_distinguish_texts_of_described_data(text: str, other: str) -> None:
     assert text_content(text, 2) != text_content(other, 2)
     # Published results of registered tasks follow this version.
     assert text_content(text) == text_content(other)

@@ -60,7 +60,7 @@ def test_groups_in_json_are_of_one_kind_in_the_whole_file(tmp_path: Path) -> Non
         groups(3, 4, "five", "six")
 
 
-def test_an_answer_in_json_is_what_stands_there_whatever_the_others_are(tmp_path: Path) -> None:
+def test_answers_in_json_become_texts_as_written(tmp_path: Path) -> None:
     values = [2, 2.5, True, "three", 4.0, False, "  x"]
     rows = ({"q": f"what is {n}", "a": value} for n, value in enumerate(values))
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))

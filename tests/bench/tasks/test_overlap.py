@@ -82,7 +82,7 @@ def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
     assert "also in train" not in str(split_sizes(task, ALL, None))
 
 
-def test_data_of_an_earlier_version_tell_nothing(own_cache: Path) -> None:
+def test_data_of_an_earlier_version_have_no_overlap_count(own_cache: Path) -> None:
     """Its cache holds the deal and the prepared texts but not the overlap."""
     task = OfficialText()
     prepare(task, TEXT)
@@ -103,7 +103,7 @@ def test_what_is_shown() -> None:
     assert SplitSizes.of({}) is None
 
 
-def test_a_check_of_a_task_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_of_a_task_reports_the_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS._targets, "official-text", f"{__name__}:OFFICIAL_TEXT")
     (splits,) = (finding for finding in check_task("official-text") if finding.check == "splits")
     assert re.match("120 train, 30 validation, 50 test; 12 .*train", splits.message)

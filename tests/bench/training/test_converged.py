@@ -168,7 +168,7 @@ def test_the_search_ends_two_decades_after_the_best(monkeypatch: pytest.MonkeyPa
     assert tried == list(GRID[: GRID.index(best.c) + 1 + converged.PATIENCE])
 
 
-def test_a_solver_that_stops_early_is_told_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_that_stops_early_is_warned_of_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converged, "MOST_ITERATIONS", 1)
     with pytest.warns(UserWarning, match="not converged"):
         outcome, *_ = ran(BASES["ten classes"])

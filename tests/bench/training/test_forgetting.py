@@ -104,7 +104,7 @@ def test_no_id_depends_on_it_and_encoders_have_none() -> None:
         plan(DECODER, forgetting="novels")
 
 
-def test_a_text_that_is_not_there_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_text_is_reported_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(_: int) -> list[str]:
         raise UserError("no index")
 

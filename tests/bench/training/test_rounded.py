@@ -62,7 +62,7 @@ def test_trials_train_in_float32_near_to_those_of_float32_weights() -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), [("lora", {}), ("lotr", {}), ("peft", {"type": "LOHA"})])
-def test_merging_tells_what_rounding_takes(name: str, options: dict[str, str]) -> None:
+def test_merging_reports_the_loss_by_rounding(name: str, options: dict[str, str]) -> None:
     backbone = load(ROUNDED)
     clean = backbone.fingerprint()
     adapter = create(name, rank=2, **options).attach(backbone, torch.Generator().manual_seed(0))

@@ -86,7 +86,7 @@ def test_a_worker_holds_what_the_latest_trial_needs_and_no_more() -> None:
     assert data() is None
 
 
-def test_a_backbone_that_a_trial_dirtied_is_loaded_anew_and_told_of() -> None:
+def test_a_backbone_changed_by_a_trial_is_reported_and_reloaded() -> None:
     resources = Resources("cpu")
     dirtying, after = trials(methods=["lora", "head_only"])
     backbone = resources.backbone(dirtying)
@@ -150,7 +150,7 @@ def test_subsets_of_one_task_are_not_mixed_up() -> None:
     assert (len(small_.train), len(large_.train)) == (60, 1259)
 
 
-def test_parameters_are_counted_apart_for_adapter_and_head() -> None:
+def test_parameters_of_adapter_and_head_are_counted_separately() -> None:
     (trial,) = trials(methods=[{"method": "lora", "rank": 3}])
     outcome = run_trial(trial, Resources("cpu"), nothing)
     # 2 layers × 3 projections × rank 3 × (32 + 32), and 10 classes on 32 features with biases.
@@ -160,7 +160,7 @@ def test_parameters_are_counted_apart_for_adapter_and_head() -> None:
     assert sum(value.numel() for value in outcome.head.values()) == 330
 
 
-def test_a_trial_tells_the_bytes_of_its_adapter() -> None:
+def test_a_trial_measures_the_bytes_of_its_adapter() -> None:
     made = trials(methods=[{"method": "lora_xs", "rank": 2}, {"method": "trac", "rank": 2}, "head_only"])
     resources = Resources("cpu")
     measured = [finished(run_trial(trial, resources, nothing)).metrics for trial in made]
@@ -178,7 +178,7 @@ def test_a_trial_tells_the_bytes_of_its_adapter() -> None:
     assert none == (0, 0)
 
 
-def test_a_trial_tells_what_its_method_can_do() -> None:
+def test_a_trial_stores_the_capabilities_of_its_method() -> None:
     (lora,) = trials(methods=["lora"])
     ended = finished(run_trial(lora, Resources("cpu"), nothing))
     words = ["merges", "exports as LoRA", "exact zero start", "unequal shapes"]

@@ -121,7 +121,7 @@ def test_the_adapter_of_another_seed_does_not_give_the_stored_outputs(kept: Kept
     assert [fault.what for fault in result.faults] == ["outputs of adapter.safetensors"]
 
 
-def test_an_adapter_that_is_told_already_stops_no_other_check(kept: Kept) -> None:
+def test_a_reported_adapter_stops_no_other_check(kept: Kept) -> None:
     kept.file(Artifact.ADAPTER).write_bytes(kept.file(Artifact.ADAPTER).read_bytes() + b" ")
     result = verify(kept.store.uri, reruns=2)
     assert len(result.reruns) == 2

@@ -191,7 +191,7 @@ def test_a_store_as_it_was_written_is_verified(kept: Kept, call: Call) -> None:
     assert (document["ok"], document["verified"], document["faults"]) == (True, 2, [])
 
 
-def test_a_fault_is_told_with_what_is_stored_and_what_it_should_be(kept: Kept, call: Call) -> None:
+def test_a_fault_states_the_stored_and_the_expected_value(kept: Kept, call: Call) -> None:
     score = kept.record.score
     kept.measure("score", 0.987)
     ended = call("verify", kept.store.uri)

@@ -79,7 +79,7 @@ def test_an_interval_ends_where_differences_do() -> None:
     assert effect([part, part]).interval(0.999) == (-1, 1)
 
 
-def test_pairs_that_all_differ_by_the_same_tell_nothing_of_noise() -> None:
+def test_pairs_with_equal_differences_give_no_estimate_of_noise() -> None:
     assert effect([of_seeds(array(0.1 + 0.2, 0.3, 0.3))]).interval(LEVEL) is None
 
 

@@ -21,7 +21,7 @@ def test_ranks_count_from_the_best_and_share_ties() -> None:
     assert ranking.low is None
 
 
-def test_ranks_leave_open_what_is_not_told_apart() -> None:
+def test_ranks_of_indistinguishable_methods_are_ranges() -> None:
     # The first is above both others, which are indistinguishable.
     apart = np.array([[0, 1, 1], [-1, 0, 0], [-1, 0, 0]])
     ranking = orders.ranks(array(3, 2, 1).reshape(1, 3), apart)
@@ -30,7 +30,7 @@ def test_ranks_leave_open_what_is_not_told_apart() -> None:
     assert (list(ranking.low), list(ranking.high)) == ([1, 2, 2], [1, 3, 3])
 
 
-def test_methods_are_told_apart_by_intervals_of_all_pairs_at_once() -> None:
+def test_methods_are_distinguished_by_simultaneous_intervals_of_all_pairs() -> None:
     near, far = (effect([of_seeds(array(0.9, 1.0, 1.1) * by)]) for by in (1, -1))
     # The interval of one claim is above zero, and so is that of three.
     apart = orders.separations([(0, 1, near), (1, 2, far)], 3)
@@ -42,7 +42,7 @@ def test_methods_are_told_apart_by_intervals_of_all_pairs_at_once() -> None:
     assert not orders.separations([(0, 1, wide)], 5).any()  # type: ignore[union-attr]
 
 
-def test_methods_share_a_letter_unless_they_are_told_apart() -> None:
+def test_methods_share_a_letter_unless_they_differ_significantly() -> None:
     apart = np.zeros((4, 4), dtype=bool)
     for i, j in ((0, 2), (0, 3), (1, 3)):
         apart[i, j] = apart[j, i] = True
