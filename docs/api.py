@@ -17,7 +17,7 @@ from pathlib import Path
 import pdoc
 from pdoc.doc import Class, Doc, Function, Module
 
-#: What users and plug-ins import. Everything else is free to move.
+#: The modules that users and plug-ins import. All others may move.
 PUBLIC = (
     "bench",
     "bench.run",
@@ -49,10 +49,10 @@ NAMED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?:\(\))?`")
 
 
 def build(folder: Path) -> list[str]:
-    """Writes the pages of all public modules into a folder; returns what is wrong with their docstrings."""
+    """Writes the pages of all public modules into a folder and returns the faults of their docstrings."""
     for name in PUBLIC:
         module = importlib.import_module(name)
-        # What a package imports when it is asked for, pdoc would not see.
+        # pdoc would miss what a package imports on demand.
         vars(module).update({public: getattr(module, public) for public in getattr(module, "__all__", ())})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -68,7 +68,7 @@ def build(folder: Path) -> list[str]:
 
 
 def _documented(doc: Doc) -> Iterator[Doc]:
-    """A module or a class with what it defines itself and shows."""
+    """A module or class with its own public definitions."""
     yield doc
     if isinstance(doc, Module | Class):
         for member in doc.own_members:
@@ -78,7 +78,7 @@ def _documented(doc: Doc) -> Iterator[Doc]:
 
 
 def _wants_words(doc: Doc) -> bool:
-    """Constants and fields speak for themselves, and so does what overrides something that has words."""
+    """Whether it needs a docstring: constants, fields and overrides of documented members need none."""
     if isinstance(doc, Function):
         return not any(doc.name in vars(base) for base in _bases(doc))
     return isinstance(doc, Module | Class)
@@ -90,7 +90,7 @@ def _bases(doc: Function) -> tuple[type, ...]:
 
 
 def _exists(dotted: str) -> bool:
-    """Whether a dotted name leads to a module, or to something in one."""
+    """Whether a dotted name leads to a module or to a member of one."""
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         try:

@@ -19,7 +19,7 @@ BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the k
 
 HEADINGS = ("kind", "class", "reads", "sites", "the head reads", "head", "`bench.wrap`", "checks passed")
 
-#: timm builds its models itself, so that there is no row for each.
+#: timm builds its models itself, so they have no rows of their own.
 TIMM_ROW = (
     *("`timm`", "timm's", "images", "all six; query, key and value split"),
     *("what the model itself pools", "linear", "–"),
@@ -27,7 +27,7 @@ TIMM_ROW = (
 
 
 def table(checks: Mapping[str, str]) -> str:
-    """The table and its remarks, in Markdown, with what came of each kind's checks."""
+    """The table and its remarks in Markdown, with the checks of each kind."""
     rows = [(*(TIMM_ROW if name == TIMM else _row(name)), checks.get(name, "none")) for name in NAMES]
     lines = [HEADINGS, tuple("---" for _ in HEADINGS), *rows]
     remarks = [f"- `{name}`: {kind.remark}." for name, kind in KINDS.items() if kind.remark]
@@ -50,13 +50,13 @@ def stated(page: str) -> str:
 
 
 def checks_of(page: str) -> dict[str, str]:
-    """What the table of a page says of each kind's checks."""
+    """The checks of each kind in a page's table."""
     cells = [line.strip("| ").split(" | ") for line in stated(page).splitlines() if line.startswith("| `")]
     return {row[0].split(",")[0].strip("`"): row[-1] for row in cells}
 
 
 def run_checks() -> dict[str, str]:
-    """What comes of each kind's checks now."""
+    """Runs the checks of each kind."""
     checks, failed = {}, []
     for name in NAMES:
         findings = check_kind(name)

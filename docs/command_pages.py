@@ -21,7 +21,7 @@ bad input.
 
 
 def page() -> str:
-    """The page with the commands of today."""
+    """The page with the current commands."""
     program = typer.main.get_command(app)
     return HEAD + "".join(_sections(program, "tensorbench"))
 

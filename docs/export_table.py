@@ -17,7 +17,7 @@ HEADINGS = ("kind", "the original model", "the head", "peft's loader", "one laye
 
 
 def rewritten(text: str) -> str:
-    """The page with the table of today."""
+    """The page with the current table."""
     lines = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_row, NAMES)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return replaced(text, BEGIN, END, f"\n\n{table}\n\n")

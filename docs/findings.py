@@ -25,7 +25,7 @@ RESULTS = DOCS.parent / "results"
 
 
 def answers(results: Path = RESULTS) -> dict[str, Answer]:
-    """What is found of each question."""
+    """The answers to all questions."""
     tuned, untuned = Packed(TUNED, results), Packed(UNTUNED, results)
     of_pairs_by_letter = {question.letter: of_pairs(tuned, question) for question in COMPARED}
     return of_pairs_by_letter | {
@@ -37,7 +37,7 @@ def answers(results: Path = RESULTS) -> dict[str, Answer]:
 
 
 def in_short(evidence: str, by_letter: Mapping[str, Answer]) -> str:
-    """The table of findings.md: each question of that page with its answer, or how far it is."""
+    """The table of findings.md: each question with its short answer or its progress."""
     questions = dict(re.findall(r"^## (\w)\. (.+)$", evidence, re.M))
     return table(
         ["question", "answer"],
@@ -60,7 +60,7 @@ def rewritten(page: str, contents: Mapping[str, str]) -> str:
 
 
 def pages(by_letter: Mapping[str, Answer]) -> dict[Path, str]:
-    """Both pages as they are to be."""
+    """Both pages with the current answers."""
     findings, evidence = (page.read_text(encoding="utf-8") for page in (FINDINGS, EVIDENCE))
     return {
         FINDINGS: rewritten(findings, {"answers": in_short(evidence, by_letter)}),

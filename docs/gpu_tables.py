@@ -20,7 +20,7 @@ BEGIN, END = (
 
 
 def tables(folder: Path) -> str:
-    """The tables of a run, below the name of its card."""
+    """The tables of a run below the name of its GPU."""
     try:
         lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
         page = (folder / "results.md").read_text(encoding="utf-8")

@@ -31,12 +31,12 @@ HEADINGS = (
 #: ViT-B and RoBERTa-base.
 SHAPE = Geometry(768, 12, 12, 3072)
 RANK = 4
-#: What the first line of a module says: `Name (source): what the update is.`
+#: The pattern of a method module's first line: `Name (source): what the update is.`
 ABOUT = re.compile(r"[^(:]+(?: \((?P<source>[^)]*)\)[^:]*)?: (?P<update>.*)\.")
 
 
 def table() -> str:
-    """One row for each method that counts without peft; other types of peft are in their own table."""
+    """One row for each method with a closed-form count; peft's other types have their own table."""
     rows = [HEADINGS, ("---",) * len(HEADINGS)]
     for name in METHODS:
         if name != "peft":
@@ -73,13 +73,13 @@ def _row(template: Method) -> tuple[str, ...]:
 
 
 def _frozen(method: Method) -> str:
-    """Bytes in float32 that the adapter carries at LoRA's budget, and whether a stored one holds them."""
+    """An adapter's frozen bytes in float32 at LoRA's budget, and whether a stored adapter holds them."""
     numbers, kept = method.frozen_count(SHAPE), method.kept_count(SHAPE)
     return f"{4 * numbers / 2**20:.1f} MiB, {'stored' if kept else 'from a seed'}" if numbers else "–"
 
 
 def rewritten(text: str) -> str:
-    """The page with the table as it is now."""
+    """The page with the current table."""
     return replaced(text, BEGIN, END, table())
 
 

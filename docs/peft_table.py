@@ -26,13 +26,13 @@ PAGE = Path(__file__).parent / "reference" / "peft.md"
 BEGIN, END = "<!-- docs/peft_table.py -->\n", "<!-- end -->\n"
 HEADINGS = ("type", "verdict", "size", "can, or why not")
 
-#: What a type trains on here: four optimizer steps of the loop of `bench.training.loop`.
+#: The training of each type: four steps of the loop of `bench.training.loop`.
 TINY, RANK, STEPS = Geometry(24, 3, 2, 96, encoder=1), 2, 4
 
-#: Types have their smallest and largest counts at different places; what none of these sizes, no budget does.
+#: Sizes tried for each type; a type none of them changes has no budget.
 BUDGETS = (300, 1_200, 5_000, 20_000)
 
-#: What types need in place of a default that the tiny model is too small for, or that has no default.
+#: Options in place of defaults that are missing or too large for the tiny model.
 NEEDED: dict[str, dict[str, Any]] = {
     "C3A": {"block_size": 8},
     "OFT": {"oft_block_size": 0},
@@ -42,14 +42,14 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 def table() -> str:
-    """One row for each type that peft has, and for our shorthands of two."""
+    """One row for each type of peft and for our two shorthands."""
     types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
     rows = [HEADINGS, ("---",) * len(HEADINGS), *map(row, types)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
 def row(kind: str) -> tuple[str, ...]:
-    """What came of the type: it works only if everything that a trial asks of it was done here."""
+    """The result of a type, which works only if every step of a trial succeeded here."""
     try:
         method = create("peft", type=kind, config=NEEDED.get(kind, {}))
     except UserError as error:
@@ -64,7 +64,7 @@ def row(kind: str) -> tuple[str, ...]:
 
 
 def trained(method: Method) -> None:
-    """Raises AssertionError, or what peft raises, unless a trial could train the method."""
+    """Raises AssertionError, or peft's error, unless a trial could train the method."""
     backbone = SkeletonBackbone.random(TINY)
     x, labels = torch.randn(8, TINY.hidden), torch.randint(3, (8,))
     frozen = copies(dict(backbone.module.named_parameters()))
@@ -97,7 +97,7 @@ def copies(tensors: Any) -> dict[str, Tensor]:
 
 
 def size(method: Method) -> str:
-    """What sets the number of parameters."""
+    """The option that sets the number of parameters."""
     if not method.sizeable:
         return "its own"
     for budget in BUDGETS:
@@ -108,14 +108,14 @@ def size(method: Method) -> str:
 
 
 def reason(error: UserError, kind: str) -> str:
-    """Why a type is refused, without the words around it."""
+    """The reason for refusing a type, without the surrounding words."""
     if kind in REFUSED:
         return REFUSED[kind]
     raise AssertionError(f"{kind} is neither known to work nor refused with a reason: {error}")
 
 
 def rewritten(text: str) -> str:
-    """The page with the table as it is now."""
+    """The page with the current table."""
     return replaced(text, BEGIN, END, table())
 
 

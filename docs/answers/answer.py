@@ -1,4 +1,4 @@
-"""What findings.md and evidence.md say of a question."""
+"""The form in which findings.md and evidence.md answer a question."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from reports.words import many
 
 from .picture import Picture
 
-#: So many comparisons are all told in short, told apart or not.
+#: Up to this many comparisons are all listed in short; beyond it, only the significant ones.
 FEW = 2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One comparison, in words."""
+    """One comparison, as text."""
 
     compared: str
     difference: str
     interval: str
     verdict: str
-    #: Whether the interval is without zero.
+    #: Whether the interval excludes zero.
     apart: bool
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is found of a question."""
+    """The answer to a question."""
 
-    #: How far it is, in a few words.
+    #: Its progress, in a few words.
     state: str
-    #: In full, for evidence.md.
+    #: The full text, for evidence.md.
     text: str
     pictures: Sequence[Picture] = ()
-    #: For findings.md; empty as long as there is no answer.
+    #: The short text, for findings.md; empty while there is no answer.
     short: str = ""
 
 
 def shortly(letter: str, outcomes: Sequence[Outcome]) -> str:
-    """Those that are told apart with their numbers, which lead to the evidence; the others are counted."""
+    """Lists significant comparisons with their numbers, linked to the evidence, and counts the others."""
     shown = [outcome for outcome in outcomes if outcome.apart or len(outcomes) <= FEW]
     verdicts = Counter(outcome.verdict for outcome in outcomes if outcome not in shown)
     numbers = [

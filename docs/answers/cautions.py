@@ -1,4 +1,4 @@
-"""What findings.md shows of its rows in any case: edges of grids, missed budgets, failures."""
+"""The cautions that findings.md adds to every question: edges of grids, missed budgets, failures."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from reports.words import listed, many
 from .packed import Packed, number
 from .questions import HEAD_ONLY
 
-#: By how much a size may miss LoRA's.
+#: The allowed deviation of a size from LoRA's.
 TOLERANCE = 0.05
-#: By how much a score may differ from that of the head alone where an adapter hardly moved.
+#: The score difference from the head alone below which an adapter hardly moved.
 STILL = 0.001
 AXES = {"lr": "rate", "scale": "scale", "head_lr": "head rate"}
 
 
 def cautions(packed: Packed, rows: Iterable[Cell]) -> str:
-    """A sentence for each, of the rows that have run in part at least. That nothing failed is said too."""
+    """One sentence per caution about rows that have run at least partly, including that nothing failed."""
     cells = list({cell.number: cell for cell in rows if cell.missing < cell.seeds}.values())
     if not cells:
         return ""
@@ -59,9 +59,9 @@ def _missed(cells: Sequence[Cell]) -> str:
 
 
 def _share(cell: Cell) -> float | None:
-    """Of its budget, where it misses it; None where it does not.
+    """The share of its budget that a row uses if it misses the budget, else None.
 
-    LoRA on other sites has its own size, which is to be that of LoRA.
+    LoRA on other sites has a fixed size, whose budget is LoRA's.
     """
     if cell.budget == OWN_SIZE and cell.family == REFERENCE:
         share = cell.percent_of_lora / 100
@@ -79,7 +79,7 @@ def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
-    """Seeds that came out below the mean of the head alone, where all seeds of that have finished."""
+    """Seeds that scored below the mean of the head alone, if all seeds of that have finished."""
     collapsed, tasks = [], {cell.task: False for cell in cells}
     for cell in cells:
         floor = _floor(packed, cell)
@@ -99,7 +99,7 @@ def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _still(packed: Packed, cells: Sequence[Cell]) -> str:
-    """Rows that come to what the head alone comes to, seed by seed: their adapters hardly moved."""
+    """Rows that score like the head alone on every seed: their adapters hardly moved."""
     cells_at_head = []
     for cell in cells:
         floor = _floor(packed, cell)
@@ -117,7 +117,7 @@ def _still(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _floor(packed: Packed, cell: Cell) -> Cell | None:
-    """The head alone where a row may be compared with it, and all its seeds have finished."""
+    """The head alone if a row may be compared with it and all its seeds have finished."""
     floor = packed.cells(cell.task, cell.budget).get(HEAD_ONLY)
     if floor is None or not floor.complete or floor.setting != cell.setting or cell.family == FLOOR:
         return None

@@ -1,4 +1,4 @@
-"""The figures of evidence.md: differences with their intervals, and those of each task beside them."""
+"""The figures of evidence.md: differences with intervals, beside those of each task."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .picture import Picture
 
 @dataclass(frozen=True)
 class Axis:
-    """What is measured, and how it is written."""
+    """The measured quantity and its format."""
 
     name: str
     said: Callable[[float], str]
     factor: float = 1
-    #: The smallest difference that matters, where one was stated.
+    #: The smallest difference that matters, if one was stated.
     threshold: float | None = None
 
 
@@ -33,19 +33,19 @@ SCORE = Axis("difference in accuracy, in points", points, PERCENT.factor, DEFAUL
 
 @dataclass(frozen=True)
 class Row:
-    """A difference. One that has no interval is drawn without."""
+    """A difference, drawn without interval if it has none."""
 
     method: str
     other: str
     difference: float
     interval: Bounds | None
-    #: Task -> the difference on it.
+    #: The difference on each task.
     on_tasks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Forest(Picture):
-    """The comparisons of a question, from the top down."""
+    """The comparisons of a question, from top to bottom."""
 
     name: str
     rows: Sequence[Row]
@@ -68,7 +68,7 @@ class Forest(Picture):
 
     @property
     def _reference(self) -> str:
-        """What all rows are compared with; empty where it is not the same."""
+        """The common reference of all rows, or an empty text."""
         references = {row.other for row in self.rows}
         return references.pop() if len(references) == 1 else ""
 

@@ -1,4 +1,4 @@
-"""The answer to question h of first-leaderboard.md, but for the cost at inference."""
+"""Answers question h of first-leaderboard.md, except for the cost at inference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .packed import Packed, number, table
 
 
 def of_forgetting(packed: Packed) -> Answer:
-    """Question h, but for the cost at inference."""
+    """Answers question h, except for the cost at inference."""
     study = packed.study
     if study is None or all(cell["forgetting"] is None for cell in study.all_cells):
         return Answer("not run yet", "**Not run yet.**")
@@ -45,7 +45,7 @@ def of_forgetting(packed: Packed) -> Answer:
 
 
 def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:
-    """By the numbers of the cells, LoRA's left out. What has no result counts among what holds at once."""
+    """The changes by cell number, without LoRA's. Cells without result still count as simultaneous claims."""
     changes = [(cell, more) for cell in cells if (more := _more(study, cell, cells))]
     level = simultaneous(sum(cell.family != REFERENCE for cell in cells))
     return {
@@ -73,7 +73,7 @@ def _outcome(more: Row) -> Outcome:
 
 
 def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:
-    """By how much a row forgets more than LoRA on its setting, seed by seed; None of LoRA itself."""
+    """By how much a row forgets more than LoRA in its setting, seed by seed; None for LoRA itself."""
     lora = next(
         (
             counterpart

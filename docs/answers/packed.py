@@ -1,4 +1,4 @@
-"""What the packs of results/ hold of the rows of a question, and how evidence.md writes it down."""
+"""Reads the rows of a question from the packs of results/ and formats them for evidence.md."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from reports.words import listed, many
 from .questions import SEEDS
 
 DOCS = Path(__file__).parents[1]
-#: Names of one list before it is cut.
+#: The number of names listed before the list is cut.
 MOST_NAMES = 4
 
 
 def plain(method: str) -> str:
-    """The name of a row without what its suite sets for it by hand."""
+    """The name of a row without the fields that its suite sets by hand."""
     return re.sub(r" \[.*\]$", "", method)
 
 
 class Packed:
-    """What the packs of one suite hold, or nothing where there is none."""
+    """The packs of one suite, which may be none."""
 
     def __init__(self, suite: str, folder: Path) -> None:
         self.suite = suite
@@ -38,40 +38,40 @@ class Packed:
         packs = [pack for pack in parts if pack.exists()]
         self._sources = open_results("", map(str, packs))
         self.study = read_sources(self._sources) if packs else None
-        #: As a command in a clone names them.
+        #: Their paths in a command run in a clone.
         self.files = " ".join(f"results/{pack.name}" for pack in packs)
 
     def selected(self, selection: Selection) -> Study:
         return read_sources(self._sources, selection)
 
     def cells(self, task: str, budget: str) -> dict[str, Cell]:
-        """The rows of a task by method; one that this budget does not have is taken from where it stands."""
+        """The rows of a task by method; a row that this budget lacks is taken from its own budget."""
         every = [cell for cell in (self.study.all_cells if self.study else ()) if cell.task == task]
         here = {plain(cell.method): cell for cell in every if cell.budget == budget}
         return {plain(cell.method): cell for cell in reversed(every)} | here
 
     def rows(self, names: Sequence[str], budget: str, tasks: Iterable[str]) -> Iterator[Cell]:
-        """Those of these names on each of the tasks, where they are planned."""
+        """The planned rows of these names on each of the tasks."""
         for task in tasks:
             cells = self.cells(task, budget)
             yield from (cells[name] for name in names if name in cells)
 
     def gains(self, cell: Cell) -> dict[int, float]:
-        """By seed; more is better."""
+        """Improvements by seed, positive for better."""
         if self.study is None:
             return {}
         seeds, (gains,) = self.study.gains([cell.number])
         return dict(zip(seeds, map(float, gains), strict=True))
 
     def settled(self, cell: Cell | None, seeds: range) -> int:
-        """How many of these seeds are finished or failed."""
+        """How many of these seeds finished or failed."""
         stored_seeds = self.study.of_cell(cell.number) if self.study and cell else ()
         return sum(
             seed.seed in seeds and seed.status in (Status.FINISHED, Status.FAILED) for seed in stored_seeds
         )
 
     def link(self, text: str, cell: Cell) -> str:
-        """The text, linked to the row on the site if the suite is published."""
+        """The text linked to the row on the site if the suite is published."""
         if not (DOCS.parent / "results" / f"{self.suite}{ENDING}").exists():
             return text
         return f"[{text}](../leaderboard/suites/{self.suite}/index.html#c{cell.number})"
@@ -79,17 +79,17 @@ class Packed:
 
 @dataclass(frozen=True)
 class Progress:
-    """How many trials of a question are there, and which rows are missing."""
+    """The number of existing trials of a question and the missing rows."""
 
     trials: int
     planned: int
     rows: int
-    #: Task -> the rows of which a seed is missing.
+    #: The rows with a missing seed, by task.
     missing: Mapping[str, Sequence[str]]
 
     @property
     def there(self) -> list[str]:
-        """The tasks on which every row is there."""
+        """The tasks whose rows are all complete."""
         return [task for task, names in self.missing.items() if not names]
 
     @property
@@ -98,7 +98,7 @@ class Progress:
 
     @property
     def state(self) -> str:
-        """In a few words."""
+        """The progress in a few words."""
         if self.complete:
             return "all there"
         begun = "unfinished" if self.trials else "not run yet"
@@ -107,7 +107,7 @@ class Progress:
 
     @property
     def text(self) -> str:
-        """In full: what is there, and what is missing."""
+        """The full text: what exists and what is missing."""
         if self.complete:
             return f"On {self._tasks(self.there)}."
         names_on = grouped((task for task, names in self.missing.items() if names), self._named)
@@ -136,7 +136,7 @@ class Progress:
 def progress(
     packed: Packed, rows: Sequence[str], budget: str, tasks: Iterable[str], seeds: range = SEEDS
 ) -> Progress:
-    """How far these rows are: a row is there if all of these seeds have finished or failed."""
+    """The progress of these rows; a row is complete if all of these seeds finished or failed."""
     settled = {}
     for task in tasks:
         cells = packed.cells(task, budget)
@@ -149,7 +149,10 @@ def progress(
 
 
 def points(value: float) -> str:
-    """A difference. Means of scores lie on halves of a last digit, which rounding errors must not decide."""
+    """Formats a difference in points.
+
+    Means of scores lie on halves of the last digit, which rounding errors must not decide.
+    """
     return PERCENT.difference(round(value, 9)).replace("-", "−")
 
 

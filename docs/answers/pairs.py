@@ -1,4 +1,4 @@
-"""The answers to questions a to e of first-leaderboard.md, which compare pairs of methods."""
+"""Answers questions a to e of first-leaderboard.md, which compare pairs of methods."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from .questions import (
     interleaved,
 )
 
-#: The correlation from which on the count explains the scores.
+#: The correlation from which the count explains the scores.
 EXPLAINS = 0.8
 
 
 @dataclass(frozen=True)
 class Line:
-    """One comparison of a question, over the tasks that are there and on each."""
+    """One comparison of a question, over the complete tasks and on each."""
 
     method: str
     other: str
     mean: Against
     by_task: Mapping[str, Against]
-    #: The same without the task of images; None where nothing else, or no such task, is there.
+    #: The same without the image task; None if no other or no such task is complete.
     on_texts: Without | None = None
-    #: The smallest true difference that is found 80% of the time.
+    #: The smallest true difference that is detected 80% of the time.
     finds: float | None = None
 
     @property
@@ -54,7 +54,7 @@ class Line:
 
 
 def of_pairs(packed: Packed, question: Question) -> Answer:
-    """What is found of a question that compares pairs."""
+    """Answers a question that compares pairs."""
     done = progress(packed, question.rows, question.budget, question.tasks, question.seeds)
     if not done.there:
         return Answer(done.state, done.text)
@@ -93,7 +93,7 @@ def _row(line: Line) -> Row:
 
 
 def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[list[Line], list[str]]:
-    """The comparisons on these tasks, and what they lack: nothing is answered from a part of them."""
+    """The comparisons on these tasks and the missing ones, because partial results answer nothing."""
     selection = Selection(pairs=question.pairs, tasks=tasks, budgets=[question.budget])
     lines, lacking = [], []
     for block in analyse(packed.selected(selection)).blocks:
@@ -101,7 +101,7 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
         for comparison in block.comparisons:
             mean = against(block, comparison, beside=question.beside)
             on = {setting.task: against(block, comparison, i) for i, setting in enumerate(block.settings)}
-            # Where there is one other task, its column has the difference.
+            # With a single other task, its own column already shows the difference.
             without = comparison.without if len(on) > 2 else ()
             on_texts = next((leave_out for leave_out in without if leave_out.task == IMAGES), None)
             design = of_effect(comparison.effect, block.claims + question.beside, block.level)
@@ -116,7 +116,7 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
 
 
 def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[Line]) -> str:
-    """In points. A difference on a task leads to the row of its method."""
+    """A table in points. Differences on a task link to the row of the method."""
     cells = {task: packed.cells(task, question.budget) for task in done.there}
     several = len(done.there) > 1
     rows = []
@@ -144,7 +144,7 @@ def _level(question: Question) -> str:
 
 
 def _beside(lines: Sequence[Line]) -> str:
-    """What nobody asked for before, and what the design can see."""
+    """States what was not asked before, and the smallest detectable differences."""
     texts = [
         f"{line.method} from {line.other} {points(line.on_texts.difference)} ({line.on_texts.verdict})"
         for line in lines
@@ -210,7 +210,7 @@ def _explained(packed: Packed, question: Question, lines: Sequence[Line]) -> Ite
 def _by_count(
     packed: Packed, question: Question, lines: Sequence[Line], tasks: Sequence[str]
 ) -> tuple[float, int]:
-    """Spearman's correlation of the mean count and the mean score on these tasks, and of how many rows."""
+    """Spearman's correlation of mean count and mean score on these tasks, and the number of rows."""
     by_task = [packed.cells(task, question.budget) for task in tasks]
     rows = [[cells[line.method] for cells in by_task] for line in lines]
     complete = [cells for cells in rows if all(cell.mean is not None for cell in cells)]
@@ -227,7 +227,7 @@ def _tensor_or_sites(packed: Packed, question: Question, lines: Sequence[Line]) 
         yield f"{method}: **{answer}**."
 
 
-#: Those of question e are the verdicts themselves.
+#: Question e is answered by the verdicts themselves.
 ANSWERS: Mapping[str, Callable[[Packed, Question, Sequence[Line]], Iterator[str]]] = {
     "a": _beats,
     "b": _heads,

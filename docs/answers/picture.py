@@ -1,4 +1,4 @@
-"""A figure of evidence.md, and how its file tells of which numbers it is."""
+"""A figure of evidence.md whose file records its numbers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PICTURES = Path(__file__).parents[1] / "pictures"
 class Picture(ABC):
     """A figure of evidence.md."""
 
-    #: Of its file, behind `findings-`.
+    #: The part of its file name after `findings-`.
     name: str
 
     @property
     @abstractmethod
     def alternative(self) -> str:
-        """Its numbers, in words: they also tell whether the file is of today's packs."""
+        """Its numbers as text, which also tells whether the file matches today's packs."""
 
     @abstractmethod
     def figure(self) -> Figure: ...
@@ -33,7 +33,7 @@ class Picture(ABC):
 
     @property
     def shown(self) -> str:
-        """As the page shows it."""
+        """The Markdown that shows it."""
         return f"![{self.alternative}](../pictures/{self.path.name})"
 
     def svg(self) -> str:

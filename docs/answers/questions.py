@@ -1,26 +1,26 @@
-"""The questions of first-leaderboard.md as comparisons: which methods, with what, under which budget."""
+"""The questions of first-leaderboard.md as comparisons of methods with references under a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: The suites whose packs answer them.
+#: The suites whose packs answer the questions.
 TUNED, UNTUNED, RANKS, DECODER = "leaderboard", "leaderboard_untuned", "leaderboard_ranks", "smollm2"
-#: Tuned on three seeds.
+#: The suite tuned on three seeds.
 AGAIN = "leaderboard_land_cover"
 IMAGES = "land-cover"
 TASKS = ("movie-sentiment", "tweet-sentiment", "amazon-sentiment", IMAGES)
-#: Those of the untuned suite, and of the one of ranks.
+#: The untuned suite and the suite of ranks.
 TWO_TASKS = ("movie-sentiment", IMAGES)
-#: Final seeds that every row is to have. Others may come on top, and then count.
+#: The final seeds that every row needs. Further seeds count once they exist.
 SEEDS = range(5)
 BUDGET, SMALL = "isoparameters 4", "isorank 4"
 
 HEAD_ONLY = "head only"
 LORA, ON_QKVO, ON_ALL = "LoRA", "LoRA (targets=qkvo) r=3", "LoRA (targets=qkvo+mlp) r=1"
 QKV_DEPTH, ALL_MODES = "TensLoRA qkv_depth", "TensLoRA att_qkv_depth"
-#: Variants with heads, and the same without. `att` has no other mode.
+#: Variants with heads and their counterparts without. `att` has no other mode.
 WITHOUT_HEADS = {
     "TensLoRA att_qkv": "TensLoRA qkv",
     "TensLoRA att_depth": "TensLoRA depth",
@@ -33,27 +33,27 @@ METATT = ("MetaTT-4D", "MetaTT-5D")
 SHORTER = ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")
 STACKED = (*SHORTER, *WITHOUT_HEADS, QKV_DEPTH)
 OTHER_STACKS = (f"{QKV_DEPTH} (factorization=cp)", f"{QKV_DEPTH} (factorization=tt)")
-#: What is not shared between matrices.
+#: Methods that share nothing between matrices.
 EACH_MATRIX = ("LoRETTA-rep", "TT-LoRA")
 
 
 def interleaved(method: str) -> str:
-    """The row of a variant whose heads are interleaved."""
+    """The row of a variant with interleaved heads."""
     return f"{method} (heads=interleaved)"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is compared with what, all of it at once. Names are those of the tables."""
+    """Methods and their references, compared simultaneously. Names are those of the tables."""
 
     letter: str
-    #: Of what is compared; a reference may stand elsewhere.
+    #: The budget of the compared methods; a reference may have another.
     budget: str
-    #: Of each reference the methods that are compared with it.
+    #: The methods compared with each reference.
     compared: Mapping[str, tuple[str, ...]]
     tasks: tuple[str, ...] = TASKS
     seeds: range = SEEDS
-    #: How many comparisons of the question stand elsewhere. All hold at once.
+    #: The number of the question's comparisons in other sections, which are simultaneous with these.
     beside: int = 0
 
     @property
@@ -62,7 +62,7 @@ class Question:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """All that have to be there."""
+        """All rows that have to be complete."""
         return tuple(
             dict.fromkeys(
                 name for other, references in self.compared.items() for name in (other, *references)
@@ -92,7 +92,7 @@ STUDIES = 2 * len(TWO_TASKS)
 CUTS = {"fixed ranks": ("cut during training",)}
 IN_TRAINING = Question("f", BUDGET, CUTS, TWO_TASKS, range(10), beside=STUDIES)
 
-#: The rows of the suites tuned and untuned. What a row of one of them sets by hand stands in brackets there.
+#: The rows of the suites tuned and untuned. Fields that a row sets by hand are in brackets.
 ROWS = (
     *(HEAD_ONLY, "full fine-tuning", LORA, ON_QKVO, ON_ALL),
     *(*STACKED, *map(interleaved, WITH_HEADS), *OTHER_STACKS),

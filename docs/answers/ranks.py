@@ -1,4 +1,4 @@
-"""The answer to question f of first-leaderboard.md: how ranks are chosen, and which modes are redundant."""
+"""Answers question f of first-leaderboard.md: how ranks are chosen, and which modes are redundant."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SPECTRA = (
 
 
 def of_ranks(packed: Packed, further: Sequence[Packed]) -> Answer:
-    """Question f: cuts during training, what searches and allocations chose, and the spectra of updates.
+    """Answers question f: cuts during training, choices of searches and allocations, spectra of updates.
 
-    `others` are packs that may hold further adapters' spectra.
+    `further` are packs that may hold more adapters' spectra.
     """
     during = of_pairs(packed, IN_TRAINING)
     every = ablation.read(packed.study) if packed.study else []
@@ -64,7 +64,7 @@ def of_ranks(packed: Packed, further: Sequence[Packed]) -> Answer:
 
 
 def _chosen(gains: Sequence[Row]) -> str:
-    """What searches and allocations chose, in short."""
+    """The choices of searches and allocations, in short."""
     summary = shortly(IN_TRAINING.letter, list(map(_outcome, gains))) if gains else "they chose the same."
     return f"Searches and allocations, from the heuristic's ranks: {summary}"
 
@@ -83,7 +83,7 @@ class Finalist:
     by: str
     ranks: ablation.Scored
     seeds: int
-    #: The difference from the heuristic's ranks; None of these themselves, and of the same ones.
+    #: The difference from the heuristic's ranks; None for these ranks.
     gain: Row | None
 
     @property
@@ -99,7 +99,7 @@ class Finalist:
 
 
 def _finalists(study: Study, search: ablation.StoredAblation) -> Iterator[Finalist]:
-    """What was chosen, and the heuristic's ranks beside it."""
+    """The chosen ranks and the heuristic's."""
     scores = {final.label: _scores(study.experiments, final) for final in search.final}
     heuristic = next(final for final in search.final if final.label == HEURISTIC)
     for final in search.final:
@@ -113,7 +113,7 @@ def _finalists(study: Study, search: ablation.StoredAblation) -> Iterator[Finali
 
 
 def _scores(experiments: Sequence[Experiment], final: ablation.Scored) -> dict[int, float]:
-    """By seed."""
+    """Scores by seed."""
     records = (record for each in experiments for record in each.records.values())
     return {
         int(record.tag(Tag.SEED)): record.score

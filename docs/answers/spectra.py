@@ -1,4 +1,4 @@
-"""Which modes are redundant: the spectra of trained updates that the packs hold (question f)."""
+"""Finds redundant modes from the spectra of trained updates in the packs (question f)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Update:
     adapters: Sequence[ablation.StoredAblation]
 
     def values(self, mode: str) -> Array:
-        """Singular values of the mode's unfolding (adapters, values), from large to small."""
+        """Singular values of the mode's unfolding (adapters, values), in descending order."""
         return np.array([adapter.spectra[mode] for adapter in self.adapters])
 
     def effective(self, mode: str) -> float:
@@ -45,7 +45,7 @@ class Update:
 
 
 def updates_of(packs: Sequence[Packed]) -> list[Update]:
-    """Those that an analysis of redundancy looked at."""
+    """The updates covered by a redundancy analysis."""
     studied = [
         (pack.suite, adapter)
         for pack in packs

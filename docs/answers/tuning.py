@@ -1,4 +1,4 @@
-"""The answer to question g of first-leaderboard.md: how much tuning matters."""
+"""Answers question g of first-leaderboard.md: how much tuning matters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .questions import BUDGET, ROWS, SEEDS, TWO_TASKS
 
 
 def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
-    """Question g: the two rankings of the same rows."""
+    """Answers question g: the rankings of the same rows with and without tuning."""
     sides = {"tuned": tuned, "untuned": untuned}
     done = [progress(side, ROWS, BUDGET, TWO_TASKS) for side in sides.values()]
     missing = {
@@ -92,7 +92,7 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
 
 
 def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Row]:
-    """What tuning gave each row, from the most on, seed by seed. Intervals hold at once."""
+    """The gain of each row by tuning, from largest to smallest, seed by seed, with simultaneous intervals."""
     gains = [(name, _differences(tuned, untuned, name, tasks)) for name in ROWS]
     complete = [
         (name, on, effect(list(map(of_seeds, on.values())))) for name, on in gains if len(on) == len(tasks)
@@ -104,7 +104,7 @@ def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Ro
 
 
 def _differences(tuned: Packed, untuned: Packed, name: str, tasks: Sequence[str]) -> dict[str, Array]:
-    """By task; those are left out on which the two sides share no seed."""
+    """Differences by task, without tasks on which the two sides share no seed."""
     by_task = {}
     for task in tasks:
         own, other = (side.gains(side.cells(task, BUDGET)[name]) for side in (tuned, untuned))
@@ -117,14 +117,15 @@ def _kendall(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> float:
     means = []
     for side in (tuned, untuned):
         cells = [side.cells(task, BUDGET) for task in tasks]
-        # What diverged on every seed has no mean, and is the last.
+        # A row that diverged on every seed has no mean and comes last.
         means.append([np.mean([of[name].mean or 0.0 for of in cells]) for name in ROWS])
     return float(stats.kendalltau(*means).statistic)
 
 
 def _itself(side: Packed, tasks: Sequence[str]) -> float | None:
-    """Kendall's correlation of the rankings by two of the seeds and by the others, the mean over all choices;
-    None where a seed is missing.
+    """Kendall's correlation of rankings from two seeds and from the others, averaged over all choices.
+
+    None if a seed is missing.
     """
     gains = [[side.gains(side.cells(task, BUDGET)[name]) for task in tasks] for name in ROWS]
     if not all({*SEEDS} <= by_seed.keys() for row in gains for by_seed in row):
@@ -139,7 +140,7 @@ def _itself(side: Packed, tasks: Sequence[str]) -> float | None:
 
 
 def _best(side: Packed, tasks: Sequence[str]) -> tuple[str, str]:
-    """In full, and in short."""
+    """The best method in full and in short."""
     study = side.selected(Selection(tasks=tasks, budgets=[BUDGET]))
     finding = next(findings(study, analyse(study).blocks))
     if finding.best is None or finding.equals is None:

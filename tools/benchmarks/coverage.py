@@ -28,11 +28,11 @@ from reports.inference.intervals import LEVEL, Array, simultaneous, t_half
 METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
 COLLAPSE = 0.3
-#: Of tuning: the validation examples, the standard deviation of a point's validation score, and of what each
-#: example gives beyond what is the same for all points.
+#: Tuning: the number of validation examples, the standard deviation of a point's validation score, and that
+#: of an example's contribution beyond the part common to all points.
 VALIDATED, OF_VALIDATION, OF_VALIDATED = 400, 0.02, 0.3
 
-#: Draws of unit variance about zero.
+#: Random draws with mean zero and unit variance.
 Noise = Callable[..., Array]
 #: The contributions of a setting, (methods, seeds, examples).
 Table = Array
@@ -43,24 +43,25 @@ def normal(numbers: Generator, size: Sequence[int]) -> Array:
 
 
 def skewed(numbers: Generator, size: Sequence[int]) -> Array:
-    """A run in a while is much worse than the others, none is much better."""
+    """Draws in which a rare run is much worse than the others and none is much better."""
     return (4 - numbers.gamma(4, size=size)) / 2
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Results of one kind."""
+    """One way in which results are generated."""
 
     noise: Noise
     tasks: int
     seeds: int = 5
     examples: int = 1000
-    #: What it is called beyond noise and tasks.
+    #: Its name beyond noise and tasks.
     what: str = ""
-    #: Chance that a run of the first task collapses, and of how many methods; the reference is the first.
+    #: The chance that a run of the first task collapses, and the number of collapsing methods, the reference
+    #: first.
     collapses: float = 0.0
     collapsing: int = METHODS
-    #: How much larger the effects of runs are on the first task, and by method beyond that.
+    #: The factor on run effects of the first task, and further factors by method.
     noisy: float = 1.0
     factors: Sequence[float] = (1.0,)
 
@@ -70,7 +71,7 @@ class Scenario:
         return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
 
     def draw(self, numbers: Generator, means: Array) -> list[Table]:
-        """A table a task; `means` (methods,) in which the first is the reference."""
+        """One table per task. `means` (methods,) begins with the reference."""
         return [self._setting(numbers, means[:, None, None], task == 0) for task in range(self.tasks)]
 
     def _setting(self, numbers: Generator, means: Array, first: bool) -> Table:
@@ -81,25 +82,25 @@ class Scenario:
         table += OF_EXAMPLES * numbers.normal(size=(methods, 1, examples))
         if first and self.collapses:
             fell = numbers.random((methods, seeds, 1)) < self.collapses
-            # A method's mean is over all of its runs, those that collapse included.
+            # A method's mean covers all runs including collapsed ones.
             table[: self.collapsing] += COLLAPSE * (self.collapses - fell[: self.collapsing])
         return table.astype(float)
 
 
 def parts(tables: Sequence[Table], method: int, reference: int = 0) -> list[OnSetting]:
-    """What a report knows of a pair: differences by seed and by example."""
+    """A report's data of a pair: differences by seed and by example."""
     differences = (table[method] - table[reference] for table in tables)
     return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
 
 
-#: What was counted in one repeat, and the share of it that was so.
+#: The quantities counted in one repeat, with the share of it that satisfied each.
 Counted = Iterator[tuple[str, float]]
 Quantity = Callable[[Scenario, Generator], Counted]
 Rows = dict[str, list[float]]
 
 
 def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
-    """14 methods against one reference, none of which differs from it."""
+    """Compares 14 methods with one reference, all of them equal."""
     tables = scenario.draw(numbers, np.zeros(METHODS))
     effects = [effect(parts(tables, method)) for method in range(1, METHODS)]
     errors = [contrast.error for contrast in effects if contrast.error is not None]
@@ -111,7 +112,7 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
     fields = [part for contrast in effects for part in contrast.parts]
     held = [_holds(part, simultaneous(len(fields))) for part in fields]
     yield "*some field of a heat map's tasks bold, none differs", float(not all(held))
-    # Whatever the truth is, the interval lies about it as about zero.
+    # Whatever the truth, the interval behaves around it as around zero.
     for truth in (0.01, 0.012, 0.015):
         said = [
             verdict(
@@ -143,8 +144,9 @@ def _holds(part: OnSetting, level: float = LEVEL) -> bool:
 
 
 def finding(scenario: Scenario, numbers: Generator) -> Counted:
-    """What a design finds that is said to be found 80% of the time: by the noise that runs have without
-    collapses, as a plan assumes it, and by that of 14 comparisons that are stored.
+    """Counts detections of the difference that a design detects 80% of the time.
+
+    Noise is either that of runs without collapses, as a plan assumes, or that of 14 stored comparisons.
     """
     tables = scenario.draw(numbers, np.zeros(METHODS))
     stored = power.of_effects([effect(parts(tables, method)) for method in range(1, METHODS)], METHODS - 1)
@@ -172,13 +174,13 @@ def _assumed(scenario: Scenario) -> power.Design:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Two methods that are each tuned on every task by their validation scores."""
+    """Two methods, each tuned on every task by validation scores."""
 
     tasks: int
-    #: Standard deviation of the true scores of its points.
+    #: The standard deviation of the true scores of its points.
     spread: float = 0.02
     points: int = 8
-    #: Points that end 25 points below.
+    #: The number of points that end 25 points lower.
     failing: int = 0
 
     @property
@@ -188,7 +190,7 @@ class Tuning:
         return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
 
     def once(self, numbers: Generator) -> tuple[Effect, float, float]:
-        """An effect with its true values: of the methods tuned again, and of the points that were chosen."""
+        """An estimate with its true values for re-tuned methods and for the chosen points."""
         gains, true_gains, gains_at_points = [], [], []
         for _ in range(self.tasks):
             scores = numbers.normal(0, self.spread, (2, self.points))
@@ -209,7 +211,7 @@ class Tuning:
         return effect(gains), float(np.mean(true_gains)), float(np.mean(gains_at_points))
 
     def _validated(self, numbers: Generator, scores: Array) -> Table:
-        """What each validation example contributes at each point, (points, examples)."""
+        """The contribution of each validation example at each point, (points, examples)."""
         noise = math.sqrt((OF_VALIDATION**2 - OF_RUNS**2) * VALIDATED)
         runs = OF_RUNS * numbers.normal(size=(self.points, 1))
         shared = OF_VALIDATED * numbers.normal(size=VALIDATED)
@@ -218,8 +220,9 @@ class Tuning:
 
 
 def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
-    """How often the interval holds of the methods tuned again; that of the chosen points, of the same; and
-    that of the chosen points, of these.
+    """Coverage of the full interval and of that at chosen points.
+
+    Both are counted for methods that are tuned again, the latter also for the chosen points themselves.
     """
     held = []
     for _ in range(repeats):
@@ -233,7 +236,7 @@ def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
 
 
 def means(scenario: Scenario, numbers: Generator) -> Counted:
-    """Cells on one test set that is all there is."""
+    """Tests cells whose one test set is the whole population."""
     cells = np.array(
         [scenario.noise(numbers, (METHODS, scenario.seeds)) for _ in range(scenario.tasks)], dtype=float
     )
@@ -242,7 +245,7 @@ def means(scenario: Scenario, numbers: Generator) -> Counted:
 
 
 def orderings(scenario: Scenario, numbers: Generator) -> Counted:
-    """Ten methods, a tenth of a point apart."""
+    """Ranks ten methods that differ by a tenth of a point each."""
     means = -0.001 * np.arange(10.0)
     tables = scenario.draw(numbers, means)
     pairs = [(i, j, effect(parts(tables, i, j))) for i in range(10) for j in range(i + 1, 10)]
@@ -259,8 +262,9 @@ def orderings(scenario: Scenario, numbers: Generator) -> Counted:
 
 
 def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
-    """By the number of test examples, how often one interval on one task holds: of both, and of seeds
-    alone.
+    """Coverage of one interval on one task by number of test examples:
+
+    with examples' variance, and from seeds alone.
     """
     coverages: dict[str, list[float]] = {}
     for examples in (400, 1000, 2000):
@@ -276,7 +280,7 @@ def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
 
 
 def table(heads: Sequence[str], rows: dict[str, list[float]]) -> str:
-    """As Markdown."""
+    """Formats a Markdown table."""
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     lines += [
         f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |" for name, values in rows.items()
@@ -287,7 +291,7 @@ def table(heads: Sequence[str], rows: dict[str, list[float]]) -> str:
 QUANTITIES = (comparisons, means, orderings, finding)
 USUAL = [Scenario(noise, tasks) for noise in (normal, skewed) for tasks in (1, 4)]
 
-#: What is worse than usual.
+#: Adverse scenarios.
 HARD = [
     Scenario(normal, 1, what="a fifth of LoRA's runs collapse", collapses=0.2, collapsing=1),
     Scenario(normal, 4, what="a fifth of LoRA's runs on one task collapse", collapses=0.2, collapsing=1),
@@ -296,7 +300,7 @@ HARD = [
     Scenario(normal, 4, what="runs on one task vary four times as much", noisy=4.0),
     *(Scenario(normal, tasks, 3, what="3 seeds") for tasks in (1, 4)),
 ]
-#: What is counted of them: by its name, and what that is called here.
+#: The counted quantities by name, with their names in the tables.
 COUNTED = {
     "difference, one interval": "one interval holds",
     "differences, all 14 at once": "all 14 hold",
@@ -313,7 +317,7 @@ TUNINGS = [
 
 
 def counted(scenarios: Sequence[Scenario], quantities: Sequence[Quantity], repeats: int) -> Rows:
-    """The share of repeats in which each quantity was so, in each scenario."""
+    """The share of repeats that satisfied each quantity in each scenario."""
     rows: Rows = {}
     for scenario in scenarios:
         values_by_name: defaultdict[str, list[float]] = defaultdict(list)

@@ -78,12 +78,12 @@ STUDY: dict[str, Any] = {
 }
 
 
-#: Points of accuracy that a method of `STUDY` is truly above LoRA, on every task.
+#: Points of true accuracy by which each method of `STUDY` exceeds LoRA on every task.
 EDGES = {"full": 3.0, "head_only": -12.0, "tenslora": 1.0, "lorta": -1.0, "peft": -0.4}
 
 
 def make(folder: Path, trials: int) -> tuple[Path, str, int]:
-    """Suite file and store URI of a store with at least this many finished trials (whole seeds)."""
+    """The suite file and store URI of a store with at least this many finished trials, in whole seeds."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "large.yaml"
     file.write_text(yaml.safe_dump(SUITE | {"seeds": [0]}))
@@ -96,9 +96,9 @@ def make(folder: Path, trials: int) -> tuple[Path, str, int]:
 
 
 def study_result(trial: Trial, row: Row) -> Result:
-    """What a trial of `STUDY` gives: what its method is worth, and noise of its seed and of the examples.
+    """The result of a trial of `STUDY`: its method's worth with noise of seed and examples.
 
-    The answers of one seed on one task are wrong mostly on the same examples, whatever the method.
+    The answers of one seed on one task are wrong mostly on the same examples for all methods.
     """
     own = np.random.default_rng(int(trial.id, 16))
     task = np.random.default_rng(SUITE["tasks"].index(row.task))
@@ -122,7 +122,7 @@ def study_result(trial: Trial, row: Row) -> Result:
 
 
 def _capable(trial: Trial, row: Row) -> Result:
-    """With what the method can do, which takes a fifth of a second to see."""
+    """Adds the method's capabilities, which take a fifth of a second to determine."""
     tags = {Tag.CAPABILITIES: _capabilities(json.dumps(trial.method))}
     return replace(study_result(trial, row), tags=tags)
 
@@ -149,7 +149,7 @@ def _result(trial: Trial, row: Row) -> Result:
 
 
 def write_study(folder: Path) -> str:
-    """URI of a new store that holds `STUDY`."""
+    """The URI of a new store with the results of `STUDY`."""
     folder.mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     write(uri, make_plan(validate(Suite, STUDY, "suite")), _capable)
@@ -157,12 +157,12 @@ def write_study(folder: Path) -> str:
 
 
 def timed(*arguments: str) -> str:
-    """What the program took, in words."""
+    """Runs the program and describes its time."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "bench", *arguments], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     seconds, code = time.perf_counter() - started, os.waitstatus_to_exitcode(status)
-    # On a busy machine the wall clock says little of the program.
+    # The wall clock is unreliable on a busy machine.
     computed = used.ru_utime + used.ru_stime
     return (
         f"{arguments[0]}: {seconds:.1f} s, {computed:.1f} s of a core, "

@@ -20,7 +20,7 @@ SUITE = Path(__file__).parents[2] / "suites" / "quickstart.yaml"
 
 
 def timed() -> None:
-    """The program on the suite, in this process, with the time that each part of a trial took."""
+    """Runs the program on the suite in this process and measures each part of its trials."""
     started = time.perf_counter()
     from bench.cli.program import main
     from bench.training import trial
@@ -46,7 +46,7 @@ def timed() -> None:
 
     load = trial.load
     trial.load = counted
-    # Training includes validation after each epoch; `evaluate` is the final one.
+    # Training includes validation after each epoch; `evaluate` is the final evaluation.
     trial.train = clocked("train", trial.train)
     trial.evaluate = clocked("evaluate", trial.evaluate)
     with tempfile.TemporaryDirectory() as folder:

@@ -29,12 +29,12 @@ from .large_store import EXAMPLES, make
 
 Result = TypeVar("Result")
 
-#: Logged losses of a trial.
+#: The losses that a trial logs.
 STEPS = 200
 
 
 def fill(uri: str, suite: Path) -> None:
-    """Gives every trial what a real one leaves: its configuration, logits, and a loss for each step."""
+    """Gives every trial the files of a real one: configuration, logits, and a loss per step."""
     trials = {trial.id: trial for trial in make_plan(load_suite(suite)).trials}
     points = []
     for record in Store.existing(uri, "large").records():
@@ -63,7 +63,7 @@ def fill(uri: str, suite: Path) -> None:
 
 
 def timed(what: str, do: Callable[[], Result]) -> Result:
-    """The result, with what it took printed: by the clock, and of a core."""
+    """Runs a function and prints its wall time and CPU time."""
     started, computed = time.perf_counter(), time.process_time()
     done = do()
     seconds, of_a_core = time.perf_counter() - started, time.process_time() - computed

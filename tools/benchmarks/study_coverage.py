@@ -37,7 +37,7 @@ from reports.inference.studies import (
 
 TASKS, POINTS, MOST = 4, 8, max(TRIALS)
 OPTIMA = (0.31, -0.28)
-#: What test examples add to the variance of a difference on a task.
+#: The variance that test examples add to a difference on a task.
 OF_EXAMPLES = 0.0025**2
 
 
@@ -45,7 +45,7 @@ OF_EXAMPLES = 0.0025**2
 class Scenario:
     method: Response
     reference: Response
-    #: Whether optima are exchanged from task to task, and whether all tasks have the same rates.
+    #: Whether optima are exchanged between tasks, and whether all tasks share their rates.
     exchanged: bool = True
     shared_rates: bool = False
 
@@ -79,7 +79,10 @@ def true_scores(response: Response, optimum: float, trials: int = 1_000_000) -> 
 
 
 def kept(losses: Array, strata: NDArray[np.int64], size: int) -> Array:
-    """`kept_weights` of losses (repeats, trials), `size` trials a stratum: (TRIALS, repeats, trials)."""
+    """Applies `kept_weights` to losses (repeats, trials) with `size` trials per stratum:
+
+    (TRIALS, repeats, trials).
+    """
     order = losses.argsort(1)
     member = np.take_along_axis(strata, order, 1)[:, :, None] == np.arange(POINTS)
     barred = np.pad(member.cumsum(1), ((0, 0), (1, 0), (0, 0)))
@@ -102,12 +105,12 @@ def kept(losses: Array, strata: NDArray[np.int64], size: int) -> Array:
 
 @dataclass(frozen=True)
 class Side:
-    """One method's trials (repeats, studies, points), and its scores after k trials."""
+    """One method's trials (repeats, studies, points) and its scores after k trials."""
 
     losses: Array
     scores: Array
     offsets: Array
-    #: (TRIALS, repeats); pseudo-values (studies, TRIALS, repeats); what failures add.
+    #: Scores (TRIALS, repeats), pseudo-values (studies, TRIALS, repeats), and the variance from failures.
     estimate: Array
     pseudo: Array
     failures: Array
@@ -153,7 +156,7 @@ def side(numbers: Generator, response: Response, offsets: Array, optimum: float)
 
 @dataclass(frozen=True)
 class Drawn:
-    """Differences of many repeats, with the squared standard errors: (tasks, TRIALS, repeats)."""
+    """Differences of many repeats with squared standard errors: (tasks, TRIALS, repeats)."""
 
     sides: list[tuple[Side, Side]]
     off: Array
@@ -161,7 +164,7 @@ class Drawn:
     studies: int
 
     def errors(self, tasks: int, level: float = LEVEL) -> tuple[Array, Array]:
-        """How far means over so many tasks are from the truth, and half the width of their intervals."""
+        """The errors of means over this many tasks, and the half-widths of their intervals."""
         variance = self.variance[:tasks]
         total = variance.sum(0)
         freedom = (self.studies - 1) * total**2 / (variance**2).sum(0)
@@ -200,7 +203,7 @@ def draw(numbers: Generator, scenario: Scenario, studies: int, repeats: int) -> 
 
 
 def true_shares(response: Response, optimum: float) -> tuple[float, float]:
-    """The share of the window within a point of the best, and that of failures."""
+    """The share of the window within a point of the best, and the share of failures."""
     away = np.linspace(-0.5, 0.5, 10_001) - optimum
     lasting, curve = away <= response.cliff, -response.curvature * away**2
     near = lasting & (curve >= curve[lasting].max() - 0.01)
@@ -209,7 +212,7 @@ def true_shares(response: Response, optimum: float) -> tuple[float, float]:
 
 
 def shares(scenario: Scenario, drawn: Drawn, repeats: int) -> dict[str, float]:
-    """How often the intervals over all tasks contain the true share, among those that there are."""
+    """Coverage of the intervals over all tasks for these shares."""
     held: dict[str, list[bool]] = {}
 
     def count(name: str, interval: tuple[float, float] | None, truth: float) -> None:
@@ -265,7 +268,7 @@ def coverage(repeats: int) -> None:
 
 
 def power(repeats: int) -> None:
-    """What a design says beforehand, and what comes of it: four tasks, ten claims."""
+    """The power that a design predicts and its simulated outcome, for four tasks and ten claims."""
     heads = ("detectable, points", "found", "margin, points", "equivalent within it")
     print(row("power", *heads))
     print(row(*["---"] * 5))

@@ -22,14 +22,14 @@ from bench.training.loop import batches
 from bench.training.measure import device_name
 from methods import create
 
-#: What the reference pads every sentence to.
+#: The length to which the reference pads every sentence.
 PADDED = 512
 
 CLASSES, VOCABULARY, PAD = 2, 50265, 1
 
 
 def sentences(number: int, seed: int = 0) -> TextSplit:
-    """Random tokens, as many a sentence as in CoLA: about 11 with both ends, from 4 to 47, skewed."""
+    """Random tokens with CoLA's skewed lengths: about 11 with both ends, from 4 to 47."""
     drawn = torch.Generator().manual_seed(seed)
     lengths = torch.empty(number).log_normal_(2.3, 0.42, generator=drawn).round().long().clamp_(4, 47)
     tokens = torch.randint(4, VOCABULARY, (int(lengths.sum()),), generator=drawn, dtype=torch.int32)
@@ -51,7 +51,7 @@ def main() -> None:
     adapter = method.attach(backbone, torch.Generator().manual_seed(0))
     ours = sentences(options.batch * 16).to(options.device)
     splits = {"padded to 512": replace(ours, width=PADDED), "ours": ours}
-    # The first batches of one pass, the shortest sentences of the pool and the longest among them.
+    # The first batches of one pass, including the shortest and longest sentences of the pool.
     chosen = list(batches(ours, options.batch, torch.Generator().manual_seed(0)))
 
     def loss(split: TextSplit, indices: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def main() -> None:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / (len(index_batches) * options.batch)
 
-    # Padded batches all cost the same, so one a round will do; ours are timed over the whole pass.
+    # Padded batches cost the same, so one per round suffices; ours are timed over the whole pass.
     seconds(splits["ours"], chosen)
     seconds(splits["padded to 512"], chosen[:1])
     costs = [

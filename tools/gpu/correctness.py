@@ -1,4 +1,4 @@
-"""Every method on the card against the CPU, and the conformance checks with everything on the card."""
+"""Checks every method on the GPU against the CPU, and runs the conformance checks on the GPU."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from methods import METHODS, Adapter, Method, NotLowRank
 from . import tables, toys
 from .runner import Row
 
-#: How far the card may be from the CPU in outputs and gradients, relative to the largest entry where that is
-#: above one: rounding, and another order of sums.
+#: The tolerance for outputs and gradients between GPU and CPU, relative to the largest entry if that exceeds
+#: one: covers rounding and another order of sums.
 ONE_PASS = {torch.float64: 1e-10, torch.float32: 1e-4}
 
-#: How far losses of a training may be apart, relative to the first one. The loss itself is float32 whatever
-#: the backbone is, and AdamW turns a gradient that is nearly zero into a whole step.
+#: The tolerance for losses of a training, relative to the first loss, which is float32 for every backbone.
+#: AdamW turns a nearly zero gradient into a whole step.
 TRAINING = {torch.float64: 1e-5, torch.float32: 1e-2}
 
-#: The same of bf16 autocast against float32 on one device: bf16 has eight bits.
+#: The tolerance between bf16 autocast and float32 on one device: bf16 has eight bits.
 BF16 = 0.1
 
 TRAINED_STEPS, BATCH = 20, 8
 
-#: Text, shared heads, a gate, and no dropout of its own, whose stream would be another on a card.
+#: A text decoder with shared heads and a gate, without dropout, whose stream would differ on a GPU.
 TRAINED_ON: BackboneKind = "llama"
 
-#: The conformance checks that go through the device, in order of worth, and the kind that they are asked on.
+#: The conformance checks that use the device, most important first, and the kind of backbone for each.
 CHECKED = (
     "training",
     "merge",
@@ -64,16 +64,17 @@ CHECKED = (
 )
 CHECKED_ON: BackboneKind = "vit"
 
-#: What is exported: a registered backbone, for an export loads it by itself.
+#: Exports use a registered backbone, which the export loads by itself.
 EXPORTED = "tiny-random-bert"
 
 NAMES = {torch.float64: "float64", torch.float32: "float32"}
 
 
 def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Row]:
-    """All checks of all methods (or of these names), check by check, so that a cut run has the first of all.
+    """Runs all checks of all methods, or of these names, check by check.
 
-    Convolutions are asked not to use TF32, which is the backbone's rounding and not ours.
+    An interrupted run therefore has the first checks of every method. Convolutions run without TF32, which
+    would round the backbone.
     """
     methods = listed(names)
     checks: list[tuple[str, float | None, Callable[[Method], str | None]]] = [
@@ -101,7 +102,7 @@ def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Ro
 
 
 def listed(names: Sequence[str] | None = None) -> list[Method]:
-    """Every method as listings show it, at small ranks."""
+    """Every method as lists show it, at small ranks."""
     methods: dict[str, Method] = {}
     for name in names or [method_name for method_name, _ in METHODS.available()]:
         for case in conformance_cases(METHODS.get(name).listed(), backbones=("vit",), checks=("detach",)):
@@ -110,7 +111,7 @@ def listed(names: Sequence[str] | None = None) -> list[Method]:
 
 
 def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float:
-    """The largest difference, relative to the largest entry where that is above one."""
+    """The largest difference, relative to the largest entry if that exceeds one."""
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     expect(bool(torch.isfinite(actual).all()), f"{what}: not finite")
     if not expected.numel():
@@ -121,7 +122,7 @@ def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float
 
 
 def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
-    """Outputs and gradients of an adapter that is no longer at its start, put on the card as it is."""
+    """Compares outputs and gradients of an adapter away from its start after moving it to the GPU."""
     subject, sent = Subject(method, TRAINED_ON), Subject(method, TRAINED_ON, device=device)
     (here, adapter), (there, other) = subject.randomised(dtype), subject.randomised(dtype)
     there.module.to(device)
@@ -139,7 +140,7 @@ def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
 
 
 def _put(method: Method, dtype: torch.dtype, device: str) -> tuple[LoadedBackbone, Adapter]:
-    """A fresh adapter without dropout, made on the CPU: a singular vector has another sign on a card."""
+    """Attaches a fresh adapter without dropout on the CPU, whose singular vectors keep their signs."""
     if "dropout" in type(method).model_fields:
         method = method.model_copy(update={"dropout": 0.0})
     subject = Subject(method, TRAINED_ON)
@@ -171,30 +172,30 @@ def _alike(actual: list[float], expected: list[float], allowed: float) -> str:
 
 
 def steps(device: str, dtype: torch.dtype, method: Method) -> str:
-    """A training on the card has the losses of the same on the CPU."""
+    """A training on the GPU has the CPU's losses."""
     return _alike(_trained(method, dtype, device)[0], _trained(method, dtype, "cpu")[0], TRAINING[dtype])
 
 
 def half(device: str, method: Method) -> str:
-    """A training in bf16 autocast has about the losses of one in float32."""
+    """A training under bf16 autocast has losses near those of float32."""
     exact, rounded = (_trained(method, torch.float32, device, bf16=bf16)[0] for bf16 in (False, True))
     return _alike(rounded, exact, BF16)
 
 
 def twice(device: str, method: Method) -> None:
-    """In deterministic mode two trainings leave the same bits."""
+    """In deterministic mode two trainings give identical bits."""
     first, second = (_trained(method, torch.float32, device, deterministic=True) for _ in range(2))
     expect(first[0] == second[0], "losses of two deterministic trainings differ")
     expect_equal(second[1], first[1], "state after two deterministic trainings")
 
 
 def conforms(device: str, check: str, method: Method) -> str | None:
-    """A conformance check with backbone, adapter and batch on the card."""
+    """Runs a conformance check with backbone, adapter and batch on the GPU."""
     return CHECKS[check].run(Subject(method, CHECKED_ON, device=device))
 
 
 def exports(device: str, method: Method) -> str:
-    """What was trained on the card, written and loaded again by its own README on the CPU."""
+    """Exports what was trained on the GPU and loads it by the export's README on the CPU."""
     backbone = load(EXPORTED)
     backbone.module.to(device)
     adapter = Subject(method, "bert").attach(backbone)

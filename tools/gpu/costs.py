@@ -1,4 +1,4 @@
-"""Step times by `tensorbench tools perf`'s own rounds, each row written as soon as it is measured."""
+"""Step times by the rounds of `tensorbench tools perf`, each row written once measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.probes import perf
 from . import tables
 from .runner import Row
 
-#: They begin with a decomposition of every weight, which takes longer than their steps: they come last.
+#: Methods that begin with a long decomposition of every weight run last.
 SLOW_STARTS = ("DoTA", "LoRA-XS")
 
 
@@ -31,10 +31,10 @@ def speed(
     names: Sequence[str] = tuple(perf.ALL),
     rank_modes: Sequence[str] = ("isoparameters",),
 ) -> Iterator[Row]:
-    """The contenders of `perf` on a backbone. What fails on one of them is a row of its own.
+    """Times the contenders of `perf` on a backbone; a failing contender becomes a row.
 
-    The floor and the reference come first: without these two there is nothing to tell, and the step fails.
-    After the first round every contender has a row, and later rounds make the rows better.
+    The floor and the reference run first, and the step fails without them. After the first round every
+    contender has a row, which later rounds refine.
     """
     loaded = _loaded(backbone, device)
     inputs, labels = perf._batch(loaded, batch, device)
@@ -63,13 +63,13 @@ def speed(
                 chosen = [other for other in chosen if other != contender]
                 yield about | _said(contender, f"{type(error).__name__}: {error}")
                 del error
-                # What it left on the backbone is not known.
+                # The failed contender may have changed the backbone.
                 _loaded.cache_clear()
                 loaded = _loaded(backbone, device)
                 continue
             measured.setdefault(contender, []).append(timing)
             if index == 0 and needed[1] in measured:
-                # What could not be told before the reference was there is told with it.
+                # Rows held back until the reference was measured.
                 new = measured if contender == needed[1] else [contender]
                 yield from (about | row for row in _rows(measured)[-len(new) :])
         if index:
@@ -78,7 +78,7 @@ def speed(
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, device: str) -> LoadedBackbone:
-    """A backbone with a head, on the device: kept for the next step, since a large one takes long to draw."""
+    """A backbone with a head on the device, kept for the next step because large ones take long to create."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -89,7 +89,7 @@ def _loaded(name: str, device: str) -> LoadedBackbone:
 
 
 def _turned(chosen: Sequence[perf.Contender], index: int) -> list[perf.Contender]:
-    """Another one first in every round, as `perf` has it."""
+    """Rotates the contenders so that each round starts with another, as `perf` does."""
     place = index % len(chosen)
     return [*chosen[place:], *chosen[:place]]
 

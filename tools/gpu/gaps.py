@@ -1,4 +1,4 @@
-"""Whether a step of the training loop waits for the card: counted by torch, and seen in its profile."""
+"""Measures whether a training step waits for the GPU, counted by torch and seen in its profile."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from .runner import Row
 
 NOT_MEASURED = "not measured: no card"
 
-#: A training of the second number of steps is compared with one of the first: what both do once (the
-#: evaluation, the losses that are fetched at the end) falls out. Both are below `LOSS_EVERY`.
+#: Two trainings of these numbers of steps are compared, which cancels what both do once, such as the
+#: evaluation and fetching the losses. Both numbers are below `LOSS_EVERY`.
 FEW, MORE = 8, 24
 
-#: How torch's warning begins.
+#: The beginning of torch's warning.
 SYNCHRONISES = "called a synchronizing CUDA operation"
 
 LONGEST = 64
 
 
 def gaps(device: str, backbone: str, batch: int, names: Sequence[str] | None = None) -> Iterator[Row]:
-    """For each method how often a step waits for the card, and for what share of the time the card works."""
+    """The waits of each method's step for the GPU, and the share of time in which the GPU works."""
     loaded = load(backbone)
     loaded.module.to(device)
     loaded.reset(toys.CLASSES, torch.Generator().manual_seed(0))
     data = toys.data(loaded, MORE * batch, LONGEST, device)
     for method in listed(names):
         training = partial(_trained, loaded, method, data, batch)
-        # What is fetched and compiled in the first steps is none of a gap.
+        # Fetching and compiling in the first steps is no gap.
         training(FEW)
         measured = _on_card(training) if device.startswith("cuda") else _on_cpu(training)
         yield {"table": tables.GAPS, "backbone": backbone, "method": method.label} | measured
 
 
 def _trained(loaded: LoadedBackbone, method: Method, data: PreparedData, batch: int, steps: int) -> float:
-    """A training by the harness's own loop, and the milliseconds that a step took by its own timer."""
+    """Trains by the harness's own loop and returns the milliseconds per step by its timer."""
     adapter = method.attach(loaded, torch.Generator().manual_seed(0))
     on_card = data.train.labels.is_cuda
     try:
@@ -80,7 +80,7 @@ def _on_card(training: Callable[[int], float]) -> Row:
 
 
 def _seen(training: Callable[[int], float], steps: int) -> tuple[int, int, float]:
-    """How often a training waited for the card, its kernels and copies, and their milliseconds."""
+    """The waits of a training for the GPU, its kernels and copies, and their milliseconds."""
     waits = _waits(training, steps)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         training(steps)

@@ -1,4 +1,4 @@
-"""What the machine is, and the two rates that bound everything on it."""
+"""Describes the machine and measures the two rates that bound everything on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "transformers", "peft", "timm")
 
 
 def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator[Row]:
-    """Names and versions; then products of `side` and copies of so many MiB, each for so many seconds."""
+    """Names and versions, then matrix products of `side` and copies of `mib` MiB for `seconds` each."""
     from importlib.metadata import version
 
     properties = {"device": device_name(device), "python": platform.python_version()}
@@ -51,7 +51,7 @@ def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator
 
 
 def _seconds(statement: str, least: float, **names: torch.Tensor) -> float:
-    """The median of a statement; torch's own timer waits for the device."""
+    """The median time of a statement by torch's timer, which waits for the device."""
     threads = torch.get_num_threads()
     return Timer(statement, globals=names, num_threads=threads).blocked_autorange(min_run_time=least).median
 

@@ -1,4 +1,4 @@
-"""A trial that runs out of memory is a failed trial of that kind, and leaves the next one as it would be."""
+"""Checks that running out of memory fails one trial with that reason and leaves the next unaffected."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .runner import Row
 from .toys import own_cache
 from .trials import trials
 
-#: MiB beside what the backbone has, which a step of a large batch does not fit into.
+#: MiB beyond the backbone's, too little for a step with a large batch.
 SPARE = 64
 
 
 def runs_out(device: str, backbone: str, batch: int) -> Iterator[Row]:
-    """One trial alone, one that runs out of memory, and the first again.
+    """Runs a trial, one that runs out of memory, and the first again.
 
-    On a card it is the allocator's limit that the second one meets. On a CPU it meets no limit: the error is
-    raised in its second forward.
+    On a GPU the second meets the allocator's limit. On a CPU, which has none, its second forward raises the
+    error.
     """
     real = device.startswith("cuda")
     with own_cache() as folder:
@@ -72,11 +72,11 @@ def _told(ending: Record) -> str:
 
 @contextmanager
 def _limited(device: str) -> Iterator[None]:
-    """Inside, this process may have little more of the card's memory than it has now."""
+    """Limits this process to little more of the GPU's memory than it uses now."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(torch.device(device)).total_memory
     held = torch.cuda.memory_reserved(device) + SPARE * 2**20
-    # Without a number the current one is meant, which this function wants to be told as none.
+    # Without a number this is the current device, which the function takes as None.
     number = torch.device(device).index
     torch.cuda.set_per_process_memory_fraction(held / total, number)
     try:
@@ -87,7 +87,7 @@ def _limited(device: str) -> Iterator[None]:
 
 @contextmanager
 def _simulated() -> Iterator[None]:
-    """Inside, the second forward of a backbone finds no memory."""
+    """Makes the second forward of a backbone run out of memory."""
     calls = 0
 
     def count(module: nn.Module, _: Any) -> None:

@@ -21,18 +21,18 @@ from typing import Any
 
 from . import tables, wheels
 
-#: What a row of results is: plain values by column, `table` among them.
+#: A row of results: plain values by column, including `table`.
 Row = dict[str, Any]
 
 RESULTS, PAGE = "results.jsonl", "results.md"
 
-#: The last lines of a traceback that are kept.
+#: The number of traceback lines that are kept.
 KEPT_LINES = 12
 
 
 @dataclass(frozen=True)
 class Step:
-    """`run` is "module:function", called with the options. It may take so many seconds."""
+    """A step. `run` is "module:function", called with the options; `seconds` is its limit."""
 
     name: str
     run: str
@@ -41,7 +41,7 @@ class Step:
 
 
 class Results:
-    """The file of results, a JSON object a line, and the page that is made of them."""
+    """The file of results, one JSON object per line, and the page made from them."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class Results:
         self._rows: list[Row] = []
 
     def add(self, row: Row) -> None:
-        """Writes a row, and does not return before the disk has it and the page shows it."""
+        """Writes a row and returns once it is on disk and on the page."""
         self._rows.append(row)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -60,13 +60,13 @@ class Results:
 
 
 def read(folder: Path) -> list[Row]:
-    """The rows of a run, without a last line that was cut."""
+    """The rows of a run without a truncated last line."""
     lines = (folder / RESULTS).read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
 class Runner:
-    """Runs steps for so many seconds in all. `start` is how processes are made: a card allows no forks."""
+    """Runs steps within a total time. `start` creates processes, because CUDA does not support forks."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Runner:
         self._tell = tell
 
     def run(self, steps: Sequence[Step]) -> bool:
-        """Whether every step came to its end."""
+        """Runs the steps and returns whether all of them ended."""
         try:
             ended = [self._step(step) for step in steps]
             return all(ended)
@@ -109,7 +109,7 @@ class Runner:
         return status == "done"
 
     def _watch(self, step: Step, end: float) -> tuple[str, str]:
-        """Takes in the rows of a step until it ends; how, and what there is to say about it."""
+        """Reads the rows of a step until it ends and returns how it ended, with a message."""
         process, link = self._at_work(step)
         while self._clock() < end and link.poll(max(0.0, end - self._clock())):
             try:
@@ -122,7 +122,7 @@ class Runner:
                 self.results.add({"step": step.name, **what})
                 continue
             if kind == "failed":
-                # An error of a card may have spoilt whatever the process has on it.
+                # A GPU error may have spoilt the process's state.
                 self._drop()
                 return "failed", what
             return "done", ""
@@ -130,7 +130,7 @@ class Runner:
         return "over time", f"ended after {step.seconds:g} s, or with the time of the whole run"
 
     def _at_work(self, step: Step) -> tuple[Any, Connection]:
-        """The process that is there, or a new one where that has died since its last step, with the step."""
+        """Sends the step to the current process, or to a new one if that has died."""
         request = (step.run, dict(step.options))
         if self._worker is not None:
             try:
@@ -150,7 +150,7 @@ class Runner:
         return process, ours
 
     def _drop(self) -> None:
-        """Ends the process, and with it those that it started."""
+        """Ends the process and those that it started."""
         if self._worker is None:
             return
         process, link = self._worker
@@ -165,7 +165,7 @@ def _death(code: int) -> str:
 
 
 def serve(link: Connection) -> None:
-    """The whole life of a process: it runs the steps that it is told."""
+    """The main loop of a process: runs the steps it receives."""
     wheels.refuse()
     while True:
         try:
@@ -177,6 +177,6 @@ def serve(link: Connection) -> None:
             for row in getattr(importlib.import_module(module), name)(**options):
                 link.send(("row", row))
             link.send(("done", None))
-        except BaseException as error:  # whatever a step raises, the others go on
+        except BaseException as error:  # any error of a step leaves the others running
             lines = traceback.format_exc().strip().splitlines()[-KEPT_LINES:]
             link.send(("failed", f"{type(error).__name__}: {error}\n" + "\n".join(lines)))

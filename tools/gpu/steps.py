@@ -1,4 +1,4 @@
-"""The steps in order of worth: what is measured on a card, and the reduced form for a CPU."""
+"""The steps, most important first: measurements on a GPU, and a reduced form for the CPU."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 from .runner import Step
 
-#: The minutes that the bounds below are made for.
+#: The minutes for which the limits below are made.
 MINUTES = 9
 
-#: One of each kind of method: a matrix, tensors over a layer and over the model, a high rank, a layer of its
-#: own, everything, nothing. What the reduced form asks; the tests of the harness ask all of them on a CPU.
+#: One method of each kind: a matrix, tensors over a layer and over the model, a high rank, an own layer,
+#: everything, nothing. The reduced form checks these; the harness's tests check all methods on a CPU.
 FAMILIES = ("lora", "tenslora", "lorta", "cara", "quanta", "loretta_adp", "full", "head_only")
 
-#: Whose steps are looked at for gaps, in order: not all of them come to it.
+#: Methods checked for gaps, in order; the time may not suffice for all.
 LOOKED_AT = ("lora", "lotr", "lorta", "cara", "quanta", "full", "tenslora")
 
-#: What the reduced form times.
+#: Methods timed by the reduced form.
 TIMED = ("qkv_depth", "lorta", "cara", "full", "head_only")
 
-#: What compiled code is timed of, first of all: compiling takes longer than all steps of a method.
+#: Methods timed with compiled code. Compiling comes first because it takes longer than all steps of a method.
 COMPILED = ("qkv_depth", "lotr", "lorta", "cara", "fact_tt", "metatt")
 
 
@@ -35,7 +35,7 @@ def _speed(device: str, backbone: str, seconds: float, batch: int, **options: An
 
 
 def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
-    """What a card is asked. The bounds are for nine minutes, and grow where there are more."""
+    """The steps on a GPU. Their limits sum to nine minutes and grow with `minutes`."""
     vit, roberta, llama = (f"random-{name}" for name in ("vit-base", "roberta-base", "llama-1b"))
     both = ({"bf16": True}, {"bf16": False})
     eager: list[tuple[str, float, int, Mapping[str, Any]]] = [
@@ -76,7 +76,7 @@ def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
 
 
 def on_cpu() -> list[Step]:
-    """The same steps on toys: they show that the code runs, and no figure of theirs means anything."""
+    """The same steps on toy models: they show that the code runs, and their numbers mean nothing."""
     device = "cpu"
     return [
         _step("machine", 20, "machine:machine", device=device, side=256, copied_mib=16, seconds=0.1),

@@ -1,4 +1,4 @@
-"""The page of a run: its rows as tables in Markdown. A later row takes the place of one about the same."""
+"""The page of a run: its rows as Markdown tables. Later rows replace earlier rows on the same subject."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STEPS, MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY = (
     *("steps", "machine", "correctness", "speed", "gaps", "trials", "memory"),
 )
 
-#: What a cell shows where a row has no value.
+#: Shown in cells without value.
 NONE = "–"
 
 
@@ -20,7 +20,7 @@ def number(digits: int) -> Callable[[Any], str]:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its title, the columns that say what a row is about, and how each of the others is shown."""
+    """A table: its title, the columns that identify a row, and the format of each other column."""
 
     title: str
     about: tuple[str, ...]
@@ -79,7 +79,7 @@ TABLES = {
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """All tables that there are rows of; the steps last."""
+    """All tables with rows; the steps last."""
     parts = []
     for name in (MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY, STEPS):
         chosen = [row for row in rows if row["table"] == name]
@@ -99,7 +99,7 @@ def _table(table: Table, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _correctness(rows: Sequence[dict[str, Any]]) -> str:
-    """A row a method, a column a check; what failed is told below."""
+    """One row per method and one column per check, with failures listed below."""
     latest = {(row["method"], row["check"]): row for row in rows}
     checks = list(dict.fromkeys(check for _, check in latest))
     allowed = {check: row.get("allowed") for (_, check), row in latest.items()}
@@ -127,7 +127,7 @@ def _outcome(row: dict[str, Any] | None) -> str:
     if row is None:
         return NONE
     if row["status"] == "passed":
-        # Of a comparison the difference, of another check nothing that a table has room for.
+        # Comparisons show their difference; other checks have none.
         return str(row["message"]) if row.get("allowed") else "✓"
     return "**failed**" if row["status"] == "failed" else "n/a"
 
@@ -141,7 +141,7 @@ def _heading(column: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """In one line, without what would end a cell of Markdown or begin HTML."""
+    """One line without characters that would end a Markdown cell or begin HTML."""
     first = NONE if value is None else (str(value).strip().splitlines() or [""])[0]
     return first.replace("|", "\\|").replace("<", "&lt;")
 
@@ -152,7 +152,7 @@ def markdown(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]
 
 
 def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that say that something is wrong."""
+    """The rows that report a failure."""
     return [
         row
         for row in rows

@@ -1,4 +1,4 @@
-"""How many trials an hour a card takes, by the workers of `--executor local`."""
+"""Measures the trials per hour of a GPU with the workers of `--executor local`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from . import tables
 from .runner import Row
 from .toys import own_cache
 
-#: What a worker is warmed up with: a trial whose seed no other has.
+#: The seed of warm-up trials, which no other trial has.
 WARMUP_SEED = 10_000
 
 
 def an_hour(
     device: str, backbones: Sequence[str], slots: Sequence[int], each: int, steps: int, batch: int
 ) -> Iterator[Row]:
-    """For each backbone and each number of slots at work, with all workers there and warm before.
+    """Measures each backbone with each number of busy slots, all workers being warm.
 
-    Each time `each` trials run, or twice as many as slots where that is more.
+    Each measurement runs `each` trials, or twice the number of slots if that is more.
     """
     with own_cache() as folder, _workers(device, max(slots)) as workers:
         for backbone in backbones:
@@ -60,10 +60,7 @@ def an_hour(
 
 
 def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **training: Any) -> list[Trial]:
-    """Trials that differ in their seed alone, of digits or of sentences of random words.
-
-    What a sentence's task reads is written into `folder`.
-    """
+    """Trials that differ only in their seed, on digits or on random sentences written into `folder`."""
     fields: dict[str, Any] = {
         "name": "card",
         "backbones": [backbone],
@@ -87,7 +84,7 @@ def _digits() -> dict[str, Any]:
 
 
 def _sentences(folder: Path) -> dict[str, Any]:
-    """A table of 700 sentences of random words, as long as CoLA's."""
+    """A table of 700 random sentences as long as CoLA's."""
     file, drawn = folder / "sentences.csv", random.Random(0)
     words = ["".join(drawn.choices("abcdefghijklm", k=3)) for _ in range(200)]
     lines = [
@@ -105,7 +102,7 @@ def _workers(device: str, count: int) -> Iterator[Local]:
 
 
 def run(chosen: Sequence[Trial], workers: Local, at_once: int) -> int:
-    """Runs trials, `at_once` of the workers busy at any time, and returns how many of them failed."""
+    """Runs trials with `at_once` busy workers and returns the number of failures."""
     waiting, running, failed = list(chosen), 0, 0
 
     def report(event: Event) -> None:

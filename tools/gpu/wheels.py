@@ -9,8 +9,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-#: Distributions by what is imported of them, each with those that it needs in turn: pip is called with
-#: --no-deps. The harness is one of them, since its version is asked for.
+#: Distributions by imported name, each with its own requirements, because pip is called with --no-deps. The
+#: harness is included, since its version is recorded.
 WHEELS = {
     "bench": "tensorpeft-bench",
     "platformdirs": "platformdirs",
@@ -28,12 +28,12 @@ WHEELS = {
     "threadpoolctl": "threadpoolctl",
 }
 
-#: What a machine with a card need not have: the store, the search and the hub's data sets.
+#: Not needed on a GPU machine: the store, the search and the hub's data sets.
 UNNEEDED = ("mlflow", "optuna", "datasets")
 
 
 def missing() -> list[str]:
-    """The distributions of `WHEELS` that cannot be imported here, each with what it lacks."""
+    """The distributions of `WHEELS` that cannot be imported here, with the reason."""
     failures = []
     for module, name in WHEELS.items():
         try:
@@ -44,7 +44,7 @@ def missing() -> list[str]:
 
 
 def instructions(lacking: Sequence[str]) -> str:
-    """The list for people, with how to bring it to a machine without a network."""
+    """The list of missing distributions, with instructions for a machine without network."""
     return "\n".join(
         [
             f"needs, beyond torch, transformers, peft and timm: {', '.join(WHEELS.values())}",
@@ -56,6 +56,6 @@ def instructions(lacking: Sequence[str]) -> str:
 
 
 def refuse() -> None:
-    """From now on this process finds nothing of `UNNEEDED`, as where it is not installed."""
+    """Makes this process fail to import `UNNEEDED`, as where they are not installed."""
     for name in UNNEEDED:
         sys.modules[name] = None  # type: ignore[assignment]

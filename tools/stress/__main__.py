@@ -1,4 +1,4 @@
-"""`python -m tools.stress [SCENARIO …]` runs the scenarios whole, each in a fresh folder."""
+"""Runs the scenarios in full, each in a fresh folder: `python -m tools.stress [SCENARIO …]`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WHOLE = {
 if __name__ == "__main__":
     for name in sys.argv[1:] or WHOLE:
         folder = Path(tempfile.mkdtemp(prefix=f"tensorbench-{name}-"))
-        # PostgreSQL's user must be able to come by.
+        # PostgreSQL's user must be able to enter.
         folder.chmod(0o755)
         print(f"{name} in {folder}", flush=True)
         print(json.dumps(WHOLE[name](folder), indent=1), flush=True)

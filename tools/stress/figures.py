@@ -1,4 +1,4 @@
-"""What workers cost in time and memory, as figures that docs/guides/clusters.md shows."""
+"""Measures the time and memory of workers for docs/guides/clusters.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _timed(plan: Plan, store: Store, place: Local) -> float:
 
 
 def throughput(folder: Path, trials: int = 12, rounds: int = 3, steps: int = 150) -> Report:
-    """Two workers of one thread against one of one thread, in turns; workers are warm."""
+    """Compares two workers of one thread with one, in turns, with warm workers."""
     ratios, times = [], []
     places = {count: Local([Slot(f"cpu/{i}", "cpu", 1) for i in range(count)]) for count in (1, 2)}
     tasks = [{"task": "digits", "train_size": 600, "validation_size": 100, "test_size": 100}]
@@ -59,7 +59,7 @@ def throughput(folder: Path, trials: int = 12, rounds: int = 3, steps: int = 150
 
 
 def memory(folder: Path, trials: int = 500, warm: int = 50) -> Report:
-    """Many trials in one worker: its resident memory after the first ones and after the last."""
+    """The resident memory of one worker after its first trials and after its last."""
     seeds = list(range(trials // 4))
     methods = ["head_only", "lora", "lotr", {"method": "tenslora", "variant": "att"}]
     suite = write_suite(folder, trials, steps=8, seeds=seeds, methods=methods)

@@ -34,7 +34,7 @@ def main(how: str, suite: Path, file: Path) -> None:
         tell(os.getpid())
         if how == "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
-        # It takes longer than the world is old, and lets no other thread run.
+        # A computation that never ends and keeps other threads from running.
         re.match(r"(a+)+$", "a" * 100 + "b")
 
     local.get_context = lambda _: get_context("fork")  # type: ignore[assignment]

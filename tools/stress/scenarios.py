@@ -33,7 +33,7 @@ Report = dict[str, Any]
 
 
 def write_suite(folder: Path, trials: int, steps: int = 30, **changes: Any) -> Path:
-    """Two methods on so many seeds."""
+    """A suite of two methods on this many seeds."""
     suite = {
         "name": "stress",
         "backbones": ["tiny-random-vit"],
@@ -58,7 +58,7 @@ def records(store: str) -> list[Record]:
 
 
 def check(suite: Path, store: str) -> Counter[str]:
-    """Each trial exactly once FINISHED, nothing open, nothing waiting, no claim left."""
+    """Checks that each trial finished exactly once and no run, record or claim is left."""
     opened = Store.existing(store, "stress")
     records = opened.records()
     done = Counter(record.trial_id for record in records if record.status == "FINISHED")
@@ -91,7 +91,7 @@ def kills(
     worker_kills: int = 16,
     driver_kills: int = 2,
 ) -> Report:
-    """`kill -9` of random workers all along and of the driver now and then; the same command again."""
+    """Kills random workers all along and the driver now and then, restarting the same command."""
     suite, store, chance = write_suite(folder, trials, steps), sqlite(folder), random.Random(0)
     victims = ["driver"] * driver_kills + ["worker"] * worker_kills
     # Each trial is held at least once.
@@ -112,7 +112,7 @@ def kills(
                 elif victim == "driver":
                     orphans = run.workers()
                     run.end()
-                    # They do not outlive their driver.
+                    # They end with their driver.
                     psutil.wait_procs(orphans)
                 killed[victim or "nothing"] += 1
                 run.release()
@@ -140,7 +140,7 @@ def _first_start(folder: Path, store: str, last: int, how: str) -> Program:
 
 
 def first_statements(folder: Path, store: str, how: Literal["bench", "mlflow"] = "bench") -> int:
-    """How many statements a database gets when a store is opened."""
+    """The number of statements that opening a store sends to its database."""
     return int(_first_start(folder, store, 0, how).output().split()[-1])
 
 
@@ -150,9 +150,7 @@ def first_killed(folder: Path, store: str, last: int, how: Literal["bench", "mlf
 
 
 def first_starts(folder: Path, kills: int = 12) -> Report:
-    """`kill -9` of the first start at as many points of making the store, each in a folder of its own; then a
-    normal start.
-    """
+    """Kills the first start at many points of creating a store, then starts normally."""
     began = time.monotonic()
     statements = first_statements(folder, sqlite(folder))
     for number in range(kills):
@@ -167,7 +165,7 @@ def first_starts(folder: Path, kills: int = 12) -> Report:
 
 
 def outlive(folder: Path, how: Literal["busy", "stopped", "parent"]) -> Report:
-    """`kill -9` of a driver whose worker holds Python's lock, is stopped, or has started a process."""
+    """Kills a driver whose worker holds Python's lock, is stopped, or has started a process."""
     pids = folder / "pids"
     arguments = (how, write_suite(folder, 2), pids)
     program = Program(Path(outliving.__file__), arguments, folder, folder / f"{how}.log")
@@ -182,7 +180,7 @@ def outlive(folder: Path, how: Literal["busy", "stopped", "parent"]) -> Report:
 
 
 def outliving_workers(folder: Path) -> Report:
-    """Each of the three."""
+    """Kills a driver of each of the three kinds."""
     report: Report = {}
     for how in ("busy", "stopped", "parent"):
         (folder / how).mkdir()
@@ -191,15 +189,15 @@ def outliving_workers(folder: Path) -> Report:
 
 
 def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) -> Report:
-    """Two Ray nodes on this machine, and one of them is killed while a trial runs there."""
+    """Runs two Ray nodes on this machine and kills one while a trial runs there."""
     from ray.cluster_utils import Cluster
 
     suite, store = write_suite(folder, trials, steps), sqlite(folder)
     # The nodes' workers import the harness.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    # Ray would wait for a node for 30 seconds only.
+    # With waiting, Ray would give up on a node after 30 seconds.
     node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "wait": False}
-    # Ray notices a dead node after five looks, three seconds apart by default.
+    # By default Ray notices a dead node after five checks three seconds apart.
     looks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300}
     began = time.monotonic()
     cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": looks})
@@ -215,7 +213,7 @@ def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) ->
         (there,) = node_names()
         options = ("--executor", "ray", "--ray-address", cluster.address)
         with driver(suite, store, *options, held=True) as run:
-            # A worker is named after its node.
+            # A worker's name begins with its node's.
             while not (worker := run.next_held() or "").startswith(there[:6]):
                 assert worker, run.log.read_text()[-3000:]
                 run.release()
@@ -246,8 +244,9 @@ def outage(
     both: bool = True,
     options: tuple[str, ...] = ("--executor", "local", "--workers", "2"),
 ) -> Report:
-    """Two drivers on one experiment, and their MLflow server over PostgreSQL goes away while trials run and
-    comes back when some have ended; then PostgreSQL does.
+    """Stops the MLflow server, then PostgreSQL, while two drivers run trials, and restarts each.
+
+    Both drivers share one experiment on a server over PostgreSQL.
     """
     suite = write_suite(folder, trials, steps)
     began = time.monotonic()
@@ -276,14 +275,14 @@ def outage(
             stop()
             for run in runs:
                 run.hold(False)
-            # Each of the two had a trial at work, whose record cannot be sent now.
+            # Both drivers were running a trial whose record cannot be sent now.
             wait_until(lambda: len(list(outbox.glob("*/[!.]*"))) >= len(runs), *(r.process for r in runs))  # noqa: B023
             time.sleep(seconds)
             start()
         codes = [run.process.wait() for run in runs]
         assert codes == [0, 0], [run.log.read_text()[-3000:] for run in runs]
         statuses = check(suite, server.uri)
-        # A run that was opened when its answer was lost is closed as killed.
+        # A run whose creation was unanswered is closed as killed.
         assert statuses.keys() <= {"FINISHED", "KILLED"}, statuses
         for run in runs:
             no_secret_words(run.log)
@@ -298,8 +297,10 @@ def outage(
 
 
 def faults(folder: Path, trials: int = 6) -> Report:
-    """Two drivers on a server behind a network that loses or cuts a fifth of all answers; then one that makes
-    errors of a fifth; then one that holds up every request for half a second.
+    """Runs two drivers on a server behind a bad network.
+
+    First a fifth of all answers are lost or cut, then a fifth are errors, then every request takes half a
+    second longer.
     """
     networks: dict[str, Choose] = {
         "a fifth cut, lost or doubled": share(0.2, "cut", "lost", "doubled"),
@@ -315,13 +316,14 @@ def faults(folder: Path, trials: int = 6) -> Report:
 
 
 def silence(folder: Path, trials: int = 6, seconds: float = 45) -> Report:
-    """The server of two drivers takes every request and answers none for a while, as trials run."""
+    """The server of two drivers accepts every request and answers none for a while during trials."""
     return {"trials": trials, "seconds silent": seconds, **_behind(folder, trials, silent=seconds)}
 
 
 def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: float = 0) -> Report:
-    """Two drivers of one worker behind a proxy of a server over PostgreSQL; `silent` seconds without an
-    answer begin as both work.
+    """Runs two drivers of one worker behind a proxy of a server over PostgreSQL.
+
+    A silence of `silent` seconds begins while both work.
     """
     suite = write_suite(folder, trials)
     began = time.monotonic()
@@ -360,8 +362,9 @@ def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: 
 
 
 def containers(folder: Path, trials: int = 24) -> Report:
-    """Two drivers on one store and one host name, each among processes of its own, as in two containers; one
-    of them runs all the others' trials while the other's only one is held.
+    """Runs two drivers in separate process namespaces on one store and host name, as in two containers.
+
+    One runs all of the other's trials except the one that is held.
     """
     inside = container()
     assert inside is not None, "processes may not have a namespace of their own here"
@@ -370,7 +373,7 @@ def containers(folder: Path, trials: int = 24) -> Report:
     with driver(suite, store, name="one", held=True, inside=inside) as first:
         assert first.next_held() is not None, first.log.read_text()[-3000:]
         with driver(suite, store, name="two", inside=inside) as second:
-            # It does all but the trial that the other one holds, which it must not take.
+            # It runs all trials except the held one, which it must not take.
             wait_until(lambda: _done(second) == trials - 1, second.process)
             first.hold(False)
             codes = [first.process.wait(), second.process.wait()]
@@ -385,7 +388,7 @@ def containers(folder: Path, trials: int = 24) -> Report:
 
 
 def stops(folder: Path, trials: int = 12, seconds: float = 75) -> Report:
-    """One worker is stopped for a while and goes on; then one is stopped for good, and there is a limit."""
+    """Stops a worker for a while, then another for good, with a time limit."""
     suite, store = write_suite(folder, trials, trial_timeout=seconds + 15), sqlite(folder)
     began = time.monotonic()
     with driver(suite, store, "--executor", "local", "--workers", "1", held=True) as run:
@@ -416,7 +419,7 @@ def stops(folder: Path, trials: int = 12, seconds: float = 75) -> Report:
 
 
 def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:
-    """Two drivers start at once on an empty store: no trial twice."""
+    """Starts two drivers at once on an empty store and checks that no trial runs twice."""
     suite, store = write_suite(folder, trials), sqlite(folder)
     options = ("--executor", "local", "--workers", str(workers))
     began = time.monotonic()
@@ -437,7 +440,7 @@ def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:
 
 
 def many_writers(folder: Path, trials: int = 96, drivers: int = 8) -> Report:
-    """Eight drivers of one worker each on the default store, started at once where there is none yet."""
+    """Starts eight drivers of one worker each at once on a default store that does not exist yet."""
     suite, store = write_suite(folder, trials), sqlite(folder)
     began = time.monotonic()
     with ExitStack() as stack:
