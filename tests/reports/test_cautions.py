@@ -53,7 +53,7 @@ def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, checkout: P
         for cell, edge in zip(results.study.all_cells, edges, strict=False)
     ]
     text = script("answers.cautions").cautions(results, cells)
-    assert re.match(naming("edge of the grid", 2, 3, "1 in rate", "2 in scale"), text)
+    assert re.search(naming("edge of the grid", 2, 3, "1 in rate", "2 in scale"), text)
     assert "budget" not in text
 
 

@@ -397,7 +397,7 @@ def test_leftovers_are_listed_and_deleted_on_request(store: Store, call: Callabl
         "refused/r",
     ):
         assert line in listed.out
-    assert re.search("^4 .*--delete", listed.out, re.M)
+    assert re.search(r"\b4 .*--delete", listed.out)
     assert (len(names(store)), len(signs(store)), len(store.running())) == (2, 1, 1)
     assert "Deleted or closed 4" in call("verify", "--leftovers", "toy", "--store", store.uri, "--delete").out
     assert (names(store), signs(store), store.running()) == ([], [], [])
