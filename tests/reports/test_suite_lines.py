@@ -166,10 +166,10 @@ def test_the_method_of_another_version_has_a_reason_and_no_lines(every: Study) -
     ],
 )
 def test_any_text_comes_back_from_the_lines(every: Study, text: str) -> None:
-    asked = {"prompt": f"{text}{{text}}", "words": [text, {"nested": [text, 1e-06, None, True]}]}
-    changed = _changed(every, task=lambda task: task | {"verbalizer": asked})
+    verbalizer = {"prompt": f"{text}{{text}}", "words": [text, {"nested": [text, 1e-06, None, True]}]}
+    changed = _changed(every, task=lambda task: task | {"verbalizer": verbalizer})
     (row,) = parse(suite_lines(changed)(changed.all_cells[0]))["tasks"]
-    assert row["verbalizer"] == asked
+    assert row["verbalizer"] == verbalizer
 
 
 def test_a_row_that_waits_for_its_tuning_has_no_lines(every: Study) -> None:
