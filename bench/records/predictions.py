@@ -1,8 +1,8 @@
 """The columns of `predictions.parquet`: example ids, labels, predictions and outputs.
 
 They are `example`, `label`, `prediction` and `logit`, and `text` if a language model wrote answers. Outputs
-always have one column per class: `logit_0`, … Labels and predictions do if an example may have several
-classes.
+always have one column per class: `logit_0`, … Labels and predictions have one column per class only if an
+example may have several classes.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
 
 
 def _check(content: bytes) -> None:
-    """Raises ValueError for an image that `decoded` refuses, as far as visible without its pixels."""
+    """Raises ValueError for an image that `decoded` refuses, without decoding its pixels where possible."""
     with _explained():
         image = _opened(content)
         if image.format == "PNG":

@@ -136,7 +136,7 @@ def transients(subject: Subject) -> None:
 
 
 def hold(subject: Subject) -> None:
-    """Inside `hold` outputs are equal, and its tensors are released afterwards, even if it raises."""
+    """Outputs inside `hold` are equal. Its tensors are released at its end, even after an exception."""
     backbone, adapter = subject.randomised()
     batch = subject.batch()
     expected = outputs(backbone, batch)

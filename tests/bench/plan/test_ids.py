@@ -1,8 +1,9 @@
 """Tests that stored trials keep their ids: `ids.json` holds ids from an earlier version.
 
-That version decayed adapters like heads and selected states by score, so its trials are those that now state
-both; recipes that state neither are other trials, of which `toys by loss` holds some. Its dropout drew from
-the backbone's stream, so trials with dropout (by default FacT and CaRA) have new ids, listed as they are now.
+In that version adapters had the weight decay of heads, and states were selected by score. Recipes that state
+both settings give these ids. Recipes that state neither give new ids, of which `toys by loss` holds some.
+That version also drew dropout from the backbone's random stream. Trials with dropout (by default FacT and
+CaRA) therefore have new ids, and `ids.json` holds the new ones.
 """
 
 from __future__ import annotations
