@@ -59,7 +59,10 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
 
 
 class _Rules(OwnPairs):
-    """Rules `l`, `r` (terms, products), `L` (layers, terms, in/products, rank), `R` with out for in."""
+    """Trains rules `l` and `r` (terms, products), `L` (layers, terms, in/products, rank) and `R`.
+
+    `R` has the shape of `L` with out in place of in.
+    """
 
     def __init__(self, method: KAdaptation, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

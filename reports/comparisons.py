@@ -185,7 +185,7 @@ def against_reference(
 def judged(
     measured: Effect, if_floor: Effect | None, level: float, threshold: float, *, collapsed: bool
 ) -> Verdict:
-    """The verdict on an effect, no stronger than with diverged runs at the floor."""
+    """The verdict on an effect. With `if_floor` (diverged runs at the floor), the weaker of the two."""
     verdicts = [
         verdict(version.interval(level), threshold, collapsed=collapsed)
         for version in (measured, if_floor)

@@ -151,7 +151,7 @@ def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -
 def _template(
     connection: sqlite3.Connection, store: Store, suite_run: str, trial: Trial, row: Row
 ) -> Template:
-    """The rows of a trial that went through the harness, once in this process."""
+    """The rows of a trial that went through the harness. Each trial does so once in this process."""
     key = f"{trial.id} {row!r}"
     if key not in _templates:
         run_id = _through_the_harness(store, suite_run, trial, row)

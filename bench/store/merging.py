@@ -97,7 +97,10 @@ def result_of(source: Source, search: Record) -> SearchResult | AllocationResult
 
 
 def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
-    """Merges the plans of all parts. None if no part has one. Raises UserError if a row was not run alike."""
+    """Merges the plans of all parts. None if no part has one.
+
+    Raises UserError if two parts ran the same row differently.
+    """
     merged: StoredPlan | None = None
     for plan in plans:
         merged = plan if merged is None else merged_plan(merged, plan)
@@ -105,7 +108,7 @@ def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
 
 
 def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
-    """Merges the rows and seeds of two plans. Raises UserError if a common row was not run alike."""
+    """Merges the rows and seeds of two plans. Raises UserError if they ran a common row differently."""
     if first == second:
         return first
     trials_of_first, coming = first.by_id(), second.by_id()

@@ -120,7 +120,7 @@ def _check_inputs(description: Description, table: Table, split: SplitName | Non
 
 
 class _TableRows:
-    """The rows of all tables, numbered through."""
+    """The rows of all tables, numbered consecutively."""
 
     def __init__(self, description: Description, tables: Sequence[tuple[SplitName | None, Table]]) -> None:
         self._description, self._tables = description, tables

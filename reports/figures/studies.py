@@ -130,7 +130,7 @@ def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None =
 
 
 def _inside(block: StudyBlock, differences: Sequence[float | None]) -> dict[int, float]:
-    """The differences of levels in units of the axis, by the level's index."""
+    """The differences that are not None, in units of the axis, by the index of their level."""
     return {
         number: block.unit.factor * value for number, value in enumerate(differences) if value is not None
     }

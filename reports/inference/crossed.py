@@ -86,7 +86,10 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
 
 
 def of_groups(first: Array, second: Array) -> OnSetting:
-    """The first minus the second of two sides (seeds,) without shared seeds, over seeds only (Welch)."""
+    """The mean of `first` minus that of `second`, (seeds,) each, without shared seeds.
+
+    The error is Welch's, over seeds only.
+    """
     difference, fewer = float(first.mean() - second.mean()), min(len(first), len(second))
     if fewer < LEAST_SEEDS:
         return OnSetting(fewer, difference, None)

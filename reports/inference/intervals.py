@@ -34,7 +34,7 @@ def simultaneous(claims: int, level: float = LEVEL) -> float:
 
 
 def of_each(families: int) -> float:
-    """The level of each of several families of intervals that are simultaneous at `LEVEL` (Bonferroni).
+    """The level of each family such that all `families` are simultaneous at `LEVEL` (Bonferroni).
 
     Valid for families with any dependence.
     """

@@ -192,7 +192,7 @@ def score_after(studies: Studies, k: int) -> float:
 
 
 def of_method(studies: Studies, k: int) -> OnSetting:
-    """The score after k trials in place of a difference, with errors as in `of_pair`."""
+    """The score of one method after k trials, with errors as in `of_pair`, in the form of a difference."""
     return _estimate([(1, studies)], k)
 
 
@@ -417,7 +417,7 @@ def sources(methods: Sequence[Studies], k: int) -> Sources:
 
 
 def _about_the_curve(studies: Studies) -> tuple[float, float]:
-    """The variance of the smoothed score over trials that did not fail, and of their scores about it."""
+    """Two variances over trials that did not fail: of the smoothed score, and of scores about it."""
     lasting = ~studies.failed.ravel()
     offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]
     smoother = _smoother(offsets, offsets)

@@ -43,7 +43,7 @@ def main(through: int, folder: Path) -> None:
         held.unlink(missing_ok=True)
 
     class Holding(progress.Terminal):
-        """A display that prints what the terminal prints, and holds."""
+        """The terminal display, which also holds trials that it shows."""
 
         starts = 0
 

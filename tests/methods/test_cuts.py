@@ -92,7 +92,7 @@ def truncated(tensor: Tensor, ranks: list[int], *, train: bool) -> Tensor:
 
 
 def descended(backbone: ToyBackbone, adapter: LowRankAdapter) -> None:
-    """Leaves the gradients of an arbitrary loss."""
+    """Computes the gradients of an arbitrary loss."""
     draws = torch.Generator().manual_seed(2)
     x = torch.randn(5, 3, 12, generator=draws, dtype=torch.float64)
     backbone.module.zero_grad()

@@ -362,7 +362,7 @@ def _refuse_larger(metadata: Any, needed: int, allowed: int) -> None:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """The bytes of texts if expanded from dictionaries."""
+    """The size of texts in bytes, once each is expanded from its dictionary."""
     if isinstance(values, pa.MapArray):
         return _text_bytes(values.keys) + _text_bytes(values.items)
     if not isinstance(values, pa.DictionaryArray):

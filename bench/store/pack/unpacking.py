@@ -149,7 +149,7 @@ def _begin(store: Store, run: Record, parent: str) -> str:
 
 
 def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.DataFrame | None) -> None:
-    """Writes a run completely, its end last. Writing it twice does no harm."""
+    """Writes all of a run, and marks it as ended last. Writing it twice does no harm."""
     ended = run.started if run.ended is None else run.ended
     points = () if curves is None else curves.itertuples(index=False, name=None)
     record = replace(

@@ -23,7 +23,7 @@ TASKS = ("dtd", "eurosat", "cola", "mrpc")
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Plan]]:
-    """Both suites, planned for a GPU from the backbones' configurations, without weights or data."""
+    """The paper's two suites, planned for a GPU from configurations, without weights or data."""
     from transformers import RobertaConfig, ViTConfig, ViTImageProcessor
 
     from bench.backbones.random_weights import byte_tokenizer

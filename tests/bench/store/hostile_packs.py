@@ -111,7 +111,7 @@ UNDERSTATED = "a file that unpacks to more than it states"
 
 
 def hostile(pack: Path, target: Path, way: str) -> Path:
-    """A pack changed in one of these ways, with valid hashes."""
+    """Writes a pack that is changed in the named way and has valid hashes."""
     if way == UNDERSTATED:
         return _understated(pack, target)
     ending, change = IN_FILES[way]

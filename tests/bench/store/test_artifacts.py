@@ -98,7 +98,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], st
 
 @pytest.fixture
 def broken(ran: Ran) -> Any:
-    """Replaces an artifact of the suite's run (plan.json) or of its trial's."""
+    """Replaces an artifact of a trial, or the suite's `plan.json`."""
     kept: dict[Path, bytes] = {}
 
     def put(name: str, content: bytes | None) -> str:

@@ -46,7 +46,7 @@ def left_out(kept: Kept) -> None:
 
 
 def repeated(kept: Kept) -> None:
-    """Stores right predictions repeated to the full number, with a score of 1."""
+    """Stores only the right predictions, repeated until their number is as before, with a score of 1."""
     frame = stored(kept)
     subset = right(frame)
     scored(kept, pd.concat([subset] * len(frame)).head(len(frame)))
