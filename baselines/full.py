@@ -25,6 +25,7 @@ class FullFineTuning(Unsized):
     title: ClassVar[str] = "full fine-tuning"
     projections: ClassVar[tuple[str, ...]] = ()
     trains_weights: ClassVar[bool] = True
+    needs_dense: ClassVar[str] = "it trains the backbone's own weights"
     not_low_rank: ClassVar[str] = "full fine-tuning has no low-rank factors"
 
     def count(self, geometry: Geometry) -> int:

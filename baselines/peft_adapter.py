@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Site
 from methods.errors import NotLowRank, UserError
+from methods.quantised import QuantisedLinear
 
 #: peft's name for the one adapter that we put on a backbone.
 NAME = "default"
@@ -41,8 +42,13 @@ class PeftAdapter(Adapter):
         self.config = config
         sites = backbone.geometry.sites(projections)
         super().__init__(backbone, sites)
-        # Copies, since some starts change the weights themselves (PiSSA, OLoRA).
-        before = {site: (base.weight.data, base.weight.data.clone()) for site, base in self.bases.items()}
+        # Copies, since some starts change the weights themselves (PiSSA, OLoRA). A quantised layer makes a
+        # new dense weight at each access, which a start cannot change.
+        before = {
+            site: (base.weight.data, base.weight.data.clone())
+            for site, base in self.bases.items()
+            if not isinstance(base, QuantisedLinear)
+        }
         # peft draws from the global generator: give it our generator's state, then restore the global one.
         try:
             with torch.random.fork_rng(devices=[]):

@@ -95,6 +95,10 @@ class Peft(PeftMethod):
         return "DoRA takes the norm of the weight for a constant" if self.type == "DORA" else ""
 
     @property
+    def needs_dense(self) -> str:  # type: ignore[override]
+        return "peft puts it on layers of floating-point weights alone" if self.type == "GLORA" else ""
+
+    @property
     def not_low_rank(self) -> str:  # type: ignore[override]
         return "" if self.type in LOW_RANK else super().not_low_rank
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from methods.backbone import Backbone, Site
 from methods.errors import RoundedMerge, UserError
+from methods.quantised import QuantisedLinear
 
 #: The submodule of a backbone's module for trained parameters that belong to none of its layers.
 REGISTERED = "adapter"
@@ -163,10 +164,18 @@ class Adapter(ABC):
         """Adds the update to the backbone's weights and takes the adapter's layers out of the forward.
 
         The original tensors are kept, so that `unmerge` restores them bit for bit. Weights below float32 take
-        the sum rounded once, and a `RoundedMerge` warning states the rounding error.
+        the sum rounded once, and a `RoundedMerge` warning states the rounding error. Raises UserError for
+        quantised weights: the rounding of the sum would change outputs by more than most updates do.
         """
         if self.merged:
             return
+        forms = {base.quantisation for base in self.bases.values() if isinstance(base, QuantisedLinear)}
+        if forms:
+            raise UserError(
+                f"an update cannot be merged into weights in {forms.pop()}, which are too coarse to hold "
+                "it: keep the adapter beside them (export writes a checkpoint), or train on the backbone "
+                "without `quantise`"
+            )
         biases = self.biases()
         rounding = _Rounding()
         for site, delta in self.deltas():

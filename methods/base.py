@@ -11,6 +11,7 @@ import torch
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
 from methods.errors import UserError, shown
+from methods.quantised import Quantisation, quantisation_of
 from methods.validation import Frozen, identity, validate
 
 
@@ -49,6 +50,8 @@ class Method(Frozen, ABC):
     depends_on_batch: ClassVar[str] = ""
     #: Why `count` is approximate: training chooses which parameters it cuts.
     varying_count: ClassVar[str] = ""
+    #: Why it cannot be put on quantised weights. Empty if it can.
+    needs_dense: ClassVar[str] = ""
     #: Whether it trains the backbone's own weights, which must then be in float32.
     trains_weights: ClassVar[bool] = False
     #: Whether a trial fits the head to frozen features directly, without training steps.
@@ -205,6 +208,11 @@ class Method(Frozen, ABC):
             )
         self.count(geometry)
 
+    def check_quantisation(self, quantisation: Quantisation | None) -> None:
+        """Raises UserError if the method cannot be put on weights in this form. None: floating-point ones."""
+        if quantisation and self.needs_dense:
+            raise UserError(f"{self.label} takes no quantise: {quantisation}, since {self.needs_dense}")
+
     def attach(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         """Freezes the backbone except its head and puts a freshly started adapter on it.
 
@@ -213,6 +221,7 @@ class Method(Frozen, ABC):
         numbers.
         """
         self.check(backbone.geometry, backbone.projections)
+        self.check_quantisation(quantisation_of(backbone))
         adapter = self.put(backbone, generator)
         for name, parameter in adapter.named_parameters().items():
             if torch.promote_types(parameter.dtype, torch.float32) != parameter.dtype:

@@ -42,8 +42,11 @@ class PeftRun:
     """One run of peft's comparison."""
 
     name: str
+    model: str
     metric: str
     score: float
+    #: The number of test questions of which the score is a share. None if it is no share.
+    questions: int | None
     #: The number of trained adapter parameters. None if the file does not state it.
     parameters: int | None
     forgetting: float | None
@@ -55,10 +58,6 @@ class PeftRun:
     wave: int
     file: str
     sha256: str
-
-    @property
-    def questions(self) -> int | None:
-        return METRICS[self.metric]
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,11 @@ def _read(file: Path, wave: int) -> PeftRun | None:
             raise UserError(f"{file}: {metric} {shown(score)} is not in [0, 1]")
         return PeftRun(
             name=file.stem,
+            model=str(run["train_config"].get("model_id", "")),
             metric=metric,
             score=score,
+            # Files of `tensorbench export --peft-comparison` say how many, those of peft do not.
+            questions=METRICS[metric] and (_number(last.get("test samples"), int) or METRICS[metric]),
             parameters=_number(train.get("num_trainable_params"), int),
             forgetting=_number(last.get("forgetting", last.get("drift")), float),
             seconds=_number(train.get("train_time"), float),

@@ -213,7 +213,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             ]
             cells.append(_planned(experiment, row) | _from_runs(runs))
     frame = pd.DataFrame(seeds).astype(dict.fromkeys([*StudyTrial.model_fields, *COLUMNS], float))
-    return _summed(pd.DataFrame(cells), frame), frame
+    return summed(pd.DataFrame(cells), frame), frame
 
 
 def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
     return ", ".join(f"{name} {low}" + f" to {high}" * (high > low) for name, (low, high) in spans.items())
 
 
-def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
+def summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
     """Adds the results of seeds to the planned cells: all columns of `Cell`."""
     planned, status = seeds.groupby("cell"), seeds["status"]
     finished, failed = (

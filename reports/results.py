@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from bench.records.words import OWN_SIZE, Artifact, Tag
 from bench.store import DEFAULT_STORE
 from methods import UserError
 from reports import reading
+from reports.peft_files import holds_peft_results, peft_study
 from reports.study import COLUMNS, Experiment, Study, grouped
 
 
@@ -104,7 +106,7 @@ class Results(Study):
         runs = grouped(self._records(), lambda run: run[0].name)
         own = {name: [record for _, record in of_name] for name, of_name in runs.items()}
         frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]
-        return typed(pd.concat(frames, ignore_index=True), CURVES)
+        return typed(pd.concat(frames, ignore_index=True) if frames else [], CURVES)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -138,11 +140,17 @@ def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) 
 
     `experiments` are names, or files of packs, which need no store; several are read as one. The result has
     `cells` and `seeds`, as in `reports.study.Study`, and `trials`, `curves` and `predictions`, as in
-    `Results`. Raises UserError for an experiment that does not exist or has no result, and for a pack that is
-    refused.
+    `Results`. Folders with result files of peft's method_comparison are read apart from experiments, into
+    `cells` and `seeds` alone, under the budget 'seed 0, not tuned alike'. Raises UserError for an experiment
+    that does not exist or has no result, and for a pack that is refused.
     """
     if not experiments:
         raise UserError("load_results() takes at least one experiment, or the file of a pack")
+    folders = [Path(name) for name in experiments if holds_peft_results(Path(name))]
+    if folders and len(folders) < len(experiments):
+        raise UserError(f"load_results(): {folders[0]} holds results of peft; read it apart from experiments")
+    if folders:
+        return Results(**vars(peft_study(folders)))
     return Results(**vars(reading.read(store, [fspath(name) for name in experiments], studies=True)))
 
 

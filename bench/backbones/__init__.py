@@ -16,6 +16,7 @@ from bench.backbones.registered_backbones import BACKBONES, check_info
 from bench.backbones.spec import BackboneSpec
 from bench.inputs import TextInput
 from methods.errors import UserError
+from methods.quantised import check_library
 
 __all__ = [
     "BACKBONES",
@@ -47,10 +48,13 @@ def describe(spec: BackboneSpec | str) -> BackboneInfo:
 def load(spec: BackboneSpec | str) -> LoadedBackbone:
     """Loads a backbone on the CPU, frozen and in eval mode, with a head of two classes in float32.
 
-    The encoder is in the spec's `dtype`; a bfloat16 encoder's forward must run under bf16 autocast. Raises
-    UserError as `describe` does, and for missing or unexpected encoder weights.
+    The encoder is in the spec's `dtype`; a bfloat16 encoder's forward must run under bf16 autocast. With
+    `quantise`, the sites' weights are rounded once more. Raises UserError as `describe` does, for missing or
+    unexpected encoder weights, and for `quantise` without bitsandbytes.
     """
     spec = BackboneSpec.model_validate(spec)
+    if spec.quantise:
+        check_library()
     entry = entry_of(spec)
     with BACKBONES.blaming(spec.name or ""):
         backbone = entry.load(spec.image_size)
@@ -58,6 +62,8 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
             raise UserError(f"load() should return a LoadedBackbone, got a {type(backbone).__name__}")
     if spec.dtype == "bfloat16":
         backbone.round()
+    if spec.quantise:
+        backbone.quantise(spec.quantise)
     backbone.info = _answerable(spec, spec.described(backbone.info))
     return backbone
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bench.inputs import MAX_PIXELS, ModelInput
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
+from methods.quantised import Quantisation, QuantisedLinear
 
 #: The standard deviation of a fresh head's weights. Biases start at zero.
 HEAD_STD = 0.02
@@ -192,6 +193,13 @@ class LoadedBackbone:
             parameter.data = parameter.data.to(torch.bfloat16)
         if self.unembedding is not None:
             self.unembedding = self.unembedding.to(torch.bfloat16)
+
+    def quantise(self, quantisation: Quantisation) -> None:
+        """Holds the weights of all sites in int8 or nf4. Raises UserError without bitsandbytes."""
+        for path in self._paths.values():
+            layer = self._module.get_submodule(path)
+            assert isinstance(layer, nn.Linear)
+            self._module.set_submodule(path, QuantisedLinear(layer, quantisation))
 
     def fingerprint(self) -> str:
         """A hash of the encoder's tensors (names, shapes, dtypes, bits) and modules.

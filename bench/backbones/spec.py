@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from bench.backbones.backbone import BackboneInfo
 from bench.inputs import MAX_PIXELS
 from bench.machine.hub import Lockable
+from methods.quantised import Quantisation
 from methods.validation import Label, silent
 
 
@@ -22,7 +23,7 @@ class BackboneSpec(Lockable):
     With `timm`, `local` may give a safetensors file with weights. `revision` is a branch, tag or commit of a
     hub repository. `image_size` is in pixels, by default the backbone's own. `dtype` is the dtype of the
     encoder's weights, regardless of the checkpoint: `bfloat16` takes half the memory and trains under bf16
-    autocast. Trained parameters stay in float32.
+    autocast. `quantise` is the form of the weights of all projections. Trained parameters stay in float32.
     """
 
     name: str | None = None
@@ -32,12 +33,13 @@ class BackboneSpec(Lockable):
     timm: str | None = None
     image_size: int | None = Field(default=None, ge=1, le=MAX_PIXELS)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantise: Quantisation | None = None
     #: The name in tables, plots and reports.
     label: Label | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written = silent(write(self), "label")
+        written = silent(write(self), "label", "quantise")
         return {key: value for key, value in written.items() if (key, value) != ("dtype", "float32")}
 
     @model_validator(mode="before")
@@ -81,11 +83,11 @@ class BackboneSpec(Lockable):
 
         Rounded weights count as different from the source's, in tables and in a trial's id.
         """
-        if self.dtype == "float32":
-            return info
-        return replace(
-            info, name=f"{info.name} {self.dtype}", weights_hash=f"{self.dtype} of {info.weights_hash}"
-        )
+        for rounding in (self.dtype, self.quantise):
+            if rounding not in ("float32", None):
+                name, weights_hash = f"{info.name} {rounding}", f"{rounding} of {info.weights_hash}"
+                info = replace(info, name=name, weights_hash=weights_hash)
+        return info
 
     def pinned(self, info: BackboneInfo) -> BackboneSpec:
         """The same backbone, fixed to the commit in `info`."""

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from baselines.peft_adapter import NAME, PeftAdapter
+from bench.backbones import BackboneSpec, load
 from bench.export.form import Form, copies
 from bench.export.loading import HEAD, ORIGINAL
 from bench.export.updates import Update
@@ -22,7 +23,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @torch.no_grad()
-def write_checkpoint(form: Form, adapter: Adapter, folder: Path) -> list[str]:
+def write_checkpoint(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path) -> list[str]:
     """Writes a PEFT checkpoint and, if nobody else has it, the original model. Returns notes.
 
     Raises NotLowRank for an update without a form in peft.
@@ -40,7 +41,7 @@ def write_checkpoint(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     if loose := form.loose_head():
         save_file(loose, folder / HEAD, metadata={"format": "pt"})
     if form.origin.reference is None:
-        form.write_original(folder / ORIGINAL, _pristine(form, adapter))
+        form.write_original(folder / ORIGINAL, _pristine(form, adapter, spec))
         form.write_tokenizer(folder / ORIGINAL)
     return notes
 
@@ -101,6 +102,12 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
         if not name.startswith("model.head.")
     }
     missing = set(wrapped.base_model.load_state_dict(there, strict=False).missing_keys)
+    if form.origin.quantise:
+        # A quantised layer holds its weight under other names.
+        sites = form.backbone.geometry.sites(form.backbone.projections)
+        missing -= {
+            f"model.{form.path(site)}.{end}" for site in sites for end in ("weight", "base_layer.weight")
+        }
     # Heads and output layers are outside the encoder and have no adapter.
     if wrong := [name for name in missing if name.startswith(outside)]:
         raise UserError(f"peft has other parts on the original model: {', '.join(sorted(wrong)[:4])}")
@@ -119,8 +126,10 @@ def _save(form: Form, folder: Path, config: Any, tensors: dict[str, Tensor]) -> 
     save_file(copies(tensors), folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _pristine(form: Form, adapter: Adapter) -> dict[str, Tensor]:
-    """The frozen encoder's state, without the attached adapter."""
+def _pristine(form: Form, adapter: Adapter, spec: BackboneSpec) -> dict[str, Tensor]:
+    """The frozen encoder's state, not quantised and without the attached adapter."""
+    if spec.quantise:
+        return copies(load(spec.model_copy(update={"quantise": None})).module.encoder.state_dict())
     backbone = form.backbone
     layers = {backbone.path(site).removeprefix("encoder."): base for site, base in adapter.bases.items()}
     inside = tuple(f"{path}." for path in layers)

@@ -19,9 +19,22 @@ from bench.export.updates import Update, fused_layers
 from bench.inputs import ImageInput, ModelInput
 from bench.machine.visible import markdown_text
 from methods import Site, UserError
+from methods.quantised import Quantisation
 
 #: The file read by AutoImageProcessor and pipelines.
 PROCESSOR_FILE = "preprocessor_config.json"
+
+#: Notes on the base of an adapter that was trained on quantised weights.
+QUANTISED: dict[Quantisation, str] = {
+    "nf4": "The adapter belongs to the frozen model with all of its projections in nf4 (bitsandbytes, blocks "
+    "of 64); on other weights its outputs are others. `load` rounds the weights so, in float32. To "
+    'hold them in four bits: `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")` of '
+    "transformers.",
+    "int8": "The adapter belongs to the frozen model with all of its projections in int8 (bitsandbytes, a "
+    "scale per row); on other weights its outputs are others. `load` rounds the weights so, in "
+    "float32. `BitsAndBytesConfig(load_in_8bit=True)` of transformers has the same weights; on a GPU "
+    "it also rounds what enters a layer.",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class Origin:
     revision: str | None = None
     #: The blueprint of a timm model. None for other models.
     blueprint: Blueprint | None = None
+    #: The form in which training held the weights of all sites. None: as they lie there.
+    quantise: Quantisation | None = None
 
     @property
     def own(self) -> bool:
@@ -148,7 +163,14 @@ class Form(ABC):
             "original": self.origin.label,
             "repository": self.origin.reference if self.origin.revision else None,
             "revision": self.origin.revision,
-        }
+        } | self._quantised()
+
+    def _quantised(self) -> dict[str, Any]:
+        """The layers whose weights training had quantised. Empty if it had none."""
+        if self.origin.quantise is None:
+            return {}
+        sites = self.backbone.geometry.sites(self.backbone.projections)
+        return {"quantise": {"form": self.origin.quantise, "layers": list(map(self.path, sites))}}
 
     def base(self) -> dict[str, Any]:
         """The fields of a PEFT configuration about the original model."""
@@ -185,7 +207,11 @@ class Form(ABC):
         """Notes for users of the export."""
         if merged:
             return ["The update is added to the backbone's weights: peft is not needed."]
-        return [self._found()]
+        return (
+            [self._found()]
+            if self.origin.quantise is None
+            else [self._found(), QUANTISED[self.origin.quantise]]
+        )
 
     def _found(self) -> str:
         name, origin = markdown_text(self.backbone.info.name), self.origin

@@ -1,7 +1,8 @@
 """Loads an export without the program that wrote it: `load(".")` in its folder.
 
-Needs torch, safetensors, transformers or timm, and peft unless the adapter was merged. This file is the same
-in all exports. Their differences are data, in loading.json and the files beside it.
+Needs torch, safetensors, transformers or timm, peft unless the adapter was merged, and bitsandbytes if it was
+trained on quantised weights. This file is the same in all exports. Their differences are data, in
+loading.json and the files beside it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def load(folder: str | Path = ".", original: str | Path | None = None) -> Export
     if settings["library"] not in builders:
         raise ValueError(f"{folder / SETTINGS}: library should be one of {', '.join(builders)}")
     model = builders[settings["library"]](folder, settings, original)
+    if rounding := settings.get("quantise"):
+        _round(model, **rounding)
     if not settings["merged"]:
         from peft import PeftModel
 
@@ -112,6 +115,20 @@ def _transformers_model(folder: Path, settings: dict[str, Any], original: str | 
     if original is None and settings["repository"]:
         return model_class.from_pretrained(settings["repository"], revision=settings["revision"], **options)
     return model_class.from_pretrained(_place(folder, settings, original), **options)
+
+
+def _round(model: Any, form: str, layers: list[str]) -> None:
+    """Replaces the weights of layers by those that int8 or nf4 stand for, in float32."""
+    from bitsandbytes import functional
+
+    for path in layers:
+        weight = model.get_submodule(path).weight
+        if form == "int8":
+            numbers, largest, _ = functional.int8_vectorwise_quant(weight.data)
+            weight.data = numbers * (largest[:, None] / 127)
+        else:
+            packed = functional.quantize_4bit(weight.data, blocksize=64, quant_type=form)
+            weight.data = functional.dequantize_4bit(*packed)
 
 
 def _model_class(name: str) -> Any:

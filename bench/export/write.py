@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files as resources
 from pathlib import Path
@@ -96,7 +96,8 @@ def write_export(
         **form.facts(),
     }
     with _beside(target) as folder:
-        notes = _write_merged(form, adapter, folder) if merged else write_checkpoint(form, adapter, folder)
+        write = _write_merged if merged else write_checkpoint
+        notes = write(form, adapter, spec, folder)
         notes = [*form.notes(merged), *notes]
         _write_loader(form, merged, folder)
         difference = _check(_loaded_logits(folder, form.origin, inputs), expected)
@@ -121,8 +122,13 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _write_merged(form: Form, adapter: Adapter, folder: Path) -> list[str]:
+def _write_merged(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path) -> list[str]:
     """Writes the merged model, with its tokenizer if there is one. Returns notes."""
+    if spec.quantise:
+        raise UserError(
+            f"--merged: weights in {spec.quantise} are too coarse to hold an update; leave it out for a "
+            "checkpoint beside them"
+        )
     was_merged = adapter.merged
     adapter.merge()
     try:
@@ -266,7 +272,8 @@ def form_of(
 ) -> Form:
     """The form of an export. `model_input` is the preparation of examples in training.
 
-    Raises UserError for a plug-in's backbone that no library can load again, and for weights in bfloat16.
+    Raises UserError for a plug-in's backbone that no library can load again, for weights in bfloat16, and for
+    quantised ones that are rows of a layer of the original model.
     """
     _check_library(backbone)
     if spec.dtype != "float32":
@@ -275,7 +282,13 @@ def form_of(
             f"float32, and the adapter was trained on weights in {spec.dtype}"
         )
     form: type[Form] = TimmForm if backbone.info.kind == TIMM else TransformersForm
-    return form(backbone, _origin(backbone, spec), classes, model_input)
+    made = form(backbone, replace(_origin(backbone, spec), quantise=spec.quantise), classes, model_input)
+    if spec.quantise and (made.fused or made.transposed):
+        raise UserError(
+            f"backbone '{backbone.info.name}' cannot be exported: what is one layer in the original model, "
+            "or transposed there, was quantised in another layout"
+        )
+    return made
 
 
 def _check_library(backbone: LoadedBackbone) -> None:

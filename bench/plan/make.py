@@ -320,11 +320,12 @@ def _check_recipe(recipe: Recipe, pair: Pairing) -> None:
 
 
 def _check_weights(method: Method, spec: BackboneSpec) -> None:
-    """Raises UserError if the method trains the backbone's weights and these are not in float32."""
+    """Raises UserError if the method cannot be put on weights of the backbone's precision."""
     if method.trains_weights and spec.dtype != "float32":
         raise UserError(
             f"{method.label} trains the backbone's own weights, and so takes no dtype {spec.dtype}"
         )
+    method.check_quantisation(spec.quantise)
 
 
 def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:

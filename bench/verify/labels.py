@@ -97,7 +97,8 @@ def source_of(spec: BackboneSpec) -> str:
     """The source of a backbone, equal on every machine and for every revision."""
     place = spec.local.name if spec.local else ""
     timm = (spec.timm or "").partition("@")[0]
-    return " ".join(filter(None, map(str, (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype))))
+    fields = (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype, spec.quantise)
+    return " ".join(filter(None, map(str, fields)))
 
 
 def compare_name(

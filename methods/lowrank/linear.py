@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
 from methods.lowrank.masks import Place
+from methods.quantised import QuantisedLinear
 
 #: The place of dropout: on the activation that enters `down`, on the activation of width r that enters
 #: `up`, or on the entries of the update, for which training builds a d×d matrix per site (slow).
@@ -119,7 +120,7 @@ class AdaptedLinear(nn.Module):
         if self.bias_update is not None:
             bias = self.bias_update if bias is None else bias + self.bias_update
         # Two-dimensional, since autograd copies gradients for an in-place operation on a view.
-        y = F.linear(x.flatten(0, -2), self.base.weight, bias)
+        y = self._of_base(x.flatten(0, -2), bias)
         if self.drops_update and self.training:
             y += self._update_by_entries(x).flatten(0, -2)
         else:
@@ -127,6 +128,13 @@ class AdaptedLinear(nn.Module):
         if self.training and (dropout := self.dropout or self.shared.dropout):
             dropout.masks.remember(y)
         return y.view(*x.shape[:-1], self.base.out_features)
+
+    def _of_base(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The base's output with this bias. Autograd would keep the dense weight of a quantised base."""
+        if not isinstance(self.base, QuantisedLinear):
+            return F.linear(x, self.base.weight, bias)
+        y = self.base(x)
+        return y if self.bias_update is None else y + self.bias_update.to(y.dtype)
 
     def _with_update(self, y: Tensor, narrow: Tensor, up: Tensor) -> Tensor:
         """Adds the update to `y` (N, out) in place. Returns (N·n, out / n) for n output slices."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from baselines.peft_types import Peft
 from bench.backbones import BACKBONES, BackboneSpec, load, registered_backbones
@@ -220,3 +223,88 @@ def test_a_llama_of_shared_heads(
     close(elsewhere.logits(**batch), before)
     made.export(adapter, merged=True, force=True)
     close(made.loaded().logits(**batch), before)
+
+
+# --- other loaders, and quantised weights ---
+
+
+@pytest.mark.parametrize("method", ["qkv_depth", "lorta"])
+def test_transformers_loads_an_adapter_by_itself(method: str, tmp_path: Path) -> None:
+    made = saved("llama", tmp_path, prompt=ASKED)
+    made.export(made.attach(METHODS[method]))
+    elsewhere = made.loaded()
+    elsewhere.model = LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
+    bare = elsewhere.logits(**made.inputs())
+    elsewhere.model.load_adapter(str(made.folder))
+    logits = elsewhere.logits(**made.inputs())
+    close(logits, made.logits())
+    assert not torch.allclose(logits, bare)
+
+
+quantised = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed: pip install 'tensorpeft-bench[quantised]'",
+)
+
+
+def quantised_case(kind: str, quantise: str, folder: Path, **input_: Any) -> Case:
+    spec = saved(kind, folder).spec
+    return loaded(spec.model_copy(update={"quantise": quantise}), folder, **input_)
+
+
+@quantised
+@pytest.mark.parametrize(
+    ("kind", "quantise", "method"),
+    [("llama", "nf4", "qkv_depth"), ("llama", "int8", "lora on all"), ("electra", "nf4", "cara")],
+)
+def test_a_checkpoint_names_the_quantised_weights_that_it_belongs_to(
+    kind: str, quantise: str, method: str, tmp_path: Path
+) -> None:
+    made = quantised_case(kind, quantise, tmp_path)
+    made.export(made.attach(METHODS[method]))
+    settings = json.loads((made.folder / "loading.json").read_text())
+    sites = made.backbone.geometry.sites(made.backbone.projections)
+    assert settings["quantise"]["form"] == quantise
+    assert len(settings["quantise"]["layers"]) == len(sites)
+    readme = (made.folder / "README.md").read_text()
+    assert f"{quantise} of sha256:" in readme
+    # On full weights it is another model.
+    (made.folder / "loading.json").write_text(json.dumps({**settings, "quantise": None}))
+    assert not torch.allclose(made.loaded().logits(**made.inputs()), made.logits(), atol=1e-4)
+
+
+@quantised
+def test_a_base_in_the_export_is_the_unrounded_one(tmp_path: Path) -> None:
+    made = loaded(BackboneSpec(name="tiny-random-llama", quantise="nf4"), tmp_path)
+    made.export(made.attach(Peft(type="DORA", rank=2)))
+    dense = load("tiny-random-llama").module.encoder.state_dict()
+    for name, tensor in load_file(made.folder / "original" / "model.safetensors").items():
+        assert torch.equal(tensor, dense[name])
+
+
+@quantised
+def test_transformers_holds_the_base_in_four_bits(tmp_path: Path) -> None:
+    made = quantised_case("llama", "nf4", tmp_path, prompt=ASKED)
+    made.export(made.attach(METHODS["qkv_depth"]))
+    elsewhere = made.loaded()
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    model = LlamaForCausalLM.from_pretrained(
+        tmp_path / "model", quantization_config=four_bits, device_map="cpu"
+    )
+    model.load_adapter(str(made.folder))
+    # In evaluation mode, bitsandbytes has a kernel for some processors that computes in bfloat16.
+    elsewhere.model = model.train()
+    close(elsewhere.logits(**made.inputs()), made.logits())
+
+
+@quantised
+def test_what_quantised_weights_have_no_export_of(tmp_path: Path) -> None:
+    made = quantised_case("llama", "nf4", tmp_path)
+    with pytest.raises(UserError, match=naming("--merged", "nf4", "checkpoint")):
+        made.export(made.attach(METHODS["lora"]), merged=True)
+    made = quantised_case("gpt2", "int8", tmp_path / "fused")
+    with pytest.raises(UserError, match=naming("exported", "layer")):
+        made.export(made.attach(METHODS["lora"]))
+    assert not made.folder.exists()

@@ -1,0 +1,122 @@
+"""Linear layers whose frozen weights are held in eight or four bits."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.backbone import Backbone
+from methods.errors import UserError
+
+#: `int8`: whole numbers of eight bits with a scale per row. `nf4`: the 16 quantiles of a normal distribution,
+#: with a scale per block of weights (arXiv 2305.14314), without its second quantisation of the scales.
+Quantisation = Literal["int8", "nf4"]
+
+#: The weights in a block of nf4.
+BLOCK = 64
+
+
+class QuantisedLinear(nn.Linear):
+    """A frozen linear layer that holds its weight in int8 or nf4, quantised by bitsandbytes on the CPU.
+
+    Only the weight is rounded: a forward multiplies by the dequantised weight in the precision of a dense
+    layer, and forgets it. The backward dequantises again. So outputs are those of a dense layer of that
+    weight on every device. Raises UserError without bitsandbytes.
+    """
+
+    def __init__(self, layer: nn.Linear, quantisation: Quantisation) -> None:
+        # That of Linear would make a dense weight.
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.quantisation, self.training = quantisation, layer.training
+        packed, scales = _quantised(layer.weight.detach().float().cpu(), quantisation)
+        self.register_buffer("packed", packed.to(layer.weight.device))
+        self.register_buffer("scales", scales.to(layer.weight.device))
+        self.register_parameter("bias", layer.bias)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The dequantised weight (out, in) in float32, another tensor at every access."""
+        shape = (self.out_features, self.in_features)
+        return _dequantised(self.get_buffer("packed"), self.get_buffer("scales"), self.quantisation, shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        shape = (self.out_features, self.in_features)
+        scales = self.get_buffer("scales")
+        y: Tensor = _Product.apply(x, self.get_buffer("packed"), scales, self.quantisation, shape)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """x · Wᵀ, whose graph keeps the quantised W and no dense one."""
+
+    @staticmethod
+    def forward(
+        context: Any, x: Tensor, packed: Tensor, scales: Tensor, quantisation: Quantisation, shape: Any
+    ) -> Tensor:
+        context.save_for_backward(packed, scales)
+        context.quantisation, context.shape = quantisation, shape
+        return F.linear(x, _dequantised(packed, scales, quantisation, shape).to(x.dtype))
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        packed, scales = context.saved_tensors
+        weight = _dequantised(packed, scales, context.quantisation, context.shape)
+        return gradients[0] @ weight.to(gradients[0].dtype), None, None, None, None
+
+
+def _quantised(weight: Tensor, quantisation: Quantisation) -> tuple[Tensor, Tensor]:
+    """The packed numbers and the scales of a float32 weight (out, in)."""
+    functional = _functional()
+    if quantisation == "int8":
+        packed, largest, _ = functional.int8_vectorwise_quant(weight)
+        return packed, largest[:, None] / 127
+    packed, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+    return packed, state.absmax
+
+
+def _dequantised(packed: Tensor, scales: Tensor, quantisation: Quantisation, shape: Any) -> Tensor:
+    """The weight of this shape (out, in) in float32."""
+    scales = scales.float()
+    if quantisation == "int8":
+        return packed * scales
+    functional = _functional()
+    state = functional.QuantState(
+        absmax=scales, shape=torch.Size(shape), dtype=torch.float32, blocksize=BLOCK, quant_type="nf4"
+    )
+    weight: Tensor = functional.dequantize_4bit(packed, state)
+    return weight
+
+
+def quantisation_of(backbone: Backbone) -> Quantisation | None:
+    """The form of a bare backbone's weights. None for floating-point ones."""
+    for site in backbone.geometry.sites(backbone.projections):
+        layer = backbone.module.get_submodule(backbone.path(site))
+        if isinstance(layer, QuantisedLinear):
+            return layer.quantisation
+    return None
+
+
+def check_library() -> None:
+    """Raises UserError without bitsandbytes."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "weights are quantised by the package bitsandbytes: pip install 'tensorpeft-bench[quantised]'"
+        )
+
+
+def _functional() -> Any:
+    check_library()
+    # On processors with bf16 it warns of a kernel from a hub, which is not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes.functional
+
+    return bitsandbytes.functional
