@@ -69,7 +69,7 @@ class QuanTA(Targeted, StartKept):
         return sites * sum((n * m) ** 2 for n, m in combinations(self.shape(geometry), 2))
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """Sets the axes with the nearest count whose product is the largest side of a weight.
+        """Sets the axes whose count is nearest to the budget. Their product is the largest side of a weight.
 
         If that side has a prime factor above 7, the product is the next larger number without one (our rule).
         """

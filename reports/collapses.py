@@ -1,4 +1,4 @@
-"""Collapsed runs. If there are any, a few seeds limit neither how often nor how far runs collapse."""
+"""Collapsed runs. If any run collapsed, a few seeds cannot bound the frequency or size of collapses."""
 
 from __future__ import annotations
 

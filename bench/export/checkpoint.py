@@ -85,7 +85,7 @@ def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
 
 
 def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
-    """Writes the adapter that peft put on the backbone as peft's adapter of the original model."""
+    """Converts peft's adapter on the backbone to an adapter of the original model, and writes it."""
     from peft import get_peft_model, get_peft_model_state_dict
 
     form.refuse_fused()

@@ -62,7 +62,7 @@ def _names(columns: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _tables(description: Description) -> Iterator[tuple[SplitName | None, Table]]:
-    """Yields the tables of the data, each with the official split told by its file or name."""
+    """Yields the tables of the data, each with the official split given by its file or name."""
     source, kind = getattr(description, description.format), description.format
     fields = ("text", "image", "label", "group", "split_by")
     names = list(dict.fromkeys(chain.from_iterable(_names(getattr(description, field)) for field in fields)))

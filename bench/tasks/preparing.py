@@ -222,7 +222,7 @@ def build_texts(source: Source, model_input: TextInput, max_tokens: int, sizes: 
 
 
 def build_text_pool(source: Source, model_input: TextInput, max_tokens: int, folder: Path) -> None:
-    """Writes one file with all texts, from which seeds deal. Raises UserError."""
+    """Writes one file with all texts, from which the splits of every seed are dealt. Raises UserError."""
     pool = pool_of(source)
     write(_tokenised(source, model_input, max_tokens, pool.kept) | _blocks(pool), folder / POOL_FILE)
 
@@ -235,7 +235,7 @@ def build_images(source: Source, model_input: ImageInput, folder: Path) -> None:
 
 
 def build_image_pool(source: Source, model_input: ImageInput, folder: Path) -> None:
-    """Writes one file with all images, from which seeds deal. Raises UserError."""
+    """Writes one file with all images, from which the splits of every seed are dealt. Raises UserError."""
     with _resized(source, model_input, folder) as arrays:
         pool = pool_of(source)
         write(taken(arrays, pool.kept) | _blocks(pool), folder / POOL_FILE)

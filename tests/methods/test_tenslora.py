@@ -40,7 +40,7 @@ def tensors(adapter: Any) -> list[Any]:
 
 
 def sized(variant: str, factorization: str = "tucker", **options: Any) -> TensLoRA:
-    """Ranks that all differ if there are several, and exceed the smallest modes."""
+    """A variant whose ranks, if several, all differ and exceed the smallest modes."""
     method = create("tenslora", variant=variant, factorization=factorization, **options)
     assert isinstance(method, TensLoRA)
     ranks = (4, 5, 3, 6, 2)[: len(method.rank_names)]

@@ -342,7 +342,7 @@ def _read(
     slack: int,
     columns: Sequence[str] | None = None,
 ) -> tuple[pa.Table, int]:
-    """Reads columns with texts as dictionaries. Also returns the bytes beyond their allowance."""
+    """Reads columns, texts as dictionaries. Also returns by how many bytes they exceed the allowance."""
     allowed, pages = room.of(metadata.num_rows, packed), measure(content, metadata)
     needed = pages.bytes + room.value * pages.values
     _refuse_larger(metadata, needed, allowed + slack)

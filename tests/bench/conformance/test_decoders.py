@@ -14,7 +14,7 @@ SPLIT = ("gpt2", "gpt_neox")
 
 
 def templates() -> list[Method]:
-    """The presets of every method, and one method with all kinds of sites that shares heads the other way."""
+    """The presets of every method, and CaRA with `shared_heads: cut`, which no preset has."""
     presets = [preset for name in METHODS for preset in METHODS.get(name).presets()]
     cut = METHODS.get("cara").model_validate({"shared_heads": "cut"})
     return [template.isorank(4) if template.size is None else template for template in (*presets, cut)]

@@ -79,7 +79,7 @@ def _objects(content: bytes) -> bytes:
 
 
 def _padded(content: bytes) -> bytes:
-    """A table of runs with 400 MiB before the footer, which states 2^61 of them."""
+    """A table of runs with 400 MiB before its footer, which states 2^61 runs."""
     file = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(content)), file)
     written = file.getvalue()

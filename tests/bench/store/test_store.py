@@ -55,7 +55,7 @@ def statuses(store: Store) -> list[str]:
 
 
 def chosen(*stati: str) -> int:
-    """The index of the record that counts among one trial's, ordered by time."""
+    """The index of the record that counts, among records of one trial ordered by time."""
     records = [Record(str(i), "t", Status(status), i, {}, {}) for i, status in enumerate(stati)]
     return int(latest(records)["t"].run_id)
 
