@@ -50,7 +50,7 @@ class Method(Frozen, ABC):
     depends_on_batch: ClassVar[str] = ""
     #: Why `count` is approximate: training chooses which parameters it cuts.
     varying_count: ClassVar[str] = ""
-    #: Why it cannot be put on quantised weights. Empty if it can.
+    #: The reason why the method cannot adapt quantised weights. Empty if it can.
     needs_dense: ClassVar[str] = ""
     #: Whether it trains the backbone's own weights, which must then be in float32.
     trains_weights: ClassVar[bool] = False
@@ -209,7 +209,7 @@ class Method(Frozen, ABC):
         self.count(geometry)
 
     def check_quantisation(self, quantisation: Quantisation | None) -> None:
-        """Raises UserError if the method cannot be put on weights in this form. None: floating-point ones."""
+        """Raises UserError if the method cannot adapt weights of this quantisation (None: not quantised)."""
         if quantisation and self.needs_dense:
             raise UserError(f"{self.label} takes no quantise: {quantisation}, since {self.needs_dense}")
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from methods.backbone import Backbone
 from methods.errors import UserError
 
-#: `int8`: whole numbers of eight bits with a scale per row. `nf4`: the 16 quantiles of a normal distribution,
+#: `int8`: integers of eight bits with a scale per row. `nf4`: the 16 quantiles of a normal distribution,
 #: with a scale per block of weights (arXiv 2305.14314), without its second quantisation of the scales.
 Quantisation = Literal["int8", "nf4"]
 
@@ -24,13 +24,13 @@ BLOCK = 64
 class QuantisedLinear(nn.Linear):
     """A frozen linear layer that holds its weight in int8 or nf4, quantised by bitsandbytes on the CPU.
 
-    Only the weight is rounded: a forward multiplies by the dequantised weight in the precision of a dense
-    layer, and forgets it. The backward dequantises again. So outputs are those of a dense layer of that
-    weight on every device. Raises UserError without bitsandbytes.
+    Only the weight is rounded. A forward dequantises it, multiplies in the precision of a dense layer, and
+    discards the dense weight; the backward dequantises again. So on every device outputs equal those of a
+    dense layer with the dequantised weight. Raises UserError without bitsandbytes.
     """
 
     def __init__(self, layer: nn.Linear, quantisation: Quantisation) -> None:
-        # That of Linear would make a dense weight.
+        # `nn.Linear.__init__` would make a dense weight.
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.quantisation, self.training = quantisation, layer.training
@@ -41,7 +41,7 @@ class QuantisedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The dequantised weight (out, in) in float32, another tensor at every access."""
+        """The dequantised weight (out, in) in float32, a new tensor at every access."""
         shape = (self.out_features, self.in_features)
         return _dequantised(self.get_buffer("packed"), self.get_buffer("scales"), self.quantisation, shape)
 
@@ -56,7 +56,7 @@ class QuantisedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x · Wᵀ, whose graph keeps the quantised W and no dense one."""
+    """Computes x · Wᵀ. Autograd keeps the quantised W instead of the dense one."""
 
     @staticmethod
     def forward(
@@ -97,7 +97,7 @@ def _dequantised(packed: Tensor, scales: Tensor, quantisation: Quantisation, sha
 
 
 def quantisation_of(backbone: Backbone) -> Quantisation | None:
-    """The form of a bare backbone's weights. None for floating-point ones."""
+    """The quantisation of a bare backbone's weights. None if they are floating-point numbers."""
     for site in backbone.geometry.sites(backbone.projections):
         layer = backbone.module.get_submodule(backbone.path(site))
         if isinstance(layer, QuantisedLinear):
@@ -115,7 +115,7 @@ def check_library() -> None:
 
 def _functional() -> Any:
     check_library()
-    # On processors with bf16 it warns of a kernel from a hub, which is not used here.
+    # On processors with bf16 bitsandbytes warns of a kernel from a hub, which is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes.functional
 

@@ -45,7 +45,7 @@ class PeftRun:
     model: str
     metric: str
     score: float
-    #: The number of test questions of which the score is a share. None if it is no share.
+    #: The number of test questions, if the score is a share of them. Otherwise None.
     questions: int | None
     #: The number of trained adapter parameters. None if the file does not state it.
     parameters: int | None
@@ -161,7 +161,7 @@ def _read(file: Path, wave: int) -> PeftRun | None:
             model=str(run["train_config"].get("model_id", "")),
             metric=metric,
             score=score,
-            # Files of `tensorbench export --peft-comparison` say how many, those of peft do not.
+            # Files of `tensorbench export --peft-comparison` state this number, those of peft do not.
             questions=METRICS[metric] and (_number(last.get("test samples"), int) or METRICS[metric]),
             parameters=_number(train.get("num_trainable_params"), int),
             forgetting=_number(last.get("forgetting", last.get("drift")), float),

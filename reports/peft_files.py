@@ -1,4 +1,4 @@
-"""Result files of peft's method_comparison: stored trials in their layout, and theirs as a study."""
+"""Result files of peft's method_comparison: writes stored trials in that layout, and reads such files."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from reports.peft_comparison import PeftRun, read_peft_results
 from reports.reading import read, summed
 from reports.study import CEILING, COLUMNS, Experiment, Seed, Study, kept_trials
 
-#: Metrics that are shares of right answers, as their "test accuracy" is.
+#: Metrics that are shares of right answers, as peft's "test accuracy" is.
 SHARES = ("accuracy", "exact_match")
 
-#: The budget of their rows in tables.
+#: The budget of peft's results in tables.
 UNTUNED = "seed 0, not tuned alike"
 
-#: Their metrics by name, and the metric of ours that scores alike; empty if there is none.
+#: peft's metrics by name, each with our equivalent metric. Empty if there is none.
 SCORED_AS = {"test accuracy": "accuracy", "test dino_similarity": ""}
 
-#: What a file says of numbers that peft measures and a trial does not.
+#: Notes in every file on numbers that peft measures and a trial does not.
 NOTES = (
     "accelerator_memory_*: the peak of the trial, of the process if it ran on a CPU (0: not measured)",
     "train_time: the median step times the number of steps",
@@ -46,7 +46,7 @@ LIBRARIES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 def peft_files(store: str, names: Sequence[str]) -> dict[str, str]:
     """The result files of experiments or packs by their names, one for each finished trial of their tables.
 
-    Of a study, only the trial that its tuning keeps. Raises UserError as `reports.reading.read` does, and if
+    For a study, only the trial that its tuning keeps. Raises UserError as `reports.reading.read` does, and if
     no trial was tested by a metric that is a share of right answers.
     """
     study = read(store, names, studies=True)
@@ -147,7 +147,7 @@ def _train_config(seed: Seed, record: Record, trial: PlannedTrial) -> dict[str, 
 
 
 def _peft_config(record: Record, trial: PlannedTrial) -> dict[str, Any] | None:
-    """The method as its trial has it; None for full fine-tuning, which has no such configuration."""
+    """The trial's method in the form of a peft configuration. None for full fine-tuning."""
     if trial.method["method"] == CEILING:
         return None
     kind = str(trial.method.get("type") or trial.method["method"]).upper()
@@ -182,11 +182,11 @@ def _train_info(experiment: Experiment, record: Record, trial: PlannedTrial) -> 
     }
 
 
-# --- theirs as a study ---
+# --- peft's results as a study ---
 
 
 def holds_peft_results(folder: Path) -> bool:
-    """Whether it is a folder with files named METHOD--NAME.json."""
+    """Whether the path is a folder with files named METHOD--NAME.json."""
     return folder.is_dir() and next(folder.glob("*--*.json"), None) is not None
 
 

@@ -381,7 +381,7 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
 
 
 def check_store(uri: str, *names: str) -> None:
-    """Refuses files that are neither packs nor suites, and the address of a SQLite file that is missing.
+    """Refuses a file that is neither a pack nor a suite, and a store whose SQLite file is missing.
 
     Packs alone need no store.
 

@@ -39,7 +39,7 @@ class _PlainFlags:
         try:
             parsed: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
         except typer.BadParameter as error:
-            # The words of pydantic, with which typer reads arguments since version 0.29.
+            # The prefix of pydantic, by which typer parses arguments since version 0.29.
             error.message = error.message.removeprefix("Value error, ")
             raise
         return parsed

@@ -282,7 +282,7 @@ def _export_peft_files(store: str, experiment: str, target: Path, *, force: bool
 
     folder = output_folder(target, "export", force=force)
     files = peft_files(store, [experiment_of(experiment)])
-    # No JSON: peft's program reads every such file of the folder as a result.
+    # Not a JSON file: peft's program reads every JSON file in the folder as a result.
     replace_files(folder, files, "files.list")
     out.print(f"Wrote {len(files):,} results to {target}.", markup=False, soft_wrap=True)
 

@@ -45,7 +45,7 @@ class Origin:
     revision: str | None = None
     #: The blueprint of a timm model. None for other models.
     blueprint: Blueprint | None = None
-    #: The form in which training held the weights of all sites. None: as they lie there.
+    #: The quantisation of all sites in training. None if they were not quantised.
     quantise: Quantisation | None = None
 
     @property
@@ -166,7 +166,7 @@ class Form(ABC):
         } | self._quantised()
 
     def _quantised(self) -> dict[str, Any]:
-        """The layers whose weights training had quantised. Empty if it had none."""
+        """The layers that were quantised in training. Empty if there were none."""
         if self.origin.quantise is None:
             return {}
         sites = self.backbone.geometry.sites(self.backbone.projections)

@@ -118,7 +118,7 @@ def _transformers_model(folder: Path, settings: dict[str, Any], original: str | 
 
 
 def _round(model: Any, form: str, layers: list[str]) -> None:
-    """Replaces the weights of layers by those that int8 or nf4 stand for, in float32."""
+    """Rounds the weights of layers to values of int8 or nf4, which are held in float32."""
     from bitsandbytes import functional
 
     for path in layers:

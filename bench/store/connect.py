@@ -85,8 +85,8 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """The error without secrets, and a database's without SQL."""
-    # An OSError of ours has its reason, and what to do about it, in its own words.
+    """The text of an error without secrets. The text of a database's error has no SQL."""
+    # Our own OSErrors already state the reason and the remedy.
     causes = () if isinstance(error, OSError) else chain(error)
     database = next((cause.orig for cause in causes if isinstance(cause, DBAPIError) and cause.orig), None)
     return shown_uri(str(database or error).strip())
@@ -197,7 +197,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     try:
         return _open_database(uri) if scheme in DATABASES else _open(uri)
     except BROKEN_STORE as error:
-        # MLflow's own words repeat the address, within those of the libraries between it and the network.
+        # MLflow's message repeats the address, inside messages of the libraries that it calls.
         *_, cause = chain(error)
         reason = _reason(cause if isinstance(cause, OSError) else error)
         raise UserError(f"the tracking server at {shown_uri(uri)} does not answer: {reason}") from error
