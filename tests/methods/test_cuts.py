@@ -42,7 +42,7 @@ def attached(method: Method) -> tuple[ToyBackbone, LowRankAdapter]:
 
 
 def scattered(method: Method, sd: float = 1.0) -> tuple[ToyBackbone, LowRankAdapter]:
-    """Randomises every parameter."""
+    """A backbone with an adapter whose parameters are all random."""
     backbone, adapter = attached(method)
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():

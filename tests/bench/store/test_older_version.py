@@ -1,8 +1,9 @@
 """Tests that the stores of version 0.1.0 can be read, resumed, reported and exported.
 
 `version_0_1_0.tar.xz` has four suites, their rows in MLflow's and Optuna's tables, their artifacts and an
-outbox. `@FOLDER@` stands for its location, `@HOST@` for the machine that ran it. That version decayed
-adapters like heads and chose by score, so its suites must state both to mean the same trials now.
+outbox. `@FOLDER@` stands for its location, `@HOST@` for the machine that ran it. In that version adapters had
+the weight decay of heads, and states were selected by score. Its suites therefore state both settings, so
+that they still describe the same trials.
 """
 
 from __future__ import annotations
