@@ -195,7 +195,7 @@ def _message(problem: Any) -> str:
 
 
 def _example(value: Any) -> str:
-    """The list that a single value may have been meant as, for a message."""
+    """Suggests the value as a list, such as `[3]` for 3, at the end of a message. Empty for other types."""
     return f", such as [{cut(str(value))}]" if isinstance(value, (str, int, float)) else ""
 
 

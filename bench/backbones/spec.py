@@ -23,7 +23,7 @@ class BackboneSpec(Lockable):
     With `timm`, `local` may give a safetensors file with weights. `revision` is a branch, tag or commit of a
     hub repository. `image_size` is in pixels, by default the backbone's own. `dtype` is the dtype of the
     encoder's weights, regardless of the checkpoint: `bfloat16` takes half the memory and trains under bf16
-    autocast. `quantise` is the form of the weights of all projections. Trained parameters stay in float32.
+    autocast. `quantise` is the quantisation of all projections. Trained parameters stay in float32.
     """
 
     name: str | None = None

@@ -273,7 +273,7 @@ def form_of(
     """The form of an export. `model_input` is the preparation of examples in training.
 
     Raises UserError for a plug-in's backbone that no library can load again, for weights in bfloat16, and for
-    quantised ones that are rows of a layer of the original model.
+    quantised layers that the original model has fused or transposed.
     """
     _check_library(backbone)
     if spec.dtype != "float32":

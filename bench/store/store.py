@@ -323,8 +323,7 @@ class Store(Source):
     def _is_duplicate(self, record: Record, folder: Path | None) -> bool:
         """Whether another finished run of the trial counts instead of this one.
 
-        A run from a pack without its adapter does not count if this run has the adapter: that run is marked
-        instead.
+        If only this run has the adapter (the others came from packs), the others are marked as duplicates.
         """
         # Only trials can have duplicate runs, not searches, allocations and suites.
         if not record.trial_id:

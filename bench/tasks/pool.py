@@ -95,7 +95,7 @@ def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
 
 @dataclass(frozen=True)
 class Pool:
-    """The M examples from which seeds deal.
+    """The M examples from which the splits of every seed are dealt.
 
     `kept`: int64 (M,), their positions among all examples. `numbers`: int64 (M,), their blocks. `labels` (M,
     …), as `as_tensor` returns them. `splits`: their official splits, as indices into SPLITS.
