@@ -168,7 +168,7 @@ def alike(of_cells: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]])
 
 @dataclass(frozen=True)
 class Mixture:
-    """A property that should be equal for all trials, with its values and who has each."""
+    """A property that differs between trials but should not: its values, each with the names that have it."""
 
     what: str
     where: str

@@ -125,7 +125,7 @@ class MetaMath(HubTexts):
         return file
 
     def _kept(self) -> list[tuple[int, str, str]]:
-        """Yields row, query and response of the first rows within the length limit. Raises UserError."""
+        """Row number, query and response of the first rows within the length limit. Raises UserError."""
         file = self._json()
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))

@@ -130,7 +130,10 @@ class AdaptedLinear(nn.Module):
         return y.view(*x.shape[:-1], self.base.out_features)
 
     def _of_base(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The base's output with this bias. Autograd would keep the dense weight of a quantised base."""
+        """The base's output with this bias.
+
+        A quantised base computes it itself, so that autograd does not keep the dense weight.
+        """
         if not isinstance(self.base, QuantisedLinear):
             return F.linear(x, self.base.weight, bias)
         y = self.base(x)

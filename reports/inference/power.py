@@ -91,9 +91,9 @@ class Design:
         )
 
     def _halves(self, seeds: int) -> Array:
-        """Half widths of the interval (draws,) for random draws of the seeds' variances.
+        """Half widths of the interval (draws,), one for each random draw of the sample variances over seeds.
 
-        The degrees of freedom are those of the drawn variances, not of the true ones.
+        Each draw's degrees of freedom follow from its own variances, as they do in a report.
         """
         even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
         shown = np.array(self.spreads) / seeds * stats.chi2.ppf(even, seeds - 1) / (seeds - 1)

@@ -1,4 +1,4 @@
-"""Tests equal tuning: one allowance for every method, chosen on validation, locked, run on fresh seeds."""
+"""Tests equal tuning: equally many points for every method, a choice by validation, fresh seeds for it."""
 
 from __future__ import annotations
 
