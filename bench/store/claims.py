@@ -299,8 +299,9 @@ def experiments(uri: str) -> list[str]:
 def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) -> Leftovers:
     """Finds leftovers of dead drivers. `delete` removes them, except records on disk.
 
-    Whether drivers on other machines are alive can only be seen over time. `watching` receives their number;
-    then this function waits until each has given a sign of life, or none for `EXPIRY` seconds.
+    A driver on another machine shows that it is alive by signs of life only. So this function waits until
+    every such driver has given one, or none for `EXPIRY` seconds. First it calls `watching` with the number
+    of these drivers.
     """
     claims = Claims(store)
     _watch(claims, watching)

@@ -75,7 +75,8 @@ def is_train(adapter: LowRankAdapter) -> bool:
 def truncated(tensor: Tensor, ranks: list[int], *, train: bool) -> Tensor:
     """Projects a tensor on the leading singular vectors of its unfoldings.
 
-    Modes use the unfoldings of the tensor itself; bonds, from last to first, those of what is left.
+    All modes of a Tucker tensor use the unfoldings of the tensor itself. Bonds of a train are projected from
+    the last to the first, each with an unfolding of the tensor as projected before.
     """
     expected = tensor
     for index, rank in reversed(list(enumerate(ranks))):
