@@ -102,18 +102,18 @@ def test_a_vision_tower_is_taken_out_of_a_whole_model(model_type: str, part: str
 
 
 @pytest.mark.parametrize(
-    ("kind", "whole", "trained_tokens", "projections"),
+    ("kind", "model_class", "trained_tokens", "projections"),
     [
         ("t5", "T5ForConditionalGeneration", 512, PROJECTIONS),
         ("mt5", "MT5ForConditionalGeneration", 1024, GATED_PROJECTIONS),
     ],
 )
 def test_an_encoder_is_taken_out_of_a_whole_t5(
-    kind: str, whole: str, trained_tokens: int, projections: tuple[str, ...], tmp_path: Path
+    kind: str, model_class: str, trained_tokens: int, projections: tuple[str, ...], tmp_path: Path
 ) -> None:
     config = tiny(kind)._config()
     config.is_encoder_decoder = True
-    model, inputs = getattr(transformers, whole)(config).eval(), inputs_of(kind)
+    model, inputs = getattr(transformers, model_class)(config).eval(), inputs_of(kind)
     model.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     # Published configurations have no limit: positions are relative.
