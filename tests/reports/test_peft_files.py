@@ -55,8 +55,10 @@ def test_every_file_has_what_peft_s_program_reads(rich: str) -> None:
         assert all(set(keys) <= file[part].keys() for part, keys in READ.items())
         assert set(METRICS) <= file["train_info"]["metrics"][-1].keys()
         assert {f"{name}-version" for name in PACKAGES} <= file["meta_info"]["package_info"].keys()
-        whole = [value for key, value in file["train_info"].items() if key.startswith(("acc", "file", "num"))]
-        assert all(isinstance(value, int) for value in whole)
+        integers = [
+            value for key, value in file["train_info"].items() if key.startswith(("acc", "file", "num"))
+        ]
+        assert all(isinstance(value, int) for value in integers)
         config = file["run_info"]["peft_config"]
         kinds.add(config and config["peft_type"])
     # Full fine-tuning has no such configuration, by which their table knows it.
@@ -90,9 +92,9 @@ def test_a_folder_of_peft_s_files_is_results(tmp_path: Path) -> None:
 
 def test_the_command_writes_the_files(rich: str, call: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    asked = ("export", NAME, "--peft-comparison", "--store", rich, "--out", str(out))
-    assert call(*asked).code == 0
+    command = ("export", NAME, "--peft-comparison", "--store", rich, "--out", str(out))
+    assert call(*command).code == 0
     assert {file.name for file in out.glob("*.json")} == set(peft_files(rich, [NAME]))
-    assert call(*asked).code == 2
-    assert call(*asked, "--force").code == 0
-    assert call(*asked, "--force", "--merged").code == 2
+    assert call(*command).code == 2
+    assert call(*command, "--force").code == 0
+    assert call(*command, "--force", "--merged").code == 2
