@@ -59,7 +59,7 @@ def test_rows_that_wait_for_their_tuning_are_missing_and_in_no_mean(
     seeds = study.seeds[study.seeds["cell"] == lotr.name]
     assert set(seeds["message"]) == {WAITING}
     assert all("LoTR" not in block.methods for block in done.analysis.blocks)
-    assert any(re.match(naming(1, 3, "not yet tuned"), note) for note in done.analysis.notes)
+    assert any(re.search(naming(1, 3, "not yet tuned"), note) for note in done.analysis.notes)
     page = (tmp_path / "out" / "index.html").read_text()
     # Both waiting seeds count, though neither has an id.
     assert "4 of 6 trials finished" in page

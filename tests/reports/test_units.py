@@ -130,7 +130,7 @@ def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
     assert re.search("rmse .*rating points", tables)
     assert "difference, rating points |" in tables
     assert re.search(r"Threshold: \d\S* rating points of rmse", tables)
-    assert "units of the" not in text + tables
+    assert "units of the targets" not in text + tables
     # Spelled as written: MPa is not Mpa.
     assert ">rating points<small>" in text
 
