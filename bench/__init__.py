@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.backbones.plain import wrap
     from bench.execution.place import Place
+    from bench.forecast import make_forecast
     from bench.plan.make import make_plan
     from bench.plan.rows import Part
     from bench.plan.suite_file import load_suite
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
     from bench.store.opening import pack, unpack
     from reports.report import write_report
     from reports.results import load_results
+    from reports.selection import Selection
 
 __version__: str
 
 __all__ = [
     "Part",
     "Place",
+    "Selection",
     "load_results",
     "load_suite",
+    "make_forecast",
     "make_plan",
     "pack",
     "run_suite",
@@ -41,6 +45,7 @@ _HOMES = {
     "Part": "bench.plan.rows",
     "Place": "bench.execution.place",
     "load_suite": "bench.plan.suite_file",
+    "make_forecast": "bench.forecast",
     "make_plan": "bench.plan.make",
     "run_suite": "bench.run",
     "search_suite": "bench.run",
@@ -49,6 +54,7 @@ _HOMES = {
     "wrap": "bench.backbones.plain",
     "load_results": "reports.results",
     "write_report": "reports.report",
+    "Selection": "reports.selection",
 }
 
 

@@ -26,6 +26,7 @@ from bench.plan.trial import Trial
 from bench.records.measures import Measure
 from bench.records.stored_plan import Forecast, Share
 from bench.records.words import Phase
+from bench.store import DEFAULT_STORE
 from bench.training.saving import PLAIN, Saving
 from methods import Method, UserError
 
@@ -56,7 +57,9 @@ class _Part:
     jobs: list[_Job] = field(default_factory=list)
 
 
-def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> Forecast:
+def make_forecast(
+    plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu", saving: Saving = PLAIN
+) -> Forecast:
     """Estimates the costs of a plan and of its suite's search and allocation. Starts nothing.
 
     Seconds are those of stored trials with the same method, backbone and task. Otherwise they are

@@ -17,6 +17,7 @@ from bench.execution.executor import Executor
 from bench.execution.perform import Report
 from bench.execution.place import HERE, Place
 from bench.execution.session import Session, session, suite_run
+from bench.machine.overview import Overview, ShowsOverview
 from bench.plan.cells import Cell
 from bench.plan.choosing import Allocation, Search
 from bench.plan.make import cells_of, make_plan
@@ -79,8 +80,8 @@ class Audience:
         """Called with a note for the user before the work starts."""
 
 
-@dataclass(frozen=True)
-class SuiteRun:
+@dataclass(frozen=True, repr=False)
+class SuiteRun(ShowsOverview):
     """The plan that ran, and a summary of its results."""
 
     #: The selected part of the plan, with the choices of equal tuning.
@@ -91,6 +92,10 @@ class SuiteRun:
     def complete(self) -> bool:
         """Whether every selected trial has finished."""
         return self.summary.complete
+
+    def overview(self) -> Overview:
+        """The scores of its rows, and what the terminal says beside them."""
+        return self.summary.overview(self.plan.suite.name)
 
 
 @dataclass(frozen=True)

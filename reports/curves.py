@@ -55,7 +55,7 @@ class Curve:
 
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
-    """The curves of the first panels, and notes on panels that were left out."""
+    """The curves of the first panels with the converged head's levels, and notes on panels left out."""
     panels = _panels(study)
     notes = []
     if len(panels) > MOST_PANELS:
@@ -70,12 +70,13 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
             f"Training curves are means of at most {each} seeds: a report reads {MOST_HISTORIES:,} of them."
         )
     stored = _histories(study, {number: study.finished(number)[:each] for number in sorted(cells)})
-    return [
+    curves = [
         _curve(panel, cell, histories)
         for panel, of_panel in shown.items()
         for cell in of_panel
         if (histories := stored[cell.number])
-    ], notes
+    ]
+    return [*curves, *_converged_levels(study, curves)], notes
 
 
 def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
@@ -142,7 +143,7 @@ def converged_validation(study: Study, task: str, backbone: str) -> float | None
     return None if head is None else head.validation
 
 
-def converged_levels(study: Study, curves: Sequence[Curve]) -> Iterator[Curve]:
+def _converged_levels(study: Study, curves: Sequence[Curve]) -> Iterator[Curve]:
     """Yields the converged head's validation score as a line across each panel."""
     for panel, shown in grouped(curves, lambda curve: curve.panel).items():
         head = study.converged_head(panel.setting)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -25,7 +26,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from bench.machine.visible import visible
-from methods.errors import cut
+from methods import UserError
+from methods.errors import cut, shown
 from reports.study import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
 
 INK, MUTED, RULE, PAPER = "#1b1c1e", "#63666b", "#d5d7da", "#ffffff"
@@ -99,7 +101,7 @@ class Tips:
         self.texts |= zip(addresses, texts, strict=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drawn:
     """A figure with its title, caption and description."""
 
@@ -115,6 +117,35 @@ class Drawn:
     budget: str = ""
     settings: tuple[TaskAndBackbone, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """The name without the number of its block or panel: "differences", say."""
+        return self.name.rpartition("-")[0]
+
+    def __repr__(self) -> str:
+        return f"{self.title}: {self.alternative}"
+
+    def _repr_html_(self) -> str:
+        """The figure with its caption, on white, as a notebook shows it."""
+        caption = f"<figcaption><b>{escape(self.title)}.</b> {escape(self.caption)}</figcaption>"
+        picture = visible(f"{self.inline(in_page=False)}{caption}")
+        return (
+            f'<figure style="margin: 0; padding: 8px; background: {PAPER}; color: {INK}">{picture}</figure>'
+        )
+
+    def save(self, path: Path | str) -> Path:
+        """Writes the figure into a file, an SVG or a PNG by its suffix. Raises UserError for another one."""
+        file = Path(path)
+        contents = {".svg": lambda: self.svg().encode("utf-8"), ".png": self.png}
+        if file.suffix.lower() not in contents:
+            raise UserError(f"figure {shown(str(path))}: the suffix should be .svg or .png")
+        content = contents[file.suffix.lower()]()
+        try:
+            file.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"the figure cannot be written to {path}: {error.strerror}") from error
+        return file
+
     def png(self) -> bytes:
         file = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
@@ -127,11 +158,12 @@ class Drawn:
         text = re.sub(r"</?a\b[^>]*>", "", self._drawn)
         return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', text, count=1)
 
-    def inline(self) -> str:
-        """The figure as an element of the page.
+    def inline(self, *, in_page: bool = True) -> str:
+        """The figure as an element of the page, or of another one.
 
-        Its ids begin with its name, since several figures share the page. It uses the page's colours. Its
-        marks have titles, shown by browsers or more nicely by `tips.js`.
+        Its ids begin with its name, since several figures share the page. Its marks have titles, shown by
+        browsers or more nicely by `tips.js`. Only in the page it uses the page's colours, and its marks lead
+        to rows.
         """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -140,9 +172,9 @@ class Drawn:
         # Links lead to anchors of the page, not of the figure.
         text = re.sub(r'(url\(#|(?<!<a xlink:)href="#)', rf"\g<1>{self.name}-", text)
         for colour, variable in _THEMED.items():
-            if colour != PAPER:
+            if in_page and colour != PAPER:
                 text = text.replace(colour, variable)
-        text = re.sub(r'<a xlink:href="([^"]*)"[^>]*>', self._mark, text)
+        text = re.sub(r'<a xlink:href="([^"]*)"[^>]*>', lambda mark: self._mark(mark[1], in_page), text)
         text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
         label = escape(f"{self.title}. {self.alternative}", quote=True)
         # All figures have the same scale, so that their letters have the same size.
@@ -150,10 +182,9 @@ class Drawn:
         size = f"max-width: {widest:.0f}px; min-width: {min(widest, 0.62 * WIDTH * PIXELS):.0f}px"
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
 
-    def _mark(self, opened: re.Match[str]) -> str:
+    def _mark(self, address: str, in_page: bool) -> str:
         """The opening tag of a mark with its title, and its link if it has one."""
-        address = opened[1]
-        link = "" if address.startswith(TIP) else f' xlink:href="{address}"'
+        link = f' xlink:href="{address}"' if in_page and not address.startswith(TIP) else ""
         return f"<a{link}><title>{escape(visible_lines(self.tips.texts[address]))}</title>"
 
     @cached_property
@@ -165,6 +196,16 @@ class Drawn:
         # Keep the layout, since computing it again for the PNG takes longer than drawing.
         self.figure.set_layout_engine("none")
         return visible(file.getvalue())
+
+
+class Figures(tuple[Drawn, ...]):
+    """Figures that a notebook shows below one another."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self))
+
+    def _repr_html_(self) -> str:
+        return "".join(figure._repr_html_() for figure in self)
 
 
 def _shorter(numbers: str) -> str:

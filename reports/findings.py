@@ -10,6 +10,7 @@ from operator import itemgetter
 import numpy as np
 
 from reports.analysis import Analysis, Block
+from reports.cautions import reference_failures, unbeaten
 from reports.collapses import Collapses
 from reports.comparisons import AgainstReference, Without, judged
 from reports.inference import power
@@ -98,6 +99,10 @@ class Finding:
     #: The claim, or the reason why there is none.
     claim: str
 
+    def __str__(self) -> str:
+        where = self.block.heading + (f" on {self.setting}" if self.setting else "")
+        return f"{where}: {f'{self.best} has the best mean. ' if self.best else ''}{self.claim}"
+
 
 def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Finding]:
     """Yields a finding for each block, followed by one for each setting if the block has several."""
@@ -108,6 +113,13 @@ def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Finding]:
         yield _finding(study, block, None)
         if block.cells:
             yield from (_finding(study, block, place) for place in range(len(block.settings)))
+
+
+def sentences(analysis: Analysis) -> list[str]:
+    """What is to be known first, and the claim of each block and setting."""
+    study = analysis.study
+    faults = [*reference_failures(analysis), *unbeaten(study.all_cells)]
+    return [*faults, *map(str, findings(study, analysis.blocks))]
 
 
 def _finding(study: Study, block: Block, place: int | None) -> Finding:

@@ -21,7 +21,7 @@ from reports.drawing import Drawn
 from reports.figures.cost import COSTS
 from reports.recipes import Mixture, provenance_counts
 from reports.rendering import environment
-from reports.study import Cell, Study, grouped
+from reports.study import Cell, Study, distinct, grouped
 from reports.suite_lines import suite_lines
 from reports.tables import INCOMPLETE, main_tables, scales
 from reports.units import unit_of
@@ -190,8 +190,7 @@ class Facts:
 
 def facts_of(study: Study) -> Facts:
     cells = study.all_cells
-    # A trial of two cells counts once. A trial that is not yet tuned has no id.
-    trials = {seed.trial_id or (seed.cell, seed.seed): seed for seed in reversed(study.all_seeds)}.values()
+    trials = distinct(study.all_seeds)
     return Facts(
         trials=len(trials),
         finished=sum(seed.finished for seed in trials),

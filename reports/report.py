@@ -17,7 +17,7 @@ from bench.store.connect import StoreError
 from bench.store.store import Store
 from methods import UnknownNameError, UserError
 from methods.errors import shown
-from reports import ablation, curves, figures, page, study_page, study_tables, tables
+from reports import ablation, curves, figures, findings, page, study_page, study_tables, study_words, tables
 from reports.analysis import Analysis, analyse
 from reports.drawing import Drawn
 from reports.figures.studies import draw as draw_studies
@@ -133,7 +133,6 @@ def compose(
     mixtures = _mixtures(study, mixed=mixed)
     stored = ablation.read(study)
     shown, left_out = curves.read(study)
-    shown += curves.converged_levels(study, shown)
     analysis = analyse(study, threshold)
     analysis = replace(analysis, notes=(*analysis.notes, *left_out))
     drawn, of_ablations = [], []
@@ -173,6 +172,31 @@ def compose_studies(
     }
     files = _files(formats, texts, lambda: study_tables.frames(analysis), drawn)
     return Composed(analysis, mixtures, files)
+
+
+def analysis_of(study: Study) -> Analysis | StudyAnalysis:
+    """The analysis that the report of these experiments shows. Raises UserError as `write_report` does."""
+    refuse_mixtures(find_mixtures(study))
+    return analyse_studies(study) if _of_studies(study) else analyse(study)
+
+
+def answers_of(analysis: Analysis | StudyAnalysis) -> list[str]:
+    """The sentences that answer which method to take."""
+    if isinstance(analysis, StudyAnalysis):
+        return study_words.answers(analysis)
+    return findings.sentences(analysis)
+
+
+def frames_of(analysis: Analysis | StudyAnalysis) -> dict[str, pd.DataFrame]:
+    """The tables of its report by the names of their files."""
+    return study_tables.frames(analysis) if isinstance(analysis, StudyAnalysis) else frames(analysis)
+
+
+def figures_of(analysis: Analysis | StudyAnalysis) -> list[Drawn]:
+    """The figures of its report, without those of allocations."""
+    if isinstance(analysis, StudyAnalysis):
+        return draw_studies(analysis)
+    return figures.draw(analysis, curves.read(analysis.study)[0])
 
 
 def _mixtures(study: Study, *, mixed: bool) -> tuple[Mixture, ...]:

@@ -6,20 +6,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pyarrow import ArrowException
 
+from bench.machine.overview import Overview, ShowsOverview
 from bench.records.predictions import frame_of, numbered
 from bench.records.record import Record, latest
 from bench.records.words import OWN_SIZE, Artifact, Tag
 from bench.store import DEFAULT_STORE
-from methods import UserError
+from methods import UnknownNameError, UserError
 from reports import reading
+from reports.overview import overview
 from reports.peft_files import holds_peft_results, peft_study
+from reports.selection import Selection
 from reports.study import COLUMNS, Experiment, Study, grouped
+
+if TYPE_CHECKING:
+    # Statistics and drawing take seconds to import, and frames need neither.
+    from reports.analysis import Analysis
+    from reports.drawing import Drawn, Figures
+    from reports.studies import StudyAnalysis
 
 
 class Column(NamedTuple):
@@ -89,11 +98,62 @@ PREDICTIONS = WHICH | {
 NUMBERED = {"label": WHOLE, "prediction": WHOLE, "logit": "float32"}
 
 
-class Results(Study):
-    """A study with its trials, curves and predictions, each read on first use.
+class Results(ShowsOverview, Study):
+    """A study with its trials, curves and predictions, and with what its report says and draws.
 
-    `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns, which exist even in an empty frame.
+    Each is read or computed on first use. `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns of those
+    frames, which exist even in an empty frame.
     """
+
+    def overview(self) -> Overview:
+        """The scores of all cells, as the terminal shows them after a run. Nothing is compared."""
+        closings = [experiment.closing for experiment in self.experiments if experiment.closing]
+        return overview(self.title, self.all_cells, self.all_seeds, [*self.notes, *closings])
+
+    @cached_property
+    def analysis(self) -> Analysis | StudyAnalysis:
+        """The comparisons that a report shows. Raises UserError as `write_report` does."""
+        from reports.report import analysis_of
+
+        return analysis_of(self)
+
+    @property
+    def answer(self) -> str:
+        """Which method to take, as the report says it, a line for each budget and setting."""
+        from reports.report import answers_of
+
+        return "\n".join(answers_of(self.analysis))
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The report's tables of comparisons, by the names of their CSV files."""
+        from reports.report import frames_of
+
+        return frames_of(self.analysis)
+
+    def plot(self, *kinds: str) -> Figures:
+        """The report's figures, or those of these kinds, which a notebook shows below one another.
+
+        Of suites tuned by studies the kinds are `differences`, `differences-by-task`, `curves` (scores by
+        trials of tuning) and `rates` (scores by learning rate); of others `differences`, `ranks`,
+        `score-vs-parameters`, `score-vs-memory` and `training-curves`, as far as there is something to draw.
+        Raises UserError if there is nothing, and UnknownNameError for another kind.
+        """
+        from reports.drawing import Figures
+
+        if not self._figures:
+            raise UserError("no figure can be drawn yet: too little has finished")
+        available = list(dict.fromkeys(figure.kind for figure in self._figures))
+        for kind in kinds:
+            if kind not in available:
+                raise UnknownNameError("figure of these results", kind, available)
+        return Figures(figure for figure in self._figures if figure.kind in (kinds or available))
+
+    @cached_property
+    def _figures(self) -> list[Drawn]:
+        from reports.report import figures_of
+
+        return figures_of(self.analysis)
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -135,23 +195,29 @@ class Results(Study):
             yield from ((experiment, record) for record in in_order if counts[record.trial_id] is record)
 
 
-def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) -> Results:
-    """Loads the results of experiments in a store, of packs, or of both, as data frames.
+def load_results(
+    *experiments: str | PathLike[str], store: str = DEFAULT_STORE, selection: Selection | None = None
+) -> Results:
+    """Loads the results of experiments in a store, of packs, or of both: data frames, answer and figures.
 
-    `experiments` are names, or files of packs, which need no store; several are read as one. The result has
-    `cells` and `seeds`, as in `reports.study.Study`, and `trials`, `curves` and `predictions`, as in
-    `Results`. Folders with result files of peft's method_comparison are read apart from experiments, into
-    `cells` and `seeds` alone, under the budget 'seed 0, not tuned alike'. Raises UserError for an experiment
-    that does not exist or has no result, and for a pack that is refused.
+    `experiments` are names, or files of packs, which need no store; several are read as one. `selection`: the
+    rows, and the comparisons among them. The result has `cells` and `seeds`, as in `reports.study.Study`, and
+    everything that `Results` documents. Folders with result files of peft's method_comparison are read apart
+    from experiments, into `cells` and `seeds` alone, under the budget 'seed 0, not tuned alike'. Raises
+    UserError for an experiment that does not exist or has no result, for a pack that is refused, and for a
+    selection of missing rows.
     """
     if not experiments:
         raise UserError("load_results() takes at least one experiment, or the file of a pack")
     folders = [Path(name) for name in experiments if holds_peft_results(Path(name))]
     if folders and len(folders) < len(experiments):
         raise UserError(f"load_results(): {folders[0]} holds results of peft; read it apart from experiments")
+    if folders and selection:
+        raise UserError(f"selection: {folders[0]} holds results of peft, which are not selected")
     if folders:
         return Results(**vars(peft_study(folders)))
-    return Results(**vars(reading.read(store, [fspath(name) for name in experiments], studies=True)))
+    names = [fspath(name) for name in experiments]
+    return Results(**vars(reading.read(store, names, selection, studies=True)))
 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:

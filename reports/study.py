@@ -226,6 +226,11 @@ def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | N
     }
 
 
+def distinct(seeds: Iterable[Seed]) -> list[Seed]:
+    """A seed for each trial: one that stands in two cells counts once. A trial not yet tuned has no id."""
+    return list({seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds}.values())
+
+
 Line = TypeVar("Line", Cell, Seed)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bench.records.words import OWN_SIZE
 from reports.inference.effects import Answer, Verdict
-from reports.studies import Difference, Entrant, StudyBlock
+from reports.studies import Difference, Entrant, StudyAnalysis, StudyBlock
 from reports.study import FLOOR, TaskAndBackbone
 from reports.units import Unit
 from reports.words import listed, many
@@ -73,6 +73,14 @@ def answer(block: StudyBlock) -> str:
     }
     rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
     return "; ".join([start + lead, *rest]) + "."
+
+
+def answers(analysis: StudyAnalysis) -> list[str]:
+    """The answer of each block."""
+    if not analysis.blocks:
+        return ["No study is complete."]
+    several = len(analysis.blocks) > 1
+    return [f"{heading(block)}: {answer(block)}" if several else answer(block) for block in analysis.blocks]
 
 
 def _joined(names: Sequence[str]) -> str:

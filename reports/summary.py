@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bench.machine.overview import Overview
 from bench.records.record import latest
 from bench.records.stored_plan import StoredPlan
 from bench.store.store import Store
-from reports.cautions import failed_references, guards, plain_lora
+from reports.cautions import failed_references, guards, plain_lora, unbeaten
 from reports.collapses import collapses
+from reports.overview import overview
 from reports.reading import tabulate
-from reports.study import Experiment, Study, TableRow
+from reports.study import Cell, Experiment, Seed, Study, TableRow, lines_of
 
 if TYPE_CHECKING:
     from reports.studies import StudyAnalysis
@@ -36,6 +38,17 @@ class Summary:
     @property
     def complete(self) -> bool:
         return bool(self.cells["complete"].all())
+
+    def overview(self, name: str) -> Overview:
+        """The scores, with failures, the answer of studies and warnings."""
+        cells, seeds = lines_of(self.cells, Cell), lines_of(self.seeds, Seed)
+        answers, score_of = [], None
+        if self.studies is not None:
+            from reports import study_words
+
+            answers, score_of = study_words.answers(self.studies), self.studies.score
+        notes = [*self.failures, *unbeaten(cells), *answers, *self.warnings, self.closing]
+        return overview(name, cells, seeds, list(filter(None, notes)), score_of)
 
 
 def summarise(store: Store, plan: StoredPlan) -> Summary:

@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
-from bench.plan.choosing import AXES, Studies
+from bench.plan.choosing import AXES
 from bench.plan.coverage import shared_points, tuning_notes
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS
 from bench.records.stored_plan import Forecast, StudyPlan
 from bench.records.words import OWN_SIZE
 from bench.tasks import split_sizes
-from methods import METHODS
 from reports.units import PERCENT, unit_of
 
 if TYPE_CHECKING:
@@ -29,28 +28,15 @@ MOST_POINTS = 24
 def print_plan(console: Console, plan: Plan) -> None:
     """Prints one table for each task and backbone."""
     final, tuning = plan.of(None), plan.of("tuning")
-    recipes = {trial.id: trial.recipe for trial in final.trials}
-    seeds = joined(sorted({seed for row in final.rows for seed in row.trials}))
-    count = f"{len(final.trials)} trials, seeds {seeds}"
-    if plan.suite.studies:
-        count = f"{len(final.trials)} trials, {studies_label(plan.suite.studies, plan)}"
-    elif tuning.trials:
-        tuned = joined(sorted({trial.seed for trial in tuning.trials}))
-        count = f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
-    console.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+    console.print(f"[bold]{plan.suite.name}[/bold]: {plan.counts}")
     _print_splits(console, plan)
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
         rates = ("lr", "centre", "head lr") if plan.suite.studies else ("lr",)
         table = RowTable(f"{task} · {backbone}", *rates)
         for row in final.rows:
             if (row.task, row.backbone) == (task, backbone):
-                first = next(iter(row.trials.values()))
-                if row.studies:
-                    table.add(row, *_rates(row.studies))
-                elif METHODS.get(row.family).fits_head:
-                    table.add(row, *["–"] * len(rates))
-                else:
-                    table.add(row, f"{recipes[first].lr:g}" if first else "tuned")
+                beside = _centre(row.studies) if row.studies else ["–"] * (len(rates) - 1)
+                table.add(row, final.rate(row), *beside)
         console.print(fitted(console, table.table, "% LoRA", rates[0], "params", "budget"))
     if tuning.trials:
         _print_points(console, plan)
@@ -77,18 +63,10 @@ def _print_splits(console: Console, plan: Plan) -> None:
             console.print(escape(f"{name}: {sizes}{dealt}"), highlight=False)
 
 
-def studies_label(studies: Studies, plan: Plan) -> str:
-    """The studies of a plan or a part of one, as in "3 of 5 studies of 8 points"."""
-    planned = {studies.place(seed)[0] for row in plan.of(None).rows for seed in row.trials}
-    part = "" if len(planned) == studies.studies else f"{len(planned)} of "
-    return f"{part}{studies.studies} studies of {studies.points} points"
-
-
-def _rates(studies: StudyPlan) -> tuple[str, str, str]:
-    """The window of a row's studies, the window's centre, and the head's rate ("" if in the window)."""
-    ends = (studies.centre * 10 ** (side * studies.decades / 2) for side in (-1, 1))
+def _centre(studies: StudyPlan) -> tuple[str, str]:
+    """The centre of the studies' window, and the head's rate; none where the window is the head's."""
     head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
-    return " to ".join(f"{end:.3g}" for end in ends), f"{studies.centre:g}", head
+    return f"{studies.centre:g}", head
 
 
 def _print_points(console: Console, plan: Plan) -> None:
@@ -110,24 +88,12 @@ def _print_points(console: Console, plan: Plan) -> None:
 
 def print_forecast(console: Console, expected: Forecast) -> None:
     """Prints trials and time for each part of a suite, and memory and disk in total."""
-    table = plain_table("Estimate", "part", "by", "points", "trials", "to run", "time", texts=("by",))
-    for part in expected.parts:
-        at_most = "≤ " * (part.command == "search")
-        counts = (f"{part.points:,}", f"{at_most}{part.trials:,}", f"{at_most}{part.open:,}")
-        table.add_row(part.part, f"tensorbench {part.command}", *counts, at_most + _duration(part.seconds))
+    estimate = expected.overview()
+    table = plain_table("Estimate", *estimate.lines[0], texts=estimate.texts)
+    for line in estimate.lines:
+        table.add_row(*line.values())
     console.print(table)
-    source = {
-        "stored trials": "by stored trials of this suite",
-        "operations": "by operations, at what this machine does of them now: no more than its order",
-    }[expected.based_on]
-    peak = "" if expected.peak_mib is None else f" (stored trials: up to {expected.peak_mib:,.0f})"
-    step = expected.activations_mib
-    activations = "" if step is None else f", and for the activations of a step about {step:,.0f}"
-    console.print(
-        f"Time is of one worker, {source}. A worker needs at least {expected.memory_mib:,.0f} MiB of "
-        f"memory{activations}{peak}; the results take about {expected.disk_mib:,.0f} MiB of disk.",
-        highlight=False,
-    )
+    console.print(expected.basis, highlight=False)
     for note in expected.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
     for advice in expected.advice:
@@ -191,13 +157,6 @@ def _assumed(studies: bool) -> str:
         f"{response.optima:g} decade of the centre; seeds have a standard deviation of "
         f"{100 * response.seeds:g} points, unless --sd gives another; {disagreement}; no trial fails."
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def print_tuning(console: Console, plan: Plan) -> None:

@@ -13,7 +13,6 @@ from rich.progress import Progress as Bars
 from rich.progress import TaskID, TextColumn
 from rich.table import Column
 
-from bench.cli.plans import studies_label
 from bench.cli.results import print_allocation, print_search
 from bench.cli.tables import joined, progress_bars
 from bench.plan.rows import Plan, Row
@@ -202,7 +201,7 @@ class Terminal(Audience):
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
         what = f"{phase} trials" if phase else "trials"
         if phase is None and plan.suite.studies:
-            what += f" ({studies_label(plan.suite.studies, plan)})"
+            what += f" ({plan.studies_label})"
         count = f"{len(plan.trials)} {what}, {waiting} to run on {device}"
         self._out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
 

@@ -19,14 +19,15 @@ from bench.records.stored_plan import StudyPlan
 from bench.records.words import PointState, Status, Tag
 from reports.cautions import unbeaten
 from reports.inference.intervals import LEAST_SEEDS, t_half
-from reports.study import Cell, Seed, grouped, kept_trials, lines_of, measured
+from reports.overview import complete_studies, estimated, kept_score, legend, mean_score
+from reports.study import Cell, Seed, distinct, grouped, kept_trials, lines_of, measured
 from reports.summary import Summary
 from reports.units import Unit
 from reports.words import many
 
 if TYPE_CHECKING:
     # Imported late, since it takes seconds.
-    from reports.studies import Estimate, StudyAnalysis
+    from reports.studies import StudyAnalysis
 
 
 def print_search(console: Console, search: SearchResult, records: Mapping[str, Record]) -> None:
@@ -131,7 +132,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         title = f"{setting} · {measured(of_setting)}, mean ± standard deviation over seeds"
         table = RowTable(title, "score", "seeds")
         for cell in of_setting:
-            table.add(cell, _score(cell), _seeds(cell))
+            table.add(cell, mean_score(cell), _seeds(cell))
         console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
     _print_studies(console, summary)
     print_missed(console, sum(cell.within is False for cell in cells))
@@ -142,11 +143,10 @@ def print_summary(console: Console, summary: Summary) -> None:
 
 
 def _print_lost(console: Console, seeds: Sequence[Seed]) -> None:
-    # A trial of two budgets counts once; rows that are not yet tuned have no trial.
-    lost = {seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds if not seed.finished}
-    failed = sum(seed.status == Status.FAILED for seed in lost.values())
+    lost = distinct(seed for seed in seeds if not seed.finished)
+    failed = sum(seed.status == Status.FAILED for seed in lost)
     missing = len(lost) - failed
-    if failed and any(seed.study is not None for seed in lost.values()):
+    if failed and any(seed.study is not None for seed in lost):
         console.print(
             f"[red]{failed} trial(s) failed.[/red] Those that diverged score as guessing does. Studies with "
             "other failures are left out until `--retry-failed` has run them again."
@@ -160,12 +160,6 @@ def _print_lost(console: Console, seeds: Sequence[Seed]) -> None:
             f"[red]{missing} trial(s) are missing; they are in no mean.[/red] A start without "
             "`--retry-failed` runs them."
         )
-
-
-def _score(cell: Cell) -> str:
-    if cell.mean is None:
-        return "–"
-    return f"{cell.mean:.4f}" + ("" if cell.sd is None else f" ± {cell.sd:.4f}")
 
 
 def _seeds(cell: Cell) -> str:
@@ -194,19 +188,11 @@ def _print_studies(console: Console, summary: Summary) -> None:
             kept = kept_trials(cell.studies, of_cell[cell.number])
             score = summary.studies.score(cell.number)
             intervals |= bool(score and score.interval)
-            shown = _estimate(score) if score and score.interval else _kept_score(kept)
+            shown = escape(estimated(score)) if score and score.interval else kept_score(kept)
             table.add(cell, shown, _complete(cell.studies, kept), _seeds(cell))
         console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
-    console.print(_legend(intervals), highlight=False)
+    console.print(legend(intervals=intervals), highlight=False)
     _print_differences(console, summary.studies)
-
-
-def _legend(intervals: bool) -> str:
-    kept = (
-        "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is the "
-        "standard deviation over studies."
-    )
-    return f"In brackets: the 95% interval of the score after so many trials. {kept}" if intervals else kept
 
 
 def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
@@ -234,20 +220,7 @@ def _interval(unit: Unit, interval: tuple[float, float] | None) -> str:
     return " to ".join(map(unit.difference, interval)) if interval else "–"
 
 
-def _estimate(score: Estimate) -> str:
-    assert score.interval
-    return f"{score.value:.4f} " + escape(f"[{score.interval[0]:.4f}, {score.interval[1]:.4f}]")
-
-
-def _kept_score(kept: Mapping[int, Seed | None]) -> str:
-    scores = [seed.score for seed in kept.values() if seed and seed.score is not None]
-    if not scores:
-        return "–"
-    return f"{fmean(scores):.4f}" + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else "")
-
-
 def _complete(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
     """The numbers of complete and planned studies, and of studies without a kept trial (all failed)."""
-    failed = sum(seed is None for seed in kept.values())
-    count = f"{len(kept)}/{studies.studies}"
-    return f"[red]{count} ({failed} without a trial)[/red]" if failed else count
+    count = complete_studies(studies, kept)
+    return f"[red]{count}[/red]" if None in kept.values() else count

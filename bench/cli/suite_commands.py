@@ -125,7 +125,7 @@ def plan(
     """
     from bench.cli.plans import print_forecast, print_plan, print_power
     from bench.execution import choose_device
-    from bench.forecast import forecast
+    from bench.forecast import make_forecast
     from bench.plan.coverage import shared_points, tuning_notes
     from bench.plan.make import make_plan
     from bench.plan.suite_file import load_suite
@@ -139,7 +139,7 @@ def plan(
     thresholds = one_for_each(threshold)
     device = choose_device(device)
     made = make_plan(load_suite(suite), device).select(part)
-    expected = forecast(made, store, device, Saving(micro_batch, checkpointing))
+    expected = make_forecast(made, store, device, Saving(micro_batch, checkpointing))
     powers = []
     if power:
         # Imported late, since it takes seconds.

@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from bench.records.stored_plan import PlannedRow
+from bench.records.stored_plan import PlannedRow, row_texts
 from bench.records.words import OWN_SIZE
 from methods import UserError
 from methods.registry import Registry
@@ -83,14 +83,9 @@ class RowTable:
         # Ranks that training cuts differ between seeds.
         ranks = joined(row.ranks) if isinstance(row, PlannedRow) else "cut" if row.left else row.ranks
         ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
-        self.table.add_row(
-            escape(row.method),
-            ranks or "–",
-            f"{row.parameters:,}" + (f" (peak {row.peak:,.0f})" if row.peak else ""),
-            f"{row.percent_of_lora:.2f}",
-            ratio,
-            *measured,
-        )
+        texts = row_texts(row, ranks)
+        sizes = (texts[column] for column in ("ranks", "params", "% LoRA"))
+        self.table.add_row(escape(row.method), *sizes, ratio, *measured)
 
 
 def print_missed(console: Console, rows: int) -> None:

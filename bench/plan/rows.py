@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from pydantic import Field
 
+from bench.machine.overview import Overview, ShowsOverview
+from bench.plan.recipe import Recipe
 from bench.plan.settings import Setting
 from bench.plan.suite import Suite
 from bench.plan.trial import Trial
-from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan
+from bench.records.stored_plan import TEXT_COLUMNS, PlannedRow, PlannedTrial, StoredPlan, row_texts
 from bench.records.words import Phase, budget_names
 from bench.tasks import Task
-from methods import UnknownNameError, UserError
+from methods import METHODS, UnknownNameError, UserError
 from methods.errors import shown
 from methods.validation import Frozen
 
@@ -121,7 +124,7 @@ class Part:
 EVERYTHING = Part()
 
 
-class Plan(Frozen):
+class Plan(ShowsOverview, Frozen):
     """The rows of a suite and the trials behind them, in the order in which they run."""
 
     suite: Suite
@@ -186,6 +189,56 @@ class Plan(Frozen):
             trials.setdefault(trial.id, trial)
         return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))
 
+    @property
+    def counts(self) -> str:
+        """How many trials there are, in which seeds or studies."""
+        final, tuning = self.of(None), self.of("tuning")
+        if self.suite.studies:
+            return f"{len(final.trials)} trials, {self.studies_label}"
+        seeds = _joined(seed for row in final.rows for seed in row.trials)
+        if tuning.trials:
+            tuned = _joined(trial.seed for trial in tuning.trials)
+            return f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
+        return f"{len(final.trials)} trials, seeds {seeds}"
+
+    @property
+    def studies_label(self) -> str:
+        """The plan's studies: "3 of 5 studies of 8 points", say. Empty without studies."""
+        studies = self.suite.studies
+        if studies is None:
+            return ""
+        planned = {self._study(seed) for row in self.of(None).rows for seed in row.trials}
+        part = "" if len(planned) == studies.studies else f"{len(planned)} of "
+        return f"{part}{studies.studies} studies of {studies.points} points"
+
+    def rate(self, row: Row) -> str:
+        """The learning rate of a row's trials, or the window of its studies, in words."""
+        if row.studies:
+            return row.studies.window
+        if METHODS.get(row.family).fits_head:
+            return "–"
+        first = next(iter(row.trials.values()))
+        return f"{self._recipes[first].lr:g}" if first else "tuned"
+
+    @cached_property
+    def _recipes(self) -> dict[str, Recipe]:
+        return {trial.id: trial.recipe for trial in self.trials}
+
+    def overview(self) -> Overview:
+        """Its rows with their sizes, rates and numbers of trials."""
+        final = self.of(None).rows
+        missed = sum(row.within is False for row in final)
+        return Overview(
+            f"{self.suite.name}: {self.counts}",
+            [
+                row_texts(row, ",".join(map(str, row.ranks)))
+                | {"lr": self.rate(row), "trials": str(len(row.trials))}
+                for row in final
+            ],
+            [f"{missed} row(s) miss their budget by more than its tolerance."] * bool(missed),
+            TEXT_COLUMNS,
+        )
+
     def stored(self) -> StoredPlan:
         """The tables' rows and their trials. Tuning trials appear only in the `tuning` of their row."""
         final = self.of(None)
@@ -198,6 +251,10 @@ class Plan(Frozen):
                 PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in final.trials
             ),
         )
+
+
+def _joined(seeds: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(set(seeds))))
 
 
 def in_order(entries: Iterable[tuple[tuple[int, ...], Entry]]) -> tuple[Entry, ...]:

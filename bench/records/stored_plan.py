@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from bench.machine.overview import Overview, ShowsOverview
 from bench.records import Wired
-from bench.records.words import By, Phase
+from bench.records.words import OWN_SIZE, By, Phase
 
 
 class Tuned(Wired):
@@ -62,6 +63,12 @@ class StudyPlan(Wired):
     #: The position of every trial, by seed.
     trials: dict[int, StudyTrial]
 
+    @property
+    def window(self) -> str:
+        """The smallest and the largest learning rate, in words."""
+        ends = (self.centre * 10 ** (side * self.decades / 2) for side in (-1, 1))
+        return " to ".join(f"{end:.3g}" for end in ends)
+
 
 class PlannedRow(Wired):
     """A row of the tables: one method under one budget on one backbone and task, over all seeds."""
@@ -100,6 +107,42 @@ class PlannedRow(Wired):
         return self.method + (f" r={ranks}" if self.budget is None and ranks else "")
 
 
+class TableLine(Protocol):
+    """A row of a plan or of results."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def budget(self) -> str | None: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def peak(self) -> int | None: ...
+    @property
+    def percent_of_lora(self) -> float: ...
+
+
+#: The columns of `row_texts` that hold text, not numbers.
+TEXT_COLUMNS = ("task", "backbone", "budget", "method", "ranks")
+
+
+def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
+    """The columns of tables that tell what a row is and how large its adapter is."""
+    return {
+        "task": row.task,
+        "backbone": row.backbone,
+        "budget": row.budget or OWN_SIZE,
+        "method": row.method,
+        "ranks": ranks or "–",
+        "params": f"{row.parameters:,}" + (f" (peak {row.peak:,.0f})" if row.peak else ""),
+        "% LoRA": f"{row.percent_of_lora:.2f}",
+    }
+
+
 class PlannedTrial(Wired):
     """A trial with everything that enters its id, in a form that other versions can read."""
 
@@ -133,7 +176,7 @@ class Share(Wired):
     seconds: float
 
 
-class Forecast(Wired):
+class Forecast(ShowsOverview, Wired):
     """The estimated cost of a suite, before anything starts."""
 
     parts: tuple[Share, ...]
@@ -151,6 +194,45 @@ class Forecast(Wired):
     notes: tuple[str, ...] = ()
     #: Suggestions for reducing the cost.
     advice: tuple[str, ...] = ()
+
+    @property
+    def basis(self) -> str:
+        """What the time is of, and the memory and disk that are needed, in words."""
+        source = {
+            "stored trials": "by stored trials of this suite",
+            "operations": "by operations, at what this machine does of them now: no more than its order",
+        }[self.based_on]
+        peak = "" if self.peak_mib is None else f" (stored trials: up to {self.peak_mib:,.0f})"
+        step = self.activations_mib
+        activations = "" if step is None else f", and for the activations of a step about {step:,.0f}"
+        return (
+            f"Time is of one worker, {source}. A worker needs at least {self.memory_mib:,.0f} MiB of "
+            f"memory{activations}{peak}; the results take about {self.disk_mib:,.0f} MiB of disk."
+        )
+
+    def overview(self) -> Overview:
+        """The trials and time of each part."""
+        lines = []
+        for part in self.parts:
+            at_most = "≤ " * (part.command == "search")
+            lines.append(
+                {
+                    "part": part.part,
+                    "by": f"tensorbench {part.command}",
+                    "points": f"{part.points:,}",
+                    "trials": f"{at_most}{part.trials:,}",
+                    "to run": f"{at_most}{part.open:,}",
+                    "time": at_most + _duration(part.seconds),
+                }
+            )
+        return Overview("Estimate", lines, [self.basis, *self.notes, *self.advice], ("part", "by"))
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class StoredSuite(Wired):

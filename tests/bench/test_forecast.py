@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from rich.console import Console
 from bench.cli.plans import print_forecast
 from bench.execution.estimate import final_work, step_count
 from bench.execution.place import Place
-from bench.forecast import forecast
+from bench.forecast import make_forecast
 from bench.plan.rows import Part
 from bench.records.stored_plan import Forecast, Share
 from bench.run import Audience, run_suite
@@ -90,13 +92,13 @@ def ended(only: Callable[[Any], bool] = lambda _: True) -> Callable[..., Result 
 
 def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
     store = nowhere(tmp_path)
-    assert counts(forecast(plan(seeds=[0, 1]), store, "cpu")) == {"final": ("run", 1, 2, 2)}
+    assert counts(make_forecast(plan(seeds=[0, 1]), store, "cpu")) == {"final": ("run", 1, 2, 2)}
     # Three points on two seeds for each method, then two final seeds.
-    assert counts(forecast(plan(**TUNED), store, "cpu")) == {
+    assert counts(make_forecast(plan(**TUNED), store, "cpu")) == {
         "tuning": ("run", 6, 12, 12),
         "final": ("run", 2, 4, 4),
     }
-    estimate = forecast(plan(**SEARCHED), store, "cpu")
+    estimate = make_forecast(plan(**SEARCHED), store, "cpu")
     # The search ends with its best point and the heuristic on three seeds each; so does the allocation.
     assert counts(estimate)["final"] == ("run", 2, 6, 6)
     assert counts(estimate)["search"] == ("search", 5, 5 * 2 + 6, 5 * 2 + 6)
@@ -110,7 +112,7 @@ def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
 
 def test_a_part_that_was_selected_is_counted_alone(tmp_path: Path) -> None:
     part = plan(**TUNED).select(Part(methods=["lora"], seeds=[1]))
-    assert counts(forecast(part, nowhere(tmp_path), "cpu")) == {
+    assert counts(make_forecast(part, nowhere(tmp_path), "cpu")) == {
         "tuning": ("run", 3, 6, 6),
         "final": ("run", 1, 1, 1),
     }
@@ -121,7 +123,7 @@ def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
 ) -> None:
     monkeypatch.setattr("bench.forecast._seconds_per_operation", lambda device: 1e-9)
     once, twice = (
-        forecast(plan(training={"batch_size": 16, "epochs": epochs}), nowhere(tmp_path), "cpu")
+        make_forecast(plan(training={"batch_size": 16, "epochs": epochs}), nowhere(tmp_path), "cpu")
         for epochs in (2, 4)
     )
     assert once.based_on == "operations"
@@ -130,7 +132,7 @@ def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
     assert once.parts[0].seconds > 0
     assert once.memory_mib > 400
     made = plan(training={"batch_size": 16, "epochs": 2})
-    parts = forecast(made, nowhere(tmp_path), "cpu", Saving(4))
+    parts = make_forecast(made, nowhere(tmp_path), "cpu", Saving(4))
     assert once.activations_mib == pytest.approx(4 * parts.activations_mib)
     assert parts.activations_mib > 0
     assert once.disk_mib > 1
@@ -144,38 +146,38 @@ def test_a_note_says_where_bf16_would_be_faster(
 ) -> None:
     monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: native)
     made = plan(training={"batch_size": 16, "epochs": 2, "precision": precision})
-    assert bool(forecast(made, nowhere(tmp_path), "cpu").advice) == noted
+    assert bool(make_forecast(made, nowhere(tmp_path), "cpu").advice) == noted
 
 
 def test_stored_trials_tell_time_and_memory_and_what_is_left(tmp_path: Path, new_store: NewStore) -> None:
     made, uri = plan(seeds=[0, 1, 2]), new_store(tmp_path)
     stored(uri, made, ended(lambda trial: trial.seed == 0))
-    estimate = forecast(made, uri, "cpu")
+    estimate = make_forecast(made, uri, "cpu")
     assert (estimate.based_on, estimate.peak_mib) == ("stored trials", 321.0)
     assert counts(estimate) == {"final": ("run", 1, 3, 2)}
     left = [trial for trial in made.trials if trial.seed]
     assert estimate.parts[0].seconds == pytest.approx(SECONDS_A_STEP * sum(map(step_count, left)))
     stored(uri, made, ended(lambda trial: trial.seed != 0))
-    assert forecast(made, uri, "cpu").parts[0].seconds == 0
+    assert make_forecast(made, uri, "cpu").parts[0].seconds == 0
 
 
 def test_stored_tuning_choices_are_read(tmp_path: Path, new_store: NewStore) -> None:
     made, uri = plan(**TUNED), new_store(tmp_path)
     store = stored(uri, made.of("tuning"), ended())
-    assert {name: part[-1] for name, part in counts(forecast(made, uri, "cpu")).items()} == {
+    assert {name: part[-1] for name, part in counts(make_forecast(made, uri, "cpu")).items()} == {
         "tuning": 0,
         "final": 4,
     }
     chosen = with_choices(made, store).of(None)
     stored(uri, chosen, ended(lambda trial: trial.seed == 0))
-    assert counts(forecast(made, uri, "cpu"))["final"] == ("run", 2, 4, 2)
+    assert counts(make_forecast(made, uri, "cpu"))["final"] == ("run", 2, 4, 2)
 
 
 def test_a_store_of_other_suites_or_a_broken_one_is_no_obstacle(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
-    assert forecast(plan(), uri, "cpu").notes == ()
+    assert make_forecast(plan(), uri, "cpu").notes == ()
     (tmp_path / "broken.db").write_text("no database at all")
-    estimate = forecast(plan(), f"sqlite:///{tmp_path / 'broken.db'}", "cpu")
+    estimate = make_forecast(plan(), f"sqlite:///{tmp_path / 'broken.db'}", "cpu")
     assert counts(estimate) == {"final": ("run", 1, 1, 1)}
     assert "broken.db" in estimate.notes[0]
 
@@ -227,3 +229,15 @@ def test_run_says_what_it_leaves_out_and_which_command_does_it(
     run_suite(plain, store=f"sqlite:///{tmp_path / 'mlflow.db'}", place=Place(device="cpu"), audience=heard)
     assert len(heard.notes) == 1
     assert len(Store.existing(f"sqlite:///{tmp_path / 'mlflow.db'}", "toy").records()) == 1
+
+
+def test_a_notebook_shows_what_the_terminal_prints(tmp_path: Path) -> None:
+    expected = make_forecast(plan(**SEARCHED), nowhere(tmp_path))
+    out = io.StringIO()
+    print_forecast(Console(file=out, width=400), expected)
+    printed = out.getvalue()
+    texts = [cell for line in expected.overview().lines for cell in line.values()]
+    assert len(texts) == 6 * len(expected.parts) > 6
+    for text in (*texts, expected.basis):
+        assert text in printed
+        assert html.escape(text) in expected._repr_html_()

@@ -123,7 +123,6 @@ def lines(drawn: Drawn, axis: int) -> set[float]:
 
 def test_every_figure_has_its_line(study: Study) -> None:
     analysis, shown = analyse(study), curves.read(study)[0]
-    shown += curves.converged_levels(study, shown)
     drawn = {figure.name: figure for figure in figures.draw(analysis, shown)}
     costs = [name for name in drawn if name.startswith("score-vs-")]
     assert len(costs) == 4

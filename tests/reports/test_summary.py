@@ -157,3 +157,13 @@ def test_missing_trials_shared_by_two_budgets_count_once(tmp_path: Path, new_sto
     print_summary(Console(file=shown, width=120), summarise(store, plan.stored()))
     assert "1 trial(s) failed" in shown.getvalue()
     assert re.search("2 trial.* missing", shown.getvalue())
+
+
+def test_a_notebook_shows_the_same(summary: Summary) -> None:
+    overview = summary.overview("toy")
+    shown = {line["method"]: (line["score"], line["trials"]) for line in overview.lines}
+    lora = line(summary, "LoRA")
+    assert shown["LoRA"] == (f"{lora['mean']:.4f} ± {lora['sd']:.4f}", "3/3")
+    assert shown["TensLoRA depth"] == ("–", "0/3")
+    assert "7 of 15 trials finished; 5 failed, 3 missing" in overview.title
+    assert [note for note in (*summary.failures, summary.closing) if note not in overview.notes] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from bench.backbones import BACKBONES
 from bench.backbones.registered_backbones import TINY_RANDOM_BERT
+from bench.plan.rows import Part
 from bench.plan.trial import Trial
 from methods import UserError
 from methods.tenslora import VARIANTS
@@ -364,3 +366,34 @@ def test_every_registered_backbone_can_be_planned_without_its_weights() -> None:
         modality = BACKBONES.get(name).describe(None).input.modality
         made = plan(VISION if modality == "vision" else TEXT, backbones=[name])
         assert len(made.trials) == 1
+
+
+def test_a_plan_shows_its_rows_with_rates_and_trials() -> None:
+    label = "<b>mine</b>"
+    methods = ["lora", "converged_head", {"method": "tenslora", "variant": "att", "label": label}]
+    made = plan(methods=methods, seeds=[0, 1, 2])
+    overview = made.overview()
+    lines = {line["method"]: line for line in overview.lines}
+    assert {name: (line["lr"], line["trials"]) for name, line in lines.items()} == {
+        "LoRA": ("0.005", "3"),
+        "converged head": ("–", "3"),
+        label: ("0.005", "3"),
+    }
+    assert [line["params"] for line in overview.lines] == [f"{row.parameters:,}" for row in made.rows]
+    assert f"{len(made.trials)} trials" in overview.title
+    assert label in str(made) == repr(made)
+    assert label not in made._repr_html_()
+    assert html.escape(label) in made._repr_html_()
+
+
+def test_a_plan_of_studies_shows_their_windows() -> None:
+    made = plan(seeds=[], training={}, tuning={"studies": 3, "points": 4})
+    (line,) = made.overview().lines
+    (row,) = made.rows
+    assert row.studies is not None
+    rates = [trial.lr for trial in row.studies.trials.values()]
+    low, high = map(float, line["lr"].split(" to "))
+    assert low <= min(rates) < max(rates) <= high
+    assert line["trials"] == "12"
+    assert "3 studies of 4 points" in made.overview().title
+    assert "1 of 3 studies of 4 points" in made.select(Part(studies=[1])).overview().title

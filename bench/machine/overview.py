@@ -1,0 +1,87 @@
+"""Tables by which plans and results show themselves, in a notebook and at a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from bench.machine.visible import visible
+from methods.errors import cut
+
+#: Lines of a table, and letters of a text in it.
+MOST_LINES, MOST_LETTERS = 60, 80
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A table with a title and notes. Texts may be foreign: both forms escape them."""
+
+    title: str
+    #: By column, the texts of each line; all lines have the same columns.
+    lines: Sequence[Mapping[str, str]]
+    notes: Sequence[str] = ()
+    #: Columns of text, whose cells begin at the left.
+    texts: Sequence[str] = ()
+
+    def text(self) -> str:
+        """The table in columns of one width each."""
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        aligned = [
+            "  ".join(
+                cell.ljust(width) if column in self.texts else cell.rjust(width)
+                for column, cell, width in zip(table[0], line, widths, strict=True)
+            ).rstrip()
+            for line in table
+        ]
+        return "\n".join([_line(self.title), *aligned, *map(_line, self._notes())])
+
+    def html(self) -> str:
+        """The table as an element of a notebook's page."""
+        heads, *lines = self._table()
+        sides = ["left" if head in self.texts else "right" for head in heads]
+
+        def row(tag: str, cells: Sequence[str]) -> str:
+            styled = (
+                f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+                for side, cell in zip(sides, cells, strict=True)
+            )
+            return f"<tr>{''.join(styled)}</tr>"
+
+        body = "".join(row("td", line) for line in lines)
+        table = f"<table><thead>{row('th', heads)}</thead><tbody>{body}</tbody></table>" * bool(lines)
+        notes = "".join(f"<p>{escape(_line(note))}</p>" for note in self._notes())
+        return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
+
+    def _table(self) -> list[list[str]]:
+        """The heads, then the cells of the first lines."""
+        heads = list(self.lines[0]) if self.lines else []
+        lines = self.lines[:MOST_LINES]
+        return [heads, *([cut(_line(cell), MOST_LETTERS) for cell in line.values()] for line in lines)]
+
+    def _notes(self) -> list[str]:
+        left_out = len(self.lines) - MOST_LINES
+        return [f"{left_out:,} more lines.", *self.notes] if left_out > 0 else list(self.notes)
+
+
+def _line(text: str) -> str:
+    """A foreign text on one line."""
+    return " ".join(visible(text).split())
+
+
+class ShowsOverview:
+    """Shows itself as its overview."""
+
+    def overview(self) -> Overview:
+        """The table that a notebook shows."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self.overview().text()
+
+    def __str__(self) -> str:
+        return self.overview().text()
+
+    def _repr_html_(self) -> str:
+        return self.overview().html()

@@ -1,0 +1,93 @@
+"""The table by which results show themselves in a notebook and at a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING
+
+from bench.machine.overview import Overview
+from bench.records.stored_plan import TEXT_COLUMNS, StudyPlan, row_texts
+from bench.records.words import Status
+from reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
+from reports.words import many
+
+if TYPE_CHECKING:
+    # This import takes seconds.
+    from reports.studies import Estimate
+
+
+def overview(
+    name: str,
+    cells: Sequence[Cell],
+    seeds: Sequence[Seed],
+    notes: Sequence[str],
+    score_of: Callable[[int], Estimate | None] | None = None,
+) -> Overview:
+    """The scores of results. `score_of`: the estimate of a cell with studies, by the cell's number."""
+    of_cell = grouped(seeds, lambda seed: seed.cell)
+    scores = {cell.number: score_of and score_of(cell.number) for cell in cells if cell.studies}
+
+    def score_texts(cell: Cell) -> dict[str, str]:
+        if cell.studies is None:
+            return {"score": mean_score(cell)} | ({"studies": "–"} if scores else {})
+        kept, score = kept_trials(cell.studies, of_cell[cell.number]), scores[cell.number]
+        text = estimated(score) if score and score.interval else kept_score(kept)
+        return {"score": text, "studies": complete_studies(cell.studies, kept)}
+
+    lines = [
+        row_texts(cell, "cut" if cell.left else cell.ranks)
+        | {"measure": measured([cell])}
+        | score_texts(cell)
+        | {"trials": f"{cell.finished}/{cell.seeds}"}
+        for cell in cells
+    ]
+    intervals = any(score and score.interval for score in scores.values())
+    how_to_read = [legend(intervals=intervals)] if scores else []
+    return Overview(f"{name}: {counts(seeds)}", lines, [*notes, *how_to_read], (*TEXT_COLUMNS, "measure"))
+
+
+def counts(seeds: Sequence[Seed]) -> str:
+    """How many trials have finished, failed, and not run."""
+    trials = distinct(seeds)
+    finished = sum(seed.finished for seed in trials)
+    failed = sum(seed.status == Status.FAILED for seed in trials)
+    parts = {"failed": failed, "missing": len(trials) - finished - failed}
+    text = ", ".join(f"{count:,} {word}" for word, count in parts.items() if count)
+    return f"{finished:,} of {many(len(trials), 'trial')} finished" + (f"; {text}" if text else "")
+
+
+def mean_score(cell: Cell) -> str:
+    """The mean over seeds and their standard deviation."""
+    if cell.mean is None:
+        return "–"
+    return f"{cell.mean:.4f}" + ("" if cell.sd is None else f" ± {cell.sd:.4f}")
+
+
+def estimated(score: Estimate) -> str:
+    """The score after all trials of a study, with its interval."""
+    assert score.interval
+    return f"{score.value:.4f} [{score.interval[0]:.4f}, {score.interval[1]:.4f}]"
+
+
+def kept_score(kept: Mapping[int, Seed | None]) -> str:
+    """The mean over the trials that complete studies kept, and their standard deviation."""
+    scores = [seed.score for seed in kept.values() if seed and seed.score is not None]
+    if not scores:
+        return "–"
+    return f"{fmean(scores):.4f}" + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else "")
+
+
+def complete_studies(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
+    """The complete studies of those planned, and how many of them kept no trial, since all failed."""
+    failed = sum(seed is None for seed in kept.values())
+    return f"{len(kept)}/{studies.studies}" + (f" ({failed} without a trial)" if failed else "")
+
+
+def legend(*, intervals: bool) -> str:
+    """How to read the scores of studies, some of which have intervals."""
+    kept = (
+        "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is the "
+        "standard deviation over studies."
+    )
+    return f"In brackets: the 95% interval of the score after so many trials. {kept}" if intervals else kept

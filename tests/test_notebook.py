@@ -1,0 +1,72 @@
+"""The notebook of the documentation runs from top to bottom, and shows what it says."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+#: In place of the cell that is tagged so: 12 trials that take a second each.
+PARAMETERS = """
+sizes = {"train_size": 32, "validation_size": 20, "test_size": 40, "max_tokens": 24}
+tuning = {"studies": 2, "points": 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[dict[str, Any]]:
+    notebook = json.loads((DOCS / "start.ipynb").read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def value_of(source: str, names: dict[str, Any]) -> Any:
+    """Runs a cell and gives the value of its last line, as a notebook does; None of a statement."""
+    module = ast.parse(source)
+    last = module.body[-1]
+    if not isinstance(last, ast.Expr):
+        exec(compile(module, "start.ipynb", "exec"), names)
+        return None
+    exec(compile(ast.Module(module.body[:-1], []), "start.ipynb", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "start.ipynb", "eval"), names)
+
+
+def test_it_runs_and_shows_its_plan_its_results_and_its_figures(
+    cells: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "notebook"}
+    replaced = 0
+    for cell in cells:
+        parameters = "parameters" in cell["metadata"].get("tags", ())
+        replaced += parameters
+        value = value_of(PARAMETERS if parameters else "".join(cell["source"]), names)
+        # Stored outputs are of the kinds that the cell shows today.
+        kinds = {kind for output in cell["outputs"] for kind in output.get("data", ())}
+        assert kinds == (set() if value is None else {"text/plain", "text/html"})
+        if value is not None:
+            ElementTree.fromstring(re.sub("<br>|&nbsp;", "", value._repr_html_().join(("<div>", "</div>"))))
+    assert replaced == 1
+    assert names["run"].complete
+    assert {row.method for row in names["plan"].rows} <= set(names["results"].cells["method"])
+    (block,) = names["results"].analysis.blocks
+    assert {entrant.method for entrant in block.compared} == {"TensLoRA qkv_depth"}
+    assert names["results"].answer in capsys.readouterr().out
+
+
+def test_its_stored_outputs_are_of_one_run_and_hold_no_place(cells: list[dict[str, Any]]) -> None:
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = json.dumps([cell["outputs"] for cell in cells])
+    assert [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"] == []
+    assert not re.search(r"/(home|root|tmp|Users)/", outputs)
+    assert len(outputs) < 400_000
