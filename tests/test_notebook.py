@@ -51,9 +51,6 @@ def test_it_runs_and_shows_its_plan_its_results_and_its_figures(
         parameters = "parameters" in cell["metadata"].get("tags", ())
         replaced += parameters
         value = value_of(PARAMETERS if parameters else "".join(cell["source"]), names)
-        # Stored outputs are of the kinds that the cell shows today.
-        kinds = {kind for output in cell["outputs"] for kind in output.get("data", ())}
-        assert kinds == (set() if value is None else {"text/plain", "text/html"})
         if value is not None:
             ElementTree.fromstring(re.sub("<br>|&nbsp;", "", value._repr_html_().join(("<div>", "</div>"))))
     assert replaced == 1
@@ -62,11 +59,3 @@ def test_it_runs_and_shows_its_plan_its_results_and_its_figures(
     (block,) = names["results"].analysis.blocks
     assert {entrant.method for entrant in block.compared} == {"TensLoRA qkv_depth"}
     assert names["results"].answer in capsys.readouterr().out
-
-
-def test_its_stored_outputs_are_of_one_run_and_hold_no_place(cells: list[dict[str, Any]]) -> None:
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = json.dumps([cell["outputs"] for cell in cells])
-    assert [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"] == []
-    assert not re.search(r"/(home|root|tmp|Users)/", outputs)
-    assert len(outputs) < 400_000

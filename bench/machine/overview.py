@@ -44,7 +44,7 @@ class Overview:
 
         def row(tag: str, cells: Sequence[str]) -> str:
             styled = (
-                f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+                f'<{tag} style="text-align: {side}; white-space: nowrap">{escape(cell)}</{tag}>'
                 for side, cell in zip(sides, cells, strict=True)
             )
             return f"<tr>{''.join(styled)}</tr>"
