@@ -108,11 +108,20 @@ class Results(ShowsOverview, Study):
     def overview(self) -> Overview:
         """The scores of all cells, as the terminal shows them after a run. Nothing is compared."""
         closings = [experiment.closing for experiment in self.experiments if experiment.closing]
-        return overview(self.title, self.all_cells, self.all_seeds, [*self.notes, *closings])
+        return overview(
+            self.title or "peft's results", self.all_cells, self.all_seeds, [*self.notes, *closings]
+        )
 
     @cached_property
     def analysis(self) -> Analysis | StudyAnalysis:
-        """The comparisons that a report shows. Raises UserError as `write_report` does."""
+        """The comparisons that a report shows.
+
+        Raises UserError as `write_report` does, and for results of peft.
+        """
+        if not self.experiments:
+            raise UserError(
+                "peft's results are of one seed, and not tuned alike: nothing of them is compared"
+            )
         from reports.report import analysis_of
 
         return analysis_of(self)

@@ -123,7 +123,7 @@ class TableLine(Protocol):
     @property
     def peak(self) -> int | None: ...
     @property
-    def percent_of_lora(self) -> float: ...
+    def percent_of_lora(self) -> float | None: ...
 
 
 #: The columns of `row_texts` that hold text, not numbers.
@@ -139,7 +139,8 @@ def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
         "method": row.method,
         "ranks": ranks or "–",
         "params": f"{row.parameters:,}" + (f" (peak {row.peak:,.0f})" if row.peak else ""),
-        "% LoRA": f"{row.percent_of_lora:.2f}",
+        # Rows of peft's results have none.
+        "% LoRA": "–" if row.percent_of_lora is None else f"{row.percent_of_lora:.2f}",
     }
 
 

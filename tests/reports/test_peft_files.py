@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import load_results
+from bench import Selection, load_results
 from bench.machine.outputs import put_files
 from bench.records.measures import Measure
 from methods import UserError
@@ -86,6 +86,11 @@ def test_a_folder_of_peft_s_files_is_results(tmp_path: Path) -> None:
     assert results.trials.empty
     assert results.curves.empty
     assert results.predictions.empty
+    assert [line["score"] for line in results.overview().lines] == ["0.4000", "0.5000"]
+    with pytest.raises(UserError, match="peft"):
+        results.plot()
+    with pytest.raises(UserError, match="selection"):
+        load_results(folder, selection=Selection(methods=["lora--rank32"]))
     with pytest.raises(UserError, match="snapshot"):
         load_results(folder, "another")
 
