@@ -108,9 +108,8 @@ class Results(ShowsOverview, Study):
     def overview(self) -> Overview:
         """The scores of all cells, as the terminal shows them after a run. Nothing is compared."""
         closings = [experiment.closing for experiment in self.experiments if experiment.closing]
-        return overview(
-            self.title or "peft's results", self.all_cells, self.all_seeds, [*self.notes, *closings]
-        )
+        title = self.title or "peft's results"
+        return overview(title, self.all_cells, self.all_seeds, [*self.notes, *closings])
 
     @cached_property
     def analysis(self) -> Analysis | StudyAnalysis:
@@ -119,9 +118,7 @@ class Results(ShowsOverview, Study):
         Raises UserError as `write_report` does, and for results of peft.
         """
         if not self.experiments:
-            raise UserError(
-                "peft's results are of one seed, and not tuned alike: nothing of them is compared"
-            )
+            raise UserError("peft's results are of one seed and not tuned alike: nothing compares them")
         from reports.report import analysis_of
 
         return analysis_of(self)
