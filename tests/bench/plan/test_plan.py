@@ -387,7 +387,7 @@ def test_a_plan_shows_its_rows_with_rates_and_trials() -> None:
 
 
 def test_a_plan_of_studies_shows_their_windows() -> None:
-    made = plan(seeds=[], training={}, tuning={"studies": 3, "points": 4})
+    made = plan(seeds=[], training={"batch_size": 16}, tuning={"studies": 3, "points": 4})
     (line,) = made.overview().lines
     (row,) = made.rows
     assert row.studies is not None
