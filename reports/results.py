@@ -13,7 +13,7 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from bench.machine.overview import Overview, ShowsOverview
-from bench.records.predictions import frame_of, numbered
+from bench.records.predictions import LOG_PROBABILITY, compact, frame_of, numbered
 from bench.records.record import Record, latest
 from bench.records.words import OWN_SIZE, Artifact, Tag
 from bench.store import DEFAULT_STORE
@@ -92,6 +92,9 @@ PREDICTIONS = WHICH | {
     "label": Column(NUMBER, "the target's", "the index of the right class; of a regression, the target"),
     "prediction": Column(NUMBER, "the target's", "the index of the class that was answered, or the value"),
     "correct": Column("boolean", "", "whether the two are the same; <NA> of a regression"),
+    LOG_PROBABILITY: Column(
+        NUMBER, "nats", "of the label, to thousandths; NaN unless a class is answered for each example"
+    ),
 }
 
 #: The numbered columns after them: `logit_0` etc., and `label_0` and `prediction_0` for multi-label tasks.
@@ -294,6 +297,8 @@ def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
         labels, answers = (frame[numbered(have, name)].to_numpy() for name in ("label", "prediction"))
         counted = labels.size and np.issubdtype(labels.dtype, np.integer)
         frame["correct"] = (labels == answers).all(axis=1) if counted else pd.NA
+        single = compact(content)
+        frame[LOG_PROBABILITY] = single.log_probability if single else float("nan")
     except (OSError, ArrowException, ValueError, KeyError) as error:
         raise UserError(
             f"{Artifact.PREDICTIONS} of run {record.run_id} ({record.name}) cannot be read: {error}"

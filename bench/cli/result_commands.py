@@ -293,7 +293,7 @@ def pack(
     ],
     file: Annotated[Path, typer.Option("--out", help="The file to write: NAME.tensorbench.zip.")],
     store: StoreUri = DEFAULT_STORE,
-    adapters: Annotated[bool, typer.Option(help="Include the trained adapters.")] = False,
+    adapters: Annotated[bool, typer.Option(help="Include the trained adapters, and all logits.")] = False,
     force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
 ) -> None:
     """Write results into one file, which `report` reads anywhere and `unpack` merges into other stores."""

@@ -4,10 +4,16 @@
     experiments/N/experiment.json                 `PackedExperiment`
     experiments/N/runs.parquet                    one row per run, `bench.store.pack.parquet.RUNS`
     experiments/N/curves.parquet                  one row per point, `bench.store.pack.parquet.CURVES`
-    experiments/N/artifacts/RUN_ID/NAME           a run's artifacts, by their names in `Artifact`
+    experiments/N/configs.parquet                 one row per trial, `bench.store.pack.parquet.CONFIGS`
+    experiments/N/splits.parquet                  one row per split, `bench.store.pack.parquet.SPLITS`
+    experiments/N/predictions.parquet             one row per trial, `bench.store.pack.parquet.PREDICTIONS`
+    experiments/N/artifacts/RUN_ID/NAME           a run's other artifacts, by their names in `Artifact`
 
 Experiments are numbered in the order of their names. A pack holds only runs that count: of trials, searches
 and allocations, and the suite's run with the plan.
+
+In version 1 every configuration and every file of predictions was an artifact. Now only those are that have
+no compact form, and the predictions of packs with adapters.
 """
 
 from __future__ import annotations
@@ -23,11 +29,13 @@ from bench.records.words import Artifact
 ENDING = ".tensorbench.zip"
 
 #: The version of the format, increased whenever an earlier version would misread a pack.
-SCHEMA = 1
+SCHEMA = 2
 
 MANIFEST = "manifest.json"
 EXPERIMENT = "experiment.json"
 RUNS_TABLE, CURVES_TABLE = "runs.parquet", "curves.parquet"
+CONFIGS_TABLE, SPLITS_TABLE, PREDICTIONS_TABLE = "configs.parquet", "splits.parquet", "predictions.parquet"
+TABLES = (RUNS_TABLE, CURVES_TABLE, CONFIGS_TABLE, SPLITS_TABLE, PREDICTIONS_TABLE)
 
 #: Artifacts that packs contain. Tracebacks are left out, because they name local folders.
 TRAVELS = (

@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from bench.machine.files import sha256, written_whole
 from bench.records import Wired
+from bench.records.predictions import stored_compact
 from bench.records.record import Record
 from bench.records.words import Artifact, Tag
 from bench.store.connect import insisting
@@ -39,13 +40,20 @@ def hashes(record: Record) -> dict[str, str]:
         raise UserError(f"run {record.run_id}: its tag '{Tag.HASHES}' holds no hashes: {text:.60}") from error
 
 
+def digest(name: Artifact, file: Path) -> str:
+    """The sha256 of an artifact, which is that of its values if a pack had them as compact predictions."""
+    if name == Artifact.PREDICTIONS and (predictions := stored_compact(file.read_bytes())) is not None:
+        return predictions.digest
+    return sha256(file)
+
+
 def check_content(record: Record, name: Artifact, file: Path) -> None:
     """Raises ChangedError, naming run and file, unless `file` has the stored hash of this artifact.
 
     A file without a stored hash passes: older versions stored none, and later analyses add files.
     """
     expected = hashes(record).get(name)
-    if expected is not None and (actual := sha256(file)) != expected:
+    if expected is not None and (actual := digest(name, file)) != expected:
         raise ChangedError(
             f"{name} of run {record.run_id} ({record.name}) was changed after it was stored: its sha256 is "
             f"{actual}, stored was {expected}; {remedy(record, name)}",

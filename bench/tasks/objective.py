@@ -85,8 +85,12 @@ class Objective:
     def score(self, outputs: Tensor, labels: Tensor) -> float:
         """The metric of outputs and labels, both on the CPU. Raises UserError if undefined for them."""
         predictions = self.answers(outputs) if self.metric.reads == "answers" else np.asarray(outputs)
+        return self.score_of(predictions, np.asarray(self.targets(labels)))
+
+    def score_of(self, predictions: NDArray[Any], targets: NDArray[Any]) -> float:
+        """The metric of what it reads and of stored labels. Raises UserError if it is undefined for them."""
         with METRICS.blaming(self.metric.name):
-            return float(self.metric.score(np.asarray(self.targets(labels)), predictions))
+            return float(self.metric.score(targets, predictions))
 
     def targets(self, labels: Tensor) -> Tensor:
         """The labels in the form used by metrics and stored predictions."""

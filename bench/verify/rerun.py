@@ -13,7 +13,7 @@ import torch
 from bench.execution.perform import perform, prepare_all
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
-from bench.records.predictions import frame_of, numbered
+from bench.records.predictions import LOG_PROBABILITY, frame_of, log_probabilities, numbered
 from bench.records.record import Record
 from bench.records.words import Artifact
 from bench.store.access import Access, is_foreign
@@ -146,7 +146,11 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
         candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
         return
     table = frame_of(predictions)
-    stored = torch.tensor(table[numbered(list(table.columns), "logit")].to_numpy())
+    if LOG_PROBABILITY in table:
+        stored = torch.tensor(table[LOG_PROBABILITY].to_numpy())
+        actual = torch.from_numpy(log_probabilities(actual.numpy(), table["label"].to_numpy()))
+    else:
+        stored = torch.tensor(table[numbered(list(table.columns), "logit")].to_numpy())
     difference = float((stored - actual).abs().max()) if stored.shape == actual.shape else math.inf
     # Written so that NaN fails as well.
     if not difference <= allowed * max(1.0, float(stored.abs().max())):

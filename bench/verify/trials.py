@@ -19,16 +19,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
-from bench.machine.files import sha256, sha256_of
+from bench.machine.files import sha256_of
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
 from bench.records.origin import SourceFile, StoredConfig
-from bench.records.predictions import frame_of, numbered
+from bench.records.predictions import CLASSES, LOG_PROBABILITY, STEP, contradicted, frame_of, numbered
 from bench.records.record import Record
 from bench.records.words import YES, Artifact, Tag
 from bench.store.access import Access, is_foreign
-from bench.store.artifacts import ChangedError, hashes
+from bench.store.artifacts import ChangedError, digest, hashes
 from bench.store.source import Source
+from bench.tasks import Objective
 from bench.verify.examples import Splits, check_rows, stored_objective
 from bench.verify.findings import Examined
 from bench.verify.labels import ANY, Labels, compare_name, source_of
@@ -118,7 +119,7 @@ def _files(findings: Examined, source: Source, record: Record, folder: Path) -> 
             findings.broken(name, f"sha256 {digests[name]}", "missing")
         elif not there:
             findings.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
-        elif name in digests and (actual := sha256(folder / name)) != digests[name]:
+        elif name in digests and (actual := digest(name, folder / name)) != digests[name]:
             findings.broken(f"{name}, sha256", digests[name], actual)
         else:
             if name not in digests:
@@ -295,13 +296,15 @@ def _table(findings: Examined, predictions: Path) -> pd.DataFrame | None:
 
 def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
     """Recomputes score, loss and answers from the stored outputs."""
+    is_compact = LOG_PROBABILITY in table
     try:
-        goal = stored_objective(trial, len(numbered(list(table.columns), "logit")))
+        outputs = int(table[CLASSES].iloc[0]) if is_compact else len(numbered(list(table.columns), "logit"))
+        goal = stored_objective(trial, outputs)
         check_rows(findings, record, trial, table)
     except UserError as error:
         findings.cannot("score", str(error))
         return
-    except ValueError as error:
+    except (ValueError, KeyError, IndexError) as error:
         findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
     findings.compare(f"tag {Tag.METRIC}", record.tag(Tag.METRIC), goal.metric.name)
@@ -309,17 +312,50 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.Da
         centre, spread = record.metrics.get(Measure.TARGET_MEAN), record.metrics.get(Measure.TARGET_SD)
         goal = replace(goal, centre=centre or 0.0, spread=spread or math.nan)
     try:
-        labels, answers, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
-        score = goal.score(outputs, labels)
-        loss = goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item()
-        wrong = int((answers.numpy() != goal.answers(outputs)).sum())
+        recomputed = _recomputed_compact(goal, table) if is_compact else _recomputed(goal, table)
     except (UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
         findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
+    score, loss = recomputed.score, recomputed.loss
     findings.near("score", record.metrics.get(Measure.SCORE), score, SCORES_AGREE * max(1.0, abs(score)))
-    allowed = LOSSES_AGREE * max(1.0, abs(loss)) if math.isfinite(loss) else 0.0
+    allowed = LOSSES_AGREE * max(1.0, abs(loss)) + recomputed.rounding if math.isfinite(loss) else 0.0
     findings.near("loss", record.metrics.get(Measure.SCORE_LOSS), loss, allowed)
-    findings.compare("predictions that their outputs do not give", 0, wrong)
+    findings.compare("predictions that their outputs do not give", 0, recomputed.wrong)
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What the stored outputs of a trial give."""
+
+    score: float
+    loss: float
+    #: The number of answers that the outputs do not give.
+    wrong: int
+    #: The largest difference between this loss and that of unrounded outputs.
+    rounding: float = 0.0
+
+
+def _recomputed(goal: Objective, table: pd.DataFrame) -> Recomputed:
+    labels, answers, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
+    return Recomputed(
+        score=goal.score(outputs, labels),
+        loss=goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item(),
+        wrong=int((answers.numpy() != goal.answers(outputs)).sum()),
+    )
+
+
+def _recomputed_compact(goal: Objective, table: pd.DataFrame) -> Recomputed:
+    labels, answers, log_probability = (
+        _columns(table, name).numpy() for name in ("label", "prediction", LOG_PROBABILITY)
+    )
+    if goal.kind != "single label" or goal.metric.reads != "answers":
+        raise ValueError(f"metric '{goal.metric.name}' needs logits")
+    return Recomputed(
+        score=goal.score_of(answers, labels),
+        loss=-float(log_probability.mean()),
+        wrong=contradicted(answers, labels, log_probability, goal.outputs),
+        rounding=STEP / 2,
+    )
 
 
 def _columns(table: pd.DataFrame, name: str) -> Tensor:

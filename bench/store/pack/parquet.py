@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-#: The accepted encodings: PLAIN, PLAIN_DICTIONARY, RLE and RLE_DICTIONARY. Apart from dictionaries, their
-#: values are no larger than their page, while DELTA_BYTE_ARRAY can repeat a long text in a few bits.
-ENCODINGS = {0, 2, 3, 8}
+#: The accepted encodings: PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY and BYTE_STREAM_SPLIT. Apart from
+#: dictionaries, their values are no larger than their page, while DELTA_BYTE_ARRAY can repeat a long text in
+#: a few bits.
+ENCODINGS = {0, 2, 3, 8, 9}
 
 #: Page types.
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
@@ -218,6 +219,37 @@ RUNS = pa.schema(
 )
 CURVES = pa.schema({"run_id": pa.string(), "key": pa.string(), "step": pa.int64(), "value": pa.float64()})
 
+#: The lines of each trial's `config.json`. Trials share most of them.
+CONFIGS = pa.schema({"run_id": pa.string(), "lines": pa.list_(pa.string())})
+#: The number of classes of each split, and the ids and classes of its examples.
+SPLITS = pa.schema({"classes": pa.int32(), "example": pa.list_(pa.int64()), "label": pa.list_(pa.int32())})
+#: Each trial's predictions for the examples of one row of `SPLITS`, by its number: the predicted classes, and
+#: the log-probabilities of the labels in thousandths of a nat (`bench.records.predictions.Compact`).
+PREDICTIONS = pa.schema(
+    {
+        "run_id": pa.string(),
+        "split": pa.int32(),
+        "prediction": pa.list_(pa.int16()),
+        "log_probability_thousandths": pa.list_(pa.int32()),
+    }
+)
+
+#: The encodings of each table. Numbers that hardly repeat are stored byte by byte: all first bytes, all
+#: second bytes, and so on. Other columns have dictionaries.
+HOW: dict[pa.Schema, dict[str, Any]] = {
+    RUNS: {},
+    CURVES: {
+        "use_dictionary": ["run_id", "key", "step"],
+        "column_encoding": {"value": "BYTE_STREAM_SPLIT"},
+    },
+    CONFIGS: {"dictionary_pagesize_limit": 2**24},
+    SPLITS: {"use_dictionary": ["classes", "label.list.element"]},
+    PREDICTIONS: {
+        "use_dictionary": ["run_id", "split", "prediction.list.element"],
+        "column_encoding": {"log_probability_thousandths.list.element": "BYTE_STREAM_SPLIT"},
+    },
+}
+
 #: Bytes that a pack may need beyond the allowance of its rows.
 SLACK = 64 * 2**20
 
@@ -245,15 +277,23 @@ class Room:
     least: int = 1
     #: The bytes of each value.
     value: int = IN_COLUMN
+    #: Further bytes for each packed byte of the file.
+    byte: int = 0
 
     def of(self, rows: int, packed: int) -> int:
         """The bytes that `rows` rows may need, if the file has `packed` compressed bytes."""
-        return self.row * min(rows, packed // self.least)
+        return self.row * min(rows, packed // self.least) + self.byte * packed
 
 
-#: The allowance for runs: some 60 tags and measures each, a few of them long texts.
-OF_RUNS = Room(16 * 2**10, 32, AS_OBJECT)
-OF_CURVES = Room(160)
+#: The allowance of each table. A run has some 60 tags and measures, a few of them long texts. A configuration
+#: has some 300 lines. An example of a split or a prediction has 1 to 2 bytes in the file and 20 in memory.
+ROOMS = {
+    RUNS: Room(16 * 2**10, 32, AS_OBJECT),
+    CURVES: Room(160),
+    CONFIGS: Room(4 * 2**10, 8),
+    SPLITS: Room(256, byte=32),
+    PREDICTIONS: Room(256, byte=32),
+}
 
 
 def _of_predictions(columns: int) -> Room:
@@ -263,8 +303,12 @@ def _of_predictions(columns: int) -> Room:
 
 def written(table: pa.Table) -> bytes:
     """Writes a table. The same table and version of pyarrow give the same bytes."""
-    file = io.BytesIO()
-    pq.write_table(table, file, compression="zstd", compression_level=9)
+    file, table = io.BytesIO(), table.replace_schema_metadata()
+    how = HOW[table.schema]
+    with pq.ParquetWriter(file, table.schema, compression="zstd", compression_level=9, **how) as writer:
+        # The pages of a row group without rows could not be added up.
+        if len(table):
+            writer.write_table(table)
     return file.getvalue()
 
 
@@ -277,9 +321,8 @@ def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[p
     metadata = _metadata(io.BytesIO(content), len(content))
     if not metadata.schema.to_arrow_schema().equals(columns):
         raise ValueError(f"its columns are not {', '.join(columns.names)}")
-    room = OF_RUNS if columns is RUNS else OF_CURVES
     texts = [path for path, kind in _leaves(metadata) if kind == "BYTE_ARRAY"]
-    return _read(content, metadata, texts, room, packed, slack)
+    return _read(content, metadata, texts, ROOMS[columns], packed, slack)
 
 
 def check_predictions(content: bytes, packed: int) -> None:
@@ -304,8 +347,13 @@ def check_stated(stream: IO[bytes], size: int, packed: int) -> None:
     `packed` is the file's compressed size. Raises ArrowException if its metadata cannot be read.
     """
     metadata = _metadata(stream, size)
-    row = max(OF_RUNS.row, _of_predictions(metadata.num_columns).row)
-    _refuse_larger(metadata, size, SLACK + min(row * metadata.num_rows, MOST_ZIPPED * packed))
+    row = max(ROOMS[RUNS].row, _of_predictions(metadata.num_columns).row)
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    # A row with lists has several values.
+    rows = sum(
+        max(group.column(number).num_values for number in range(group.num_columns)) for group in groups
+    )
+    _refuse_larger(metadata, size, SLACK + min(row * rows, MOST_ZIPPED * packed))
 
 
 def _metadata(stream: IO[bytes], size: int) -> Any:

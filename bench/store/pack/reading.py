@@ -11,13 +11,22 @@ import pyarrow as pa
 from pyarrow import ArrowException, compute
 from pydantic import ValidationError
 
-from bench.records.pack_format import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
+from bench.records.pack_format import (
+    CONFIGS_TABLE,
+    CURVES_TABLE,
+    EXPERIMENT,
+    PREDICTIONS_TABLE,
+    RUNS_TABLE,
+    SPLITS_TABLE,
+    PackedExperiment,
+)
 from bench.records.record import Record, record_of
 from bench.records.stored_plan import StoredPlan
 from bench.records.words import Artifact, Kind, Status, Tag
 from bench.store.pack import parquet
 from bench.store.pack.archive import Archive, PackError
 from bench.store.pack.clean import kept_tags
+from bench.store.pack.compact import Configs, Predictions
 from bench.store.source import CURVE, Source
 from methods.errors import shown
 from methods.validation import explained
@@ -73,6 +82,27 @@ class Packed(Source):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
         if len(suites := self.records(Kind.SUITE)) != 1:
             raise self._refused(RUNS_TABLE, f"it has {len(suites)} runs of a suite; a pack has one")
+        #: The artifacts that are in tables; a pack of version 1 has none.
+        self._configs, self._predictions = self._compact_tables()
+
+    def _compact_tables(self) -> tuple[Configs | None, Predictions | None]:
+        trials = {record.run_id for record in self.records()}
+        there = [f"{self._folder}/{name}" in self.archive for name in (CONFIGS_TABLE, PREDICTIONS_TABLE)]
+        configs = predictions = None
+        if there[0]:
+            table = self._table(CONFIGS_TABLE, parquet.CONFIGS)
+            try:
+                configs = Configs(table, trials)
+            except (ValueError, ArrowException) as error:
+                raise self._refused(CONFIGS_TABLE, str(error)) from error
+        if there[1]:
+            splits = self._table(SPLITS_TABLE, parquet.SPLITS)
+            table = self._table(PREDICTIONS_TABLE, parquet.PREDICTIONS)
+            try:
+                predictions = Predictions(table, splits, trials)
+            except (ValueError, ArrowException) as error:
+                raise self._refused(PREDICTIONS_TABLE, str(error)) from error
+        return configs, predictions
 
     def _file(self, name: str) -> bytes:
         path = f"{self._folder}/{name}"
@@ -115,7 +145,8 @@ class Packed(Source):
         return f"{self._folder}/artifacts/{record.run_id}/{name}"
 
     def has(self, record: Record, name: Artifact) -> bool:
-        return self._path(record, name) in self.archive
+        table = {Artifact.CONFIG: self._configs, Artifact.PREDICTIONS: self._predictions}.get(name)
+        return self._path(record, name) in self.archive or (table is not None and record.run_id in table)
 
     def copy(self, record: Record, name: Artifact, target: Path) -> bool:
         # An adapter may exceed memory. Other artifacts are checked when they are read.
@@ -128,7 +159,7 @@ class Packed(Source):
     def read(self, record: Record, name: Artifact) -> bytes | None:
         path = self._path(record, name)
         if path not in self.archive:
-            return None
+            return self._read_compact(record, name)
         content = self.archive.read(path)
         if name == Artifact.PREDICTIONS:
             try:
@@ -136,6 +167,18 @@ class Packed(Source):
             except (ValueError, ArrowException) as error:
                 raise self._refused(f"artifacts/{record.run_id}/{name}", str(error)) from error
         return content
+
+    def _read_compact(self, record: Record, name: Artifact) -> bytes | None:
+        """The file of an artifact that is in a table. None if no table has it."""
+        run_id = record.run_id
+        if name == Artifact.CONFIG and self._configs is not None and run_id in self._configs:
+            try:
+                return self._configs.read(run_id)
+            except ValueError as error:
+                raise self._refused(CONFIGS_TABLE, str(error)) from error
+        if name == Artifact.PREDICTIONS and self._predictions is not None and run_id in self._predictions:
+            return self._predictions.read(run_id).file()
+        return None
 
     def plan(self) -> StoredPlan | None:
         plan = super().plan()

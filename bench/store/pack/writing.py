@@ -33,6 +33,7 @@ from bench.records.words import Artifact, Kind, Status, Tag
 from bench.store.artifacts import hashes
 from bench.store.pack import parquet
 from bench.store.pack.clean import clean_json, kept_tags
+from bench.store.pack.compact import Shared, rounded
 from bench.store.source import Source
 from methods import UserError
 from methods.errors import shown
@@ -44,6 +45,9 @@ OF_KIND = {
     Kind.ALLOCATION: (Artifact.ALLOCATION,),
     Kind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
 }
+
+#: The prefix of curves by training step, which no table, figure or check reads.
+TRAIN = CURVES_BEGIN[0]
 
 #: The time stamp of every file in a pack: the earliest of the zip format.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
@@ -71,9 +75,9 @@ def write_pack(
 ) -> Written:
     """Writes experiments with distinct names into the file `out`.
 
-    `adapters` includes trained adapters. Raises UserError, with nothing written, if the file exists (`force`
-    replaces it) or has the wrong ending, if an experiment is empty, and if an artifact changed since it was
-    stored.
+    `adapters` includes trained adapters, logits, and training losses without rounding. Raises UserError, with
+    nothing written, if the file exists (`force` replaces it) or has the wrong ending, if an experiment is
+    empty, and if an artifact changed since it was stored.
     """
     if not out.name.endswith(ENDING):
         raise UserError(f"--out {out}: the name of a pack ends with {ENDING}")
@@ -135,6 +139,7 @@ class _Content:
         self._suite, self._runs = suite, sorted([suite, *nested, *ended], key=lambda run: run.origin)
         #: The SHA-256 of artifacts that differ from the store's, by the run's original id.
         self._changed: dict[str, dict[str, str]] = {}
+        self._shared = Shared()
 
     def members(self) -> Iterator[tuple[str, bytes]]:
         """Yields every file by its name in the experiment's folder, sorted."""
@@ -143,10 +148,22 @@ class _Content:
             while batch := list(islice(runs, BATCH)):
                 for run, artifacts in zip(batch, pool.map(self._artifacts, batch), strict=True):
                     for name, content in artifacts.items():
-                        yield f"artifacts/{run.origin}/{name}", content
-        yield CURVES_TABLE, self._curves()
-        yield EXPERIMENT, _json(PackedExperiment(name=self._source.name).model_dump())
-        yield RUNS_TABLE, self._table()
+                        if not self._is_shared(run, name, content):
+                            yield f"artifacts/{run.origin}/{name}", content
+        tables = {CURVES_TABLE: self._curves(), RUNS_TABLE: self._table(), **self._shared.tables()}
+        experiment = {EXPERIMENT: _json(PackedExperiment(name=self._source.name).model_dump())}
+        yield from sorted((tables | experiment).items())
+
+    def _is_shared(self, run: Record, name: Artifact, content: bytes) -> bool:
+        """Whether an artifact is in a table of the experiment."""
+        if name == Artifact.CONFIG:
+            return self._shared.take_config(run, content)
+        if name != Artifact.PREDICTIONS or self._adapters:
+            return False
+        digest = self._shared.take_predictions(run, content)
+        if digest is not None:
+            self._changed.setdefault(run.origin, {})[name] = digest
+        return digest is not None
 
     def _artifacts(self, run: Record) -> dict[Artifact, bytes]:
         names = set(OF_KIND[Kind(run.tag(Tag.KIND))])
@@ -178,6 +195,9 @@ class _Content:
         origins = {run.run_id: run.origin for run in self._runs}
         frame = frame.assign(run_id=frame["run_id"].map(origins)).dropna(subset=["run_id"])
         frame = frame.sort_values(["run_id", "key", "step"])
+        if not self._adapters:
+            steps = frame["key"].str.startswith(TRAIN)
+            frame["value"] = frame["value"].mask(steps, rounded(frame["value"]))
         return parquet.written(pa.Table.from_pandas(frame, parquet.CURVES, preserve_index=False))
 
     def _table(self) -> bytes:

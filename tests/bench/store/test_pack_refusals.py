@@ -199,7 +199,7 @@ def test_a_file_of_parquet_that_is_larger_than_its_rows(
 ) -> None:
     monkeypatch.setattr(archive, "LARGE", 0)
     monkeypatch.setattr(parquet, "SLACK", 0)
-    monkeypatch.setattr(parquet, "OF_RUNS", parquet.Room(1))
+    monkeypatch.setitem(parquet.ROOMS, parquet.RUNS, parquet.Room(1))
     refused(pack, r"runs.parquet: 5 rows that need [\d,]+ bytes, more than")
 
 
