@@ -237,7 +237,6 @@ PREDICTIONS = pa.schema(
 #: The encodings of each table. Numbers that hardly repeat are stored byte by byte: all first bytes, all
 #: second bytes, and so on. Other columns have dictionaries.
 HOW: dict[pa.Schema, dict[str, Any]] = {
-    RUNS: {},
     CURVES: {
         "use_dictionary": ["run_id", "key", "step"],
         "column_encoding": {"value": "BYTE_STREAM_SPLIT"},
@@ -304,7 +303,7 @@ def _of_predictions(columns: int) -> Room:
 def written(table: pa.Table) -> bytes:
     """Writes a table. The same table and version of pyarrow give the same bytes."""
     file, table = io.BytesIO(), table.replace_schema_metadata()
-    how = HOW[table.schema]
+    how = HOW.get(table.schema, {})
     with pq.ParquetWriter(file, table.schema, compression="zstd", compression_level=9, **how) as writer:
         # The pages of a row group without rows could not be added up.
         if len(table):

@@ -29,7 +29,7 @@ from ...packs import Files, changed, files
 from .many_trials import ManyTrials, file_of, predictions
 
 #: A published pack, whose suite and configurations are those of real trials.
-PUBLISHED = Path(__file__).parents[3] / "results" / "smollm2.tensorbench.zip"
+PUBLISHED = Path(__file__).parents[3] / "docs" / "quickstart-report" / "quickstart.tensorbench.zip"
 
 #: The largest pack of a study of so many trials, in bytes.
 TRIALS, MOST = 2_000, 10_000_000

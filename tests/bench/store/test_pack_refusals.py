@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.records.pack_format import MANIFEST
+from bench.records.pack_format import MANIFEST, SCHEMA
 from bench.store.opening import open_results
 from bench.store.pack import archive, parquet
 from methods import UserError
@@ -86,7 +86,7 @@ def test_changed_files_are_refused_by_their_hash(pack: Path, tmp_path: Path) -> 
 
 def test_a_newer_schema(pack: Path, tmp_path: Path) -> None:
     def newer(manifest: dict[str, Any]) -> None:
-        manifest |= {"schema": 2, "members": ["of another form"]}
+        manifest |= {"schema": SCHEMA + 1, "members": ["of another form"]}
 
     def more(content: Files) -> None:
         edit_json(MANIFEST, newer)(content)
@@ -94,7 +94,7 @@ def test_a_newer_schema(pack: Path, tmp_path: Path) -> None:
 
     refused(
         changed(pack, tmp_path / "b.tensorbench.zip", more, signed=False),
-        r"a later version of the harness wrote it \(schema 2; this one reads up to 1\): update",
+        rf"a later version of the harness wrote it \(schema {SCHEMA + 1}; this one reads up to {SCHEMA}\): update",
     )
 
 
