@@ -92,9 +92,10 @@ def test_a_newer_schema(pack: Path, tmp_path: Path) -> None:
         edit_json(MANIFEST, newer)(content)
         content["of/another.kind"] = b""
 
+    versions = rf"schema {SCHEMA + 1}; this one reads up to {SCHEMA}"
     refused(
         changed(pack, tmp_path / "b.tensorbench.zip", more, signed=False),
-        rf"a later version of the harness wrote it \(schema {SCHEMA + 1}; this one reads up to {SCHEMA}\): update",
+        rf"a later version of the harness wrote it \({versions}\): update",
     )
 
 

@@ -147,11 +147,19 @@ def test_a_pack_holds_what_explains_its_numbers_and_nothing_of_the_machine(
     content = files(pack)
     (source,) = open_results("", [str(pack)])
     by_status = {record.status: record for record in source.records()}
-    everything = b"".join(content.values()) + repr(by_status.values()).encode()
+    configs = [source.read(record, Artifact.CONFIG) or b"" for record in by_status.values()]
+    assert all(configs)
+    everything = b"".join([*content.values(), *configs]) + repr(by_status.values()).encode()
     for private in (str(tmp_path), str(Path.home()), failed.tag(Tag.OWNER).partition(":")[0]):
         assert private.encode() not in everything
     names = {Path(name).name for name in content}
-    assert {"plan.json", "suite.json", "config.json", "predictions.parquet", "adapter.safetensors"} <= names
+    assert {
+        "plan.json",
+        "suite.json",
+        "configs.parquet",
+        "predictions.parquet",
+        "adapter.safetensors",
+    } <= names
     assert by_status[Status.FAILED].tag(Tag.FAILURE_MESSAGE) == (
         "on …: no file '…/w.bin' for https://host.org/a/b of 3/4 layers"
     )
