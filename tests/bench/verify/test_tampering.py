@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from bench.records.predictions import compact
 from bench.records.words import Artifact, Kind, Tag
+from bench.store.artifacts import hashes
+from bench.store.opening import unpack
+from bench.store.pack.writing import write_pack
 from bench.store.store import Store
 from bench.verify import verify
 
@@ -89,6 +94,44 @@ def test_changes_with_matching_hashes_are_found(
     faults = [fault for fault in result.faults if fault.run == kept.record.run_id]
     assert named in [fault.what for fault in faults]
     assert named != "tag method" or len(result.faults) == 1
+
+
+def less_likely(frame: pd.DataFrame) -> None:
+    frame["log_probability"] -= 0.002
+
+
+def other_answers(frame: pd.DataFrame) -> None:
+    frame["prediction"] = (frame["prediction"] + 1) % frame["classes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (less_likely, "loss"),
+        (other_answers, "score"),
+        (other_answers, "predictions that their outputs do not give"),
+    ],
+)
+def test_compact_predictions_that_were_changed_are_found(
+    kept: Kept,
+    tmp_path: Path,
+    new_store: Callable[[Path], str],
+    change: Callable[[pd.DataFrame], None],
+    named: str,
+) -> None:
+    """First with the hash that they had, then with that of what they are now."""
+    pack, uri = tmp_path / "toy.tensorbench.zip", new_store(tmp_path)
+    write_pack([kept.store], pack)
+    unpack(pack, store=uri)
+    unpacked = Kept(Store.existing(uri, "toy"))
+    content = unpacked.predictions(change)
+    unpacked.file(Artifact.PREDICTIONS).write_bytes(content)
+    assert [fault.what for fault in verify(uri).faults] == ["predictions.parquet, sha256"]
+    changed = compact(content)
+    assert changed is not None
+    digests = hashes(unpacked.record) | {str(Artifact.PREDICTIONS): changed.digest}
+    unpacked.tag(Tag.HASHES, json.dumps(digests))
+    assert named in [fault.what for fault in verify(uri).faults]
 
 
 def test_the_examples_that_most_trials_have_are_the_right_ones(
