@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.machine.files import sha256_of
+from bench.records.pack_format import CONFIGS_TABLE
 from bench.records.words import Artifact, Tag
 from bench.store.opening import unpack
 from bench.store.pack import parquet
@@ -80,15 +81,22 @@ def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Call
 def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
     """Changes names in a trial and its plan and recomputes the hashes; ids do not depend on these names."""
 
+    def renamed(text: bytes) -> bytes:
+        document = json.loads(text)
+        for trial in [document["trial"]] if "trial" in document else document["trials"]:
+            trial |= {
+                part: trial[part] | change if part == "task" else change for part, change in parts.items()
+            }
+        return json.dumps(document).encode()
+
     def edit(content: Files) -> None:
-        for name in [name for name in content if name.endswith(("config.json", "plan.json"))]:
-            document = json.loads(content[name])
-            for trial in [document["trial"]] if "trial" in document else document["trials"]:
-                trial |= {
-                    part: trial[part] | change if part == "task" else change for part, change in parts.items()
-                }
-            content[name] = json.dumps(document).encode()
-        config = next(value for name, value in content.items() if name.endswith("config.json"))
+        for name in [name for name in content if name.endswith("plan.json")]:
+            content[name] = renamed(content[name])
+        (table,) = [name for name in content if name.endswith(CONFIGS_TABLE)]
+        (row,) = pq.read_table(io.BytesIO(content[table])).to_pylist()
+        config = renamed("\n".join(row["lines"]).encode())
+        row["lines"] = config.decode().split("\n")
+        content[table] = parquet.written(pa.Table.from_pylist([row], parquet.CONFIGS))
         (table,) = [name for name in content if name.endswith("runs.parquet")]
         runs = pq.read_table(io.BytesIO(content[table])).to_pylist()
         for run in runs:
