@@ -100,16 +100,21 @@ def less_likely(frame: pd.DataFrame) -> None:
     frame["log_probability"] -= 0.002
 
 
-def other_answers(frame: pd.DataFrame) -> None:
-    frame["prediction"] = (frame["prediction"] + 1) % frame["classes"]
+def all_wrong(frame: pd.DataFrame) -> None:
+    frame["prediction"] = (frame["label"] + 1) % frame["classes"]
+
+
+def all_certain(frame: pd.DataFrame) -> None:
+    """Makes every label certain, also those that were not answered."""
+    frame["log_probability"] = 0.0
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (less_likely, "loss"),
-        (other_answers, "score"),
-        (other_answers, "predictions that their outputs do not give"),
+        (all_wrong, "score"),
+        (all_certain, "predictions that their outputs do not give"),
     ],
 )
 def test_compact_predictions_that_were_changed_are_found(
