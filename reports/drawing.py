@@ -276,13 +276,16 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
 def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
     """The smallest and the largest value, ignoring collapsed ones.
 
-    A value counts as collapsed if it is much farther on the bad side than the worst quarter, and by at least
-    `least`. `sign` is 1 if larger is better, otherwise -1.
+    A value counts as collapsed if it is much farther on the bad side than the worst quarter, or farther from
+    all others than these are from one another, and by at least `least`. `sign` is 1 if larger is better,
+    otherwise -1.
     """
     gains = sign * np.asarray(values, dtype=float)
     # Three values are too few to tell which are usual.
     quarter, middle = np.percentile(gains, (25, 50), method="higher") if len(gains) > 3 else (-np.inf, 0)
-    kept = gains[gains >= quarter - max(4 * (middle - quarter), least)]
+    kept = np.sort(gains[gains >= quarter - max(4 * (middle - quarter), least)])
+    while len(kept) > max(3, 0.75 * len(gains)) and kept[1] - kept[0] > max(kept[-1] - kept[1], least):
+        kept = kept[1:]
     ends = float(sign * kept.min()), float(sign * kept.max())
     return min(ends), max(ends)
 

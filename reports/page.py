@@ -14,7 +14,7 @@ from markupsafe import Markup
 from bench.machine.visible import visible
 from bench.records.measures import Measure
 from bench.records.words import Status, Tag
-from reports import board, cautions, findings, selecting
+from reports import board, cautions, findings, headline, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis
 from reports.drawing import Drawn
@@ -55,6 +55,8 @@ def render(
         when,
         data=Markup(_embedded(_seed_data(study))),
         analysis=analysis,
+        answer=headline.answer(analysis.blocks),
+        next_step=headline.next_step(analysis.blocks),
         findings=list(findings.findings(study, analysis.blocks)),
         # The first of each kind comes before the answer, the others among the limits.
         faults=[*chain(*(kind[:1] for kind in faults)), *chain(*(kind[1:] for kind in faults))],

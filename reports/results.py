@@ -49,7 +49,7 @@ WHICH = {
     "run_id": Column(TEXT, "", "MLflow's id of the run, where it ran"),
     "task": Column(TEXT, "", "the task's name"),
     "backbone": Column(TEXT, "", "the backbone's name"),
-    "budget": Column(TEXT, "", "the budgets that the trial stands under, with '; ' between, or 'own size'"),
+    "budget": Column(TEXT, "", "the budgets that the trial stands under, with '; ' between, or 'fixed size'"),
     "method": Column(TEXT, "", "the method as tables call it"),
     "seed": Column("int64", "", "the seed of the trial's random streams"),
 }

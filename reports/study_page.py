@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from reports import study_tables, study_words
+from reports.advice import rate_advice
 from reports.drawing import SERIES, Drawn
 from reports.figures.studies import ANCHOR
 from reports.inference.effects import Verdict
@@ -60,6 +61,7 @@ def render(
         heading=study_words.heading,
         studies_of=study_words.studies_of,
         suite=suite_lines(study),
+        advice={each.cell: each for each in rate_advice(analysis)},
         verdict=_verdict,
         between=study_words.between,
         percent_unit=PERCENT,

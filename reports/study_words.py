@@ -125,8 +125,8 @@ def order_note(block: StudyBlock) -> str:
 
 
 def heading(block: StudyBlock) -> str:
-    """The block's title, or a phrase for methods of fixed size."""
-    return "methods of their own sizes" if block.title == OWN_SIZE else block.title
+    """The block's title, or words for methods of fixed size."""
+    return "methods of fixed size" if block.title == OWN_SIZE else block.title
 
 
 def setting_name(block: StudyBlock, setting: TaskAndBackbone) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from bench.machine.visible import visible
 from bench.records.stored_plan import PlannedTrial, StudyPlan
 from methods import UserError
 from methods.catalog import from_identity
@@ -60,7 +61,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
     backbone = _given(trial.backbone, "label")
     recipe = {key: value for key, value in (EARLIER | trial.recipe).items() if value not in (None, [], False)}
     text = [
-        *(f"# {line}" for line in _comments(cell, seeds)),
+        *(f"# {visible(line)}" for line in _comments(cell, seeds)),
         f"name: {_name(cell)}",
         "tasks:",
         *_item(task),

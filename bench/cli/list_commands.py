@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,16 @@ import typer
 from rich.markup import escape
 
 from bench.cli import completion
-from bench.cli.options import DEFAULT_STORE, AsJson, StoreUri, check_store, echo_json, err, out
+from bench.cli.options import (
+    DEFAULT_STORE,
+    AsJson,
+    StoreUri,
+    check_store,
+    echo_json,
+    err,
+    names_option,
+    out,
+)
 
 if TYPE_CHECKING:
     from bench.conformance import Finding
@@ -31,6 +41,13 @@ def list_(
     hidden: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: hidden size.")] = 768,
     heads: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: attention heads.")] = 12,
     layers: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: layers.")] = 12,
+    advice: Annotated[
+        list[str] | None,
+        names_option(
+            "--advice",
+            help="Methods: the learning rates to start from, by the studies in these stores or packs",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List stored suites with their complete, failed and missing trials; or methods, tasks or backbones.
@@ -38,7 +55,15 @@ def list_(
     The default geometry for counting methods is that of ViT-B and RoBERTa-base. A suite can also use other
     backbones, from the hub or timm, and local folders.
     """
-    if what is Listed.STORED:
+    if advice and what is not Listed.METHODS:
+        raise typer.BadParameter(f"--advice goes with `list methods`, not with {what}")
+    if advice:
+        from bench.cli.listings import print_advice
+        from reports.advice import stored_advice
+
+        rates = stored_advice(advice)
+        _print(as_json, [asdict(each) for each in rates], lambda: print_advice(out, rates))
+    elif what is Listed.STORED:
         check_store(store)
         from bench.cli.listings import print_stored, stored_rows
 

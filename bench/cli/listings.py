@@ -24,6 +24,7 @@ from methods.backbone import Geometry
 if TYPE_CHECKING:
     from bench.tasks import Task
     from methods import Method
+    from reports.advice import RateAdvice
 
 #: A row of a list: cells by heading.
 Row = dict[str, Any]
@@ -92,6 +93,26 @@ def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
         latest = datetime.fromtimestamp(row["latest"] / 1000).strftime("%Y-%m-%d %H:%M")
         table.add_row(escape(row["experiment"]), *counts, str(row["others"]), latest)
     console.print(fitted(console, table, "others", "running"))
+
+
+def print_advice(console: Console, advice: Sequence[RateAdvice]) -> None:
+    """Prints the learning rates to start from, a row a method, budget and task."""
+    several = ["experiment"] * (len({each.experiment for each in advice}) > 1)
+    heads = [*several, "budget", "task", "backbone", "start", "within a point of the best", "share", "trials"]
+    table = plain_table(
+        "Learning rates by studies", "method", *heads, texts=heads[:-4], folded=("method", *heads[:-4])
+    )
+    for each in advice:
+        names = [each.method, *([each.experiment] if several else []), each.budget, each.task, each.backbone]
+        numbers = (f"{each.start:.2g}", each.range, f"{each.share:.0%}", str(each.trials))
+        table.add_row(*map(escape, names), *numbers)
+    console.print(fitted(console, table, "trials", "share", "backbone"))
+    console.print(
+        "start: the lowest smoothed validation loss. share: trials within a point of the best rate that did "
+        "not fail. ≤ and ≥: the range ends with the tried rates; rates beyond may be as good.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def stored_rows(uri: str) -> list[Row]:

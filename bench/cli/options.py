@@ -209,7 +209,7 @@ Budgets = Annotated[
     list[str] | None,
     names_option(
         "--budget",
-        help="Only this budget, as plans name it ('isorank 4', 'own size'), or all of a kind (isorank)",
+        help="Only this budget, as plans name it ('isorank 4', 'fixed size'), or all of a kind (isorank)",
     ),
 ]
 Threshold = Annotated[

@@ -133,7 +133,7 @@ class Tag(StrEnum):
 
 
 #: Shown instead of a budget for methods with a fixed size.
-OWN_SIZE = "own size"
+OWN_SIZE = "fixed size"
 
 
 def budget_names(label: str | None) -> set[str]:

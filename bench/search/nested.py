@@ -17,7 +17,7 @@ from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.records.record import Record, latest
 from bench.records.search_results import FOUND, Finalist, Found
-from bench.records.words import OWN_SIZE, Kind, Phase, Status, Tag
+from bench.records.words import Kind, Phase, Status, Tag
 from methods import Method
 
 #: A context that shows the progress of a plan's trials, given their number and the slots. It yields the
@@ -153,7 +153,8 @@ class Nested:
 
 def study_name(cell: Cell) -> str:
     """The name of a cell's search or allocation, independent of the suite's labels."""
-    budget = cell.budget.label if cell.budget else OWN_SIZE
+    # Stored searches are found by this name, which earlier versions gave them.
+    budget = cell.budget.label if cell.budget else "own size"
     return " · ".join((cell.suite.name, cell.own.method, cell.own.task, cell.own.backbone, budget))
 
 

@@ -87,8 +87,11 @@ def reach(rows: Iterable[ForestRow], threshold: float, levels: Iterable[float] =
     sizes = np.abs([row.value for row in rows])
     farthest = FAR * max(float(np.median(sizes)), threshold)
     within = [row for row in rows if abs(row.value) <= farthest]
-    # A wide interval must not make everything else invisible.
-    widest = max(2.2 * max((abs(row.value) for row in within), default=0.0), 2.5 * threshold)
+    # Most intervals fit, but no wide one may leave nothing else to see.
+    largest = max((abs(row.value) for row in within), default=0.0)
+    bounds = [abs(bound) for row in within for bound in row.interval or ()]
+    usual = min(float(np.percentile(bounds, 90)), 4 * largest) if bounds else 0.0
+    widest = max(2.2 * largest, 2.5 * threshold, usual)
     ends = [-1.5 * threshold, 1.5 * threshold]
     for row in within:
         ends += [min(max(bound, -widest), widest) for bound in (row.value, *(row.interval or ()))]

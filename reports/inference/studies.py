@@ -324,9 +324,27 @@ def share_near(studies: Studies) -> float:
     Since trials are stratified, this is the share of the window in which a trial succeeds. It is too low for
     each method, since the maximum of a noisy curve is too high. A difference between methods is not affected.
     """
-    curve = _loess(studies, studies.scores, _offsets(studies)).reshape(studies.losses.shape)
-    highest = curve[~studies.failed].max()
-    return float(((curve >= highest - NEAR * studies.point) & ~studies.failed).mean())
+    return float(_near(studies)[0].mean())
+
+
+def _near(studies: Studies) -> tuple[NDArray[np.bool_], Array]:
+    """Whether each trial (trials,) did not fail at a rate near the best, and the LOESS there."""
+    curve = _loess(studies, studies.scores, _offsets(studies))
+    lasting = ~studies.failed.ravel()
+    return (curve >= curve[lasting].max() - NEAR * studies.point) & lasting, curve
+
+
+def range_near(studies: Studies) -> Bounds:
+    """The lowest and the highest offset of the unbroken run of such trials about the best rate."""
+    order = _offsets(studies).argsort()
+    near, curve = _near(studies)
+    near, curve = near[order], curve[order]
+    best = int(np.where(near, curve, -np.inf).argmax())
+    breaks = np.flatnonzero(~near)
+    first = int(breaks[breaks < best].max(initial=-1)) + 1
+    last = int(breaks[breaks > best].min(initial=len(near))) - 1
+    offsets = _offsets(studies)[order]
+    return float(offsets[first]), float(offsets[last])
 
 
 def share_failed(studies: Studies) -> float:
@@ -374,14 +392,21 @@ def transfer(tasks: Sequence[Studies]) -> Array:
         raise ValueError("tasks: 1, expected at least 2 for a transfer between them")
     rates = window(tasks[0])
     curves = np.array([smoothed(studies, rates) for studies in tasks])
-    losses = [
-        np.where(_failing(studies, rates), np.inf, _loess(studies, studies.losses, rates))
-        for studies in tasks
-    ]
-    elsewhere, here = (curves.sum(0) - curves).argmax(1), np.argmin(losses, axis=1)
+    elsewhere, here = (curves.sum(0) - curves).argmax(1), [_chosen(studies, rates) for studies in tasks]
     rows = np.arange(len(tasks))
     cost: Array = curves[rows, elsewhere] - curves[rows, here]
     return cost
+
+
+def chosen_by_validation(studies: Studies) -> float:
+    """The offset at which the smoothed validation loss is lowest."""
+    rates = window(studies)
+    return float(rates[_chosen(studies, rates)])
+
+
+def _chosen(studies: Studies, rates: Array) -> int:
+    losses = np.where(_failing(studies, rates), np.inf, _loess(studies, studies.losses, rates))
+    return int(losses.argmin())
 
 
 def of_transfer(tasks: Sequence[Studies]) -> OnSetting:

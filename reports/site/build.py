@@ -23,7 +23,7 @@ from reports.selecting import marks, of_method
 from reports.site.equations import notation
 from reports.site.methods import MethodPage, key, method_pages
 from reports.site.origins import origins
-from reports.site.published import Published, packs_in, published
+from reports.site.published import Published, answer_of_all, packs_in, published
 from reports.site.standing import Standing, frame, standings
 from reports.study import TaskAndBackbone, block_order, grouped
 from reports.tables import INCOMPLETE
@@ -95,7 +95,7 @@ class _Site:
         shared = {"suites": self.suites, "pages": self.pages, "incomplete": INCOMPLETE}
         yield "site.css", "".join(_template(name) for name in ("page.css", "print.css", "site/site.css"))
         yield "leaderboard.csv", csv(frame(self.standings))
-        yield "index.html", self._rendered("index", "", settings=self.settings, lines=self._lines(), **shared)
+        yield "index.html", self._rendered("index", "", settings=self.settings, lines=self._lines(), answer=answer_of_all(self.suites), **shared)
         for path in self.packs:
             yield f"packs/{path.name}", path.read_bytes()
         for suite in self.suites:

@@ -14,8 +14,9 @@ from bench.store.source import Source
 from bench.records.pack_format import ENDING
 from bench.records.words import OWN_SIZE
 from methods import UserError
-from methods.errors import shown
-from reports.analysis import Analysis
+from methods.errors import first_few, shown
+from reports.analysis import Analysis, Block
+from reports.headline import better_methods, detectable
 from reports.cautions import reference_failures
 from reports.findings import Finding, findings
 from reports.page import Facts, facts_of
@@ -24,7 +25,7 @@ from reports.report import compose, compose_studies
 from reports.studies import StudyAnalysis, StudyBlock
 from reports.study import Experiment, Study, grouped
 from reports.study_words import answer
-from reports.words import listed
+from reports.words import listed, many
 
 #: The formats of a suite's report on the site.
 FORMATS = ("html", "csv", "md", "latex")
@@ -60,6 +61,17 @@ class Published:
         return [answer(block) for block in self.analysis.blocks if isinstance(block, StudyBlock)]
 
     @property
+    def better(self) -> dict[str, list[str]]:
+        """The methods that are significantly better than the reference, by budget; none of a fixed size."""
+        if isinstance(self.analysis, StudyAnalysis):
+            return {
+                block.title: names
+                for block in self.analysis.blocks
+                if (names := [e.method for e in block.compared if e.differences[block.k].verdict.side == "better"])
+            }
+        return better_methods(block for block in self.analysis.blocks if block.budget != OWN_SIZE)
+
+    @property
     def picture(self) -> str:
         return PICTURE if PICTURE in self.files else ""
 
@@ -93,6 +105,24 @@ class Published:
     def newest(self) -> str:
         """The day on which its last trial ended."""
         return day(_last(self.experiment))
+
+
+def answer_of_all(suites: Sequence[Published]) -> str:
+    """The methods that are significantly better than LoRA, by suite, and what may have gone undetected."""
+    better = [
+        f"{first_few(names, 3)} ({suite.name}, {budget})"
+        for suite in suites
+        for budget, names in suite.better.items()
+    ]
+    without = sum(not suite.better for suite in suites)
+    if better:
+        lead = f"Significantly better than LoRA: {'; '.join(better)}."
+        rest = f" In {many(without, 'other suite')} no method is." if without else ""
+    else:
+        lead, rest = "No method is significantly better than LoRA", f" in any of {many(without, 'suite')}."
+        rest = rest if without > 1 else "."
+    blocks = (block for suite in suites for block in suite.analysis.blocks)
+    return f"{lead}{rest} {detectable([block for block in blocks if isinstance(block, Block)])}".strip()
 
 
 def packs_in(folder: Path) -> list[Path]:

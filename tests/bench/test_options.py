@@ -40,7 +40,7 @@ BOTH: dict[str, Any] = {
         ("LoRA [augmentation=[flip, crop], lr=0.1],a", ["LoRA [augmentation=[flip, crop], lr=0.1]", "a"]),
         ("LoRA [lr=0.1, augmentation=[flip, crop]],a", ["LoRA [lr=0.1, augmentation=[flip, crop]]", "a"]),
         ("LORA (config={'a': 1, 'b': (2, 3)}), a", ["LORA (config={'a': 1, 'b': (2, 3)})", "a"]),
-        ("30,000 parameters,own size", ["30,000 parameters", "own size"]),
+        ("30,000 parameters,fixed size", ["30,000 parameters", "fixed size"]),
         ("1,000,000 parameters", ["1,000,000 parameters"]),
         ("isorank 4,isorank 16", ["isorank 4", "isorank 16"]),
         ("", [""]),
@@ -62,8 +62,8 @@ def test_a_part_of_a_suite_is_picked_by_backbone_and_budget() -> None:
         picked = full_plan.select(Part(methods=["LoRA"], budgets=[name], backbones=["tiny-random-bert"]))
         assert {budget for _, _, budget in cells(picked)} == {"1,000 parameters"}
         assert {backbone for backbone, _, _ in cells(picked)} == {"tiny-random-bert"}
-    assert {method for _, method, _ in cells(full_plan.select(Part(budgets=["own size"])))} == {"head only"}
-    assert cells(full_plan.select(Part(budgets=["own size", "isorank", "parameters"]))) == cells(full_plan)
+    assert {method for _, method, _ in cells(full_plan.select(Part(budgets=["fixed size"])))} == {"head only"}
+    assert cells(full_plan.select(Part(budgets=["fixed size", "isorank", "parameters"]))) == cells(full_plan)
 
 
 @pytest.mark.parametrize(

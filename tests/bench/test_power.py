@@ -29,7 +29,7 @@ SIMILARITY = Path(__file__).parents[1] / "data" / "similarity.csv"
 def test_every_budget_has_a_line_for_several_noise_levels(tmp_path: Path) -> None:
     powers = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
     assert [(line.budget, line.sd) for line in powers[: len(ASSUMED)]] == [
-        ("own size", pytest.approx(sd)) for sd in ASSUMED
+        ("fixed size", pytest.approx(sd)) for sd in ASSUMED
     ]
     isorank = next(line for line in powers if line.budget == "isorank 2" and line.sd == pytest.approx(0.007))
     # Four methods besides LoRA, in three settings.
@@ -74,7 +74,7 @@ def test_a_narrow_terminal_keeps_what_is_found(tmp_path: Path, width: int) -> No
     powers = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
     shown = io.StringIO()
     print_power(Console(file=shown, width=width), powers)
-    first = next(line for line in shown.getvalue().splitlines() if line.startswith(" own size"))
+    first = next(line for line in shown.getvalue().splitlines() if line.startswith(" fixed"))
     numbers = (f"{100 * powers[0].sd:.2f}", f"{100 * powers[0].design.finds:.2f}")
     assert {*numbers, f"{100 * powers[0].design.margin:.2f}"} <= {*first.split()}
     assert "…" not in shown.getvalue()

@@ -89,7 +89,7 @@ def test_the_verdict_is_what_the_interval_says_and_no_more_than_with_the_floor(a
 
 
 def test_baselines_are_compared_with_lora_of_the_first_budget(analysis: Analysis) -> None:
-    own = block(analysis, "own size")
+    own = block(analysis, "fixed size")
     assert own.reference is not None
     assert (own.reference.method, own.reference.budget) == ("LoRA", "isorank 2")
     assert compared(own)["head only"].verdict.side == "worse"

@@ -63,7 +63,7 @@ def test_a_row_that_misses_its_budget_states_its_share(script: Any, checkout: Pa
     shares = [replace(lotr, ratio=ratio, within=within) for ratio, within in ((0.875, False), (1.04, True))]
     texts = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
     assert ["Not at the budget: LoTR (0.88 of it)." in text for text in texts] == [True, False]
-    lora = replace(lotr, method="LoRA qkvo", family="lora", budget="own size", within=None)
+    lora = replace(lotr, method="LoRA qkvo", family="lora", budget="fixed size", within=None)
     shares = [replace(lora, percent_of_lora=percent) for percent in (75.0, 99.0)]
     texts = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
     assert ["Not at the budget: LoRA qkvo (0.75 of it)." in text for text in texts] == [True, False]

@@ -123,7 +123,7 @@ def test_one_selector_controls_tables_and_figures_and_is_in_the_address(drawn: w
     assert drawn.find_element(By.ID, "shown").text == "3 of 36 results"
     assert {
         *seen(drawn, "figure[data-budget='isoparameters 2']"),
-        *seen(drawn, ".answer [data-budget='own size']"),
+        *seen(drawn, ".answer [data-budget='fixed size']"),
     } == set()
     assert seen(drawn, "figure[data-budget='isorank 2']") != []
     drawn.find_element(By.NAME, "method").send_keys("QKV")
@@ -249,7 +249,8 @@ def test_dots_of_equal_seeds_do_not_hide_one_another(
     assert len(tracks) == 2
     for track in tracks:
         upper, lower = (dot.location for dot in track.find_elements(By.TAG_NAME, "s"))
-        assert (upper["x"], upper["y"]) == (lower["x"], lower["y"] + 3)
+        # Places are rounded to pixels.
+        assert (upper["x"], upper["y"]) == (lower["x"], pytest.approx(lower["y"] + 3, abs=1))
 
 
 def test_a_seed_has_the_score_that_tables_print(

@@ -85,14 +85,16 @@ def test_a_large_study_is_answered_on_the_first_screen_and_on_ten_sheets(
 ) -> None:
     opened(browser, large, 1366, 768)
     bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
-    assert browser.execute_script(bottom, ".answer") < 500
-    assert browser.execute_script(bottom, ".heat tbody tr:nth-child(3)") < 768
+    assert browser.execute_script(bottom, ".answer") < 560
+    assert browser.execute_script(bottom, ".next") < 620
+    # The maps begin on it.
+    assert browser.execute_script(bottom, "#heat") < 768
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 1366
     assert [line.split("\n")[0] for line in seen(browser, ".answer tbody th")] == [
         "isorank 4",
         "isoparameters 2",
         "isoparameters 4",
-        "own size",
+        "fixed size",
     ]
     # The headings of a long table stay below the selector.
     tops = browser.execute_script(

@@ -48,7 +48,7 @@ def test_trials_are_the_stored_runs(results: Results) -> None:
         stored_values = [getattr(experiment.records[id_], column) for id_ in trials.index]
         assert trials[column].astype("int64").tolist() == stored_values
     full = trials["method"].str.startswith("full fine-tuning")
-    assert set(trials.loc[full, "budget"]) == {"own size"}
+    assert set(trials.loc[full, "budget"]) == {"fixed size"}
     assert trials["started"].dt.tz is not None
 
 

@@ -53,7 +53,7 @@ def test_a_reference_of_another_budget_is_found_there(rich: str) -> None:
         candidate for candidate in analyse(read(rich, ["rich"], selection)).blocks if candidate.comparisons
     ]
     assert block.reference is not None
-    assert (block.reference.method, block.reference.budget) == ("head only", "own size")
+    assert (block.reference.method, block.reference.budget) == ("head only", "fixed size")
     assert [candidate.method for candidate in block.comparisons] == ["TensLoRA att"]
 
 

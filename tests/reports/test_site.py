@@ -207,7 +207,7 @@ def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(
     }
     pack = packed(store(tmp_path, new_store, plan_of(**suite)), "small", tmp_path)
     (entry,) = published([pack])
-    assert "own size" in {block.budget for block in entry.analysis.blocks}
+    assert "fixed size" in {block.budget for block in entry.analysis.blocks}
     assert [line.block.budget for line in entry.headlines] == ["isorank 2", "isoparameters 2"]
     assert {line.setting for line in entry.headlines} == {None}
     # Its figures are tested elsewhere.

@@ -336,8 +336,8 @@ def test_a_verdict_is_said_as_the_documentation_has_it(
 
 
 def test_own_sizes_join_the_only_budget() -> None:
-    assert block_budgets(["isorank 4", "own size"]) == {"isorank 4": "isorank 4", "own size": "isorank 4"}
-    several = ["isorank 4", "isorank 8", "own size"]
+    assert block_budgets(["isorank 4", "fixed size"]) == {"isorank 4": "isorank 4", "fixed size": "isorank 4"}
+    several = ["isorank 4", "isorank 8", "fixed size"]
     assert block_budgets(several) == {budget: budget for budget in several}
 
 

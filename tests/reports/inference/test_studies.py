@@ -17,12 +17,14 @@ from reports.inference.intervals import LEVEL, Array, Bounds, simultaneous
 from reports.inference.power import Response, stratified
 from reports.inference.studies import (
     Studies,
+    chosen_by_validation,
     kept_weights,
     of_method,
     of_pair,
     of_share,
     of_transfer,
     paired,
+    range_near,
     score_after,
     share_failed,
     share_failed_interval,
@@ -274,6 +276,35 @@ def test_shares_are_those_of_the_window() -> None:
     part = of_share(share_failed, parabola(-0.4, cliff=0.6), parabola(0.0))
     assert part.difference == pytest.approx(0.3, abs=0.03)
     assert interval(of_share(share_failed, parabola(0.0), parabola(0.1))) is None
+
+
+@pytest.mark.parametrize(
+    ("optimum", "cliff", "low", "high"),
+    [(0.0, inf, -0.5, 0.5), (0.3, inf, -0.2, 0.5), (-0.3, inf, -0.5, 0.2), (-0.4, 0.45, -0.5, 0.05)],
+)
+def test_the_range_is_that_of_rates_within_a_point_of_the_best(
+    optimum: float, cliff: float, low: float, high: float
+) -> None:
+    # A point is half a decade from the optimum of this parabola; the cliff is this far beyond it.
+    studies = parabola(optimum, cliff)
+    assert studies.offsets is not None
+    apart = float(np.diff(np.sort(studies.offsets.ravel())).max())
+    assert range_near(studies) == pytest.approx((low, high), abs=apart)
+    assert chosen_by_validation(studies) == pytest.approx(optimum, abs=0.02)
+    within = (studies.offsets >= range_near(studies)[0]) & (studies.offsets <= range_near(studies)[1])
+    assert share_near(studies) == pytest.approx(within.mean())
+
+
+def test_no_trial_of_the_range_failed() -> None:
+    studies = parabola(0.0)
+    assert studies.offsets is not None
+    # One trial at a good rate, above the best, fails.
+    broken = np.unravel_index(np.argsort(studies.offsets, axis=None)[28], studies.offsets.shape)
+    scores = studies.scores.copy()
+    scores[broken] = 0.5
+    low, high = range_near(Studies(1 - scores, scores, offsets=studies.offsets, chance=0.5))
+    assert low == studies.offsets.min()
+    assert high == np.sort(studies.offsets, axis=None)[27]
 
 
 def test_the_error_of_a_share_is_that_of_the_studies_shares() -> None:

@@ -1,0 +1,108 @@
+"""Learning rates to start from, as studies found them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.records.pack_format import ENDING
+from bench.records.words import Status
+from bench.store.connect import shown_uri
+from bench.store.opening import is_pack, open_results
+from bench.store.source import Source
+from bench.store.store import Store
+from methods import UserError
+from methods.errors import shown
+from reports.inference import studies as estimates
+from reports.reading import read_sources
+from reports.studies import StudyAnalysis, analyse_studies
+
+
+@dataclass(frozen=True)
+class RateAdvice:
+    """The learning rates of a method at a budget on a task that are about as good as its best."""
+
+    #: The number of its cell in its report.
+    cell: int
+    experiment: str
+    method: str
+    budget: str
+    task: str
+    backbone: str
+    #: The rate with the lowest smoothed validation loss.
+    start: float
+    #: The rates about the best whose smoothed score is within a point of it; no trial between them failed.
+    low: float
+    high: float
+    #: Whether no tried rate is lower, or higher: such rates may be as good.
+    is_lowest: bool
+    is_highest: bool
+    #: The share of all trials that succeeded at rates within a point of the best.
+    share: float
+    studies: int
+    trials: int
+
+    @property
+    def range(self) -> str:
+        """The range in words, marked where it ends with the tried rates."""
+        below, above = "≤ " * self.is_lowest, "≥ " * self.is_highest
+        return f"{below}{self.low:.2g} to {above}{self.high:.2g}"
+
+
+def rate_advice(analysis: StudyAnalysis) -> Iterator[RateAdvice]:
+    """Advice for each cell that has a complete study and a trial that succeeded."""
+    for number, studies in analysis.studies.items():
+        cell = analysis.study.all_cells[number]
+        if cell.studies is None or studies.offsets is None or studies.failed.all():
+            continue
+        centre = cell.studies.centre
+        ends = estimates.range_near(studies)
+        start, low, high = (centre * 10**each for each in (estimates.chosen_by_validation(studies), *ends))
+        yield RateAdvice(
+            cell=number,
+            experiment=cell.experiment,
+            method=cell.method,
+            budget=cell.budget,
+            task=cell.task,
+            backbone=cell.backbone,
+            start=start,
+            low=low,
+            high=high,
+            is_lowest=bool(ends[0] == studies.offsets.min()),
+            is_highest=bool(ends[1] == studies.offsets.max()),
+            share=estimates.share_near(studies),
+            studies=studies.count,
+            trials=studies.trials,
+        )
+
+
+def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
+    """The advice of all studies in these stores and packs.
+
+    Raises UserError for a place that cannot be read, and if no study is complete in any.
+    """
+    advice: list[RateAdvice] = []
+    for source in _sources(places):
+        plan = source.plan()
+        studied = plan is not None and any(row.studies for row in plan.rows)
+        if studied and any(record.status == Status.FINISHED for record in source.records()):
+            advice += rate_advice(analyse_studies(read_sources([source], studies=True)))
+    if not advice:
+        where = ", ".join(map(shown_uri, places))
+        raise UserError(
+            f"no complete study in {where}: advice on learning rates comes from suites with "
+            "tuning: {studies: 5, points: 8}"
+        )
+    return advice
+
+
+def _sources(places: Iterable[str]) -> Iterator[Source]:
+    for place in places:
+        if is_pack(place):
+            yield from open_results("", [place])
+        elif "://" in place or place.startswith("sqlite:"):
+            yield from Store.every(place)
+        else:
+            raise UserError(
+                f"{shown(place)} is neither a store (sqlite:///mlflow.db, http://…) nor a pack (NAME{ENDING})"
+            )

@@ -1,0 +1,83 @@
+"""The first sentences of a report: which method, how sure that is, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from methods.errors import first_few
+from reports.analysis import Block
+from reports.units import Unit
+from reports.words import many
+
+#: Names of one budget in a sentence.
+MOST_NAMES = 1
+
+
+def answer(blocks: Sequence[Block]) -> str:
+    """The methods that are significantly better than the reference, and what may have gone undetected.
+
+    Empty if nothing is compared.
+    """
+    compared = _compared(blocks)
+    if not compared:
+        return ""
+    references = dict.fromkeys(block.reference.method for block in compared if block.reference)
+    against = next(iter(references)) if len(references) == 1 else "its reference"
+    better = better_methods(compared)
+    if better:
+        named = (f"{first_few(names, MOST_NAMES)} ({heading})" for heading, names in better.items())
+        lead = f"Significantly better than {against}: {'; '.join(named)}."
+    else:
+        where = f" at any of {many(len(compared), 'budget')}" if len(compared) > 1 else ""
+        lead = f"No method is significantly better than {against}{where}."
+    return f"{lead} {detectable(compared)}".strip()
+
+
+def better_methods(blocks: Iterable[Block]) -> dict[str, list[str]]:
+    """The methods that are significantly better than the reference over all settings, by block."""
+    found = {
+        block.heading: [each.method for each in block.comparisons if each.verdict.side == "better"]
+        for block in _compared(blocks)
+    }
+    return {heading: names for heading, names in found.items() if names}
+
+
+def next_step(blocks: Sequence[Block]) -> str:
+    """What would decide a difference of the threshold; empty if every block is decided or none compares."""
+    undecided = [
+        block
+        for block in _compared(blocks)
+        if block.design and block.design.finds and block.design.finds > block.threshold
+    ]
+    if not undecided:
+        return ""
+    sizes = {block.unit.size(block.threshold) for block in undecided}
+    size = f"a difference of {next(iter(sizes))}" if len(sizes) == 1 else "a difference of the threshold"
+    seeds = [block.design.needs(block.threshold) for block in undecided if block.design]
+    needed = [count for count in seeds if count is not None]
+    if not needed:
+        return f"To detect {size}, more seeds are not enough: add tasks, test examples or studies."
+    most = max(needed)
+    enough = (
+        f"take {most:,} seeds"
+        if len(needed) == len(seeds)
+        else f"take {most:,} seeds, and more test examples"
+    )
+    return f"To detect {size}, {enough}."
+
+
+def _compared(blocks: Iterable[Block]) -> list[Block]:
+    return [block for block in blocks if block.reference and block.comparisons]
+
+
+def detectable(blocks: Iterable[Block]) -> str:
+    """The smallest differences that these designs detect, as a sentence; empty if none is known."""
+    by_unit: dict[Unit, list[float]] = {}
+    for block in blocks:
+        if block.design and block.design.finds:
+            by_unit.setdefault(block.unit, []).append(block.design.finds)
+    sizes = (
+        f"{' to '.join(dict.fromkeys(unit.score(end, 1) for end in (min(finds), max(finds))))} {unit.points}"
+        for unit, finds in by_unit.items()
+    )
+    return f"True differences smaller than {' and '.join(sizes)} may go undetected." if by_unit else ""

@@ -1,0 +1,102 @@
+"""Learning rates to start from, on a made-up study whose good rates are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from bench.records.measures import Measure
+from methods import UserError
+from reports.advice import rate_advice, stored_advice
+from reports.figures.studies import draw
+from reports.reading import read
+from reports.studies import analyse_studies
+from reports.study_page import render
+
+from ..packs import packed
+from ..stored import Result, write
+from .made_up import SMALL, NewStore, store
+from .made_up_studies import NAME, plan_of
+
+Call = Callable[..., Any]
+
+#: The best rate of each method in decades from its centre, and those within a point of it: a score falls by
+#: four points a decade², so that a point is half a decade, as far as the window of a decade goes.
+KNOWN = {"LoRA": (0.2, -0.3, 0.5), "LoTR": (-0.1, -0.5, 0.4), "TensLoRA att": (0.0, -0.5, 0.5)}
+#: The score of LoTR falls to chance beyond this offset.
+CLIFF = 0.25
+EXAMPLES = 10_000
+
+
+def told(trial: Trial, row: Row) -> Result:
+    assert row.studies is not None
+    offset = row.studies.trials[trial.seed].offset
+    score = 0.85 - 0.04 * (offset - KNOWN[row.title][0]) ** 2
+    if row.title == "LoTR" and offset > CLIFF:
+        score = 0.5
+    right = round(EXAMPLES * score)
+    labels = np.arange(EXAMPLES) % 2
+    answers = np.where(np.arange(EXAMPLES) < right, labels, 1 - labels)
+    loss = {Measure.SELECTED_LOSS: 1 - right / EXAMPLES}
+    return Result(score=right / EXAMPLES, labels=labels, answers=answers, measures=loss)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    uri = new_store(tmp_path_factory.mktemp("known"))
+    methods = ["lora", "lotr", {"method": "tenslora", "variant": "att"}]
+    suite = {"methods": methods, "tasks": ["digits"], "backbones": ["tiny-random-vit"]}
+    write(uri, plan_of(**suite, tuning={"studies": 5, "points": 8}), told)
+    return uri
+
+
+def test_the_range_is_the_known_one(known: str) -> None:
+    advice = {each.method: each for each in stored_advice([known])}
+    assert advice.keys() == KNOWN.keys()
+    centres = {cell.method: cell.studies for cell in read(known, [NAME], studies=True).all_cells}
+    for method, (best, low, high) in KNOWN.items():
+        found, plan = advice[method], centres[method]
+        assert plan is not None
+        if method == "LoTR":
+            high = CLIFF
+        offsets = np.log10(np.array([found.start, found.low, found.high]) / plan.centre)
+        assert offsets == pytest.approx([best, low, high], abs=0.06)
+        assert (found.is_lowest, found.is_highest) == (low == -0.5, high == 0.5)
+        assert (found.studies, found.trials) == (5, 40)
+        assert found.share == pytest.approx(high - low, abs=0.06)
+
+
+def test_a_pack_gives_the_advice_of_its_store(known: str, tmp_path: Path, call: Call) -> None:
+    pack = packed(known, NAME, tmp_path)
+    rows = json.loads(call("list", "methods", "--advice", str(pack), "--json").out)
+    assert rows == json.loads(call("list", "methods", "--advice", known, "--json").out)
+    assert {row["method"] for row in rows} == KNOWN.keys()
+    printed = call("list", "methods", "--advice", str(pack)).out
+    assert all(method in printed for method in KNOWN)
+
+
+def test_without_a_study_there_is_no_advice(
+    known: str, tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    uri = store(tmp_path / "seeds", new_store)
+    with pytest.raises(UserError, match="no complete study"):
+        stored_advice([uri])
+    assert len(stored_advice([uri, known])) == len(KNOWN)
+    with pytest.raises(UserError, match="neither a store"):
+        stored_advice([SMALL["name"]])
+    ended = call("list", "tasks", "--advice", known)
+    assert (ended.code, "--advice" in ended.err) == (2, True)
+
+
+def test_the_page_of_a_study_says_which_rate_to_start_from(known: str) -> None:
+    analysis = analyse_studies(read(known, [NAME], studies=True))
+    page = render(analysis, draw(analysis), [])
+    for each in rate_advice(analysis):
+        assert f"{each.start:.2g}<small>{each.range}</small>" in page

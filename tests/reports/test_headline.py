@@ -1,0 +1,50 @@
+"""The first sentences of a report, on made-up results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from reports.analysis import Analysis
+from reports.headline import answer, better_methods, next_step
+
+
+def test_the_answer_names_the_better_methods_and_no_others(analysis: Analysis) -> None:
+    text = answer(analysis.blocks)
+    compared = [each for block in analysis.blocks for each in block.comparisons]
+    better = {each.method for each in compared if each.verdict.side == "better"}
+    assert better
+    assert {name for names in better_methods(analysis.blocks).values() for name in names} == better
+    for block in analysis.blocks:
+        worse = [c for c in block.comparisons if c.verdict.side != "better"]
+        without = answer([replace(block, comparisons=tuple(worse))])
+        assert without.startswith("No method is significantly better than LoRA") == bool(worse)
+    assert text.startswith("Significantly better than LoRA: ")
+
+
+def test_the_answer_says_what_may_go_undetected(analysis: Analysis) -> None:
+    found = [
+        (b.unit, b.design.finds) for b in analysis.blocks if b.comparisons and b.design and b.design.finds
+    ]
+    unit = found[0][0]
+    for end in (min, max):
+        assert unit.score(end(finds for _, finds in found), 1) in answer(analysis.blocks)
+
+
+def test_nothing_is_answered_where_nothing_is_compared(analysis: Analysis) -> None:
+    bare = [replace(block, reference=None, comparisons=()) for block in analysis.blocks]
+    assert answer(bare) == next_step(bare) == ""
+
+
+def test_the_next_step_is_what_the_design_needs(analysis: Analysis) -> None:
+    block = next(block for block in analysis.blocks if block.design and block.design.finds)
+    assert block.design is not None
+    assert block.design.finds is not None
+    decided = replace(block, threshold=2 * block.design.finds)
+    assert next_step([decided]) == ""
+    near = replace(block, threshold=0.9 * block.design.finds)
+    needed = block.design.needs(near.threshold)
+    assert needed is not None
+    assert f"{needed} seeds" in next_step([near])
+    far = replace(block, threshold=1e-9)
+    assert block.design.needs(far.threshold) is None
+    assert "not enough" in next_step([far])
