@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from tltorch import CPTensor
 from torch import Tensor, nn
 
 from methods.backbone import GATED_PROJECTIONS, SHARED_INPUT, Geometry
@@ -17,6 +16,9 @@ from methods.slices import Slices, by_site, cut_inputs, cut_outputs
 
 #: The projections in the second tensor. Each has one trained bias shared by all layers.
 BIASED = ("output", "gate", "fc1", "fc2")
+
+if TYPE_CHECKING:
+    from tltorch import CPTensor
 
 
 class CaRA(OneRank, StackedMethod):
@@ -126,4 +128,6 @@ def _tensor(method: CaRA, shape: tuple[int, ...], generator: torch.Generator) ->
         nn.init.orthogonal_(factor, generator=generator)
     nn.init.normal_(weights, method.lambda_mean, method.lambda_std, generator=generator)
     factors = [nn.Parameter(factor) for factor in (slices, second, *rest)]
+    from tltorch import CPTensor
+
     return CPTensor(nn.Parameter(weights), factors, shape=shape, rank=rank)

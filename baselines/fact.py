@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from tltorch import TTTensor, TuckerTensor
 from torch import Tensor, nn
 
 from methods.backbone import GATED_PROJECTIONS, Geometry
@@ -149,6 +148,8 @@ class _TensorTrain(_Slices):
         _uniform(self.slices.split(middles, 2)["fc2"], mlp_slices(geometry) * rank, generator)
         cores = [nn.Parameter(core) for core in (inputs, middles.flatten(1, 2), outputs)]
         shape = (hidden, geometry.layers * len(self.slices), width)
+        from tltorch import TTTensor
+
         self.tensor = TTTensor(cores, shape=shape, rank=(1, rank, rank, 1))
 
     def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -171,6 +172,8 @@ class _Tucker(_Slices):
         nn.init.xavier_uniform_(core, generator=generator)
         nn.init.xavier_uniform_(mixture, generator=generator)
         factors = [nn.Parameter(factor) for factor in (inputs, outputs, mixture)]
+        from tltorch import TuckerTensor
+
         self.tensor = TuckerTensor(
             nn.Parameter(core), factors, shape=(hidden, width, slices), rank=(rank,) * 3
         )

@@ -6,7 +6,6 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from tltorch import CPTensor
 from torch import nn
 
 from methods.backbone import Geometry
@@ -77,6 +76,8 @@ class _AttentionTensor(Parametrisation):
         for factor, bound in zip(factors, bounds, strict=True):
             if bound:
                 nn.init.uniform_(factor, -bound, bound, generator=generator)
+        from tltorch import CPTensor
+
         # The method has no CP weights, so the container's are ones and not trained.
         self.tensor = CPTensor(
             torch.ones(rank), [nn.Parameter(factor) for factor in factors], shape=shape, rank=rank

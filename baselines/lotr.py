@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from tltorch import TTTensor
 from torch import nn
 
 from methods.backbone import Geometry
 from methods.lowrank import Contracted, Parametrisation, StackedMethod
 from methods.sizes import OneRank
 from methods.validation import Scale
+
+if TYPE_CHECKING:
+    from tltorch import TTTensor
 
 
 class LoTR(OneRank, StackedMethod):
@@ -74,4 +76,6 @@ def _tensor(hidden: int, matrices: int, width: int, rank: int, generator: torch.
     for end in (right, left):
         nn.init.normal_(end, generator=generator)
     cores = [nn.Parameter(core) for core in (right, torch.zeros(rank, matrices, rank), left)]
+    from tltorch import TTTensor
+
     return TTTensor(cores, shape=(hidden, matrices, width), rank=(1, rank, rank, 1))

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bench.execution import make_executor
 from bench.execution.driver import execute, failures, pending
@@ -39,7 +39,10 @@ from bench.store.changes import changed_trials
 from bench.store.store import Store
 from methods import UserError
 from methods.validation import validate
-from reports.summary import Summary, summarise
+
+if TYPE_CHECKING:
+    # Statistics take a second to import, and trials need none.
+    from reports.summary import Summary
 
 
 class Audience:
@@ -224,6 +227,8 @@ def run_suite(
                 full_plan = work.run_phase(full_plan, plan, phase, retry_failed=retry_failed)
                 full_plan = with_choices(full_plan, opened)
                 plan = full_plan.select(part)
+            from reports.summary import summarise
+
             return SuiteRun(plan, summarise(opened, plan.stored()))
 
 

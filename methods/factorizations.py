@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
-from tltorch import CPTensor, TTTensor, TuckerTensor
-from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor, nn
 
 from methods.trains import bond_limits, core_shapes, train_count
+
+if TYPE_CHECKING:
+    # Imported only where a tensor is made, since it takes half a second, and a plan makes none.
+    from tltorch.factorized_tensors.core import FactorizedTensor
 
 Init = Literal["orthogonal", "normal", "kaiming_uniform"]
 
@@ -87,6 +89,8 @@ class Tucker:
         for factor in factors:
             fill(factor, init, normal_std(ranks, len(shape) + 1), generator)
         core = nn.Parameter(torch.zeros(*ranks))
+        from tltorch import TuckerTensor
+
         return TuckerTensor(core, factors, shape=tuple(shape), rank=tuple(ranks))
 
     def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
@@ -123,6 +127,8 @@ class CP:
         factors = [nn.Parameter(torch.zeros(n, rank)) for n in shape]
         for factor in factors[1:]:
             fill(factor, init, normal_std(ranks, len(shape)), generator)
+        from tltorch import CPTensor
+
         return CPTensor(torch.ones(rank), factors, shape=tuple(shape), rank=rank)
 
     def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
@@ -156,6 +162,8 @@ class TensorTrain:
         cores = [nn.Parameter(torch.zeros(core)) for core in core_shapes(_chain(shape), ranks)]
         for core in cores[:-1]:
             fill(core.detach().flatten(0, 1), init, normal_std(ranks, len(shape)), generator)
+        from tltorch import TTTensor
+
         return TTTensor(cores, shape=tuple(_chain(shape)), rank=(1, *ranks, 1))
 
     def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:

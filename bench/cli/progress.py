@@ -13,7 +13,6 @@ from rich.progress import Progress as Bars
 from rich.progress import TaskID, TextColumn
 from rich.table import Column
 
-from bench.cli.results import print_allocation, print_search
 from bench.cli.tables import joined, progress_bars
 from bench.plan.rows import Plan, Row
 from bench.records.measures import Measure
@@ -223,9 +222,13 @@ class Terminal(Audience):
         self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
 
     def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
+        from bench.cli.results import print_search
+
         print_search(self._out, result, records)
 
     def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
+        from bench.cli.results import print_allocation
+
         print_allocation(self._out, result, records)
 
     def chosen(self, choices: Sequence[str]) -> None:

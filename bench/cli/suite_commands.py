@@ -49,12 +49,14 @@ def run(
     """
     from bench.cli.plans import print_tuning
     from bench.cli.progress import Terminal
-    from bench.cli.results import print_summary
     from bench.run import run_suite
 
     done = run_suite(
         suite, store=store, place=place, part=part, retry_failed=retry_failed, audience=Terminal(out, err)
     )
+    # Imported after the trials, since it takes a second.
+    from bench.cli.results import print_summary
+
     print_tuning(out, done.plan)
     print_summary(out, done.summary)
     if not done.complete:

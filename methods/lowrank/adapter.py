@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from tltorch import TuckerTensor
 from torch import Tensor, nn
 
 from methods.adapter import Adapter
@@ -88,6 +87,8 @@ class LowRankAdapter(Adapter):
         return self.contract().biases
 
     def core(self) -> list[nn.Parameter]:
+        from tltorch import TuckerTensor
+
         tensors = (module for module in self.parametrisation.modules() if isinstance(module, TuckerTensor))
         return [tensor.core for tensor in tensors]
 

@@ -12,14 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, model_validator
-from tltorch import TuckerTensor
 from torch import Tensor, nn
 
 from methods.errors import UserError, shown
 from methods.validation import Frozen
+
+if TYPE_CHECKING:
+    from tltorch import TuckerTensor
 
 Ranks = tuple[int, ...]
 
