@@ -33,7 +33,7 @@ from methods.tenslora import VARIANTS
 
 from ..messages import naming
 from .programs import Program
-from .toy_suites import DIGITS, MOVIES, plan, write
+from .toy_suites import DIGITS, MOVIES, TEXT, plan, write
 
 Call = Callable[..., Any]
 
@@ -78,6 +78,7 @@ try:
     main()
 finally:
     slow = {"torch", "mlflow", "peft", "transformers", "timm", "pandas", "scipy", "matplotlib", "optuna"}
+    slow |= {"tltorch", "reports.study"}
     print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
 
@@ -97,6 +98,22 @@ def test_a_second_list_imports_nothing_that_takes_long(
     first = call(*arguments)
     second = imports(*arguments)
     assert (second.stdout, second.stderr.split()) == (first.out, [])
+
+
+@pytest.mark.processes
+def test_a_second_plan_imports_nothing_slow_but_torch(call: Call, tmp_path: Path) -> None:
+    methods = ["lora", "lotr", "fact_tt", "cara", {"method": "tenslora", "variant": "qkv"}]
+    arguments = ("plan", write(tmp_path, TEXT, methods=methods), "--store", f"sqlite:///{tmp_path}/none.db")
+    assert call(*arguments).code == 0
+    ended = imports(*arguments)
+    assert (ended.returncode, ended.stderr.split()) == (0, ["torch"])
+
+
+@pytest.mark.processes
+def test_a_run_imports_no_statistics_before_its_trials() -> None:
+    program = "import sys, bench.cli.progress; print(*{'reports.study', 'scipy.stats'} & {*sys.modules})"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []
 
 
 @pytest.mark.processes
