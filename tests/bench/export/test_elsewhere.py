@@ -245,30 +245,37 @@ def test_berts_code_takes_the_types_of_tokens(case: Callable[..., Case], merged:
 
 # --- another machine ---
 
-#: Runs the code of an export's page where the harness cannot be imported and saves the outputs.
+#: Runs the code of each export's page where the harness cannot be imported and saves the outputs.
 ALONE = """
-import pathlib, re, sys
+import os, pathlib, re, sys
 sys.modules.update(dict.fromkeys(("bench", "methods", "baselines", "reports")))
-sys.path.insert(0, "")
 from safetensors.torch import load_file, save_file
-(page,) = re.findall("```python\\n(.*?)```", pathlib.Path("README.md").read_text(), re.DOTALL)
-exec(page)
-logits = export.logits(**load_file(sys.argv[1]))
-save_file({"logits": logits.detach().contiguous()}, sys.argv[1])
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    sys.modules.pop("load_export", None)
+    (page,) = re.findall("```python\\n(.*?)```", pathlib.Path("README.md").read_text(), re.DOTALL)
+    exec(page)
+    logits = export.logits(**load_file("batch.safetensors"))
+    save_file({"logits": logits.detach().contiguous()}, "batch.safetensors")
 """
 
 
-@pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("source", ["vit", "bert", "timm-random"])
-def test_the_page_s_code_needs_no_harness(case: Callable[..., Case], source: str, merged: bool) -> None:
-    made = case(source)
-    made.export(made.attach(METHODS["qkv_depth"]), merged=merged)
-    if made.spec.local and not merged:
-        made.spec.local.rename(made.folder / made.spec.local.name)
-    batch = made.folder.with_name("batch.safetensors")
-    save_file({name: tensor.contiguous() for name, tensor in made.inputs().items()}, batch)
-    subprocess.run([sys.executable, "-c", ALONE, str(batch)], cwd=made.folder, check=True)
-    close(load_file(batch)["logits"], made.logits())
+def test_the_page_s_code_needs_no_harness(case: Callable[..., Case], tmp_path: Path) -> None:
+    """One new interpreter runs all pages, because importing the libraries takes seconds."""
+    expected: dict[Path, torch.Tensor] = {}
+    for source in ("vit", "bert", "timm-random"):
+        for merged in (False, True):
+            made = case(source)
+            made.export(made.attach(METHODS["qkv_depth"]), merged=merged)
+            if made.spec.local and not merged:
+                made.spec.local.rename(made.folder / made.spec.local.name)
+            folder = made.folder.rename(tmp_path / f"{source}-{merged}")
+            batch = {name: tensor.contiguous() for name, tensor in made.inputs().items()}
+            save_file(batch, folder / "batch.safetensors")
+            expected[folder] = made.logits()
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, expected)], check=True)
+    for folder, logits in expected.items():
+        close(load_file(folder / "batch.safetensors")["logits"], logits)
 
 
 def test_every_export_holds_the_same_python_and_the_same_code(case: Callable[..., Case]) -> None:

@@ -18,8 +18,8 @@ from bench.store.pack import parquet
 
 from ...packs import Files, changed
 
-#: A text stored once in a dictionary, and the number of 64-row groups that repeat it: 6 GiB expanded.
-LONG, GROUPS = "x" * 2**20, 96
+#: A text stored once in a dictionary, and the number of 64-row groups that repeat it: 1.5 GiB expanded.
+LONG, GROUPS = "x" * 2**20, 24
 
 
 def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
@@ -48,7 +48,7 @@ def _repeated_tag(content: bytes) -> bytes:
 
 def _empty_pages(content: bytes) -> bytes:
     own, more = _runs(content, tags=[[("kind", "trial"), ("note", LONG * 64)]])
-    return _file((own, 1), (more, 40), use_dictionary=False)
+    return _file((own, 1), (more, 24), use_dictionary=False)
 
 
 def _millions_in_a_run(content: bytes) -> bytes:
