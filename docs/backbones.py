@@ -17,19 +17,32 @@ PAGE = Path(__file__).parent / "reference" / "backbones.md"
 
 BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the kinds. -->"
 
-HEADINGS = ("kind", "class", "reads", "sites", "the head reads", "head", "`bench.wrap`", "checks passed")
+HEADINGS = ("kind", "reads", "sites", "the head reads", "head", "checks passed")
 
 #: timm builds its models itself, so they have no rows of their own.
 TIMM_ROW = (
-    *("`timm`", "timm's", "images", "all six; query, key and value split"),
-    *("what the model itself pools", "linear", "–"),
+    "`timm`",
+    "images",
+    "all six; query, key and value split",
+    "what the model itself pools",
+    "linear",
 )
 
 
 def table(checks: Mapping[str, str]) -> str:
-    """The table and its remarks in Markdown, with the checks of each kind."""
-    rows = [(*(TIMM_ROW if name == TIMM else _row(name)), checks.get(name, "none")) for name in NAMES]
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *rows]
+    """The table and its remarks, in Markdown, with what came of each kind's checks.
+
+    Kinds that differ in nothing else share a row.
+    """
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name in NAMES:
+        named, *cells = TIMM_ROW if name == TIMM else _row(name)
+        rows.setdefault((*cells, checks.get(name, "none")), []).append(named)
+    lines = [
+        HEADINGS,
+        tuple("---" for _ in HEADINGS),
+        *((", ".join(kinds), *row) for row, kinds in rows.items()),
+    ]
     remarks = [f"- `{name}`: {kind.remark}." for name, kind in KINDS.items() if kind.remark]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *remarks])
 
@@ -39,9 +52,7 @@ def _row(name: str) -> tuple[str, ...]:
     named = ", ".join(f"`{kind_name}`" for kind_name in (name, *kind.within))
     gate = " and gate" if "gate" in kind.layouts[0] else ""
     split = [f"; {', '.join(parts[:-1])} and {parts[-1]} split" for parts in kind.fused.values()]
-    sites = f"all six{gate}{''.join(split)}"
-    wrapped = "–" if kind.fused else "yes"
-    return named, f"`{kind.model_class}`", kind.reads, sites, kind.pools, kind.head, wrapped
+    return named, kind.reads, f"all six{gate}{''.join(split)}", kind.pools, kind.head
 
 
 def stated(page: str) -> str:
@@ -52,7 +63,7 @@ def stated(page: str) -> str:
 def checks_of(page: str) -> dict[str, str]:
     """The checks of each kind in a page's table."""
     cells = [line.strip("| ").split(" | ") for line in stated(page).splitlines() if line.startswith("| `")]
-    return {row[0].split(",")[0].strip("`"): row[-1] for row in cells}
+    return {name.strip("`"): row[-1] for row in cells for name in row[0].split(", ")}
 
 
 def run_checks() -> dict[str, str]:

@@ -13,19 +13,25 @@ PAGE = Path(__file__).parent / "guides" / "export.md"
 
 BEGIN, END = "<!-- The exports, by docs/export_table.py. -->", "<!-- The end of the exports. -->"
 
-HEADINGS = ("kind", "the original model", "the head", "peft's loader", "one layer there", "peft's own types")
+HEADINGS = ("kind", "the original model", "the head", "peft's loader", "one layer there")
 
 
 def rewritten(text: str) -> str:
-    """The page with the current table."""
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_row, NAMES)]
+    """The page with the table of today. Kinds that differ in their name and class alone share a row."""
+    rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for named, model, *rest in map(_row, NAMES):
+        rows.setdefault(tuple(rest), []).append((named, model))
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
+    for cells, kinds in rows.items():
+        names, models = ((", ".join(dict.fromkeys(column))) for column in zip(*kinds, strict=True))
+        lines.append((names, models, *cells))
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return replaced(text, BEGIN, END, f"\n\n{table}\n\n")
 
 
 def _row(name: str) -> tuple[str, ...]:
     if name == TIMM:
-        return "`timm`", "`timm.create_model(…)`", "its classifier", "–", "query, key and value", "–"
+        return "`timm`", "`timm.create_model(…)`", "its classifier", "–", "query, key and value"
     kind, target = KINDS[name], classifier(name)
     models, loaders = [f"`{target.class_name}`"], [f"`{target.loader}`"]
     head = ", ".join(f"`{path}`" for path in target.head.values()) or "`head.safetensors`"
@@ -33,10 +39,10 @@ def _row(name: str) -> tuple[str, ...]:
         answering = language_model(name)
         models.append(f"`{answering.class_name}`")
         loaders.append(f"`{answering.loader}`")
-        head += "; none"
+        head += " / none"
     fused = "; ".join(", ".join(parts[:-1]) + f" and {parts[-1]}" for parts in kind.fused.values())
     named = ", ".join(f"`{kind_name}`" for kind_name in (name, *kind.within))
-    return named, "; ".join(models), head, "; ".join(loaders), fused or "–", "–" if fused else "yes"
+    return named, " / ".join(models), head, " / ".join(loaders), fused or "–"
 
 
 def main() -> None:

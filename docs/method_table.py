@@ -5,10 +5,9 @@ python docs/method_table.py [PAGE]: without PAGE, reference/methods.md.
 
 from __future__ import annotations
 
-import re
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 
 from marked import replaced
@@ -17,65 +16,84 @@ from methods import METHODS, Geometry, Method, UserError, create
 
 PAGE = Path(__file__).parent / "reference" / "methods.md"
 BEGIN, END = "<!-- docs/method_table.py -->\n", "<!-- end -->\n"
-HEADINGS = (
-    "method",
-    "update",
-    "parameters",
-    "at LoRA's budget",
-    "frozen",
-    "adapts",
-    "start",
-    "can",
-    "source",
-)
+HEADINGS = ("method", "at rank 4", "at LoRA's budget", "sites", "scale", "dropout", "rate")
 #: ViT-B and RoBERTa-base.
 SHAPE = Geometry(768, 12, 12, 3072)
 RANK = 4
-#: The pattern of a method module's first line: `Name (source): what the update is.`
-ABOUT = re.compile(r"[^(:]+(?: \((?P<source>[^)]*)\)[^:]*)?: (?P<update>.*)\.")
+#: The words of `targets` for the sites that a method adapts.
+SITES = {
+    ("query", "value"): "qv",
+    ("query", "key", "value"): "qkv",
+    ("query", "key", "value", "output"): "qkvo",
+    ("query", "key", "value", "output", "fc1", "fc2"): "qkvo+mlp",
+}
 
 
 def table() -> str:
     """One row for each method with a closed-form count; peft's other types have their own table."""
-    rows = [HEADINGS, ("---",) * len(HEADINGS)]
-    for name in METHODS:
-        if name != "peft":
-            rows += [_row(template) for template in METHODS.get(name).listed()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    templates = [template for name in METHODS if name != "peft" for template in METHODS.get(name).listed()]
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(_row, templates)]
+    adapters = [template for template in templates if template.projections]
+    exceptions = {
+        "Not zero at the start": _names(each for each in adapters if each.nonzero_start),
+        "Do not export as LoRA": _names(each for each in adapters if each.not_low_rank),
+        "Do not merge": _names(each for each in adapters if each.not_mergeable),
+        "Frozen tensors": "; ".join(filter(None, map(_frozen, templates))),
+    }
+    lines = [f"- {what}: {which}." for what, which in exceptions.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n" + "\n".join([*lines, ""])
+
+
+def _names(templates: Iterable[Method]) -> str:
+    return ", ".join(dict.fromkeys(f"`{template.name}`" for template in templates))
 
 
 def _row(template: Method) -> tuple[str, ...]:
-    described = ABOUT.fullmatch((import_module(type(template).__module__).__doc__ or "").splitlines()[0])
-    assert described, f"the module of {template.name} should begin: Name (source): what the update is."
-    ranks = count = matched = frozen = "–"
+    count = matched = "–"
     with suppress(UserError):
         count = f"{template.isorank(RANK).count(SHAPE):,}"
     if template.sizeable:
-        fitted = template.fit(SHAPE, create("lora", rank=RANK).count(SHAPE))
+        fitted = _fitted(template)
         ranks = ", ".join(map(str, fitted.size or ()))
         matched = f"{fitted.count(SHAPE):,} ({ranks})"
-        frozen = _frozen(fitted)
-    can = ["exports as LoRA"] * (not template.not_low_rank) + ["merges"] * (not template.not_mergeable)
     called = f"`{template.name}`"
     if template.title.lower() != template.name:
         called += f": {template.title}"
+    rate = template.published_lr
     return (
         called,
-        described["update"],
         count,
         matched,
-        frozen,
-        ", ".join(SHAPE.having(template.projections)) or "–",
-        "not zero" if template.nonzero_start else "zero",
-        ", ".join(can if template.projections else ()) or "–",
-        described["source"] or "–",
+        _sites(template),
+        _default(template, "scale"),
+        _default(template, "dropout"),
+        "–" if rate is None else f"{rate:g}",
     )
 
 
-def _frozen(method: Method) -> str:
-    """An adapter's frozen bytes in float32 at LoRA's budget, and whether a stored adapter holds them."""
-    numbers, kept = method.frozen_count(SHAPE), method.kept_count(SHAPE)
-    return f"{4 * numbers / 2**20:.1f} MiB, {'stored' if kept else 'from a seed'}" if numbers else "–"
+def _sites(template: Method) -> str:
+    """The default of `targets`, in code marks; without them the sites are fixed."""
+    adapted = SHAPE.having(template.projections)
+    named = SITES.get(adapted, ", ".join(adapted)) or "–"
+    return f"`{named}`" if "targets" in type(template).model_fields else named
+
+
+def _default(template: Method, option: str) -> str:
+    field = type(template).model_fields.get(option)
+    return "–" if field is None else f"{field.default:g}"
+
+
+def _fitted(template: Method) -> Method:
+    return template.fit(SHAPE, create("lora", rank=RANK).count(SHAPE))
+
+
+def _frozen(template: Method) -> str:
+    """Size of the frozen tensors at LoRA's budget in float32, and whether a stored adapter has them."""
+    if not template.sizeable:
+        return ""
+    numbers, kept = (count(SHAPE) for count in (_fitted(template).frozen_count, _fitted(template).kept_count))
+    held = "stored" if kept else "from a seed"
+    return f"`{template.name}` {4 * numbers / 2**20:.1f} MiB, {held}" if numbers else ""
 
 
 def rewritten(text: str) -> str:

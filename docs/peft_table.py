@@ -24,7 +24,7 @@ from methods.skeleton import SkeletonBackbone
 
 PAGE = Path(__file__).parent / "reference" / "peft.md"
 BEGIN, END = "<!-- docs/peft_table.py -->\n", "<!-- end -->\n"
-HEADINGS = ("type", "verdict", "size", "can, or why not")
+HEADINGS = ("type", "size", "differs")
 
 #: The training of each type: four steps of the loop of `bench.training.loop`.
 TINY, RANK, STEPS = Geometry(24, 3, 2, 96, encoder=1), 2, 4
@@ -41,26 +41,36 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
+#: What the page says that a type can unless its row says otherwise.
+USUAL = ("merges", "exact zero start", "unequal shapes")
+
+
 def table() -> str:
-    """One row for each type of peft and for our two shorthands."""
+    """One row for each type of peft that works, and our shorthands of two; then those that are refused."""
     types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(row, types)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    rows, refused = [HEADINGS, ("---",) * len(HEADINGS)], dict[str, list[str]]()
+    for kind in types:
+        try:
+            method = create("peft", type=kind, config=NEEDED.get(kind, {}))
+        except UserError as error:
+            refused.setdefault(reason(error, kind), []).append(f"`{kind}`")
+        else:
+            rows.append(row(kind, method))
+    lines = [f"- {', '.join(kinds)}: {why}." for why, kinds in refused.items()]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows) + "\n".join(["\nRefused:\n", *lines, ""])
 
 
-def row(kind: str) -> tuple[str, ...]:
-    """The result of a type, which works only if every step of a trial succeeded here."""
-    try:
-        method = create("peft", type=kind, config=NEEDED.get(kind, {}))
-    except UserError as error:
-        return (f"`{kind}`", "refused", "–", reason(error, kind))
+def row(kind: str, method: Method) -> tuple[str, ...]:
+    """What came of the type: it has a row only if everything that a trial asks of it was done here."""
     method = method.isorank(RANK) if method.sizeable else method
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
         trained(method)
-        can = ", ".join(capabilities(method))
-        return (f"`{kind}`", "works", size(method), can)
+        can = capabilities(method)
+        more = [word for word in can if word not in USUAL]
+        less = [f"not: {word}" for word in USUAL if word not in can]
+        return (f"`{kind}`", size(method), ", ".join([*more, *less]) or "–")
 
 
 def trained(method: Method) -> None:

@@ -1,31 +1,202 @@
-"""Runs the code of the documents as printed."""
+"""Runs the code and the commands of the documents as printed.
+
+The program itself parses every `tensorbench` command. Reports are made of the quickstart's results, suites of
+pages are planned, and every Python block runs, except those in `ELSEWHERE`.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import sys
+import textwrap
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
+import yaml
 
-from bench.backbones import describe
+import bench
+from bench.backbones import describe, kinds
+from bench.cli.program import app
+from bench.plan.suite_file import load_suite
 from bench.records.words import Tag
 from bench.store.store import Store
 from bench.tasks import Task, prepare
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+#: All but the page of commands, which is made from the program.
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("**/*.md"))
+    if page.name != "commands.md"
+)
+PACK = DOCS / "quickstart-report" / "quickstart.tensorbench.zip"
+
+#: What the words of pages stand for where a command runs here.
+STAND_INS = dict.fromkeys(("quickstart", "mine", "my_suite", "leaderboard"), PACK.name) | {"N": "1"}
+
+#: Python blocks that cannot run here, with the reason; they are compiled.
+ELSEWHERE = {
+    "docs/guides/decoders.md": "needs a GGUF file",
+    "docs/guides/export.md": "runs in the folder of an export; tests/bench/export does the same",
+}
 
 
 def code(page: str) -> list[str]:
     """The Python blocks of a page at their own lines, so that errors name the page's line."""
-    text = (DOCS / page).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     return [
-        "\n" * text.count("\n", 0, block.start(1)) + block[1]
-        for block in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
+        "\n" * text.count("\n", 0, block.start(2)) + textwrap.dedent(block[2])
+        for block in re.finditer(r"^( *)```python\n(.*?)^\1```", text, re.M | re.S)
     ]
+
+
+def run_code(page: str, names: dict[str, object]) -> None:
+    for block in code(page):
+        exec(compile(block, str(ROOT / page), "exec"), names)
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    """The arguments of each call of the program on a page, in a block or within a sentence."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.M | re.S) + re.findall(
+        r"^ {4}.*tensorbench .*", text, re.M
+    )
+    lines = [line for block in blocks for line in block.splitlines() if "tensorbench " in line]
+    outside = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
+    for line in [*lines, *re.findall(r"`(tensorbench [^`]+)`", " ".join(outside.split()))]:
+        words = [STAND_INS.get(word, word) for word in shlex.split(line, comments=True)]
+        starts = [place for place, word in enumerate(words) if word.split("/")[-1] == "tensorbench"]
+        for start in starts:
+            rest = words[start + 1 :]
+            ends = [place for place, word in enumerate(rest) if word in {"&&", "|", ";"}]
+            yield rest[: ends[0]] if ends else rest
+
+
+def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command's name and what the program reads from its arguments. Raises the parser's errors.
+
+    A command that a sentence only names needs no arguments.
+    """
+    command: Any = typer.main.get_command(app)
+    context, name, rest = None, "tensorbench", list(arguments)
+    while hasattr(command, "commands"):
+        context = command.make_context(name, rest, parent=context)
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    return name, command.make_context(name, rest, parent=context, resilient_parsing=not rest).params
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_program_takes_the_commands_of_a_page(page: str) -> None:
+    for arguments in commands(page):
+        if arguments == ["-h"]:
+            continue
+        try:
+            name, values = parsed(arguments)
+        except Exception as error:
+            raise AssertionError(f"tensorbench {shlex.join(arguments)}: {error}") from error
+        suite = str(values.get("suite", ""))
+        # In capitals it stands for any suite.
+        if name in {"plan", "run", "search"} and suite.startswith("suites/") and suite.islower():
+            load_suite(ROOT / suite)
+
+
+READING = sorted(
+    {
+        shlex.join(arguments)
+        for page in PAGES
+        for arguments in commands(page)
+        if arguments[:2] == ["report", PACK.name]
+    }
+)
+
+
+@pytest.mark.parametrize("command", READING)
+def test_reports_of_pages_are_made(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PACK, tmp_path)
+    ended = call(*shlex.split(command), "--format", "html")
+    assert ended.code == 0, ended
+    assert list(tmp_path.glob("*/index.html"))
+
+
+def own_suites(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```yaml\n(name: .*?)```", text, re.S)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if own_suites(page)])
+def test_suites_of_pages_are_planned(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"words {number},{number % 2}\n" for number in range(200))
+    (tmp_path / "data").mkdir()
+    for file in ("reviews.csv", "data/reviews.csv"):
+        (tmp_path / file).write_text(f"body,stars\n{rows}")
+    for text in own_suites(page):
+        name = yaml.safe_load(text)["name"]
+        (tmp_path / f"{name}.yaml").write_text(text)
+        plans = [words for words in commands(page) if words[:2] == ["plan", f"{name}.yaml"]]
+        planned = plans[0] if plans else ["plan", f"{name}.yaml"]
+        ended = call(*planned)
+        assert ended.code == 0, ended
+        assert "lora" in ended.out.lower()
+
+
+def test_the_first_python_of_a_newcomer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the quickstart's suite cut to two trials of four steps, and then the page on data frames."""
+    suite = yaml.safe_load((ROOT / "suites" / "quickstart.yaml").read_text(encoding="utf-8"))
+    suite |= {
+        "methods": ["head_only", "lora"],
+        "seeds": [0],
+        "training": {"lr": 1e-3, "batch_size": 16, "steps": 4},
+    }
+    suite["tasks"] = [{"task": "movie-sentiment", "train_size": 64, "validation_size": 32, "test_size": 32}]
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "quickstart.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    run_code("docs/start.md", names)
+    assert names["run"].complete  # type: ignore[attr-defined]
+    for name in ("ours", "theirs"):
+        bench.pack("quickstart", out=f"{name}.tensorbench.zip", store="sqlite:///mlflow.db")
+    run_code("docs/reference/data-frames.md", {})
+
+
+def test_the_backbone_of_the_guide_describes_itself() -> None:
+    namespace = vars(kinds) | {"KINDS": {}}
+    run_code("docs/guides/own-backbone.md", namespace)
+    assert namespace["KINDS"]["electra"] == kinds.KINDS["electra"]
+    assert namespace["MY_VIT"].describe(None).input.size == 224
+
+
+def test_the_title_of_the_guide_is_a_title() -> None:
+    names: dict[str, Any] = {}
+    run_code("docs/guides/own-method.md", names)
+    labels = [names[kind](rank=2, scale=0.5).label for kind in ("SharedDown", "Scaled")]
+    assert "scale=0.5" in labels[0]
+    assert labels[1] == "shared down × 0.5"
+
+
+def test_every_other_block_of_python_compiles() -> None:
+    run_here = {
+        *("docs/start.md", "docs/reference/data-frames.md", "docs/guides/own-backbone.md"),
+        *("docs/guides/own-method.md", "docs/guides/own-task.md", "docs/guides/python.md"),
+    }
+    assert {page for page in PAGES if code(page)} == run_here | set(ELSEWHERE)
+    for page in ELSEWHERE:
+        for block in code(page):
+            compile(block, str(ROOT / page), "exec")
 
 
 def test_a_notebook_can_do_what_the_page_says(
@@ -33,7 +204,7 @@ def test_a_notebook_can_do_what_the_page_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "notebook"}
-    for block in code("guides/python.md"):
+    for block in code("docs/guides/python.md"):
         try:
             exec(compile(block, str(DOCS / "guides/python.md"), "exec"), names)
         except AssertionError as error:
@@ -46,7 +217,7 @@ def test_a_notebook_can_do_what_the_page_says(
 
 
 def test_the_task_of_the_guide_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    block, of_metric = code("guides/own-task.md")
+    block, of_metric = code("docs/guides/own-task.md")
     metric: dict[str, Any] = {}
     exec(compile(of_metric, str(DOCS / "guides/own-task.md"), "exec"), metric)
     assert metric["MEAN_ERROR"].score(np.array([1.0, 3.0]), np.array([2.0, 1.0])) == 1.5

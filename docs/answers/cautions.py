@@ -79,8 +79,9 @@ def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
-    """Seeds that scored below the mean of the head alone, if all seeds of that have finished."""
-    collapsed, tasks = [], {cell.task: False for cell in cells}
+    """Counts seeds below the mean of the head alone, where all seeds of that have finished."""
+    collapsed: Counter[str] = Counter()
+    tasks = {cell.task: False for cell in cells}
     for cell in cells:
         floor = _floor(packed, cell)
         if floor is None or floor.gain is None:
@@ -92,10 +93,11 @@ def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
             for seed in _known(packed, cell, Status.FINISHED)
             if seed.score is not None and turned * seed.score < floor.gain - RESOLUTION
         ]
-        collapsed += [_seeds(cell, below)] if below else []
+        collapsed[cell.task] += len(below)
     on = [task for task, compared in tasks.items() if compared]
     where = f", compared on {listed(on)}" * (len(on) < len(tasks))
-    return f"Below the mean of the head alone{where}: {'; '.join(collapsed) or 'no seed'}." if on else ""
+    counts = listed(f"{many(count, 'seed')} on {task}" for task, count in collapsed.items() if count)
+    return f"Below the mean of the head alone{where}: {counts or 'no seed'}." if on else ""
 
 
 def _still(packed: Packed, cells: Sequence[Cell]) -> str:

@@ -55,6 +55,10 @@ class Forest(Picture):
     def alternative(self) -> str:
         return f"{self.axis.name.capitalize()}: {'; '.join(map(self._told, self.rows))}."
 
+    @property
+    def title(self) -> str:
+        return f"{self.axis.name.capitalize()}, with intervals"
+
     def _told(self, row: Row) -> str:
         interval = " to ".join(map(self.axis.said, row.interval)) if row.interval else "no interval"
         tasks = "".join(f", {task} {self.axis.said(value)}" for task, value in row.on_tasks.items())

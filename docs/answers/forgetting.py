@@ -32,8 +32,8 @@ def of_forgetting(packed: Packed) -> Answer:
     head = ["method", "parameters", "accuracy", "forgetting", "more than LoRA", "interval", "verdict"]
     summary = (
         f"{ended:,} of {planned:,} trials, of {listed(dict.fromkeys(cell.setting for cell in cells))}. "
-        "Forgetting is the rise of the loss of a token on text that no task trains on, in nats, the mean "
-        "over seeds. Intervals are over seeds, and hold at once with 95%."
+        "Forgetting is the rise of the loss of a token on text that no task trains on, in nats. "
+        "Simultaneous 95% intervals over seeds."
     )
     more = _compared(study, cells)
     figure = Forest("h", list(more.values()), Axis("difference in forgetting, in nats a token", _nats))

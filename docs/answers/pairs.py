@@ -21,7 +21,7 @@ from reports.words import listed
 from .answer import FEW, Answer, Outcome, shortly
 from .cautions import cautions
 from .forest import Forest, Row
-from .packed import Packed, Progress, bounds, number, points, progress, table
+from .packed import Packed, Progress, bounds, number, points, progress
 from .questions import (
     IMAGES,
     LORA,
@@ -60,21 +60,14 @@ def of_pairs(packed: Packed, question: Question) -> Answer:
         return Answer(done.state, done.text)
     shown = cautions(packed, packed.rows(question.rows, question.budget, done.there))
     lines, lacking = compared(packed, question, done.there)
-    answers, short = [], ""
+    short = ""
     if done.complete and not lacking:
         answer = ANSWERS.get(question.letter)
-        answers = list(answer(packed, question, lines)) if answer else []
-        said = answers if len(lines) > FEW else []
+        said = answer(packed, question, lines) if answer and len(lines) > FEW else ()
         short = " ".join([*said, shortly(question.letter, list(map(_outcome, lines)))])
     figure = Forest(question.letter, [_row(line) for line in lines])
-    sections = [
-        done.text,
-        *lacking,
-        "\n".join(f"- {answer}" for answer in answers),
-        _table(packed, question, done, lines),
-        figure.shown,
-    ]
-    sections += [_level(question), _beside(lines), shown, _command(packed, question, done)]
+    sections = [done.text, *lacking, figure.shown]
+    sections += [_level(question), _lost(lines), _beside(lines), shown, _command(packed, question, done)]
     return Answer(done.state, "\n\n".join(filter(None, sections)), [figure], short)
 
 
@@ -115,51 +108,41 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
     return sorted(lines, key=lambda line: places[line.method, line.other]), lacking
 
 
-def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[Line]) -> str:
-    """A table in points. Differences on a task link to the row of the method."""
-    cells = {task: packed.cells(task, question.budget) for task in done.there}
-    several = len(done.there) > 1
-    rows = []
-    for line in lines:
-        on = [
-            packed.link(points(line.by_task[task].effect.difference), cells[task][line.method])
-            if task in line.by_task
-            else "–"
-            for task in done.there
-        ]
-        mean, name = line.mean, line.method + " †" * line.mean.lost
-        over_all = [points(mean.effect.difference)] * several
-        rows.append([name, line.other, *on, *over_all, bounds(mean.interval), str(mean.verdict)])
-    pairs_table = table(["compared", "with", *done.there, *["mean"] * several, "interval", "verdict"], rows)
-    lost = any(line.mean.lost for line in lines)
-    return pairs_table + "\n\n† Without seeds that failed, diverged or have not run, of either method." * lost
+def _lost(lines: Sequence[Line]) -> str:
+    lost = [f"{line.method} from {line.other}" for line in lines if line.mean.lost]
+    return f"Without seeds that failed, diverged or have not run: {listed(lost)}." if lost else ""
 
 
 def _level(question: Question) -> str:
     families = len(question.compared)
-    each = f", those of each of the {families} references with {100 * of_each(families):.4g}%"
-    more = f", also with those of the {question.beside} comparisons below, which the report leaves out"
+    each = f", each reference's at {100 * of_each(families):.4g}%"
+    more = f", with the {question.beside} comparisons below, which the report leaves out"
     held = each * (families > 1) + more * (question.beside > 0)
-    return f"Points, with intervals that hold at once with 95%{held}."
+    return f"Simultaneous 95% intervals{held}."
 
 
 def _beside(lines: Sequence[Line]) -> str:
     """States what was not asked before, and the smallest detectable differences."""
-    texts = [
-        f"{line.method} from {line.other} {points(line.on_texts.difference)} ({line.on_texts.verdict})"
-        for line in lines
-        if line.on_texts
-    ]
-    sees = [
-        f"{number(PERCENT.factor * line.finds)} ({line.method} from {line.other})"
-        for line in lines
-        if line.finds is not None
-    ]
-    sentence = f"On the texts alone, which was not asked before: {'; '.join(texts)}." if texts else ""
-    if not sees:
-        return sentence
-    smallest = "The smallest true difference, as a mean over all tasks, that would be found 80% of the time"
-    return f"{sentence} {smallest}: {listed(sees)}.".strip()
+    texts = [line.on_texts for line in lines if line.on_texts]
+    detectable = [line.finds for line in lines if line.finds is not None]
+    sentences = []
+    if texts:
+        significant = [
+            f"{line.method} from {line.other} {points(line.on_texts.difference)} ({line.on_texts.verdict})"
+            for line in lines
+            if line.on_texts and line.on_texts.verdict.side
+        ]
+        between = _range([points(value) for value in sorted(text.difference for text in texts)])
+        listing = "; ".join([between, *significant])
+        sentences.append(f"On the texts alone, which was not asked before: {listing}.")
+    if detectable:
+        between = _range([number(PERCENT.factor * value) for value in sorted(detectable)])
+        sentences.append(f"Minimum detectable difference (80% power): {between}.")
+    return " ".join(sentences)
+
+
+def _range(ordered: Sequence[str]) -> str:
+    return " to ".join(dict.fromkeys((ordered[0], ordered[-1])))
 
 
 def _command(packed: Packed, question: Question, done: Progress) -> str:

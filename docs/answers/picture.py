@@ -24,6 +24,11 @@ class Picture(ABC):
     def alternative(self) -> str:
         """Its numbers as text, which also tells whether the file matches today's packs."""
 
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What the page says where it is not seen."""
+
     @abstractmethod
     def figure(self) -> Figure: ...
 
@@ -34,7 +39,7 @@ class Picture(ABC):
     @property
     def shown(self) -> str:
         """The Markdown that shows it."""
-        return f"![{self.alternative}](../pictures/{self.path.name})"
+        return f"![{self.title}](../pictures/{self.path.name})"
 
     def svg(self) -> str:
         drawn = Drawn(self.name, "", "", self.alternative, self.figure()).svg()

@@ -25,16 +25,15 @@ from .spectra import Spectra, updates_of
 
 HEURISTIC, COMPLETE = "heuristic", "complete"
 SPECTRA = (
-    "Spectra of trained updates, stacked: the "
-    "[effective rank](../explanations/rank-allocation.md#redundancy) "
-    "of each mode, the mean over adapters, of the mode's size"
+    "Spectra of trained updates, stacked; the figure's file has the "
+    "[effective ranks](../explanations/rank-allocation.md#redundancy):"
 )
 
 
 def of_ranks(packed: Packed, further: Sequence[Packed]) -> Answer:
     """Answers question f: cuts during training, choices of searches and allocations, spectra of updates.
 
-    `further` are packs that may hold more adapters' spectra.
+    `further` are packs that may hold further adapters' spectra.
     """
     during = of_pairs(packed, IN_TRAINING)
     every = ablation.read(packed.study) if packed.study else []
@@ -46,8 +45,9 @@ def of_ranks(packed: Packed, further: Sequence[Packed]) -> Answer:
     if packed.study and complete:
         lines = [line for search in complete for line in _finalists(packed.study, search)]
         head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval", "verdict"]
-        note = f"Intervals are of seeds alone. All {STUDIES}, and that of cuts above, hold at once with 95%."
-        sections += [f"Of {searched}, on final seeds:", table(head, [line.cells for line in lines]), note]
+        note = "simultaneous 95% intervals over seeds alone, that of cuts included"
+        sections.append(f"Chosen by {searched}, on final seeds; {note}:")
+        sections.append(table(head, [line.cells for line in lines if line.ranks.label != HEURISTIC]))
         if gains := [line.gain for line in lines if line.gain]:
             chosen = Forest("f-choices", gains)
             pictures.append(chosen)
@@ -59,7 +59,7 @@ def of_ranks(packed: Packed, further: Sequence[Packed]) -> Answer:
     if updates := updates_of([packed, *further]):
         spectra = Spectra(updates)
         pictures.append(spectra)
-        sections += [f"{SPECTRA}:", spectra.table, spectra.shown]
+        sections += [SPECTRA, spectra.shown]
     return Answer(f"{during.state}; {searched}", "\n\n".join(sections), pictures, short)
 
 
@@ -89,7 +89,7 @@ class Finalist:
     @property
     def cells(self) -> list[str]:
         mean = "–" if self.ranks.value is None else number(100 * self.ranks.value)
-        cells_of_gain = ["–", "–", "the heuristic" if self.ranks.label == HEURISTIC else "the same ranks"]
+        cells_of_gain = ["–", "–", "the same ranks"]
         if self.gain:
             outcome = _outcome(self.gain)
             cells_of_gain = [outcome.difference, outcome.interval, outcome.verdict]

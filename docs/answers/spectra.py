@@ -15,7 +15,7 @@ from reports.inference.intervals import Array
 from reports.study import grouped
 from reports.words import listed
 
-from .packed import Packed, table
+from .packed import Packed
 from .picture import Picture
 
 
@@ -76,12 +76,8 @@ class Spectra(Picture):
         return f"Effective ranks of trained updates. {'; '.join(each)}."
 
     @property
-    def table(self) -> str:
-        rows = [
-            [update.suite, update.task, update.method, str(len(update.adapters)), *map(update.summary, MODES)]
-            for update in self.updates
-        ]
-        return table(["suite", "task", "update of", "adapters", *map(_words, MODES)], rows)
+    def title(self) -> str:
+        return "Singular values of trained updates, by mode"
 
     def figure(self) -> Figure:
         figure, axes = panels(len(MODES), columns=3, height=2.5)

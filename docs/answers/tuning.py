@@ -20,7 +20,7 @@ from reports.words import listed
 from .answer import Answer
 from .cautions import cautions
 from .forest import Forest, Row
-from .packed import Packed, Progress, bounds, number, plain, points, progress, table
+from .packed import Packed, Progress, number, plain, progress
 from .questions import BUDGET, ROWS, SEEDS, TWO_TASKS
 
 
@@ -53,9 +53,7 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
             "How far a ranking agrees with itself, by two of its seeds and by the other three, which was not "
             f"asked before: {beside}."
         )
-    best = [(label.capitalize(), *_best(side, both.there)) for label, side in sides.items()]
-    full = [f"{label}: {sentence}" for label, sentence, _ in best]
-    brief = [f"{label}: {sentence}" for label, _, sentence in best]
+    lines += [f"{label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
     commands = "\n".join(
         f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
         for label, side in sides.items()
@@ -68,26 +66,16 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
     figure = Forest("g", gained)
     gone = [name for name in ROWS if name not in {row.method for row in gained}]
     left_out = f" Without a seed on both sides, and left out: {listed(gone)}." if gone else ""
-    head = ["tuned, from untuned", *both.there, "mean", "interval"]
-    rows = [
-        [
-            row.method,
-            *(points(value) for value in (*row.on_tasks.values(), row.difference)),
-            bounds(row.interval),
-        ]
-        for row in gained
-    ]
-    note = f"Points. Intervals are of seeds alone, and those of all rows hold at once with 95%.{left_out}"
+    note = f"Simultaneous 95% intervals over seeds alone.{left_out}"
     sections = [
         both.text,
-        "\n".join(f"- {line}" for line in [*lines, *full]),
-        table(head, rows),
+        "\n".join(f"- {line}" for line in lines),
         note,
         figure.shown,
         shown,
     ]
     sections.append(f"```\n{commands}\n```")
-    short = " ".join([*lines, *brief]) if both.complete else ""
+    short = " ".join(lines) if both.complete else ""
     return Answer(both.state, "\n\n".join(sections), [figure], short)
 
 
@@ -139,13 +127,12 @@ def _itself(side: Packed, tasks: Sequence[str]) -> float | None:
     return float(np.mean(agreed))
 
 
-def _best(side: Packed, tasks: Sequence[str]) -> tuple[str, str]:
-    """The best method in full and in short."""
+def _best(side: Packed, tasks: Sequence[str]) -> str:
     study = side.selected(Selection(tasks=tasks, budgets=[BUDGET]))
     finding = next(findings(study, analyse(study).blocks))
     if finding.best is None or finding.equals is None:
-        return ("nothing tells methods apart.",) * 2
-    first = f"**{plain(finding.best)}** has the best mean at LoRA's budget"
-    paired = f"of the {MOST_PAIRED} best by mean rank"
-    full = f"{first}. Not told apart from it, {paired}: {listed(map(plain, finding.equals)) or 'none'}."
-    return full, f"{first}, and {paired} {len(finding.equals)} are not told apart from it."
+        return "nothing tells methods apart."
+    return (
+        f"**{plain(finding.best)}** has the best mean at LoRA's budget; "
+        f"{len(finding.equals)} of the {MOST_PAIRED} best by mean rank are indistinguishable from it."
+    )
