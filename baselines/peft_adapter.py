@@ -159,5 +159,5 @@ def _lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
     if type(layer).__module__ != "peft.tuners.lora.layer" or NAME in layer.lora_variant:
         raise NotLowRank(f"peft's {type(layer).__module__.split('.')[-2]} has no low-rank factors")
     if layer.lora_B[NAME].bias is not None:
-        raise NotLowRank("a LoRA with lora_bias adds to the layer's bias too, which its factors are not")
+        raise NotLowRank("a LoRA with lora_bias also changes the layer's bias, which factors cannot express")
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight * layer.scaling[NAME]

@@ -87,7 +87,7 @@ class PeftMethod(OneRank):
         for name, least in self.whole_numbers.items():
             value = self.config.get(name, least)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"config.{name}: should be a whole number of at least {least} (got {value})")
+                raise ValueError(f"config.{name}: should be an integer of at least {least} (got {value})")
         start = str(self.config.get("init_lora_weights", ""))
         for name, reason in REFUSED_STARTS.items():
             if start.lower().startswith(name):
@@ -169,7 +169,7 @@ class PeftMethod(OneRank):
         try:
             options = self.isorank(rank).model_dump_json()
         except ValueError as error:
-            raise UserError(f"{self.title}: config should hold what JSON can hold: {error}") from error
+            raise UserError(f"{self.title}: config should contain JSON values only: {error}") from error
         shapes = (dataclasses.replace(geometry, layers=layers) for layers in (1, 2))
         single, double = (count_built(type(self), options, shape) for shape in shapes)
         return single + (geometry.layers - 1) * (double - single)
@@ -184,7 +184,7 @@ class PeftMethod(OneRank):
         try:
             return self._config_class(**options | self.config)
         except (TypeError, ValueError) as error:
-            raise UserError(f"peft's {self.type} refuses its configuration: {error}") from error
+            raise UserError(f"peft's {self.type} rejects its configuration: {error}") from error
 
     def type_options(self, targets: Mapping[str, Site]) -> dict[str, Any]:
         """The fields of peft's configuration that this type needs besides size and targets."""

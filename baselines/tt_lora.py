@@ -52,7 +52,7 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
     @property
     def fixed_start(self) -> str:  # type: ignore[override]
-        return "what TT-LoRA decomposes has a seed of its own" if self.start == "decomposed" else ""
+        return "the matrix that TT-LoRA decomposes has a fixed seed" if self.start == "decomposed" else ""
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
         """The modes of every train of a layer."""

@@ -30,7 +30,7 @@ class Adapter(ABC):
 
     def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
         if hasattr(backbone.module, REGISTERED):
-            raise UserError(f"the model has a part '{REGISTERED}' already: detach the adapter on it first")
+            raise UserError(f"the model already has a part '{REGISTERED}': detach the adapter on it first")
         self.backbone = backbone
         self.bases: dict[Site, nn.Linear] = {}
         for site in sites:

@@ -77,7 +77,7 @@ class Registry:
                 target = points[0].load()
             except Exception as error:
                 raise UserError(
-                    f"the plug-in '{_package(points[0])}' that brings {self.kind} '{name}' fails to import: "
+                    f"the plug-in '{_package(points[0])}' with {self.kind} '{name}' fails to import: "
                     f"{type(error).__name__}: {error}"
                 ) from error
         with self.blaming(name):

@@ -80,9 +80,7 @@ class TensLoRA(CutMethod):
     @model_validator(mode="after")
     def _options_fit_together(self) -> Self:
         if self.targets == "qkvo+mlp" and "head" in self.modes:
-            raise ValueError(
-                f"targets: an MLP has no heads, so that variant '{self.variant}' cannot adapt it"
-            )
+            raise ValueError(f"targets: an MLP has no heads, so variant '{self.variant}' cannot adapt it")
         names = self.rank_names
         if self.ranks is not None and len(self.ranks) != len(names):
             raise ValueError(

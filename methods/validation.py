@@ -63,7 +63,7 @@ def refuse_repeats(values: Iterable[Hashable], names: Iterable[object] | None = 
     seen: set[Hashable] = set()
     for value, name in zip(values, values if names is None else names, strict=True):
         if value in seen:
-            raise ValueError(f"{name} stands there twice")
+            raise ValueError(f"{name} is duplicated")
         seen.add(value)
 
 

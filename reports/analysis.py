@@ -274,7 +274,7 @@ def _with_entrants(block: Block, methods: Mapping[str, Sequence[Cell]]) -> Block
     notes = []
     if len(settings) < len(by_setting):
         unfinished = listed(setting for setting in by_setting if setting not in settings)
-        notes.append(f"Too few methods have finished runs on {unfinished}: not in what follows.")
+        notes.append(f"Too few methods have finished runs on {unfinished}: left out below.")
     if left_out:
         notes.append(
             f"{len(left_out)} of {many(len(complete) + len(left_out), 'method')} lack finished runs on "

@@ -247,7 +247,7 @@ def _claim(block: Block, best: str | None, equals: Sequence[str] | None, differe
         return "No difference can be claimed: all methods have the same mean score."
     alone, reference = len(block.cells) == 1, block.reference
     if reference is None:
-        claim = f"Nothing to compare: {best} stands alone." if alone else _among(block, equals)
+        claim = f"Nothing to compare: {best} is the only method." if alone else _among(block, equals)
         return f"{claim} {block.no_reference}"
     if block.cells.get(best) == reference.cells:
         claim = "Nothing is compared with it." if alone else _among(block, equals)

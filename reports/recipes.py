@@ -192,7 +192,7 @@ def refuse_mixtures(mixtures: Sequence[Mixture]) -> None:
     serious = [str(mixture) for mixture in mixtures if mixture.serious]
     if serious:
         raise UserError(
-            f"these trials do not belong in one table: {' | '.join(serious)}. "
+            f"these trials are not comparable: {' | '.join(serious)}. "
             "Report the experiments one by one, or side by side all the same with --mixed"
         )
 

@@ -255,9 +255,9 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {error}; it should hold a JSON object") from error
+        raise UserError(f"{file} cannot be read: {error}; it should contain a JSON object") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} should hold a JSON object, got {shown(values)}")
+        raise UserError(f"{file} should contain a JSON object, got {shown(values)}")
     return values
 
 

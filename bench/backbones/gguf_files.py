@@ -70,7 +70,7 @@ def _quantisation(source: Path) -> str:
     try:
         tensors = _tensors(source)
     except (ValueError, OSError, KeyError, IndexError, OverflowError) as error:
-        raise UserError(f"{source} is no GGUF file of a known quantisation: {error}") from error
+        raise UserError(f"{source} is not a GGUF file with a known quantisation: {error}") from error
     plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
     for tensor in tensors:
         kind = tensor.tensor_type
@@ -83,7 +83,7 @@ def _quantisation(source: Path) -> str:
             ) from error
         weights[kind.name] += tensor.n_elements
     if not weights:
-        raise UserError(f"{source} holds no weights")
+        raise UserError(f"{source} contains no weights")
     return weights.most_common(1)[0][0]
 
 

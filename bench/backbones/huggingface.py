@@ -158,7 +158,7 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
         raise UserError(f"backbone '{info.name}' in {folder} does not load: {_summary(error)}") from error
     _refuse(info.name, "lacks weights, which would stay random", report["missing_keys"], MAY_MISS)
     may_exceed = (*MAY_EXCEED, *kind.may_exceed)
-    _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], may_exceed)
+    _refuse(info.name, "has weights that no layer uses", report["unexpected_keys"], may_exceed)
     # transformers 5 keeps a half-precision checkpoint's dtype, transformers 4 does not.
     encoder.float()
     unembedding = _unembedding(folder) if kind.decodes else None
@@ -289,7 +289,7 @@ def _config(folder: Path) -> Iterator[Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{file} describes no {model_type} model: {_summary(error)}") from error
+        raise UserError(f"{file} does not describe a {model_type} model: {_summary(error)}") from error
 
 
 def _no_kind(model_type: str) -> str:

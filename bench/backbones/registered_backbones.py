@@ -27,7 +27,7 @@ def check_entry(name: str, entry: Any) -> None:
         raise UserError(f"{where}: {entry.__name__} is a class: register an instance, `{entry.__name__}()`")
     if lacking := [method for method in ("describe", "load") if not callable(getattr(entry, method, None))]:
         raise UserError(
-            f"{where}: a {type(entry).__name__} is no BackboneEntry: it has no method {' or '.join(lacking)}"
+            f"{where}: a {type(entry).__name__} is not a BackboneEntry: it lacks {' or '.join(lacking)}"
         )
 
 

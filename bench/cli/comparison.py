@@ -28,7 +28,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     if comparison.changes:
         console.print(_changes(comparison.names, comparison.changes))
     elif comparison.moves:
-        console.print("Neither configuration nor surroundings differ.")
+        console.print("Neither configuration nor provenance differs.")
     if comparison.moves:
         for task, backbone in dict.fromkeys((move.task, move.backbone) for move in comparison.moves):
             moves = [move for move in comparison.moves if (move.task, move.backbone) == (task, backbone)]
@@ -37,7 +37,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             console.print(fitted(console, table, *spare))
         _close(console, comparison)
     else:
-        console.print("They have no cell in common: no method under one budget on one task and backbone.")
+        console.print("The experiments share no cell (a method under one budget on one task and backbone).")
     for name, only in zip(comparison.names, comparison.only, strict=True):
         if only:
             console.print(escape(f"Only in {name}: {first_few(only, MOST_NAMED, '; ')}."))
@@ -48,7 +48,7 @@ def _close(console: Console, comparison: Comparison) -> None:
     moves = comparison.moves
     tested = [move for move in moves if move.interval is not None]
     console.print(
-        f"{sum(move.moved for move in moves)} of {len(moves)} common cells moved: their interval excludes "
+        f"{sum(move.moved for move in moves)} of {len(moves)} common cells changed: their interval excludes "
         f"zero ({len(tested)} could be tested)."
     )
     for move in (move for move in moves if move.differs):
@@ -67,7 +67,7 @@ def _close(console: Console, comparison: Comparison) -> None:
     )
     alone = "" if all(move.examples for move in tested) else ", or seeds alone (*)"
     console.print(
-        f"All intervals hold at once with 95%, over seeds and test examples{alone}. Thresholds: {matters}.",
+        f"Intervals are simultaneous (95%), over seeds and test examples{alone}. Thresholds: {matters}.",
         highlight=False,
     )
     for note in comparison.notes:

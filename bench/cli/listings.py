@@ -80,7 +80,7 @@ def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
 
         title = shown_uri(uri)
     if not rows:
-        console.print(f"{title} holds no suite yet.", markup=False, soft_wrap=True)
+        console.print(f"{title} contains no suite yet.", markup=False, soft_wrap=True)
         return
     studied = ["studies"] * any(row["studies"] for row in rows)
     heads = ("complete", "failed", "running", "missing", *studied, "others", "latest run")

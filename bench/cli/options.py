@@ -84,7 +84,7 @@ def split_numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"'{text}' is no whole number, nor several with commas") from None
+        raise typer.BadParameter(f"'{text}' is not an integer or a list of integers with commas") from None
 
 
 def split_ranges(text: str) -> list[int]:
@@ -171,7 +171,7 @@ StudyStorage = Annotated[
     str | None,
     typer.Option(
         help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside a store "
-        "that is a file, else in the working folder; several machines need one that all reach."
+        "that is a file, otherwise in the working folder; several machines need one that all reach."
     ),
 ]
 ScoreSd = Annotated[
@@ -180,7 +180,7 @@ ScoreSd = Annotated[
         min=1e-6,
         max=1,
         help="With --power: the standard deviation of a score over seeds, .007 say. Default: that "
-        "of stored runs of the suite, else several.",
+        "of stored runs of the suite, otherwise several.",
     ),
 ]
 MicroBatch = Annotated[

@@ -43,7 +43,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print("The final trials are known once the tuning trials have ended.")
     shared = sum(len(row.trials) for row in final.rows) - len(final.trials)
     if shared and not tuning.trials:
-        console.print(f"{shared} trial(s) stand in more than one row and run once.")
+        console.print(f"{shared} trial(s) belong to more than one row and run once.")
     print_missed(console, sum(row.within is False for row in final.rows))
 
 
@@ -122,7 +122,7 @@ def print_power(console: Console, powers: Sequence[Power]) -> None:
     if uncounted := dict.fromkeys(task for power in powers for task in power.uncounted):
         names = escape(", ".join(uncounted))
         console.print(
-            f"The number of test examples is not known of {names}: seeds alone count there.", highlight=False
+            f"The number of test examples of {names} is unknown: only seeds count there.", highlight=False
         )
 
 
@@ -185,5 +185,5 @@ def print_tuning(console: Console, plan: Plan) -> None:
             table.add_row(escape(row.method), budget, *spent, *shown, tied)
         console.print(fitted(console, table, "epochs", "seeds"))
     if any(tuned.tied for _, tuned in rows):
-        console.print("tied: so many other points are as good by that.")
+        console.print("tied: the number of other points that are as good by that result.")
     print_warnings(console, tuning_notes(plan))

@@ -68,7 +68,7 @@ def show(
     from reports.stored import cell_contents, trial_contents
 
     if suite and (as_json or cell is not None):
-        raise typer.BadParameter("--suite prints the suite of one trial: no --cell or --json beside it")
+        raise typer.BadParameter("--suite prints the suite of one trial: without --cell and --json")
     if cell is not None:
         selection = None if part.everything else part
         contents = cell_contents(store, [experiment_of(name) for name in what], cell, selection)
@@ -307,7 +307,7 @@ def pack(
     out.print(f"Wrote {held} to {file} ({done.bytes / MIB:.1f} MiB).", markup=False, soft_wrap=True)
     notes = {
         "trial(s) are still running and are not in it": done.running,
-        "finished trial(s) have no adapter stored": done.without_adapter,
+        "finished trial(s) have no stored adapter": done.without_adapter,
     }
     for said, count in notes.items():
         if count:
@@ -439,14 +439,14 @@ def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:
         left = leftovers(Store.existing(uri, name), partial(waiting, name), delete=delete)
         lines = [f"claims on trial {trial}" for trial in left.claims]
         lines += [f"open run {run.run_id}: {run.name}" for run in left.runs]
-        lines += [f"sign of life of driver {driver}, which is dead" for driver in left.drivers]
+        lines += [f"sign of life of dead driver {driver}" for driver in left.drivers]
         removable += len(lines)
         lines += [f"record that the next start sends: {path}" for path in left.waiting]
-        lines += [f"record that the store did not take: {path}" for path in left.refused]
+        lines += [f"record that the store refused: {path}" for path in left.refused]
         for line in lines:
             out.print(f"{escape(name)}: {escape(line)}", highlight=False, soft_wrap=True)
     if not removable:
-        out.print("Nothing is left over in the store.")
+        out.print("The store has no leftovers.")
     elif delete:
         out.print(f"Deleted or closed {removable}.")
     else:

@@ -148,16 +148,16 @@ def _print_lost(console: Console, seeds: Sequence[Seed]) -> None:
     missing = len(lost) - failed
     if failed and any(seed.study is not None for seed in lost):
         console.print(
-            f"[red]{failed} trial(s) failed.[/red] Those that diverged score as guessing does. Studies with "
+            f"[red]{failed} trial(s) failed.[/red] Diverged trials score as guessing does. Studies with "
             "other failures are left out until `--retry-failed` has run them again."
         )
     elif failed:
         console.print(
-            f"[red]{failed} trial(s) failed; they are in no mean.[/red] `--retry-failed` runs them again."
+            f"[red]{failed} trial(s) failed; they enter no mean.[/red] `--retry-failed` runs them again."
         )
     if missing:
         console.print(
-            f"[red]{missing} trial(s) are missing; they are in no mean.[/red] A start without "
+            f"[red]{missing} trial(s) are missing; they enter no mean.[/red] A start without "
             "`--retry-failed` runs them."
         )
 

@@ -146,12 +146,12 @@ def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
     """The costs of the adapter at inference."""
     stored, loaded = trial.measure(Measure.ADAPTER_BYTES), trial.measure(Measure.LOADED_BYTES)
     if stored is not None:
-        frozen = "" if loaded is None else f", {loaded:,.0f} in memory with all that is frozen"
+        frozen = "" if loaded is None else f", {loaded:,.0f} in memory including frozen tensors"
         yield "adapter", f"{stored:,.0f} bytes on disk{frozen}"
     bare, examples = trial.measure(Measure.BARE_MS), trial.measure(Measure.TIMED_EXAMPLES)
     if bare is not None:
         merged = trial.measure(Measure.MERGED_FORWARD)
-        line = "it does not merge" if merged is None else f"merged {merged:.2f} times"
+        line = "it cannot be merged" if merged is None else f"merged {merged:.2f} times"
         yield (
             "inference",
             f"{trial.measure(Measure.ADAPTED_FORWARD):.2f} times the bare backbone's {bare:.1f} ms for "

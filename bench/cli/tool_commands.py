@@ -226,4 +226,4 @@ def fetch(
 
     lock = fetch_suite(suite, update=update, notify=notify)
     locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
-    out.print(f"All that {suite} needs is here; {locked}.", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"All data of {suite} are downloaded; {locked}.", markup=False, highlight=False, soft_wrap=True)

@@ -57,7 +57,7 @@ def tied(settings: Sequence[Setting]) -> Iterator[str]:
         except StatisticsError:
             continue  # fewer than two points, or an axis with a single value
         if abs(r) >= TIED:
-            yield f"{first} and {second} are tied over {len(settings)} points (correlation {r:+.2f})"
+            yield f"{first} and {second} are confounded over {len(settings)} points (correlation {r:+.2f})"
 
 
 def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:

@@ -98,7 +98,7 @@ class Lock(Frozen):
         name = " ".join(visible(suite.name).split())
         head = (
             f"# Written by `tensorbench tools fetch {name}`: the commits and files (sha256) it uses.\n"
-            "# Keep it beside the suite; every plan and run of the suite obeys it.\n"
+            "# Keep it beside the suite; every plan and run of the suite uses it.\n"
         )
         try:
             with written_whole(path) as unfinished:

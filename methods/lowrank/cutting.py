@@ -100,7 +100,7 @@ class Cuts(Frozen):
             larger_ranks = larger
         if larger_ranks == ranks:
             raise UserError(
-                f"{label}: cuts: a training should start above the final budget, and no rank of "
+                f"{label}: cuts: training should start above the final budget, but no rank of "
                 f"{', '.join(map(str, ranks))} can be larger (limits are {', '.join(map(str, limits))}); "
                 "give a smaller budget, or no cuts"
             )

@@ -74,9 +74,7 @@ def _importance(number: int, stored: StoredAblation) -> Drawn | None:
         ax.tick_params(axis="y", labelcolor=INK)
         ax.set_title(evaluator)
         ax.grid(False, axis="y")
-    caption = (
-        "Importance of each mode's rank for the score, by Optuna's evaluators; it describes these trials."
-    )
+    caption = "Importance of each mode's rank for the score in these trials, by Optuna's evaluators."
     text = "; ".join(
         f"{evaluator}: " + ", ".join(f"{mode} {share:.2f}" for mode, share in values.items())
         for evaluator, values in evaluators.items()

@@ -57,7 +57,7 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
     ax.set_xlabel(f"{unit.points} {side} {reference}")
     caption = (
         f"Mean difference from {reference} over {_settings(block)}, with intervals that hold "
-        f"simultaneously with {block.held}. Arrowheads go on outside the frame. The band is practically "
+        f"simultaneously with {block.held}. Arrowheads continue outside the frame. The band is practically "
         f"equivalent: ±{unit.size(block.threshold)}."
         + (f" The dotted line is the converged head: {unit.difference(head)}." if head is not None else "")
         + _left_out(shown, block.comparisons)
