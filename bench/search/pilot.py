@@ -103,9 +103,7 @@ def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
     if pilot.head_lr is not None and (
         headless := sorted(tasks - {cell.task.task for cell in cells if cell.method.name == HEAD})
     ):
-        raise UserError(
-            f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, by which a rate is chosen"
-        )
+        raise UserError(f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, which chooses the rate")
     if pilot.epochs is not None:
         if by_steps := next((cell for cell in cells if cell.recipe.epochs is None), None):
             raise UserError(

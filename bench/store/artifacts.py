@@ -65,7 +65,7 @@ def check_content(record: Record, name: Artifact, file: Path) -> None:
 def remedy(record: Record, name: Artifact) -> str:
     """Advice for an artifact that differs from what was stored."""
     if name == Artifact.REDUNDANCY:
-        return f"`tensorbench tools redundancy {record.run_id}` writes it anew"
+        return f"`tensorbench tools redundancy {record.run_id}` writes it again"
     return f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
 
 

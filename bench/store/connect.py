@@ -431,7 +431,7 @@ def follow(database: Path) -> None:
                 if now is not None:
                     _rewrite(connection, experiment, location, now)
     except sqlite3.Error as error:
-        raise OSError(f"{error}; its artifacts were moved and cannot be followed") from error
+        raise OSError(f"{error}; its artifacts were moved and cannot be found") from error
 
 
 def _now(database: Path, location: str) -> str | None:

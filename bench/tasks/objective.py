@@ -139,7 +139,7 @@ def check_labels(task: Task, split: str, labels: Tensor) -> None:
         raise UserError(
             f"task '{task.name}': metric '{task.metric}' needs examples with and without each class; of "
             f"{', '.join(lacking)} the {split} split as it is used ({len(labels):,}) has only the one or the "
-            f"other: raise {split}_size, or take another metric"
+            f"other: raise {split}_size, or use another metric"
         )
 
 

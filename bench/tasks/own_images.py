@@ -89,7 +89,7 @@ def _listed(file: Path, split: SplitName | None) -> list[Picture]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     if not pictures:
-        raise UserError(f"{file} lists no image")
+        raise UserError(f"{file} lists no images")
     return [Picture(path, label, split, line) for path, label, line in pictures]
 
 

@@ -122,7 +122,7 @@ class _Reader:
         if isinstance(value, float) and value.is_integer():
             return str(int(value))
         if isinstance(value, float):
-            raise self._wrong(value, row, column, " is no class; numbers need target: regression")
+            raise self._wrong(value, row, column, " is not a class; numbers need target: regression")
         if not isinstance(value, (str, int)):
             raise self._wrong(value, row, column, " is no class")
         return str(value).strip()

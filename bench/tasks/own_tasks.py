@@ -61,7 +61,9 @@ def resolve(
 def described(name: str, description: Description) -> Task:
     """Makes the described task. Raises UserError for data that cannot be read or do not fit."""
     if name in TASKS:
-        raise UserError(f"task '{name}': there is a registered task of this name; give your data another one")
+        raise UserError(
+            f"task '{name}': there is a registered task of this name; give your data another name"
+        )
     if description.hub is not None:
         return _of_hub(name, description)
     with _blaming(name):

@@ -128,7 +128,7 @@ def _check_rounding(task: Task, labels: list[float]) -> None:
     if len(beyond := np.flatnonzero(~np.isfinite(rounded))):
         raise UserError(
             f"task '{task.name}': the target of row {beyond[0]} is {targets[beyond[0]]:g}; targets are "
-            f"numbers up to {np.finfo(np.float32).max:.1e}: count them in a larger unit"
+            f"numbers up to {np.finfo(np.float32).max:.1e}: use a larger unit"
         )
     spread, off = targets.std(), np.abs(rounded - targets).max()
     if off > ROUNDED * spread > 0:

@@ -82,7 +82,7 @@ def fit_head(
     best = choose(features, data.train.labels.cpu(), data.validation.labels.cpu(), data.objective)
     if not best.converged:
         warnings.warn(
-            f"the head has not converged: lbfgs stopped after {MOST_ITERATIONS:,} iterations at C = "
+            f"the head did not converge: lbfgs stopped after {MOST_ITERATIONS:,} iterations at C = "
             f"{best.c:g}, the best by validation loss",
             stacklevel=2,
         )

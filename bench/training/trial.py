@@ -115,7 +115,7 @@ class Resources:
         _, backbone, fingerprint = self._backbone
         if backbone.fingerprint() != fingerprint:
             warnings.warn(
-                f"a trial left traces on backbone '{backbone.info.name}'; it is loaded anew", stacklevel=2
+                f"a trial left traces on backbone '{backbone.info.name}'; it is loaded again", stacklevel=2
             )
             self._backbone = None
 
@@ -172,7 +172,7 @@ class Resources:
                 what, how = ("prompts with their answers", "")
             warnings.warn(
                 f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} {what} have more than "
-                f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or know it",
+                f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or accept this",
                 stacklevel=2,
             )
         return made.to(self.device)

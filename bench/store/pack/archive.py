@@ -159,7 +159,7 @@ class Archive:
             raise self._refused(f"it would be {unpacked:,} bytes large, more than {MOST_BYTES:,}")
         # Overlapping files are a way to make a small zip file unpack to a large size.
         if sum(entry.compress_size for entry in entries) > self.path.stat().st_size:
-            raise self._refused("its files lie over one another")
+            raise self._refused("its files overlap")
         if MANIFEST not in by_name:
             raise self._refused(f"it has no {MANIFEST}; `tensorbench pack` writes one")
         return by_name

@@ -187,7 +187,7 @@ class _Reader:
 
     def _advance(self, count: int) -> None:
         if count > self._end - self._place:
-            raise ValueError("a header is cut")
+            raise ValueError("a header is incomplete")
         self._place += count
 
     def _varint(self) -> int:
