@@ -72,7 +72,7 @@ def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
                 what,
                 f"{other} of {digests.total()} finished trial(s) with the plug-in's {what} ran with another "
                 f"source of it, and their results are kept; if the change matters, {REMEDIES[tag]} or delete "
-                f"those runs, x '{tag}' tells",
+                f"those runs (their tag is '{tag}')",
             )
 
 

@@ -71,7 +71,7 @@ class Saving:
         for trial in trials:
             splits = self.splits(trial)
             if trial.recipe.compile and (splits or self.checkpointing):
-                raise UserError(f"{self._options()}: a recipe with compile: true x")
+                raise UserError(f"{self._options()}: a recipe with compile: true cannot run this way")
             method = from_identity(trial.method)
             if splits and method.shifts_dropout:
                 raise UserError(
