@@ -378,7 +378,7 @@ def test_a_plan_as_a_table_shows_counts_and_what_is_shared(call: Call, tmp_path:
     budgets = [{"isorank": 2}, {"isoparameters": 2}]
     shown = call("plan", write(tmp_path, budgets=budgets, seeds=[0, 1])).out
     assert "toy: 2 trials, seeds 0,1" in shown
-    assert "2 trial(s) stand in" in shown
+    assert "2 trial(s) belong to" in shown
     assert re.search(r"LoRA +2 +768 +50\.00 +1\.000 +0\.005", shown)
 
 

@@ -144,11 +144,11 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
     "true seed": (field(seeds=[0, True]), ("seeds", "number", "true")),
     "same augmentation": (
         field(training={"augmentation": ["flip", "flip"]}),
-        ("training.augmentation", "flip stands there twice"),
+        ("training.augmentation", "flip is duplicated"),
     ),
     "same method": (
         field(methods=["lora", {"method": "lora"}]),
-        ("methods", "lora stands there twice"),
+        ("methods", "lora is duplicated"),
     ),
     "tolerance": (
         field(budgets=[{"isorank": 2, "tolerance": 0.1}]),

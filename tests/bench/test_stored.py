@@ -63,7 +63,7 @@ def test_a_store_without_a_suite_says_so(
     call: Call, new_store: Callable[[Path], str], tmp_path: Path
 ) -> None:
     uri = new_store(tmp_path)
-    assert call("list", "--store", uri) == (0, f"{uri} holds no suite yet.\n", "")
+    assert call("list", "--store", uri) == (0, f"{uri} contains no suite yet.\n", "")
     assert call("list", "--store", uri, "--json").out == "[]\n"
     missing = call("list", "--store", f"sqlite:///{tmp_path}/none.db")
     assert missing.code == 2

@@ -63,7 +63,7 @@ def test_a_broken_plug_in_is_named_and_passed_over(
     target: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry_ = plugged(monkeypatch, broken=target, mine="baselines.head_only:HeadOnly")
-    message = f"the plug-in '{target}' that brings method 'broken' fails to import: {reason}"
+    message = f"the plug-in '{target}' with method 'broken' fails to import: {reason}"
     with pytest.raises(UserError, match=message):
         registry_.get("broken")
     with pytest.warns(UserWarning, match=message):

@@ -247,9 +247,9 @@ def test_without_common_cells_nothing_is_said_to_be_equal(
     made = new_store(tmp_path)
     for name, method in (("a", "lora"), ("b", "lotr"), ("c", "lora")):
         write(made, plan_of(**SMALL | {"name": name, "methods": [method]}), result)
-    equal = "Neither configuration nor surroundings differ."
+    equal = "Neither configuration nor provenance differs."
     shown = call("report", "b", "--against", "a", "--store", made).out
-    assert ("no cell in common" in shown, equal in shown) == (True, False)
+    assert ("share no cell" in shown, equal in shown) == (True, False)
     assert equal in call("report", "c", "--against", "a", "--store", made).out
 
 

@@ -289,7 +289,7 @@ def test_tuning_by_name() -> None:
         ({"tuning": "fair"}, naming("tuning", "none", "equal")),
         ({"tuning": {"trials": 0}}, naming("tuning.trials", "greater than 0")),
         ({"tuning": {"trails": 3}}, naming("'tuning.trails'", "'trials'")),
-        ({"tuning": {"lr": [0.1, 0.1]}}, r"0.1 stands there twice"),
+        ({"tuning": {"lr": [0.1, 0.1]}}, r"0.1 is duplicated"),
         ({"tuning": {"lr": [-0.1]}}, "greater than 0"),
         ({"tuning": {"lr": None, "scale": None, "head_lr": None}}, "write 'tuning: none'"),
         ({"tuning": {"seeds": [0]}}, naming("tuning.seeds", 0)),

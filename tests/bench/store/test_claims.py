@@ -401,7 +401,7 @@ def test_leftovers_are_listed_and_deleted_on_request(store: Store, call: Callabl
     assert (len(names(store)), len(signs(store)), len(store.running())) == (2, 1, 1)
     assert "Deleted or closed 4" in call("verify", "--leftovers", "toy", "--store", store.uri, "--delete").out
     assert (names(store), signs(store), store.running()) == ([], [], [])
-    assert "Nothing is left" in call("verify", "--leftovers", "--store", store.uri).out
+    assert "no leftovers" in call("verify", "--leftovers", "--store", store.uri).out
     assert (store.outbox / "refused" / "r").exists()
 
 
