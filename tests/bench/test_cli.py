@@ -245,7 +245,7 @@ def test_bad_input_ends_with_2_before_any_training_and_without_a_traceback(
 def test_a_name_that_no_system_has_ends_with_2(call: Call, tmp_path: Path) -> None:
     long = tmp_path / ("x" * 300)
     ended = call("tools", "site", tmp_path, "--out", long)
-    assert (ended.code, long in ended.err) == (2, True)
+    assert (ended.code, str(long) in ended.err) == (2, True)
 
 
 @pytest.mark.parametrize("control", ["\x1b[2J", "\u202e"])
