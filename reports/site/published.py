@@ -61,6 +61,13 @@ class Published:
         return [answer(block) for block in self.analysis.blocks if isinstance(block, StudyBlock)]
 
     @property
+    def compares(self) -> bool:
+        """Whether a method is compared with the reference."""
+        if isinstance(self.analysis, StudyAnalysis):
+            return any(block.compared for block in self.analysis.blocks)
+        return any(block.reference and block.comparisons for block in self.analysis.blocks)
+
+    @property
     def better(self) -> dict[str, list[str]]:
         """The methods that are significantly better than the reference, by budget; none of a fixed size."""
         if isinstance(self.analysis, StudyAnalysis):
@@ -114,7 +121,9 @@ def answer_of_all(suites: Sequence[Published]) -> str:
         for suite in suites
         for budget, names in suite.better.items()
     ]
-    without = sum(not suite.better for suite in suites)
+    without = sum(suite.compares and not suite.better for suite in suites)
+    if not (better or without):
+        return "No suite compares a method with LoRA."
     if better:
         lead = f"Significantly better than LoRA: {'; '.join(better)}."
         rest = f" In {many(without, 'other suite')} no method is." if without else ""
