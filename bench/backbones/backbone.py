@@ -200,6 +200,11 @@ class LoadedBackbone:
             layer = self._module.get_submodule(path)
             assert isinstance(layer, nn.Linear)
             self._module.set_submodule(path, QuantisedLinear(layer, quantisation))
+        # Copies, since a view of the checkpoint's file would keep all of it in memory.
+        for parameter in self._module.encoder.parameters():
+            parameter.data = parameter.data.clone()
+        if self.unembedding is not None:
+            self.unembedding = self.unembedding.clone()
 
     def fingerprint(self) -> str:
         """A hash of the encoder's tensors (names, shapes, dtypes, bits) and modules.
