@@ -18,8 +18,8 @@ from bench.execution.estimate import (
     workload_of,
     workload_of_record,
 )
-from bench.plan.cells import Cell
-from bench.plan.choosing import Pilot, Selection
+from bench.plan.cells import PlanCell
+from bench.plan.choosing import ChoosingSection, Pilot
 from bench.plan.make import cells_of
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
@@ -174,10 +174,10 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
         return [_pilot_part(suite.pilot, cells_of(plan, device))]
     search, allocation = _Part("search", "search"), _Part("allocation", "search")
 
-    def selection(section: Selection, cell: Cell, method: Method) -> list[Trial]:
+    def selection(section: ChoosingSection, cell: PlanCell, method: Method) -> list[Trial]:
         return [cell.trial(s, "validation", method=method, epochs=section.epochs) for s in section.seeds]
 
-    def add(part: _Part, cell: Cell, points: int, trials: list[Trial], *, resolved: bool) -> None:
+    def add(part: _Part, cell: PlanCell, points: int, trials: list[Trial], *, resolved: bool) -> None:
         part.points += points
         part.jobs += _jobs(cell, trials, resolved=resolved)
         # The best point (not known yet) and the heuristic's are compared on the suite's seeds.
@@ -206,7 +206,7 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     return [search, allocation]
 
 
-def _pilot_part(pilot: Pilot, cells: list[Cell]) -> _Part:
+def _pilot_part(pilot: Pilot, cells: list[PlanCell]) -> _Part:
     """The trials of a pilot, assuming that its first steps choose the suite's own values."""
     # Imported late, since it takes seconds.
     from bench.search.pilot import run_pilot
@@ -228,7 +228,7 @@ def _pilot_part(pilot: Pilot, cells: list[Cell]) -> _Part:
     return part
 
 
-def _jobs(cell: Cell, trials: list[Trial], *, resolved: bool = False) -> Iterator[_Job]:
+def _jobs(cell: PlanCell, trials: list[Trial], *, resolved: bool = False) -> Iterator[_Job]:
     row = cell.row({})
     for trial in trials:
         yield _Job(trial, workload_of(row), row.parameters, resolved)

@@ -18,7 +18,7 @@ from bench.execution.perform import Report
 from bench.execution.place import HERE, Place
 from bench.execution.session import Session, session, suite_run
 from bench.machine.overview import Overview, ShowsOverview
-from bench.plan.cells import Cell
+from bench.plan.cells import PlanCell
 from bench.plan.choosing import Allocation, Search
 from bench.plan.make import cells_of, make_plan
 from bench.plan.rows import EVERYTHING, Part, Plan, Row
@@ -27,7 +27,7 @@ from bench.plan.suite_file import load_suite
 from bench.plan.trial import Trial
 from bench.records.record import Record, latest
 from bench.records.search_results import AllocationResult, SearchResult, Tried
-from bench.records.words import Kind, Phase, Status, Tag
+from bench.records.words import Phase, RunKind, Status, Tag
 from bench.search.allocation import RankAllocation
 from bench.search.nested import Nested, study_name
 from bench.search.pilot import Choices, check_pilot, check_target, run_pilot, write_suite
@@ -151,7 +151,10 @@ class _Work:
         return full_plan
 
     def nests(
-        self, cells: Sequence[Cell], kind: Literal[Kind.SEARCH, Kind.ALLOCATION], retried: Mapping[str, str]
+        self,
+        cells: Sequence[PlanCell],
+        kind: Literal[RunKind.SEARCH, RunKind.ALLOCATION],
+        retried: Mapping[str, str],
     ) -> list[Nested]:
         """The parent runs of the cells' searches or allocations."""
         return [
@@ -286,9 +289,9 @@ def search_suite(
             database = default_storage(store) if storage is None else storage
             results: list[SearchResult | AllocationResult] = []
             if loaded.search:
-                results += work.search(loaded.search, work.nests(cells, Kind.SEARCH, retried), database)
+                results += work.search(loaded.search, work.nests(cells, RunKind.SEARCH, retried), database)
             if loaded.allocation:
-                results += work.allocate(loaded.allocation, work.nests(cells, Kind.ALLOCATION, retried))
+                results += work.allocate(loaded.allocation, work.nests(cells, RunKind.ALLOCATION, retried))
             records = latest(opened.records())
             return SearchRun(tuple(results), all(_complete(result, records) for result in results))
 
@@ -316,7 +319,7 @@ def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path
     return SearchRun((), choices.complete)
 
 
-def _check_distinct(cells: Sequence[Cell]) -> None:
+def _check_distinct(cells: Sequence[PlanCell]) -> None:
     """Raises UserError for rows of fixed size that differ only in their ranks."""
     for name, rows in Counter(map(study_name, cells)).items():
         if rows > 1:

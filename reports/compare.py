@@ -40,7 +40,7 @@ from reports.thresholds import Asked, threshold_of, thresholds
 SAME_TRIALS, SAME_SCORES, MEASURED_OTHERWISE = "same trials", "same scores", "measured otherwise"
 
 
-class Name(NamedTuple):
+class CellName(NamedTuple):
     """The name of a cell, equal in both experiments."""
 
     task: str
@@ -49,7 +49,7 @@ class Name(NamedTuple):
     method: str
 
     @classmethod
-    def of(cls, cell: Cell) -> Name:
+    def of(cls, cell: Cell) -> CellName:
         """The name of a cell of either experiment."""
         return cls(cell.task, cell.backbone, cell.budget, cell.method)
 
@@ -127,21 +127,21 @@ class _Side:
     study: Study
     evidence: Evidence
     collapses: Mapping[int, Collapses]
-    cells: Mapping[Name, Cell]
+    cells: Mapping[CellName, Cell]
     #: The recipe of each cell, by its number.
     trials: Mapping[int, PlannedTrial]
 
     @classmethod
-    def of(cls, study: Study, common: Sequence[Name]) -> _Side:
-        cells = {Name.of(cell): cell for cell in study.all_cells}
+    def of(cls, study: Study, common: Sequence[CellName]) -> _Side:
+        cells = {CellName.of(cell): cell for cell in study.all_cells}
         evidence = gather(study, [cells[name].number for name in common])
         return cls(study, evidence, collapses(study), cells, trial_of_each(study))
 
-    def runs(self, name: Name) -> dict[str, str]:
+    def runs(self, name: CellName) -> dict[str, str]:
         """The run ids of a cell's finished seeds, by trial id."""
         return {seed.trial_id: seed.run_id for seed in self.study.finished(self.cells[name].number)}
 
-    def measurement(self, name: Name) -> Recipe:
+    def measurement(self, name: CellName) -> Recipe:
         """The part of a cell's recipe that determines what its scores measure."""
         cell = self.cells[name]
         trial = self.trials.get(cell.number)
@@ -158,7 +158,7 @@ def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = 
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name another experiment or --against-store")
     studies = [_read_single(*experiment) for experiment in (first, second)]
-    names = [[Name.of(cell) for cell in study.all_cells] for study in studies]
+    names = [[CellName.of(cell) for cell in study.all_cells] for study in studies]
     common = [name for name in names[0] if name in {*names[1]}]
     before, after = (_Side.of(study, common) for study in studies)
     metrics = (side.cells[name].metric for name in common for side in (before, after))
@@ -190,10 +190,12 @@ def _read_single(uri: str, name: str) -> Study:
     return study
 
 
-def _moves(before: _Side, after: _Side, common: Sequence[Name], matters: Mapping[str, float]) -> list[Move]:
+def _moves(
+    before: _Side, after: _Side, common: Sequence[CellName], matters: Mapping[str, float]
+) -> list[Move]:
     """The cells: those that changed come first, larger differences before smaller ones."""
-    differs: dict[Name, Differences] = {}
-    differences: dict[Name, Between] = {}
+    differs: dict[CellName, Differences] = {}
+    differences: dict[CellName, Between] = {}
     for name in common:
         # A side without a run has no score to compare.
         if before.runs(name) and after.runs(name):
@@ -216,7 +218,7 @@ def _moves(before: _Side, after: _Side, common: Sequence[Name], matters: Mapping
 def _move(
     before: _Side,
     after: _Side,
-    name: Name,
+    name: CellName,
     measured: Between | None,
     differs: Differences,
     level: float,
@@ -257,7 +259,7 @@ def _move(
     )
 
 
-def _same_trials(before: _Side, after: _Side, name: Name) -> bool:
+def _same_trials(before: _Side, after: _Side, name: CellName) -> bool:
     return before.runs(name).keys() == after.runs(name).keys() != set()
 
 
@@ -271,9 +273,9 @@ def _signed(interval: Bounds, sign: float) -> Bounds:
     return low, high
 
 
-def _configured(before: _Side, after: _Side, common: Sequence[Name]) -> list[Change]:
+def _configured(before: _Side, after: _Side, common: Sequence[CellName]) -> list[Change]:
     """Changes in the configuration of common cells, without cells that are not yet tuned."""
-    cells_of: defaultdict[tuple[str, str, str], list[Name]] = defaultdict(list)
+    cells_of: defaultdict[tuple[str, str, str], list[CellName]] = defaultdict(list)
     sides = [(_configurations(side.study), side.cells) for side in (before, after)]
     for name in common:
         first, second = (of_cells.get(cells[name].number) for of_cells, cells in sides)

@@ -291,7 +291,7 @@ def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Name:
+class PointName:
     """The name of a point in a panel."""
 
     text: str
@@ -300,7 +300,7 @@ class Name:
     colour: str
 
 
-def name_at_right(ax: Axes, names: Sequence[Name]) -> None:
+def name_at_right(ax: Axes, names: Sequence[PointName]) -> None:
     """Writes the names in a column beside the panel, moved apart, with a line from each to its point.
 
     The limits of the panel must be final. No name covers a point or another name.

@@ -81,7 +81,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Claim:
     """The claim of one block, over its settings or on one of them."""
 
     block: Block
@@ -104,7 +104,7 @@ class Finding:
         return f"{where}: {f'{self.best} has the best mean. ' if self.best else ''}{self.claim}"
 
 
-def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Finding]:
+def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
     """Yields a finding for each block, followed by one for each setting if the block has several."""
     for block in blocks:
         if len(block.settings) == 1:
@@ -122,7 +122,7 @@ def sentences(analysis: Analysis) -> list[str]:
     return [*faults, *map(str, findings(study, analysis.blocks))]
 
 
-def _finding(study: Study, block: Block, place: int | None) -> Finding:
+def _finding(study: Study, block: Block, place: int | None) -> Claim:
     setting = None if place is None else block.settings[place]
     best, equals = _best(study, block, place)
     comparison = next((each for each in block.comparisons if each.method == best), None)
@@ -139,7 +139,7 @@ def _finding(study: Study, block: Block, place: int | None) -> Finding:
         own = [side for side in collapsed_on(comparison, place) if side.method == best]
         claims += [by_chance, *map(str, own)]
         claims.append(_driven(block, comparison) if setting is None else "")
-    return Finding(
+    return Claim(
         block=block,
         setting=setting,
         best=best,

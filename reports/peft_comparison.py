@@ -61,7 +61,7 @@ class PeftRun:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ConfigurationDifference:
     """A configuration's score minus another's, both from the newest snapshot."""
 
     row: str
@@ -78,7 +78,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Rerun:
+class RerunWave:
     """The runs in one wave of configurations that had run before, compared with their last runs."""
 
     folder: str
@@ -106,14 +106,14 @@ class PeftComparison:
     runs: list[PeftRun]
     noise: RunNoise | None
     reference: str
-    against_reference: list[Difference]
-    against_best: list[Difference]
+    against_reference: list[ConfigurationDifference]
+    against_best: list[ConfigurationDifference]
     #: The number of pairs of rows, of those that differ by test questions only (each at 95%), and of those
     #: that differ by questions and reruns (simultaneously).
     pairs: int
     naive: int
     real: int
-    reruns: list[Rerun]
+    reruns: list[RerunWave]
     #: Files without a score, from failed or cancelled runs.
     skipped: list[str]
 
@@ -221,7 +221,7 @@ def _noise(runs: Sequence[PeftRun]) -> RunNoise | None:
     return run_noise(rows, waves, [run.score for run in runs], runs[0].questions)
 
 
-def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: int) -> Difference:
+def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: int) -> ConfigurationDifference:
     """The difference of two rows. Its interval treats their questions as independent samples.
 
     All rows answer the same questions, so the interval is wider than necessary. The files do not tell which
@@ -233,7 +233,7 @@ def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: in
     reruns = sum(noise.variance(run.score, run.questions) for run in (row, other)) if noise else 0.0
     error = Error(reruns, noise.freedom if noise else math.inf, examples)
     difference = row.score - other.score
-    return Difference(
+    return ConfigurationDifference(
         row.name,
         other.name,
         difference,
@@ -246,7 +246,7 @@ def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, claims: int) -> int:
     return sum(_difference(*pair, noise, claims).verdict != "undecided" for pair in pairs)
 
 
-def _reruns(runs: Sequence[PeftRun], folders: Sequence[Path], noise: RunNoise | None) -> Iterator[Rerun]:
+def _reruns(runs: Sequence[PeftRun], folders: Sequence[Path], noise: RunNoise | None) -> Iterator[RerunWave]:
     """Yields the waves in which at least two configurations ran again."""
     before: dict[str, PeftRun] = {}
     for wave, folder in enumerate(folders):
@@ -263,7 +263,7 @@ def _rerun(
     before: dict[str, PeftRun],
     after: dict[str, PeftRun],
     noise: RunNoise | None,
-) -> Rerun:
+) -> RerunWave:
     old, new = ([runs[name].score for name in names] for runs in (before, after))
     pairs = list(combinations(names, 2))
     called = {
@@ -272,7 +272,7 @@ def _rerun(
         if _difference(before[pair[0]], before[pair[1]], noise, len(pairs)).verdict != "undecided"
     }
     turned = {pair for pair in pairs if _gap(before, pair) * _gap(after, pair) < 0}
-    return Rerun(
+    return RerunWave(
         folder=folder,
         rows=len(names),
         shift=sum(b - a for a, b in zip(old, new, strict=True)) / len(names),
@@ -380,7 +380,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _points(difference: Difference) -> str:
+def _points(difference: ConfigurationDifference) -> str:
     mean = f"{100 * difference.difference:+.1f}"
     if difference.interval is None:
         return mean

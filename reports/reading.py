@@ -15,7 +15,7 @@ from bench.metrics import bounds
 from bench.records.measures import Measure
 from bench.records.record import Record, latest
 from bench.records.stored_plan import StudyTrial
-from bench.records.words import Kind, Status, Tag
+from bench.records.words import RunKind, Status, Tag
 from bench.store.changes import changed_plugins
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.opening import open_results
@@ -132,7 +132,7 @@ def read_experiment(source: Source) -> Experiment:
     """
     name, where = source.name, shown_uri(source.where)
     try:
-        suites = source.records(Kind.SUITE)
+        suites = source.records(RunKind.SUITE)
         plan = source.plan()
         stored = source.records()
     except BROKEN_STORE as error:

@@ -12,7 +12,7 @@ from typing import Generic, Literal, TypeVar, get_args
 import pandas as pd
 
 from bench.machine.outputs import Files, output_folder, put_files, replace_files
-from bench.records.words import Kind
+from bench.records.words import RunKind
 from bench.store.connect import StoreError
 from bench.store.store import Store
 from methods import UnknownNameError, UserError
@@ -47,7 +47,7 @@ Analysed = TypeVar("Analysed", Analysis, StudyAnalysis)
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenReport:
     """A report that was written, with its files."""
 
     folder: Path
@@ -71,7 +71,7 @@ def write_report(
     force: bool = False,
     log: bool = True,
     selection: Selection | None = None,
-) -> Written:
+) -> WrittenReport:
     """Writes a report into the folder `out` and, if it covers all rows, logs it on the suites' runs.
 
     `threshold` is the smallest difference in score that matters, by metric ({"accuracy": 0.01}), or a number
@@ -99,7 +99,7 @@ def write_report(
     stores = [source for source in sources if log and selection is None and isinstance(source, Store)]
     writable = [store for store in stores if not store.read_only]
     _log(writable, target, done.files)
-    return Written(
+    return WrittenReport(
         target,
         tuple(done.files),
         done.analysis,
@@ -243,7 +243,7 @@ def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
     with tempfile.TemporaryDirectory() as folder:
         put_files(Path(folder), files)
         for store in stores:
-            run_id = store.records(Kind.SUITE)[-1].run_id
+            run_id = store.records(RunKind.SUITE)[-1].run_id
             try:
                 store.keep_folder(run_id, Path(folder), ARTIFACTS)
             except StoreError as error:

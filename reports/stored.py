@@ -14,7 +14,7 @@ from bench.records.measures import Measure
 from bench.records.origin import Start, StoredConfig
 from bench.records.record import Record, latest
 from bench.records.stored_plan import PlannedRow, StoredPlan, StudyTrial
-from bench.records.words import Artifact, Kind, Status, Tag
+from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.source import Source
 from bench.store.store import Store
@@ -69,7 +69,7 @@ def contents(uri: str) -> list[Contents]:
 
 
 def _counted(store: Store) -> Contents | None:
-    suites, records = store.records(Kind.SUITE), latest(store.records())
+    suites, records = store.records(RunKind.SUITE), latest(store.records())
     if not (suites or records):
         return None
     plan = store.plan()

@@ -21,7 +21,7 @@ from reports.inference import studies as estimates
 from reports.inference.crossed import OnSetting
 from reports.inference.effects import Effect, Verdict, effect, verdict
 from reports.inference.intervals import Bounds, simultaneous
-from reports.inference.studies import Sources, Studies
+from reports.inference.studies import CompleteStudies, Sources
 from reports.predictions import predictions
 from reports.recipes import Recipe, recipes
 from reports.study import CONVERGED, Cell, Seed, Study, TaskAndBackbone, block_order, grouped, kept_trials
@@ -90,7 +90,7 @@ class Entrant:
     parameters: int
     #: One a setting.
     cells: tuple[int, ...]
-    studies: tuple[Studies, ...]
+    studies: tuple[CompleteStudies, ...]
     #: By k, the scores after k trials on each setting, and their mean, in stored units.
     scores: Mapping[int, tuple[Estimate, ...]]
     means: Mapping[int, Estimate]
@@ -155,7 +155,7 @@ class StudyAnalysis:
     notes: tuple[str, ...]
     evidence: Evidence = field(repr=False)
     #: The complete studies of each cell, by number. Cells without any are absent.
-    studies: Mapping[int, Studies] = field(repr=False)
+    studies: Mapping[int, CompleteStudies] = field(repr=False)
 
     def score(self, number: int) -> Estimate | None:
         """The score of this cell after as many trials as a study has points.
@@ -187,7 +187,7 @@ def analyse_studies(study: Study, threshold: Asked = None) -> StudyAnalysis:
     matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     evidence = gather(study, (cell.number for cell in study.all_cells if cell.studies))
     chances = _chances(study)
-    complete: dict[int, Studies] = {}
+    complete: dict[int, CompleteStudies] = {}
     left_out: defaultdict[str, list[Cell]] = defaultdict(list)
     for cell in study.all_cells:
         if cell.studies:
@@ -241,7 +241,7 @@ def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[s
         yield f"Left out: {reason} of {whose}."
 
 
-def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: float) -> Studies:
+def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: float) -> CompleteStudies:
     """The complete studies of a cell with these numbers. A diverged trial has the score by chance."""
     assert cell.studies is not None
     study, sign = evidence.study, direction(cell.metric)
@@ -258,7 +258,7 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
         by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
     scores = [chance if seed.score is None else sign * seed.score for seed in every]
     losses = [np.inf if seed.validation_loss is None else seed.validation_loss for seed in every]
-    return Studies(
+    return CompleteStudies(
         losses=np.array(losses).reshape(shape),
         scores=np.array(scores).reshape(shape),
         numbers=tuple(numbers),
@@ -302,7 +302,7 @@ def _chances(study: Study) -> dict[TaskAndBackbone, float]:
 
 
 def _blocks(
-    study: Study, complete: Mapping[int, Studies], matters: Mapping[str, float]
+    study: Study, complete: Mapping[int, CompleteStudies], matters: Mapping[str, float]
 ) -> Iterator[StudyBlock]:
     """Yields the blocks of a report, in the order of budgets."""
     adapters = [cell for cell in study.all_cells if cell.studies and cell.family not in NO_ADAPTERS]
@@ -331,7 +331,7 @@ def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
 
 def _block(
     study: Study,
-    complete: Mapping[int, Studies],
+    complete: Mapping[int, CompleteStudies],
     methods: Mapping[str, Sequence[Cell]],
     budget: str,
     title: str,
@@ -382,7 +382,7 @@ def _block(
 
 
 def _entrant(
-    study: Study, cells: Sequence[Cell], complete: Mapping[int, Studies], ks: Sequence[int]
+    study: Study, cells: Sequence[Cell], complete: Mapping[int, CompleteStudies], ks: Sequence[int]
 ) -> Entrant:
     studies = tuple(complete[cell.number] for cell in cells)
     fewest = min(each.trials for each in studies)
@@ -435,7 +435,7 @@ def _score(metric: str, score: Effect) -> Estimate:
 # --- comparisons ---
 
 
-def _compared(study: Study, block: StudyBlock, complete: Mapping[int, Studies]) -> StudyBlock:
+def _compared(study: Study, block: StudyBlock, complete: Mapping[int, CompleteStudies]) -> StudyBlock:
     """Adds differences from the reference, levels and sources of variance to the block."""
     reference = [complete[number] for number in block.reference.cells] if block.reference else None
     own = block.reference.cells if block.reference else ()
@@ -459,7 +459,7 @@ def _compared(study: Study, block: StudyBlock, complete: Mapping[int, Studies]) 
 
 
 def _against(
-    study: Study, block: StudyBlock, entrant: Entrant, reference: Sequence[Studies], claims: int
+    study: Study, block: StudyBlock, entrant: Entrant, reference: Sequence[CompleteStudies], claims: int
 ) -> Entrant:
     """Adds differences from the reference to the entrant."""
     cells = [study.all_cells[number] for number in entrant.cells]
@@ -473,7 +473,7 @@ def _against(
             parts = [_part(study, cell, estimates.of_pair(own, other, k)) for cell, own, other in sides]
             differences[k] = _difference(parts, claims, block.threshold)
 
-    def shares(share: Callable[[Studies], float]) -> Difference:
+    def shares(share: Callable[[CompleteStudies], float]) -> Difference:
         parts = [replace(estimates.of_share(share, own, other), limit=1.0) for _, own, other in sides]
         return _difference(parts, claims, 0.0)
 
@@ -511,7 +511,10 @@ def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int)
 
 
 def _levels(
-    study: Study, block: StudyBlock, complete: Mapping[int, Studies], reference: Sequence[Studies] | None
+    study: Study,
+    block: StudyBlock,
+    complete: Mapping[int, CompleteStudies],
+    reference: Sequence[CompleteStudies] | None,
 ) -> Iterator[Level]:
     """Yields the converged head, full fine-tuning and the head alone, as far as they have run."""
     sign = direction(block.metric)
@@ -534,7 +537,7 @@ def _levels(
             yield Level(method, family, tuple(scores), tuple(differences), mean)
 
 
-def _gain(cell: Cell | None, complete: Mapping[int, Studies], k: int) -> float | None:
+def _gain(cell: Cell | None, complete: Mapping[int, CompleteStudies], k: int) -> float | None:
     """The score of a cell after k trials, or of its only trial; larger is better."""
     if cell is None or cell.studies is None:
         return cell.gain if cell else None

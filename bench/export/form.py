@@ -38,7 +38,7 @@ QUANTISED: dict[Quantisation, str] = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class BaseOrigin:
     """The origin of the frozen model: a folder, a file or a hub id. None if the export contains it."""
 
     reference: str | None
@@ -74,7 +74,7 @@ class Form(ABC):
     transposed = False
 
     def __init__(
-        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], model_input: ModelInput
+        self, backbone: LoadedBackbone, origin: BaseOrigin, classes: Sequence[str], model_input: ModelInput
     ) -> None:
         self.backbone, self.origin, self.classes, self.model_input = backbone, origin, classes, model_input
         self.encoder: Any = backbone.module.encoder

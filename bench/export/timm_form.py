@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
-from bench.export.form import Form, Origin, copies, differences, no_place, timm_settings
+from bench.export.form import BaseOrigin, Form, copies, differences, no_place, timm_settings
 from bench.inputs import ImageInput, ModelInput
 from methods import UserError
 
@@ -21,7 +21,7 @@ class TimmForm(Form):
     """A timm model, which has fused query, key and value, and its own classifier at the end."""
 
     def __init__(
-        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], model_input: ModelInput
+        self, backbone: LoadedBackbone, origin: BaseOrigin, classes: Sequence[str], model_input: ModelInput
     ) -> None:
         import timm
 

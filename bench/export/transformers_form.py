@@ -18,7 +18,7 @@ from bench.backbones.answers import Answers, Writer, unembedding_of
 from bench.backbones.huggingface import quiet
 from bench.backbones.kinds import KINDS, Kind
 from bench.backbones.untrusted import ATTENTION
-from bench.export.form import PROCESSOR_FILE, Form, Origin, copies, differences, load_state, processor
+from bench.export.form import PROCESSOR_FILE, BaseOrigin, Form, copies, differences, load_state, processor
 from bench.inputs import ImageInput, ModelInput
 
 #: All of a linear head is the classifier.
@@ -26,7 +26,7 @@ LINEAR: Mapping[str, str] = {"": "classifier"}
 
 
 @dataclass(frozen=True)
-class Classifier:
+class TransformersClass:
     """A transformers class with the same logits as our encoder, pooling and head."""
 
     class_name: str
@@ -38,23 +38,23 @@ class Classifier:
 
 #: The classifiers by kind. Other kinds have none, because transformers' pooling or head differs. For those
 #: the encoder is exported with the head beside it.
-CLASSIFIERS: dict[BackboneKind, Classifier] = {
-    "roberta": Classifier("RobertaForSequenceClassification"),
-    "xlm-roberta": Classifier("XLMRobertaForSequenceClassification"),
-    "distilbert": Classifier(
+CLASSIFIERS: dict[BackboneKind, TransformersClass] = {
+    "roberta": TransformersClass("RobertaForSequenceClassification"),
+    "xlm-roberta": TransformersClass("XLMRobertaForSequenceClassification"),
+    "distilbert": TransformersClass(
         "DistilBertForSequenceClassification", {"dense": "pre_classifier", "out_proj": "classifier"}
     ),
-    "electra": Classifier("ElectraForSequenceClassification"),
-    "deberta-v2": Classifier(
+    "electra": TransformersClass("ElectraForSequenceClassification"),
+    "deberta-v2": TransformersClass(
         "DebertaV2ForSequenceClassification", {"dense": "pooler.dense", "out_proj": "classifier"}
     ),
-    "vit": Classifier("ViTForImageClassification"),
-    "deit": Classifier("DeiTForImageClassification"),
-    "dinov2": Classifier("Dinov2ForImageClassification", doubled=True),
-    "dinov2_with_registers": Classifier("Dinov2WithRegistersForImageClassification", doubled=True),
-    "beit": Classifier("BeitForImageClassification"),
+    "vit": TransformersClass("ViTForImageClassification"),
+    "deit": TransformersClass("DeiTForImageClassification"),
+    "dinov2": TransformersClass("Dinov2ForImageClassification", doubled=True),
+    "dinov2_with_registers": TransformersClass("Dinov2WithRegistersForImageClassification", doubled=True),
+    "beit": TransformersClass("BeitForImageClassification"),
     # Without masked patches, a masked autoencoder's encoder is a ViT with the same weights.
-    "vit_mae": Classifier("ViTForImageClassification"),
+    "vit_mae": TransformersClass("ViTForImageClassification"),
 }
 
 
@@ -65,7 +65,7 @@ class Target:
     class_name: str
     #: peft's name of the task. None for image classification, which has none.
     task: str | None
-    #: Paths as in `Classifier`. Empty if the head is beside the model, or there is none.
+    #: Paths as in `TransformersClass`. Empty if the head is beside the model, or there is none.
     head: Mapping[str, str]
     doubled: bool = False
     #: Whether the class has the encoder below its `base_model_prefix`.
@@ -128,7 +128,7 @@ class TransformersForm(Form):
     """
 
     def __init__(
-        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], model_input: ModelInput
+        self, backbone: LoadedBackbone, origin: BaseOrigin, classes: Sequence[str], model_input: ModelInput
     ) -> None:
         super().__init__(backbone, origin, classes, model_input)
         self.kind, self.target = KINDS[backbone.info.kind], target_of(backbone)

@@ -26,7 +26,7 @@ from bench.backbones.random_weights import RandomBackbone
 from bench.backbones.timm_vit import Blueprint, TimmBackbone
 from bench.export import loading
 from bench.export.checkpoint import write_checkpoint
-from bench.export.form import Form, Origin, copies
+from bench.export.form import BaseOrigin, Form, copies
 from bench.export.timm_form import TimmForm
 from bench.export.transformers_form import TransformersForm, head_class
 from bench.inputs import ImageInput, ModelInput
@@ -204,7 +204,7 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
         module.train(training)
 
 
-def _loaded_logits(folder: Path, origin: Origin, inputs: Mapping[str, Tensor]) -> Tensor:
+def _loaded_logits(folder: Path, origin: BaseOrigin, inputs: Mapping[str, Tensor]) -> Tensor:
     """The logits of an export loaded as in its README.md. Raises UserError if that fails."""
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -314,20 +314,20 @@ def _check_library(backbone: LoadedBackbone) -> None:
             )
 
 
-def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
+def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> BaseOrigin:
     entry = entry_of(spec)
     commit = backbone.info.weights_hash.rpartition("@")[2]
     if isinstance(entry, FolderBackbone):
-        return Origin(str(entry.path.expanduser().resolve()))
+        return BaseOrigin(str(entry.path.expanduser().resolve()))
     if isinstance(entry, HubBackbone):
-        return Origin(entry.repository, commit)
+        return BaseOrigin(entry.repository, commit)
     if isinstance(entry, TimmBackbone):
         blueprint = entry.blueprint()
         if entry.weights is not None:
-            return Origin(str(entry.weights.expanduser().resolve()), blueprint=blueprint)
-        return Origin(blueprint.hub(entry.model)[0], commit, blueprint)
+            return BaseOrigin(str(entry.weights.expanduser().resolve()), blueprint=blueprint)
+        return BaseOrigin(blueprint.hub(entry.model)[0], commit, blueprint)
     if backbone.info.kind != TIMM:
-        return Origin(None)
+        return BaseOrigin(None)
     if not isinstance(entry, RandomBackbone):
         raise UserError(
             f"backbone '{backbone.info.name}' of a plug-in is a timm model, but by which name timm makes it "
@@ -344,4 +344,4 @@ def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
         "num_heads": geometry.heads,
         "mlp_ratio": geometry.mlp / geometry.hidden,
     }
-    return Origin(None, blueprint=Blueprint("vit_base_patch16_224", shape, {}))
+    return BaseOrigin(None, blueprint=Blueprint("vit_base_patch16_224", shape, {}))

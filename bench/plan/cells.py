@@ -74,7 +74,7 @@ def offsets(studies: Studies, study: int, setting: str) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlanCell:
     """One method under one budget on one task and backbone: the common part of its trials."""
 
     suite: Suite

@@ -50,7 +50,7 @@ SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
 Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class Selection(Frozen):
+class ChoosingSection(Frozen):
     """The common fields of all sections that choose settings by validation before the final runs."""
 
     #: The seeds of the tuning trials. None of them may be a seed of the final runs.
@@ -77,7 +77,7 @@ class Selection(Frozen):
         return {axis: grid for axis in AXES if (grid := getattr(self, axis, None))}
 
 
-class Tuning(Selection):
+class Tuning(ChoosingSection):
     """Equal tuning: the points that every method may try of its learning rates and scale.
 
     A grid of None is not tuned.
@@ -163,7 +163,7 @@ class Studies(Frozen):
         return tuple(sorted({*powers, self.points}))
 
 
-class Search(Selection):
+class Search(ChoosingSection):
     """A search over the ranks of each mode that never exceeds the budget."""
 
     #: The number of points to try, or all points if there are fewer.
@@ -192,7 +192,7 @@ class Search(Selection):
         return self
 
 
-class Allocation(Selection):
+class Allocation(ChoosingSection):
     """A sweep over ways to share a budget among modes, and a path from isorank to isoparameters."""
 
     seeds: SelectionSeeds = (1000, 1001, 1002)

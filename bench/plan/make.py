@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.plan.cells import Cell, requested_parameters
+from bench.plan.cells import PlanCell, requested_parameters
 from bench.plan.recipe import Recipe
 from bench.plan.rows import Plan, Row, in_order
 from bench.plan.settings import Setting
@@ -60,7 +60,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     return Plan(suite=suite, rows=in_order(rows), trials=in_order(trials.values()))
 
 
-def cells_of(plan: Plan, device: str) -> list[Cell]:
+def cells_of(plan: Plan, device: str) -> list[PlanCell]:
     """The cells behind the rows of a plan. Equal rows share a cell."""
     rows = {(row.method, row.backbone, row.task, row.budget, row.ranks) for row in plan.rows}
     keyed = {
@@ -83,7 +83,7 @@ class Pairing(NamedTuple):
     examples: int | None
 
 
-def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
+def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, PlanCell]]:
     """Yields every method under every budget, each with the index of its pair of task and backbone.
 
     Raises UserError for invalid names, ranks, budgets, sizes and pairings, and for too many trials.
@@ -116,7 +116,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
             _check_recipe(recipe, pair)
             overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in row.training)
             for budget, method in sized:
-                cell = Cell(
+                cell = PlanCell(
                     suite,
                     *pair,
                     data,

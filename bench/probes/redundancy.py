@@ -205,7 +205,7 @@ class Plain(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedBackbone:
     """A backbone with merged update, from which parts of the update can be removed temporarily.
 
     A trained bias is removed with its site. No head has a part of it.
@@ -244,14 +244,14 @@ class Merged:
 
 
 @contextmanager
-def merged(adapter: Adapter, device: str) -> Iterator[Merged]:
+def merged(adapter: Adapter, device: str) -> Iterator[MergedBackbone]:
     """Context that moves the backbone to `device` and merges the update until its end."""
     adapter.backbone.module.to(device)
     before = _plain(adapter)
     adapter.merge()
     try:
         after = _plain(adapter)
-        yield Merged(adapter.backbone.geometry, dict(adapter.bases), before, after)
+        yield MergedBackbone(adapter.backbone.geometry, dict(adapter.bases), before, after)
     finally:
         adapter.unmerge()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.records import Wired
-from bench.records.words import Artifact, By, Kind, PointState
+from bench.records.words import Artifact, By, PointState, RunKind
 
 #: By evaluator, then by mode: the mode's share of the variation in the ranked validation result.
 Importance = dict[str, dict[str, float]]
@@ -100,9 +100,9 @@ class AllocationResult(Found):
 
 
 #: The artifacts of finished searches and allocations, with the classes that read them.
-FOUND: Mapping[Kind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
-    Kind.SEARCH: (Artifact.SEARCH, SearchResult),
-    Kind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
+FOUND: Mapping[RunKind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
+    RunKind.SEARCH: (Artifact.SEARCH, SearchResult),
+    RunKind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
 }
 
 

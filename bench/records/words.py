@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Literal
 
 
-class Kind(StrEnum):
+class RunKind(StrEnum):
     """The kinds of runs."""
 
     SUITE = "suite"

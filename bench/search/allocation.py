@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from bench.metrics import METRICS
-from bench.plan.cells import Cell
+from bench.plan.cells import PlanCell
 from bench.plan.choosing import Allocation
 from bench.records.record import comparable, results
 from bench.records.search_results import AllocationPoint, AllocationResult, Tried
@@ -52,7 +52,7 @@ class RankAllocation:
     a path that would begin above the budget.
     """
 
-    def __init__(self, cell: Cell, section: Allocation) -> None:
+    def __init__(self, cell: PlanCell, section: Allocation) -> None:
         self.cell, self.section = cell, section
         method, geometry = cell.method, cell.info.geometry
         if len(method.rank_names) < 2:

@@ -12,12 +12,12 @@ from bench.execution.estimate import check_disk
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report
 from bench.execution.session import CLOSING, Session, within
-from bench.plan.cells import Cell
+from bench.plan.cells import PlanCell
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.records.record import Record, latest
 from bench.records.search_results import FOUND, Finalist, Found
-from bench.records.words import Kind, Phase, Status, Tag
+from bench.records.words import Phase, RunKind, Status, Tag
 from methods import Method
 
 #: A context that shows the progress of a plan's trials, given their number and the slots. It yields the
@@ -34,8 +34,8 @@ class Nested:
 
     def __init__(
         self,
-        cell: Cell,
-        kind: Literal[Kind.SEARCH, Kind.ALLOCATION],
+        cell: PlanCell,
+        kind: Literal[RunKind.SEARCH, RunKind.ALLOCATION],
         driver: Session,
         executor: Executor,
         watch: Watch,
@@ -151,14 +151,14 @@ class Nested:
         return tuple(Finalist(label=label, **tried(row)) for label, row in zip(methods, rows, strict=True))
 
 
-def study_name(cell: Cell) -> str:
+def study_name(cell: PlanCell) -> str:
     """The name of a cell's search or allocation, independent of the suite's labels."""
     # Stored searches are found by this name, which earlier versions gave them.
     budget = cell.budget.label if cell.budget else "own size"
     return " · ".join((cell.suite.name, cell.own.method, cell.own.task, cell.own.backbone, budget))
 
 
-def about(cell: Cell) -> dict[str, Any]:
+def about(cell: PlanCell) -> dict[str, Any]:
     """The fields of `Found` that identify its cell."""
     return {**cell.shown._asdict(), "budget": cell.budget.label if cell.budget else None}
 

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.machine.files import written_whole
-from bench.plan.cells import MANTISSA, Cell
+from bench.plan.cells import MANTISSA, PlanCell
 from bench.plan.choosing import Centres, HeadRates, Lengths, Pilot
 from bench.plan.rows import Row
 from bench.plan.suite import Suite
@@ -62,7 +62,7 @@ class _Step:
         self,
         subject: Any,
         value: float,
-        cell: Cell,
+        cell: PlanCell,
         rate: float,
         seeds: Iterable[int],
         choices: Choices,
@@ -96,7 +96,7 @@ class _Step:
         return {subject: dict(sorted(by_value.items())) for subject, by_value in means.items()}
 
 
-def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
+def check_pilot(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
     """Raises UserError for a step that does not fit these cells. Called before any trial."""
     suite = cells[0].suite
     tasks = {cell.task.task for cell in cells}
@@ -122,7 +122,7 @@ def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
                 )
 
 
-def run_pilot(pilot: Pilot, cells: Sequence[Cell], run: Run) -> Choices:
+def run_pilot(pilot: Pilot, cells: Sequence[PlanCell], run: Run) -> Choices:
     """Runs the steps of a pilot, each using the choices of earlier steps. Scores validation only."""
     choices = Choices()
     if pilot.head_lr is not None:
@@ -134,7 +134,7 @@ def run_pilot(pilot: Pilot, cells: Sequence[Cell], run: Run) -> Choices:
     return choices
 
 
-def _choose_head_rates(section: HeadRates, cells: Sequence[Cell], run: Run, choices: Choices) -> None:
+def _choose_head_rates(section: HeadRates, cells: Sequence[PlanCell], run: Run, choices: Choices) -> None:
     step = _Step()
     for cell in cells:
         if cell.method.name == HEAD:
@@ -148,7 +148,7 @@ def _choose_head_rates(section: HeadRates, cells: Sequence[Cell], run: Run, choi
             choices.lines.append(_line(subject, best, losses, _edge(best, losses)))
 
 
-def _choose_epochs(section: Lengths, cells: Sequence[Cell], run: Run, choices: Choices) -> None:
+def _choose_epochs(section: Lengths, cells: Sequence[PlanCell], run: Run, choices: Choices) -> None:
     step, rows = _Step(), _rows_of_lengths(section, cells)
     by_method: defaultdict[tuple[str, float], dict[str, list[str]]] = defaultdict(dict)
     fitted: dict[str, dict[str, list[str]]] = {}
@@ -178,7 +178,7 @@ def _choose_epochs(section: Lengths, cells: Sequence[Cell], run: Run, choices: C
             choices.lines.append(_scores(task, compared, records))
 
 
-def _choose_centres(section: Centres, cells: Sequence[Cell], run: Run, choices: Choices) -> None:
+def _choose_centres(section: Centres, cells: Sequence[PlanCell], run: Run, choices: Choices) -> None:
     step, names, multiples = _Step(), {}, _multiples(section, cells)
     task = section.task or cells[0].suite.tasks[0].task
     for cell in _adapted(cells):
@@ -240,14 +240,14 @@ def _line(subject: str, choice: float, losses: Mapping[float, float], edge: bool
     return f"{subject} {choice:g} (mean validation loss: {values}{at_edge})"
 
 
-def _rows_of_lengths(section: Lengths, cells: Sequence[Cell]) -> set[int]:
+def _rows_of_lengths(section: Lengths, cells: Sequence[PlanCell]) -> set[int]:
     """The indices of the rows that choose epochs: the given methods, or all with an adapter."""
     if section.methods is None:
         return {cell.number for cell in _adapted(cells) if not cell.method.trains_weights}
     return set().union(*(_rows_named("pilot.epochs.methods", name, cells) for name in section.methods))
 
 
-def _multiples(section: Centres, cells: Sequence[Cell]) -> dict[int, float]:
+def _multiples(section: Centres, cells: Sequence[PlanCell]) -> dict[int, float]:
     """The factors of the rates, by row index."""
     named = {name: _rows_named("pilot.centres.multiples", name, cells) for name in section.multiples}
     return {number: section.multiples[name] for name, rows in named.items() for number in rows}
@@ -260,12 +260,12 @@ def _scores(task: str, by_method: Mapping[str, Sequence[str]], records: Mapping[
     return f"{task}: validation scores at this length: {', '.join(means)}"
 
 
-def _adapted(cells: Sequence[Cell]) -> Iterator[Cell]:
+def _adapted(cells: Sequence[PlanCell]) -> Iterator[PlanCell]:
     """The cells that train an adapter or the backbone, not only the head."""
     return (cell for cell in cells if cell.method.count(cell.info.geometry) > 0)
 
 
-def _rows_named(where: str, name: str, cells: Sequence[Cell]) -> set[int]:
+def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:
     """The indices of the rows with this name in tables, otherwise with this title or registered name.
 
     Raises UserError if there are none.

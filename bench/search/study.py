@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bench.execution.driver import patiently
 from bench.execution.perform import Event
 from bench.metrics import METRICS
-from bench.plan.cells import Cell
+from bench.plan.cells import PlanCell
 from bench.plan.choosing import Search
 from bench.plan.recipe import Recipe
 from bench.plan.settings import Setting
@@ -53,7 +53,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
-class Point:
+class SampledPoint:
     """A point of the search: ranks, with the rates and scale that are searched together with them."""
 
     ranks: Ranks
@@ -65,7 +65,7 @@ class Point:
         return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
 
     @classmethod
-    def of(cls, key: str) -> Point:
+    def of(cls, key: str) -> SampledPoint:
         """The point with this key."""
         ranks, setting = json.loads(key)
         return cls(tuple(ranks), Setting.model_validate(setting))
@@ -74,7 +74,9 @@ class Point:
 class RankSearch:
     """The search of one cell. Raises UserError for a space, a pruner or a stored study that does not fit."""
 
-    def __init__(self, cell: Cell, search: Search, storage: optuna.storages.BaseStorage, name: str) -> None:
+    def __init__(
+        self, cell: PlanCell, search: Search, storage: optuna.storages.BaseStorage, name: str
+    ) -> None:
         self.cell, self.search, self.name = cell, search, name
         method, geometry = cell.method, cell.info.geometry
         if not method.rank_names:
@@ -254,15 +256,15 @@ class RankSearch:
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> Point | None:
+    def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> SampledPoint | None:
         """A point left untried by an interrupted trial. None if there is none."""
         for trial in trials:
             key = trial.user_attrs.get("key")
             if trial.state == TrialState.FAIL and key and key not in taken:
-                return Point.of(key)
+                return SampledPoint.of(key)
         return None
 
-    def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> Point:
+    def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> SampledPoint:
         """An untried point: first the heuristic's, within the budget, then draws from a model of the others.
 
         Points are drawn on a copy of the study, so that repeated draws leave no trace in it.
@@ -270,7 +272,7 @@ class RankSearch:
         if not taken:
             assert self.cell.method.size
             ranks = self.space.ranks(self.cell.method.size) or self.space.smallest
-            return Point(ranks, next(self._settings()))
+            return SampledPoint(ranks, next(self._settings()))
         if self.exhaustive:
             untried = [point for point in self._points() if point.key not in taken]
             return random.Random(self.search.seed).choice(untried)
@@ -294,16 +296,16 @@ class RankSearch:
         for values in product(*self.grids.values()):
             yield Setting.model_validate(dict(zip(self.grids, values, strict=True)))
 
-    def _points(self) -> Iterator[Point]:
+    def _points(self) -> Iterator[SampledPoint]:
         for ranks in self.space.vectors():
-            yield from (Point(ranks, setting) for setting in self._settings())
+            yield from (SampledPoint(ranks, setting) for setting in self._settings())
 
-    def _suggest(self, trial: optuna.trial.BaseTrial) -> Point:
+    def _suggest(self, trial: optuna.trial.BaseTrial) -> SampledPoint:
         ranks = self.space.suggest(trial)
         chosen = {axis: trial.suggest_categorical(axis, list(grid)) for axis, grid in self.grids.items()}
-        return Point(ranks, Setting.model_validate(chosen))
+        return SampledPoint(ranks, Setting.model_validate(chosen))
 
-    def _parameters(self, point: Point) -> dict[str, Any]:
+    def _parameters(self, point: SampledPoint) -> dict[str, Any]:
         """Optuna's parameters from which `_suggest` makes this point."""
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
@@ -331,7 +333,7 @@ class RankSearch:
         # two trials have the same point, the one with the smaller number continues.
         if key is None or key in {t.user_attrs.get("key") for t in before} or len(before) >= self.trials:
             return None
-        point = Point.of(key)
+        point = SampledPoint.of(key)
         method = self.cell.method.with_size(point.ranks)
         parameters = self.space.count(point.ranks)
         rows, trials = nested.trials(
@@ -416,7 +418,7 @@ class RankSearch:
         return None if value is None else self.sign * comparable(value)
 
     def _point(self, trial: FrozenTrial) -> SearchPoint:
-        point, attributes = Point.of(trial.user_attrs["key"]), trial.user_attrs
+        point, attributes = SampledPoint.of(trial.user_attrs["key"]), trial.user_attrs
         trials = attributes["trials"]
         state = PointState.FAILED if "failure" in attributes else PointState[trial.state.name]
         # An earlier version ranked by the score, and stored only this value.

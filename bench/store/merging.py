@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.records.record import Record, latest
 from bench.records.search_results import FOUND, AllocationResult, SearchResult
 from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
-from bench.records.words import Artifact, Kind, Status, Tag
+from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.store.artifacts import as_json
 from bench.store.connect import shown_uri
 from bench.store.source import Source
@@ -92,7 +92,7 @@ def refuse_other_result(stored: tuple[Source, Record], coming: tuple[Source, Rec
 
 def result_of(source: Source, search: Record) -> SearchResult | AllocationResult | None:
     """The result of a search or an allocation. None if it stored none."""
-    name, form = FOUND[Kind(search.tag(Tag.KIND))]
+    name, form = FOUND[RunKind(search.tag(Tag.KIND))]
     return source.content(search, name, form)
 
 
@@ -221,16 +221,16 @@ class Joined(Source):
         self._plan = one_plan(plan for part in parts if (plan := part.plan()) is not None)
         #: The part that each run comes from.
         self._of_run: dict[str, Source] = {}
-        self._records = {kind: self._joined(kind) for kind in Kind}
+        self._records = {kind: self._joined(kind) for kind in RunKind}
 
-    def _joined(self, kind: Kind) -> list[Record]:
+    def _joined(self, kind: RunKind) -> list[Record]:
         """The runs of a kind that count. Remembers the part of each."""
         chosen: dict[str, Record] = {}
         #: All runs of each search and allocation, with their parts.
         nested: defaultdict[str, list[tuple[Source, Record]]] = defaultdict(list)
         for part in self._parts:
             records = part.records(kind)
-            if kind == Kind.TRIAL:
+            if kind == RunKind.TRIAL:
                 records = list(latest(records).values())
                 refuse_other_scores(self.name, chosen, records)
             for record in records:
@@ -262,7 +262,7 @@ class Joined(Source):
     def where(self) -> str:
         return ", ".join(part.where for part in self._parts)
 
-    def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
+    def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
         return self._records[kind]
 
     def has(self, record: Record, name: Artifact) -> bool:

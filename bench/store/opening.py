@@ -11,8 +11,8 @@ from bench.records.pack_format import ENDING
 from bench.store import DEFAULT_STORE
 from bench.store.merging import Joined
 from bench.store.pack.reading import open_pack
-from bench.store.pack.unpacking import Listener, Merged, merge
-from bench.store.pack.writing import Written, write_pack
+from bench.store.pack.unpacking import Listener, MergedExperiment, merge
+from bench.store.pack.writing import WrittenPack, write_pack
 from bench.store.source import Source
 from bench.store.store import Store
 from methods import UserError
@@ -51,7 +51,7 @@ def pack(
     store: str = DEFAULT_STORE,
     adapters: bool = False,
     force: bool = False,
-) -> Written:
+) -> WrittenPack:
     """Writes experiments of a store, or of packs given by their files, into one pack.
 
     `out` must end with `.tensorbench.zip`; `force` replaces an existing file; `adapters` includes trained
@@ -63,7 +63,7 @@ def pack(
 
 def unpack(
     *files: Path | str, store: str = DEFAULT_STORE, listener: Listener = lambda done, of: None
-) -> list[Merged]:
+) -> list[MergedExperiment]:
     """Merges packs into a store, which is created if missing.
 
     Trials in the store stay unchanged. After a kill, the same call continues. `listener` is called with the

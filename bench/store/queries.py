@@ -17,7 +17,7 @@ from sqlalchemy import or_, select
 
 from bench.records.pack_format import CURVES_BEGIN
 from bench.records.record import Record, record_of
-from bench.records.words import Kind, Tag
+from bench.records.words import RunKind, Tag
 from bench.store.connect import open_engine
 
 #: The largest number of results per request.
@@ -66,7 +66,7 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
     ]
 
 
-def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None:
+def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | None:
     """Every run of a kind, oldest first. None if the installed MLflow has other tables.
 
     MLflow's client has checked that the database has the tables of the installed version. So errors of the

@@ -14,7 +14,7 @@ from bench.plan.recipe import Recipe
 from bench.records import Wired
 from bench.records.record import Record
 from bench.records.stored_plan import PlannedRow, StoredPlan, StoredSuite
-from bench.records.words import Artifact, Kind
+from bench.records.words import Artifact, RunKind
 from bench.store.artifacts import broken
 from methods import UserError
 from methods.validation import earlier, explained
@@ -47,7 +47,7 @@ class Source(ABC):
         return None
 
     @abstractmethod
-    def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
+    def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
         """Every run of a kind, oldest first. A pack has only the runs that count."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Source(ABC):
         Raises UserError if it cannot be read.
         """
         # A start may have died between making its run and storing its plan.
-        for run in reversed(self.records(Kind.SUITE)):
+        for run in reversed(self.records(RunKind.SUITE)):
             if (plan := self.content(run, Artifact.PLAN, StoredPlan)) is not None:
                 return _completed(plan, self._allowance(run, plan))
         return None

@@ -22,7 +22,7 @@ from bench.records import Wired
 from bench.records.pack_format import CURVES_BEGIN
 from bench.records.record import Point, Record
 from bench.records.text import all_storable, run_name
-from bench.records.words import YES, Artifact, Kind, Status, Tag
+from bench.records.words import YES, Artifact, RunKind, Status, Tag
 from bench.store.artifacts import check_content, keep_files, keep_json
 from bench.store.connect import (
     BROKEN_STORE,
@@ -147,7 +147,7 @@ class Store(Source):
 
     # --- reading ---
 
-    def records(self, kind: Kind = Kind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
+    def records(self, kind: RunKind = RunKind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
         """Every stored run of a kind, oldest first, or those of one trial."""
         if trial_id is None and not self._served:
             with storing():
@@ -160,11 +160,11 @@ class Store(Source):
         """The open runs of every kind, of all drivers or of one."""
         whose = f" and tags.{Tag.DRIVER} = '{driver}'" if driver else ""
         return [
-            run for kind in Kind for run in self._find(kind, f" and attributes.status = 'RUNNING'{whose}")
+            run for kind in RunKind for run in self._find(kind, f" and attributes.status = 'RUNNING'{whose}")
         ]
 
     @insisting
-    def _find(self, kind: Kind, more: str = "") -> list[Record]:
+    def _find(self, kind: RunKind, more: str = "") -> list[Record]:
         condition = f"tags.{Tag.KIND} = '{kind}'{more}"
         return find_runs(self.client, [self.experiment.experiment_id], condition)
 
@@ -245,7 +245,7 @@ class Store(Source):
     # --- writing ---
 
     @insisting
-    def begin(self, kind: Kind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
+    def begin(self, kind: RunKind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
         """Reopens the newest run of this kind with these tags, or opens a new one. Returns its id."""
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
 
@@ -269,7 +269,7 @@ class Store(Source):
 
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
         """Opens the run that holds the plan and encloses the trials' runs."""
-        run_id = self.begin(Kind.SUITE, plan.suite.name, {}, driver)
+        run_id = self.begin(RunKind.SUITE, plan.suite.name, {}, driver)
         self.keep(run_id, Artifact.PLAN, plan.stored())
         self.keep(run_id, Artifact.SUITE, stored_suite(plan.suite))
         self.tag(run_id, Tag.NOTE, plan.suite.description)

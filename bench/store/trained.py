@@ -20,7 +20,7 @@ from bench.backbones.answers import put_head
 from bench.plan.trial import Trial
 from bench.records import Wired
 from bench.records.record import Record, latest
-from bench.records.words import YES, Artifact, Kind, Status, Tag
+from bench.records.words import YES, Artifact, RunKind, Status, Tag
 from bench.store.access import Access, is_foreign
 from bench.store.artifacts import broken, hashes
 from bench.store.connect import BROKEN_STORE, connect, shown_uri
@@ -140,7 +140,7 @@ def _find(client: MlflowClient, run: str) -> Record:
     A trial id refers to the trial's run that counts.
     """
     every = [experiment.experiment_id for experiment in experiments(client)]
-    records = find_runs(client, every, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")
+    records = find_runs(client, every, f"tags.{Tag.KIND} = '{RunKind.TRIAL}'")
     start = run.strip().lower()
     by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))

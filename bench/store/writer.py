@@ -18,7 +18,7 @@ from bench.records.measures import Measure, validation_key
 from bench.records.origin import Start, StoredConfig
 from bench.records.record import Point, Progress, Record
 from bench.records.text import all_storable, run_name
-from bench.records.words import PROVENANCE, YES, Artifact, Kind, Status, Tag
+from bench.records.words import PROVENANCE, YES, Artifact, RunKind, Status, Tag
 from bench.store.changes import plugin_sources
 from bench.store.connect import insisting, storing
 from bench.store.outbox import Outbox
@@ -47,7 +47,7 @@ def begin_trial(
         {"budget": r.budget, "asked": r.asked, "ratio": r.ratio, "within": r.within} for r in rows if r.budget
     ]
     every_tag = {
-        Tag.KIND: str(Kind.TRIAL),
+        Tag.KIND: str(RunKind.TRIAL),
         Tag.TRIAL_ID: trial.id,
         Tag.OWNER: owner(),
         Tag.METHOD: row.method,

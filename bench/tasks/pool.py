@@ -30,7 +30,7 @@ _VERSION = 1
 Sizes = tuple[int | None, int | None, int | None]
 
 
-class Source:
+class ExampleSource:
     """A task's examples, read on first use."""
 
     def __init__(self, task: Task) -> None:
@@ -53,7 +53,7 @@ def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
     return np.fromiter(digests, dtype="S16")
 
 
-def dealt(source: Source) -> dict[SplitName, NDArray[np.int64]]:
+def dealt(source: ExampleSource) -> dict[SplitName, NDArray[np.int64]]:
     """The positions of each split in the deal that all seeds share. Raises UserError.
 
     Taken from the cache if possible.
@@ -71,7 +71,7 @@ def dealt(source: Source) -> dict[SplitName, NDArray[np.int64]]:
     return {split: parts[split] for split in SPLITS}
 
 
-def same_contents(source: Source) -> dict[str, NDArray[np.int64]]:
+def same_contents(source: ExampleSource) -> dict[str, NDArray[np.int64]]:
     """The `ids` (N,) of all examples, and in `same` (N,) each one's first position with equal content.
 
     From the cache if possible. Raises UserError for examples that cannot be read.
@@ -114,7 +114,7 @@ class Pool:
         return deal(task, labels, self.ids, self.ids, self.numbers, splits, seed)
 
 
-def pool_of(source: Source) -> Pool:
+def pool_of(source: ExampleSource) -> Pool:
     """The pool of a task, from the cache if possible. Raises UserError for examples that cannot be read."""
 
     def build(folder: Path) -> None:
@@ -175,13 +175,13 @@ def split_count(task: Task, split: SplitName) -> int | None:
 
 @lru_cache(maxsize=32)
 def _dealt_counts(task: Task) -> dict[SplitName, int]:
-    return {split: len(chosen) for split, chosen in dealt(Source(task)).items()}
+    return {split: len(chosen) for split, chosen in dealt(ExampleSource(task)).items()}
 
 
 @lru_cache(maxsize=32)
 def _check_images(task: Task) -> None:
     """Raises UserError for an image that cannot be read. Checks the same images only once."""
-    source = Source(task)
+    source = ExampleSource(task)
 
     def check(folder: Path) -> None:
         if isinstance(inputs := source.examples.inputs, EncodedImages):
@@ -193,7 +193,7 @@ def _check_images(task: Task) -> None:
 @lru_cache(maxsize=32)
 def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
     """Checks the splits of each seed. Cached, since several rows may have the same splits."""
-    source = Source(task)
+    source = ExampleSource(task)
     for seed in seeds:
         if seed is None:
             parts = dealt(source)
@@ -228,7 +228,7 @@ def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes 
     """The numbers of used examples per split. None for a task that has not been prepared."""
     if not contents_at_hand(task, per_seed=split_seed is not None):
         return None
-    source = Source(task)
+    source = ExampleSource(task)
     if split_seed is None:
         parts = dealt(source)
     else:
@@ -246,7 +246,7 @@ def repeated_tests(task: Task, train: NDArray[np.int64], test: NDArray[np.int64]
     """
     if not contents_at_hand(task):
         return None
-    contents = same_contents(Source(task))
+    contents = same_contents(ExampleSource(task))
     order = np.argsort(contents["ids"], kind="stable")
     train, test = (order[np.searchsorted(contents["ids"], ids, sorter=order)] for ids in (train, test))
     return _repeated(contents["same"], train, test)

@@ -22,7 +22,16 @@ from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.machine.cache import is_prepared, prepared
 from bench.machine.memory import MIB, available_mib
 from bench.tasks.objective import as_tensor, check_answers, check_labels, objective
-from bench.tasks.pool import Pool, Sizes, Source, as_contents, check_size, dealt, pool_of, repeated_tests
+from bench.tasks.pool import (
+    ExampleSource,
+    Pool,
+    Sizes,
+    as_contents,
+    check_size,
+    dealt,
+    pool_of,
+    repeated_tests,
+)
 from bench.tasks.reading import image_content, read_images, read_texts
 from bench.tasks.registered_tasks import TASKS
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit, WrittenSplit, answers_of
@@ -141,7 +150,7 @@ def _folder(task: Task, model_input: ModelInput, key: dict[str, Any], sizes: Siz
     Only texts within the sizes are tokenised: perhaps a few hundred of a million rows. All images are
     prepared, since all must be decoded to find duplicates.
     """
-    source = Source(task)
+    source = ExampleSource(task)
     if isinstance(model_input, ImageInput):
         build = build_image_pool if per_seed else build_images
         return prepared(task.name, key, partial(build, source, model_input))
@@ -209,7 +218,9 @@ def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key:
     )
 
 
-def build_texts(source: Source, model_input: TextInput, max_tokens: int, sizes: Sizes, folder: Path) -> None:
+def build_texts(
+    source: ExampleSource, model_input: TextInput, max_tokens: int, sizes: Sizes, folder: Path
+) -> None:
     """Writes one file per split with the first `size` of its texts. Raises UserError."""
     parts = dealt(source)
     for split, size in zip(SPLITS, sizes, strict=True):
@@ -221,20 +232,20 @@ def build_texts(source: Source, model_input: TextInput, max_tokens: int, sizes: 
         write(taken(arrays, np.searchsorted(used, positions)), folder / f"{split}.safetensors")
 
 
-def build_text_pool(source: Source, model_input: TextInput, max_tokens: int, folder: Path) -> None:
+def build_text_pool(source: ExampleSource, model_input: TextInput, max_tokens: int, folder: Path) -> None:
     """Writes one file with all texts, from which the splits of every seed are dealt. Raises UserError."""
     pool = pool_of(source)
     write(_tokenised(source, model_input, max_tokens, pool.kept) | _blocks(pool), folder / POOL_FILE)
 
 
-def build_images(source: Source, model_input: ImageInput, folder: Path) -> None:
+def build_images(source: ExampleSource, model_input: ImageInput, folder: Path) -> None:
     """Writes one file per split. Raises UserError."""
     with _resized(source, model_input, folder) as arrays:
         for split, positions in dealt(source).items():
             write(taken(arrays, positions), folder / f"{split}.safetensors")
 
 
-def build_image_pool(source: Source, model_input: ImageInput, folder: Path) -> None:
+def build_image_pool(source: ExampleSource, model_input: ImageInput, folder: Path) -> None:
     """Writes one file with all images, from which the splits of every seed are dealt. Raises UserError."""
     with _resized(source, model_input, folder) as arrays:
         pool = pool_of(source)
@@ -245,7 +256,7 @@ def _blocks(pool: Pool) -> Arrays:
     return {"blocks": pool.numbers} | ({} if pool.splits is None else {"splits": pool.splits})
 
 
-def _labels_and_ids(source: Source, positions: NDArray[np.int64]) -> Arrays:
+def _labels_and_ids(source: ExampleSource, positions: NDArray[np.int64]) -> Arrays:
     labels, ids = source.examples.labels, source.examples.ids
     return {
         "labels": as_tensor(source.task, [labels[i] for i in positions]).numpy(),
@@ -254,7 +265,7 @@ def _labels_and_ids(source: Source, positions: NDArray[np.int64]) -> Arrays:
 
 
 def _tokenised(
-    source: Source, model_input: TextInput, max_tokens: int, positions: NDArray[np.int64]
+    source: ExampleSource, model_input: TextInput, max_tokens: int, positions: NDArray[np.int64]
 ) -> Arrays:
     """The arrays of the texts at these positions, which must be in ascending order."""
     task, batches = source.task, list[Arrays]()
@@ -281,7 +292,7 @@ def _tokenised(
 
 
 @contextmanager
-def _resized(source: Source, model_input: ImageInput, folder: Path) -> Iterator[Arrays]:
+def _resized(source: ExampleSource, model_input: ImageInput, folder: Path) -> Iterator[Arrays]:
     """Context with the arrays of all images. Their pixels are in a file of the folder until it ends.
 
     Decoding also computes the images' contents for the source.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.machine.cache import check_cache
-from bench.records.words import Kind, Status
+from bench.records.words import RunKind, Status
 from bench.store.access import Access, is_foreign
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.opening import is_pack
@@ -55,7 +55,7 @@ def verify(
     for source in sources:
         labels = labels_of(source)
         watching(f"reading the plan of {source.name}")
-        if source.records(Kind.SUITE):
+        if source.records(RunKind.SUITE):
             plans.append(examine_plan(source, labels, access if _has_foreign(source) else None))
         finished = [run for run in source.records() if run.status in (Status.FINISHED, Status.DUPLICATE)]
         for number, record in enumerate(finished, 1):
@@ -86,7 +86,9 @@ def verify(
 def _has_foreign(source: Source) -> bool:
     """Whether any run of an experiment came from a pack."""
     return any(
-        is_foreign(source, record) for kind in (Kind.SUITE, Kind.TRIAL) for record in source.records(kind)
+        is_foreign(source, record)
+        for kind in (RunKind.SUITE, RunKind.TRIAL)
+        for record in source.records(kind)
     )
 
 
@@ -98,7 +100,7 @@ def _sources(uri: str, names: Sequence[str]) -> list[Source]:
     if names:
         return sources
     try:
-        return [store for store in Store.every(uri) if store.records(Kind.SUITE) or store.records()]
+        return [store for store in Store.every(uri) if store.records(RunKind.SUITE) or store.records()]
     except BROKEN_STORE as error:
         raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
 

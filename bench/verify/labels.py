@@ -14,7 +14,7 @@ from bench.plan.suite import Suite
 from bench.plan.yaml_text import parse
 from bench.records.origin import StoredConfig
 from bench.records.stored_plan import StoredSuite
-from bench.records.words import Artifact, Kind, Tag
+from bench.records.words import Artifact, RunKind, Tag
 from bench.store.source import Source
 from bench.verify.findings import Examined
 from methods import UserError
@@ -71,7 +71,7 @@ def labels_of(source: Source) -> Labels:
 
 def _suites(source: Source) -> Iterator[dict[str, Any]]:
     """Yields the stored suites, and those with which trials were started, which may be older."""
-    for run in source.records(Kind.SUITE):
+    for run in source.records(RunKind.SUITE):
         try:
             stored = source.content(run, Artifact.SUITE, StoredSuite)
         except UserError:

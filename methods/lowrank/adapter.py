@@ -12,7 +12,7 @@ from methods.adapter import Adapter
 from methods.backbone import GATED_INPUT, SHARED_INPUT, Backbone, Site
 from methods.lowrank.contracted import Contracted, Parametrisation, pair
 from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
-from methods.lowrank.masks import Masks, Part, Place, in_backward
+from methods.lowrank.masks import BatchPart, DropoutSite, Masks, in_backward
 
 #: Converts the contracted pairs of a parametrisation to the shapes of a backbone's sites.
 Fit = Callable[[Contracted, Parametrisation], Contracted]
@@ -143,7 +143,7 @@ class LowRankAdapter(Adapter):
         if self.masks is None or stop - start == total:
             yield
             return
-        self.masks.part = Part(start, stop, total)
+        self.masks.part = BatchPart(start, stop, total)
         try:
             yield
         finally:
@@ -194,7 +194,7 @@ class LowRankAdapter(Adapter):
             )
             self.install(site, self._linears[site])
 
-    def _place(self, here: bool, *, of_weight: bool = False) -> Place | None:
+    def _place(self, here: bool, *, of_weight: bool = False) -> DropoutSite | None:
         return self.masks.place(of_weight=of_weight) if here and self.masks is not None else None
 
     def _refresh(self) -> None:

@@ -150,7 +150,7 @@ def kept_ranks(
 
 
 @dataclass(frozen=True)
-class Change:
+class CutParameter:
     """A parameter's value after a cut, and the map from its old gradients to new ones.
 
     `axes` maps an axis to the matrix (new size, old size) that multiplies gradients along it.
@@ -182,14 +182,14 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class RankSpectrum:
     """The singular values of tensors: a descending (r,) for each rank.
 
     `cut` truncates the tensors' parameters to the largest singular values of each rank.
     """
 
     values: list[Tensor]
-    cut: Callable[[Ranks], list[Change]]
+    cut: Callable[[Ranks], list[CutParameter]]
 
 
 class Cuttable(ABC):
@@ -213,7 +213,7 @@ class Cuttable(ABC):
         """The largest useful value of each rank given the others: more would add zero singular values."""
 
     @abstractmethod
-    def spectrum(self) -> Spectrum:
+    def spectrum(self) -> RankSpectrum:
         """Computes the current singular values."""
 
     def resized(self) -> None:  # noqa: B027 - most keep no note of their shapes
@@ -245,13 +245,15 @@ class TuckerTensors(Cuttable):
         sizes = self.tensors[0].shape
         return tuple(min(size, math.prod(ranks) // rank) for size, rank in zip(sizes, ranks, strict=True))
 
-    def spectrum(self) -> Spectrum:
+    def spectrum(self) -> RankSpectrum:
         tensors = [_OrthogonalTucker(tensor) for tensor in self.tensors]
         values = [
             _padded(torch.stack([tensor.values[mode] for tensor in tensors]).square().sum(0).sqrt(), rank)
             for mode, rank in enumerate(self.ranks)
         ]
-        return Spectrum(values, lambda ranks: [change for tensor in tensors for change in tensor.cut(ranks)])
+        return RankSpectrum(
+            values, lambda ranks: [change for tensor in tensors for change in tensor.cut(ranks)]
+        )
 
     def resized(self) -> None:
         for tensor in self.tensors:
@@ -282,20 +284,20 @@ class _OrthogonalTucker:
         ]
         self.vectors, self.values = [svd.U for svd in svds], [svd.S for svd in svds]
 
-    def cut(self, ranks: Ranks) -> list[Change]:
+    def cut(self, ranks: Ranks) -> list[CutParameter]:
         core, carried_coreaxes, changes = self.core, {}, []
         for mode, rank in enumerate(ranks):
             kept, size = self.vectors[mode][:, :rank], self.sizes[mode]
             core = _times(kept.T / size, core, mode)
             carried_coreaxes[mode] = size * (torch.linalg.pinv(self.inside[mode]) @ kept).T
             changes.append(
-                Change(
+                CutParameter(
                     self.tensor.factors[mode],
                     size * self.bases[mode] @ kept,
                     {1: kept.T @ self.inside[mode] / size},
                 )
             )
-        return [Change(self.tensor.core, core, carried_coreaxes), *changes]
+        return [CutParameter(self.tensor.core, core, carried_coreaxes), *changes]
 
 
 class TrainCores(Cuttable):
@@ -322,9 +324,9 @@ class TrainCores(Cuttable):
             min(left[bond] * sizes[bond], sizes[bond + 1] * right[bond + 1]) for bond in range(len(ranks))
         )
 
-    def spectrum(self) -> Spectrum:
+    def spectrum(self) -> RankSpectrum:
         train = _OrthogonalTrain(self.cores)
-        return Spectrum(train.values, train.cut)
+        return RankSpectrum(train.values, train.cut)
 
 
 class _OrthogonalTrain:
@@ -351,9 +353,9 @@ class _OrthogonalTrain:
             reversed_values.append(_padded(singular, values[bond].shape[0]))
         self.values = reversed_values[::-1]
 
-    def cut(self, ranks: Ranks) -> list[Change]:
+    def cut(self, ranks: Ranks) -> list[CutParameter]:
         """Truncates the bonds. The first core carries the size of the tensor; the others keep their own."""
-        changes: list[Change] = []
+        changes: list[CutParameter] = []
         carried = after = self.rests[0].new_ones(1, 1)
         for index in range(len(self.cores) - 1, 0, -1):
             carried_core = _times(carried.T, self.orthogonal[index], 2) if changes else self._last()
@@ -363,7 +365,7 @@ class _OrthogonalTrain:
             carried = u * s / size
             before = torch.linalg.pinv(rest) @ carried
             changes.append(
-                Change(
+                CutParameter(
                     self.cores[index],
                     size * vh.unflatten(1, carried_core.shape[1:]),
                     {0: before.T, 2: after},
@@ -371,7 +373,7 @@ class _OrthogonalTrain:
             )
             after = torch.linalg.pinv(s.diag()) @ u.T @ rest * size
         first = _times(carried.T, self.orthogonal[0], 2)
-        return [Change(self.cores[0], first, {2: after}), *changes[::-1]]
+        return [CutParameter(self.cores[0], first, {2: after}), *changes[::-1]]
 
     def _last(self) -> Tensor:
         """The last core multiplied by the triangular factor of its bond."""

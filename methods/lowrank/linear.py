@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
-from methods.lowrank.masks import Place
+from methods.lowrank.masks import DropoutSite
 from methods.quantised import QuantisedLinear
 
 #: The place of dropout: on the activation that enters `down`, on the activation of width r that enters
@@ -33,7 +33,7 @@ class SharedInput:
         *,
         readers: int,
         input_slices: int,
-        dropout: Place | None,
+        dropout: DropoutSite | None,
     ) -> None:
         self.recontract = recontract
         self.indices = indices
@@ -88,7 +88,7 @@ class AdaptedLinear(nn.Module):
         position: int,
         *,
         output_slices: int,
-        dropout: Place | None,
+        dropout: DropoutSite | None,
         drops_update: bool = False,
     ) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """The examples `start` to `stop` of a batch of `total`."""
 
     start: int
@@ -38,7 +38,7 @@ class Masks:
         #: Places that drop entries of a weight, not of an activation.
         self._of_weights: set[int] = set()
         #: The part of a batch that the following forwards compute. None for the full batch.
-        self.part: Part | None = None
+        self.part: BatchPart | None = None
         #: The seeds of the latest forward. The first part of a batch draws them for all its parts.
         self._latest: list[int] = []
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -46,12 +46,12 @@ class Masks:
         #: Forwards whose autograd graphs still exist.
         self._open: WeakSet[_Forward] = WeakSet()
 
-    def place(self, *, of_weight: bool = False) -> Place:
+    def place(self, *, of_weight: bool = False) -> DropoutSite:
         """Registers another place that drops entries of activations or, with `of_weight`, of a weight."""
         if of_weight:
             self._of_weights.add(self._places)
         self._places += 1
-        return Place(self, self._places - 1)
+        return DropoutSite(self, self._places - 1)
 
     def begin(self) -> None:
         """Marks the beginning of a forward of the backbone."""
@@ -120,7 +120,7 @@ class Masks:
 
 
 @dataclass(frozen=True)
-class Place:
+class DropoutSite:
     """One place of an adapter where entries are dropped."""
 
     masks: Masks
@@ -139,7 +139,7 @@ class _Forward:
     """
 
     start: int
-    part: Part | None = None
+    part: BatchPart | None = None
     end: float = math.inf
     seeds: list[int] = field(default_factory=list)
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.metrics import direction
 from reports.analysis import Analysis
-from reports.drawing import MUTED, Drawn, Looks, Name, Tips, name_at_right, panels, usual
+from reports.drawing import MUTED, Drawn, Looks, PointName, Tips, name_at_right, panels, usual
 from reports.ranking import CostOf, best_means, pareto
 from reports.study import (
     CONVERGED,
@@ -136,7 +136,7 @@ def _figure(
     inside = [point for point in points if limits[0] <= point.score <= limits[1]]
     _draw_free(ax, points, free, inside)
     named = {point.cell.number: point for point in (*line, *_reference(dots)) if point in inside}.values()
-    name_at_right(ax, [Name(p.name, p.cost, p.score, looks.colour(p.cell.family)) for p in named])
+    name_at_right(ax, [PointName(p.name, p.cost, p.score, looks.colour(p.cell.family)) for p in named])
     _legend(ax, looks, dots)
     unit = unit_of(points[0].cell.metric)
     ax.set_xlabel(cost.label)

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.metrics import direction
 from reports.curves import Curve, Panel
-from reports.drawing import Drawn, Looks, Name, Tips, name_at_right, panels, usual
+from reports.drawing import Drawn, Looks, PointName, Tips, name_at_right, panels, usual
 from reports.study import FLOOR, REFERENCE, grouped
 from reports.units import Unit, unit_of
 
@@ -96,7 +96,7 @@ def _limits(curves: Sequence[Curve], unit: Unit) -> tuple[float, float]:
 
 def _ends(
     curves: Sequence[Curve], limits: tuple[float, float], looks: Looks, unit: Unit, *, alike: bool
-) -> Iterator[Name]:
+) -> Iterator[PointName]:
     """Yields the names at the ends of the curves, with the score if a curve ends outside the panel."""
     for curve in curves:
         end = unit.factor * float(curve.values[-1])
@@ -104,7 +104,7 @@ def _ends(
         if not limits[0] <= end <= limits[1]:
             name += f" ({unit.score(float(curve.values[-1]), 1)}, outside)"
         x, y = float(curve.epochs[-1]), min(max(end, limits[0]), limits[1])
-        yield Name(name, x, y, looks.colour(curve.family))
+        yield PointName(name, x, y, looks.colour(curve.family))
 
 
 def _draw_marks(

@@ -12,7 +12,7 @@ from scipy import optimize, stats
 
 from reports.inference.effects import Effect
 from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Error, simultaneous, welch
-from reports.inference.studies import Studies, of_pair
+from reports.inference.studies import CompleteStudies, of_pair
 
 #: The probability of detecting a difference.
 POWER = 0.8
@@ -208,9 +208,9 @@ class Response:
         losses = numbers.normal(0, self.validation, shape) - quality
         return losses, _BEST + quality + numbers.normal(0, self.answers, shape)
 
-    def studies(self, numbers: Generator, offsets: Array, optimum: float) -> Studies:
+    def studies(self, numbers: Generator, offsets: Array, optimum: float) -> CompleteStudies:
         """Simulated studies of a method with these offsets (studies, points)."""
-        return Studies(*self.trials(numbers, offsets, optimum), offsets=offsets, chance=_CHANCE)
+        return CompleteStudies(*self.trials(numbers, offsets, optimum), offsets=offsets, chance=_CHANCE)
 
 
 def stratified(numbers: Generator, studies: int, points: int, decades: float = 1.0) -> Array:

@@ -36,7 +36,7 @@ _RATES = 81
 
 
 @dataclass(frozen=True, eq=False)
-class Studies:
+class CompleteStudies:
     """The complete studies of one method on one task.
 
     Raises ValueError if shapes disagree, study numbers repeat, or a score is not finite.
@@ -110,7 +110,7 @@ class Studies:
         failed = self.scores[self.failed].mean() if self.failed.any() else min(self.chance, self.best)
         return float(self.best - failed)
 
-    def only(self, numbers: Sequence[int]) -> Studies:
+    def only(self, numbers: Sequence[int]) -> CompleteStudies:
         """The studies with these numbers, in this order."""
         if tuple(numbers) == self.numbers:
             return self
@@ -118,12 +118,12 @@ class Studies:
         arrays: dict[str, Any] = {name: values[rows] for name, values in self._arrays.items()}
         return replace(self, numbers=tuple(numbers), **arrays)
 
-    def without(self, study: int) -> Studies:
+    def without(self, study: int) -> CompleteStudies:
         """All studies except the one at this index."""
         return self.only(self.numbers[:study] + self.numbers[study + 1 :])
 
 
-def paired(method: Studies, reference: Studies) -> tuple[Studies, Studies]:
+def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[CompleteStudies, CompleteStudies]:
     """The studies of both methods whose numbers both have.
 
     Raises ValueError if there are none, or if the methods differ in the points of a study.
@@ -183,7 +183,7 @@ def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
     return coefficient / coefficient[0]
 
 
-def score_after(studies: Studies, k: int) -> float:
+def score_after(studies: CompleteStudies, k: int) -> float:
     """The score after k trials, a U-statistic over subsets of k of the method's trials.
 
     Raises ValueError if there are fewer than k trials.
@@ -191,12 +191,12 @@ def score_after(studies: Studies, k: int) -> float:
     return float(kept_weights(studies.losses.ravel(), k, studies.strata) @ studies.scores.ravel())
 
 
-def of_method(studies: Studies, k: int) -> OnSetting:
+def of_method(studies: CompleteStudies, k: int) -> OnSetting:
     """The score of one method after k trials, with errors as in `of_pair`, in the form of a difference."""
     return _estimate([(1, studies)], k)
 
 
-def of_pair(method: Studies, reference: Studies, k: int) -> OnSetting:
+def of_pair(method: CompleteStudies, reference: CompleteStudies, k: int) -> OnSetting:
     """The difference between two methods' scores after k trials on one task, paired by study.
 
     Studies that only one method has are ignored; see `paired` for errors. The squared standard error is that
@@ -208,7 +208,7 @@ def of_pair(method: Studies, reference: Studies, k: int) -> OnSetting:
     return _estimate([(1, method), (-1, reference)], k)
 
 
-def _estimate(sides: Sequence[tuple[int, Studies]], k: int) -> OnSetting:
+def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int) -> OnSetting:
     """The signed sum of the methods' scores after k trials."""
     score = sum(sign * score_after(studies, k) for sign, studies in sides)
     count, trials = sides[0][1].count, sides[0][1].trials
@@ -229,7 +229,7 @@ def _estimate(sides: Sequence[tuple[int, Studies]], k: int) -> OnSetting:
     return replace(part, difference=score, seeds=(part.seeds or 0.0) + failures)
 
 
-def _pseudo_weights(studies: Studies, k: int) -> Array:
+def _pseudo_weights(studies: CompleteStudies, k: int) -> Array:
     """Weights (studies, trials) whose sums of scores are Tukey's pseudo-values.
 
     A pseudo-value is n times the estimate from all n studies, minus n - 1 times the estimate without one.
@@ -243,7 +243,7 @@ def _pseudo_weights(studies: Studies, k: int) -> Array:
     return pseudo
 
 
-def _variance_of_failures(studies: Studies, k: int) -> float:
+def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
     """The variance that failed trials add to the score after k trials.
 
     If a share p of trials fails, all k fail with probability p^k, and the score loses that share of the fall.
@@ -262,13 +262,13 @@ def _variance_of_failures(studies: Studies, k: int) -> float:
 # --- sensitivity to learning rates ---
 
 
-def window(studies: Studies) -> Array:
+def window(studies: CompleteStudies) -> Array:
     """Evenly spaced offsets over the range of the trials' offsets. Raises ValueError without offsets."""
     offsets = _offsets(studies)
     return np.linspace(offsets.min(), offsets.max(), _RATES)
 
 
-def smoothed(studies: Studies, rates: Array) -> Array:
+def smoothed(studies: CompleteStudies, rates: Array) -> Array:
     """The typical score at each of these rates (offsets in decades).
 
     LOESS of degree 2 and span 0.75 (Cleveland and Devlin, 1988) through trials that did not fail. Where most
@@ -278,18 +278,18 @@ def smoothed(studies: Studies, rates: Array) -> Array:
     return np.where(_failing(studies, rates), studies.best - studies.fall, curve)
 
 
-def _offsets(studies: Studies) -> Array:
+def _offsets(studies: CompleteStudies) -> Array:
     if studies.offsets is None:
         raise ValueError("offsets: needed to smooth scores over rates")
     return studies.offsets.ravel()
 
 
-def _failing(studies: Studies, rates: Array) -> NDArray[np.bool_]:
+def _failing(studies: CompleteStudies, rates: Array) -> NDArray[np.bool_]:
     failing: NDArray[np.bool_] = _tricube(_offsets(studies), rates, span=0.25) @ studies.failed.ravel() > 0.5
     return failing
 
 
-def _loess(studies: Studies, values: Array, rates: Array) -> Array:
+def _loess(studies: CompleteStudies, values: Array, rates: Array) -> Array:
     lasting = (~studies.failed & np.isfinite(values)).ravel()
     if not lasting.any():
         # All losses of a method that always diverged are infinite.
@@ -318,7 +318,7 @@ def _tricube(offsets: Array, rates: Array, span: float) -> Array:
     return weights
 
 
-def share_near(studies: Studies) -> float:
+def share_near(studies: CompleteStudies) -> float:
     """The share of trials that did not fail, at rates with LOESS within `NEAR` points of its maximum.
 
     Since trials are stratified, this is the share of the window in which a trial succeeds. It is too low for
@@ -327,14 +327,14 @@ def share_near(studies: Studies) -> float:
     return float(_near(studies)[0].mean())
 
 
-def _near(studies: Studies) -> tuple[NDArray[np.bool_], Array]:
+def _near(studies: CompleteStudies) -> tuple[NDArray[np.bool_], Array]:
     """Whether each trial (trials,) did not fail at a rate near the best, and the LOESS there."""
     curve = _loess(studies, studies.scores, _offsets(studies))
     lasting = ~studies.failed.ravel()
     return (curve >= curve[lasting].max() - NEAR * studies.point) & lasting, curve
 
 
-def range_near(studies: Studies) -> Bounds:
+def range_near(studies: CompleteStudies) -> Bounds:
     """The lowest and the highest offset of the unbroken run of such trials about the best rate."""
     order = _offsets(studies).argsort()
     near, curve = _near(studies)
@@ -347,12 +347,12 @@ def range_near(studies: Studies) -> Bounds:
     return float(offsets[first]), float(offsets[last])
 
 
-def share_failed(studies: Studies) -> float:
+def share_failed(studies: CompleteStudies) -> float:
     """The share of trials that failed."""
     return float(studies.failed.mean())
 
 
-def share_failed_interval(studies: Studies) -> Bounds:
+def share_failed_interval(studies: CompleteStudies) -> Bounds:
     """The exact binomial interval of the share of failures (Clopper and Pearson, 1934), at `LEVEL`.
 
     It is too wide for failures that depend on the rate: rates are stratified, so such failures vary less than
@@ -363,7 +363,9 @@ def share_failed_interval(studies: Studies) -> Bounds:
     return float(low), float(stats.beta.ppf(1 - tail, failed + 1, trials - failed))
 
 
-def of_share(share: Callable[[Studies], float], method: Studies, reference: Studies) -> OnSetting:
+def of_share(
+    share: Callable[[CompleteStudies], float], method: CompleteStudies, reference: CompleteStudies
+) -> OnSetting:
     """The difference between two methods' shares, with its error by jackknife over paired studies.
 
     There is no error and no interval if no study changes the difference.
@@ -371,7 +373,9 @@ def of_share(share: Callable[[Studies], float], method: Studies, reference: Stud
     return _jackknife(lambda sides: share(sides[0]) - share(sides[1]), paired(method, reference))
 
 
-def _jackknife(statistic: Callable[[Sequence[Studies]], float], sides: Sequence[Studies]) -> OnSetting:
+def _jackknife(
+    statistic: Callable[[Sequence[CompleteStudies]], float], sides: Sequence[CompleteStudies]
+) -> OnSetting:
     """A statistic of studies with common numbers, with its error by jackknife over them."""
     value, count = statistic(sides), sides[0].count
     if count < LEAST_SEEDS:
@@ -380,7 +384,7 @@ def _jackknife(statistic: Callable[[Sequence[Studies]], float], sides: Sequence[
     return replace(of_seeds(count * value - (count - 1) * np.array(without)), difference=value)
 
 
-def transfer(tasks: Sequence[Studies]) -> Array:
+def transfer(tasks: Sequence[CompleteStudies]) -> Array:
     """The change of score on each task (tasks,) from using the other tasks' best rate. Negative is a loss.
 
     It is the smoothed score at the offset that is best on the other tasks (by the mean of their smoothed
@@ -398,18 +402,18 @@ def transfer(tasks: Sequence[Studies]) -> Array:
     return cost
 
 
-def chosen_by_validation(studies: Studies) -> float:
+def chosen_by_validation(studies: CompleteStudies) -> float:
     """The offset at which the smoothed validation loss is lowest."""
     rates = window(studies)
     return float(rates[_chosen(studies, rates)])
 
 
-def _chosen(studies: Studies, rates: Array) -> int:
+def _chosen(studies: CompleteStudies, rates: Array) -> int:
     losses = np.where(_failing(studies, rates), np.inf, _loess(studies, studies.losses, rates))
     return int(losses.argmin())
 
 
-def of_transfer(tasks: Sequence[Studies]) -> OnSetting:
+def of_transfer(tasks: Sequence[CompleteStudies]) -> OnSetting:
     """The mean transfer over tasks, with its error by jackknife over studies that all tasks have."""
     shared = [n for n in tasks[0].numbers if all(n in studies.numbers for studies in tasks)]
     return _jackknife(
@@ -430,7 +434,7 @@ class Sources:
     examples: float | None
 
 
-def sources(methods: Sequence[Studies], k: int) -> Sources:
+def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
     """The sources of variance of scores on one task, with the noise of each variance subtracted."""
     scores = [of_method(studies, k) for studies in methods]
     between = float(np.var([part.difference for part in scores], ddof=1)) if len(scores) > 1 else 0.0
@@ -441,7 +445,7 @@ def sources(methods: Sequence[Studies], k: int) -> Sources:
     return Sources(max(0.0, between - noise), rates, seeds, float(np.mean(examples)) if examples else None)
 
 
-def _about_the_curve(studies: Studies) -> tuple[float, float]:
+def _about_the_curve(studies: CompleteStudies) -> tuple[float, float]:
     """Two variances over trials that did not fail: of the smoothed score, and of scores about it."""
     lasting = ~studies.failed.ravel()
     offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]

@@ -18,7 +18,7 @@ from methods.errors import first_few, shown
 from reports.analysis import Analysis, Block
 from reports.headline import better_methods, detectable
 from reports.cautions import reference_failures
-from reports.findings import Finding, findings
+from reports.findings import Claim, findings
 from reports.page import Facts, facts_of
 from reports.reading import read_sources
 from reports.report import compose, compose_studies
@@ -83,7 +83,7 @@ class Published:
         return PICTURE if PICTURE in self.files else ""
 
     @property
-    def headlines(self) -> list[Finding]:
+    def headlines(self) -> list[Claim]:
         """The finding of each budget over all its settings, if a method has finished on all of them.
 
         Rows of fixed size do not have LoRA's budget, so they are listed only if a suite has no budget.

@@ -20,7 +20,7 @@ from bench.records.search_results import (
     Spectrum,
     Tried,
 )
-from bench.records.words import YES, Artifact, Kind, Status, Tag
+from bench.records.words import YES, Artifact, RunKind, Status, Tag
 from bench.store.store import Store
 from methods import UserError
 from reports import ablation, figures
@@ -102,15 +102,15 @@ def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     row = next(row for row in plan.rows if row.title == "TensLoRA att")
     trials = {seed: id_ for seed, id_ in row.trials.items() if id_}
     where = {"method": "tenslora", "task": row.task, "backbone": row.backbone, "budget": "isorank 2"}
-    keep(store, Kind.SEARCH, Artifact.SEARCH, search(trials, where))
-    keep(store, Kind.ALLOCATION, Artifact.ALLOCATION, allocation(trials, where))
+    keep(store, RunKind.SEARCH, Artifact.SEARCH, search(trials, where))
+    keep(store, RunKind.ALLOCATION, Artifact.ALLOCATION, allocation(trials, where))
     record = next(record for record in store.records() if record.trial_id == trials[0])
     store.keep(record.run_id, Artifact.REDUNDANCY, redundancy(record))
     store.tag(record.run_id, Tag.REDUNDANCY, YES)
     return made
 
 
-def keep(store: Store, kind: Kind, name: Artifact, content: Wired) -> None:
+def keep(store: Store, kind: RunKind, name: Artifact, content: Wired) -> None:
     run = store.begin(kind, str(kind), {}, driver="")
     store.keep(run, name, content)
     store.end(run, Status.FINISHED)
@@ -185,8 +185,8 @@ def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: NewStor
 
     uri = new_store(tmp_path)
     store = write(uri, plan_of(**SMALL), lambda trial, row: Result(score=0.5))
-    keep(store, Kind.SEARCH, Artifact.SEARCH, Half(name="half"))
-    (run,) = store.records(Kind.SEARCH)
+    keep(store, RunKind.SEARCH, Artifact.SEARCH, Half(name="half"))
+    (run,) = store.records(RunKind.SEARCH)
     message = rf"search\.json of run {run.run_id} \(search\) is broken.*field 'method' is required"
     with pytest.raises(UserError, match=message):
         ablation.read(read(uri, ["small"]))

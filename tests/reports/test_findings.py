@@ -14,7 +14,7 @@ import pytest
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from reports.analysis import Analysis, analyse
-from reports.findings import Finding, findings, limits
+from reports.findings import Claim, findings, limits
 from reports.reading import read
 
 from ..messages import naming
@@ -23,7 +23,7 @@ from . import made_up
 from .made_up import SMALL, NewStore, plan_of, result, store
 
 
-def lines(analysis: Analysis) -> list[Finding]:
+def lines(analysis: Analysis) -> list[Claim]:
     return list(findings(analysis.study, analysis.blocks))
 
 

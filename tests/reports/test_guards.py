@@ -13,7 +13,7 @@ from bench.plan.rows import Plan
 from bench.plan.suite import Suite
 from bench.records.measures import Measure
 from bench.records.search_results import SearchPoint
-from bench.records.words import Artifact, Kind, PointState, Status
+from bench.records.words import Artifact, PointState, RunKind, Status
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from methods.validation import validate
@@ -130,7 +130,7 @@ def test_tied_points_of_a_search_are_noted(tmp_path: Path, new_store: NewStore) 
         )
         for number, loss in enumerate((0.3, 0.2, 0.2))
     )
-    run = store.begin(Kind.SEARCH, "search", {}, "driver")
+    run = store.begin(RunKind.SEARCH, "search", {}, "driver")
     store.keep(run, Artifact.SEARCH, search_found(by="loss", trials=points, best=points[1]))
     store.end(run, Status.FINISHED)
     assert [note.partition(" tied")[0] for note in guards(read_experiment(store))] == [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.words import Kind
+from bench.records.words import RunKind
 from bench.store.connect import StoreError
 from bench.store.store import Store
 from methods import UserError
@@ -32,7 +32,7 @@ def test_every_format_is_written_and_logged_on_the_suites_run(rich: str, written
     } <= figures
     assert not any("time" in name for name in figures)
     opened = Store.existing(rich, NAME)
-    suite_run = opened.records(Kind.SUITE)[-1].run_id
+    suite_run = opened.records(RunKind.SUITE)[-1].run_id
     logged = {file.path for file in opened.client.list_artifacts(suite_run, "report")}
     assert {"report/index.html", "report/report.json", "report/tables", "report/figures"} == logged
 

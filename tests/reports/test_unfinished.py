@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.plan.rows import Part
-from bench.records.words import Artifact, Kind, Status
+from bench.records.words import Artifact, RunKind, Status
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from methods import UserError
@@ -130,7 +130,7 @@ def test_stored_searches_are_reported(tmp_path: Path, new_store: NewStore, call:
     (search,) = ablation.read(read(uri, ["toy"]))
     assert (search.kind, len(search.tried), len(search.final)) == ("search", 2, 2)
     assert search.name in (tmp_path / "out" / "index.html").read_text()
-    (run,) = Store.existing(uri, "toy").records(Kind.SUITE)
+    (run,) = Store.existing(uri, "toy").records(RunKind.SUITE)
     assert run.status == Status.FINISHED
 
 
@@ -138,7 +138,7 @@ def test_a_searched_suite_whose_own_rows_never_ran_says_so(tmp_path: Path, new_s
     uri = new_store(tmp_path)
     store = write(uri, plan_of(**SMALL), lambda trial, row: None)
     result = search_found(name="s")
-    store.keep(store.begin(Kind.SEARCH, "s", {}, driver=""), Artifact.SEARCH, result)
+    store.keep(store.begin(RunKind.SEARCH, "s", {}, driver=""), Artifact.SEARCH, result)
     done = write_report(uri, ["small"], tmp_path / "out", log=False)
     assert any("own rows" in note for note in done.analysis.notes)
 

@@ -26,7 +26,7 @@ from reports.inference.power import Response, of_assumed, stratified
 from reports.inference.studies import (
     FAILED,
     TRIALS,
-    Studies,
+    CompleteStudies,
     of_pair,
     of_share,
     of_transfer,
@@ -115,8 +115,8 @@ class Side:
     pseudo: Array
     failures: Array
 
-    def studies(self, repeat: int) -> Studies:
-        return Studies(
+    def studies(self, repeat: int) -> CompleteStudies:
+        return CompleteStudies(
             self.losses[repeat], self.scores[repeat], offsets=self.offsets[repeat], chance=0.5, point=0.01
         )
 

@@ -131,7 +131,7 @@ class Configs:
         return content
 
 
-class Predictions:
+class CompactPredictions:
     """The compact predictions of a pack's trials.
 
     Raises ValueError for tables that lack something, and for predictions that do not fit their splits.

@@ -22,11 +22,11 @@ from bench.records.pack_format import (
 )
 from bench.records.record import Record, record_of
 from bench.records.stored_plan import StoredPlan
-from bench.records.words import Artifact, Kind, Status, Tag
+from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.store.pack import parquet
 from bench.store.pack.archive import Archive, PackError
 from bench.store.pack.clean import kept_tags
-from bench.store.pack.compact import Configs, Predictions
+from bench.store.pack.compact import CompactPredictions, Configs
 from bench.store.source import CURVE, Source
 from methods.errors import shown
 from methods.validation import explained
@@ -80,12 +80,12 @@ class Packed(Source):
             raise self._refused(CURVES_TABLE, "a point lacks a part")
         if len({record.run_id for record in self._records}) < len(self._records):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
-        if len(suites := self.records(Kind.SUITE)) != 1:
+        if len(suites := self.records(RunKind.SUITE)) != 1:
             raise self._refused(RUNS_TABLE, f"it has {len(suites)} runs of a suite; a pack has one")
         #: The artifacts that are in tables; a pack of version 1 has none.
         self._configs, self._predictions = self._compact_tables()
 
-    def _compact_tables(self) -> tuple[Configs | None, Predictions | None]:
+    def _compact_tables(self) -> tuple[Configs | None, CompactPredictions | None]:
         trials = {record.run_id for record in self.records()}
         there = [f"{self._folder}/{name}" in self.archive for name in (CONFIGS_TABLE, PREDICTIONS_TABLE)]
         configs = predictions = None
@@ -99,7 +99,7 @@ class Packed(Source):
             splits = self._table(SPLITS_TABLE, parquet.SPLITS)
             table = self._table(PREDICTIONS_TABLE, parquet.PREDICTIONS)
             try:
-                predictions = Predictions(table, splits, trials)
+                predictions = CompactPredictions(table, splits, trials)
             except (ValueError, ArrowException) as error:
                 raise self._refused(PREDICTIONS_TABLE, str(error)) from error
         return configs, predictions
@@ -138,7 +138,7 @@ class Packed(Source):
         # Reports show this, so leave out the machine's folders.
         return self.archive.path.name
 
-    def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
+    def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
         return [record for record in self._records if record.tag(Tag.KIND) == kind]
 
     def _path(self, record: Record, name: Artifact) -> str:
@@ -226,9 +226,11 @@ def _record(line: dict[str, Any]) -> Record:
     for key, value in metrics.items():
         if value is None or len(key) > LONGEST_KEY:
             raise ValueError(f"metric {shown(key)} of run {run_id}: {shown(value)}")
-    if tags.get(Tag.KIND) not in tuple(Kind):
-        raise ValueError(f"kind of run {run_id}: {shown(tags.get(Tag.KIND))}; accepted are {', '.join(Kind)}")
-    if tags[Tag.KIND] == Kind.TRIAL and not re.fullmatch("[0-9a-f]{16}", tags.get(Tag.TRIAL_ID, "")):
+    if tags.get(Tag.KIND) not in tuple(RunKind):
+        raise ValueError(
+            f"kind of run {run_id}: {shown(tags.get(Tag.KIND))}; accepted are {', '.join(RunKind)}"
+        )
+    if tags[Tag.KIND] == RunKind.TRIAL and not re.fullmatch("[0-9a-f]{16}", tags.get(Tag.TRIAL_ID, "")):
         raise ValueError(f"trial_id of run {run_id}: {shown(tags.get(Tag.TRIAL_ID))} is none")
     tags = kept_tags(tags)
     if line["parent"]:

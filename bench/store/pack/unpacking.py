@@ -15,7 +15,7 @@ from bench.records.pack_format import TRAVELS
 from bench.records.record import Point, Record, latest
 from bench.records.search_results import FOUND
 from bench.records.text import all_storable, run_name
-from bench.records.words import Artifact, Kind, Status, Tag
+from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.store.artifacts import hashes
 from bench.store.connect import connect, insisting
 from bench.store.merging import Joined, result_of
@@ -27,7 +27,7 @@ Listener = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedExperiment:
     """The result of merging one experiment."""
 
     name: str
@@ -36,7 +36,9 @@ class Merged:
     there: int
 
 
-def merge(sources: Sequence[Source], uri: str, listener: Listener = lambda done, of: None) -> list[Merged]:
+def merge(
+    sources: Sequence[Source], uri: str, listener: Listener = lambda done, of: None
+) -> list[MergedExperiment]:
     """Merges experiments with distinct names into the store at `uri`, which is created if missing.
 
     Trials in the store stay unchanged. After a kill, the same call continues. Raises UserError, with nothing
@@ -49,7 +51,7 @@ def merge(sources: Sequence[Source], uri: str, listener: Listener = lambda done,
         for _ in merging.write(Store.create(uri, merging.source.name)):
             done += 1
             listener(done, total)
-    return [Merged(merging.source.name, len(merging.coming), merging.there) for merging in merges]
+    return [MergedExperiment(merging.source.name, len(merging.coming), merging.there) for merging in merges]
 
 
 class _Merge:
@@ -97,8 +99,8 @@ class _Merge:
         Returns the ids in the store by the ids in the pack; the key "" is the suite's run.
         """
         ids: dict[str, str] = {}
-        for run in self.source.records(Kind.SUITE):
-            there = store.records(Kind.SUITE)
+        for run in self.source.records(RunKind.SUITE):
+            there = store.records(RunKind.SUITE)
             run_id = there[-1].run_id if there else _begin(store, run, "")
             if self._plan is None or _unended(there, run):
                 _fill(store, self.source, run, run_id, None)
@@ -129,7 +131,7 @@ def _unended(there: Sequence[Record], run: Record) -> bool:
 
 def _same(store: Store, search: Record) -> list[Record]:
     """The store's runs of a search or an allocation, oldest first."""
-    runs = store.records(Kind(search.tag(Tag.KIND)))
+    runs = store.records(RunKind(search.tag(Tag.KIND)))
     return [run for run in runs if run.tag(Tag.STUDY) == search.tag(Tag.STUDY)]
 
 

@@ -29,7 +29,7 @@ from bench.records.pack_format import (
     PackedExperiment,
 )
 from bench.records.record import Record, latest
-from bench.records.words import Artifact, Kind, Status, Tag
+from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.store.artifacts import hashes
 from bench.store.pack import parquet
 from bench.store.pack.clean import clean_json, kept_tags
@@ -40,10 +40,10 @@ from methods.errors import shown
 
 #: The artifacts that are packed with each kind of run.
 OF_KIND = {
-    Kind.SUITE: (Artifact.PLAN, Artifact.SUITE),
-    Kind.SEARCH: (Artifact.SEARCH,),
-    Kind.ALLOCATION: (Artifact.ALLOCATION,),
-    Kind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
+    RunKind.SUITE: (Artifact.PLAN, Artifact.SUITE),
+    RunKind.SEARCH: (Artifact.SEARCH,),
+    RunKind.ALLOCATION: (Artifact.ALLOCATION,),
+    RunKind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
 }
 
 #: The prefix of curves by training step, which no table, figure or check reads.
@@ -57,7 +57,7 @@ READERS, BATCH = 8, 64
 
 
 @dataclass
-class Written:
+class WrittenPack:
     """A pack that was written, with counts of its trials."""
 
     path: Path
@@ -72,7 +72,7 @@ class Written:
 
 def write_pack(
     sources: Iterable[Source], out: Path, *, adapters: bool = False, force: bool = False
-) -> Written:
+) -> WrittenPack:
     """Writes experiments with distinct names into the file `out`.
 
     `adapters` includes trained adapters, logits, and training losses without rounding. Raises UserError, with
@@ -83,7 +83,7 @@ def write_pack(
         raise UserError(f"--out {out}: the name of a pack ends with {ENDING}")
     if out.exists() and not force:
         raise UserError(f"{out} is there already; name another file, or replace it with --force")
-    done = Written(out)
+    done = WrittenPack(out)
     members: dict[str, Member] = {}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def _json(content: Any) -> bytes:
 class _Content:
     """The packed content of one experiment. Raises UserError if it is empty or has an invalid name."""
 
-    def __init__(self, source: Source, adapters: bool, done: Written) -> None:
+    def __init__(self, source: Source, adapters: bool, done: WrittenPack) -> None:
         self._source, self._adapters, self._done = source, adapters, done
         # In MLflow an experiment may be renamed to anything.
         if not NAME.fullmatch(source.name):
@@ -123,11 +123,11 @@ class _Content:
                 f"experiment {shown(source.name)}: the name of what is packed has {NAME_RULE}; rename it in "
                 "MLflow"
             )
-        suites = reversed(source.records(Kind.SUITE))
+        suites = reversed(source.records(RunKind.SUITE))
         suite = next((run for run in suites if source.read(run, Artifact.PLAN) is not None), None)
         if suite is None:
             raise UserError(f"experiment '{source.name}' in {source.where} holds no suite of this harness")
-        nested = [*source.records(Kind.SEARCH), *source.records(Kind.ALLOCATION)]
+        nested = [*source.records(RunKind.SEARCH), *source.records(RunKind.ALLOCATION)]
         trials = list(latest(source.records()).values())
         ended = [trial for trial in trials if trial.status != Status.RUNNING]
         if not (ended or nested):
@@ -166,7 +166,7 @@ class _Content:
         return digest is not None
 
     def _artifacts(self, run: Record) -> dict[Artifact, bytes]:
-        names = set(OF_KIND[Kind(run.tag(Tag.KIND))])
+        names = set(OF_KIND[RunKind(run.tag(Tag.KIND))])
         if not run.tag(Tag.REDUNDANCY):
             names.discard(Artifact.REDUNDANCY)
         finished_trial = run.trial_id and run.status == Status.FINISHED

@@ -15,7 +15,7 @@ import bench.execution.inline
 import bench.execution.perform
 from bench.execution.driver import failures, pending
 from bench.records.record import Record, latest
-from bench.records.words import Kind, Status
+from bench.records.words import RunKind, Status
 from bench.store.store import Store
 from bench.store.writer import TrialRun
 from bench.training.loop import Pruned
@@ -177,7 +177,7 @@ def test_an_interrupt_closes_the_running_trial_and_the_suite_and_goes_up(
     with pytest.raises(KeyboardInterrupt):
         executed(store, made)
     assert [record.status for record in store.records()] == ["KILLED"]
-    assert {record.status for record in store.records(Kind.SUITE)} == {"KILLED"}
+    assert {record.status for record in store.records(RunKind.SUITE)} == {"KILLED"}
     assert len(pending(made, store)) == 2
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import bench.execution.perform
-from bench.records.words import Kind, Status
+from bench.records.words import RunKind, Status
 from bench.search.storage import open_storage
 from bench.store.store import Store
 from methods import UserError
@@ -106,7 +106,7 @@ def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_g
         made = plan(methods=["head_only", "lora"], training=SHORT)
         store = Store.create(database.uri, "toy")
         assert [event.kind for event in executed(store, made)] == ["finished", "finished"]
-        for kind in Kind:
+        for kind in RunKind:
             assert store.records(kind) == store._find(kind)
         assert {record.status for record in store.records()} == {Status.FINISHED}
         assert store.plan() == made.stored()

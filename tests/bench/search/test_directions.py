@@ -18,7 +18,7 @@ from bench.plan.settings import Setting
 from bench.records.record import Record
 from bench.records.search_results import SearchPoint
 from bench.records.words import PointState, Status, Tag
-from bench.search.study import Point, RankSearch
+from bench.search.study import RankSearch, SampledPoint
 from bench.search.tuning import with_choices
 
 from ...stored import Result, search_found
@@ -68,7 +68,7 @@ def test_a_search_chooses_the_better_point(metric: str, objectives: str) -> None
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
     for rank, value in ((1, 0.3), (2, 0.5)):
-        attributes = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
+        attributes = {"key": SampledPoint((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
         values = [value, 10.0] if search.two else [value]
         search._study.add_trial(optuna.trial.create_trial(values=values, user_attrs=attributes))
     result = search.result()
@@ -84,7 +84,11 @@ def test_a_search_by_loss_takes_the_lower_loss_whatever_the_score(objectives: st
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
     for rank, loss, score in ((1, 0.9, 0.8), (2, 0.4, 0.3), (3, 0.4, 0.9)):
-        attributes = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10 * rank}
+        attributes = {
+            "key": SampledPoint((rank,), Setting()).key,
+            "trials": {1000: "id"},
+            "parameters": 10 * rank,
+        }
         values = [loss, 10.0 * rank] if search.two else [loss]
         search._study.add_trial(
             optuna.trial.create_trial(values=values, user_attrs={**attributes, "score": score})
@@ -110,7 +114,7 @@ def test_importance_is_of_the_better_half(metric: str, monkeypatch: pytest.Monke
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
     for rank, value in ((1, 0.3), (2, 0.5)):
-        attributes = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
+        attributes = {"key": SampledPoint((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
         search._study.add_trial(optuna.trial.create_trial(values=[value], user_attrs=attributes))
     search.result()
     assert abs(max(values)) == BEST[metric]

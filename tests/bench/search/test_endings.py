@@ -21,7 +21,7 @@ from bench.execution.session import Session, session
 from bench.plan.make import cells
 from bench.records.measures import Measure
 from bench.records.record import Record, lost
-from bench.records.words import Kind, Status, Tag
+from bench.records.words import RunKind, Status, Tag
 from bench.search.nested import Nested
 from bench.store.store import Store
 from bench.training.loop import Pruned
@@ -97,7 +97,7 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "lost with its worker" in ended.err) == (2, True)
     assert made.states() == {"FAIL": 1}
-    assert [record.status for record in made.store.records(Kind.SEARCH)] == ["KILLED"]
+    assert [record.status for record in made.store.records(RunKind.SEARCH)] == ["KILLED"]
     assert call("search", made.suite, "--store", made.uri).code == 0
     assert made.states()["COMPLETE"] == 2
 
@@ -117,7 +117,7 @@ def test_pruned_points_of_a_search_are_not_reused_elsewhere(
     with session(store) as at_work, Inline("cpu") as place:
         statuses = []
         for phase, listen in (("search", give_up), (kind, None)):
-            with Nested(cell, Kind(phase), at_work, place, lambda *_: shown) as nested:
+            with Nested(cell, RunKind(phase), at_work, place, lambda *_: shown) as nested:
                 rows, trials = nested.trials([cell.method], [1000], phase)
                 statuses += [record.status for record in nested.run(rows, trials, phase, listen).values()]
     assert statuses == ["PRUNED", "FINISHED"]
@@ -132,7 +132,7 @@ def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
     def interrupted(at_work: Session) -> None:
         with (
             monkeypatch.context() as patch,
-            Nested(cell, Kind.SEARCH, at_work, Inline("cpu"), lambda *_: nullcontext(print)),
+            Nested(cell, RunKind.SEARCH, at_work, Inline("cpu"), lambda *_: nullcontext(print)),
         ):
             patch.setattr(MlflowClient, "set_terminated", raising(MlflowException("the store is away")))
             raise KeyboardInterrupt

@@ -13,7 +13,7 @@ import pytest
 
 from bench.plan.make import cells
 from bench.records.record import latest
-from bench.records.words import Kind
+from bench.records.words import RunKind
 from bench.search.storage import open_storage
 from bench.search.study import BY, FOLLOWS, RankSearch
 from bench.store.store import Store
@@ -71,7 +71,7 @@ def test_no_point_was_tried_twice(killed: Searched) -> None:
 
 @pytest.mark.processes
 def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> None:
-    (parent,) = killed.store.records(Kind.SEARCH)
+    (parent,) = killed.store.records(RunKind.SEARCH)
     records = killed.store.records()
     assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.run_id}
     assert parent.status == "FINISHED"

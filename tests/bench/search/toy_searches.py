@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from bench.records.words import Kind
+from bench.records.words import RunKind
 from bench.search.storage import default_storage
 from bench.store.store import Store
 
@@ -56,7 +56,7 @@ class Searched:
         return Counter(trial.state.name for trial in self.study().trials)
 
     def artifact(self, kind: str = "search") -> dict[str, Any]:
-        (record,) = self.store.records(Kind(kind))
+        (record,) = self.store.records(RunKind(kind))
         path = self.store.client.download_artifacts(record.run_id, f"{kind}.json")
         content: dict[str, Any] = json.loads(Path(path).read_text())
         return content

@@ -15,7 +15,7 @@ import pandas as pd
 from bench.machine.files import sha256_of
 from bench.records.predictions import a_class_each
 from bench.records.record import Record
-from bench.records.words import Artifact, Kind, Tag
+from bench.records.words import Artifact, RunKind, Tag
 from bench.store.source import CURVE, Source
 
 
@@ -44,7 +44,7 @@ class ManyTrials(Source):
         self, like: Source, frames: list[pd.DataFrame], steps: int = 0, metric: str = "accuracy"
     ) -> None:
         self._like, self._steps = like, steps
-        (self._suite,) = like.records(Kind.SUITE)
+        (self._suite,) = like.records(RunKind.SUITE)
         stored = next(record for record in like.records() if like.has(record, Artifact.CONFIG))
         self._config = json.loads(like.read(stored, Artifact.CONFIG) or b"")
         self._files: dict[tuple[str, Artifact], bytes] = {}
@@ -88,8 +88,8 @@ class ManyTrials(Source):
     def where(self) -> str:
         return "memory"
 
-    def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
-        return {Kind.TRIAL: self._trials, Kind.SUITE: [self._suite]}.get(kind, [])
+    def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
+        return {RunKind.TRIAL: self._trials, RunKind.SUITE: [self._suite]}.get(kind, [])
 
     def has(self, record: Record, name: Artifact) -> bool:
         return self.read(record, name) is not None

@@ -25,7 +25,7 @@ from bench.plan.suite_file import load_suite
 from bench.records.measures import Measure
 from bench.records.record import Record, latest
 from bench.records.search_results import AllocationResult, Redundancy, SearchResult
-from bench.records.words import Artifact, Kind, Status, Tag
+from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.search.storage import open_storage
 from bench.store import opening
 from bench.store.store import Store
@@ -123,13 +123,13 @@ def test_its_tuned_choices_are_read(old: Old) -> None:
 
 def test_its_searches_allocations_and_analyses_are_read(old: Old) -> None:
     store = old.store("old-searched")
-    (search,) = store.records(Kind.SEARCH)
+    (search,) = store.records(RunKind.SEARCH)
     result = store.content(search, Artifact.SEARCH, SearchResult)
     assert result is not None
     assert Counter(point.state for point in result.trials) == {"COMPLETE": 8, "PRUNED": 1}
     assert result.best is not None
     assert [line.label for line in result.final] == ["best of the search", "heuristic"]
-    (allocation,) = store.records(Kind.ALLOCATION)
+    (allocation,) = store.records(RunKind.ALLOCATION)
     allocated = store.content(allocation, Artifact.ALLOCATION, AllocationResult)
     assert allocated is not None
     assert {point.mode for point in allocated.points} == {"input"}
@@ -156,7 +156,7 @@ def test_all_of_it_travels_in_a_pack(old: Old, tmp_path: Path, new_store: Callab
     assert second.path.read_bytes() == first.path.read_bytes()
     # Searches and allocations still hold their trials.
     there, here = (Store.existing(where, "old-searched") for where in (old.uri, uri))
-    for kind in (Kind.SEARCH, Kind.ALLOCATION):
+    for kind in (RunKind.SEARCH, RunKind.ALLOCATION):
         (before,), (after,) = there.records(kind), here.records(kind)
 
         def nested(store: Store, parent: Record) -> set[str]:

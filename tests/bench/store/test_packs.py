@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.records.record import Record
-from bench.records.words import Artifact, Kind, Status, Tag
+from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.store.opening import open_results, unpack
 from bench.store.opening import pack as repack
 from bench.store.pack import parquet
 from bench.store.pack.clean import clean_json
-from bench.store.pack.unpacking import Merged
+from bench.store.pack.unpacking import MergedExperiment
 from bench.store.pack.writing import write_pack
 from bench.store.store import Store
 from methods import UserError
@@ -65,13 +65,13 @@ def test_the_same_results_give_the_same_bytes_also_from_another_store(
 ) -> None:
     assert packed(small, "small", tmp_path / "again").read_bytes() == pack.read_bytes()
     uri = new_store(tmp_path)
-    assert unpack(pack, store=uri) == [Merged("small", 4, 0)]
+    assert unpack(pack, store=uri) == [MergedExperiment("small", 4, 0)]
     assert packed(uri, "small", tmp_path / "other").read_bytes() == pack.read_bytes()
     second = repack(pack, out=tmp_path / "again.tensorbench.zip")
     assert second.path.read_bytes() == pack.read_bytes()
-    (run,) = Store.existing(uri, "small").records(Kind.SUITE)
+    (run,) = Store.existing(uri, "small").records(RunKind.SUITE)
     assert run.status == Status.FINISHED
-    assert unpack(pack, pack, store=uri) == [Merged("small", 0, 4)]
+    assert unpack(pack, pack, store=uri) == [MergedExperiment("small", 0, 4)]
 
 
 @pytest.mark.parametrize(("which", "there"), [(1, 0), (4, 2)])
@@ -93,7 +93,7 @@ def test_an_unpack_that_was_killed_goes_on(
         patch.setattr(Store, "send", killed)
         with pytest.raises(KeyboardInterrupt):
             unpack(pack, store=uri)
-    assert unpack(pack, store=uri) == [Merged("small", 4 - there, there)]
+    assert unpack(pack, store=uri) == [MergedExperiment("small", 4 - there, there)]
     assert len(Store.existing(uri, "small").records()) == 4
     assert packed(uri, "small", tmp_path / "other").read_bytes() == pack.read_bytes()
 
@@ -110,7 +110,7 @@ def test_two_machines_halves_are_one_experiment_that_goes_on(
         uris[name] = store.uri
     full_results = load_results("toy", store=uris["whole"])
     merged = new_store(tmp_path)
-    assert unpack(*packs[:2], store=merged) == [Merged("toy", 4, 0)]
+    assert unpack(*packs[:2], store=merged) == [MergedExperiment("toy", 4, 0)]
     for merged_results in (load_results(*map(str, packs[:2])), load_results("toy", store=merged)):
         same = ["cell", "seed", "trial_id", "status", "score", "loss", "validation"]
         assert merged_results.seeds[same].equals(full_results.seeds[same])
@@ -250,7 +250,7 @@ def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
     send = Store.send
 
     def after_unpacking(store: Store, record: Record, folder: Path) -> None:
-        if record.status != Status.RUNNING and not store.records(Kind.SUITE)[0].tag(Tag.NOTE):
+        if record.status != Status.RUNNING and not store.records(RunKind.SUITE)[0].tag(Tag.NOTE):
             monkeypatch.setattr(Store, "send", send)
             unpack(trained[0], store=store.uri)
         send(store, record, folder)
@@ -292,7 +292,7 @@ def test_other_scores_are_listed_and_nothing_is_written(
 def searched(store: Store) -> None:
     """Adds a finished search to the store."""
     search = search_found(name="ranks", asked=100)
-    run = store.begin(Kind.SEARCH, search.name, {Tag.STUDY: search.name}, "")
+    run = store.begin(RunKind.SEARCH, search.name, {Tag.STUDY: search.name}, "")
     store.keep(run, Artifact.SEARCH, search)
     store.end(run, Status.FINISHED)
 
@@ -315,7 +315,7 @@ def test_a_search_with_another_result_is_refused(pack: Path, tmp_path: Path, new
         unpack(other, store=uri)
     # A part without the search, and one that has it alike, contradict nothing.
     (joined,) = open_results(uri, map(str, [pack, search_pack, "small"]))
-    assert len(joined.records(Kind.SEARCH)) == 1
+    assert len(joined.records(RunKind.SEARCH)) == 1
 
 
 def test_a_search_that_comes_after_the_trials_is_no_duplicate_of_them(
@@ -328,7 +328,7 @@ def test_a_search_that_comes_after_the_trials_is_no_duplicate_of_them(
     search_pack = packed(uri, "small", tmp_path / "one")
     unpack(pack, store=other)
     unpack(search_pack, store=other)
-    (search,) = Store.existing(other, "small").records(Kind.SEARCH)
+    (search,) = Store.existing(other, "small").records(RunKind.SEARCH)
     assert search.status == Status.FINISHED
     assert packed(other, "small", tmp_path / "again").read_bytes() == search_pack.read_bytes()
 

@@ -14,7 +14,7 @@ import pytest
 from mlflow.store.tracking.dbmodels import models
 
 from bench.records.record import Progress, Record, failed
-from bench.records.words import Kind
+from bench.records.words import RunKind
 from bench.store import connect, queries
 from bench.store.connect import StoreError
 from bench.store.queries import read_tables
@@ -48,23 +48,23 @@ def shown(records: list[Record]) -> list[str]:
     return [str(asdict(record)) for record in records]
 
 
-def of_the_client(store: Store, kind: Kind) -> list[str]:
+def of_the_client(store: Store, kind: RunKind) -> list[str]:
     return shown(store._find(kind))
 
 
 def test_they_are_those_that_the_client_gives(store: Store) -> None:
-    for kind in Kind:
+    for kind in RunKind:
         records = read_tables(store.uri, store.experiment_id, kind)
         assert records is not None
         assert shown(records) == of_the_client(store, kind)
     assert [record.status for record in store.records()] == ["RUNNING", "FAILED", "RUNNING"]
-    assert len(store.records(Kind.SUITE)) == 1
+    assert len(store.records(RunKind.SUITE)) == 1
 
 
 def test_all_pages_of_the_client_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = of_the_client(store, Kind.TRIAL)
+    expected = of_the_client(store, RunKind.TRIAL)
     monkeypatch.setattr(queries, "PAGE", 1)
-    assert of_the_client(store, Kind.TRIAL) == expected
+    assert of_the_client(store, RunKind.TRIAL) == expected
 
 
 @pytest.mark.parametrize("changed", ["gone", "without a column"])
@@ -77,7 +77,7 @@ def test_unknown_tables_are_read_through_the_client(
     else:
         columns = SimpleNamespace(run_uuid=models.SqlRun.run_uuid)
         monkeypatch.setattr(models, "SqlRun", columns)
-    assert read_tables(store.uri, store.experiment_id, Kind.TRIAL) is None
+    assert read_tables(store.uri, store.experiment_id, RunKind.TRIAL) is None
     assert shown(store.records()) == expected
 
 

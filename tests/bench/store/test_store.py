@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 
 from bench.plan.rows import Plan
 from bench.records.record import Progress, Record, failed, latest, scores
-from bench.records.words import Kind, Status, Tag
+from bench.records.words import RunKind, Status, Tag
 from bench.store import claims, connect
 from bench.store.connect import StoreError, storing
 from bench.store.store import Store
@@ -194,7 +194,7 @@ def test_drivers_that_begin_in_one_moment_share_a_run(store: Store, monkeypatch:
 
     monkeypatch.setattr(MlflowClient, "create_run", create)
     assert store.begin_suite(plan()) == begun[0]
-    assert [run.run_id for run in store.records(Kind.SUITE)] == begun
+    assert [run.run_id for run in store.records(RunKind.SUITE)] == begun
     assert store.begin_suite(plan()) == begun[0]
 
 
@@ -220,8 +220,8 @@ def test_a_run_s_name_is_as_long_as_every_database_takes(store: Store) -> None:
     made = plan()
     row = made.rows[0].model_copy(update={"method": "m" * 300})
     begin_trial(store, made.trials[0], [row], "accuracy", "none")
-    store.begin(Kind.SEARCH, "s" * 300, {Tag.STUDY: "s" * 300}, "d")
-    names = [record.name for kind in (Kind.TRIAL, Kind.SEARCH) for record in store.records(kind)]
+    store.begin(RunKind.SEARCH, "s" * 300, {Tag.STUDY: "s" * 300}, "d")
+    names = [record.name for kind in (RunKind.TRIAL, RunKind.SEARCH) for record in store.records(kind)]
     assert [len(name) for name in names] == [250, 250]
     assert all(name.endswith("…") for name in names)
 

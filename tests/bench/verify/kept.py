@@ -15,7 +15,7 @@ import pandas as pd
 
 from bench.machine.files import sha256_of
 from bench.records.record import Record
-from bench.records.words import Artifact, Kind, Tag
+from bench.records.words import Artifact, RunKind, Tag
 from bench.store.artifacts import hashes
 from bench.store.store import Store
 
@@ -34,8 +34,8 @@ class Kept:
     def record(self) -> Record:
         return next(record for record in self.store.records() if record.tag(Tag.FAMILY) == "lora")
 
-    def file(self, name: Artifact, kind: Kind = Kind.TRIAL) -> Path:
-        record = self.record if kind == Kind.TRIAL else self.store.records(kind)[-1]
+    def file(self, name: Artifact, kind: RunKind = RunKind.TRIAL) -> Path:
+        record = self.record if kind == RunKind.TRIAL else self.store.records(kind)[-1]
         return Path(record.artifacts.removeprefix("file://")) / name
 
     def tag(self, tag: Tag, value: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from bench.records.predictions import compact
-from bench.records.words import Artifact, Kind, Tag
+from bench.records.words import Artifact, RunKind, Tag
 from bench.store.artifacts import hashes
 from bench.store.opening import unpack
 from bench.store.pack.writing import write_pack
@@ -177,7 +177,7 @@ def test_a_reported_adapter_stops_no_other_check(kept: Kept) -> None:
 
 
 def test_a_method_of_the_plan_that_another_row_renames(kept: Kept) -> None:
-    file = kept.file(Artifact.PLAN, Kind.SUITE)
+    file = kept.file(Artifact.PLAN, RunKind.SUITE)
     content = json.loads(file.read_text())
     for row in content["rows"]:
         row["method"] = row["title"] = "TensLoRA att"

@@ -15,7 +15,7 @@ from bench.machine.cache import prepared
 from bench.machine.files import sha256_of
 from bench.plan.trial import Trial
 from bench.records.origin import StoredConfig
-from bench.records.words import Artifact, Kind, Tag
+from bench.records.words import Artifact, RunKind, Tag
 from bench.store.opening import pack, unpack
 from bench.store.pack.reading import open_pack
 from bench.store.pack.writing import write_pack
@@ -59,7 +59,7 @@ def _planned(fault: str, **other: Any) -> tuple[Callable[[Kept], object], str]:
     """A change of LoRA's row in the plan, and the fault that names it."""
 
     def change(kept: Kept) -> None:
-        file = kept.file(Artifact.PLAN, Kind.SUITE)
+        file = kept.file(Artifact.PLAN, RunKind.SUITE)
         content = json.loads(file.read_text())
         next(row for row in content["rows"] if row["ranks"]).update(other)
         file.write_text(json.dumps(content))

@@ -16,7 +16,7 @@ from reports.inference.effects import Answer, effect, verdict
 from reports.inference.intervals import LEVEL, Array, Bounds, simultaneous
 from reports.inference.power import Response, stratified
 from reports.inference.studies import (
-    Studies,
+    CompleteStudies,
     chosen_by_validation,
     kept_weights,
     of_method,
@@ -47,11 +47,11 @@ def over_subsets(losses: Array, scores: Array, k: int) -> float:
     return float(np.mean([kept_score(losses[subset], scores[subset]) for subset in subsets]))
 
 
-def drawn(seed: int, studies: int = 5, points: int = 4, **fields: object) -> Studies:
+def drawn(seed: int, studies: int = 5, points: int = 4, **fields: object) -> CompleteStudies:
     """Studies without failures whose losses order scores with some noise."""
     numbers = np.random.default_rng(seed)
     scores = 0.8 + 0.01 * numbers.normal(size=(studies, points))
-    return Studies(0.005 * numbers.normal(size=scores.shape) - scores, scores, chance=0.5, **fields)  # type: ignore[arg-type]
+    return CompleteStudies(0.005 * numbers.normal(size=scores.shape) - scores, scores, chance=0.5, **fields)  # type: ignore[arg-type]
 
 
 def interval(part: OnSetting) -> Bounds | None:
@@ -64,7 +64,7 @@ def interval(part: OnSetting) -> Bounds | None:
 @pytest.mark.parametrize("losses", [np.arange(10.0)[::-1], array(3, 1, 1, 2, 2, 2, 5, 0, 0, 9)])
 def test_the_score_is_the_mean_over_all_subsets(losses: Array) -> None:
     scores = np.random.default_rng(0).random(10)
-    studies = Studies(losses.reshape(2, 5), scores.reshape(2, 5))
+    studies = CompleteStudies(losses.reshape(2, 5), scores.reshape(2, 5))
     for k in range(1, 11):
         assert score_after(studies, k) == pytest.approx(over_subsets(losses, scores, k), abs=1e-12)
 
@@ -94,13 +94,13 @@ def test_stratified_rates_are_not_taken_for_independent_ones() -> None:
     # The upper half of the window fails: two fresh rates both do so one time in four, two of ten less often.
     fails = np.tile([0.0, 1.0], (5, 1))
     offsets = fails + np.random.default_rng(0).random((5, 2)) * 0.5
-    assert score_after(Studies(fails, 1 - fails, offsets=offsets), 2) == pytest.approx(3 / 4)
-    assert score_after(Studies(fails, 1 - fails), 2) == pytest.approx(1 - comb(5, 2) / comb(10, 2))
+    assert score_after(CompleteStudies(fails, 1 - fails, offsets=offsets), 2) == pytest.approx(3 / 4)
+    assert score_after(CompleteStudies(fails, 1 - fails), 2) == pytest.approx(1 - comb(5, 2) / comb(10, 2))
 
 
 @pytest.mark.parametrize("lost", [nan, inf])
 def test_a_diverged_trial_is_kept_only_where_all_diverged(lost: float) -> None:
-    studies = Studies(array(lost, 2, lost, 1).reshape(2, 2), array(0.1, 0.8, 0.3, 0.9).reshape(2, 2))
+    studies = CompleteStudies(array(lost, 2, lost, 1).reshape(2, 2), array(0.1, 0.8, 0.3, 0.9).reshape(2, 2))
     # Among six pairs, one diverged twice, three contain the best and two the second.
     assert score_after(studies, 2) == pytest.approx((0.2 + 3 * 0.9 + 2 * 0.8) / 6)
 
@@ -137,7 +137,7 @@ def test_examples_count_as_beside_seeds_where_one_trial_is_run() -> None:
     numbers = np.random.default_rng(4)
     tables = numbers.random((2, 5, 4, 60)) < np.clip(numbers.normal(0.75, 0.2, (2, 1, 1, 60)), 0, 1)
     method, reference = (
-        Studies(numbers.random((5, 4)), table.mean(-1), by_example=table, test_set="t", chance=1.0)
+        CompleteStudies(numbers.random((5, 4)), table.mean(-1), by_example=table, test_set="t", chance=1.0)
         for table in tables
     )
     differences = tables[0].mean(1) - tables[1].mean(1)
@@ -153,7 +153,7 @@ def test_examples_count_as_beside_seeds_where_one_trial_is_run() -> None:
 
 def test_answers_that_methods_share_add_nothing() -> None:
     table = np.random.default_rng(5).random((4, 4, 50)) < 0.8
-    method = Studies(np.arange(16.0).reshape(4, 4), table.mean(-1), by_example=table)
+    method = CompleteStudies(np.arange(16.0).reshape(4, 4), table.mean(-1), by_example=table)
     assert of_pair(method, method, 4).examples == 0
     assert of_method(method, 4).examples > 0
 
@@ -241,7 +241,7 @@ def test_failures_widen_the_interval_as_far_as_they_decide_the_score() -> None:
 
 
 def test_the_interval_of_the_failed_share_is_exact() -> None:
-    studies = Studies(np.arange(20.0).reshape(4, 5), np.r_[np.ones(18), 0, 0].reshape(4, 5))
+    studies = CompleteStudies(np.arange(20.0).reshape(4, 5), np.r_[np.ones(18), 0, 0].reshape(4, 5))
     low, high = share_failed_interval(studies)
     assert stats.binom.sf(1, 20, low) == pytest.approx(0.025)
     assert stats.binom.cdf(2, 20, high) == pytest.approx(0.025)
@@ -251,12 +251,12 @@ def test_the_interval_of_the_failed_share_is_exact() -> None:
 # --- rates ---
 
 
-def parabola(optimum: float, cliff: float = inf, studies: int = 5, base: float = 0.85) -> Studies:
+def parabola(optimum: float, cliff: float = inf, studies: int = 5, base: float = 0.85) -> CompleteStudies:
     """Scores without noise, 4 points per decade², on a window of one decade."""
     offsets = stratified(np.random.default_rng(7), studies, 8)
     scores = base - 0.04 * (offsets - optimum) ** 2
     scores[offsets - optimum > cliff] = 0.5
-    return Studies(1 - scores, scores, offsets=offsets, chance=0.5)
+    return CompleteStudies(1 - scores, scores, offsets=offsets, chance=0.5)
 
 
 def test_smoothing_keeps_a_parabola_and_falls_where_trials_fail() -> None:
@@ -302,7 +302,7 @@ def test_no_trial_of_the_range_failed() -> None:
     broken = np.unravel_index(np.argsort(studies.offsets, axis=None)[28], studies.offsets.shape)
     scores = studies.scores.copy()
     scores[broken] = 0.5
-    low, high = range_near(Studies(1 - scores, scores, offsets=studies.offsets, chance=0.5))
+    low, high = range_near(CompleteStudies(1 - scores, scores, offsets=studies.offsets, chance=0.5))
     assert low == studies.offsets.min()
     assert high == np.sort(studies.offsets, axis=None)[27]
 
@@ -310,8 +310,8 @@ def test_no_trial_of_the_range_failed() -> None:
 def test_the_error_of_a_share_is_that_of_the_studies_shares() -> None:
     failed = np.zeros((4, 5))
     failed[0, 1] = failed[2, :2] = 1
-    method = Studies(failed, 0.9 - 0.4 * failed)
-    reference = Studies(0 * failed, 0.9 - 0 * failed)
+    method = CompleteStudies(failed, 0.9 - 0.4 * failed)
+    reference = CompleteStudies(0 * failed, 0.9 - 0 * failed)
     part, expected = of_share(share_failed, method, reference), of_seeds(failed.mean(1))
     assert (part.difference, part.seeds) == pytest.approx((expected.difference, expected.seeds))
 
@@ -329,7 +329,7 @@ def test_transfer_is_what_the_other_tasks_rate_costs() -> None:
 
 def test_a_method_that_always_diverges_has_its_scores_and_no_more() -> None:
     offsets = stratified(np.random.default_rng(0), 3, 4)
-    method = Studies(np.full((3, 4), nan), np.full((3, 4), 0.5), offsets=offsets, chance=0.5)
+    method = CompleteStudies(np.full((3, 4), nan), np.full((3, 4), 0.5), offsets=offsets, chance=0.5)
     assert score_after(method, 4) == pytest.approx(0.5)
     assert share_near(method) == 1
     assert transfer([method, method]) == pytest.approx(0)
@@ -376,7 +376,7 @@ def test_a_k_beyond_the_trials_is_refused(k: int) -> None:
 def test_arrays_that_do_not_fit_are_refused(field: str, value: object) -> None:
     fields = {"losses": np.ones((2, 2)), "scores": np.ones((2, 2)), field: value}
     with pytest.raises(ValueError, match=field):
-        Studies(**fields)  # type: ignore[arg-type]
+        CompleteStudies(**fields)  # type: ignore[arg-type]
 
 
 def test_methods_that_cannot_be_paired_are_refused() -> None:
