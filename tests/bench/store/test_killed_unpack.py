@@ -70,12 +70,16 @@ def test_an_unpack_killed_anywhere_is_completed_by_the_same_unpack(
             unpack(without, store=uri)
         return folder, uri
 
-    events, *files = map(int, run_unpacking(*store_in("whole"), pack).output().splitlines()[-1].split())
+    unhindered, its_uri = store_in("unhindered")
+    events, *files = map(int, run_unpacking(unhindered, its_uri, pack).output().splitlines()[-1].split())
     assert files
+    # Adapters that come later leave the predictions of the first pack, which has no logits.
+    expected = packed(its_uri, "toy", unhindered / "again", adapters=True).read_bytes()
+    assert bare or expected == pack.read_bytes()
     for event in {*files, *range(1, events, events // STATEMENTS)}:
         folder, uri = store_in(str(event))
         assert run_unpacking(folder, uri, pack, event).returncode == -signal.SIGKILL
         refuse_half_results(uri, bare)
         unpack(pack, store=uri)
         assert not Store.existing(uri, "toy").running()
-        assert packed(uri, "toy", folder / "again", adapters=True).read_bytes() == pack.read_bytes()
+        assert packed(uri, "toy", folder / "again", adapters=True).read_bytes() == expected

@@ -170,7 +170,7 @@ def test_the_search_ends_two_decades_after_the_best(monkeypatch: pytest.MonkeyPa
 
 def test_a_solver_that_stops_early_is_warned_of_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converged, "MOST_ITERATIONS", 1)
-    with pytest.warns(UserWarning, match="not converged"):
+    with pytest.warns(UserWarning, match="not converge"):
         outcome, *_ = ran(BASES["ten classes"])
     assert outcome.trained.head_converged is False
 
