@@ -1,5 +1,7 @@
 """Writes the answers in results/findings.md and results/evidence.md: `python docs/findings.py`.
 
+It prints the commands that make the reports behind them.
+
 A question is answered once all of its rows are there. Until then it says what is missing, and what is seen
 on the tasks that are done.
 """
@@ -72,5 +74,7 @@ if __name__ == "__main__":
     all_answers = answers()
     for page, text in pages(all_answers).items():
         page.write_text(text, encoding="utf-8")
+    for letter, answer in all_answers.items():
+        print(f"# {letter}\n{answer.command}")
     for picture in (picture for answer in all_answers.values() for picture in answer.pictures):
         picture.path.write_text(picture.svg(), encoding="utf-8")

@@ -6,17 +6,18 @@ python docs/method_table.py [PAGE]: without PAGE, reference/methods.md.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from marked import replaced
 
 from methods import METHODS, Geometry, Method, UserError, create
+from reports.study import grouped
 
 PAGE = Path(__file__).parent / "reference" / "methods.md"
 BEGIN, END = "<!-- docs/method_table.py -->\n", "<!-- end -->\n"
-HEADINGS = ("method", "at rank 4", "at LoRA's budget", "sites", "scale", "dropout", "rate")
+HEADINGS = ("method", "at rank 4", "at LoRA's budget", "sites", "scale", "rate")
 #: ViT-B and RoBERTa-base.
 SHAPE = Geometry(768, 12, 12, 3072)
 RANK = 4
@@ -30,14 +31,15 @@ SITES = {
 
 
 def table() -> str:
-    """One row for each method with a closed-form count; peft's other types have their own table."""
+    """One row for each adapter with a closed-form count; peft's other types have their own table."""
     templates = [template for name in METHODS if name != "peft" for template in METHODS.get(name).listed()]
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(_row, templates)]
     adapters = [template for template in templates if template.projections]
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(_row, adapters)]
     exceptions = {
         "Not zero at the start": _names(each for each in adapters if each.nonzero_start),
         "Do not export as LoRA": _names(each for each in adapters if each.not_low_rank),
         "Do not merge": _names(each for each in adapters if each.not_mergeable),
+        "Dropout": "; ".join([*_dropouts(adapters), "of all others 0"]),
         "Frozen tensors": "; ".join(filter(None, map(_frozen, templates))),
     }
     lines = [f"- {what}: {which}." for what, which in exceptions.items()]
@@ -54,11 +56,11 @@ def _row(template: Method) -> tuple[str, ...]:
         count = f"{template.isorank(RANK).count(SHAPE):,}"
     if template.sizeable:
         fitted = _fitted(template)
-        ranks = ", ".join(map(str, fitted.size or ()))
+        ranks = "×".join(map(str, fitted.size or ()))
         matched = f"{fitted.count(SHAPE):,} ({ranks})"
     called = f"`{template.name}`"
     if template.title.lower() != template.name:
-        called += f": {template.title}"
+        called += f" {template.title.removeprefix('TensLoRA ')}"
     rate = template.published_lr
     return (
         called,
@@ -66,7 +68,6 @@ def _row(template: Method) -> tuple[str, ...]:
         matched,
         _sites(template),
         _default(template, "scale"),
-        _default(template, "dropout"),
         "–" if rate is None else f"{rate:g}",
     )
 
@@ -76,6 +77,13 @@ def _sites(template: Method) -> str:
     adapted = SHAPE.having(template.projections)
     named = SITES.get(adapted, ", ".join(adapted)) or "–"
     return f"`{named}`" if "targets" in type(template).model_fields else named
+
+
+def _dropouts(templates: Sequence[Method]) -> Iterator[str]:
+    """The defaults of dropout other than zero, and the methods without dropout."""
+    by_default = grouped(templates, lambda template: _default(template, "dropout"))
+    named = {"–": "not an option of"}
+    yield from (f"{named.get(value, value)} {_names(alike)}" for value, alike in by_default.items() if value != "0")
 
 
 def _default(template: Method, option: str) -> str:

@@ -24,7 +24,7 @@ from methods.skeleton import SkeletonBackbone
 
 PAGE = Path(__file__).parent / "reference" / "peft.md"
 BEGIN, END = "<!-- docs/peft_table.py -->\n", "<!-- end -->\n"
-HEADINGS = ("type", "size", "differs")
+HEADINGS = ("types", "size", "differs")
 
 #: The training of each type: four steps of the loop of `bench.training.loop`.
 TINY, RANK, STEPS = Geometry(24, 3, 2, 96, encoder=1), 2, 4
@@ -46,22 +46,23 @@ USUAL = ("merges", "exact zero start", "unequal shapes")
 
 
 def table() -> str:
-    """One row for each type of peft that works, and our shorthands of two; then those that are refused."""
+    """The types of peft that work, and our shorthands of two, in a row if alike; then those that are refused."""
     types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
-    rows, refused = [HEADINGS, ("---",) * len(HEADINGS)], dict[str, list[str]]()
+    alike, refused = dict[tuple[str, ...], list[str]](), dict[str, list[str]]()
     for kind in types:
         try:
             method = create("peft", type=kind, config=NEEDED.get(kind, {}))
         except UserError as error:
             refused.setdefault(reason(error, kind), []).append(f"`{kind}`")
         else:
-            rows.append(row(kind, method))
+            alike.setdefault(row(method), []).append(f"`{kind}`")
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *((", ".join(kinds), *cells) for cells, kinds in alike.items())]
     lines = [f"- {', '.join(kinds)}: {why}." for why, kinds in refused.items()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows) + "\n".join(["\nRefused:\n", *lines, ""])
 
 
-def row(kind: str, method: Method) -> tuple[str, ...]:
-    """What came of the type: it has a row only if everything that a trial asks of it was done here."""
+def row(method: Method) -> tuple[str, ...]:
+    """What came of a type: it has a row only if everything that a trial asks of it was done here."""
     method = method.isorank(RANK) if method.sizeable else method
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
@@ -70,7 +71,7 @@ def row(kind: str, method: Method) -> tuple[str, ...]:
         can = capabilities(method)
         more = [word for word in can if word not in USUAL]
         less = [f"not: {word}" for word in USUAL if word not in can]
-        return (f"`{kind}`", size(method), ", ".join([*more, *less]) or "–")
+        return size(method), ", ".join([*more, *less]) or "–"
 
 
 def trained(method: Method) -> None:

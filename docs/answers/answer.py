@@ -37,6 +37,8 @@ class Answer:
     pictures: Sequence[Picture] = ()
     #: The short text, for findings.md; empty while there is no answer.
     short: str = ""
+    #: The commands that make the report behind the answer.
+    command: str = ""
 
 
 def shortly(letter: str, outcomes: Sequence[Outcome]) -> str:

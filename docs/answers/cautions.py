@@ -23,7 +23,7 @@ AXES = {"lr": "rate", "scale": "scale", "head_lr": "head rate"}
 
 
 def cautions(packed: Packed, rows: Iterable[Cell]) -> str:
-    """One sentence per caution about rows that have run at least partly, including that nothing failed."""
+    """One sentence per caution about rows that have run at least partly."""
     cells = list({cell.number: cell for cell in rows if cell.missing < cell.seeds}.values())
     if not cells:
         return ""
@@ -75,7 +75,7 @@ def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
         for cell in cells
         for why, seeds in grouped(_known(packed, cell, Status.FAILED), lambda seed: seed.failure).items()
     ]
-    return f"Failed or diverged: {'; '.join(methods) or 'nothing'}."
+    return f"Failed or diverged: {'; '.join(methods)}." if methods else ""
 
 
 def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:

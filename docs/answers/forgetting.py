@@ -38,10 +38,11 @@ def of_forgetting(packed: Packed) -> Answer:
     more = _compared(study, cells)
     figure = Forest("h", list(more.values()), Axis("difference in forgetting, in nats a token", _nats))
     lines = [_forgotten(packed, cell, more.get(cell.number)) for cell in cells]
-    command = f"```\ntensorbench report {packed.files} --out h\n```"
-    shown = [summary, table(head, lines), figure.shown, cautions(packed, cells), command]
+    shown = [summary, table(head, lines), figure.shown, cautions(packed, cells)]
     short = shortly("h", list(map(_outcome, more.values()))) if ended == planned else ""
-    return Answer(state, "\n\n".join(shown), [figure], short)
+    return Answer(
+        state, "\n\n".join(shown), [figure], short, f"tensorbench report {packed.files} --out h"
+    )
 
 
 def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:

@@ -67,8 +67,9 @@ def of_pairs(packed: Packed, question: Question) -> Answer:
         short = " ".join([*said, shortly(question.letter, list(map(_outcome, lines)))])
     figure = Forest(question.letter, [_row(line) for line in lines])
     sections = [done.text, *lacking, figure.shown]
-    sections += [_level(question), _lost(lines), _beside(lines), shown, _command(packed, question, done)]
-    return Answer(done.state, "\n\n".join(filter(None, sections)), [figure], short)
+    sections += [_level(question), _lost(lines), _beside(lines), shown]
+    text = "\n\n".join(filter(None, sections))
+    return Answer(done.state, text, [figure], short, _command(packed, question, done))
 
 
 def _outcome(line: Line) -> Outcome:
@@ -134,7 +135,7 @@ def _beside(lines: Sequence[Line]) -> str:
         ]
         between = _range([points(value) for value in sorted(text.difference for text in texts)])
         listing = "; ".join([between, *significant])
-        sentences.append(f"On the texts alone, which was not asked before: {listing}.")
+        sentences.append(f"On the texts alone (not asked before): {listing}.")
     if detectable:
         between = _range([number(PERCENT.factor * value) for value in sorted(detectable)])
         sentences.append(f"Minimum detectable difference (80% power): {between}.")
@@ -151,7 +152,7 @@ def _command(packed: Packed, question: Question, done: Progress) -> str:
         f" \\\n    --pair '{listed(methods)} : {other}'" for other, methods in question.compared.items()
     )
     arguments = f"{packed.files} --out {question.letter} --budget '{question.budget}'{only}{pairs}"
-    return f"```\ntensorbench report {arguments}\n```"
+    return f"tensorbench report {arguments}"
 
 
 def _beats(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
@@ -185,7 +186,7 @@ def _explained(packed: Packed, question: Question, lines: Sequence[Line]) -> Ite
     if texts and IMAGES in question.tasks:
         on_texts, on_images = (_by_count(packed, question, lines, on)[0] for on in (texts, [IMAGES]))
         yield (
-            f"On the texts alone, which was not asked before, it is {number(on_texts)}, "
+            f"On the texts alone (not asked before) it is {number(on_texts)}, "
             f"and on {IMAGES} {number(on_images)}."
         )
 

@@ -60,7 +60,7 @@ def of_ranks(packed: Packed, further: Sequence[Packed]) -> Answer:
         spectra = Spectra(updates)
         pictures.append(spectra)
         sections += [SPECTRA, spectra.shown]
-    return Answer(f"{during.state}; {searched}", "\n\n".join(sections), pictures, short)
+    return Answer(f"{during.state}; {searched}", "\n\n".join(sections), pictures, short, during.command)
 
 
 def _chosen(gains: Sequence[Row]) -> str:

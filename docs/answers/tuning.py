@@ -50,10 +50,9 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
     beside = listed(f"{number(gain)} {label}" for label, gain in itself.items() if gain is not None)
     if beside:
         lines.append(
-            "How far a ranking agrees with itself, by two of its seeds and by the other three, which was not "
-            f"asked before: {beside}."
+            f"Two seeds of a ranking against its other three (not asked before): {beside}."
         )
-    lines += [f"{label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
+    best = [f"{label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
     commands = "\n".join(
         f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
         for label, side in sides.items()
@@ -69,14 +68,13 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
     note = f"Simultaneous 95% intervals over seeds alone.{left_out}"
     sections = [
         both.text,
-        "\n".join(f"- {line}" for line in lines),
+        "\n".join(f"- {line}" for line in [*lines, *best]),
         note,
         figure.shown,
         shown,
     ]
-    sections.append(f"```\n{commands}\n```")
     short = " ".join(lines) if both.complete else ""
-    return Answer(both.state, "\n\n".join(sections), [figure], short)
+    return Answer(both.state, "\n\n".join(sections), [figure], short, commands)
 
 
 def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Row]:

@@ -41,9 +41,8 @@ def test_an_answer_is_what_its_command_reports(
         script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv"), "head only": ("TensLoRA att",)}
     )
     answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked_question)
-    text = answer.text
+    text, command = answer.text, answer.command
     assert answer.state == "all there"
-    _, command, _ = text.split("```")
     assert "--task" not in command
     monkeypatch.chdir(checkout)
     # The command already has an --out; argparse uses this later one.
@@ -120,7 +119,7 @@ def test_incomplete_results_have_no_answer(script: Any, checkout: Path, tmp_path
     assert "Missing: LoTR on movie-sentiment." in answer_text
     assert "beats" not in answer_text
     assert answer.short == ""
-    assert "--task digits,textile \\\n    --pair 'LoTR : LoRA'" in answer_text
+    assert "--task digits,textile \\\n    --pair 'LoTR : LoRA'" in answer.command
     (row,) = answer.pictures[0].rows
     assert list(row.on_tasks) == ["digits", "textile"]
     assert row.difference == pytest.approx(sum(row.on_tasks.values()) / 2)
@@ -210,7 +209,7 @@ def test_two_rankings_of_the_same_rows_agree(
     halves = [(list(two), [seed for seed in scores if seed not in two]) for two in combinations(scores, 2)]
     means = [[scores[half].mean(axis=1) for half in both] for both in halves]
     itself = sum(ranking.corr(other, "kendall") for ranking, other in means) / 10
-    assert f"not asked before: {itself:.2f} tuned, {itself:.2f} untuned." in answer.text
+    assert f"not asked before): {itself:.2f} tuned, {itself:.2f} untuned." in answer.text
 
     other = rich_of(script, checkout)
     lower = [0.03, 0.02, 0.025, 0.01, 0.04]
@@ -231,7 +230,7 @@ def test_two_rankings_of_the_same_rows_agree(
     other.gains = lambda cell: {} if cell.method == "LoTR" else results.gains(cell)
     answer = tuning.of_tuning(results, other)
     assert "left out: LoTR." in answer.text
-    assert f"not asked before: {itself:.2f} tuned." in answer.text
+    assert f"not asked before): {itself:.2f} tuned." in answer.text
     answer = tuning.of_tuning(results, script("answers.packed").Packed("other", checkout))
     assert (answer.state, answer.short) == ("unfinished: 50 of 100 trials", "")
 
