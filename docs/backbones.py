@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent / "reference" / "backbones.md"
 
 BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the kinds. -->"
 
-HEADINGS = ("kind", "reads", "sites", "the head reads", "head", "checks passed")
+HEADINGS = ("kind", "reads", "sites", "the head reads", "head", "checks")
 
 #: timm builds its models itself, so they have no rows of their own.
 TIMM_ROW = (
@@ -77,7 +77,7 @@ def run_checks() -> dict[str, str]:
             if finding.status == "failed"
         ]
         applicable = [finding for finding in findings if finding.status != "not applicable"]
-        checks[name] = f"{sum(finding.status == 'passed' for finding in applicable)} of {len(applicable)}"
+        checks[name] = f"{sum(finding.status == 'passed' for finding in applicable)}/{len(applicable)}"
     if failed:
         raise SystemExit("\n".join(failed))
     return checks

@@ -272,9 +272,8 @@ KINDS: dict[str, Kind] = {
         # The default special tokens lie beyond a small vocabulary.
         usual={"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2},
         may_exceed=("head",),
-        remark="`Wi` is the gate, whose activation is taken, and fc1; its own head has a learned norm, which "
-        "fresh heads have not; transformers turns query and key by their positions in float32, so that "
-        "gradients in float64 agree with finite differences no better than in float32",
+        remark="`Wi` is the gate, whose activation is taken, and fc1; its own head has a learned norm, fresh "
+        "heads have none; rotary positions are in float32, so float64 gradients are no more exact",
     ),
     "deberta-v2": Kind(
         "DebertaV2Model",
@@ -298,8 +297,8 @@ KINDS: dict[str, Kind] = {
             "position_biased_input": False,
             "type_vocab_size": 0,
         },
-        remark="v2 and v3; where `share_att_key` is set, query and key project the relative positions too, "
-        "so that an update of them moves both; transformers has no fused attention for it",
+        remark="v2 and v3; with `share_att_key` an update of query and key also moves the relative positions; "
+        "no fused attention in transformers",
     ),
     "t5": _t5(
         "T5EncoderModel",
@@ -311,8 +310,8 @@ KINDS: dict[str, Kind] = {
     "mt5": _t5("MT5EncoderModel", 1024, "as `t5`, with at most 1,024 tokens"),
     "llama": _decoder(
         "LlamaModel",
-        remark="SmolLM and TinyLlama too; as in the kinds down to `gemma3_text`, the norms compute in "
-        "float32, so that gradients in float64 agree with finite differences no better than in float32",
+        remark="SmolLM and TinyLlama too; as in the kinds down to `gemma3_text`, norms are in float32, so "
+        "float64 gradients are no more exact",
     ),
     "mistral": _decoder("MistralModel"),
     "qwen2": _decoder("Qwen2Model", remark="Qwen2.5 too"),
@@ -321,7 +320,7 @@ KINDS: dict[str, Kind] = {
     "gemma2": _decoder(
         "Gemma2Model",
         attention="eager",
-        remark="attention scores are capped, for which transformers has no fused attention",
+        remark="attention scores are capped: no fused attention in transformers",
     ),
     "gemma3_text": _decoder("Gemma3TextModel", remark="the models of texts alone"),
     "phi3": _decoder(
@@ -385,7 +384,7 @@ KINDS: dict[str, Kind] = {
         arguments={"add_pooling_layer": False},
         normalisation=IMAGENET,
         resize=resized_parameter,
-        remark="the distillation token takes part and is not read; a DeiT trained without one is a `vit`",
+        remark="the distillation token is not read; a DeiT trained without one is a `vit`",
     ),
     "dinov2": Kind(
         "Dinov2Model",
@@ -413,8 +412,8 @@ KINDS: dict[str, Kind] = {
         normalisation=IMAGENET,
         shape=Shape(gated="use_gated_mlp"),
         usual={"num_register_tokens": 4},
-        remark="rotary positions, rescaled at random in training where its configuration says so; the MLP is "
-        "gated where its configuration says so (huge, 7B)",
+        remark="rotary positions, rescaled at random in training, and a gated MLP (huge, 7B), where the "
+        "configuration says so",
     ),
     "beit": Kind(
         "BeitModel",
@@ -424,8 +423,8 @@ KINDS: dict[str, Kind] = {
         needs={"use_mean_pooling": True},
         usual={"use_relative_position_bias": True},
         may_exceed=("relative_position_index",),
-        remark="each layer's contribution is scaled, at the start by 0.1, so that a small update moves the "
-        "outputs by less than bf16 rounds those of the bare model: its check of bf16 says little here",
+        remark="layers are scaled, at the start by 0.1, so a small update moves outputs by less than bf16 "
+        "rounds: the check of bf16 says little",
     ),
     "vit_mae": Kind(
         "ViTMAEModel",
@@ -434,7 +433,7 @@ KINDS: dict[str, Kind] = {
         normalisation=IMAGENET,
         resize=resized_parameter,
         sets={"mask_ratio": 0.0},
-        remark="as an encoder of whole images: its decoder is left out",
+        remark="an encoder of whole images, without the decoder",
     ),
     "clip_vision_model": Kind(
         "CLIPVisionModel",

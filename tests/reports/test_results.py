@@ -180,6 +180,7 @@ def test_the_document_has_every_column_with_type_and_unit(name: str) -> None:
         assert columns[:8] == list(FRAMES["trials"].items())[:8]
         columns = columns[8:]
     lines = [
-        f"| `{column}` | {field.dtype} | {field.unit or '–'} | {field.meaning} |" for column, field in columns
+        f"| `{column}` | {', '.join(filter(None, (field.dtype, field.unit)))} | {field.meaning} |"
+        for column, field in columns
     ]
     assert [line for line in section.splitlines() if line.startswith("| `")] == lines
