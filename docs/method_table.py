@@ -83,7 +83,9 @@ def _dropouts(templates: Sequence[Method]) -> Iterator[str]:
     """The defaults of dropout other than zero, and the methods without dropout."""
     by_default = grouped(templates, lambda template: _default(template, "dropout"))
     named = {"–": "not an option of"}
-    yield from (f"{named.get(value, value)} {_names(alike)}" for value, alike in by_default.items() if value != "0")
+    yield from (
+        f"{named.get(value, value)} {_names(alike)}" for value, alike in by_default.items() if value != "0"
+    )
 
 
 def _default(template: Method, option: str) -> str:

@@ -56,7 +56,11 @@ def table() -> str:
             refused.setdefault(reason(error, kind), []).append(f"`{kind}`")
         else:
             alike.setdefault(row(method), []).append(f"`{kind}`")
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *((", ".join(kinds), *cells) for cells, kinds in alike.items())]
+    rows = [
+        HEADINGS,
+        ("---",) * len(HEADINGS),
+        *((", ".join(kinds), *cells) for cells, kinds in alike.items()),
+    ]
     lines = [f"- {', '.join(kinds)}: {why}." for why, kinds in refused.items()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows) + "\n".join(["\nRefused:\n", *lines, ""])
 

@@ -45,22 +45,22 @@ TEXT, WHOLE, NUMBER, MOMENT = "str", "Int64", "float64", "datetime64[ms, UTC]"
 #: The columns that identify a line's trial.
 WHICH = {
     "experiment": Column(TEXT, "", "the experiment that has the run"),
-    "trial_id": Column(TEXT, "", "the hash of all that can change the result"),
+    "trial_id": Column(TEXT, "", "hash of all that can change the result"),
     "run_id": Column(TEXT, "", "MLflow's id of the run, where it ran"),
     "task": Column(TEXT, "", "the task's name"),
     "backbone": Column(TEXT, "", "the backbone's name"),
-    "budget": Column(TEXT, "", "the budgets that the trial stands under, with '; ' between, or 'fixed size'"),
+    "budget": Column(TEXT, "", "the trial's budgets, joined by '; ', or 'fixed size'"),
     "method": Column(TEXT, "", "the method as tables call it"),
     "seed": Column("int64", "", "the seed of the trial's random streams"),
 }
 
 #: The columns of `Results.trials`.
 TRIALS = WHICH | {
-    "family": Column(TEXT, "", "the name under which the method is registered"),
-    "ranks": Column(TEXT, "", "in the order of the method's modes, with commas between"),
+    "family": Column(TEXT, "", "the method's registered name"),
+    "ranks": Column(TEXT, "", "in the order of the method's modes, joined by commas"),
     "phase": Column(TEXT, "", "final, tuning, search or allocation"),
     "status": Column(TEXT, "", "FINISHED, FAILED, PRUNED, KILLED or RUNNING"),
-    "failure": Column(TEXT, "", "why it failed, in a word or two; empty unless it did"),
+    "failure": Column(TEXT, "", "why it failed, in a word or two"),
     "message": Column(TEXT, "", "the same in full"),
     "metric": Column(TEXT, "", "the metric of `score` and `validation`"),
     "evaluated": Column(TEXT, "", "the split that `score` and `loss` are of"),
@@ -90,7 +90,7 @@ CURVES = WHICH | {
 PREDICTIONS = WHICH | {
     "example": Column("int64", "", "the example's id in its source"),
     "label": Column(NUMBER, "the target's", "the index of the right class; of a regression, the target"),
-    "prediction": Column(NUMBER, "the target's", "the index of the class that was answered, or the value"),
+    "prediction": Column(NUMBER, "the target's", "the index of the answered class, or the value"),
     "correct": Column("boolean", "", "whether the two are the same; <NA> of a regression"),
     LOG_PROBABILITY: Column(
         NUMBER, "nats", "of the label, to thousandths; NaN unless a class is answered for each example"

@@ -71,7 +71,7 @@ class Measure(StrEnum):
     SCORE_LOSS = ("score_loss", "loss", "nats",
                   "mean cross-entropy; of a regression, standardised squared error", NUMBER, None, LESS)
     SELECTED_VALIDATION = ("selected/validation", "validation", "the metric's",
-                           "on the validation split, at the epoch that was selected", NUMBER, "mean")
+                           "on the validation split, at the selected epoch", NUMBER, "mean")
     SELECTED_EPOCH = "selected/epoch", "selected_epoch", "epochs", "that epoch; the first is 1", WHOLE
     SELECTED_LOSS = ("selected/validation_loss", "validation_loss", "nats",
                      "the validation loss of that epoch", NUMBER, None, LESS)
@@ -82,7 +82,7 @@ class Measure(StrEnum):
     ADAPTER_PARAMETERS = ("parameters/adapter", "parameters", "parameters",
                           "of the adapter, head excluded", WHOLE, None, LESS)
     PEAK_PARAMETERS = ("parameters/adapter_peak", "peak_parameters", "parameters",
-                       "of the adapter at the start, where training cuts some", WHOLE, None, LESS)
+                       "of the adapter at the start, if training cuts some", WHOLE, None, LESS)
     HEAD_PARAMETERS = "parameters/head", "head_parameters", "parameters", "of the head", WHOLE
     HEAD_C = "head/C", "", "", "scikit-learn's C of a head that was fitted, not trained"
     HEAD_CONVERGED = "head/converged", "", "", "1 if that head's solver converged, else 0", WHOLE
@@ -91,16 +91,16 @@ class Measure(StrEnum):
     PEAK_MIB = ("cost/peak_mib", "peak_mib", "MiB",
                 "peak memory: a GPU's, or the process's", NUMBER, "max", LESS)
     ADAPTER_BYTES = ("cost/adapter_bytes", "adapter_bytes", "bytes",
-                     "the adapter on disk, with what it has to keep of what is frozen", WHOLE, "max", LESS)
+                     "the adapter on disk, with the frozen tensors that it keeps", WHOLE, "max", LESS)
     FROZEN_BYTES = ("cost/frozen_bytes", "frozen_bytes", "bytes",
                     "the adapter's frozen tensors, kept or made again from a seed", WHOLE, None, LESS)
     SECONDS = "cost/seconds", "seconds", "s", "the whole trial", NUMBER, "sum", LESS
     BARE_MS = "inference/bare_ms", "bare_ms", "ms", "a forward of the backbone without adapter"
     ADAPTED_MS = ("inference/adapted_ms", "adapted_ms", "ms", "the same with the adapter", NUMBER, None, LESS)
     MERGED_MS = ("inference/merged_ms", "merged_ms", "ms",
-                 "the same with the update merged; missing where nothing can be merged", NUMBER, None, LESS)
+                 "the same with the update merged; missing if it cannot be", NUMBER, None, LESS)
     TIMED_EXAMPLES = ("inference/examples", "timed_examples", "examples",
-                      "of the batch that these forwards read", WHOLE)
+                      "in the batch of these forwards", WHOLE)
     CUT_PROMPTS = ("prompts/cut", "cut_prompts", "prompts",
                    "those of all splits that were cut; missing without prompts", WHOLE, "max", LESS)
     PROMPTS = "prompts/all", "prompts", "prompts", "all of all splits", WHOLE, "max"
@@ -111,25 +111,25 @@ class Measure(StrEnum):
     TARGET_MEAN = "target/mean", "", "the targets'", "mean of a regression's training targets"
     TARGET_SD = "target/sd", "", "the targets'", "their standard deviation; both standardise its outputs"
     TEXT_LOSS_BARE = ("forgetting/bare", "text_loss_bare", "nats",
-                      "mean loss a token of that text, of the bare backbone")
+                      "mean loss per token of the forgetting text, bare backbone")
     TEXT_LOSS = "forgetting/adapted", "text_loss", "nats", "the same with the adapter", NUMBER, None, LESS
-    TEXT_TOKENS = "forgetting/tokens", "text_tokens", "tokens", "how many tokens of it were predicted", WHOLE
+    TEXT_TOKENS = "forgetting/tokens", "text_tokens", "tokens", "predicted tokens of it", WHOLE
     # Curves. The validation metric's curve has another key, see `validation_key`.
     TRAIN_LOSS = "train/loss", "", "nats", "training loss by step", NUMBER, None, LESS
     VALIDATION_LOSS = "validation/loss", "", "nats", "validation loss by epoch", NUMBER, None, LESS
     # Computed measures, with parts and formula.
     FORGETTING = ("forgetting", "forgetting", "nats",
-                  "rise of the loss a token on text that no task trains on", NUMBER, "mean", LESS,
+                  "rise of the loss per token on text that no task trains on", NUMBER, "mean", LESS,
                   ("forgetting/adapted", "forgetting/bare"), sub)
     LOADED_BYTES = ("loaded_bytes", "loaded_bytes", "bytes",
-                    "the adapter in memory, with all that is frozen of it", NUMBER, "max", LESS,
+                    "the adapter in memory, frozen tensors included", NUMBER, "max", LESS,
                     ("parameters/adapter", "cost/frozen_bytes"),
                     lambda trained, frozen: FLOAT32 * trained + frozen)
     ADAPTED_FORWARD = ("adapted_forward", "adapted_forward", "",
                        "time of a forward with the adapter over the bare backbone's", NUMBER, "median", LESS,
                        ("inference/adapted_ms", "inference/bare_ms"), _ratio)
     MERGED_FORWARD = ("merged_forward", "merged_forward", "",
-                      "the same of the merged backbone; missing where nothing can be merged",
+                      "the same of the merged backbone; missing if it cannot be",
                       NUMBER, "median", LESS, ("inference/merged_ms", "inference/bare_ms"), _ratio)
     # fmt: on
 

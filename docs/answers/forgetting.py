@@ -40,9 +40,7 @@ def of_forgetting(packed: Packed) -> Answer:
     lines = [_forgotten(packed, cell, more.get(cell.number)) for cell in cells]
     shown = [summary, table(head, lines), figure.shown, cautions(packed, cells)]
     short = shortly("h", list(map(_outcome, more.values()))) if ended == planned else ""
-    return Answer(
-        state, "\n\n".join(shown), [figure], short, f"tensorbench report {packed.files} --out h"
-    )
+    return Answer(state, "\n\n".join(shown), [figure], short, f"tensorbench report {packed.files} --out h")
 
 
 def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:

@@ -49,9 +49,7 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
     itself = {label: _itself(side, both.there) for label, side in sides.items()}
     beside = listed(f"{number(gain)} {label}" for label, gain in itself.items() if gain is not None)
     if beside:
-        lines.append(
-            f"Two seeds of a ranking against its other three (not asked before): {beside}."
-        )
+        lines.append(f"Two seeds of a ranking against its other three (not asked before): {beside}.")
     best = [f"{label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
     commands = "\n".join(
         f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
