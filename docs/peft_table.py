@@ -46,7 +46,7 @@ USUAL = ("merges", "exact zero start", "unequal shapes")
 
 
 def table() -> str:
-    """The types of peft that work, and our shorthands of two, in a row if alike; then those that are refused."""
+    """The types of peft that work and our shorthands of two, a row for all alike; then the refused ones."""
     types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
     alike, refused = dict[tuple[str, ...], list[str]](), dict[str, list[str]]()
     for kind in types:

@@ -297,8 +297,8 @@ KINDS: dict[str, Kind] = {
             "position_biased_input": False,
             "type_vocab_size": 0,
         },
-        remark="v2 and v3; with `share_att_key` an update of query and key also moves the relative positions; "
-        "no fused attention in transformers",
+        remark="v2 and v3; with `share_att_key` an update of query and key also moves the relative "
+        "positions; no fused attention in transformers",
     ),
     "t5": _t5(
         "T5EncoderModel",
