@@ -165,14 +165,22 @@ def _beats(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterato
 
 def _heads(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
     side = {(line.method, line.other): line.side for line in lines}
-    real = [f"{name} {side.get((name, other), 'undecided')}" for name, other in WITHOUT_HEADS.items()]
-    mixed = [
-        f"{name} {side.get((interleaved(name), other), 'undecided')}" for name, other in WITHOUT_HEADS.items()
-    ]
+    real = {name: side.get((name, other), "undecided") for name, other in WITHOUT_HEADS.items()}
+    mixed = {name: side.get((interleaved(name), other), "undecided") for name, other in WITHOUT_HEADS.items()}
     was = [name for name in WITH_HEADS if side.get((interleaved(name), name)) == "worse"]
-    yield f"With real heads, beside the variant without: **{listed(real)}**."
-    yield f"With interleaved heads, beside the variant without: **{listed(mixed)}**."
+    yield f"With real heads, beside the variant without: **{_sides(real)}**."
+    yield f"With interleaved heads: **{_sides(mixed)}**."
     yield f"It was the interleaving for: **{listed(was) or 'no variant, as far as can be shown'}**."
+
+
+def _sides(sides: Mapping[str, str]) -> str:
+    """The methods with their sides, or the side that all share."""
+    shared = set(sides.values())
+    return (
+        f"all {shared.pop()}"
+        if len(shared) == 1
+        else listed(f"{name} {side}" for name, side in sides.items())
+    )
 
 
 def _explained(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
@@ -204,11 +212,14 @@ def _by_count(
 
 
 def _tensor_or_sites(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
+    by_answer: dict[str, list[str]] = {}
     for method in dict.fromkeys(line.method for line in lines):
         sides = {line.other: line.mean.verdict.side for line in lines if line.method == method}
         elsewhere = sides.pop(LORA, "")
         answer = "the tensor" if any(sides.values()) else "the sites" if elsewhere else "undecided"
-        yield f"{method}: **{answer}**."
+        by_answer.setdefault(answer, []).append(method)
+    for answer, methods in by_answer.items():
+        yield f"{listed(methods)}: **{answer}**."
 
 
 #: Question e is answered by the verdicts themselves.
