@@ -49,7 +49,7 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
     """Loads a backbone on the CPU, frozen and in eval mode, with a head of two classes in float32.
 
     The encoder is in the spec's `dtype`; a bfloat16 encoder's forward must run under bf16 autocast. With
-    `quantise`, the sites' weights are rounded once more. Raises UserError as `describe` does, for missing or
+    `quantise`, the sites' weights are then quantised. Raises UserError as `describe` does, for missing or
     unexpected encoder weights, and for `quantise` without bitsandbytes.
     """
     spec = BackboneSpec.model_validate(spec)

@@ -110,7 +110,8 @@ class Writer:
                 break
             ids = written[-1][:, None]
             mask = F.pad(mask, (0, 1), value=1)
-            # A full row stays at the last position until the others are done, as the model may have no more.
+            # A full row stays at the last position until the other rows are done, as the model may have no
+            # further position.
             positions = (positions[:, -1:] + 1).clamp(max=self.limit - 1)
         rows = torch.stack(written, 1).tolist() if written else [[] for _ in range(len(input_ids))]
         return [

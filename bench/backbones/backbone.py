@@ -33,7 +33,7 @@ LARGEST = {
     **dict.fromkeys(("hidden_size", "embedding_size", "dim", "embed_dim", "d_model", "d_kv"), 2**16),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "d_ff", "max_position_embeddings"), 2**20),
     "vocab_size": 10**7,
-    # transformers' configuration makes a table of names from it.
+    # transformers' configuration builds a dictionary with this many names.
     "num_labels": 10**5,
     "mlp_ratio": 64,
     **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
@@ -209,9 +209,9 @@ class LoadedBackbone:
     def fingerprint(self) -> str:
         """A hash of the encoder's tensors (names, shapes, dtypes, bits) and modules.
 
-        Modules enter with name, class, number of forward hooks and whether an instance overrides `forward`.
-        So leftovers of an adapter show even if no weight changed. Head and device do not enter. Tensors are
-        summed on their device, with one transfer per call.
+        The hash includes each module's name, class, number of forward hooks and whether the instance
+        overrides `forward`, so leftovers of an adapter show even if no weight changed. It excludes head and
+        device. Tensors are summed on their device, with one transfer per call.
         """
         digest = hashlib.sha256(" ".join(name for name, _ in self._module.named_children()).encode())
         modules = [("", self._module), *self._module.encoder.named_modules(prefix="encoder")]

@@ -304,7 +304,7 @@ def _no_kind(model_type: str) -> str:
 
 
 def _check_needs(file: Path, config: Any, name: str) -> None:
-    """Raises UserError for a configuration with other features than the head reads."""
+    """Raises UserError unless the configuration has the values on which the kind's pooling relies."""
     kind: Kind = KINDS[name]
     for field, required in kind.needs.items():
         if (value := getattr(config, field)) != required:
@@ -363,7 +363,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
 
 
 def _positions(config: Any, kind: Kind) -> int:
-    """The number of a kind's positions: its configuration's, else that of its training."""
+    """The number of positions in the configuration, or else of the longest texts in training."""
     positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
     assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
     return int(positions)

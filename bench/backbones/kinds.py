@@ -113,7 +113,7 @@ def resized_table(encoder: Any, size: int) -> None:
 
 
 def _interpolated(encoder: Any, size: int, special: int) -> torch.Tensor:
-    """Position embeddings (1, positions, hidden) for an image size; `special` of them are no patches."""
+    """Position embeddings (1, positions, hidden) for an image size; `special` of them are not patches."""
     patches = (size // encoder.config.patch_size) ** 2
     tokens = torch.empty(1, patches + special, encoder.config.hidden_size)
     with torch.no_grad():
@@ -148,12 +148,13 @@ class Kind:
     transposed: tuple[str, ...] = ()
     #: Resizes position embeddings. None: the forward pass accepts any image size.
     resize: Resize | None = None
-    #: Model types that contain this kind, each with the field of its configuration that holds this kind's.
+    #: Model types that contain this kind, each with the field of its configuration that holds the
+    #: configuration of this kind.
     within: Mapping[str, str] = field(default_factory=dict)
     #: Weights outside the encoder that a checkpoint may have, beyond `MAY_EXCEED`.
     may_exceed: tuple[str, ...] = ()
     attention: str = ATTENTION
-    #: The tokens of the longest texts that it was trained on, of a kind whose configuration has no limit.
+    #: The longest texts in training, in tokens, if the configuration has no limit.
     trained_tokens: int | None = None
     #: Whether positions are numbered from the padding token's id + 1.
     positions_after_padding: bool = False
@@ -202,7 +203,7 @@ def _decoder(
 
 
 def _t5(model_class: str, trained_tokens: int, remark: str) -> Kind:
-    """The encoder of T5's design, alone or out of a whole model."""
+    """An encoder of T5's design, alone or taken from a complete model."""
     return Kind(
         model_class,
         (_OF_GATED_T5, _OF_T5),
@@ -350,7 +351,7 @@ KINDS: dict[str, Kind] = {
             f"h.{{layer}}.{path}" for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         ),
         usual={"bos_token_id": 0, "eos_token_id": 2},
-        # The number for masked attention, which transformers stored up to version 4.24.
+        # The value for masked positions, which transformers stored up to version 4.24.
         may_exceed=("score", "masked_bias"),
     ),
     "gpt_neox": Kind(
