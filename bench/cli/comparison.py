@@ -17,14 +17,14 @@ from reports.units import unit_of
 if TYPE_CHECKING:
     from reports.compare import Change, Comparison, Move
 
-#: The largest number of cells named that only one side has.
+#: The largest number of cells to name that only one experiment has.
 MOST_NAMED = 8
 #: The terminal width in columns from which both means fit beside their difference and the verdict.
 ROOM = 100
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Prints changes, then cells, then cells that only one side has."""
+    """Prints changes, then cells, then cells that only one experiment has."""
     if comparison.changes:
         console.print(_changes(comparison.names, comparison.changes))
     elif comparison.moves:

@@ -96,7 +96,7 @@ def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
 
 
 def print_advice(console: Console, advice: Sequence[RateAdvice]) -> None:
-    """Prints the learning rates to start from, a row a method, budget and task."""
+    """Prints the learning rates to start from, one row per method, budget and task."""
     several = ["experiment"] * (len({each.experiment for each in advice}) > 1)
     heads = [*several, "budget", "task", "backbone", "start", "within a point of the best", "share", "trials"]
     table = plain_table(
@@ -134,7 +134,7 @@ def stored_rows(uri: str) -> list[Row]:
 def count_methods(geometry: Geometry) -> list[Row]:
     """Every method with its parameters at isorank 4, and its parameters and ranks nearest to LoRA r=4.
 
-    Bytes of frozen tensors are in float32, as are the bytes of those that a stored adapter holds.
+    The bytes of frozen tensors, and of those that a stored adapter contains, are counted in float32.
     """
 
     def rows(name: str, method: type[Method]) -> list[Row]:
@@ -206,7 +206,8 @@ def _method_row(name: str, template: Method, geometry: Geometry) -> Row:
         row["frozen_bytes"] = FLOAT32 * fitted.frozen_count(geometry) or None
         row["stored_bytes"] = FLOAT32 * fitted.kept_count(geometry) or None
     except UserError:
-        # Cannot be counted on a bare geometry (full fine-tuning), or exceeds this budget at any rank.
+        # The method cannot be counted on a bare geometry (full fine-tuning), or exceeds this budget at any
+        # rank.
         row |= {f"isorank_{RANK}": None, f"isoparameters_{RANK}": None, "ranks": ""}
         row |= {"frozen_bytes": None, "stored_bytes": None}
     return row

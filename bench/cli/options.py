@@ -383,9 +383,7 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
 def check_store(uri: str, *names: str) -> None:
     """Refuses a file that is neither a pack nor a suite, and a store whose SQLite file is missing.
 
-    Packs alone need no store.
-
-    The store would refuse it as well, but takes seconds to import.
+    Packs alone need no store. Importing the store, which would refuse them as well, takes seconds.
     """
     from bench.records.pack_format import ENDING
 

@@ -64,7 +64,7 @@ def _print_splits(console: Console, plan: Plan) -> None:
 
 
 def _centre(studies: StudyPlan) -> tuple[str, str]:
-    """The centre of the studies' window, and the head's rate; none where the window is the head's."""
+    """The centre of the studies' window, and the head's rate if it is not in the window."""
     head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
     return f"{studies.centre:g}", head
 
