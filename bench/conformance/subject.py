@@ -29,7 +29,7 @@ GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
 SHARED_HEADS = Geometry(hidden=36, heads=9, layers=2, mlp=60, kv_heads=3, gated=True)
 OWN_HEAD_SIZE = Geometry(hidden=24, heads=6, layers=2, mlp=60, kv_heads=2, head_size=6, gated=True)
 
-#: The same for T5's encoders, of both designs of their MLPs, with as many key and value heads as query heads.
+#: Shapes of T5's encoders, with both designs of the MLP and as many key and value heads as query heads.
 PLAIN_T5 = Geometry(hidden=24, heads=3, layers=2, mlp=96, head_size=6)
 GATED_T5 = Geometry(hidden=24, heads=3, layers=2, mlp=60, head_size=10, gated=True)
 
@@ -92,7 +92,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone:
     """A random backbone of a kind, for 16 tokens or images of 16 pixels.
 
-    Without a geometry it has the kind's own, as decoders have.
+    Without a `geometry`, it has the one in `GEOMETRIES` for its kind, or `GEOMETRY`.
     """
     geometry = geometry or GEOMETRIES.get(kind, GEOMETRY)
     return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
