@@ -181,7 +181,7 @@ def positions_of(trial: Trial) -> float:
 
 
 def encoder_weights(geometry: Geometry) -> int:
-    """The number of entries of all layers' weight matrices: most of a backbone's, and never more."""
+    """The number of entries in all layers' weight matrices, which are most of a backbone's parameters."""
     return geometry.layers * sum(math.prod(geometry.shape(name)) for name in geometry.projections)
 
 

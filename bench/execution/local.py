@@ -411,8 +411,8 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
 def _end_with_driver() -> None:
     """Ties this process's end to its driver's, and makes it the leader of all processes that it starts.
 
-    On Linux the system ends it together with the thread that started it. On other systems, and for its own
-    children, the driver's guard process does.
+    On Linux the system ends this process together with the thread that started it. On other systems, and for
+    its own children, the driver's guard process does so.
     """
     os.setsid()
     if sys.platform == "linux":

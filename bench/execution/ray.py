@@ -213,7 +213,7 @@ class RayCluster(Executor):
         worker.heard = worker.actor.events.remote()
 
     def _replace_waiting(self) -> None:
-        """Gives trials of actors that wait for a node to idle actors.
+        """Moves trials to idle actors, from actors that wait for a node.
 
         After nodes are lost, idle actors may occupy the remaining slots.
         """

@@ -30,7 +30,7 @@ LEAST = 60.0
 
 @dataclass(frozen=True)
 class Silence:
-    """How long a trial has made no progress, in seconds, and whether its worker answers."""
+    """The seconds for which a trial has made no progress, and whether its worker answers."""
 
     seconds: float
     answers: bool
