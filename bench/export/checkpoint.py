@@ -24,7 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @torch.no_grad()
 def write_checkpoint(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path) -> list[str]:
-    """Writes a PEFT checkpoint and, if nobody else has it, the original model. Returns notes.
+    """Writes a PEFT checkpoint and, if it is not available elsewhere, the original model. Returns notes.
 
     Raises NotLowRank for an update without a form in peft.
     """

@@ -131,7 +131,7 @@ class Form(ABC):
 
     @abstractmethod
     def bare(self) -> nn.Module:
-        """Builds the original model's class with our classes, without weights."""
+        """Builds the original model's class without weights, for the task's classes."""
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Tensor]]:

@@ -292,7 +292,7 @@ def form_of(
 
 
 def _check_library(backbone: LoadedBackbone) -> None:
-    """Raises UserError for a transformers backbone that is none of its models or heads."""
+    """Raises UserError if a transformers kind's encoder or head is not of the class expected for export."""
     kind = KINDS.get(backbone.info.kind)
     if kind is None:
         return
