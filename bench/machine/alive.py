@@ -1,4 +1,4 @@
-"""Names of processes that tell others on the same machine whether the process is still alive."""
+"""Names of processes, by which others on the same machine can tell whether a process is still alive."""
 
 from __future__ import annotations
 

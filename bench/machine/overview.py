@@ -1,4 +1,4 @@
-"""Tables by which plans and results show themselves, in a notebook and at a prompt."""
+"""Tables that summarise plans and results, in a notebook and at the Python prompt."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from html import escape
 from bench.machine.visible import visible
 from methods.errors import cut
 
-#: Lines of a table, and letters of a text in it.
+#: The largest number of lines in a table, and of characters in a cell.
 MOST_LINES, MOST_LETTERS = 60, 80
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A table with a title and notes. Texts may be foreign: both forms escape them."""
+    """A table with a title and notes. Texts are untrusted, so both forms escape them."""
 
     title: str
-    #: By column, the texts of each line; all lines have the same columns.
+    #: The cells of each line by column. All lines have the same columns.
     lines: Sequence[Mapping[str, str]]
     notes: Sequence[str] = ()
-    #: Columns of text, whose cells begin at the left.
+    #: Columns of text, which are aligned to the left.
     texts: Sequence[str] = ()
 
     def text(self) -> str:
-        """The table in columns of one width each."""
+        """The table as plain text with aligned columns."""
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         aligned = [
@@ -55,7 +55,7 @@ class Overview:
         return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
 
     def _table(self) -> list[list[str]]:
-        """The heads, then the cells of the first lines."""
+        """The column heads, then the cells of the first `MOST_LINES` lines."""
         heads = list(self.lines[0]) if self.lines else []
         lines = self.lines[:MOST_LINES]
         return [heads, *([cut(_line(cell), MOST_LETTERS) for cell in line.values()] for line in lines)]
@@ -66,12 +66,12 @@ class Overview:
 
 
 def _line(text: str) -> str:
-    """A foreign text on one line."""
+    """An untrusted text, escaped and on one line."""
     return " ".join(visible(text).split())
 
 
 class ShowsOverview:
-    """Shows itself as its overview."""
+    """Base of objects that notebooks and the prompt show as an overview."""
 
     def overview(self) -> Overview:
         """The table that a notebook shows."""

@@ -1,4 +1,4 @@
-"""Escapes invisible characters in foreign text."""
+"""Escapes invisible characters in untrusted text."""
 
 from __future__ import annotations
 
