@@ -17,7 +17,7 @@ class _Correlation(Metric):
 
     kinds = ("regression",)
     bounds = (-1.0, 1.0)
-    #: The same as for Matthews' correlation.
+    #: As for Matthews' correlation, two points matter as much as a point of accuracy.
     point = 2.0
 
     def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
