@@ -27,7 +27,7 @@ REFERENCE_RANK = 4
 #: The centre for methods whose source states no rate, and for methods that train the backbone's weights.
 CENTRE, CENTRE_OF_WEIGHTS = 5e-3, 1e-4
 
-#: The largest learning rate of AdamW that makes sense: a step moves every number by about its rate.
+#: The largest learning rate of AdamW that makes sense: each step moves every parameter by about the rate.
 LARGEST_RATE = 1.0
 
 #: Decimals of an offset and of a rate's mantissa. Rounding makes rates and ids equal on every machine.
@@ -47,7 +47,7 @@ class RateWindow:
 
     centre: float
     decades: float
-    #: The head's learning rate. None without a head, or if only the head is trained, by the window's rates.
+    #: The head's learning rate. None without a head, or if only the head is trained, at the window's rates.
     head_lr: float | None
 
     def rate(self, offset: float) -> float:
@@ -64,7 +64,7 @@ def offsets(studies: Studies, study: int, setting: str) -> list[float]:
 
     The window is cut into as many equal strata as there are points. Each stratum has one uniformly drawn
     point, and the order of strata is shuffled. Each `setting` (a unique name of a task on a backbone) has its
-    own draws, so that means over settings average the luck of the draws as well.
+    own draws, so that means over settings also average over the draws.
     """
     # Among Python's draws, only `random` is guaranteed to give the same numbers in every version.
     draw = Random(f"study {study} of {setting}").random
@@ -98,7 +98,7 @@ class PlanCell:
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
     #: The method's overrides of the recipe, as text for its label.
     overrides: str = ""
-    #: The centre of the studies' learning rates in the method's row.
+    #: The centre of the studies' learning rates, as given in the method's row.
     centre: float | None = None
     #: The index of the method's row in the suite.
     number: int = 0

@@ -78,9 +78,9 @@ class ChoosingSection(Frozen):
 
 
 class Tuning(ChoosingSection):
-    """Equal tuning: the points that every method may try of its learning rates and scale.
+    """Equal tuning: every method tries the same number of points of its learning rates and scale.
 
-    A grid of None is not tuned.
+    An axis whose grid is None is not tuned.
     """
 
     #: The number of points that a method tries on every task, backbone and budget, each with every seed.

@@ -12,7 +12,7 @@ from bench.plan.choosing import AXES
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS, Grids, Setting, points
 
-#: The correlation of two axes from which on they count as confounded.
+#: The least correlation at which two axes count as confounded.
 TIED = 0.5
 
 #: The largest ratio between neighbouring rates, or products of rate and scale, without a warning. The

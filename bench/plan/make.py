@@ -183,7 +183,7 @@ def _data(pair: Pairing) -> dict[str, Any]:
 
 
 def _pairs(suite: Suite) -> list[Pairing]:
-    """Pairs every task with every backbone of its modality. Raises UserError for one without a partner."""
+    """Pairs every task with every backbone of its modality. Raises UserError for one that has no partner."""
     # Branches on a hub move, so resolve them here: then a trial names one commit wherever it runs.
     tasks = []
     for row in suite.tasks:
@@ -329,7 +329,7 @@ def _check_weights(method: Method, spec: BackboneSpec) -> None:
 
 
 def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
-    """Raises UserError for a fitted head on a model without one, and for fields of its training."""
+    """Raises UserError for a fitted head on a model without a head, or with settings of training."""
     if not method.fits_head:
         return
     if isinstance(pair.model_input, TextInput) and pair.model_input.answers_by_words:

@@ -20,7 +20,7 @@ from pydantic import (
 from methods import UserError
 from methods.validation import Frozen, Later, refuse_repeats
 
-#: The adapter's weight decay equals the head's. The only behaviour before the option existed.
+#: The adapter's weight decay equals the head's, as it always did before the option existed.
 AS_HEAD = "as weight_decay"
 
 #: Bounds against typing errors such as an extra zero.
@@ -124,7 +124,7 @@ class Recipe(Frozen):
         return self.weight_decay if decay == "as weight_decay" else decay
 
     def resolved(self, device: str, weights: str = "float32") -> Recipe:
-        """Replaces every default that depends on something by its value, as ids require.
+        """Replaces defaults that depend on other fields or the device by their values, as ids require.
 
         `weights` is the dtype of the backbone's weights. Raises UserError for a precision they do not
         support.

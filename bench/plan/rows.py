@@ -50,7 +50,7 @@ class Names(NamedTuple):
 
 
 class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
-    """A row of the tables, with more than is stored of it."""
+    """A row of the tables, with further fields that are not stored."""
 
     #: `method`, `backbone` and `task` without the suite's labels.
     own: Names
@@ -191,7 +191,7 @@ class Plan(ShowsOverview, Frozen):
 
     @property
     def counts(self) -> str:
-        """How many trials there are, in which seeds or studies."""
+        """The number of trials and their seeds or studies, in words."""
         final, tuning = self.of(None), self.of("tuning")
         if self.suite.studies:
             return f"{len(final.trials)} trials, {self.studies_label}"
@@ -225,7 +225,7 @@ class Plan(ShowsOverview, Frozen):
         return {trial.id: trial.recipe for trial in self.trials}
 
     def overview(self) -> Overview:
-        """Its rows with their sizes, rates and numbers of trials."""
+        """The plan's rows with their sizes, rates and numbers of trials."""
         final = self.of(None).rows
         missed = sum(row.within is False for row in final)
         return Overview(

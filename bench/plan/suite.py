@@ -51,7 +51,7 @@ def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
 
 
 def _way(tuning: Any) -> str:
-    """The discriminator tag of a tuning section: `Studies` if it has a field of theirs, else `Tuning`."""
+    """The discriminator tag of a tuning section: `Studies` if it has one of their fields, else `Tuning`."""
     described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
     return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
 
@@ -112,7 +112,8 @@ class Suite(Frozen):
     pilot: Pilot | None = None
     #: The search over ranks by `tensorbench search`, separately for each method, task, backbone and budget.
     search: Search | None = None
-    #: The sweep over ways to share a budget by `tensorbench search`, separately for each of the same.
+    #: The sweep over ways to share a budget by `tensorbench search`, separately for each method, task,
+    #: backbone and budget.
     allocation: Allocation | None = None
     #: The suite's file and its lock, if it came from files.
     _file: SourceFile | None = PrivateAttr(None)

@@ -129,7 +129,7 @@ class TaskRow(Frozen):
     split: Literal["fixed", "per_seed"] = "fixed"
     #: If given, a decoder without a head answers a prompt.
     verbalizer: Verbalizer | None = None
-    #: The data source of a hub task that replaces the task's own repository.
+    #: For a hub task: a data source that replaces the task's own repository.
     source: DataSource | None = None
     training: dict[str, Any] = {}
     #: The name in tables, plots and reports.
