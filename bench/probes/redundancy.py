@@ -2,10 +2,10 @@
 
 The updates of the attention projections form one fifth-order tensor, input × head size × head × projection ×
 layer, for any method. Its unfoldings are never built: their Gram matrices are computed from low-rank pairs.
-`output` has its heads on its input side, so its d-sized mode is its output. A key or value head shared by
-query heads occurs in the tensor once for each of them. As a component it is a head of its own site only, not
-part of a query head. Updates of the MLP have no heads and are not in the tensor, but they count as
-components.
+The output projection has its heads on its input side, so its mode of hidden size is its output. A key or
+value head shared by query heads occurs in the tensor once for each of these. As a component, it is a head of
+its own site only, not part of a query head. Updates of the MLP have no heads and are not in the tensor, but
+they count as components.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def heads_of(site: Site, geometry: Geometry) -> int:
 
 
 def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
-    """‖ΔW‖² of every site from the factors: (its heads,) for attention and (1,) for the MLP."""
+    """‖ΔW‖² of every site from the factors: (heads,) for attention and (1,) for the MLP."""
     norms = {}
     for site, (down, up) in adapter.factors().items():
         down, up = (factor.detach().double().cpu() for factor in (down, up))
@@ -208,7 +208,7 @@ class Plain(NamedTuple):
 class MergedBackbone:
     """A backbone with merged update, from which parts of the update can be removed temporarily.
 
-    A trained bias is removed with its site. No head has a part of it.
+    A trained bias belongs to its site and is not divided among heads.
     """
 
     geometry: Geometry
@@ -329,7 +329,7 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
 
 
 def draw(analyses: Sequence[Redundancy], file: Path) -> None:
-    """Plots the spectra side by side, with a panel per mode. Raises UserError if it cannot be written."""
+    """Plots the spectra in a panel per mode. Raises UserError if the file cannot be written."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
