@@ -12,7 +12,7 @@ from typing import Literal, Self
 WHOLE: Literal["Int64"] = "Int64"
 NUMBER: Literal["float64"] = "float64"
 
-#: How a table's cell summarises a measure over its finished seeds.
+#: The ways to summarise a measure over a cell's finished seeds.
 Summary = Literal["mean", "median", "max", "sum"]
 
 #: The value of `less` for measures of which smaller values are better.

@@ -12,8 +12,8 @@
 Experiments are numbered in the order of their names. A pack holds only runs that count: of trials, searches
 and allocations, and the suite's run with the plan.
 
-In version 1 every configuration and every file of predictions was an artifact. Now only those are that have
-no compact form, and the predictions of packs with adapters.
+In version 1 every configuration and every file of predictions was an artifact. Now only those without a
+compact form are artifacts, and the predictions in packs with adapters.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ always have one column per class: `logit_0`, … Labels and predictions have one
 example may have several classes.
 
 Packs hold predictions in a compact form if the answers determine the score (`Compact`). Files of this form
-have `classes`, the number of classes, and `log_probability`, that of the label, in place of the logits.
+have `classes`, the number of classes, and `log_probability`, the label's log-probability, in place of the
+logits.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Integers = NDArray[np.integer[Any]]
 LOG_PROBABILITY, CLASSES = "log_probability", "classes"
 COMPACT = ("example", "label", "prediction", CLASSES, LOG_PROBABILITY)
 
-#: Compact log-probabilities are whole numbers of this many nats, at least the lowest that 32 bits hold.
+#: Compact log-probabilities are whole multiples of `STEP` nats, and `LOWEST` is the smallest multiple.
 STEP, LOWEST = 1e-3, -(2**31)
 
 #: The most classes of compact predictions.
@@ -80,7 +81,7 @@ class Compact:
 
 
 def compact(content: bytes) -> Compact | None:
-    """The compact form of a file of predictions, which may have it already.
+    """The compact form of a file of predictions, which may be compact already.
 
     None if the file is unreadable, is not of one class per example, or has answers or log-probabilities that
     do not follow from finite logits.

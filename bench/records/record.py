@@ -11,7 +11,8 @@ from bench.records.measures import Measure
 from bench.records.text import message, storable
 from bench.records.words import PROVENANCE, YES, Artifact, By, Status, Tag
 
-#: Why a trial has no result. `lost` means that its worker died through no fault of the trial.
+#: The reasons why a trial may have no result. `lost` means that its worker died through no fault of the
+#: trial.
 Failure = Literal["diverged", "out of memory", "timeout", "error", "lost"]
 
 

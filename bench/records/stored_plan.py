@@ -131,7 +131,7 @@ TEXT_COLUMNS = ("task", "backbone", "budget", "method", "ranks")
 
 
 def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
-    """The columns of tables that tell what a row is and how large its adapter is."""
+    """The columns of tables that identify a row and give the size of its adapter."""
     return {
         "task": row.task,
         "backbone": row.backbone,
@@ -139,7 +139,7 @@ def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
         "method": row.method,
         "ranks": ranks or "–",
         "params": f"{row.parameters:,}" + (f" (peak {row.peak:,.0f})" if row.peak else ""),
-        # Rows of peft's results have none.
+        # Rows of peft's results have no such percentage.
         "% LoRA": "–" if row.percent_of_lora is None else f"{row.percent_of_lora:.2f}",
     }
 
@@ -198,7 +198,7 @@ class Forecast(ShowsOverview, Wired):
 
     @property
     def basis(self) -> str:
-        """What the time is of, and the memory and disk that are needed, in words."""
+        """The basis of the time, and the memory and disk that are needed, in words."""
         source = {
             "stored trials": "by stored trials of this suite",
             "operations": "by operations, at what this machine does of them now: no more than its order",

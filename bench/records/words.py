@@ -57,7 +57,7 @@ EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
 
 
 class PointState(StrEnum):
-    """How a search's point ended."""
+    """The ways in which a search's point can end."""
 
     COMPLETE = "COMPLETE"
     #: Pruned by the search's rule, or without a finite score.
