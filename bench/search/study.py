@@ -265,7 +265,7 @@ class RankSearch:
         return None
 
     def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> SampledPoint:
-        """An untried point: first the heuristic's, within the budget, then draws from a model of the others.
+        """An untried point: first the heuristic's within the budget, then draws from a model of tried points.
 
         Points are drawn on a copy of the study, so that repeated draws leave no trace in it.
         """
