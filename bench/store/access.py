@@ -20,7 +20,7 @@ from bench.store.source import Source
 from bench.tasks.description import Description
 from methods import UserError
 
-#: The entry that allows hub repositories, in place of a folder.
+#: The word that allows hub repositories, given in place of a folder.
 HUB = "hub"
 
 

@@ -41,7 +41,7 @@ def hashes(record: Record) -> dict[str, str]:
 
 
 def digest(name: Artifact, file: Path) -> str:
-    """The sha256 of an artifact, which is that of its values if a pack had them as compact predictions."""
+    """The SHA-256 of an artifact's file, or for compact predictions from a pack, of their values."""
     if name == Artifact.PREDICTIONS and (predictions := stored_compact(file.read_bytes())) is not None:
         return predictions.digest
     return sha256(file)

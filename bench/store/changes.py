@@ -133,7 +133,7 @@ def _stored(store: Source, record: Record) -> Trial | None:
 
 
 def _differences(stored: Trial, planned: Trial) -> dict[str, tuple[Any, Any]]:
-    """The fields of two ids' contents that differ, each with the stored and the planned value."""
+    """The fields of two trials that enter ids and differ, each with the stored and the planned value."""
     before, now = _fields(stored), _fields(planned)
     return {
         path: (before.get(path, _ABSENT), now.get(path, _ABSENT))

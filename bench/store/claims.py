@@ -171,7 +171,7 @@ class Claims:
         """
         attempt, driver = taken.get(trial, (0, ""))
         if driver == self.driver:
-            # Also if the store accepted the claim but its answer was lost.
+            # This is also the case if the store accepted the claim but its answer was lost.
             return True
         if driver in living:
             return False

@@ -363,7 +363,7 @@ def interrupted_start(engine: Engine) -> str:
 
 
 def _tables(engine: Engine) -> dict[str, bool]:
-    """Whether each table has rows, by table."""
+    """Whether each table has rows, by the table's name."""
     # Opening a SQLite file also rolls back uncommitted changes of a killed process.
     with engine.connect() as connection:
         return {

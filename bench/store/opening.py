@@ -26,9 +26,9 @@ def is_pack(name: str) -> bool:
 def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     """Opens experiments, given by name in the store at `uri` or by a pack's file.
 
-    A pack may contain several. Parts of one experiment are read as one. The store is opened only if needed.
-    Raises UserError for a missing experiment, a pack that is refused (`bench.store.pack.reading.open_pack`),
-    and parts that contradict each other.
+    A pack may contain several experiments. Parts of one experiment are read as one. The store is opened only
+    if needed. Raises UserError for a missing experiment, a pack that is refused
+    (`bench.store.pack.reading.open_pack`), and parts that contradict each other.
     """
     opened = (
         open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]

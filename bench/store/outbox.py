@@ -29,7 +29,7 @@ from methods import UserError
 #: The name of the folder for records that the store refused.
 REFUSED = "refused"
 
-#: The file with a record's content, and that of an earlier version.
+#: The file with a record's content, and its name in an earlier version.
 RECORD, LETTER = "record.json", "letter.json"
 
 #: Matches complete records. Those being written or removed begin with a dot.

@@ -14,7 +14,7 @@ from bench.records.words import PROVENANCE, Tag
 STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN}
 _KNOWN = {str(tag) for tag in Tag} - STAYS
 
-#: A path in a text, from a root, a home or a drive. A URL such as `https://…` is none.
+#: A path in a text, from a root, a home or a drive. A URL such as `https://…` does not count.
 _PATH = re.compile(
     r"(?:(?<![\w/:.~-])|(?<=file:)|(?<=file://))(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:;,()]+[/\\])+"
 )

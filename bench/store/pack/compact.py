@@ -1,4 +1,4 @@
-"""Tables of what the trials of an experiment share: lines of configurations, and the examples of splits."""
+"""Tables of data shared by an experiment's trials: lines of configurations, and the examples of splits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Shared:
 
     def __init__(self) -> None:
         self._configs: dict[str, list[str]] = {}
-        #: Every line of a configuration by itself, so that equal ones are in memory once.
+        #: Every line of a configuration, with itself as the key, so that equal lines are in memory once.
         self._lines: dict[str, str] = {}
         #: The number of each split and its first predictions, by classes, ids and labels.
         self._splits: dict[tuple[int, bytes, bytes], tuple[int, Compact]] = {}
@@ -107,7 +107,7 @@ def _answers_suffice(metric: str) -> bool:
 
 
 class Configs:
-    """The configurations of a pack's trials. Raises ValueError for a table that lacks something."""
+    """The configurations of a pack's trials. Raises ValueError for an incomplete table."""
 
     def __init__(self, table: pa.Table, runs: Collection[str]) -> None:
         _refuse_missing(table)
@@ -134,7 +134,7 @@ class Configs:
 class CompactPredictions:
     """The compact predictions of a pack's trials.
 
-    Raises ValueError for tables that lack something, and for predictions that do not fit their splits.
+    Raises ValueError for incomplete tables, and for predictions that do not fit their splits.
     """
 
     def __init__(self, table: pa.Table, splits: pa.Table, runs: Collection[str]) -> None:

@@ -129,7 +129,7 @@ class _Reader:
         return fields, self._place
 
     def _fields(self) -> Iterator[tuple[int, int]]:
-        """Yields the number and type of each field of a struct. The caller must read it before the next."""
+        """Yields the number and type of each field of a struct. The caller must read each before the next."""
         number = 0
         while (head := self._byte()) & 15 != _STOP:
             kind, step = head & 15, head >> 4
