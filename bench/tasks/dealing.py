@@ -17,7 +17,7 @@ from methods.errors import UserError
 
 
 def normalise_text(text: str) -> str:
-    """Removes case, punctuation and differences of spaces and Unicode form, by the first rules.
+    """Version 1 of the rules: removes case, punctuation and differences of spaces and Unicode form.
 
     These rules also drop emoji and the vowel signs of many scripts.
     """
@@ -27,7 +27,7 @@ def normalise_text(text: str) -> str:
 
 
 class _Replacements(dict[int, str]):
-    """Translation table that keeps letters, numbers, marks and symbols; others become spaces."""
+    """Translation table that keeps letters, numbers, marks and symbols; other characters become spaces."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -41,7 +41,7 @@ _REPLACEMENTS = _Replacements()
 
 
 def normalise_text_2(text: str) -> str:
-    """Like `normalise_text`, by the second rules, which keep vowel signs, emoji and signs such as +."""
+    """Version 2 of the rules: like version 1, but keeps vowel signs, emoji and signs such as +."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(folded.translate(_REPLACEMENTS).split()) or folded.strip()
 
@@ -115,12 +115,12 @@ def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
 #: The number of equal parts into which sorted regression targets are cut, to be dealt like classes.
 PARTS = 10
 
-#: The least number of examples in such a part, by the second rules.
+#: The least number of examples in such a part, in version 2 of the rules.
 LEAST = 20
 
 
 def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
-    """The strata of each example, which a deal distributes evenly: its classes, or its part of targets.
+    """The strata of each example, which a deal distributes evenly: its classes, or its range of targets.
 
     Examples without any class form a stratum.
     """

@@ -33,7 +33,7 @@ _Words = Annotated[str, Field(min_length=1)]
 
 
 class Description(Frozen):
-    """Data of the user's own. Exactly one of the fields in `FORMATS` gives the location of the data."""
+    """A user's own data. Exactly one of the fields in `FORMATS` gives the location of the data."""
 
     #: Comma-separated values with a line of column names, in UTF-8; `.tsv` files are separated by tabs.
     csv: Files | None = None
@@ -79,7 +79,7 @@ class Description(Frozen):
     group: _Words | None = None
     #: The column with the official split of each row.
     split_by: _Words | None = None
-    #: Further names of official splits, beyond `SPLIT_WORDS`: the data's name, then ours.
+    #: Further names of official splits, beyond `SPLIT_WORDS`: a mapping of the data's names to ours.
     splits: dict[str, SplitName] | None = None
     #: Percentages of train, validation and test, or of train and validation if the test split is official.
     fractions: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
@@ -210,7 +210,7 @@ class Description(Frozen):
         return self.model_copy(update={self.format: absolute(source)})
 
     def official(self, word: Any) -> SplitName | None:
-        """The split that a word in the data means. None if it means none."""
+        """The split that a word in the data names. None if it names none."""
         words = {name.casefold(): split for name, split in (self.splits or SPLIT_WORDS).items()}
         return words.get(str(word).strip().casefold())
 

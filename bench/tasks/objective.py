@@ -88,7 +88,7 @@ class Objective:
         return self.score_of(predictions, np.asarray(self.targets(labels)))
 
     def score_of(self, predictions: NDArray[Any], targets: NDArray[Any]) -> float:
-        """The metric of what it reads and of stored labels. Raises UserError if it is undefined for them."""
+        """The metric of stored labels and predictions (answers or outputs). Raises UserError if undefined."""
         with METRICS.blaming(self.metric.name):
             return float(self.metric.score(targets, predictions))
 

@@ -80,7 +80,7 @@ def _opened() -> Any:
 
 TEXTS: dict[TextName, PlainText] = {
     "newspapers": PlainText(32, 128, f"sha256:{ASSETS['vader-sentiment'].sha256}", editorials),
-    # The numbers of peft's comparison of methods.
+    # These numbers are those of peft's comparison of methods.
     "finewiki": PlainText(100, 768, f"hub:{REPOSITORY}@{REVISION}/{FILE}", articles),
 }
 

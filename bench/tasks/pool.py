@@ -1,4 +1,4 @@
-"""The examples of a task to be dealt into splits, computed once and cached, for plans as well."""
+"""A task's examples, ready to be dealt into splits. Computed once and cached, for plans as well."""
 
 from __future__ import annotations
 

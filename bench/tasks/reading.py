@@ -50,7 +50,7 @@ def read_examples(task: Task) -> Examples:
 
 
 def read_texts(task: Task, examples: Examples) -> Iterator[Any]:
-    """Yields the texts or pairs of texts. Raises UserError if one is not of the first one's type."""
+    """Yields the texts or pairs of texts. Raises UserError unless all have the type of the first."""
     paired = isinstance(examples.inputs[0], tuple) and task.target != "generation"
     accepted = "texts are all strings, or all tuples of two strings"
     with TASKS.blaming(task.name):

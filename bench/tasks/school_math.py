@@ -37,7 +37,7 @@ class Gsm8k(HubTexts):
     label = "answer"
     target = "generation"
     metric = "exact_match"
-    #: 2: text after empty lines counts, and fractions are read as in peft.
+    #: Version 2: text after empty lines counts, and fractions are read as in peft.
     version = 2
     answer_after = PHRASES
     new_tokens = 300
@@ -66,7 +66,7 @@ class MetaMath(HubTexts):
     label = "response"
     target = "generation"
     metric = "exact_match"
-    #: 2: text after empty lines counts, and fractions are read as in peft.
+    #: Version 2: text after empty lines counts, and fractions are read as in peft.
     version = 2
     answer_after = PHRASES
     loss_on = "all"

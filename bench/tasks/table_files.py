@@ -165,7 +165,7 @@ def _object(file: Path, number: int, text: str) -> dict[str, Any]:
 def _check_kinds(
     file: Path, name: str, values: Iterable[tuple[int, Any]], expected: type | None = None
 ) -> None:
-    """Raises UserError naming the line for a value that is not `expected`, or not of the first's type."""
+    """Raises UserError naming the line of a value that is not of type `expected` (default: the first's)."""
     for line, value in values:
         if value is None:
             continue

@@ -117,12 +117,12 @@ class Task(ABC):
     Splitting, subsets, tokenising, resizing and caching are shared.
 
     `metric` is the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
-    classes); plug-ins add some in `tensorbench.metrics`. `target` is "single label", "multi-label",
-    "regression" (no classes) or "generation" (a decoder writes an answer to each input, a prompt).
-    Increment `version` when `examples`, `fractions` or the label rule change: with `data_hash` it identifies
-    the prepared data and enters every trial's id. `fractions` are the percentages of train, validation and
-    test, or of train and validation if the test split is official. `sizes` are the sizes of the splits, if
-    they can be stated before anything is downloaded.
+    classes); plug-ins add more in `tensorbench.metrics`. `target` is "single label", "multi-label",
+    "regression" (no classes) or "generation" (a decoder writes an answer to each input, a prompt). Increment
+    `version` when `examples`, `fractions` or the label rule change: with `data_hash` it identifies the
+    prepared data and enters every trial's id. `fractions` are the percentages of train, validation and test,
+    or of train and validation if the test split is official. `sizes` are the sizes of the splits, if they can
+    be stated before anything is downloaded.
     """
 
     name: str

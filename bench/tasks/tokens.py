@@ -63,7 +63,7 @@ def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Se
     They are `tokens`, end to end, with their `lengths`; `prompts`, the number of tokens in each prompt;
     `cut`, whether an example exceeded `max_tokens`; and `answer_bytes` with `answer_sizes`, the correct
     answers in UTF-8. A prompt that leaves no room is cut from the left, an answer from the right. Raises
-    UserError if the tokenizer has no end token, and for a `max_tokens` without room.
+    UserError if the tokenizer has no end token, and if `max_tokens` leaves no room.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the backbone's tokenizer has no token that ends a text, with which answers end")
