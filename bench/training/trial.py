@@ -54,7 +54,8 @@ class Outcome:
 class Resources:
     """The backbone and the data set that a worker keeps between trials.
 
-    A trial that needs others replaces them, so that its peak memory contains no others.
+    A trial with another backbone or data set replaces the kept one, so that its peak memory includes only its
+    own.
     """
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
@@ -321,7 +322,7 @@ def _inference(
 
 
 def _of_data(model_input: ModelInput, data: PreparedData) -> Measures:
-    """Sizes of the splits, the number of truncated prompts, and scale and guessing loss of the targets."""
+    """Sizes of the splits, the number of truncated prompts, the targets' scale, and the loss of guessing."""
     splits = (data.train, data.validation, data.test)
     measures = SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated).measures
     measures[Measure.GUESSING_LOSS] = data.objective.guessing_loss(data.validation.labels.cpu())
