@@ -63,7 +63,7 @@ def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataF
     """Compares the number of stored examples with the split's, and reports repeated examples."""
     if (size := split_size(trial)) is not None:
         findings.compare("examples of the split", len(table), size)
-    # Earlier versions did not count them.
+    # Earlier versions did not store the number of scored examples.
     measure = Measure.TEST_EXAMPLES if trial.evaluate == "test" else Measure.VALIDATION_EXAMPLES
     if (counted := record.measure(measure)) is not None:
         findings.compare(f"{measure} by the predictions", counted, float(len(table)))
@@ -91,7 +91,7 @@ class Splits:
         self._stored[split].append((findings, hashlib.sha256(content.tobytes()).hexdigest()))
 
     def compare(self) -> None:
-        """Reports trials whose examples or labels differ from the majority's. Without one, reports all."""
+        """Reports trials whose examples or labels differ from the majority's, or all without a majority."""
         for stored in self._stored.values():
             counts = Counter(digest for _, digest in stored).most_common()
             tied = len(counts) > 1 and counts[0][1] == counts[1][1]

@@ -23,7 +23,8 @@ from methods.validation import explained
 def examine_plan(source: Source, labels: Labels, access: Access | None = None) -> Examined:
     """Checks the ids of a plan's trials, and its rows against the trials.
 
-    `labels` are those of its suite. `access` tells what may be opened for it. None allows everything.
+    `labels` are those of its suite. `access` tells which files and repositories may be opened. None allows
+    all.
     """
     findings = Examined(source.name)
     try:
@@ -119,7 +120,7 @@ def _check_names(
         method = method.model_copy(update={"scale": scale})
     own = method.label
     if (note := row.method.removeprefix(f"{own} [")) != row.method:
-        # The recipe fields that the suite overrides for it.
+        # The recipe fields that the suite overrides for this row.
         recipe = trial.recipe.model_dump()
         keys = (key for key in re.findall(r"(\w+)=", note) if key in recipe)
         own += f" [{', '.join(f'{key}={_as_written(recipe[key])}' for key in keys)}]"

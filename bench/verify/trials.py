@@ -148,9 +148,9 @@ def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
 
 
 def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved | None:
-    """Method and backbone of a trial. None if this machine lacks them or has other ones.
+    """Method and backbone of a trial. None if this machine lacks them or has different ones.
 
-    `access` tells what may be opened. None allows everything.
+    `access` tells which files and repositories may be opened. None allows all.
     """
     try:
         backbone = trial.backbone if access is None else access.backbone(trial.backbone)
@@ -325,11 +325,11 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.Da
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What the stored outputs of a trial give."""
+    """Score, loss and answers recomputed from a trial's stored outputs."""
 
     score: float
     loss: float
-    #: The number of answers that the outputs do not give.
+    #: The number of stored answers that differ from the recomputed ones.
     wrong: int
     #: The largest difference between this loss and that of unrounded outputs.
     rounding: float = 0.0
