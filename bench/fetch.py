@@ -25,7 +25,7 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
     """Locks the hub repositories of a suite, then loads every backbone and prepares every data set.
 
     Repositories in the lock stay at their commit, unless `update`. Returns the lock's path, or None if the
-    suite uses no hub. Raises UserError for everything that is unavailable, or differs from the lock.
+    suite uses no hub. Raises UserError listing everything that is unavailable or differs from the lock.
     """
     suite, lock_file = load_suite(path, locked=False), lock_path(path)
     old = read_lock(lock_file) if lock_file.exists() and not update else Lock()

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from bench.records.record import Record
     from bench.store.store import Store
 
-#: To measure the machine's speed: the width of a square weight, the number of positions, and of repetitions.
+#: For measuring the machine's speed: the width of a square weight, the number of positions, and the number of
+#: repetitions.
 WIDTH, POSITIONS, ROUNDS = 768, 1024, 3
 
 
@@ -62,9 +63,8 @@ def make_forecast(
 ) -> Forecast:
     """Estimates the costs of a plan and of its suite's search and allocation. Starts nothing.
 
-    Seconds are those of stored trials with the same method, backbone and task. Otherwise they are
-    proportional to the operations, at the speed of the suite's stored trials or, without any, of this
-    machine.
+    Times are those of stored trials with the same method, backbone and task. Otherwise they are proportional
+    to the number of operations, at the speed of the suite's stored trials or, without any, of this machine.
     """
     opened, notes = _opened(store, plan.suite.name)
     records: list[Record] = []
@@ -237,7 +237,7 @@ def _jobs(cell: PlanCell, trials: list[Trial], *, resolved: bool = False) -> Ite
 def _seconds_per_operation(device: str) -> float:
     """Seconds per frozen weight and position, forward and backward, measured with a matrix product.
 
-    Real trials take longer: they also validate and move data, and layers are more than their weights.
+    Real trials take longer: they also validate and move data, and layers do more than multiply by weights.
     """
     import torch
 

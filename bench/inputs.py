@@ -60,9 +60,9 @@ class Prompt:
     def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
         """The token ids of each class's words.
 
-        These are the tokens after the prompt's end, since many tokenizers begin a text with a space. If the
-        two would share a token, they are those of the words alone. Raises UserError for words without tokens,
-        with unknown tokens, and with equal tokens.
+        Words are tokenised after the prompt's end, since many tokenizers begin a text with a space. If prompt
+        and words would share a token, the words are tokenised alone. Raises UserError for words without
+        tokens, with unknown tokens, and with equal tokens.
         """
         # A letter replaces the text, since nothing else may precede the words.
         before = "a" + self.end
@@ -98,9 +98,10 @@ class Writing:
 class TextInput:
     """Text as token ids.
 
-    `tokenizer_hash` identifies the tokenizer's files and is empty without any. `blaming` is the context for
-    errors of `load_tokenizer` and of the tokenizer. `decodes`: whether the backbone is a language model. With
-    a `prompt` it answers by class words; with `writing` it writes its answers.
+    `tokenizer_hash` identifies the tokenizer's files and is empty without a tokenizer. `blaming` makes a
+    context in which errors of loading or using the tokenizer name their source. `decodes`: whether the
+    backbone is a language model. With a `prompt` it answers by class words; with `writing` it writes its
+    answers.
     """
 
     tokenizer_hash: str

@@ -37,7 +37,7 @@ class Power:
 
     budget: str
     metric: str
-    #: The single task of its settings if scores have that task's unit. Otherwise empty.
+    #: The task, if scores have its unit. Otherwise empty.
     task: str
     design: Design
     #: Whether the noise comes from stored runs. Otherwise it is assumed.
@@ -51,7 +51,7 @@ class Power:
 
     @property
     def share(self) -> bool:
-        """Whether noise and differences are relative to a score in units, whose size is unknown."""
+        """Whether noise and differences are shares of a score that has a unit and an unknown size."""
         return METRICS.get(self.metric).in_units and not self.stored
 
     @property
@@ -91,7 +91,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     noise includes seeds and, by `DISAGREEMENT`, test examples, but neither collapsed runs nor chance in
     tuning.
 
-    A suite with studies has designs for its score after as many trials as a study has points.
+    For a suite with studies, scores are those after k trials, where k is the number of points in a study.
 
     Raises UserError for fewer studies than intervals need, for an invalid threshold, and for a threshold in
     units with assumed noise, which is relative to the score.
@@ -193,7 +193,7 @@ def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
     """A design of the planned size with the noise of a stored design.
 
-    Settings that the stored design lacks have the mean spread of its settings.
+    If the numbers of settings differ, every setting gets the mean spread of the stored ones.
     """
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings

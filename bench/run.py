@@ -97,7 +97,7 @@ class SuiteRun(ShowsOverview):
         return self.summary.complete
 
     def overview(self) -> Overview:
-        """The scores of its rows, and what the terminal says beside them."""
+        """The scores of the rows, with the same notes as at the terminal."""
         return self.summary.overview(self.plan.suite.name)
 
 
