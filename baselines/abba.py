@@ -15,7 +15,7 @@ from methods.lowrank import Contracted, LowRankMethod, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Power steps of the randomised SVD as in the reference code, and extra directions as in scikit-learn. The
+#: Power steps of the randomised SVD (reference code), and its seed. scikit-learn also oversamples. The
 #: reference code neither oversamples nor seeds the decomposition, so its results vary between runs.
 ITERATIONS, SVD_SEED = 10, 42
 
@@ -27,7 +27,7 @@ class HadamardMethod(OneRank, Targeted, LowRankMethod):
     B₂, and the rows of its down factor likewise. No dense update is built.
     """
 
-    #: The divisor of `scale`.
+    #: Whether `scale` is divided by the rank.
     divided_by_rank: ClassVar[bool]
 
     def count_at(self, geometry: Geometry, rank: int) -> int:

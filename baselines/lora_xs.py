@@ -16,7 +16,7 @@ from methods.lowrank import Contracted, LowRankMethod, Matrix, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Power steps of the randomised SVD (reference code).
+#: Power steps and seed of the randomised SVD (reference code).
 ITERATIONS, SVD_SEED = 10, 42
 #: Standard deviation of the trained matrices at the start (reference code).
 START_STD = 1e-5

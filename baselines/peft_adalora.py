@@ -36,7 +36,7 @@ class AdaLoRAAdapter(PeftAdapter):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         for layer in self._adapted.values():
-            # The divisor of the update, which peft turns into a trained parameter when it casts it.
+            # peft turns the divisor of the update into a trained parameter when casting it.
             layer.ranknum[NAME].requires_grad_(False)  # type: ignore[index]
         self._parameters = self._trained()
 

@@ -214,7 +214,7 @@ def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int
         except (NotImplementedError, RuntimeError):
             # A few types read values while they are built; the meta device has none.
             tuner = inject(Skeleton(geometry), config)
-    except Exception as error:  # whatever peft raises, the configuration is what the user can mend
+    except Exception as error:  # Whatever peft raises, the user can only fix the configuration.
         raise UserError(
             f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}"
         ) from error

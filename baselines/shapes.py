@@ -8,7 +8,7 @@ from typing import NamedTuple
 from methods.errors import UserError
 from methods.trains import balanced, factorisations
 
-#: The reference's modes of a (width, size) matrix, by width and size, as far as their product is right.
+#: The reference's modes of a (width, size) matrix, by width and size, without those of a wrong product.
 LORETTA: dict[int, dict[int, tuple[int, ...]]] = {
     5: {768: (5, 8, 12, 8), 1024: (4, 8, 5, 8, 4), 4096: (16, 16, 5, 4, 4)},
     8: {768: (8, 8, 12, 8), 1024: (4, 8, 8, 8, 4), 4096: (16, 16, 8, 4, 4)},
@@ -42,7 +42,7 @@ TT_LORA: dict[tuple[int, int], Modes] = {
     (4096, 4096): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 4, 16)),
     (4096, 1024): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 16)),
 }
-#: The largest number of modes per side for sizes not in the table, and the size from which it is one more.
+#: The largest number of modes per side for sizes not in the table, and the size from which one more counts.
 TT_LORA_MODES, TT_LORA_LARGE = 3, 2048
 
 
@@ -112,7 +112,7 @@ def quanta_axes(size: int) -> list[tuple[int, ...]]:
 def equal_axes(label: str, axis: int, size: int) -> tuple[int, ...]:
     """The fewest equal axes of size `axis` whose product is at least `size`.
 
-    Raises UserError, beginning with `label`, if no number of them fits.
+    Raises UserError, beginning with `label`, if no number of such axes fits.
     """
     if not 1 < axis < size:
         raise UserError(f"{label}: axes of {axis} cannot make up {size}; accepted is 2 to {size - 1}")

@@ -15,7 +15,7 @@ from methods.backbone import Backbone, Site
 from methods.errors import RoundedMerge, UserError
 from methods.quantised import QuantisedLinear
 
-#: The submodule of a backbone's module for trained parameters that belong to none of its layers.
+#: The name of the submodule that holds trained parameters outside the backbone's layers.
 REGISTERED = "adapter"
 
 
@@ -148,7 +148,7 @@ class Adapter(ABC):
 
     @contextmanager
     def part(self, start: int, stop: int, total: int) -> Iterator[None]:
-        """Context for a forward of the examples `start` to `stop` of a batch of `total` examples, in order.
+        """Context for one part of a batch: examples `start` to `stop` of `total`, with parts run in order.
 
         An adapter with its own dropout then drops the same entries as in a forward of the full batch.
         """
@@ -163,9 +163,9 @@ class Adapter(ABC):
     def merge(self) -> None:
         """Adds the update to the backbone's weights and takes the adapter's layers out of the forward.
 
-        The original tensors are kept, so that `unmerge` restores them bit for bit. Weights below float32 take
-        the sum rounded once, and a `RoundedMerge` warning states the rounding error. Raises UserError for
-        quantised weights: the rounding of the sum would change outputs by more than most updates do.
+        The original tensors are kept, so that `unmerge` restores them bit for bit. In weights below float32
+        the sum is rounded once, and a `RoundedMerge` warning states the error. Raises UserError for quantised
+        weights: rounding the sum would change outputs by more than most updates do.
         """
         if self.merged:
             return
@@ -287,7 +287,7 @@ class PartlyFrozen(nn.Module):
     """A module with trained parameters, and with frozen tensors as its own buffers.
 
     A stored adapter holds the persistent buffers; `remake` recomputes the other buffers from them. Buffers of
-    submodules do not count, because tensorly-torch keeps CP weights of one in a buffer.
+    submodules do not count, because tensorly-torch keeps CP weights, all one, in a buffer.
     """
 
     def remake(self) -> None:
@@ -325,7 +325,7 @@ class PartlyFrozen(nn.Module):
     def begin_at(self, start: Iterable[Tensor], *, persistent: bool) -> nn.ParameterList:
         """Returns parameters that start at the tensors in `start`, and keeps these as frozen buffers.
 
-        The buffers are persistent or not, as told. `remake` may fill them before the parameters copy them.
+        `persistent` is torch's, for these buffers. `remake` may fill them before the parameters copy them.
         """
         for index, tensor in enumerate(start):
             self.register_buffer(f"start{index}", tensor, persistent=persistent)

@@ -92,11 +92,11 @@ class Geometry:
         return self.having(GATED_PROJECTIONS)
 
     def having(self, projections: Iterable[str]) -> tuple[str, ...]:
-        """Drops the projections that such a layer lacks: `gate` without a gated MLP."""
+        """Returns the projections without those that the layers lack: `gate` without a gated MLP."""
         return tuple(name for name in projections if self.gated or name != "gate")
 
     def sites(self, projections: Iterable[str]) -> list[Site]:
-        """The sites of the given projections, as far as the layers have them, layer by layer."""
+        """The sites of those of the given projections that the layers have, layer by layer."""
         return [Site(layer, name) for layer, name in product(range(self.layers), self.having(projections))]
 
     def shape(self, projection: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from methods.skeleton import SkeletonBackbone
 
 
 class Capability(StrEnum):
-    """A capability, by the word under which it is stored and shown."""
+    """A capability. Its value is the text under which it is stored and shown."""
 
     #: `merge` adds the update to the backbone's weights without changing outputs, so that inference costs no
     #: more than without the method.

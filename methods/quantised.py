@@ -115,7 +115,7 @@ def check_library() -> None:
 
 def _functional() -> Any:
     check_library()
-    # On processors with bf16 bitsandbytes warns of a kernel from a hub, which is not used here.
+    # On processors with bf16 bitsandbytes warns about a kernel from the hub, which is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes.functional
 

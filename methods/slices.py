@@ -30,7 +30,7 @@ class Slices:
 
     @classmethod
     def of(cls, projections: Iterable[str], geometry: Geometry) -> Slices:
-        """The slices of the given projections, as far as the geometry has them."""
+        """The slices of those of the given projections that the geometry has."""
         return cls(geometry.having(projections), geometry)
 
     @property

@@ -59,7 +59,7 @@ class TensLoRA(CutMethod):
     #: The start of the parts that do not start at zero (see `methods.factorizations.fill`).
     init: Init = "orthogonal"
     #: Whether each tensor has its own random start, or all have the same one, as in the reference code, which
-    #: seeds before each tensor.
+    #: sets the same seed before each tensor.
     starts: Annotated[Literal["independent", "identical"], Later()] = "independent"
 
     @classmethod

@@ -118,7 +118,7 @@ def tt_svd(tensor: Tensor, modes: Sequence[int], rank: int) -> list[Tensor]:
 
 
 class TrainsOfSites(OneRank, Targeted):
-    """A method whose updates are tensor trains, alike in all layers. All inner ranks are `rank`."""
+    """A method whose updates are tensor trains of equal shapes in all layers. All inner ranks are `rank`."""
 
     @abstractmethod
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:

@@ -118,7 +118,7 @@ def earlier(model: type[BaseModel]) -> dict[str, Any]:
 def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
     """Drops the named fields that are None from a serialised configuration.
 
-    These fields are newer than stored plans, with which the result is compared.
+    The result is compared with stored plans that are older than these fields.
     """
     return {key: value for key, value in written.items() if value is not None or key not in names}
 
@@ -204,7 +204,7 @@ def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 
 def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """The fields accepted at the end of the path `loc`. Empty if annotations do not tell."""
+    """The fields accepted at the end of the path `loc`. Empty if the annotations do not show them."""
     inner = [model]
     for part in loc[:-1]:
         if isinstance(part, int):

@@ -269,7 +269,7 @@ class _OrthogonalTucker:
     def __init__(self, tensor: TuckerTensor) -> None:
         self.tensor = tensor
         self.core = tensor.core.detach().double()
-        #: For every factor: an orthonormal basis (n, q), the factor in it (q, r), and its columns' mean size.
+        #: For every factor: an orthonormal basis (n, q), the factor in it (q, r), and its columns' RMS norm.
         self.bases, self.inside, self.sizes = [], [], []
         for mode, parameter in enumerate(tensor.factors):
             factor = parameter.detach().double()
@@ -354,7 +354,7 @@ class _OrthogonalTrain:
         self.values = reversed_values[::-1]
 
     def cut(self, ranks: Ranks) -> list[CutParameter]:
-        """Truncates the bonds. The first core carries the size of the tensor; the others keep their own."""
+        """Truncates the bonds. The first core absorbs the tensor's norm; the others keep their size."""
         changes: list[CutParameter] = []
         carried = after = self.rests[0].new_ones(1, 1)
         for index in range(len(self.cores) - 1, 0, -1):
@@ -457,7 +457,7 @@ def _times(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 
 def _size(tensor: Tensor, vectors: int) -> float:
-    """The root mean square norm of the given number of vectors that form a tensor. 1 if all are zero."""
+    """The root mean square of the norms of a tensor's `vectors` vectors. 1 if all are zero."""
     return float(tensor.norm()) / math.sqrt(vectors) or 1.0
 
 

@@ -110,7 +110,7 @@ class Masks:
     def _recomputed(self) -> _Forward:
         node = current_node()
         candidates = [forward for forward in self._open if forward.start <= node < forward.end]
-        # If a whole backbone is recomputed, one checkpoint may enclose several forwards of it.
+        # If a whole backbone is recomputed, one checkpoint may enclose several of its forwards.
         if len(candidates) != 1 or (self._running is not None and len(self._open) > 1):
             raise RuntimeError(
                 "an adapter with dropout cannot tell which forward a backward computes again; "

@@ -41,7 +41,7 @@ class LowRankMethod(Method):
 
     @property
     def revisions(self) -> int:
-        """One more with dropout, which once drew from the backbone's stream."""
+        """One more with dropout, because dropout once drew from the backbone's stream."""
         return super().revisions + (self.dropout > 0)
 
     @abstractmethod
