@@ -66,7 +66,7 @@ class StoredAblation:
     components: list[ComponentWorth] = field(default_factory=list)
 
     def levels(self, most: int) -> list[tuple[str, list[ComponentWorth]]]:
-        """The first components, with a heading for each way to divide the update."""
+        """The first `most` components, grouped under a heading for each way to divide the update."""
 
         def heading(component: ComponentWorth) -> str:
             return f"Each {' and '.join(cut)}" if (cut := component.singled) else "The whole update"

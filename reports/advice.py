@@ -31,10 +31,10 @@ class RateAdvice:
     backbone: str
     #: The rate with the lowest smoothed validation loss.
     start: float
-    #: The rates about the best whose smoothed score is within a point of it; no trial between them failed.
+    #: The range of rates around the best whose smoothed score is within a point of it, without failed trials.
     low: float
     high: float
-    #: Whether no tried rate is lower, or higher: such rates may be as good.
+    #: Whether the range ends at the lowest, or highest, tried rate: rates beyond it may be as good.
     is_lowest: bool
     is_highest: bool
     #: The share of all trials that succeeded at rates within a point of the best.
@@ -44,7 +44,7 @@ class RateAdvice:
 
     @property
     def range(self) -> str:
-        """The range in words, marked where it ends with the tried rates."""
+        """The range as text, with a mark at each end where rates beyond it were not tried."""
         below, above = "≤ " * self.is_lowest, "≥ " * self.is_highest
         return f"{below}{self.low:.2g} to {above}{self.high:.2g}"
 
@@ -79,7 +79,7 @@ def rate_advice(analysis: StudyAnalysis) -> Iterator[RateAdvice]:
 def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
     """The advice of all studies in these stores and packs.
 
-    Raises UserError for a place that cannot be read, and if no study is complete in any.
+    Raises UserError for a place that cannot be read, and if none has a complete study.
     """
     advice: list[RateAdvice] = []
     for source in _sources(places):

@@ -57,7 +57,7 @@ class Block:
     left_out: Mapping[str, str]
     #: The method that replaces LoRA as the reference. Empty for LoRA.
     named_reference: str = ""
-    #: The number of references over whose blocks intervals are simultaneous.
+    #: The number of references. Intervals are simultaneous over the blocks of all of them.
     families: int = 1
     #: The reference. None if there is none, with the reason in `no_reference`.
     reference: Reference | None = None

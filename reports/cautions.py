@@ -168,7 +168,7 @@ def failed_references(
 
 
 def reference_failures(analysis: Analysis) -> list[str]:
-    """Sentences about failed references in all blocks, and best mean differences without their tasks."""
+    """Sentences about failed references, and the best mean differences without the tasks they failed on."""
     study = analysis.study
     used = [number for block in analysis.blocks if block.reference for number in block.reference.cells]
     references = [study.all_cells[number] for number in dict.fromkeys(used)]

@@ -101,11 +101,11 @@ class AgainstReference:
 def find_reference(
     study: Study, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe], named: str = ""
 ) -> tuple[Reference | None, list[str]]:
-    """LoRA with the recipes of these cells on their settings, or a note why there is none.
+    """LoRA with the recipes of these cells on their settings, or a note that says why there is none.
 
-    The budget's own LoRA comes first, then that of the first budget that has one. Variants of LoRA are used
-    only if no plain LoRA is available: at this budget, or at any budget if it has no LoRA at all and for
-    methods of fixed size. `named` replaces LoRA by the method with that name.
+    The budget's own LoRA comes first, plain before variants. A budget without any LoRA, and methods of fixed
+    size, take a plain LoRA of the first budget that has one, and a variant only if no budget has a plain one.
+    `named` replaces LoRA by the method with that name.
     """
     recipe = {cell.setting: of_cells[cell.number] for cell in cells}
     lora = [cell for cell in study.all_cells if (cell.method == named if named else cell.family == REFERENCE)]

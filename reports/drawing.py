@@ -162,8 +162,8 @@ class Drawn:
         """The figure as an element of the page, or of another one.
 
         Its ids begin with its name, since several figures share the page. Its marks have titles, shown by
-        browsers or more nicely by `tips.js`. Only in the page it uses the page's colours, and its marks lead
-        to rows.
+        browsers or more nicely by `tips.js`. Only in the page does it use the page's colours, and do its
+        marks link to rows.
         """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

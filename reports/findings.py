@@ -116,7 +116,7 @@ def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
 
 
 def sentences(analysis: Analysis) -> list[str]:
-    """What is to be known first, and the claim of each block and setting."""
+    """Failed references and unbeaten heads first, then the claim of each block and setting."""
     study = analysis.study
     faults = [*reference_failures(analysis), *unbeaten(study.all_cells)]
     return [*faults, *map(str, findings(study, analysis.blocks))]
@@ -154,9 +154,9 @@ def _finding(study: Study, block: Block, place: int | None) -> Claim:
 def _better_part(
     study: Study, block: Block, place: int | None, cells: Sequence[int]
 ) -> tuple[AgainstReference, int] | None:
-    """The best method on one setting among those without runs on others, with its index there.
+    """The comparison of the best method on one setting among those without runs on some other setting.
 
-    None unless its mean is above that of `cells`.
+    The integer is the setting's index in this comparison. None unless the mean is above that of `cells`.
     """
     if place is None:
         return None

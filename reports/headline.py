@@ -43,7 +43,7 @@ def better_methods(blocks: Iterable[Block]) -> dict[str, list[str]]:
 
 
 def next_step(blocks: Sequence[Block]) -> str:
-    """What would decide a difference of the threshold; empty if every block is decided or none compares."""
+    """The seeds or data needed to detect a difference of the threshold. Empty if nothing is needed."""
     undecided = [
         block
         for block in _compared(blocks)

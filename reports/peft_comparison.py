@@ -67,7 +67,7 @@ class ConfigurationDifference:
     row: str
     other: str
     difference: float
-    #: The interval, simultaneous over the family. None if neither questions nor reruns tell the noise.
+    #: The interval, simultaneous over the family. None if neither questions nor reruns show the noise.
     interval: Bounds | None
 
     @property

@@ -109,7 +109,7 @@ def _of_selection(
 
 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Appends the experiment's name to names of rows that several experiments have for different trials."""
+    """Appends the experiment's name to row names that several experiments use for different trials."""
     names_of: defaultdict[tuple[str | None, ...], dict[tuple[str | None, ...], str]] = defaultdict(dict)
 
     def named(experiment: Experiment) -> Iterator[TableRow]:

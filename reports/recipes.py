@@ -209,7 +209,7 @@ def _mixed_trials(study: Study) -> list[Mixture]:
                         values[key][value].append(cell)
         for key, by_value in values.items():
             experiments = {frozenset(cell.experiment for cell in holders) for holders in by_value.values()}
-            # Experiments with the same rates agree.
+            # A suite may set rates per method. If all experiments have the same rates, they agree.
             if len(by_value) == 1 or (key in PER_METHOD and len(experiments) == 1):
                 continue
             holders_of = {short(value): _holders(study, holders) for value, holders in by_value.items()}

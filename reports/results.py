@@ -102,7 +102,7 @@ NUMBERED = {"label": WHOLE, "prediction": WHOLE, "logit": "float32"}
 
 
 class Results(ShowsOverview, Study):
-    """A study with its trials, curves and predictions, and with what its report says and draws.
+    """A study with its trials, curves and predictions, and the answer, tables and figures of its report.
 
     Each is read or computed on first use. `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns of those
     frames, which exist even in an empty frame.
@@ -128,7 +128,7 @@ class Results(ShowsOverview, Study):
 
     @property
     def answer(self) -> str:
-        """Which method to take, as the report says it, a line for each budget and setting."""
+        """The report's answer to which method to use, a line for each budget and setting."""
         from reports.report import answers_of
 
         return "\n".join(answers_of(self.analysis))
@@ -143,10 +143,10 @@ class Results(ShowsOverview, Study):
     def plot(self, *kinds: str) -> Figures:
         """The report's figures, or those of these kinds, which a notebook shows below one another.
 
-        Of suites tuned by studies the kinds are `differences`, `differences-by-task`, `curves` (scores by
-        trials of tuning) and `rates` (scores by learning rate); of others `differences`, `ranks`,
-        `score-vs-parameters`, `score-vs-memory` and `training-curves`, as far as there is something to draw.
-        Raises UserError if there is nothing, and UnknownNameError for another kind.
+        For suites tuned by studies the kinds are `differences`, `differences-by-task`, `curves` (scores by
+        trials of tuning) and `rates` (scores by learning rate); for others `differences`, `ranks`,
+        `score-vs-parameters`, `score-vs-memory` and `training-curves`. Kinds without data are left out.
+        Raises UserError if there is nothing to draw, and UnknownNameError for another kind.
         """
         from reports.drawing import Figures
 

@@ -88,7 +88,7 @@ class Entrant:
     method: str
     family: str
     parameters: int
-    #: One a setting.
+    #: One cell per setting.
     cells: tuple[int, ...]
     studies: tuple[CompleteStudies, ...]
     #: By k, the scores after k trials on each setting, and their mean, in stored units.

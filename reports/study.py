@@ -227,7 +227,7 @@ def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | N
 
 
 def distinct(seeds: Iterable[Seed]) -> list[Seed]:
-    """A seed for each trial: one that stands in two cells counts once. A trial not yet tuned has no id."""
+    """One seed per trial, so that a trial in two cells counts once. Seeds not yet tuned all count."""
     return list({seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds}.values())
 
 
@@ -406,7 +406,7 @@ class Study:
         return next((cell for cell in cells if cell.family == CONVERGED), None)
 
     def split_sizes(self) -> dict[str, list[str]]:
-        """The sizes of the splits by task, without repetition. Seeds may deal splits of several sizes."""
+        """The sizes of the splits by task, without repetition. Sizes may differ between seeds."""
         records = {id_: record for each in self.experiments for id_, record in each.records.items()}
         sizes_of: dict[str, list[str]] = {}
         for seed in self.all_seeds:

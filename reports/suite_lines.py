@@ -73,7 +73,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
         f"seeds: {_flow([seed.seed for seed in seeds])}",
         f"evaluate: {trial.evaluate}",
     ]
-    # Others leave the text of forgetting to the suite's default.
+    # Trials that measure no forgetting need no line for it.
     if trial.forgetting is not None:
         text.append(f"forgetting: {_flow(trial.forgetting)}")
     if any("…/" in line for line in text):
@@ -116,7 +116,7 @@ def _rates_first(field: tuple[str, Any]) -> tuple[int, str]:
 
 
 def _item(fields: Mapping[str, Any]) -> list[str]:
-    """An item of a list with these fields, one a line."""
+    """An item of a list with these fields, one per line."""
     return [
         f"  {' ' if place else '-'} {key}: {_flow(value)}"
         for place, (key, value) in enumerate(fields.items())

@@ -87,7 +87,7 @@ def reach(rows: Iterable[ForestRow], threshold: float, levels: Iterable[float] =
     sizes = np.abs([row.value for row in rows])
     farthest = FAR * max(float(np.median(sizes)), threshold)
     within = [row for row in rows if abs(row.value) <= farthest]
-    # Most intervals fit, but no wide one may leave nothing else to see.
+    # Most intervals fit, but a very wide one must not squeeze everything else.
     largest = max((abs(row.value) for row in within), default=0.0)
     bounds = [abs(bound) for row in within for bound in row.interval or ()]
     usual = min(float(np.percentile(bounds, 90)), 4 * largest) if bounds else 0.0

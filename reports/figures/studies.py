@@ -30,7 +30,7 @@ from reports.words import many
 
 #: The prefix of the anchors of the table of trials, to which the trials' dots link.
 ANCHOR = "trial-"
-#: The largest depth in points below zero of the panels of rates.
+#: The number of points below zero to which the panels of rates extend at most.
 DEPTH = 15
 
 #: The colour of each method, by name.

@@ -335,7 +335,7 @@ def _near(studies: CompleteStudies) -> tuple[NDArray[np.bool_], Array]:
 
 
 def range_near(studies: CompleteStudies) -> Bounds:
-    """The lowest and the highest offset of the unbroken run of such trials about the best rate."""
+    """The offsets between which, around the best rate, every trial is near the best (see `share_near`)."""
     order = _offsets(studies).argsort()
     near, curve = _near(studies)
     near, curve = near[order], curve[order]

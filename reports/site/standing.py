@@ -31,7 +31,7 @@ class Gap:
     interval: Bounds | None
     #: Why there is no interval. Empty if there is one.
     reason: str
-    #: The settings that it covers.
+    #: The number of settings that it covers.
     settings: int = 1
 
 
