@@ -1,7 +1,7 @@
 """Writes the API reference from docstrings: `python docs/api.py FOLDER`.
 
-Raises SystemExit, with a line for each, for a public name without a docstring and for a docstring that names
-something which is not there.
+Raises SystemExit, with a line for each fault, for public names without a docstring and for docstrings that
+name something that does not exist.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _documented(doc: Doc) -> Iterator[Doc]:
 
 
 def _wants_words(doc: Doc) -> bool:
-    """Whether it needs a docstring: constants, fields and overrides of documented members need none."""
+    """Whether a name needs a docstring: constants, fields and overrides of documented members need none."""
     if isinstance(doc, Function):
         return not any(doc.name in vars(base) for base in _bases(doc))
     return isinstance(doc, Module | Class)

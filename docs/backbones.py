@@ -1,6 +1,6 @@
 """Runs the conformance checks on every kind of backbone and writes their table: `python docs/backbones.py`.
 
-It takes about half a minute. Raises SystemExit, and writes nothing, where a check fails.
+It takes about half a minute. Raises SystemExit, and writes nothing, if a check fails.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TIMM_ROW = (
 
 
 def table(checks: Mapping[str, str]) -> str:
-    """The table and its remarks, in Markdown, with what came of each kind's checks.
+    """The table and its remarks, in Markdown, with the outcome of each kind's checks.
 
-    Kinds that differ in nothing else share a row.
+    Kinds that differ only in their name share a row.
     """
     rows: dict[tuple[str, ...], list[str]] = {}
     for name in NAMES:

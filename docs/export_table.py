@@ -17,7 +17,7 @@ HEADINGS = ("kind", "the original model", "the head", "peft's loader", "one laye
 
 
 def rewritten(text: str) -> str:
-    """The page with the table of today. Kinds that differ in their name and class alone share a row."""
+    """The page with the current table. Kinds that differ only in name and class share a row."""
     rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for named, model, *rest in map(_row, NAMES):
         rows.setdefault(tuple(rest), []).append((named, model))

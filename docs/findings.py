@@ -2,8 +2,8 @@
 
 It prints the commands that make the reports behind them.
 
-A question is answered once all of its rows are there. Until then it says what is missing, and what is seen
-on the tasks that are done.
+A question is answered once all of its rows are complete. Until then the text lists the missing rows and the
+results on finished tasks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Puts the tables of `python -m tools.gpu --out DIR` into performance.md: `python docs/gpu_tables.py DIR`.
 
-Raises SystemExit, and writes nothing, where DIR has no results, or those of a CPU, which mean nothing.
+Raises SystemExit, and writes nothing, if DIR has no results or only those of a CPU, which mean nothing.
 """
 
 from __future__ import annotations

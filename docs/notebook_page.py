@@ -27,7 +27,7 @@ def _parts(cell: dict[str, Any]) -> Iterator[str]:
     for output in cell["outputs"]:
         data = output.get("data", {})
         if "text/html" in data:
-            # To Markdown a blank line ends an element of HTML.
+            # In Markdown a blank line ends an HTML element.
             element = re.sub(r"\n\s*", " ", "".join(data["text/html"]))
             yield f"<div>{element}</div>"
         else:

@@ -1,4 +1,4 @@
-"""Writes the table of peft's types in reference/peft.md from what comes of training each on a tiny model.
+"""Writes the table of peft's types in reference/peft.md by training each on a tiny model.
 
 python docs/peft_table.py [PAGE]: without PAGE, reference/peft.md.
 """
@@ -29,7 +29,7 @@ HEADINGS = ("types", "size", "differs")
 #: The training of each type: four steps of the loop of `bench.training.loop`.
 TINY, RANK, STEPS = Geometry(24, 3, 2, 96, encoder=1), 2, 4
 
-#: Sizes tried for each type; a type none of them changes has no budget.
+#: Budgets tried for each type. A type that fits none of them is sized by its rank only.
 BUDGETS = (300, 1_200, 5_000, 20_000)
 
 #: Options in place of defaults that are missing or too large for the tiny model.
@@ -41,12 +41,12 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
-#: What the page says that a type can unless its row says otherwise.
+#: The capabilities of every type whose row does not deny them.
 USUAL = ("merges", "exact zero start", "unequal shapes")
 
 
 def table() -> str:
-    """The types of peft that work and our shorthands of two, a row for all alike; then the refused ones."""
+    """The types of peft that work and our shorthands, with one row for equal types; then the refused types."""
     types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
     alike, refused = dict[tuple[str, ...], list[str]](), dict[str, list[str]]()
     for kind in types:
@@ -66,7 +66,7 @@ def table() -> str:
 
 
 def row(method: Method) -> tuple[str, ...]:
-    """What came of a type: it has a row only if everything that a trial asks of it was done here."""
+    """The row of a type, without its name. Raises an error if it fails at anything that a trial requires."""
     method = method.isorank(RANK) if method.sizeable else method
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")

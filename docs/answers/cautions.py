@@ -79,7 +79,7 @@ def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
-    """Counts seeds below the mean of the head alone, where all seeds of that have finished."""
+    """Counts seeds below the mean of the head alone, on tasks where all seeds of the head have finished."""
     collapsed: Counter[str] = Counter()
     tasks = {cell.task: False for cell in cells}
     for cell in cells:

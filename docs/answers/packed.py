@@ -30,7 +30,7 @@ def plain(method: str) -> str:
 
 
 class Packed:
-    """The packs of one suite, which may be none."""
+    """The packs of one suite, if there are any."""
 
     def __init__(self, suite: str, folder: Path) -> None:
         self.suite = suite

@@ -43,7 +43,7 @@ class Line:
     other: str
     mean: Against
     by_task: Mapping[str, Against]
-    #: The same without the image task; None if no other or no such task is complete.
+    #: The same without the image task. None unless that task and another one are complete.
     on_texts: Without | None = None
     #: The smallest true difference that is detected 80% of the time.
     finds: float | None = None
@@ -87,7 +87,7 @@ def _row(line: Line) -> Row:
 
 
 def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[list[Line], list[str]]:
-    """The comparisons on these tasks and the missing ones, because partial results answer nothing."""
+    """The comparisons on these tasks, and the reasons for missing ones."""
     selection = Selection(pairs=question.pairs, tasks=tasks, budgets=[question.budget])
     lines, lacking = [], []
     for block in analyse(packed.selected(selection)).blocks:
@@ -123,7 +123,7 @@ def _level(question: Question) -> str:
 
 
 def _beside(lines: Sequence[Line]) -> str:
-    """States what was not asked before, and the smallest detectable differences."""
+    """The results on the text tasks alone, and the smallest detectable differences, as text."""
     texts = [line.on_texts for line in lines if line.on_texts]
     detectable = [line.finds for line in lines if line.finds is not None]
     sentences = []

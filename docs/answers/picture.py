@@ -22,12 +22,12 @@ class Picture(ABC):
     @property
     @abstractmethod
     def alternative(self) -> str:
-        """Its numbers as text, which also tells whether the file matches today's packs."""
+        """The figure's numbers as text, which also shows whether the file matches the current packs."""
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What the page says where it is not seen."""
+        """The text that replaces the figure if it cannot be shown."""
 
     @abstractmethod
     def figure(self) -> Figure: ...
@@ -38,7 +38,7 @@ class Picture(ABC):
 
     @property
     def shown(self) -> str:
-        """The Markdown that shows it."""
+        """The Markdown that shows the figure."""
         return f"![{self.title}](../pictures/{self.path.name})"
 
     def svg(self) -> str:

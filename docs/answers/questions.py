@@ -11,7 +11,7 @@ TUNED, UNTUNED, RANKS, DECODER = "leaderboard", "leaderboard_untuned", "leaderbo
 AGAIN = "leaderboard_land_cover"
 IMAGES = "land-cover"
 TASKS = ("movie-sentiment", "tweet-sentiment", "amazon-sentiment", IMAGES)
-#: The untuned suite and the suite of ranks.
+#: The tasks of the untuned suite and of the suite of ranks.
 TWO_TASKS = ("movie-sentiment", IMAGES)
 #: The final seeds that every row needs. Further seeds count once they exist.
 SEEDS = range(5)

@@ -107,7 +107,7 @@ def _kendall(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> float:
 
 
 def _itself(side: Packed, tasks: Sequence[str]) -> float | None:
-    """Kendall's correlation of rankings from two seeds and from the others, averaged over all choices.
+    """Kendall's correlation of rankings from two seeds and from the others, averaged over all pairs of seeds.
 
     None if a seed is missing.
     """

@@ -1,11 +1,11 @@
-"""How often the intervals and verdicts of a report are right, by simulated results whose truth is known.
+"""Measures how often the intervals and verdicts of a report are right, on simulated results of known truth.
 
     python -m tools.benchmarks.coverage [--repeats 400]
 
-Prints the tables of docs/explanations/statistics.md. Each example adds to a run's score the method's mean,
-an effect of the run (0.7 points, normal or skewed to the left as by a gamma distribution of shape 4),
-one of the example under the method, and noise. With 1,000 examples the last two add 0.33 and 0.35 points to a
-run's score. A run that collapses has 30 points less.
+Prints the tables of docs/explanations/statistics.md. A simulated example's contribution is
+the sum of the method's mean, an effect of the run (0.7 points, normal or skewed to the left like a gamma
+distribution of shape 4), an effect of the example under the method, and noise. With 1,000 examples the last
+two add 0.33 and 0.35 points to a run's score. A collapsed run scores 30 points less.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Scenario:
     tasks: int
     seeds: int = 5
     examples: int = 1000
-    #: Its name beyond noise and tasks.
+    #: The part of the scenario's name that follows noise and tasks.
     what: str = ""
     #: The chance that a run of the first task collapses, and the number of collapsing methods, the reference
     #: first.
@@ -88,7 +88,7 @@ class Scenario:
 
 
 def parts(tables: Sequence[Table], method: int, reference: int = 0) -> list[OnSetting]:
-    """A report's data of a pair: differences by seed and by example."""
+    """A report's data on a pair of methods: differences by seed and by example."""
     differences = (table[method] - table[reference] for table in tables)
     return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
 
@@ -112,7 +112,7 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
     fields = [part for contrast in effects for part in contrast.parts]
     held = [_holds(part, simultaneous(len(fields))) for part in fields]
     yield "*some field of a heat map's tasks bold, none differs", float(not all(held))
-    # Whatever the truth, the interval behaves around it as around zero.
+    # Shifting the interval simulates methods with this true difference.
     for truth in (0.01, 0.012, 0.015):
         said = [
             verdict(
@@ -236,7 +236,7 @@ def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
 
 
 def means(scenario: Scenario, numbers: Generator) -> Counted:
-    """Tests cells whose one test set is the whole population."""
+    """Counts how often the interval of a cell's mean contains the true mean."""
     cells = np.array(
         [scenario.noise(numbers, (METHODS, scenario.seeds)) for _ in range(scenario.tasks)], dtype=float
     )
@@ -262,9 +262,9 @@ def orderings(scenario: Scenario, numbers: Generator) -> Counted:
 
 
 def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
-    """Coverage of one interval on one task by number of test examples:
+    """Coverage of one interval on one task by number of test examples.
 
-    with examples' variance, and from seeds alone.
+    Counts intervals with the examples' variance, and intervals from seeds alone.
     """
     coverages: dict[str, list[float]] = {}
     for examples in (400, 1000, 2000):

@@ -1,11 +1,11 @@
-"""Writes a store of 10,000 finished trials and times what reads it, each command in a process of its own.
+"""Writes a store of 10,000 finished trials and times the commands that read it, each in its own process.
 
     python -m tools.benchmarks.large_store FOLDER [--trials 10000]
     python -m tools.benchmarks.large_store FOLDER --study
 
 The scores, times and predictions are made up. `run` on the finished suite must return in 20 seconds,
-`report` in 60 seconds and 2 GiB. With `--study` the store is what a study of this field would leave, to look
-at its report: 20 methods, 4 tasks, 3 budgets and 5 seeds.
+`report` in 60 seconds and 2 GiB. With `--study` the store is that of a typical study of the
+field, to look at its report: 20 methods, 4 tasks, 3 budgets and 5 seeds.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ EDGES = {"full": 3.0, "head_only": -12.0, "tenslora": 1.0, "lorta": -1.0, "peft"
 
 
 def make(folder: Path, trials: int) -> tuple[Path, str, int]:
-    """The suite file and store URI of a store with at least this many finished trials, in whole seeds."""
+    """The suite file and store URI of a store with at least this many finished trials, all of whole seeds."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "large.yaml"
     file.write_text(yaml.safe_dump(SUITE | {"seeds": [0]}))
@@ -96,7 +96,7 @@ def make(folder: Path, trials: int) -> tuple[Path, str, int]:
 
 
 def study_result(trial: Trial, row: Row) -> Result:
-    """The result of a trial of `STUDY`: its method's worth with noise of seed and examples.
+    """The result of a trial of `STUDY`: its method's quality, with noise from seed and examples.
 
     The answers of one seed on one task are wrong mostly on the same examples for all methods.
     """
@@ -134,7 +134,7 @@ def _capabilities(method: str) -> str:
 
 def _result(trial: Trial, row: Row) -> Result:
     numbers = np.random.default_rng(int(trial.id, 16))
-    # A method's worth depends on its name and its size.
+    # A method's quality depends on its name and its size.
     accuracy = 0.7 + 0.02 * np.log10(1 + row.parameters) + 0.02 * random.Random(row.method).random()
     labels = np.arange(EXAMPLES) % 2
     right = numbers.random(EXAMPLES) < accuracy

@@ -1,4 +1,4 @@
-"""How much of the quickstart is neither training nor evaluation.
+"""Measures how much of the quickstart's time is neither training nor evaluation.
 
     python -m tools.benchmarks.overhead
 

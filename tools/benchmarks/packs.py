@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.packs FOLDER [--trials 1000]
 
-`pack` must return in 20 seconds with a file of at most 3 MiB. What reading and unpacking take is told too.
+`pack` must return in 20 seconds with a file of at most 3 MiB. Times of reading and unpacking are printed too.
 """
 
 from __future__ import annotations

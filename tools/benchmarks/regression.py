@@ -1,9 +1,9 @@
-"""Pearson's and Spearman's correlation of stored predictions by scipy, beside the score that the store has.
+"""Compares stored scores with scipy's Pearson and Spearman correlations of the stored predictions.
 
     tensorbench run suites/regression.yaml
     python -m tools.benchmarks.regression [STORE]
 
-Prints a line a method, mean and standard deviation over its seeds, and fails where a score is another one.
+Prints mean and standard deviation over seeds for each method, and fails if a stored score differs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often the intervals of studies contain the true value, by simulation.
+"""Measures by simulation how often the intervals of studies contain the true value.
 
     python -m tools.benchmarks.study_coverage [--repeats 1000]
 
@@ -79,9 +79,9 @@ def true_scores(response: Response, optimum: float, trials: int = 1_000_000) -> 
 
 
 def kept(losses: Array, strata: NDArray[np.int64], size: int) -> Array:
-    """Applies `kept_weights` to losses (repeats, trials) with `size` trials per stratum:
+    """Applies `kept_weights` to losses (repeats, trials) with `size` trials per stratum.
 
-    (TRIALS, repeats, trials).
+    The result is (TRIALS, repeats, trials).
     """
     order = losses.argsort(1)
     member = np.take_along_axis(strata, order, 1)[:, :, None] == np.arange(POINTS)

@@ -1,9 +1,9 @@
-"""Examples a second on sentences of CoLA's length: padded to 512 as TensLoRA's reference does, and ours.
+"""Compares the examples per second of TensLoRA's padding to 512 tokens and of ours, on CoLA's lengths.
 
     python -m tools.benchmarks.text_throughput
 
 Both train the same adapter on a RoBERTa-base shape with random weights (no download), in one process, on the
-same batches, by turns. The losses of both are compared on every batch first, with dropout off.
+same batches, in turns. The losses of both are compared on every batch first, with dropout off.
 """
 
 from __future__ import annotations

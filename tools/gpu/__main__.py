@@ -1,11 +1,12 @@
-"""Everything that has to be tried on a card, by one command that a bare machine can run.
+"""Runs all checks and measurements that need a GPU, by one command that a bare machine can run.
 
     python -m tools.gpu --out DIR
 
-It needs torch, transformers, peft and timm, a few wheels that it lists, and no network. What it finds is in
-DIR at once, a line of `results.jsonl` each, and as tables in `results.md`; `python docs/gpu_tables.py DIR`
-puts these into docs/explanations/performance.md. Steps come in order of worth and are bounded in time: a run
-that is cut keeps what it has. `--device cpu` runs a reduced form of all of it, whose figures mean nothing.
+It needs torch, transformers, peft and timm, a few wheels that it lists, and no network. Each result is
+written to DIR at once, as a line of `results.jsonl` and in the tables of `results.md`, which
+`python docs/gpu_tables.py DIR` puts into docs/explanations/performance.md. The most important steps come
+first, each with a time limit, and an interrupted run keeps its results so far. `--device cpu` runs a reduced
+form of all steps, whose numbers mean nothing.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ from .runner import Row
 #: one: covers rounding and another order of sums.
 ONE_PASS = {torch.float64: 1e-10, torch.float32: 1e-4}
 
-#: The tolerance for losses of a training, relative to the first loss, which is float32 for every backbone.
-#: AdamW turns a nearly zero gradient into a whole step.
+#: The tolerance for losses of a training, relative to the first loss. Losses are float32 for every backbone,
+#: and AdamW turns a nearly zero gradient into a whole step.
 TRAINING = {torch.float64: 1e-5, torch.float32: 1e-2}
 
 #: The tolerance between bf16 autocast and float32 on one device: bf16 has eight bits.
@@ -140,7 +140,7 @@ def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
 
 
 def _put(method: Method, dtype: torch.dtype, device: str) -> tuple[LoadedBackbone, Adapter]:
-    """Attaches a fresh adapter without dropout on the CPU, whose singular vectors keep their signs."""
+    """Attaches a fresh adapter without dropout on the CPU, so that singular vectors have the same signs."""
     if "dropout" in type(method).model_fields:
         method = method.model_copy(update={"dropout": 0.0})
     subject = Subject(method, TRAINED_ON)

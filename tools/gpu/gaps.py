@@ -20,8 +20,8 @@ from .runner import Row
 
 NOT_MEASURED = "not measured: no card"
 
-#: Two trainings of these numbers of steps are compared, which cancels what both do once, such as the
-#: evaluation and fetching the losses. Both numbers are below `LOSS_EVERY`.
+#: Two trainings of these numbers of steps are compared. This cancels one-time costs, such as the evaluation
+#: and fetching the losses. Both numbers are below `LOSS_EVERY`.
 FEW, MORE = 8, 24
 
 #: The beginning of torch's warning.

@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "transformers", "peft", "timm")
 
 
 def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator[Row]:
-    """Names and versions, then matrix products of `side` and copies of `mib` MiB for `seconds` each."""
+    """Names and versions, then products of `side`-wide matrices and copies, for `seconds` each."""
     from importlib.metadata import version
 
     properties = {"device": device_name(device), "python": platform.python_version()}

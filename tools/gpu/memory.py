@@ -23,7 +23,7 @@ from .runner import Row
 from .toys import own_cache
 from .trials import trials
 
-#: MiB beyond the backbone's, too little for a step with a large batch.
+#: MiB of memory beyond the backbone's own: too little for a step with a large batch.
 SPARE = 64
 
 

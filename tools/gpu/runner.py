@@ -1,7 +1,7 @@
-"""Steps one after another in a process of their own, each bounded in time, each result written at once.
+"""Runs steps one after another in a separate process, each with a time limit, and writes each result at once.
 
-A step is a function that yields rows. Whatever ends it, an error, its time or the machine's, the rows that it
-yielded are on the disk, and the next step goes on in a fresh process. Only the standard library is needed.
+A step is a function that yields rows. If an error, its time limit or a crash ends it, the rows so far are on
+disk, and the next step runs in a fresh process. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -177,6 +177,6 @@ def serve(link: Connection) -> None:
             for row in getattr(importlib.import_module(module), name)(**options):
                 link.send(("row", row))
             link.send(("done", None))
-        except BaseException as error:  # any error of a step leaves the others running
+        except BaseException as error:  # An error of one step must not stop the others.
             lines = traceback.format_exc().strip().splitlines()[-KEPT_LINES:]
             link.send(("failed", f"{type(error).__name__}: {error}\n" + "\n".join(lines)))

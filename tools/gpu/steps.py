@@ -7,11 +7,11 @@ from typing import Any
 
 from .runner import Step
 
-#: The minutes for which the limits below are made.
+#: The total time in minutes to which the limits below add up.
 MINUTES = 9
 
-#: One method of each kind: a matrix, tensors over a layer and over the model, a high rank, an own layer,
-#: everything, nothing. The reduced form checks these; the harness's tests check all methods on a CPU.
+#: One method of each kind: matrices, tensors over a layer and over the model, a high rank, own layers, full
+#: fine-tuning and the head alone. The reduced form checks these; the tests check all methods on a CPU.
 FAMILIES = ("lora", "tenslora", "lorta", "cara", "quanta", "loretta_adp", "full", "head_only")
 
 #: Methods checked for gaps, in order; the time may not suffice for all.

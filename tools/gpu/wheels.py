@@ -1,6 +1,6 @@
-"""What the command needs beyond torch, transformers, peft and timm, and what it must not need.
+"""The packages that the command needs beyond torch, transformers, peft and timm, and those it must not need.
 
-Only the standard library is imported here, so that this can be said where everything else is missing.
+Only the standard library is imported here, so that this module works where everything else is missing.
 """
 
 from __future__ import annotations
@@ -56,6 +56,6 @@ def instructions(lacking: Sequence[str]) -> str:
 
 
 def refuse() -> None:
-    """Makes this process fail to import `UNNEEDED`, as where they are not installed."""
+    """Makes this process fail to import `UNNEEDED`, as if they were not installed."""
     for name in UNNEEDED:
         sys.modules[name] = None  # type: ignore[assignment]

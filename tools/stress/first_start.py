@@ -1,8 +1,8 @@
 """Opens a store as a first start does, and kills itself on the way.
 
-A script: `first_start.py STATEMENT HOW URI` ends by SIGKILL before the database gets its statement of this
-number, from 1; 0 lets all through. In the end it prints how many there were. HOW is `bench`, or `mlflow`, as
-earlier versions did it.
+A script: `first_start.py STATEMENT HOW URI` ends by SIGKILL before the database gets the statement with this
+number, counted from 1. With 0 it sends all statements and prints their number. HOW is `bench`, or `mlflow` to
+open the store as earlier versions did.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(last: int, how: str, uri: str) -> None:
 
     @event.listens_for(Engine, "connect")
     def unsynced(connection: Any, _: object) -> None:
-        # A killed process loses nothing by it: what was written is the system's by then.
+        # A killed process loses nothing, because the system already has the written data.
         if isinstance(connection, sqlite3.Connection):
             connection.execute("PRAGMA synchronous = OFF")
 

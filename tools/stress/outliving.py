@@ -1,8 +1,8 @@
-"""A driver whose one worker could not end by itself.
+"""A driver whose only worker cannot end by itself.
 
 A script: `outliving.py HOW SUITE PIDS` runs a trial of the suite whose worker holds Python's lock (`busy`),
-is stopped (`stopped`) or has started a process (`parent`). When it has come so far, the file PIDS has the ids
-of what must not outlive the driver.
+is stopped (`stopped`) or has started a process (`parent`). The file PIDS then has the ids of the
+processes that must not outlive the driver.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What clusters do to a run, done on purpose, with real processes and servers.
+"""Faults that runs meet on clusters, caused on purpose with real processes and servers.
 
-Each scenario works in a folder of its own, raises AssertionError where a promise is broken, and returns
-what happened. The tests run them small; `python -m tools.stress` runs them whole.
+Each scenario works in a folder of its own, raises AssertionError if a promise is broken, and returns a report
+of the events. The tests run small versions, and `python -m tools.stress` the full ones.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def kills(
     worker_kills: int = 16,
     driver_kills: int = 2,
 ) -> Report:
-    """Kills random workers all along and the driver now and then, restarting the same command."""
+    """Kills random workers throughout and the driver now and then, restarting the same command."""
     suite, store, chance = write_suite(folder, trials, steps), sqlite(folder), random.Random(0)
     victims = ["driver"] * driver_kills + ["worker"] * worker_kills
     # Each trial is held at least once.
