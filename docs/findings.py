@@ -1,6 +1,6 @@
 """Writes the answers in results/findings.md and results/evidence.md: `python docs/findings.py`.
 
-It prints the commands that make the reports behind them.
+Prints the commands that write the reports behind the answers.
 
 A question is answered once all of its rows are complete. Until then the text lists the missing rows and the
 results on finished tasks.

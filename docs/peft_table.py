@@ -46,7 +46,7 @@ USUAL = ("merges", "exact zero start", "unequal shapes")
 
 
 def table() -> str:
-    """The types of peft that work and our shorthands, with one row for equal types; then the refused types."""
+    """One row for all types and shorthands of peft that are alike, then a list of the refused types."""
     types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
     alike, refused = dict[tuple[str, ...], list[str]](), dict[str, list[str]]()
     for kind in types:
