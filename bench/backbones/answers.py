@@ -49,9 +49,9 @@ def _tied(backbone: LoadedBackbone) -> bool:
 class Writer:
     """Replaces pooling and head of a language model that writes answers. Outputs are (batch, 3).
 
-    The first output is zero, a place for whether the answer is correct; the second is the log-likelihood of
-    the predicted tokens, the third their number. `limit` is the largest number of input tokens of the model,
-    and `new_tokens` the largest number of tokens of an answer.
+    The first output is zero, to be replaced by whether the answer is correct; the second is the
+    log-likelihood of the predicted tokens, the third their number. `limit` is the largest number of input
+    tokens of the model, and `new_tokens` the largest number of tokens of an answer.
     """
 
     def __init__(self, tokenizer: Any, unembedding: Tensor | None, new_tokens: int, limit: int) -> None:

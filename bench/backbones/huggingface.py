@@ -262,7 +262,7 @@ def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int)
 
 @contextmanager
 def _config(folder: Path) -> Iterator[Any]:
-    """Context with the configuration of the folder's model, or of its part that is a known kind.
+    """Context with the configuration of a folder's model, or of the part of the model whose kind is known.
 
     Raises UserError for a configuration that cannot be read, and for errors raised inside the context.
     """

@@ -163,7 +163,7 @@ class TimmBackbone:
         repository, revision = blueprint.hub(self.model)
         folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
         weights_hash = f"hub:{repository}@{folder.name}"
-        # Several architectures may share a repository. Its config names one of them.
+        # Several architectures may share a repository, whose config names only one.
         architecture = blueprint.architecture.partition(".")[0]
         return (
             weights_hash if architecture == _architecture(folder) else f"timm:{architecture}:{weights_hash}"
