@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 
 
 class VisibleConsole(Console):
-    """Escapes control characters, so that no foreign name or message controls the terminal.
+    """Escapes control characters, so that no untrusted name or message controls the terminal.
 
     rich's own control codes are not text and pass unchanged.
     """
@@ -130,7 +130,7 @@ def split_thresholds(text: str) -> list[tuple[str, float]]:
 
 
 def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[str, float] | None:
-    """The thresholds of the option `Threshold` by metric, or its single number without a metric."""
+    """The values of the option `Threshold`: a number for each metric, or one number for all."""
     pairs = joined(values) or []
     named = dict(pairs)
     if len(named) < len(pairs) or ("" in named and len(named) > 1):

@@ -101,7 +101,7 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
 
 
 def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
-    """Yields the result of `show` for every name and target. Skips broken plug-ins with a warning."""
+    """Yields the result of `show` for every registered name. Skips broken plug-ins with a warning."""
     for name, target in registry.available():
         try:
             with registry.blaming(name):
