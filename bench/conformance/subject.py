@@ -48,7 +48,7 @@ DECODERS: tuple[BackboneKind, ...] = ("llama", "qwen3")
 
 CLASSES = 3
 
-#: Above the numbers of heads, layers and projections, so that ranks exceed these modes.
+#: A rank above the numbers of heads, layers and projections, so that it exceeds these modes.
 RANK = 4
 
 Gradients = dict[str, Tensor | None]
