@@ -67,7 +67,7 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
         group.sort(key=lambda trial: lengths[trial.id], reverse=True)
     ordered = sorted(groups.values(), key=lambda group: lengths[group[0].id], reverse=True)
     if (studies := plan.suite.studies) is not None:
-        # Studies in order, so that a run stopped between two of them has tuned all methods alike.
+        # Studies in order, so that a run stopped between two studies has tuned all methods equally.
         ordered.sort(key=lambda group: studies.place(group[0].seed)[0])
     return [trial for group in ordered for trial in group]
 

@@ -48,7 +48,7 @@ from methods import UserError
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-#: The number of consecutive workers that may die before they are ready; the next would die as well.
+#: After this many consecutive workers died before they were ready, no further one is started.
 STILLBORN = 3
 
 #: The smallest memory limit of a worker in MiB: torch and the libraries alone take 350 to 550.

@@ -69,7 +69,7 @@ def ended(trial: Trial, worker: str, ending: Record) -> Event:
 
 
 def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """Returns the timeout of a trial, whose worker must then be ended, or its silence, or None."""
+    """Returns the event of a trial's timeout (its worker must then be ended) or silence, or None."""
     if watch.limit is not None and watch.late:
         return ended(trial, worker, failed("timeout", too_long(watch.limit), ""))
     silence = watch.silence()
@@ -77,7 +77,7 @@ def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
 
 
 def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """Returns the silence of a worker that prepares trials, if any. `trial` is the first of them.
+    """Returns the event of silence of a worker that prepares trials, if any. `trial` is the first of them.
 
     Raises UserError if the worker does not answer for too long. Only time without an answer counts, since a
     download may take longer than any trial.

@@ -102,7 +102,7 @@ def suite_run(session: Session, plan: Plan) -> Iterator[str]:
 def _send_left(store: Store, claims: Claims) -> int:
     """Sends the records that ended processes left in this machine's outbox. Returns their number.
 
-    A record that a reachable store does not accept does not delay the others. Raises StoreError in an outage.
+    A record that a reachable store rejects does not delay other records. Raises StoreError in an outage.
     """
     return sum(_sent(kept, store, claims) for kept in Outbox(store.outbox).left())
 
