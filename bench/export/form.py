@@ -122,7 +122,7 @@ class Form(ABC):
         return original
 
     def refuse_fused(self) -> None:
-        """Raises UserError if a layer of the original model is several sites here."""
+        """Raises UserError if a layer of the original model corresponds to several sites."""
         if self.fused:
             raise UserError(
                 f"{self.backbone.info.kind} holds {_listed(next(iter(self.fused.values())).parts)} in one "
@@ -135,7 +135,7 @@ class Form(ABC):
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Tensor]]:
-        """The state of the head, by the path of each module that it becomes."""
+        """The head's state, by the path of each module of the exported model that it fills."""
 
     def loose_head(self) -> dict[str, Tensor]:
         """The state of a head that fits no module of the model."""
