@@ -21,14 +21,14 @@ def owner() -> str:
 
 
 def _place() -> str:
-    """The machine's current boot, or the container, since host names are not unique."""
+    """An id of the machine's current boot or of the container, since host names are not unique."""
     boot = BOOT.read_text().strip() if BOOT.exists() else ""
     namespace = os.readlink(NAMESPACE).strip("pid:[]") if NAMESPACE.exists() else ""
     return "/".join((platform.node(), boot, namespace))
 
 
 def _started(pid: int) -> str:
-    """The start time of a process, which differs from that of a later one with the same id.
+    """The start time of a process, which differs from that of a later process with the same id.
 
     It does not depend on the wall clock, which may be reset. Empty for a process that has ended, even if its
     parent has not collected it.

@@ -27,7 +27,7 @@ _IMPORTER = "<frozen importlib._bootstrap>"
 
 #: The number of nested writes in progress in the main thread.
 _writing = 0
-#: Whether an interrupt is pending. It is raised when a write ends, before the next, or by the timer.
+#: Whether an interrupt is pending. It is raised when a write ends, before the next write, or by the timer.
 _pending = False
 
 
@@ -118,7 +118,7 @@ def raise_pending() -> None:
 
 
 def _swallowed(error: BaseException | None) -> bool:
-    """Whether an ignored exception is, or was caused by, an interrupt other than the current one."""
+    """Whether an exception that Python ignored is or contains an interrupt not being handled now."""
     handled = sys.exception()
     while error is not None and error is not handled:
         if isinstance(error, KeyboardInterrupt):

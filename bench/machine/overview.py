@@ -15,7 +15,7 @@ MOST_LINES, MOST_LETTERS = 60, 80
 
 @dataclass(frozen=True)
 class Overview:
-    """A table with a title and notes. Texts are untrusted, so both forms escape them."""
+    """A table with a title and notes. Texts are untrusted, so they are escaped."""
 
     title: str
     #: The cells of each line by column. All lines have the same columns.
