@@ -69,7 +69,7 @@ class Spearman(_Correlation):
         return float(spearmanr(targets, predictions).statistic)
 
     def _influence(self, targets: Array, predictions: Array, score: float) -> Array:
-        """The direct influence of each example, plus its influence on the ranks of others."""
+        """The direct influence of each example, plus its influence on other examples' ranks."""
         x, y = (_placed(values) for values in (targets, predictions))
         of_x, of_y = float(np.mean(x**2)), float(np.mean(y**2))
         together = x * y + _mean_above(targets, y) + _mean_above(predictions, x)
