@@ -96,7 +96,7 @@ class Part:
     """A selection of a suite's rows. An empty field selects everything.
 
     Methods are given by registered name, title or label, tasks and backbones by name or label, and budgets as
-    in `budget_names`. Raises UserError for a text in place of a list.
+    in `budget_names`. Raises UserError if a field is a string instead of a list.
     """
 
     tasks: Sequence[str] = ()

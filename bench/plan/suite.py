@@ -88,8 +88,8 @@ class Suite(Frozen):
     methods: tuple[MethodRow, ...] = Field(min_length=1)
     #: The budgets of every method whose row leaves the ranks free.
     budgets: tuple[Budget, ...] = ()
-    #: How learning rates and scales are chosen, alike for every method. None (`none` in YAML): the suite's
-    #: values are used.
+    #: The way in which learning rates and scales are chosen, the same for every method. None (`none` in
+    #: YAML): the suite's values are used.
     tuning: (
         Annotated[
             Annotated[Tuning, Tag(tag_of(Tuning))] | Annotated[Studies, Tag(tag_of(Studies))],
