@@ -17,7 +17,7 @@ from methods import Adapter, Backbone, Site
 
 
 def _product(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
-    """The number of operations of a product, from its factors' shapes, in the form for torch's counter."""
+    """A product's number of operations by its factors' shapes. torch's counter calls it this way."""
     return 2 * math.prod(left) * right[-1]
 
 
