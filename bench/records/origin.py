@@ -32,7 +32,7 @@ class Start(Wired):
 
 
 class StoredConfig(Wired):
-    """The content of `config.json` of a trial's run."""
+    """The content of a trial's `config.json`."""
 
     #: Everything from which the trial's id is computed.
     trial: dict[str, Any]

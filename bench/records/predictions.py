@@ -156,7 +156,7 @@ def contradicted(prediction: Integers, label: Integers, log_probability: NDArray
 def frame_of(content: bytes) -> pd.DataFrame:
     """Reads the table in a file's bytes. Raises ArrowException or OSError if there is no table.
 
-    Metadata for pandas is ignored, since a foreign file may claim anything there.
+    Metadata for pandas is ignored, since an untrusted file may claim anything there.
     """
     import pyarrow.parquet as pq
 

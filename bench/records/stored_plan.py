@@ -102,7 +102,7 @@ class PlannedRow(Wired):
 
     @property
     def table_name(self) -> str:
-        """The method's name in tables, with the ranks of methods of fixed size."""
+        """The method's name in tables, including the ranks if no budget sets them."""
         ranks = ",".join(map(str, self.ranks))
         return self.method + (f" r={ranks}" if self.budget is None and ranks else "")
 
@@ -166,7 +166,7 @@ class Share(Wired):
 
     part: Phase | Literal["final"]
     command: Literal["run", "search"]
-    #: The number of settings or rank vectors to try, of points of studies, or (for other final trials) of
+    #: The number of settings or rank vectors to try, of points in studies, or (for other final trials) of
     #: rows in the tables.
     points: int
     #: The number of trials. For a search an upper bound, since it prunes trials and may repeat ranks.
