@@ -22,8 +22,9 @@ class RankSpace:
 
     For a method with one rank these are all ranks within the budget. With several ranks, a vector belongs to
     the space only if no rank could be raised by one. With `below`, vectors that leave part of the budget
-    unused belong to it as well. `modes` names the ranks that vary (None: all); the others stay as in
-    `method`. Raises UserError for a mode that the method lacks, and for a budget below the smallest vector.
+    unused belong to it as well. `modes` names the ranks that vary (None: all); other modes keep their ranks
+    in `method`. Raises UserError for a mode that the method lacks, and for a budget below the smallest
+    vector.
     """
 
     def __init__(

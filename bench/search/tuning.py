@@ -60,7 +60,7 @@ def _stored_choice(row: Row, stored: Tuned | None) -> Choice | None:
 
 
 def _locked(plan: StoredPlan | None) -> dict[frozenset[str], Tuned]:
-    """The tuning of the stored plan's rows with a choice, by the ids of their tuning trials.
+    """The stored tuning of each row that has a choice, by the ids of its tuning trials.
 
     The ids are a set, since plans of earlier versions have another order.
     """
