@@ -28,7 +28,7 @@ REGISTRIES = {
     Tag.METRIC_SOURCE: METRICS,
 }
 
-#: What a developer should change so that trials of changed code get new ids.
+#: Advice to developers on how trials of changed code get new ids.
 REMEDIES = {
     Tag.METHOD_SOURCE: "raise the method's `version`",
     Tag.TASK_SOURCE: "raise the task's `version`",

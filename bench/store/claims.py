@@ -300,8 +300,8 @@ def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) ->
     """Finds leftovers of dead drivers. `delete` removes them, except records on disk.
 
     A driver on another machine shows that it is alive by signs of life only. So this function waits until
-    every such driver has given one, or none for `EXPIRY` seconds. First it calls `watching` with the number
-    of these drivers.
+    every such driver has given a sign, or none for `EXPIRY` seconds. First it calls `watching` with the
+    number of these drivers.
     """
     claims = Claims(store)
     _watch(claims, watching)

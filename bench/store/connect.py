@@ -349,9 +349,9 @@ def interrupted_upgrade(database: Path) -> str:
 
 
 def interrupted_start(engine: Engine) -> str:
-    """The commands that clear a server's database after a killed first start, as the end of a message.
+    """The end of a message: how to clear a server's database if its first start was killed.
 
-    PostgreSQL undoes such a start by itself, MySQL does not.
+    Empty if the database is complete. PostgreSQL undoes an interrupted start by itself, MySQL does not.
     """
     if not _only_begun(_tables(engine)):
         return ""

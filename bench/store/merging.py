@@ -34,7 +34,7 @@ MOST_LISTED = 10
 
 
 def brings_more(coming: Record, stored: Record | None) -> bool:
-    """Whether a run settles its trial better than the stored one."""
+    """Whether a run should replace its trial's stored run: it finished, or it is the first to settle it."""
     if stored is None:
         return True
     if stored.status == Status.FINISHED:

@@ -43,7 +43,7 @@ class Source(ABC):
 
     @property
     def link(self) -> str | None:
-        """The URL of the experiment's runs in MLflow, up to the run id. None without such an interface."""
+        """The URL of the experiment's runs in MLflow, up to the run id. None unless a server holds it."""
         return None
 
     @abstractmethod

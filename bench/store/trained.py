@@ -51,9 +51,9 @@ class StoredTrial:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The method's ranks, or the ranks of modes and bonds that are left after cutting.
+        """The method's ranks, or the ranks of modes and bonds that training left after cutting.
 
-        If training distributes ranks over layers (AdaLoRA), these are the method's, which are their mean.
+        For AdaLoRA, which distributes ranks over layers, the method's rank is the mean over layers.
         """
         left = list(self.adapter.final_ranks().values())
         if left and all(len(ranks) == 1 for ranks in left):

@@ -197,7 +197,7 @@ def _rows_of(table: pa.Table, runs: Collection[str]) -> dict[str, int]:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[Any, pa.Array]:
-    """The starts of the lists of a column, with the end of the last one, and the values of all."""
+    """The offsets of a column's lists, including the end of the last list, and all values end to end."""
     lists = pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
     return lists.offsets.to_numpy() - lists.offsets[0].as_py(), lists.flatten()
 

@@ -137,7 +137,7 @@ def _same(store: Store, search: Record) -> list[Record]:
 
 @insisting
 def _begin(store: Store, run: Record, parent: str) -> str:
-    """Opens a run for a packed one. This process owns it, so it is closed if the process dies."""
+    """Opens a run for a packed run. This process owns it, so it is closed if the process dies."""
     tags = dict(run.tags) | {Tag.ORIGIN: run.origin, Tag.OWNER: owner(), Tag.PARENT: parent}
     # MLflow sets this tag itself.
     tags.pop(Tag.NAME, None)
