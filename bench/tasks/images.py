@@ -77,10 +77,10 @@ def _opened(content: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-    # The second picture of an MPO photograph is a preview, or for the other eye.
+    # The second picture of an MPO photograph is a preview, or the view of the other eye.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ValueError("it holds several pictures, as an animation does; save the one that is meant")
-    # PIL keeps only the upper 8 bits of colours, and tells their depth only here.
+    # PIL keeps only the upper 8 bits of colours. Only the tile shows their original depth.
     layouts = [str(tile[3]) for tile in getattr(image, "tile", ())]
     if image.format in ("PNG", "TIFF") and any(";16" in layout for layout in layouts):
         raise ValueError("it has 16 bits a channel; save it with 8 bits a channel")
@@ -91,7 +91,7 @@ def _opened(content: bytes) -> Image.Image:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Converts every error of PIL, which may be any for a damaged file, to ValueError."""
+    """Converts every error of PIL to ValueError, since a damaged file may raise anything."""
     try:
         yield
     except Image.UnidentifiedImageError as error:

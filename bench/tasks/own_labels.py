@@ -57,7 +57,7 @@ def read_labels(
 
 
 def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[str, str] | None:
-    """Maps a part's class numbers to those of the first part, by name. None if they are equal.
+    """Maps a part's class numbers to those of the first part, by name. None if the numbers are equal.
 
     Adds new names to `stored_names`.
     """

@@ -22,7 +22,7 @@ from bench.tasks.table_files import blank_row
 from bench.tasks.task import SPLITS, DataSource, Examples, SplitName, Task
 from methods.errors import UserError
 
-#: The version, incremented when a description gives other examples than before.
+#: The version, incremented when the same description would give different examples than before.
 READING_VERSION = 2
 
 #: Folders of public data that our suites expect beside them, and their sources.
@@ -59,7 +59,7 @@ def resolve(
 
 
 def described(name: str, description: Description) -> Task:
-    """Makes the described task. Raises UserError for data that cannot be read or do not fit."""
+    """Makes the described task. Raises UserError for data that are unreadable or contradict `description`."""
     if name in TASKS:
         raise UserError(
             f"task '{name}': there is a registered task of this name; give your data another name"

@@ -80,7 +80,7 @@ def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> N
 
 
 def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields each row below the header with its first line. Quoted values may span several lines.
+    """Yields each row below the header with its first line's number. Quoted values may span several lines.
 
     Skips empty lines, as pandas does.
     """
