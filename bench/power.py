@@ -51,7 +51,7 @@ class Power:
 
     @property
     def share(self) -> bool:
-        """Whether noise and differences are shares of a score that has a unit and an unknown size."""
+        """Whether noise and differences are fractions of a score with a unit, whose size is unknown."""
         return METRICS.get(self.metric).in_units and not self.stored
 
     @property
@@ -175,7 +175,7 @@ def _assumed(
 
 
 def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """Designs and thresholds from stored studies with as many points, by budget, metric and task."""
+    """Designs and thresholds by budget, metric and task, from stored studies with the plan's points."""
     try:
         analysis = analyse_studies(read(store, [plan.suite.name], studies=True))
     except UserError:

@@ -49,13 +49,13 @@ class Audience:
     """Listens to a run. This class does nothing; the terminal's subclass prints."""
 
     def opened(self, sent: int, closed: int) -> None:
-        """Called before the first trial, with records sent and runs closed that earlier starts had left."""
+        """Called before the first trial, with the numbers of earlier starts' records sent and runs closed."""
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
         """Called as each phase of a suite begins. `waiting` trials of `plan` remain to run."""
 
     def following(self, trials: float) -> None:
-        """Called before a phase. `trials` is the later phases' duration, in trials of this phase."""
+        """Called before a phase. `trials` is the work of later phases, in units of this phase's trials."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
         """Context for preparing and running `count` trials of a plan on `slots` workers.
@@ -320,7 +320,7 @@ def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path
 
 
 def _check_distinct(cells: Sequence[PlanCell]) -> None:
-    """Raises UserError for rows of fixed size that differ only in their ranks."""
+    """Raises UserError for rows that differ only in their ranks, since they would share one search."""
     for name, rows in Counter(map(study_name, cells)).items():
         if rows > 1:
             raise UserError(
