@@ -42,7 +42,7 @@ def identity(subject: Subject) -> None:
 
 
 def _in_training(subject: Subject, method: Method) -> Tensor:
-    """Outputs with moved parameters in training mode, which depend on start, forward and dropout."""
+    """Outputs in training mode after moving the parameters. They depend on start, forward and dropout."""
     backbone, _ = subject.randomised(method=method)
     backbone.module.train()
     torch.default_generator.manual_seed(7)
