@@ -77,7 +77,7 @@ class SlotShare:
 
     @classmethod
     def of_gpus(cls, slots_per_device: int | None) -> SlotShare:
-        """A GPU, or a fraction of it for several slots, with as many cores as every node has per slot.
+        """A GPU, or a slot's fraction of one, with the number of cores per slot that every node has.
 
         Raises UserError if no node has a GPU.
         """

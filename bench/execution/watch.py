@@ -73,7 +73,7 @@ class Watch:
 
     @property
     def given_up(self) -> bool:
-        """Whether the last sign of life is older than the limit, and older than a start may take."""
+        """Whether the last sign of life is older than the limit and than the time a start may take."""
         return self.limit is not None and self.unanswered > max(LEAST, self.limit)
 
     def silence(self) -> Silence | None:
