@@ -292,7 +292,7 @@ class TransformersForm(Form):
         return model
 
     def _config(self) -> Any:
-        """The encoder's configuration as the class needs it, with our classes if it has them."""
+        """The encoder's configuration for the target class, with class names if the model has a head."""
         import transformers
 
         config = copy.deepcopy(self.encoder.config)
