@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first closes what is open and stops, the second ends the process at once.
+"""Ctrl-C and SIGTERM: the first signal stops the program in order, the second ends the process at once.
 
 An interrupt during a write or an import is raised when that ends. Otherwise a library could swallow it, leave
 a transaction open, or convert it to its own error.
