@@ -159,7 +159,7 @@ class PlanCell:
         candidates: Sequence[CandidateSetting] = (),
         studies: StudyPlan | None = None,
     ) -> Row:
-        """Builds the row of these trials (ids by seed). `method` replaces the cell's if its ranks differ."""
+        """Builds the row of these trials (ids by seed). `method` is the cell's method with other ranks."""
         sized = method or self.method
         own, shown = self.own, self.shown
         count, peak = sized.count(self.info.geometry), sized.peak_count(self.info.geometry)

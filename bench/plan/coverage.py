@@ -1,4 +1,4 @@
-"""How equal tuning covers its grids: warnings about confounded axes, untried values and coarse grids."""
+"""Warnings about the grids of equal tuning: confounded axes, untried values and coarse grids."""
 
 from __future__ import annotations
 
