@@ -28,7 +28,7 @@ IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
 class OneBias(Adapter):
     """An adapter with one trained bias, the first in the backbone. No adapter can cost less.
 
-    If no projection has a bias, as in Llama, the first one temporarily gets one.
+    If no projection has a bias, as in Llama, the first projection temporarily gets one.
     """
 
     def __init__(self, backbone: Backbone) -> None:

@@ -2,7 +2,7 @@
 
 The updates of the attention projections form one fifth-order tensor, input × head size × head × projection ×
 layer, for any method. Its unfoldings are never built: their Gram matrices are computed from low-rank pairs.
-The output projection has its heads on its input side, so its mode of hidden size is its output. A key or
+The output projection has its heads on its input side, so its mode of hidden size is its output side. A key or
 value head shared by query heads occurs in the tensor once for each of these. As a component, it is a head of
 its own site only, not part of a query head. Updates of the MLP have no heads and are not in the tensor, but
 they count as components.
