@@ -198,7 +198,7 @@ class Forecast(ShowsOverview, Wired):
 
     @property
     def basis(self) -> str:
-        """The basis of the time, and the memory and disk that are needed, in words."""
+        """The basis of the estimated time, and the memory and disk that are needed, in words."""
         source = {
             "stored trials": "by stored trials of this suite",
             "operations": "by operations, at what this machine does of them now: no more than its order",
