@@ -1,4 +1,4 @@
-"""The rank vectors within a budget, and ranks computed from shares of it."""
+"""The rank vectors within a budget, and ranks computed from shares of the budget."""
 
 from __future__ import annotations
 

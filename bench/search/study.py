@@ -324,7 +324,7 @@ class RankSearch:
             self._study.tell(trial, values, state, skip_if_finished=True)
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> Sequence[float] | None:
-        """The values of the trial's point. None if another process has the point, or the last trial."""
+        """The values of the trial's point. None if another process has the point, or no trial is left."""
         trial.set_user_attr("driver", nested.driver)
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
         point = self._suggest(trial)
