@@ -103,7 +103,7 @@ class Source(ABC):
     def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
         """The tuning that a run's suite allows, for plans of versions that did not store it.
 
-        None if no suite is stored, or none that this version can read.
+        None if no suite is stored that this version can read.
         """
         if all(row.tuning is None or row.tuning.allowed_points for row in plan.rows):
             return None

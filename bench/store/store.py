@@ -197,7 +197,7 @@ class Store(Source):
         return not self._lacks(record, name)
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
-        """Whether a run certainly lacks an artifact. MLflow raises the same error if no server answers."""
+        """Whether a run certainly lacks an artifact: MLflow's error is the same if no server answers."""
         try:
             return name not in {file.path for file in self.client.list_artifacts(record.run_id)}
         except BROKEN_STORE:

@@ -51,7 +51,7 @@ class StoredTrial:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The method's ranks, or the ranks of modes and bonds that training left after cutting.
+        """The method's ranks, or the ranks of modes and bonds after training cut them.
 
         For AdaLoRA, which distributes ranks over layers, the method's rank is the mean over layers.
         """
