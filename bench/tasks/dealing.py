@@ -223,7 +223,7 @@ def _share_out(
     parts: Sequence[tuple[int, ...]],
     shares: Mapping[SplitName, int],
 ) -> dict[SplitName, NDArray[np.int64]]:
-    """Deals each block to the split that it brings nearest to its share of every stratum.
+    """Deals each block to the split whose distance from its shares of the strata grows least.
 
     `numbers`: the block of each position in `kept`. `parts`: the strata of each example. Blocks of equal size
     are ordered by `name` and their smallest id.

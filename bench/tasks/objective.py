@@ -182,8 +182,8 @@ MARGIN = " .!?$%"
 def extracted(text: str, phrases: Sequence[str]) -> str | None:
     """The final answer in a text, by the rule of peft's comparison of methods on MetaMathQA.
 
-    That is the text from the last occurrence of the first phrase that occurs to the end of the line, skipping
-    empty lines. The whole text without `phrases`; None if no phrase occurs.
+    Takes the first of `phrases` that occurs, and returns the text from its last occurrence to the end of the
+    line, skipping empty lines. Returns the whole text without `phrases`, and None if no phrase occurs.
     """
     if not phrases:
         return text.strip()

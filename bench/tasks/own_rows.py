@@ -212,7 +212,7 @@ class _TableRows:
 
 
 def _official(splits: list[SplitName]) -> list[SplitName] | None:
-    """Returns None if every row is in train, which is then dealt. Raises UserError without train rows."""
+    """The splits. None if every row is in train, which is then dealt. Raises UserError without train rows."""
     if splits and "train" not in splits:
         raise UserError(f"there is no train split, only {' and '.join(sorted(set(splits)))}")
     return None if set(splits) <= {"train"} else splits

@@ -72,7 +72,7 @@ def dealt(source: ExampleSource) -> dict[SplitName, NDArray[np.int64]]:
 
 
 def same_contents(source: ExampleSource) -> dict[str, NDArray[np.int64]]:
-    """The `ids` (N,) of all examples, and in `same` (N,) each one's first position with equal content.
+    """The `ids` (N,) of all examples, and in `same` (N,) the first position of an example with equal content.
 
     From the cache if possible. Raises UserError for examples that cannot be read.
     """
