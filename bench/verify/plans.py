@@ -137,7 +137,7 @@ def _as_written(value: Any) -> str:
 def _check_budget(
     findings: Examined, where: str, row: PlannedRow, resolved: Resolved, labels: Labels
 ) -> None:
-    """Checks a budget's number of parameters by its name, and whether the count is within tolerance."""
+    """Checks the number of parameters that a budget's name implies, and the tolerance of the count."""
     requested, match = (
         None,
         re.fullmatch(r"(isorank|isoparameters) (\d+)|([\d,]+) parameters", row.budget or ""),
