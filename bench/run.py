@@ -309,7 +309,7 @@ def _run_step(
 
 
 def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path) -> SearchRun:
-    """Writes the suite with a pilot's choices, unless a choice was not possible."""
+    """Writes the suite with a pilot's choices, unless one of the choices was impossible."""
     audience.chosen(choices.lines)
     for missing in choices.missing:
         audience.note(missing)
