@@ -96,7 +96,7 @@ def test_the_files_that_pages_and_ci_name_exist() -> None:
     assert len(named) > 50
     assert tried
     assert [path for path in tried if not (root / path).exists()] == []
-    # What is built or was at an earlier commit.
+    # Paths that are generated or existed at an earlier commit.
     elsewhere = {"docs/leaderboard", "docs/leaderboard.md"}
     assert [
         pair for pair in sorted(named) if pair[1] not in elsewhere and not (root / pair[1]).exists()

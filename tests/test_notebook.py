@@ -1,4 +1,4 @@
-"""The notebook of the documentation runs from top to bottom, and shows what it says."""
+"""Tests that the documentation's notebook runs from top to bottom and shows what its text says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 
-#: In place of the cell that is tagged so: 12 trials that take a second each.
+#: Replaces the cell with the tag `parameters`: 12 trials of a second each.
 PARAMETERS = """
 sizes = {"train_size": 32, "validation_size": 20, "test_size": 40, "max_tokens": 24}
 tuning = {"studies": 2, "points": 2}
@@ -27,7 +27,7 @@ def cells() -> list[dict[str, Any]]:
 
 
 def value_of(source: str, names: dict[str, Any]) -> Any:
-    """Runs a cell and gives the value of its last line, as a notebook does; None of a statement."""
+    """Runs a cell and returns the value of its last line, as a notebook does. None for a statement."""
     module = ast.parse(source)
     last = module.body[-1]
     if not isinstance(last, ast.Expr):
@@ -51,7 +51,7 @@ def test_it_runs_and_shows_its_plan_its_results_and_its_figures(
         replaced += parameters
         value = value_of(PARAMETERS if parameters else "".join(cell["source"]), names)
         if value is not None:
-            # Of pandas' own tables this attribute alone is no XML.
+            # In pandas' tables only this attribute is not valid XML.
             element = value._repr_html_().replace("<style scoped>", "<style>")
             ElementTree.fromstring(f"<div>{element}</div>")
     assert replaced == 1

@@ -39,7 +39,7 @@ PAGES = sorted(
 )
 PACK = DOCS / "quickstart-report" / "quickstart.tensorbench.zip"
 
-#: What the words of pages stand for where a command runs here.
+#: The values of placeholder names in the pages' commands when they run here.
 STAND_INS = dict.fromkeys(("quickstart", "mine", "my_suite", "leaderboard"), PACK.name) | {"N": "1"}
 
 #: Python blocks that cannot run here, with the reason; they are compiled.
@@ -103,7 +103,7 @@ def test_the_program_takes_the_commands_of_a_page(page: str) -> None:
         except Exception as error:
             raise AssertionError(f"tensorbench {shlex.join(arguments)}: {error}") from error
         suite = str(values.get("suite", ""))
-        # In capitals it stands for any suite.
+        # A file name in capitals stands for any suite.
         if name in {"plan", "run", "search"} and suite.startswith("suites/") and suite.islower():
             load_suite(ROOT / suite)
 
@@ -154,7 +154,7 @@ def test_suites_of_pages_are_planned(
 
 
 def test_the_first_python_of_a_newcomer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the quickstart's suite cut to two trials of four steps, and then the page on data frames."""
+    """Uses the quickstart's suite cut to two trials of four steps, then runs the page on data frames."""
     suite = yaml.safe_load((ROOT / "suites" / "quickstart.yaml").read_text(encoding="utf-8"))
     suite |= {
         "methods": ["head_only", "lora"],

@@ -54,7 +54,7 @@ class TestCaRA(StackedOracle):
         rest = stacked(mlp, geometry, *GATED_PROJECTIONS[3:])
 
         def of(layer: int, name: str) -> list[Tensor]:
-            # The second mode is what output and fc1 write, and what fc2 reads.
+            # The second mode is the output of `output` and fc1, and the input of fc2.
             if name == "fc2":
                 return [matrix[:, : geometry.hidden].T for matrix in rest(layer, name)]
             return (own if name in GATED_PROJECTIONS[:3] else rest)(layer, name)

@@ -26,7 +26,7 @@ class TestLoRA(LowRankOracle):
         ({"rank": 4, "targets": "qkv"}, SMOLLM2, 4 * 30 * ((576 + 576) + 2 * (576 + 192))),
         ({"rank": 1}, SMOLLM2, 30 * (2 * 1152 + 2 * 768 + 3 * (576 + 1536))),
     ]
-    test_dropout_sits_where_the_method_has_it = None  # peft's own
+    test_dropout_sits_where_the_method_has_it = None  # peft applies its own dropout
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
         updates: Dense = {}

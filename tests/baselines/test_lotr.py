@@ -28,7 +28,7 @@ class TestLoTR(StackedOracle):
         return {name: torch.einsum("xia,asb,boy->iso", *factors(values, name)) for name in sorted(names)}
 
     def slices(self, values: Values, geometry: Geometry) -> Callable[[int, str], list[Tensor]]:
-        # (layer, projection) of one tensor, or the layers of each of two.
+        # A joint tensor has axes (layer, projection); each of two separate tensors has layers only.
         layers = [tensor.unflatten(1, (geometry.layers, -1)) for tensor in self.tensors(values).values()]
         full = SCALE / RANK * torch.cat(layers, 2).permute(1, 2, 3, 0)
         return stacked(full, geometry, "query", "value")
@@ -49,7 +49,7 @@ class TestLoTR(StackedOracle):
 
 class TestSeparateTensors(TestLoTR):
     options = {**TestLoTR.options, "tensors": "separate"}
-    # A second pair of ends and nothing else.
+    # Adds only a second pair of shared factors.
     published = [
         ({"rank": 4}, BASE, 6_528 + 2 * 768 * 4),
         ({"rank": 32}, BASE, 73_728 + 2 * 768 * 32),

@@ -41,7 +41,7 @@ def test_the_nearest_rank_is_the_nearest_of_all(kind: str, targets: Any, budget:
         return
     fitted = method.fit(GEOMETRY, budget).count(GEOMETRY)
     best = min(abs(count - budget) for count in counts)
-    # Beyond the ranks listed here a count may come nearer still.
+    # A rank that is not listed here may come nearer.
     assert abs(fitted - budget) <= best
     assert fitted not in counts or fitted == min(c for c in counts if abs(c - budget) == abs(fitted - budget))
 

@@ -94,7 +94,7 @@ def test_adalora_trains_as_by_peft_itself() -> None:
     optimizer = torch.optim.AdamW([*trained, *head], lr=0.02)
     x, labels = examples()
     for step in range(1, STEPS + 1):
-        # The forward of the tuner is the one that adds the term, as in peft's models of a task.
+        # The tuner's forward adds the term, as in peft's task models.
         model.base_model(x=x, labels=labels).loss.backward()
         optimizer.step()
         model.base_model.update_and_allocate(step)

@@ -30,7 +30,7 @@ from ..methods.oracle import (
 )
 from ..methods.toy import ToyBackbone
 
-#: A hidden size of four prime factors, as the even part of every oracle here; and a prime one.
+#: A hidden size with four prime factors, for equal shapes in every oracle here, and a prime hidden size.
 SMALL, PRIME = Geometry(24, 4, 2, 96), Geometry(23, 1, 1, 92)
 LARGE, LLAMA = Geometry(1024, 16, 24, 4096), Geometry(4096, 32, 32, 11008)
 QKV = {"targets": "qkv"}
@@ -62,7 +62,7 @@ class SiteOracle(LowRankOracle):
     def update(self, values: Values, site: Site, out: int, in_: int) -> Tensor:
         raise NotImplementedError
 
-    test_counts = None  # no closed form but that of the source: `published` has many
+    test_counts = None  # The only closed form is the source's; `published` has many counts.
 
 
 class TestLoRETTA(SiteOracle):
@@ -242,7 +242,7 @@ class TestMetaTT(StackedOracle):
     ]
     # Rank 80 has 218,880, which is farther.
     budgets = [({}, (81,), 222_831)]
-    test_containers_hold_the_tensors = None  # it has none
+    test_containers_hold_the_tensors = None  # It has no containers.
 
     def slices(self, values: Values, geometry: Geometry) -> Any:
         """The slices, from a tensor with modes input, layer, slice, output (or head and channel)."""
@@ -296,7 +296,7 @@ class TestQuanTA(DenseOracle):
         ({"axes": (8, 8, 4, 4)}, LARGE, 48 * 8_448),
         ({"axes": (6, 6, 4, 4)}, SMOLLM2, 60 * (36**2 + 4 * 24**2 + 16**2)),
     ]
-    test_counts = test_fit_is_the_nearest = None  # it has axes, and no rank
+    test_counts = test_fit_is_the_nearest = None  # It has axes instead of a rank.
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
         def circuit(gates: list[Tensor]) -> Tensor:

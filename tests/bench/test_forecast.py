@@ -66,7 +66,7 @@ class Remaining(Heard):
 
 def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_store: NewStore) -> None:
     uri, heard = new_store(tmp_path), Remaining()
-    # Three epochs of the final runs per tuning epoch, on two seeds of two rows.
+    # Final runs have three epochs where tuning has one, on two seeds of two rows.
     changes = {**TUNED, "training": {"batch_size": 16, "epochs": 3, "lr": 5e-3}}
     changes["tuning"] = {**TUNED["tuning"], "epochs": 1}
     made = plan(**changes)

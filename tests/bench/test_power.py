@@ -127,7 +127,7 @@ def test_scores_with_units_have_a_line_for_each_task(tmp_path: Path) -> None:
         ("rmse", "one", 1),
         ("rmse", "other", 1),
     ]
-    # It would be compared with fractions of the score.
+    # A threshold in units cannot be compared with assumed noise, which is relative to the score.
     with pytest.raises(UserError, match=naming("'one'", "assumed noise")):
         power(planned, nowhere, 0.007, {"rmse": 0.5})
 

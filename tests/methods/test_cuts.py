@@ -234,7 +234,7 @@ def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_
     assert kept_ranks(spectra, count, room, 33) == (3, 3)
     assert kept_ranks(spectra, count, room, 32) == (2, 4)
     assert kept_ranks(spectra, count, room, 3) == (1, 1)
-    # Parts for which the others leave no room go first.
+    # Ranks above the limits set by the other ranks are dropped first.
     assert kept_ranks(spectra, count, lambda ranks: (9, ranks[0]), 99) == (3, 3)
 
 

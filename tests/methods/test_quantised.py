@@ -1,4 +1,4 @@
-"""Methods on weights in int8 and nf4: what they compute on dense weights of the same values."""
+"""Tests that methods on int8 and nf4 weights compute the same as on dense weights of equal values."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.skipif(
     reason="bitsandbytes is not installed: pip install 'tensorpeft-bench[quantised]'",
 )
 
-#: A kind of even shapes with biases, and one of unequal shapes without.
+#: A kind with equal shapes and biases, and one with unequal shapes and no biases.
 QUANTISED: list[tuple[str, Quantisation]] = [("bert", "int8"), ("llama", "nf4")]
 #: The largest relative error of a weight's norm: a uniform rounding to 255 numbers, and nf4's 16.
 ERRORS: dict[Quantisation, float] = {"int8": 0.02, "nf4": 0.12}
 
 
 def presets() -> list[Method]:
-    """The presets of all methods that quantised weights take."""
+    """The presets of all methods that support quantised weights."""
     templates = [preset for name in METHODS for preset in METHODS.get(name).presets()]
     sized = [template.isorank(2) if template.size is None else template for template in templates]
     return [method for method in sized if not method.needs_dense]
@@ -70,7 +70,7 @@ def dense(backbone: LoadedBackbone) -> LoadedBackbone:
 def run(
     backbone: LoadedBackbone, method: Method, batch: dict[str, Tensor]
 ) -> tuple[Adapter, Tensor, dict[str, Tensor | None]]:
-    """The scattered adapter on a backbone, its logits and its gradients."""
+    """Attaches an adapter with scattered parameters. Returns it with its logits and gradients."""
     adapter = method.attach(backbone, torch.Generator().manual_seed(1))
     backbone.module.eval()
     scatter(adapter)
@@ -100,7 +100,7 @@ def test_a_layer_computes_with_the_dequantised_weight(quantisation: Quantisation
     torch.testing.assert_close(x.grad, gradient)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
-    # What is dequantised is quantised again without another error.
+    # Quantising a dequantised weight again adds no error.
     torch.testing.assert_close(QuantisedLinear(dense_layer(layer), quantisation).weight, weight)
 
 
@@ -132,7 +132,7 @@ def test_a_method_computes_what_it_does_on_dense_weights(
         with pytest.raises(UserError, match=naming("merge")):
             adapter.merge()
     if not method.not_mergeable:
-        # Output by output it is the dequantised weight with the update on it.
+        # Updates and merged outputs equal those on the dequantised weights.
         updates = dict(adapter.deltas())
         for site, update in other.deltas():
             torch.testing.assert_close(updates[site], update, atol=1e-5, rtol=1e-4)
@@ -160,7 +160,7 @@ def test_what_trains_or_wants_dense_weights_is_refused() -> None:
     backbone = quantised("bert", "int8")
     assert quantisation_of(backbone) == "int8"
     assert quantisation_of(load_tiny("bert")) is None
-    # The oldest peft that is admitted has no GLoRA.
+    # The oldest supported peft has no GLoRA.
     glora = [create("peft", type="GLORA", rank=2)] * hasattr(PeftType, "GLORA")
     for method in (create("full"), *glora):
         with pytest.raises(UserError, match=naming("quantise", "int8", method.needs_dense)):

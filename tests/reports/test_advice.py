@@ -1,4 +1,4 @@
-"""Learning rates to start from, on a made-up study whose good rates are known."""
+"""Tests the advised learning rates on a made-up study whose good rates are known."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from .made_up_studies import NAME, plan_of
 
 Call = Callable[..., Any]
 
-#: The best rate of each method in decades from its centre, and those within a point of it: a score falls by
-#: four points a decade², so that a point is half a decade, as far as the window of a decade goes.
+#: By method, in decades from the centre: the best rate, and the range of rates within a point of it. Scores
+#: fall by four points per decade², so this range extends half a decade to either side, within the window.
 KNOWN = {"LoRA": (0.2, -0.3, 0.5), "LoTR": (-0.1, -0.5, 0.4), "TensLoRA att": (0.0, -0.5, 0.5)}
 #: The score of LoTR falls to chance beyond this offset.
 CLIFF = 0.25

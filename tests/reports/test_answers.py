@@ -64,7 +64,7 @@ def test_an_answer_is_what_its_command_reports(
     assert len(expected) == 3
     assert set(stored["level"]) == {0.975}
     assert "each reference's at 97.5%" in text
-    # By 4 points of 100 on each task, and by half a point less.
+    # TensLoRA att exceeds LoRA by 4 points on each task, and qkv is half a point below LoRA.
     assert "TensLoRA att beats LoRA: **yes, by what matters**." in answer.short
     assert "TensLoRA qkv beats LoRA: **no**." in answer.short
 

@@ -196,7 +196,7 @@ def test_nothing_claims_more_than_with_diverged_runs_at_the_floor(stored: Callab
     assert line.against is not None
     assert line.against.verdict == comparison.verdict == comparison.if_floor.verdict
     assert not line.claim.startswith("Better")
-    # Neither does the row of results, the heat map or the main table.
+    # Nor do the row of results, the heat map and the main table claim it.
     (setting,) = boards(analysis)
     (row,) = (
         row for board in boards(analysis)[setting] for row in board.rows if row.cell.method == line.best
@@ -280,7 +280,7 @@ def test_a_reference_below_the_head_alone_is_named_first_with_the_mean_without_i
 def test_a_reference_of_which_a_run_collapsed_has_failed_there(
     stored: Callable[..., str], tmp_path: Path
 ) -> None:
-    # Its mean is above the head's nevertheless.
+    # LoRA's mean is above the head's although one of its runs collapsed.
     right = {("head only", "textile", seed): 700 for seed in range(5)} | {("LoRA", "textile", 2): 550}
     analysis = analysis_of(stored(results_with(right), TWO_TASKS))
     failure, *_ = cautions.reference_failures(analysis)

@@ -146,7 +146,7 @@ def test_cells_of_which_runs_collapsed_are_never_equivalent(tmp_path: Path, new_
     write(made, plan_of(**FIVE | {"name": "before"}), results_with(0.5))
     write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), results_with(0.6))
     compared = compare((made, "before"), (made, "after"))
-    # The reason stands beside the verdict.
+    # The reason is shown beside the verdict.
     assert sum("1 of 5 runs collapsed" in note for note in compared.notes) == 1
     by_method = moves(compared)
     assert by_method["TensLoRA att"].verdict.endswith("practically equivalent")

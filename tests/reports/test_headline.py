@@ -1,4 +1,4 @@
-"""The first sentences of a report, on made-up results."""
+"""Tests the first sentences of a report on made-up results."""
 
 from __future__ import annotations
 

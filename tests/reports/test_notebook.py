@@ -1,4 +1,4 @@
-"""What results show in a notebook is what the page of their report shows."""
+"""Tests that results show the same in a notebook as on the page of their report."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_every_table_sorts_by_the_keyboard(shown: webdriver.Chrome) -> None:
         .map(t => t.outerHTML.slice(0, 200))"""
     )
     assert unsorted == []
-    # Step times of a shared machine rank nothing.
+    # Step times on a shared machine are not comparable.
     (times,) = shown.find_elements(By.CSS_SELECTOR, "table.unsorted")
     assert "ms/step" in (times.get_attribute("textContent") or "")
     assert not times.find_elements(By.CSS_SELECTOR, "button.sorter")
@@ -66,7 +66,7 @@ def test_every_table_sorts_by_the_keyboard(shown: webdriver.Chrome) -> None:
     names = [row.text for row in board.find_elements(By.CSS_SELECTOR, "tbody .open")]
     assert names == sorted(names, key=str.lower)
     assert score.get_attribute("aria-sort") is None
-    # Differences carry their own sign.
+    # Differences sort by their signed value.
     heat = shown.find_element(By.CSS_SELECTOR, ".heat table")
     heat.find_elements(By.CSS_SELECTOR, "thead button")[1].click()
     means = [
@@ -89,7 +89,7 @@ def test_heads_stay_in_reach_where_a_column_is_hidden(shown: webdriver.Chrome) -
 def test_ranks_sort_by_the_rank_and_not_by_its_interval_too(shown: webdriver.Chrome) -> None:
     ranks = shown.find_element(By.XPATH, "//summary[.='Ranks in numbers']/..//table")
     cells = "return [...arguments[0].querySelectorAll('tbody tr')].map(r => r.cells[2])"
-    # As with ten methods and more.
+    # Gives the rows ranks and intervals as with ten or more methods.
     shown.execute_script(
         """[...arguments[0].querySelectorAll('tbody tr')].forEach((row, i) => {
         const told = [['9', '9 to 10'], ['11', '1 to 11'], ['10', '10 to 12']][i % 3];
@@ -172,7 +172,7 @@ def test_the_keyboard_is_at_the_first_verdict_at_once(shown: webdriver.Chrome) -
         shown.switch_to.active_element.send_keys(Keys.TAB)
         stops += 1
         assert stops <= 3
-    # No verdict precedes them; the headings of the table are one tab stop.
+    # The headings of the answer's table are one tab stop.
     assert (
         shown.execute_script(
             "return document.querySelectorAll('.answer thead button[tabindex=\"0\"]').length"
@@ -256,7 +256,7 @@ def test_dots_of_equal_seeds_do_not_hide_one_another(
 def test_a_seed_has_the_score_that_tables_print(
     browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore
 ) -> None:
-    # 637 of 800 lies between two numbers of two digits, and the validation score between two of six.
+    # 637 / 800 is a rounding tie at two digits of a percentage, and the validation score at six.
     uri = store(
         tmp_path, new_store, result_of=lambda *_: Result(score=0.79625, validation=[0.7091503267973857])
     )
@@ -275,7 +275,7 @@ def test_a_link_to_a_row_shows_it_whatever_is_filtered(shown: webdriver.Chrome) 
     shown.execute_script(f"location.hash = '#{hidden}'")
     assert hidden in {row["id"] for row in rows(shown)}
     assert shown.find_element(By.ID, f"{hidden}-seeds").is_displayed()
-    # So does an address that is already open.
+    # Following the link again shows the row again, although the address stays the same.
     pick(shown, "task", "digits")
     assert hidden not in {row["id"] for row in rows(shown)}
     shown.find_element(By.CSS_SELECTOR, f".rows a[href='#{hidden}']").click()

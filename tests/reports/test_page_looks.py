@@ -48,7 +48,7 @@ def test_pointing_at_a_mark_shows_its_seeds(drawn: webdriver.Chrome) -> None:
 def test_nothing_is_cut_off_at_any_width(drawn: webdriver.Chrome, width: int) -> None:
     resize(drawn, width)
     assert drawn.execute_script("return document.documentElement.scrollWidth") <= width
-    # Wider content scrolls in a frame that says so.
+    # Wider content scrolls in a frame with a note that it scrolls.
     beyond = drawn.execute_script(
         """return [...document.querySelectorAll('main *')].filter(e =>
         e.getClientRects().length && !e.closest('.hidden, .over > *, svg *')
@@ -87,7 +87,7 @@ def test_a_large_study_is_answered_on_the_first_screen_and_on_ten_sheets(
     bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
     assert browser.execute_script(bottom, ".answer") < 560
     assert browser.execute_script(bottom, ".next") < 620
-    # The maps begin on it.
+    # The heat maps begin on the first screen.
     assert browser.execute_script(bottom, "#heat") < 768
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 1366
     assert [line.split("\n")[0] for line in seen(browser, ".answer tbody th")] == [

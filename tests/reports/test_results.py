@@ -152,7 +152,7 @@ def test_a_trial_of_several_experiments_is_in_each_frame_once(tmp_path: Path, ne
         frame = getattr(both, name)
         assert not frame.duplicated(["trial_id", *keys]).any()
         assert frame.groupby("experiment")["trial_id"].nunique().to_dict() == {"small": 4, "other": 2}
-    # They are the runs of a row in the first experiment.
+    # The runs of these trials are those of the first experiment's rows.
     seeds = both.seeds[both.seeds["experiment"] == "small"].set_index("trial_id")["run_id"].to_dict()
     assert seeds.items() <= both.trials.set_index("trial_id")["run_id"].to_dict().items()
 
@@ -176,7 +176,7 @@ def test_the_document_has_every_column_with_type_and_unit(name: str) -> None:
     (section,) = (section for section in sections if section.startswith(f"`{name}`\n"))
     columns = list(FRAMES[name].items())
     if name != "trials":
-        # The page says once that the others begin with the same eight columns.
+        # The page states once that all frames begin with the same eight columns.
         assert columns[:8] == list(FRAMES["trials"].items())[:8]
         columns = columns[8:]
     lines = [

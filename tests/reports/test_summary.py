@@ -125,7 +125,7 @@ def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) ->
     assert "0.6500 ± 0.1500" in lines["LoRA"]
     assert "3/3" in lines["LoRA"]
     assert "50.00" in lines["LoRA"]
-    # Step times of a shared machine rank nothing.
+    # Step times on a shared machine are not comparable.
     assert "ms/step" not in shown.getvalue()
     assert "2/3 (diverged)" in lines["head only"]
     assert "0.4000" in lines["TensLoRA att"]

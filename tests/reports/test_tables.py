@@ -198,7 +198,7 @@ def test_a_table_that_passes_a_page_is_split(written: Path, study: Study, monkey
         assert begun.count(f"\\begin{{{environment}}}") == begun.count(f"\\end{{{environment}}}") == 2
     assert text.count("continued") == text.count(r"\endhead") == text.count(r"\endfoot") == 2
     assert r"% needs \usepackage{booktabs,longtable}" in text
-    # The same rows.
+    # Both forms have the same rows.
     rows = [
         [line for line in source.splitlines() if line.lstrip().startswith("TensLoRA")]
         for source in (short, text)

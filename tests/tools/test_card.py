@@ -1,4 +1,4 @@
-"""Tests on a GPU: one method of each kind computes what it does on the CPU, and two workers share the GPU.
+"""Tests on a GPU that one method of each kind computes the same as on the CPU, and that two workers share it.
 
 `python -m tools.gpu` checks all methods, and measures.
 """

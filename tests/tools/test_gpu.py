@@ -288,5 +288,5 @@ def test_the_page_takes_only_tables_measured_on_a_gpu(
     )
     assert "| compute capability | 9.0 |" in page.read_text()
     assert "old" not in page.read_text()
-    # The real page has the place that the script fills.
+    # The real page has the mark where the script inserts its tables.
     assert (DOCS / "explanations" / "performance.md").read_text(encoding="utf-8").count(script.BEGIN) == 1

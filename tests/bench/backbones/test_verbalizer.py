@@ -61,7 +61,7 @@ def test_scores_are_the_likelihoods_of_the_words(kind: str, tied: bool, tmp_path
     tokenizer = byte_tokenizer(16)
     tokenizer.save_pretrained(tmp_path)
     backbone = load(BackboneSpec(local=tmp_path))
-    # The first word is one token; the second and third share their first of two.
+    # The first word is one token; the others have two tokens and share the first.
     prompt = Prompt("{text}:", ("a", "bc", "bd"))
     text_input = backbone.info.input
     assert isinstance(text_input, TextInput)

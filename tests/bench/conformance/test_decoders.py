@@ -9,7 +9,6 @@ from methods import METHODS, Method
 
 #: Llama has nine query heads sharing three key/value heads; Qwen3's heads do not divide the hidden size;
 #: these decoders compute query, key and value in one layer.
-#: compute query, key and value in one layer.
 SPLIT = ("gpt2", "gpt_neox")
 
 

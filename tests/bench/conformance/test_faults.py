@@ -27,7 +27,7 @@ def test_a_method_of_a_plug_in_passes() -> None:
 def test_a_method_that_takes_all_weights_for_squares_is_caught_on_decoders() -> None:
     results = run_checks(Pairs(rank=3), checks=["factors"])
     assert {result.backbone for result in results} == {*BACKBONES, *DECODERS}
-    # Llama's value has fewer rows than this up, which is cut; Qwen3's query has more, which are missing.
+    # This up factor has too many rows for Llama's value, and is cut. It has too few for Qwen3's query.
     assert [result.backbone for result in results if result.status == "failed"] == ["qwen3"]
 
 

@@ -12,7 +12,6 @@ from methods import METHODS, create
 
 #: Checks that depend only on the method run on every kind of backbone with this method: it adapts every
 #: projection, cuts the MLP, and has biases and dropout.
-#: projection, cuts the MLP, has biases and dropout.
 REPRESENTATIVE = create("cara", rank=4)
 
 #: These adapters are peft's and wrap the same modules on every backbone, so one tiny kind is enough.

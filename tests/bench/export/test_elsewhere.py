@@ -333,7 +333,7 @@ def test_no_text_of_a_hub_s_config_is_run_or_written_as_code(
     spec = BackboneSpec(timm="hf-hub:me/tiny")
     with pytest.raises(UserError, match="model_args"):
         describe(spec)
-    # Also refused for stores that planned it in an earlier version.
+    # An earlier version, which did not refuse it, may have stored such a trial. Its export must be safe too.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.backbones.timm_vit.refuse_timm_choices", lambda *_: None)
         backbone = load(spec)

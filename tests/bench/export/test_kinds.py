@@ -80,7 +80,7 @@ def test_a_kind_is_a_checkpoint_and_a_merged_model(kind: str, tmp_path: Path) ->
     fused_ranks = [
         rank for path, rank in config["rank_pattern"].items() if "c_attn" in path or "query_key" in path
     ]
-    # The joint ranks of query, key and value where one layer computes them.
+    # The joint rank of query, key and value in layers that compute all three.
     assert set(fused_ranks) <= {6}
     if kind in FUSED:
         assert any(layer.endswith(FUSED[kind]) for layer in config["target_modules"])
@@ -268,7 +268,7 @@ def test_a_checkpoint_names_the_quantised_weights_that_it_belongs_to(
     assert len(settings["quantise"]["layers"]) == len(sites)
     readme = (made.folder / "README.md").read_text()
     assert f"{quantise} of sha256:" in readme
-    # On full weights it is another model.
+    # Without quantisation the outputs differ.
     (made.folder / "loading.json").write_text(json.dumps({**settings, "quantise": None}))
     assert not torch.allclose(made.loaded().logits(**made.inputs()), made.logits(), atol=1e-4)
 

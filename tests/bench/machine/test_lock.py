@@ -101,7 +101,7 @@ def test_two_revisions_of_a_repository_are_locked_separately(
 
 @pytest.fixture
 def moved(online: Hub) -> Iterator[Callable[[], None]]:
-    """Moves the main branches of the model and of GLUE on by a commit that extends their cards."""
+    """Advances the main branches of the model and of GLUE by a commit that extends their cards."""
     cards = [online.folders[name] / "README.md" for name in (ROBERTA, GLUE)]
     texts = [card.read_text() for card in cards]
 
@@ -128,7 +128,7 @@ def test_a_trial_s_id_follows_the_revision_and_a_lock_holds_both(
     moved()
     assert ids(make_plan(load_suite(file))) == first
     unlocked = ids(make_plan(load_suite(file, locked=False)))
-    # The vision pair stayed.
+    # The vision trial keeps its id, because its repositories did not change.
     assert [a == b for a, b in zip(unlocked, first, strict=True)] == [True, False]
     text = lock_path(file).read_text()
     assert call("tools", "fetch", file).code == 0
@@ -197,7 +197,7 @@ def test_locked_files_are_used_in_other_processes(online: Hub, tmp_path: Path, c
             load(sent.backbone)
         with pytest.raises(UserError, match=naming("train-", "locked", "f" * 64, rows)):
             sent.task.lookup().examples()
-    # It is not part of the stored record.
+    # The lock is not part of the stored record.
     (unlocked,) = make_plan(load_suite(file, locked=False)).trials
     assert (sent.id, sent.model_dump()) == (unlocked.id, unlocked.model_dump())
 

@@ -1,4 +1,4 @@
-"""Tables of plans and results in a notebook: foreign texts stay texts, and many lines stay few."""
+"""Tests tables of plans and results in a notebook: hostile labels are escaped, and long tables are cut."""
 
 from __future__ import annotations
 

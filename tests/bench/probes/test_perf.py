@@ -117,7 +117,7 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
         assert min(row["bare_ms"], row["adapted_ms"], row["ratio_adapted"]) > 0
         assert (row["merged_ms"] is None) == (row["ratio_merged"] is None) == (row["method"] == "LoRETTA-adp")
         assert row["method"] == "TRAC" or row["loaded_bytes"] == row["adapter_bytes"] == 4 * row["parameters"]
-    # Stores the seed of its random cores instead of the cores.
+    # TRAC stores the seed of its random cores instead of the cores.
     assert by_name["TRAC", "isorank"]["adapter_bytes"] < by_name["TRAC", "isorank"]["loaded_bytes"]
     assert "TensLoRA qkv_depth" in picture.read_text()
 

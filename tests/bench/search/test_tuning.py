@@ -173,7 +173,7 @@ def test_ties_are_broken_by_the_other_result_and_counted(
     (row,) = with_choices(made, store).of(None).rows
     assert row.tuning is not None
     assert (row.tuning.chosen, row.tuning.tied) == ({"lr": lr}, tied)
-    # It survives being stored and read again.
+    # The choice survives being stored and read again.
     store.end(store.begin_suite(with_choices(made, store)), Status.FINISHED)
     assert with_choices(made, store).of(None).rows == (row,)
 

@@ -36,7 +36,7 @@ class Searched:
     suite: Path
     uri: str
     ended: Any = None
-    #: Its trials and artifact at its end, for tests beside one that continues it.
+    #: The trials and artifacts at the search's end, since another test continues the search.
     trials: Sequence[optuna.trial.FrozenTrial] = ()
     artifacts: dict[str, Any] = field(default_factory=dict)
 

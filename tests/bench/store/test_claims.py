@@ -92,7 +92,7 @@ def test_a_claim_of_a_driver_that_died_here_is_followed_by_the_next_attempt(stor
     assert take(gone)
     taken, living = last.taken(), last.living()
     assert take(next_one)
-    # The driver that looked earlier is late, and the later look sees the claim.
+    # A driver that looked before the new claim is too late; if it looks again, it sees the claim.
     assert not last.take("t", taken, living)
     assert not take(last)
     assert sorted(name.rpartition(".")[2] for name in names(store)) == ["1", "2"]

@@ -1,4 +1,4 @@
-"""Packs are small, and say what they hold less than a store does."""
+"""Tests the size of packs, the compact form of their predictions, and packs of version 1."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .many_trials import ManyTrials, file_of, predictions
 #: A published pack, whose suite and configurations are those of real trials.
 PUBLISHED = Path(__file__).parents[3] / "docs" / "quickstart-report" / "quickstart.tensorbench.zip"
 
-#: The largest pack of a study of so many trials, in bytes.
+#: The number of trials of a study, and the largest size of its pack in bytes.
 TRIALS, MOST = 2_000, 10_000_000
 #: The examples of the largest test and validation splits of suites/study.yaml, and the steps of their trials.
 TEST, VALIDATION, STEPS = 2_500, 800, 3 * 128
@@ -76,13 +76,13 @@ def test_classes_and_log_probabilities_are_what_the_logits_give(tmp_path: Path) 
         assert np.abs(stored["log_probability"] - exact).max() <= STEP / 2 + 1e-12
         assert set(stored["classes"]) == {frame.shape[1] - 3}
         assert pack.read(record, Artifact.CONFIG) == source.read(trial, Artifact.CONFIG)
-        # The hash of predictions is that of their values, and those of other files stay.
+        # The hash of predictions is that of the compact values; other files keep their hashes.
         (tmp_path / "file").write_bytes(content)
         own = hashes(record)
         assert own.pop(Artifact.PREDICTIONS) == digest(Artifact.PREDICTIONS, tmp_path / "file")
         assert own.items() <= hashes(trial).items()
         assert record.metrics == trial.metrics
-    # The three trials have two splits, and no file of their own.
+    # The three trials share two splits and have no files of their own.
     assert len(pq.read_table(io.BytesIO(files(path)[f"experiments/0000/{SPLITS_TABLE}"]))) == 2
     assert not [
         name for name in files(path) if "/artifacts/" in name and records.keys() & set(name.split("/"))
@@ -152,7 +152,7 @@ def test_where_logits_are_needed_they_stay(how: dict[str, Any], tmp_path: Path) 
 
 
 def earlier(content: Files) -> None:
-    """Lays a pack with whole predictions out as version 1 did."""
+    """Converts a pack with full predictions to the layout of version 1."""
     table = pq.read_table(io.BytesIO(content.pop(f"experiments/0000/{CONFIGS_TABLE}")))
     for row in table.to_pylist():
         name = f"experiments/0000/artifacts/{row['run_id']}/{Artifact.CONFIG}"
@@ -175,7 +175,7 @@ def test_a_pack_of_version_1_is_read_and_packed_again_as_its_store(tmp_path: Pat
         assert again.read_bytes() == path.read_bytes()
 
 
-# --- tables that somebody changed ---
+# --- changed tables ---
 
 
 def rows(table: str, change: Callable[[list[dict[str, Any]]], None]) -> Callable[[Files], None]:
@@ -232,7 +232,7 @@ def test_tables_that_do_not_fit_together_are_refused(way: str, tmp_path: Path) -
 
 
 def test_a_configuration_of_gigabytes_is_refused(tmp_path: Path) -> None:
-    """A line of a megabyte is in the file once, and every row has it a thousand times."""
+    """The file stores a line of one megabyte once, and every row repeats it a thousand times."""
     _, path = packed(tmp_path, predictions(0, 20))
     lines = ["x" * 2**20] * 1_000
     bomb = changed(

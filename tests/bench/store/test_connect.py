@@ -157,7 +157,7 @@ def test_a_renamed_store_is_resumed_reported_and_exported(
     trial = plan(**SUITE).trials[0].id
     exported = call("export", trial, "--store", uri, "--out", tmp_path / "adapter")
     assert exported.code == 0, exported.err
-    # MLflow's own interface finds them too, and the old folder stays empty.
+    # MLflow's own interface finds the artifacts too, and the old folder stays empty.
     client = MlflowClient(uri)
     for record in Store.existing(uri, "toy").records():
         assert {"config.json", "adapter.safetensors"} <= {

@@ -73,7 +73,7 @@ def test_an_unpack_killed_anywhere_is_completed_by_the_same_unpack(
     unhindered, its_uri = store_in("unhindered")
     events, *files = map(int, run_unpacking(unhindered, its_uri, pack).output().splitlines()[-1].split())
     assert files
-    # Adapters that come later leave the predictions of the first pack, which has no logits.
+    # If the adapter comes later, the predictions stay those of the first pack, which has no logits.
     expected = packed(its_uri, "toy", unhindered / "again", adapters=True).read_bytes()
     assert bare or expected == pack.read_bytes()
     for event in {*files, *range(1, events, events // STATEMENTS)}:

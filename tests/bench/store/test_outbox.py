@@ -73,7 +73,7 @@ def open_run(store: Store) -> str:
     return begun(store, made.trials[0], made.rows).run_id
 
 
-#: The remains of the file, by what is done to its content.
+#: Changes of a record's content, by name.
 CHANGES: dict[str, Change] = {
     "no object": lambda content: [1],
     "a field too few": lambda content: {key: content[key] for key in content if key != "run_id"},
@@ -265,7 +265,7 @@ def test_a_failure_with_any_message_is_stored(
     monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError(message)))
     (event,) = executed(store, plan(methods=["head_only"], training=SHORT))
     assert event.ending is not None
-    # A terminal accepts nothing else.
+    # A terminal accepts only text that can be encoded.
     event.ending.failure.encode()
     (record,) = store.records()
     assert record.status == "FAILED"

@@ -67,7 +67,7 @@ def test_changed_files_are_refused_by_their_hash(pack: Path, tmp_path: Path) -> 
     bytes_of = bytearray(pack.read_bytes())
     with zipfile.ZipFile(pack) as file:
         largest = max(file.infolist(), key=lambda entry: entry.compress_size)
-    # Behind its header, of which most is in the zip file twice and read once.
+    # Changes the content, not the header, since most of the header is stored twice and read once.
     bytes_of[largest.header_offset + 30 + len(largest.filename) + largest.compress_size // 2] ^= 1
     target.write_bytes(bytes_of)
     refused(target, "cannot be read, the file is cut or was changed")
@@ -122,7 +122,7 @@ def test_a_file_that_leads_out_or_is_none_of_a_pack(pack: Path, tmp_path: Path, 
 def added(pack: Path, target: Path, entry: zipfile.ZipInfo, content: bytes) -> Path:
     target.write_bytes(pack.read_bytes())
     with warnings.catch_warnings(), zipfile.ZipFile(target, "a") as file:
-        # Python warns of a name that is there already.
+        # Python warns about a duplicate name.
         warnings.simplefilter("ignore")
         file.writestr(entry, content, zipfile.ZIP_DEFLATED)
     return target
@@ -167,7 +167,7 @@ def test_bombs(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             lambda content: content.replace(b"parquet-cpp-arrow", b"parquet-cpp-other"),
             "not written by pyarrow",
         ),
-        # The first page begins behind the file's first four bytes, with the kind of the page.
+        # The first page follows the file's first four bytes and begins with its kind.
         (lambda content: content[:4] + b"\x15\x08" + content[6:], "a page has no header of its kind"),
         (lambda content: content[:4] + b"\x1b" + content[5:], "a field of an unknown type"),
         (lambda content: content[:4] + b"\x1c" * 20 + content[24:], "nested too deep"),
@@ -205,7 +205,7 @@ def test_a_file_of_parquet_that_is_larger_than_its_rows(
 
 
 def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], None]:
-    """Makes a change of the pack's files from a change of one run in the table."""
+    """Turns a change of one run in the table into a change of the pack's files."""
 
     def edit(content: Files) -> None:
         (name,) = [name for name in content if name.endswith("runs.parquet")]
@@ -276,7 +276,7 @@ def test_another_table_than_that_of_a_pack(pack: Path, tmp_path: Path) -> None:
 
 
 def test_columns_within_columns_end_no_process(pack: Path, tmp_path: Path) -> None:
-    # Thrift of a footer: a version, 50,000 columns of which each is in the one before, no row and no group.
+    # A footer in Thrift: a version, 50,000 columns, each nested in the one before, no rows and no row groups.
     column, last = b"\x35\x02\x18\x01a\x15\x02\x00", b"\x15\x04\x25\x00\x18\x01a\x00"
     schema = b"\x19\xfc\xd1\x86\x03" + column * 50_000 + last
     footer = b"\x15\x04" + schema + b"\x16\x00\x19\x0c\x28\x11parquet-cpp-arrow\x00"

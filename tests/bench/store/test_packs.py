@@ -84,7 +84,7 @@ def test_an_unpack_that_was_killed_goes_on(
     def killed(store: Store, record: Record, folder: Path) -> None:
         sent.append(record.run_id)
         if len(sent) == which:
-            # What has arrived when a process dies is any part of it.
+            # A process that dies may leave a partial record, such as one that is still running.
             send(store, replace(record, status=Status.RUNNING), folder)
             raise KeyboardInterrupt
         send(store, record, folder)
@@ -127,10 +127,10 @@ def test_two_machines_halves_are_one_experiment_that_goes_on(
             "complete",
         ]
         assert merged_results.cells[same].equals(full_results.cells[same])
-    # Nothing is run twice, and what the suite has beyond them is.
+    # No trial runs twice; only the trials of the additional seed are left.
     suite = write_suite(tmp_path, seeds=[0, 1, 2], **TOY)
     assert "toy: 6 trials, 2 to run" in call("run", suite, "--store", merged).out
-    # One half beside the other in a store reads as one too.
+    # A pack with one half and a store with the other also read as one experiment.
     assert load_results("toy", str(packs[1]), store=uris["one"]).cells["complete"].all()
 
 
@@ -261,7 +261,7 @@ def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
     assert adapters(store) == [True]
 
 
-# --- what contradicts is refused ---
+# --- contradictions are refused ---
 
 
 def other_score(content: dict[str, bytes]) -> None:
@@ -313,7 +313,7 @@ def test_a_search_with_another_result_is_refused(pack: Path, tmp_path: Path, new
             open_results(uri, map(str, names))
     with pytest.raises(UserError, match=refused):
         unpack(other, store=uri)
-    # A part without the search, and one that has it alike, contradict nothing.
+    # Parts without the search, or with an equal one, contradict nothing.
     (joined,) = open_results(uri, map(str, [pack, search_pack, "small"]))
     assert len(joined.records(RunKind.SEARCH)) == 1
 

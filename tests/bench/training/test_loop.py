@@ -253,7 +253,7 @@ def test_a_methods_own_loss_and_steps_are_training_and_only_settled_states_are_c
 
 
 def test_the_score_is_that_of_the_chosen_state(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On validation, where the last state is worse than the chosen one by construction.
+    # Validation losses, chosen so that the last state is worse than the selected one.
     losses = iter([1.0, 2.0])
     real = training.evaluate
     logits = []

@@ -134,7 +134,7 @@ def test_methods_of_a_seed_see_the_same_augmented_images_and_only_in_training(
     assert not torch.equal(lora, lora_1)
 
 
-# --- what an id says of these ---
+# --- ids ---
 
 #: Ids of two trials from before any of these options existed.
 BEFORE = {"vision": "26e291087d9acc77", "text": "6581c102f5a4a324"}
@@ -311,7 +311,7 @@ def test_no_step_reads_a_value_from_the_device(base: dict[str, Any], monkeypatch
     data = own.data(trial, backbone.info.input)
     backbone.reset(data.classes, generator(0, "head_start"))
     adapter = from_identity(trial.method).attach(backbone, generator(0, "adapter_start"))
-    # A validation reads its results.
+    # A real validation would read its results from the device.
     evaluation = Evaluation(torch.empty(0), 0.5, 0.5, np.empty(0))
     monkeypatch.setattr(loop, "evaluate", lambda *_: evaluation)
     with _Reads() as reads:

@@ -1,4 +1,4 @@
-"""Trials on backbones in int8 and nf4: their ids, what they refuse, and that they train."""
+"""Tests trials on int8 and nf4 backbones: ids, refusals and training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_trials_train_adapters_in_float32(dtype: str) -> None:
         outcome = run_trial(trial, resources, lambda _: None)
         tensors = (*outcome.adapter.values(), *outcome.head.values())
         assert {tensor.dtype for tensor in tensors} == {torch.float32}
-        # Nothing is merged, so that no time of a merged forward is measured.
+        # Nothing is merged, so no merged forward is timed.
         assert outcome.measures[Measure.ADAPTED_MS] is not None
         assert outcome.measures[Measure.MERGED_MS] is None
         assert resources.backbone(trial).fingerprint() == load(spec).fingerprint()
@@ -58,7 +58,7 @@ def test_quantised_weights_are_others_by_name_hash_and_id() -> None:
     assert spec.pinned(info) == spec.model_copy(update={"revision": commit})
 
 
-#: The oldest peft that is admitted has no GLoRA.
+#: The oldest supported peft has no GLoRA.
 GLORA = [({"method": "peft", "type": "GLORA", "rank": 2}, "floating-point")] * hasattr(PeftType, "GLORA")
 
 

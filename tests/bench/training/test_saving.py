@@ -88,11 +88,11 @@ def test_so_many_examples_go_through_the_backbone_at_once_and_layers_run_again()
             sizes.append(len(inputs[0]))
 
     hook = backbone.module.encoder.layers[0].mlp.register_forward_pre_hook(counted)
-    with pytest.warns(UserWarning, match="left traces"):  # the hook
+    with pytest.warns(UserWarning, match="left traces"):  # caused by the hook
         run_trial(made, resources, lambda progress: None)
     assert sizes == [6, 6, 6, 6, 4, 4]
     hook.remove()
-    # Checkpointing leaves nothing switched on.
+    # Checkpointing leaves no traces on the backbone.
     backbone = resources.backbone(made)
     run_trial(made, resources, lambda progress: None)
     assert resources.backbone(made) is backbone

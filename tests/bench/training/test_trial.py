@@ -129,7 +129,7 @@ def test_its_device_is_the_one_that_libraries_use_unasked(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     for device in ("cpu", "cuda", "cuda:1"):
         resources.backbone(trial)
-        # It is loaded now and stays in place.
+        # The backbone is loaded by now and stays in place.
         resources.device = torch.device(device)
     assert not taken
     resources.backbone(trial)

@@ -194,7 +194,7 @@ def test_nothing_outside_of_the_folder_is_opened(
     (tmp_path / "inner").mkdir()
     os.mkfifo(tmp_path / "inner" / "pipe")
     (tmp_path / "inner" / "link").symlink_to(folder / "words.csv")
-    # A link to a folder inside it that contains a link leading outside.
+    # A link to a folder inside the allowed one, which contains a link leading outside.
     for name in ("folder", "beside"):
         (tmp_path / "inner" / name).mkdir()
     (tmp_path / "inner" / "folder" / "link").symlink_to(tmp_path / "inner" / "beside")

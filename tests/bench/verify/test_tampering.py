@@ -124,7 +124,7 @@ def test_compact_predictions_that_were_changed_are_found(
     change: Callable[[pd.DataFrame], None],
     named: str,
 ) -> None:
-    """First with the hash that they had, then with that of what they are now."""
+    """Verifies changed predictions with their old hash, then with the hash of the changed values."""
     pack, uri = tmp_path / "toy.tensorbench.zip", new_store(tmp_path)
     write_pack([kept.store], pack)
     unpack(pack, store=uri)

@@ -32,7 +32,7 @@ def test_ranks_of_indistinguishable_methods_are_ranges() -> None:
 
 def test_methods_are_distinguished_by_simultaneous_intervals_of_all_pairs() -> None:
     near, far = (effect([of_seeds(array(0.9, 1.0, 1.1) * by)]) for by in (1, -1))
-    # The interval of one claim is above zero, and so is that of three.
+    # The interval is above zero for a single claim, and also for three simultaneous ones.
     apart = orders.separations([(0, 1, near), (1, 2, far)], 3)
     assert apart is not None
     assert apart.tolist() == [[0, 1, 0], [-1, 0, -1], [0, 1, 0]]

@@ -81,7 +81,7 @@ def test_strata_are_drawn_as_fresh_rates_would_fall_into_them(k: int) -> None:
     means, chances = [], []
     for counts in product(range(3), repeat=3):
         if sum(counts) == k:
-            # Every choice of this many trials per stratum.
+            # All choices of these numbers of trials from the strata.
             choices = product(*(combinations(np.flatnonzero(strata == s), n) for s, n in enumerate(counts)))
             subsets = [[trial for part in choice for trial in part] for choice in choices]
             means.append(np.mean([kept_score(losses[subset], scores[subset]) for subset in subsets]))
@@ -235,7 +235,7 @@ def test_failures_widen_the_interval_as_far_as_they_decide_the_score() -> None:
         assert wide is not None
         assert narrow is not None
         assert wide > least * narrow
-    # Once all of sixteen would have to fail, only the trials that remain count.
+    # Sixteen trials hardly ever all fail, so failures add little variance.
     many = [of_pair(side, reference, 16) for side in (failing, method)]
     assert many[0].seeds == pytest.approx(many[1].seeds, rel=0.5)
 
