@@ -138,7 +138,7 @@ class Kind:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     #: The normalisation of pixels if the checkpoint has none. None: the kind reads texts.
     normalisation: Normalisation | None = None
-    #: The fields of its configuration that hold sizes.
+    #: The configuration's fields for the sizes of the model.
     shape: Shape = SHAPE
     #: Paths of fused layers, and the names of their parts below each path.
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
