@@ -221,7 +221,7 @@ def outputs(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> Tensor:
 
 def loss(logits: Tensor) -> Tensor:
     labels = torch.arange(len(logits), device=logits.device) % CLASSES
-    # Curved enough that no gradient vanishes.
+    # This loss is curved enough that no gradient vanishes.
     return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, labels)
 
 

@@ -14,17 +14,17 @@ from bench.conformance.subject import Subject
 
 @dataclass(frozen=True)
 class Check:
-    """One property. Its name is that of the function that checks it."""
+    """A check of one property, named after the function that runs it."""
 
     run: Callable[[Subject], str | None]
-    #: Whether it runs on every kind of backbone, because it involves the backbone's modules. Checks that
-    #: depend on the method alone run on the first kind.
+    #: Whether the check runs on every kind of backbone, because it involves the backbone's modules. Checks
+    #: that depend on the method alone run on the first kind.
     on_each: bool = True
-    #: Whether it also runs on decoders, whose projections have unequal shapes.
+    #: Whether the check also runs on decoders, whose projections have unequal shapes.
     of_shapes: bool = False
-    #: Whether it runs by default.
+    #: Whether the check runs by default.
     default: bool = True
-    #: Whether it takes seconds instead of milliseconds.
+    #: Whether the check takes seconds instead of milliseconds.
     slow: bool = False
 
     @property

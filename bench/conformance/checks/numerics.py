@@ -32,7 +32,7 @@ def bfloat16(subject: Subject) -> None:
     backbone, batch = subject.backbone(), subject.batch()
     bare = outputs(backbone, batch)
     _, adapter = subject.randomised(backbone=backbone)
-    # Far enough for the effect of the update to exceed rounding.
+    # Move the parameters far enough for the effect of the update to exceed rounding.
     scatter(adapter, 0.2)
     for name, parameter in adapter.named_parameters().items():
         expect(parameter.dtype == torch.float32, f"{name} is {parameter.dtype}")
@@ -73,7 +73,7 @@ def checkpointing(subject: Subject) -> None:
         hook.remove()
         expect(not stale, f"tensors kept after a recomputed backward: {sorted(stale)[:4]}")
         runs.append(len(calls))
-    # Once per forward, except for attention that also projects positions.
+    # A layer runs once per forward, except in attention that also projects positions.
     if subject.adapts:
         expect(0 < 2 * runs[0] == runs[1], f"a layer ran {runs[0]} times, checkpointed {runs[1]} times")
     expect_close(results[1][0], results[0][0], 1e-6, "checkpointed outputs")
