@@ -15,13 +15,13 @@ from bench.training.saving import Saving
 class Executor(ABC):
     """Runs trials. It is a context manager: leaving it ends every worker."""
 
-    #: The fields of a place that it supports, out of `bench.execution.OPTIONS`.
+    #: The fields of a place that the executor supports, out of `bench.execution.OPTIONS`.
     options: ClassVar[frozenset[str]] = frozenset()
     #: The number of trials that run at once.
     slots: int
-    #: Whether its workers share the memory of this machine.
+    #: Whether the executor's workers share the memory of this machine.
     on_this_machine = True
-    #: Whether it can end a trial that takes too long.
+    #: Whether the executor can end a trial that takes too long.
     ends_trials = True
 
     def __init__(self, device: str, saving: Saving) -> None:
