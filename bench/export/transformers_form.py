@@ -21,7 +21,7 @@ from bench.backbones.untrusted import ATTENTION
 from bench.export.form import PROCESSOR_FILE, BaseOrigin, Form, copies, differences, load_state, processor
 from bench.inputs import ImageInput, ModelInput
 
-#: All of a linear head is the classifier.
+#: A linear head is the classifier as a whole.
 LINEAR: Mapping[str, str] = {"": "classifier"}
 
 
