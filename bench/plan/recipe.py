@@ -68,7 +68,8 @@ class Recipe(Frozen):
     augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
     #: Whether the encoder is compiled by `torch.compile`, in training and in evaluation.
     compile: Annotated[bool, Later()] = False
-    #: Whether to use deterministic algorithms only. An operation that has none fails the trial.
+    #: Whether to use deterministic algorithms only. A trial with an operation that has no deterministic
+    #: algorithm fails.
     deterministic: Annotated[bool, Later()] = False
 
     @field_validator("augmentation")

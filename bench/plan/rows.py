@@ -54,7 +54,7 @@ class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
 
     #: `method`, `backbone` and `task` without the suite's labels.
     own: Names
-    #: The task itself.
+    #: The resolved task.
     definition: Task = Field(repr=False)
     #: The purpose of the row's trials. None for a row of the tables.
     phase: Phase | None = None
