@@ -186,7 +186,7 @@ def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
     for site, (down, up) in adapter.factors().items():
         down, up = (factor.detach().double().cpu() for factor in (down, up))
         split, unsplit = (down.T, up.T) if site.projection == "output" else (up, down)
-        # For each row of the split side. A head is `head_size` rows.
+        # The squared norm of each row of the split side. A head has `head_size` rows.
         rows = ((split @ (unsplit @ unsplit.T)) * split).sum(1)
         groups = heads_of(site, geometry) if site.projection in ATTENTION else 1
         norms[site] = rows.unflatten(0, (groups, -1)).sum(1)
