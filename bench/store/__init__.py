@@ -2,8 +2,8 @@
 
 import os
 
-# These variables are set before the first import of MLflow, which reads them. No usage data leaves the
-# machine.
+# These variables are set before the first import of MLflow, which reads them.
+# No usage data leaves the machine.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's progress bars and its lines per run would break our display.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

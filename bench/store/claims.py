@@ -199,7 +199,7 @@ class Claims:
     @insisting
     def settle(self, trial: str) -> None:
         """Deletes all claims on a trial that has its result."""
-        # Made a list first, because pages shift with every deleted claim.
+        # The claims are listed first, because pages shift with every deleted claim.
         for claim in list(self._claims(trial)):
             try:
                 self._client.delete_registered_model(claim.name)

@@ -351,7 +351,7 @@ def interrupted_upgrade(database: Path) -> str:
 def interrupted_start(engine: Engine) -> str:
     """The end of a message: how to clear a server's database if its first start was killed.
 
-    Empty if the database is complete. PostgreSQL undoes an interrupted start by itself, MySQL does not.
+    Empty for any other database. PostgreSQL undoes an interrupted start by itself, MySQL does not.
     """
     if not _only_begun(_tables(engine)):
         return ""
