@@ -80,7 +80,7 @@ def _opened(content: bytes) -> Image.Image:
     # The second picture of an MPO photograph is a preview, or the view of the other eye.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ValueError("it holds several pictures, as an animation does; save the one that is meant")
-    # PIL keeps only the upper 8 bits of colours. Only the tile shows their original depth.
+    # PIL keeps only the upper 8 bits of colours. Only `tile` shows their original depth.
     layouts = [str(tile[3]) for tile in getattr(image, "tile", ())]
     if image.format in ("PNG", "TIFF") and any(";16" in layout for layout in layouts):
         raise ValueError("it has 16 bits a channel; save it with 8 bits a channel")

@@ -129,7 +129,7 @@ class Task(ABC):
     modality: Modality
     classes: tuple[str, ...] = ()
     target: Kind = "single label"
-    #: Whether its texts are pairs. None if known only from the examples.
+    #: Whether the task's texts are pairs. None if known only from the examples.
     paired: bool | None = None
     #: The unit of a regression's targets.
     unit: str = ""
@@ -154,7 +154,7 @@ class Task(ABC):
     #: The version of the rules in `bench.tasks.dealing` for duplicates and splits. Registered tasks keep
     #: version 1, with which results were published; described data use version 2.
     rules: Literal[1, 2] = 1
-    #: Whether its examples are on this machine, where a plan can check them.
+    #: Whether the task's examples are on this machine, where a plan can check them.
     at_hand: bool = False
 
     @abstractmethod
