@@ -13,7 +13,7 @@ from bench.training.seeding import lent
 #: The strength of changes in brightness, contrast, saturation and hue, and their probability per image.
 JITTER, JITTERED = 0.4, 0.5
 
-#: Crops may exceed the image by its side divided by this number. The image is mirrored there.
+#: Crops may extend beyond the image by its side divided by this number. The image is mirrored there.
 CROP_MARGIN = 8
 
 
