@@ -37,7 +37,7 @@ class Power:
 
     budget: str
     metric: str
-    #: The task, if scores have its unit. Otherwise empty.
+    #: The task, if scores have a unit. Otherwise empty.
     task: str
     design: Design
     #: Whether the noise comes from stored runs. Otherwise it is assumed.
