@@ -224,7 +224,7 @@ class Joined(Source):
         self._records = {kind: self._joined(kind) for kind in RunKind}
 
     def _joined(self, kind: RunKind) -> list[Record]:
-        """The runs of a kind that count. Remembers the part of each."""
+        """The runs of a kind that count. Remembers which part each run came from."""
         chosen: dict[str, Record] = {}
         #: All runs of each search and allocation, with their parts.
         nested: defaultdict[str, list[tuple[Source, Record]]] = defaultdict(list)
