@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LoTR(OneRank, StackedMethod):
-    """y = W·x + b + scale/rank · left·M·right·x: left and right are shared, M (r, r) is the weight's own.
+    """y = W·x + b + scale/rank · left·M·right·x: left and right are shared, each weight has its own M (r, r).
 
     Start (reference code): left and right N(0, 1), every M zero. There is no dropout and no bias.
     """

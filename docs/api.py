@@ -52,7 +52,7 @@ def build(folder: Path) -> list[str]:
     """Writes the pages of all public modules into a folder and returns the faults of their docstrings."""
     for name in PUBLIC:
         module = importlib.import_module(name)
-        # pdoc would miss what a package imports on demand.
+        # pdoc would miss names that a package imports on demand.
         vars(module).update({public: getattr(module, public) for public in getattr(module, "__all__", ())})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -66,8 +66,8 @@ def mlp_slices(geometry: Geometry) -> int:
 def turned(geometry: Geometry) -> bool:
     """Whether `output`, whose heads are on its input side, uses its slice transposed.
 
-    It does if the attention's width is not d, because only then the slice's d-sized mode must be its output.
-    If both are d, `output` is a slice like any other, as in the published methods.
+    True if the attention's width is not d, since the slice's d-sized mode must then be the output. Otherwise
+    `output` is a slice like any other, as in the published methods.
     """
     return geometry.attention_width != geometry.hidden
 

@@ -1,4 +1,4 @@
-"""Learning rates to start from, as studies found them."""
+"""Learning rates to start from, derived from stored studies."""
 
 from __future__ import annotations
 

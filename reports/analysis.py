@@ -83,7 +83,7 @@ class Block:
 
     @property
     def design(self) -> Design | None:
-        """The design that tells which differences its comparisons can detect."""
+        """The design of the block's comparisons, which determines the differences that they can detect."""
         return self.result(POWER)
 
     @property
@@ -97,7 +97,7 @@ class Block:
 
     @property
     def heading(self) -> str:
-        """The title, with the reference if there are several."""
+        """The title, with the block's reference if the report has several."""
         return f"{self.title} · against {self.named_reference}" if self.families > 1 else self.title
 
     @property

@@ -42,7 +42,7 @@ class HeatRow:
     mean: Shade | None
     #: One field per setting, None where the method has not run. Empty for the reference.
     shades: tuple[Shade | None, ...]
-    #: The number of settings with runs, as text, if some have none.
+    #: The number of settings with runs, as text. Empty if all settings have runs.
     on: str = ""
 
 

@@ -1,4 +1,4 @@
-"""Warnings beside results: trainings that failed, failed baselines, and unbeaten heads."""
+"""Warnings about results: failed trainings, failed baselines, and heads that no adapter beats."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
 def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
     """Yields the best mean difference with and without the tasks on which the reference failed.
 
-    `tasks` are these tasks, by the reference's cell.
+    `tasks` maps the cells where it failed to these tasks.
     """
     methods = [comparison for comparison in block.comparisons if comparison.family not in HEADS]
     if block.reference is None or not methods:

@@ -23,13 +23,13 @@ from reports.words import many
 
 #: The failure reason that blames the training, not the machine.
 DIVERGED = "diverged"
-#: The number of points below the head alone (or, without that row, below the median of its own method) from
-#: which a run counts as collapsed. A point is the metric's default threshold.
+#: A run counts as collapsed if it is at least this many points below the head alone or, without that row,
+#: below its own method's median. A point is the metric's default threshold.
 POINTS = 10
-#: The number of standard errors above guessing up to which a run also counts as collapsed. This applies only
-#: if the setting's best mean is `POINTS` above that. Otherwise well-trained runs may score as low.
+#: A run also counts as collapsed if it is at most this many standard errors above guessing, provided that the
+#: setting's best mean is `POINTS` above this level. Otherwise well-trained runs may score as low.
 ERRORS = 2
-#: The number of most frequent classes from which guessing takes the better one.
+#: Guessing always answers one of this many most frequent classes: the one with the better score.
 GUESSES = 2
 
 
@@ -41,7 +41,7 @@ class Collapses:
     setting: TaskAndBackbone
     count: int
     runs: int
-    #: The number of final runs among them.
+    #: The number of final runs among `runs`. The others are tuning trials.
     seeds: int
 
     @property

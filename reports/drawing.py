@@ -276,9 +276,9 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
 def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
     """The smallest and the largest value, ignoring collapsed ones.
 
-    A value counts as collapsed if it is much farther on the bad side than the worst quarter, or farther from
-    all others than these are from one another, and by at least `least`. `sign` is 1 if larger is better,
-    otherwise -1.
+    A value counts as collapsed if it is far below the worst quarter, or farther below all others than these
+    are apart from one another, in either case by at least `least`. `sign` is 1 if larger is better, otherwise
+    -1.
     """
     gains = sign * np.asarray(values, dtype=float)
     # Three values are too few to tell which are usual.

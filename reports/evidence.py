@@ -106,7 +106,7 @@ def _table(runs: Sequence[ByExample]) -> Array:
 
 @dataclass(frozen=True)
 class Between:
-    """A cell of a second study minus that of a first on the same setting; positive is better."""
+    """The difference of a cell between two studies, the second minus the first; positive is better."""
 
     #: Shared seeds and their differences (seeds,). If empty, all seeds of both sides are compared.
     seeds: tuple[int, ...]

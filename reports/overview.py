@@ -1,4 +1,4 @@
-"""The table by which results show themselves in a notebook and at a prompt."""
+"""The table that displays results in a notebook and at a prompt."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def complete_studies(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str
 
 
 def legend(*, intervals: bool) -> str:
-    """How to read the scores of studies, some of which have intervals."""
+    """An explanation of the scores of studies. `intervals`: whether any of them has an interval."""
     kept = (
         "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is the "
         "standard deviation over studies."

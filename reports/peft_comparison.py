@@ -79,7 +79,7 @@ class ConfigurationDifference:
 
 @dataclass(frozen=True)
 class RerunWave:
-    """The runs in one wave of configurations that had run before, compared with their last runs."""
+    """The runs of one wave whose configurations had run before, compared with their previous runs."""
 
     folder: str
     rows: int
@@ -108,8 +108,8 @@ class PeftComparison:
     reference: str
     against_reference: list[ConfigurationDifference]
     against_best: list[ConfigurationDifference]
-    #: The number of pairs of rows, of those that differ by test questions only (each at 95%), and of those
-    #: that differ by questions and reruns (simultaneously).
+    #: The number of pairs of rows, of those that differ significantly by the noise of test questions alone
+    #: (each at 95%), and of those that do by the noise of questions and reruns (simultaneously).
     pairs: int
     naive: int
     real: int

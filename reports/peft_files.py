@@ -39,7 +39,7 @@ NOTES = (
     "num_trainable_params and file_size: of the adapter; a head beside it is in num_head_params",
 )
 
-#: Libraries in `package_info`, of which peft gives version and commit.
+#: Libraries in `package_info`, for which peft states version and commit.
 LIBRARIES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 

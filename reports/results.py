@@ -171,7 +171,7 @@ class Results(ShowsOverview, Study):
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One line per point of these trials' curves, by step."""
+        """One line per point of the curves of `trials`, by step."""
         runs = grouped(self._records(), lambda run: run[0].name)
         own = {name: [record for _, record in of_name] for name, of_name in runs.items()}
         frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]

@@ -516,7 +516,7 @@ def _levels(
     complete: Mapping[int, CompleteStudies],
     reference: Sequence[CompleteStudies] | None,
 ) -> Iterator[Level]:
-    """Yields the converged head, full fine-tuning and the head alone, as far as they have run."""
+    """Yields the converged head, full fine-tuning and the head alone, without those that have not run."""
     sign = direction(block.metric)
     for family in (CONVERGED, *(name for name in NO_ADAPTERS if name != CONVERGED)):
         cells = {cell.setting: cell for cell in reversed(study.all_cells) if cell.family == family}

@@ -69,7 +69,7 @@ class Design:
     def finds(self) -> float | None:
         """The smallest true difference whose interval excludes zero with probability `POWER`.
 
-        A difference larger than the threshold by this amount is found beyond the threshold equally often.
+        A difference larger than the threshold by this amount is found to exceed it equally often.
         None for fewer than `LEAST_SEEDS`.
         """
         return self._finds(self.seeds)
@@ -180,7 +180,7 @@ def _solve(chance: Callable[[float], float], error: Error) -> float:
 
 @dataclass(frozen=True)
 class Response:
-    """Assumed scores of a method's trials: a parabola in the log rate, plus seeds, plus failures.
+    """Assumed scores of a method's trials: a parabola in the log rate, noise from seeds, and failures.
 
     Scores are shares; 0.01 is a point.
     """

@@ -1,4 +1,4 @@
-"""Tests FacT slice by slice against a dense version of the paper, and of the reference's reshape."""
+"""Tests FacT slice by slice against dense versions of the paper and of the reference code's reshape."""
 
 from __future__ import annotations
 

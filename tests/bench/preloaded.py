@@ -1,4 +1,4 @@
-"""Prepares the fork server once for all programs, which import this module last (`programs.py`)."""
+"""Prepares the fork server for all programs. `programs.py` makes the server import this module last."""
 
 import gc
 

@@ -149,7 +149,7 @@ def test_the_report_says_first_at_the_terminal_which_baseline_failed(
 
 
 def tuned(uri: str, plan: Plan, result: ResultOf) -> str:
-    """Writes tuning trials and the final trials of what they choose into the store."""
+    """Writes tuning trials and the final trials of the chosen points into the store."""
     opened = write(uri, plan.of("tuning"), result)
     chosen = with_choices(plan, opened)
     write(uri, chosen.of(None), result)

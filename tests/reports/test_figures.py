@@ -162,7 +162,7 @@ def test_a_collapsed_method_does_not_set_the_limits() -> None:
     assert [float(dots.get_offsets()[0][1]) for dots in arrows] == [-3.0]
     assert usual([80, 81, 82, 79, 20], 1, 2.0) == (79, 82)
     assert usual([80, 60], 1, 2.0) == (60, 80)
-    # One value far from all others, which are spread.
+    # One value is far from all others, although these are spread out.
     assert usual([49.4, 64.2, 65.8, 66, 70, 72, 73.7], 1, 5.0) == (64.2, 73.7)
     assert usual([50, 60, 70, 80], 1, 5.0) == (50, 80)
     assert usual([0.5, 0.51, 0.52, 9.0], -1, 0.1) == (0.5, 0.52)

@@ -1,4 +1,4 @@
-"""Tests reported differences among trials that one table places side by side."""
+"""Tests reports of properties in which trials of one table differ but should not."""
 
 from __future__ import annotations
 

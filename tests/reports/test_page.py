@@ -191,11 +191,11 @@ def test_a_row_opens_to_its_seeds_and_their_runs(shown: webdriver.Chrome, analys
     assert len(detail.find_elements(By.CSS_SELECTOR, "circle")) == 5
     codes = {code.text for code in detail.find_elements(By.TAG_NAME, "code")}
     assert codes == set(seeds["run_id"]) | set(seeds["trial_id"])
-    # The suite to copy has the ids of its trials, and a click on it takes all of it.
+    # The suite to copy states the ids of its trials, and a click selects all of its text.
     suite = detail.find_element(By.CSS_SELECTOR, "pre.suite-lines")
     assert set(seeds["trial_id"]) <= set(re.findall(r"\w+", suite.get_attribute("textContent") or ""))
     assert suite.value_of_css_property("user-select") == "all"
-    # It stays with its row when the table is sorted, and closes.
+    # The detail stays with its row when the table is sorted, and can be closed.
     shown.find_element(By.CSS_SELECTOR, ".board thead button").click()
     after = f"return document.getElementById('{row['id']}').nextElementSibling.id"
     assert shown.execute_script(after) == f"{row['id']}-seeds"

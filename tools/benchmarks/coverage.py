@@ -93,7 +93,7 @@ def parts(tables: Sequence[Table], method: int, reference: int = 0) -> list[OnSe
     return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
 
 
-#: The quantities counted in one repeat, with the share of it that satisfied each.
+#: The quantities counted in one repeat, each with the share of cases in which it was true.
 Counted = Iterator[tuple[str, float]]
 Quantity = Callable[[Scenario, Generator], Counted]
 Rows = dict[str, list[float]]

@@ -67,7 +67,7 @@ SCENARIOS = {
 
 @lru_cache
 def true_scores(response: Response, optimum: float, trials: int = 1_000_000) -> Array:
-    """The score after each of `TRIALS` independent trials."""
+    """The true score after k independent trials, for each k in `TRIALS`."""
     numbers = np.random.default_rng(1)
     offsets = numbers.uniform(-0.5, 0.5, trials) * response.decades
     losses, scores = response.trials(numbers, offsets, optimum)
@@ -212,7 +212,7 @@ def true_shares(response: Response, optimum: float) -> tuple[float, float]:
 
 
 def shares(scenario: Scenario, drawn: Drawn, repeats: int) -> dict[str, float]:
-    """Coverage of the intervals over all tasks for these shares."""
+    """Coverage of the intervals for shares of near and of failed trials, on one task and over all."""
     held: dict[str, list[bool]] = {}
 
     def count(name: str, interval: tuple[float, float] | None, truth: float) -> None:

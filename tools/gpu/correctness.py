@@ -172,18 +172,18 @@ def _alike(actual: list[float], expected: list[float], allowed: float) -> str:
 
 
 def steps(device: str, dtype: torch.dtype, method: Method) -> str:
-    """A training on the GPU has the CPU's losses."""
+    """Checks that a training on the GPU has the CPU's losses."""
     return _alike(_trained(method, dtype, device)[0], _trained(method, dtype, "cpu")[0], TRAINING[dtype])
 
 
 def half(device: str, method: Method) -> str:
-    """A training under bf16 autocast has losses near those of float32."""
+    """Checks that a training under bf16 autocast has losses near those of float32."""
     exact, rounded = (_trained(method, torch.float32, device, bf16=bf16)[0] for bf16 in (False, True))
     return _alike(rounded, exact, BF16)
 
 
 def twice(device: str, method: Method) -> None:
-    """In deterministic mode two trainings give identical bits."""
+    """Checks that two trainings in deterministic mode give identical bits."""
     first, second = (_trained(method, torch.float32, device, deterministic=True) for _ in range(2))
     expect(first[0] == second[0], "losses of two deterministic trainings differ")
     expect_equal(second[1], first[1], "state after two deterministic trainings")

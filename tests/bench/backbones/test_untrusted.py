@@ -1,4 +1,4 @@
-"""Tests that a foreign checkpoint neither runs code nor loads weights other than its hashed ones."""
+"""Tests that a foreign checkpoint neither runs code nor loads weights that are not covered by its hash."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
     assert (finished.trial_id, finished.status) == (head.id, "FINISHED")
 
 
-# --- the program, told to stop ---
+# --- stopping the program ---
 
 
 def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(

@@ -59,7 +59,7 @@ def test_few_points_are_warned_of_with_the_methods_they_concern() -> None:
 
 
 def test_the_default_tuning_ties_nothing_and_leaves_nothing_untried() -> None:
-    # Excludes methods with a published point of their own, which takes one of the eight.
+    # Excludes methods with a published point, which would take one of the eight points.
     methods = ["lora", "head_only", "lotr", {"method": "peft", "type": "IA3"}]
     for core in (None, [1, 4, 16], [1, 4, 8, 16]):
         assert tuning_notes(plan(TEXT, methods=methods, tuning={"core_lr": core})) == []

@@ -1,4 +1,4 @@
-"""Tests the allocation of a budget to modes: sweeps, the path to the heuristic, and importance."""
+"""Tests the allocation of a budget to modes: sweeps of each mode, the heuristic's path, and importance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests written answers: losses against a loop, texts against transformers' `generate`, trials."""
+"""Tests generated answers: losses against a loop, texts against transformers' `generate`, and trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that costs belong to the trial alone, and that provenance states facts only."""
+"""Tests that measured costs are those of one trial alone, and that provenance states only facts."""
 
 from __future__ import annotations
 

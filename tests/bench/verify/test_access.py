@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Path:
-    """A pack of a trial on these data, with its adapter."""
+    """A pack of a trial on the user's own data, with its adapter."""
     place = tmp_path_factory.mktemp("store")
     store = Store.create(new_store(place), "toy")
     data = {
