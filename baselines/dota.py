@@ -1,4 +1,4 @@
-"""DoTA (arXiv 2412.20891): the leading part of each weight as a matrix product operator, which is trained."""
+"""DoTA (arXiv 2412.20891): trains the leading part of each weight as a matrix product operator."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ class AdaLoRA(PeftMethod):
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         super().check(geometry, projections)
-        # A budget sets the rank after the validator ran.
+        # A budget may have set the rank after validation.
         self._check_start()
 
     def check_steps(self, steps: int) -> None:

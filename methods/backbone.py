@@ -96,7 +96,7 @@ class Geometry:
         return tuple(name for name in projections if self.gated or name != "gate")
 
     def sites(self, projections: Iterable[str]) -> list[Site]:
-        """The sites of those of the given projections that the layers have, layer by layer."""
+        """The sites of the given projections, layer by layer, without projections that the layers lack."""
         return [Site(layer, name) for layer, name in product(range(self.layers), self.having(projections))]
 
     def shape(self, projection: str) -> tuple[int, int]:

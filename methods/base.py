@@ -214,7 +214,7 @@ class Method(Frozen, ABC):
             raise UserError(f"{self.label} takes no quantise: {quantisation}, since {self.needs_dense}")
 
     def attach(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
-        """Freezes the backbone except its head and puts a freshly started adapter on it.
+        """Freezes the backbone except its head and puts a freshly initialised adapter on it.
 
         `generator` is a CPU generator: the start is the same on every device. Raises UserError as `check`
         does, and RuntimeError unless the built adapter has `peak_count` parameters and `frozen_count` frozen

@@ -84,7 +84,7 @@ class Tucker:
     def build(
         self, shape: Sequence[int], ranks: Sequence[int], init: Init, generator: torch.Generator
     ) -> FactorizedTensor:
-        """Builds a container with started parameters. One of them is zero, so that the tensor is zero."""
+        """Builds a container with initialised parameters. One parameter is zero, and so is the tensor."""
         factors = [nn.Parameter(torch.empty(n, r)) for n, r in zip(shape, ranks, strict=True)]
         for factor in factors:
             fill(factor, init, normal_std(ranks, len(shape) + 1), generator)

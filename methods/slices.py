@@ -30,7 +30,7 @@ class Slices:
 
     @classmethod
     def of(cls, projections: Iterable[str], geometry: Geometry) -> Slices:
-        """The slices of those of the given projections that the geometry has."""
+        """The slices of the given projections, without projections that the geometry lacks."""
         return cls(geometry.having(projections), geometry)
 
     @property

@@ -204,7 +204,7 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
 def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
     """Yields the best mean difference with and without the tasks on which the reference failed.
 
-    `tasks` maps the cells where it failed to these tasks.
+    `tasks` has the task of each cell where it failed, by the cell's number.
     """
     methods = [comparison for comparison in block.comparisons if comparison.family not in HEADS]
     if block.reference is None or not methods:

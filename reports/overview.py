@@ -79,7 +79,7 @@ def kept_score(kept: Mapping[int, Seed | None]) -> str:
 
 
 def complete_studies(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
-    """The complete studies of those planned, and how many of them kept no trial, since all failed."""
+    """The numbers of complete and planned studies, and of those without a trial to keep, as text."""
     failed = sum(seed is None for seed in kept.values())
     return f"{len(kept)}/{studies.studies}" + (f" ({failed} without a trial)" if failed else "")
 

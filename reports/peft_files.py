@@ -191,7 +191,7 @@ def holds_peft_results(folder: Path) -> bool:
 
 
 def peft_study(folders: Sequence[Path]) -> Study:
-    """The rows of these folders of peft's results as cells of one seed each, under the budget `UNTUNED`.
+    """Peft's results in these folders as cells of one seed each, under the budget `UNTUNED`.
 
     Raises UserError as `read_peft_results` does, and if no file has a score.
     """

@@ -85,7 +85,7 @@ def rank(entrants: Entrants) -> Ranking:
 
 
 def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
-    """Mean scores (settings, methods) divided by their size; larger is better."""
+    """Mean scores (settings, methods) divided by their typical size; larger is better."""
     return np.array(
         [
             [float(study.gains([cell])[1].mean()) / study.size(cell) for cell in of_method]

@@ -209,10 +209,10 @@ def load_results(
 ) -> Results:
     """Loads the results of experiments in a store, of packs, or of both: data frames, answer and figures.
 
-    `experiments` are names, or files of packs, which need no store; several are read as one. `selection`: the
-    rows, and the comparisons among them. The result has `cells` and `seeds`, as in `reports.study.Study`, and
-    everything that `Results` documents. Folders with result files of peft's method_comparison are read apart
-    from experiments, into `cells` and `seeds` alone, under the budget 'seed 0, not tuned alike'. Raises
+    `experiments` are names, or files of packs, which need no store; several are read as one. `selection`
+    limits the rows and the comparisons. The result has `cells` and `seeds`, as in `reports.study.Study`, and
+    everything that `Results` documents. Folders with result files of peft's method_comparison cannot be mixed
+    with experiments and give only `cells` and `seeds`, under the budget 'seed 0, not tuned alike'. Raises
     UserError for an experiment that does not exist or has no result, for a pack that is refused, and for a
     selection of missing rows.
     """

@@ -30,7 +30,7 @@ def capabilities(cell: Cell) -> tuple[str, ...]:
 def marks(**values: str | Iterable[str]) -> Markup:
     """Attributes of an element: `budget="isorank 4"`, `task=("digits", "textile")`.
 
-    Several values of one attribute are separated by line ends.
+    Several values of one attribute are separated by newlines.
     """
     texts = {
         name: value if isinstance(value, str) else "\n".join(dict.fromkeys(value))

@@ -1,4 +1,4 @@
-"""Tests that results of a plug-in whose code changed under one version are kept and reported."""
+"""Tests that results of a plug-in are kept, and reported, if its code changed without a new version."""
 
 from __future__ import annotations
 

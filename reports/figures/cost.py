@@ -1,6 +1,6 @@
 """Figures of scores against costs: parameters and memory.
 
-Step times depend on other work of the machine, so they rank nothing and are not drawn.
+Step times depend on what else the machine runs, so they are not comparable and not drawn.
 """
 
 from __future__ import annotations

@@ -328,7 +328,7 @@ def share_near(studies: CompleteStudies) -> float:
 
 
 def _near(studies: CompleteStudies) -> tuple[NDArray[np.bool_], Array]:
-    """Whether each trial (trials,) did not fail at a rate near the best, and the LOESS there."""
+    """Whether each trial (trials,) succeeded at a rate near the best, and the LOESS curve at its rate."""
     curve = _loess(studies, studies.scores, _offsets(studies))
     lasting = ~studies.failed.ravel()
     return (curve >= curve[lasting].max() - NEAR * studies.point) & lasting, curve

@@ -136,7 +136,7 @@ class Server:
             ),
             self.folder,
             self.folder / "mlflow-server.log",
-            # Nine processes for jobs that no trial requests.
+            # Avoids nine processes for jobs that no trial requests.
             MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
         )
         wait_until(self.answers, self.process)

@@ -152,7 +152,7 @@ class DenseOracle:
                 template.fit(geometry, counts[1] - 1)
 
     def test_it_starts_at_zero_by_the_parameters_that_say_so(self) -> None:
-        """The parameters that start at zero are exactly those with a gradient, so the first step trains."""
+        """Exactly the parameters that start at zero have a gradient, so the first step changes them."""
         for geometry in self.geometries:
             backbone, adapter = self.started(geometry)
             named, fresh = adapter.named_parameters(), backbone.module(backbone.inputs())

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 #: A kind with equal shapes and biases, and one with unequal shapes and no biases.
 QUANTISED: list[tuple[str, Quantisation]] = [("bert", "int8"), ("llama", "nf4")]
-#: The largest relative error of a weight's norm: a uniform rounding to 255 numbers, and nf4's 16.
+#: The largest relative error of a weight, by norm: int8 rounds to 255 even steps, nf4 to 16 uneven ones.
 ERRORS: dict[Quantisation, float] = {"int8": 0.02, "nf4": 0.12}
 
 
@@ -54,7 +54,7 @@ class Quantised(Subject):
 
 
 def dense(backbone: LoadedBackbone) -> LoadedBackbone:
-    """A copy whose layers are plain ones of the dequantised weights."""
+    """A copy with plain linear layers that hold the dequantised weights."""
     plain = copy.deepcopy(backbone)
     for site in plain.geometry.sites(plain.projections):
         layer = plain.module.get_submodule(plain.path(site))

@@ -287,7 +287,7 @@ def test_a_figure_holds_each_difference(script: Any, checkout: Path) -> None:
         tasks = "".join(f", {task} {points(value)}" for task, value in row.on_tasks.items())
         difference = f"{points(row.difference)} ({bounds(row.interval)}{tasks})"
         assert f"{row.method} from {row.other} {difference}" in drawn
-    # By task, and the mean.
+    # The figure has a label for each task and for the mean.
     assert all(f">{label}</text>" in drawn for label in (*BASE, "mean"))
     assert figure.shown in answer.text
 

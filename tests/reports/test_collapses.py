@@ -289,7 +289,7 @@ def test_a_reference_of_which_a_run_collapsed_has_failed_there(
     assert "below" not in failure
     (side,) = analysis.collapses.values()
     page = page_of(analysis, tmp_path).read_text()
-    # Beside the row, in the comparisons and on the first screen.
+    # The count is shown beside the row, in the comparisons and on the first screen.
     assert page.count("1 of 5 runs collapsed") >= 3
     line = frames(analysis)["collapses"].iloc[0]
     assert (line["method"], line["task"], line["collapsed"], line["runs"]) == ("LoRA", "textile", 1, 5)

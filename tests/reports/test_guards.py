@@ -81,7 +81,7 @@ def test_ineffective_trainings_are_named(
 def test_selection_by_the_score_is_held_against_the_head_by_the_score(
     tmp_path: Path, new_store: NewStore
 ) -> None:
-    # All have the validation score of the head alone, with lower losses.
+    # All methods have the validation score of the head alone, with lower losses.
     (warning,) = results_with(tmp_path, new_store, {}, training={"select": "score"})
     assert "validation score" in warning
 

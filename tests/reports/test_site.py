@@ -78,7 +78,7 @@ def evil(content: dict[str, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def results(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two packs and a text; read only."""
+    """A folder with two packs and a text file; read only."""
     folder = tmp_path_factory.mktemp("published") / "results"
     pack = packed(small, "small", folder.with_name("made"))
     folder.mkdir()

@@ -116,7 +116,7 @@ def test_offline_folder_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def pip_serving(*contents: bytes) -> tuple[Callable[[Asset, Path, bool], Path], list[bool]]:
-    """Replaces the download by these contents in turn and records which were fetched fresh."""
+    """Replaces the download by these contents in turn and records the `fresh` argument of each call."""
     calls: list[bool] = []
 
     def download(asset: Asset, folder: Path, fresh: bool) -> Path:

@@ -52,7 +52,7 @@ def test_splits_of_images(online: Hub, name: str, sizes: tuple[int, ...]) -> Non
     assert max(abs(n - expected) for n, expected in zip(counts, sizes, strict=True)) <= (
         10 if name == "eurosat" else 0
     )
-    # The repository's splits that each of ours draws from.
+    # For each of our splits, the repository's splits from which it draws.
     expected = {"dtd": ({0}, {1}, {2}), "dtd-merged": ({0}, {0}, {2}), "eurosat": ({0, 1, 2},) * 3}[name]
     blocks = tuple({i // 10**9 for i in positions} for positions in split.values())
     assert blocks == expected or (name == "eurosat" and blocks[0] == expected[0])

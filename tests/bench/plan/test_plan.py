@@ -284,7 +284,7 @@ def test_rows_come_in_blocks_own_sizes_first_then_the_budgets_in_their_order() -
 def test_a_count_beyond_the_tolerance_is_flagged_in_plan_and_table(call: Any, tmp_path: Path) -> None:
     from ..toy_suites import write
 
-    # LoRA on this geometry comes in steps of 384.
+    # LoRA's counts on this geometry are multiples of 384.
     for tolerance, within in ((0.2, True), (0.05, False)):
         (row,) = plan(budgets=[{"parameters": 1000, "tolerance": tolerance}]).rows
         assert (row.parameters, row.within) == (1152, within)

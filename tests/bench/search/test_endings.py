@@ -141,7 +141,7 @@ def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
         with pytest.raises(KeyboardInterrupt):
             interrupted(at_work)
         assert [record.tags["kind"] for record in store.running()] == ["search"]
-    # The end of its driver closes it.
+    # The end of the driver closes the run.
     assert not store.running()
 
 

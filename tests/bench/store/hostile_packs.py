@@ -124,7 +124,7 @@ def hostile(pack: Path, target: Path, way: str) -> Path:
 
 
 def _understated(pack: Path, target: Path) -> Path:
-    """Appends zeros to the plan. The size that the zip file states for it leaves them out."""
+    """Appends zeros to the plan, which the plan's size in the zip file does not include."""
     plan = [b""]
 
     def edit(content: Files) -> None:

@@ -235,7 +235,7 @@ def test_scores() -> None:
     # 6 of 8 right; classes 4, 2, 2 and guesses 4, 3, 1: (6·8 − 24) / √((64 − 24)·(64 − 26)).
     assert score("matthews", logits, labels) == pytest.approx(24 / math.sqrt(40 * 38))
     assert score("matthews", torch.zeros(8, 3), labels) == 0
-    # Guessing always the same class scores zero, even the larger one.
+    # Always guessing the same class scores zero, even for the larger class.
     for column in (0, 1):
         constant = torch.zeros(10, 2)
         constant[:, column] = 1

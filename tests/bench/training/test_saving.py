@@ -133,7 +133,7 @@ def test_options_that_would_change_a_result_are_refused_before_any_work(
         prepare_all([made], resources)
     assert torch.equal(state, torch.get_rng_state())
     if not made.recipe.compile:
-        # A part of the batch's size would change nothing.
+        # Parts as large as the batch would change nothing.
         prepare_all([made], Resources("cpu", Saving(micro_batch=16)))
 
 

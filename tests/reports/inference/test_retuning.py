@@ -1,4 +1,4 @@
-"""Tests the tuning lottery against hand-computed sums, and the coverage of intervals that include it."""
+"""Tests the variance from tuning against hand-computed sums, and intervals that include this variance."""
 
 from __future__ import annotations
 
