@@ -96,7 +96,7 @@ def test_trials_shared_by_two_experiments_count_once(tmp_path: Path, new_store: 
     write(uri, plan_of(**SMALL | {"name": "other"}), result)
     write(uri, plan_of(**SMALL | {"name": "longer", "training": {"epochs": 9}}), result)
     assert len(read(uri, ["small", "other"]).cells) == len(read(uri, ["small"]).cells)
-    # The order of loading does not matter, even with an experiment of equal names and other trials in between.
+    # The order of loading does not matter, even with an experiment of equal names and other trials between.
     for names in (["small", "longer", "other"], ["small", "other", "longer"]):
         assert len(read(uri, names).cells) == 2 * len(read(uri, ["small"]).cells)
 

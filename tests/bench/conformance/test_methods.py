@@ -10,11 +10,12 @@ from bench.backbones.backbone import BackboneKind
 from bench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
 from methods import METHODS, create
 
-#: Checks that depend only on the method run on every kind of backbone with this method: it adapts every
-#: projection, cuts the MLP, and has biases and dropout.
+#: Checks that depend on the method alone run with every method on one kind of backbone, and on the other kinds
+#: with this method only: it adapts every projection, cuts the MLP, and has biases and dropout.
 REPRESENTATIVE = create("cara", rank=4)
 
-#: These adapters are peft's and wrap the same modules on every backbone, so one tiny kind is enough.
+#: Methods whose adapters consist of modules that other methods put on every kind of backbone, so that one kind
+#: is enough.
 ON_ONE_KIND: dict[str, BackboneKind] = {
     "loretta_rep": "roberta",
     "loretta_adp": "bert",
@@ -31,7 +32,7 @@ ON_ONE_KIND: dict[str, BackboneKind] = {
 #: Compiled checks skip methods that contract like another listed method, and slow chains of small products.
 COMPILED = [name for name in METHODS if name == "loretta_adp" or name not in ON_ONE_KIND]
 
-#: Methods that every kind of backbone supports without changes to its forward.
+#: Methods that add no code of ours to a backbone's forward.
 NOT_CONTRACTED = ("full", "head_only", "lora", "peft")
 
 #: Methods on peft's own layers: shared matrices, and a forward with graph breaks.
