@@ -10,12 +10,12 @@ from bench.backbones.backbone import BackboneKind
 from bench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
 from methods import METHODS, create
 
-#: Checks that depend on the method alone run with every method on one kind of backbone, and on the other kinds
-#: with this method only: it adapts every projection, cuts the MLP, and has biases and dropout.
+#: Checks that depend on the method alone run with every method on one kind of backbone, and with this method
+#: on the other kinds: it adapts every projection, cuts the MLP, and has biases and dropout.
 REPRESENTATIVE = create("cara", rank=4)
 
-#: Methods whose adapters consist of modules that other methods put on every kind of backbone, so that one kind
-#: is enough.
+#: Methods whose adapters consist of modules that other methods put on every kind of backbone. One kind is
+#: enough for each.
 ON_ONE_KIND: dict[str, BackboneKind] = {
     "loretta_rep": "roberta",
     "loretta_adp": "bert",
