@@ -52,8 +52,8 @@ def test_assumed_noise_has_the_test_examples_of_each_task(tmp_path: Path) -> Non
     assert both_tasks.design.examples == pytest.approx(DISAGREEMENT * (1 / 100 + 1 / every[2]) / 4)
     assert both_tasks.uncounted == ()
     assert first_power(tasks=tasks[:1]).design.examples == pytest.approx(DISAGREEMENT / 100)
-    # A point of Matthews' correlation counts twice, and seeds with their own splits already include test
-    # examples.
+    # Over test examples Matthews' correlation varies twice as much as accuracy. Seeds with their own splits
+    # already include test examples.
     matthews = first_power(tasks=[movies | {"metric": "matthews"}])
     assert matthews.design.examples == pytest.approx(4 * DISAGREEMENT / 100)
     assert first_power(tasks=[movies | {"split": "per_seed"}]).design.examples == 0

@@ -76,7 +76,7 @@ def test_the_same_trials_in_two_budgets_are_both_among_the_best() -> None:
     [
         (0.001, {}, ["LoRA", "TensLoRA att"]),
         (0.05, {}, ["TensLoRA att"]),
-        # The smaller method is certainly worse, which removes it from the front.
+        # The smaller method is certainly worse, but stays on the front, since nothing as small beats it.
         (-0.05, {}, ["LoRA", "TensLoRA att"]),
         # Run with another recipe, it beats nothing.
         (0.05, {"training": {"lr": 0.1}}, ["LoRA", "TensLoRA att"]),

@@ -321,7 +321,7 @@ def test_transfer_is_what_the_other_tasks_rate_costs() -> None:
     # The mean of the others peaks at 0, -0.15 and 0.15.
     assert transfer(tasks) == pytest.approx(-0.04 * np.array([0, 0.45, 0.45]) ** 2, abs=2e-4)
     assert of_transfer(tasks).difference == pytest.approx(transfer(tasks).mean())
-    # This task's rate fails.
+    # The other task's rate fails on this task.
     assert transfer([parabola(0.45), parabola(-0.45, cliff=0.6)])[1] == pytest.approx(0.5 - 0.85, abs=1e-3)
     with pytest.raises(ValueError, match="tasks"):
         transfer(tasks[:1])
