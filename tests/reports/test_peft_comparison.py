@@ -81,7 +81,7 @@ def test_a_difference_far_beyond_the_noise_is_called(tmp_path: Path) -> None:
 
 
 def test_run_noise_is_that_of_the_residuals_beside_rows_and_waves() -> None:
-    # Two rows in two waves: one degree of freedom, and each residual is a quarter of the interaction, which is 2.
+    # Two rows in two waves: one degree of freedom, residuals of a quarter of the interaction (which is 2).
     noise = run_noise([0, 0, 1, 1], [0, 1, 0, 1], [0.0, 1.0, 10.0, 13.0], None)
     assert noise is not None
     assert noise.freedom == 1
