@@ -87,7 +87,7 @@ class Move:
     #: The numbers of finished and of planned seeds.
     seeds: tuple[int, int]
     planned: tuple[int, int]
-    #: The shared finished seeds, which are compared in pairs. If empty, all seeds of both sides are compared.
+    #: The number of shared finished seeds, compared in pairs. If 0, all seeds of both sides are compared.
     pairs: int
     #: The score after minus the score before. None if not compared.
     difference: float | None

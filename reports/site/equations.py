@@ -84,5 +84,5 @@ def _paragraph(block: str) -> Paragraph:
     displayed = block.startswith(">")
     lines = (line.removeprefix(">").strip() for line in block.splitlines())
     text = " ".join(lines)
-    # Links would be broken on the site, and code keeps its marks.
+    # Links would be broken on the site, and marks of code would be shown.
     return Paragraph(re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text).replace("`", ""), displayed)

@@ -364,7 +364,7 @@ def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: 
 def containers(folder: Path, trials: int = 24) -> Report:
     """Runs two drivers in separate process namespaces on one store and host name, as in two containers.
 
-    One runs all of the other's trials except the one that is held.
+    One driver runs all trials except the one that the other holds.
     """
     inside = container()
     assert inside is not None, "processes may not have a namespace of their own here"
