@@ -71,7 +71,7 @@ def estimated(score: Estimate) -> str:
 
 
 def kept_score(kept: Mapping[int, Seed | None]) -> str:
-    """The mean over the trials that complete studies kept, and their standard deviation."""
+    """The mean score of the trials that complete studies kept, with the standard deviation."""
     scores = [seed.score for seed in kept.values() if seed and seed.score is not None]
     if not scores:
         return "–"

@@ -212,7 +212,7 @@ def true_shares(response: Response, optimum: float) -> tuple[float, float]:
 
 
 def shares(scenario: Scenario, drawn: Drawn, repeats: int) -> dict[str, float]:
-    """Coverage of the intervals for shares of near and of failed trials, on one task and over all."""
+    """Coverage of the intervals for the shares of trials near the best and of failed trials."""
     held: dict[str, list[bool]] = {}
 
     def count(name: str, interval: tuple[float, float] | None, truth: float) -> None:
