@@ -128,8 +128,8 @@ RANKS = Statistic("ranks", rank, _lines)
 def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
     """The complete cells that no cell of the same setting and recipe significantly beats at no more cost.
 
-    Ordered by setting, from cheapest to costliest. A cell is beaten if a cell that costs no more exceeds it by
-    a difference whose lower limit is above zero. These limits are simultaneous at 95% for each cell.
+    Ordered by setting, from cheapest to costliest. A cell is beaten if a cell that costs no more has a
+    difference from it with a lower limit above zero. These limits are simultaneous at 95% for each cell.
     """
     recipe_of = {number: frozenset(recipe.items()) for number, recipe in recipes(evidence.study).items()}
     front: list[Cell] = []

@@ -22,7 +22,7 @@ Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
 
 NAME = "rich"
-#: One of its budgets.
+#: One of the budgets of these results.
 BUDGET = "isoparameters 2"
 EXAMPLES = 200
 

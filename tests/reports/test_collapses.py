@@ -44,7 +44,7 @@ WITH_HEAD: dict[str, Any] = FIVE | {"methods": ["head_only", *SMALL["methods"]]}
 EXAMPLES = 1000
 LABELS = np.arange(EXAMPLES) % 2
 
-#: Correct examples by title, task and seed; about 900 where unnamed.
+#: Correct examples by title, task and seed; about 900 for those not named.
 Right = Mapping[tuple[str, str, int], int]
 ResultOf = Callable[[Trial, Row], Result]
 

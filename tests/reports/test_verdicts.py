@@ -375,7 +375,7 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
     block = of(analysis)
     assert [comparison.method for comparison in block.comparisons] == ["TensLoRA att"]
     assert block.left_out == {"LoTR": "0 of 5 seeds on textile · tiny-random-vit"}
-    # It is compared where it has run, without a mean over all tasks.
+    # LoTR is compared where it has run, without a mean over all tasks.
     (lotr,) = block.of_part
     assert (lotr.method, on_part(block, lotr)) == ("LoTR", "on 1 of 2 tasks")
     alone = analysis.study.gains([lotr.cells[0], lotr.reference_cells[0]])[1]

@@ -7,8 +7,8 @@ import pytest
 from bench.conformance import CHECKS, DECODERS, Case, check_case
 from methods import METHODS, Method
 
-#: Llama has nine query heads sharing three key/value heads; Qwen3's heads do not divide the hidden size;
-#: these decoders compute query, key and value in one layer.
+#: Decoders that compute query, key and value in one layer. Of the others, Llama has nine query heads sharing
+#: three key/value heads, and Qwen3's heads do not divide the hidden size.
 SPLIT = ("gpt2", "gpt_neox")
 
 

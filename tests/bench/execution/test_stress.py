@@ -51,7 +51,7 @@ def test_killed_workers_and_drivers_lose_and_repeat_nothing(
 
 
 def test_a_killed_first_start_does_not_hinder_the_next_one(folder: Path) -> None:
-    # The folder's own store is complete.
+    # The folder's store is already complete.
     (folder / "mlflow.db").unlink()
     assert scenarios.first_starts(folder, kills=1)["broken stores"] == 0
 

@@ -55,7 +55,7 @@ def test_without_network_the_message_says_what_to_download_and_where_to_put_it(
 def test_files_of_a_locked_data_set_that_are_missing_offline_are_named(online: Hub, tmp_path: Path) -> None:
     task = task_of("cola", DataSource(revision=online.commit(GLUE)))
     with client(tmp_path / "none", "http://127.0.0.1:9", offline=True):
-        # Its identity needs no network; its examples do.
+        # The task's identity needs no network; its examples do.
         assert task.identity_hash()
         with pytest.raises(UserError, match=r"--revision [0-9a-f]{40} --include 'cola/\*"):
             task.examples()

@@ -56,7 +56,7 @@ def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(kil
     states = Counter(trial.state.name for trial in killed.trials)
     assert sum(states[state] for state in DONE) == 6
     assert states["RUNNING"] == states["WAITING"] == 0
-    # The trial during which it was killed.
+    # The trial during which the search was killed.
     assert states["FAIL"] >= 1
 
 

@@ -90,7 +90,7 @@ def test_requests_executed_without_answer_are_adopted(
     lost: list[str] = []
 
     def choose(requested: str) -> Fault | None:
-        # The suite's own run comes first.
+        # The first run is the suite's own.
         if requested != endpoint or (between.requests[requested] < 2 and "runs" in requested) or lost:
             return None
         lost.append(requested)

@@ -99,7 +99,7 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
         patch.setattr(bench.store.store, "keep_files", full)
         with pytest.raises(StoreError, match=r"No space left.*1 record.*outbox"):
             executed(store, made)
-    # The store shows it as closed; the record has its real ending.
+    # The store shows the run as closed; the waiting record has its real ending.
     assert [record.status for record in store.records()] == ["KILLED"]
     later_store = Store.existing(store.uri, "toy")
     with session(later_store) as at_work:

@@ -83,7 +83,7 @@ def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
 
 
 def test_data_of_an_earlier_version_have_no_overlap_count(own_cache: Path) -> None:
-    """Its cache holds the deal and the prepared texts but not the overlap."""
+    """The earlier version's cache holds the deal and the prepared texts but not the overlap."""
     task = OfficialText()
     prepare(task, TEXT)
     for folder in (own_cache / "prepared").glob("contents-*"):

@@ -75,7 +75,7 @@ def test_trials_measure_what_the_adapter_did_against_the_backbone_without_it(
         return loss
 
     monkeypatch.setattr(Resources, "bare_loss", counted)
-    # The second starts away from zero and is hardly trained.
+    # The second method starts away from zero and is hardly trained.
     other = {"method": "tt_lora", "start": "published", "training": {"lr": 1e-6}}
     made = plan(DECODER, methods=["head_only", other, "lora"])
     resources = Resources("cpu")

@@ -54,7 +54,7 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(frame["label"].to_numpy()))
     kept.measure("score", 1.0)
     kept.measure("score_loss", loss.item())
-    # Without a rerun the outputs differ from the other trial's; with one, the labels from the data's.
+    # The changed labels differ from the other trial's and, as only a rerun shows, from the data's.
     without = [fault.what for fault in verify(kept.store.uri).faults]
     result = verify(kept.store.uri, reruns=2, tolerance=1.0)
     assert [fault.what for fault in result.faults] == [*without, "examples and labels"]
