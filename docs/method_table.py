@@ -73,7 +73,7 @@ def _row(template: Method) -> tuple[str, ...]:
 
 
 def _sites(template: Method) -> str:
-    """The default of `targets`, in code marks; without them the sites are fixed."""
+    """The default of `targets` in code marks, or the fixed sites of a method without `targets`."""
     adapted = SHAPE.having(template.projections)
     named = SITES.get(adapted, ", ".join(adapted)) or "–"
     return f"`{named}`" if "targets" in type(template).model_fields else named

@@ -72,7 +72,7 @@ def _outcome(more: Row) -> Outcome:
 
 
 def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:
-    """By how much a row forgets more than LoRA in its setting, seed by seed; None for LoRA itself."""
+    """How much more a row forgets than LoRA in its setting, seed by seed. None for LoRA itself."""
     lora = next(
         (
             counterpart

@@ -132,7 +132,7 @@ class AdaptedLinear(nn.Module):
     def _of_base(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The base's output with this bias.
 
-        A quantised base computes it itself, so that autograd does not keep the dense weight.
+        A quantised base computes its output itself, so that autograd does not keep the dense weight.
         """
         if not isinstance(self.base, QuantisedLinear):
             return F.linear(x, self.base.weight, bias)
