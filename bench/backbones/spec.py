@@ -79,7 +79,7 @@ class BackboneSpec(Lockable):
         return self.hub or f"timm:{self.timm}"
 
     def described(self, info: BackboneInfo) -> BackboneInfo:
-        """Adapts the description of the source to this backbone's dtype.
+        """Adapts the description of the source to this backbone's dtype and quantisation.
 
         Rounded weights count as different from the source's, in tables and in a trial's id.
         """

@@ -160,7 +160,7 @@ def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _forgetting(trial: TrialContents) -> str:
-    """The change of the loss on text unrelated to any task."""
+    """The change of the loss on text that no task trains on."""
     change = trial.measure(Measure.FORGETTING)
     if change is None:
         return "not measured"

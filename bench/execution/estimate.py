@@ -97,7 +97,7 @@ class Pace:
 
 
 def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
-    """The time of the remaining final trials, as a multiple of the time of these tuning trials."""
+    """The time of the remaining final trials, as a multiple of these tuning trials' mean time."""
     pace, by_id = Pace(plan, records), {trial.id: trial for trial in plan.trials}
     settled = {record.trial_id for record in records if record.decided}
     final: dict[str, float] = {}
@@ -181,7 +181,7 @@ def positions_of(trial: Trial) -> float:
 
 
 def encoder_weights(geometry: Geometry) -> int:
-    """The number of entries in all layers' weight matrices, which are most of a backbone's parameters."""
+    """The number of entries in all layers' weight matrices: most of a backbone's parameters, never more."""
     return geometry.layers * sum(math.prod(geometry.shape(name)) for name in geometry.projections)
 
 

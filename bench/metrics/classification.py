@@ -125,7 +125,7 @@ class Matthews(Metric):
 
 
 class Auroc(Metric):
-    """The probability that an example of a class has a higher output for it than another example.
+    """The probability that an example of a class has a higher output for it than one without it.
 
     Computed for the second of two classes, or as the mean over several classes or labels, each against the
     rest.

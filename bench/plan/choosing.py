@@ -18,8 +18,8 @@ from bench.plan.suite_rows import BudgetRank
 from bench.records.words import By
 from methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 
-#: The tuned axes besides ranks, in order: the learning rates of adapter and head, the ratio of the core's
-#: rate to the adapter's, and the method's scale.
+#: The tuned axes besides ranks, in order: the adapter's learning rate, the method's scale, the head's
+#: learning rate, and the ratio of the core's rate to the adapter's.
 AXES = ("lr", "scale", "head_lr", "core_lr")
 
 #: The largest seed of a search. Optuna's samplers take 32 bits, and each tried point adds 1.
@@ -78,7 +78,7 @@ class ChoosingSection(Frozen):
 
 
 class Tuning(ChoosingSection):
-    """Equal tuning: every method tries the same number of points of its learning rates and scale.
+    """Equal tuning: every method may try the same number of points of its learning rates and scale.
 
     An axis whose grid is None is not tuned.
     """

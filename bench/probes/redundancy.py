@@ -265,7 +265,7 @@ def analyse(
 ) -> Redundancy:
     """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
 
-    `drops` measures the loss of validation metric when a layer, a projection, a head or a site is set to
+    `drops` measures the drop of the validation metric when a layer, a projection, a head or a site is set to
     zero; single heads of single sites get only a share. `opened` lists folders, or "hub", that a trial from a
     pack may open. Raises UserError as `stored_trial` does, and NotLowRank.
     """
@@ -311,7 +311,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """The loss of validation metric without each part, with the adapter merged into the weights."""
+    """The drop of the validation metric without each part, with the adapter merged into the weights."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     data = Resources(device).data(trial, backbone.info.input)
     sign = data.objective.metric.sign

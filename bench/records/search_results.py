@@ -67,7 +67,7 @@ class SearchResult(Found):
 
     objectives: tuple[str, ...]
     trials: tuple[SearchPoint, ...]
-    #: Indices of the points on the Pareto front. Empty with a single objective.
+    #: The numbers of the points on the Pareto front. Empty with a single objective.
     pareto: tuple[int, ...]
     best: SearchPoint | None
 
@@ -123,7 +123,7 @@ class ComponentWorth(Wired):
     head: int | None
     #: The part's share of the squared norm.
     share: float
-    #: Loss of validation metric when the part is set to zero. None if not measured.
+    #: Drop of the validation metric when the part is set to zero. None if not measured.
     drop: float | None
 
     @property

@@ -24,7 +24,7 @@ from methods import UnknownNameError, UserError
 from methods.errors import shown
 from methods.validation import validate
 
-#: The registered name of the method without adapter.
+#: The registered name of the method that trains only the head.
 HEAD = "head_only"
 
 #: Runs trials, and returns the record that counts for each ended trial, by trial id.
@@ -214,7 +214,7 @@ def vertex(losses: Mapping[float, float]) -> float:
 
 
 def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tuple[float, float]) -> float:
-    """The abscissa of the vertex of a parabola through three points, the middle one the lowest."""
+    """The abscissa of the vertex of a parabola through three points, no point below the middle one."""
     (x0, y0), (x1, y1), (x2, y2) = left, mid, right
     rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
     if rise == fall:

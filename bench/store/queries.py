@@ -34,12 +34,12 @@ def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def experiments(client: MlflowClient) -> Iterator[Experiment]:
-    """Yields the experiments of a store, newest first, without deleted ones and MLflow's Default."""
+    """Yields the experiments of a store, newest first, without deleted ones. MLflow's Default is included."""
     return every_page(lambda token: client.search_experiments(max_results=PAGE, page_token=token))
 
 
 def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> list[Record]:
-    """The runs of these experiments that meet a condition in MLflow's search language."""
+    """The runs, without deleted ones, that meet a condition in MLflow's search language."""
     if not experiments:
         return []
     runs: Iterator[Run] = every_page(

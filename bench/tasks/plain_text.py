@@ -1,4 +1,4 @@
-"""Texts unrelated to all tasks, on which forgetting is measured."""
+"""Texts that no task trains on, on which forgetting is measured."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ MOVIE, AMAZON, TWEETS = MovieSentiment(), AmazonSentiment(), TweetSentiment()
 
 
 class RatingPairs(Task):
-    """Pairs of film review sentences. The target is the difference of their mean ratings.
+    """Pairs of film review sentences. The target is the first's mean rating minus the second's.
 
     Twenty people rated each sentence from -4 to 4. The pairs are ours: a fixed shuffle of all sentences, two
     by two, so that every sentence is in one pair only. Only the first of several near-duplicates is used.

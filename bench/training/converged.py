@@ -24,8 +24,8 @@ from bench.training.loop import Diverged, Trained, autocast, batches, evaluate
 from bench.training.saving import Saving
 from methods import Adapter
 
-#: Values of scikit-learn's C, the inverse strength of the penalty: 1e-5 to 1e3 in half decades. For ridge
-#: regression alpha is 1 / C.
+#: Values of scikit-learn's C, the inverse strength of the penalty: 1e-5 to 1e3 in half decades, strongest
+#: penalty first. For ridge regression alpha is 1 / C.
 GRID = tuple(10.0 ** (power / 2) for power in range(-10, 7))
 #: The search ends after this many consecutive strengths (two decades) with a validation loss above the best.
 PATIENCE = 4
