@@ -133,7 +133,7 @@ class PlanCell:
         setting: Setting | None = None,
         epochs: int | None = None,
     ) -> Trial:
-        """Builds a trial of this cell. `method`, `setting` and `epochs` replace ranks, rates and length."""
+        """Builds a trial. `method`, `setting` and `epochs` replace ranks, rates and scale, and length."""
         setting = setting or Setting()
         return Trial(
             method=setting.method(method or self.method).identity(),
@@ -265,9 +265,9 @@ class PlanCell:
     def window(self) -> RateWindow:
         """The learning rates of the cell's studies.
 
-        The centre is that of the method's row, otherwise that of the suite's window, otherwise the published
-        rate. The centre of `head_only` is the head's rate, and that of full fine-tuning is
-        `CENTRE_OF_WEIGHTS`.
+        The centre is that of the method's row. Without one it is the head's rate for `head_only`,
+        `CENTRE_OF_WEIGHTS` for full fine-tuning, and for other methods that of the suite's window: a number,
+        or the method's published rate (`CENTRE` if there is none).
 
         Raises UserError for a window beyond the learning rates that AdamW can use.
         """

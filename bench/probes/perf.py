@@ -200,7 +200,7 @@ def measure(
     chosen = contenders(names, rank_modes, backbone)
     measured: dict[Contender, list[_Round]] = {contender: [] for contender in chosen}
     for index in range(rounds):
-        # Start with another contender in every round, so that neighbours vary.
+        # Start with another contender in every round, so that none always follows the same neighbour.
         turned = chosen[index % len(chosen) :] + chosen[: index % len(chosen)]
         for place, contender in enumerate(turned, index * len(chosen)):
             notify(place, rounds * len(chosen), contender.label)

@@ -34,7 +34,7 @@ class Status(StrEnum):
     KILLED = "KILLED"
     #: Stopped early by a search.
     PRUNED = "PRUNED"
-    #: Finished after another run of the same trial.
+    #: Finished, but another finished run of the same trial counts.
     DUPLICATE = "DUPLICATE"
     #: Planned, with nothing stored yet.
     MISSING = "MISSING"

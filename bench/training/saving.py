@@ -24,7 +24,8 @@ ON = "yes"
 class Saving:
     """Options that save memory. By default all are off."""
 
-    #: The largest number of examples in one forward; gradients are accumulated. None: the batch size.
+    #: The largest number of examples in one training forward; gradients are accumulated. Evaluation takes
+    #: twice as many. None: the batch size.
     micro_batch: int | None = None
     #: Whether activations are recomputed in the backward pass.
     checkpointing: bool = False
