@@ -24,8 +24,9 @@ from bench.tasks.plain_text import plain_tokens
 def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:
     """Locks the hub repositories of a suite, then loads every backbone and prepares every data set.
 
-    Repositories in the lock stay at their commit, unless `update`. Returns the lock's path, or None if the
-    suite uses no hub. Raises UserError listing everything that is unavailable or differs from the lock.
+    Repositories in the lock stay at their commit, unless `update` or if the suite now gives another
+    revision. Returns the lock's path, or None if the suite uses no hub. Raises UserError for the first part
+    that is unavailable or differs from the lock.
     """
     suite, lock_file = load_suite(path, locked=False), lock_path(path)
     old = read_lock(lock_file) if lock_file.exists() and not update else Lock()

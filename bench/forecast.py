@@ -61,7 +61,7 @@ class _Part:
 def make_forecast(
     plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu", saving: Saving = PLAIN
 ) -> Forecast:
-    """Estimates the costs of a plan and of its suite's search and allocation. Starts nothing.
+    """Estimates the costs of a plan and of its suite's search, allocation or pilot. Starts nothing.
 
     Times are those of stored trials with the same method, backbone and task. Otherwise they are proportional
     to the number of operations, at the speed of the suite's stored trials or, without any, of this machine.

@@ -196,7 +196,7 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _rates_of_studies(self) -> Self:
-        """Refuses rates and splits that conflict with studies, and centres without studies."""
+        """Refuses rates, splits and pilots that conflict with studies, and centres or a pilot without any."""
         centred = next((row for row in self.methods if row.centre is not None), None)
         if self.studies is None:
             if centred:

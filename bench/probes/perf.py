@@ -182,9 +182,9 @@ def measure(
 ) -> Iterator[list[Timing]]:
     """Times every contender. Yields the timings of all rounds so far after each round.
 
-    `notify(done, all, label)` is called before each step, and `first(label, rank mode, step in ms)` for every
-    contender in the first round. `backbone_name` is a registered name; names of shapes begin with `SHAPES`.
-    Raises UserError.
+    `notify(done, all, label)` is called before a contender is timed, and in the first round `first(label,
+    rank mode, step in ms)` afterwards. `backbone_name` is a registered name; names of shapes begin with
+    `SHAPES`. Raises UserError.
     """
     for mode in rank_modes:
         if mode not in RANK_MODES:

@@ -146,7 +146,7 @@ def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTria
 def _merged_row(
     suite: str, first: PlannedRow, second: PlannedRow, trials: Sequence[PlannedTrial]
 ) -> PlannedRow:
-    """Merges the seeds of a row. Its trials must be alike except for the seed."""
+    """Merges the seeds of a row. Its trials must be alike except for seeds and the rates of studies."""
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
     contents_of_rows = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
     _refuse_other(suite, where, *contents_of_rows)

@@ -127,7 +127,10 @@ def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes)
 
 
 def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float) -> None:
-    """Checks that the stored adapter gives the stored outputs, within `allowed` relative to the largest."""
+    """Checks that the stored adapter gives the stored outputs, or log-probabilities of labels.
+
+    `allowed` is the largest difference relative to the largest stored value (at least 1).
+    """
     try:
         weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
         predictions = candidate.source.read(candidate.record, Artifact.PREDICTIONS)

@@ -124,7 +124,10 @@ def streams(subject: Subject) -> str | None:
 
 
 def _shifts(subject: Subject, method: Method) -> str:
-    """The method's reason to shift the backbone's dropout. Raises CheckFailed if it does not shift it."""
+    """The method's reason to shift the backbone's dropout. Empty if it does not shift it.
+
+    Raises CheckFailed for a reason without a shift, and for a shift without a reason.
+    """
     states = []
     for adapted in (False, True):
         backbone = subject.backbone()
