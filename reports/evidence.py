@@ -200,7 +200,7 @@ def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], lis
 
     The error of a point's validation score has two parts: validation examples, estimated from stored
     predictions, and seeds, estimated from the final runs because most suites tune with a single seed. The
-    choice is simulated by score, even if the loss made the real choice.
+    simulated choice is by validation score, also for suites that choose by validation loss.
     """
     every = (study.all_cells[number] for number in dict.fromkeys(cells))
     tuned = [cell for cell in every if cell.tuning and cell.finished > 1]

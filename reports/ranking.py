@@ -165,7 +165,7 @@ def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
 
 
 def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]]]:
-    """The complete cells with their costs by setting, from cheapest to costliest, better ones first."""
+    """The complete cells of each setting with their costs: cheapest first, and of equal costs best first."""
     points = [
         (own_cost, cell)
         for cell in cells

@@ -259,7 +259,7 @@ class CellContents:
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yields the provenance of its seeds. If they differ, each text has its number of seeds."""
+        """Yields the provenance of the cell's seeds. If they differ, each text has a count of seeds."""
         started = [dict(provenance.lines()) for _, provenance in self.seeds if provenance]
         for head in dict.fromkeys(head for lines in started for head in lines if head != "streams"):
             for text, count in Counter(lines.get(head, UNKNOWN) for lines in started).items():

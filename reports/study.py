@@ -386,8 +386,8 @@ class Study:
     def metrics(self) -> dict[int, str]:
         """The metric of each cell, by number.
 
-        A cell without a run has the metric of its experiment on the setting, otherwise of the setting,
-        otherwise of any cell.
+        For a cell without a run it is the metric that other cells of its experiment have on the same setting,
+        failing that the metric of any cell on this setting, and failing that of any cell at all.
         """
         scored = [cell for cell in reversed(self.all_cells) if cell.metric]
         own = {(cell.experiment, cell.setting): cell.metric for cell in scored}

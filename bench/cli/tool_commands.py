@@ -145,7 +145,7 @@ def redundancy(
     store: StoreUri = DEFAULT_STORE,
     plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
     drops: Annotated[
-        bool, typer.Option(help="Also measure the loss of metric when a component is zeroed.")
+        bool, typer.Option(help="Also measure how far the metric drops when a component is zeroed.")
     ] = True,
     device: Device = "auto",
     opened: Opened = None,

@@ -376,7 +376,7 @@ def of_share(
 def _jackknife(
     statistic: Callable[[Sequence[CompleteStudies]], float], sides: Sequence[CompleteStudies]
 ) -> OnSetting:
-    """A statistic of studies with common numbers, with its error by jackknife over them."""
+    """A statistic of two methods' studies, paired by number, with its error by a jackknife over the pairs."""
     value, count = statistic(sides), sides[0].count
     if count < LEAST_SEEDS:
         return OnSetting(count, value, None)
