@@ -20,7 +20,7 @@ from reports.inference.power import Design, Response, of_assumed, of_effects, of
 from reports.reading import read
 from reports.studies import analyse_studies, block_budgets
 from reports.study import OWN_SIZE, REFERENCE, grouped
-from reports.thresholds import DEFAULT, Asked, thresholds
+from reports.thresholds import DEFAULT, CustomThresholds, thresholds
 
 #: Assumed standard deviations of a run's score over seeds, in units of the score.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
@@ -84,7 +84,7 @@ class Power:
         }
 
 
-def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = None) -> list[Power]:
+def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThresholds = None) -> list[Power]:
     """The power of every budget and metric of a plan, and of every task whose scores have a unit.
 
     The noise is that of the suite's stored runs, otherwise each of `ASSUMED`; `sd` replaces both. Assumed

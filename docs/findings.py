@@ -16,7 +16,7 @@ from answers.answer import Answer
 from answers.forgetting import of_forgetting
 from answers.packed import Packed, table
 from answers.pairs import of_pairs
-from answers.questions import AGAIN, COMPARED, DECODER, ON_IMAGES, RANKS, TUNED, UNTUNED
+from answers.questions import COMPARED, DECODER, ON_IMAGES, RANKS, RETUNED, TUNED, UNTUNED
 from answers.ranks import of_ranks
 from answers.tuning import of_tuning
 from marked import replaced
@@ -34,7 +34,7 @@ def answers(results: Path = RESULTS) -> dict[str, Answer]:
         "f": of_ranks(Packed(RANKS, results), [untuned, tuned]),
         "g": of_tuning(tuned, untuned),
         "h": of_forgetting(Packed(DECODER, results)),
-        "i": of_pairs(Packed(AGAIN, results), ON_IMAGES),
+        "i": of_pairs(Packed(RETUNED, results), ON_IMAGES),
     }
 
 

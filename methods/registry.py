@@ -120,7 +120,7 @@ def source_hash(point: EntryPoint) -> str:
 
     All files of the distribution count, since results may depend on any of them.
     """
-    files = {name: path for name, path in (_listed(point) or _found(point)).items() if path.is_file()}
+    files = {name: path for name, path in (_listed(point) or _located(point)).items() if path.is_file()}
     if not files:
         return ""
     digest = hashlib.sha256()
@@ -141,7 +141,7 @@ def _listed(point: EntryPoint) -> dict[str, Path]:
     }
 
 
-def _found(point: EntryPoint) -> dict[str, Path]:
+def _located(point: EntryPoint) -> dict[str, Path]:
     """The files of the imported module or package, for editable installs, which do not list them."""
     spec = find_spec(point.module.partition(".")[0])
     if spec is None:

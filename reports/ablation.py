@@ -10,10 +10,10 @@ import numpy as np
 
 from bench.records.record import Record, scores
 from bench.records.search_results import (
-    FOUND,
+    RESULT_FORMS,
     AllocationResult,
     ComponentWorth,
-    Found,
+    RankResult,
     Redundancy,
     SearchResult,
     Tried,
@@ -80,7 +80,7 @@ def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | All
     Raises UserError for a malformed result.
     """
     source = experiment.source
-    for kind, (name, form) in FOUND.items():
+    for kind, (name, form) in RESULT_FORMS.items():
         for record in source.records(kind):
             if (result := source.content(record, name, form)) is not None:
                 yield record, result
@@ -131,7 +131,7 @@ def _allocation(experiment: Experiment, record: Record, content: AllocationResul
     return replace(_common("allocation", experiment, record, content), tried=tried)
 
 
-def _common(kind: str, experiment: Experiment, record: Record, content: Found) -> StoredAblation:
+def _common(kind: str, experiment: Experiment, record: Record, content: RankResult) -> StoredAblation:
     """The fields that a search and an allocation have in common."""
     return StoredAblation(
         kind=kind,
@@ -148,7 +148,7 @@ def _common(kind: str, experiment: Experiment, record: Record, content: Found) -
     )
 
 
-def _metric(experiment: Experiment, content: Found) -> str:
+def _metric(experiment: Experiment, content: RankResult) -> str:
     points = content.trials if isinstance(content, SearchResult) else getattr(content, "points", ())
     ids = (id_ for point in (*points, *content.final) for id_ in point.trials.values())
     return next((experiment.records[id_].tag(Tag.METRIC) for id_ in ids if id_ in experiment.records), "")

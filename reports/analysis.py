@@ -28,7 +28,7 @@ from reports.inference.power import Design
 from reports.ranking import RANKS, Ranking
 from reports.recipes import Alike, Recipe, alike, in_words, recipes
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
-from reports.thresholds import Asked, threshold_of, thresholds
+from reports.thresholds import CustomThresholds, threshold_of, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
 
@@ -156,7 +156,7 @@ class Analysis:
     collapses: Mapping[int, Collapses]
 
 
-def analyse(study: Study, threshold: Asked = None) -> Analysis:
+def analyse(study: Study, threshold: CustomThresholds = None) -> Analysis:
     """Computes everything in a report beyond means. Raises UserError as `thresholds` does."""
     matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     of_cells = recipes(study)

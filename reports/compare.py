@@ -34,7 +34,7 @@ from reports.recipes import (
     trial_of_each,
 )
 from reports.study import Cell, Study, grouped
-from reports.thresholds import Asked, threshold_of, thresholds
+from reports.thresholds import CustomThresholds, threshold_of, thresholds
 
 #: Verdicts on cells that are not compared by an interval.
 SAME_TRIALS, SAME_SCORES, MEASURED_OTHERWISE = "same trials", "same scores", "measured otherwise"
@@ -149,7 +149,9 @@ class _Side:
         return decisive | {"metric": cell.metric}
 
 
-def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = None) -> Comparison:
+def compare(
+    first: tuple[str, str], second: tuple[str, str], threshold: CustomThresholds = None
+) -> Comparison:
     """Compares two experiments, each given as a store's URI and a name, or any URI and a pack's file.
 
     Raises UserError if one is missing or has no finished trial, if both are the same, and for a threshold as

@@ -35,11 +35,11 @@ def answer(blocks: Sequence[Block]) -> str:
 
 def better_methods(blocks: Iterable[Block]) -> dict[str, list[str]]:
     """The methods that are significantly better than the reference over all settings, by block."""
-    found = {
+    better = {
         block.heading: [each.method for each in block.comparisons if each.verdict.side == "better"]
         for block in _compared(blocks)
     }
-    return {heading: names for heading, names in found.items() if names}
+    return {heading: names for heading, names in better.items() if names}
 
 
 def next_step(blocks: Sequence[Block]) -> str:

@@ -27,7 +27,7 @@ from reports.recipes import Mixture, find_mixtures, refuse_mixtures
 from reports.selection import Selection
 from reports.studies import StudyAnalysis, analyse_studies
 from reports.study import Study, grouped
-from reports.thresholds import Asked
+from reports.thresholds import CustomThresholds
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -66,7 +66,7 @@ def write_report(
     out: Path | str,
     formats: Sequence[str] = FORMATS,
     *,
-    threshold: Asked = None,
+    threshold: CustomThresholds = None,
     mixed: bool = False,
     force: bool = False,
     log: bool = True,
@@ -122,7 +122,7 @@ def compose(
     study: Study,
     formats: Collection[str] = FORMATS,
     *,
-    threshold: Asked = None,
+    threshold: CustomThresholds = None,
     mixed: bool = False,
     when: str = "",
 ) -> Composed[Analysis]:
@@ -156,7 +156,7 @@ def compose_studies(
     study: Study,
     formats: Collection[str] = FORMATS,
     *,
-    threshold: Asked = None,
+    threshold: CustomThresholds = None,
     mixed: bool = False,
     when: str = "",
 ) -> Composed[StudyAnalysis]:

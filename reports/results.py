@@ -40,7 +40,7 @@ class Column(NamedTuple):
 
 
 #: The dtypes of columns. pandas 3 calls its own text dtype `str`.
-TEXT, WHOLE, NUMBER, MOMENT = "str", "Int64", "float64", "datetime64[ms, UTC]"
+TEXT, INTEGER, NUMBER, MOMENT = "str", "Int64", "float64", "datetime64[ms, UTC]"
 
 #: The columns that identify a line's trial.
 WHICH = {
@@ -76,7 +76,7 @@ TRIALS = WHICH | {
     "version_torch": Column(TEXT, "", "torch's version"),
     "cpu": Column(TEXT, "", "the processor"),
     "gpu": Column(TEXT, "", "the GPU; empty where it ran on the processor"),
-    "threads": Column(WHOLE, "threads", "of torch"),
+    "threads": Column(INTEGER, "threads", "of torch"),
 }
 
 #: The columns of `Results.curves`.
@@ -98,7 +98,7 @@ PREDICTIONS = WHICH | {
 }
 
 #: The numbered columns after them: `logit_0` etc., and `label_0` and `prediction_0` for multi-label tasks.
-NUMBERED = {"label": WHOLE, "prediction": WHOLE, "logit": "float32"}
+NUMBERED = {"label": INTEGER, "prediction": INTEGER, "logit": "float32"}
 
 
 class Results(ShowsOverview, Study):

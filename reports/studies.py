@@ -25,7 +25,7 @@ from reports.inference.studies import CompleteStudies, Sources
 from reports.predictions import predictions
 from reports.recipes import Recipe, recipes
 from reports.study import CONVERGED, Cell, Seed, Study, TaskAndBackbone, block_order, grouped, kept_trials
-from reports.thresholds import DEFAULT, Asked, thresholds
+from reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
 
@@ -177,7 +177,7 @@ class StudyAnalysis:
         return bool(gain <= studies.best - estimates.FAILED * studies.point)
 
 
-def analyse_studies(study: Study, threshold: Asked = None) -> StudyAnalysis:
+def analyse_studies(study: Study, threshold: CustomThresholds = None) -> StudyAnalysis:
     """Computes everything on the page of studies.
 
     Raises UserError as `thresholds` does, and for a selection of pairs of methods.

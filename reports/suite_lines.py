@@ -57,8 +57,8 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
     options = {key: value for key, value in trial.method.items() if key != "version"}
     # A suite may set only the length of texts, and to no more than the backbone accepts.
     tokens = trial.data.get("max_tokens")
-    task = _given(trial.task | {"max_tokens": tokens}, "training", "label")
-    backbone = _given(trial.backbone, "label")
+    task = _set_fields(trial.task | {"max_tokens": tokens}, "training", "label")
+    backbone = _set_fields(trial.backbone, "label")
     recipe = {key: value for key, value in (EARLIER | trial.recipe).items() if value not in (None, [], False)}
     text = [
         *(f"# {visible(line)}" for line in _comments(cell, seeds)),
@@ -105,7 +105,7 @@ def _name(cell: Cell) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", f"{cell.family} {cell.task}").strip("-")[:128] or "row"
 
 
-def _given(fields: Mapping[str, Any], *without: str) -> dict[str, Any]:
+def _set_fields(fields: Mapping[str, Any], *without: str) -> dict[str, Any]:
     """The fields that are set, without the named ones."""
     return {key: value for key, value in fields.items() if value is not None and key not in without}
 

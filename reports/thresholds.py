@@ -15,10 +15,10 @@ from reports.words import listed
 DEFAULT = 0.01
 
 #: A user's thresholds by metric, in its units, or a number if there is one metric.
-Asked = float | Mapping[str, float] | None
+CustomThresholds = float | Mapping[str, float] | None
 
 
-def thresholds(metrics: Iterable[str], custom: Asked = None) -> dict[str, float]:
+def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[str, float]:
     """The threshold of each of these metrics: the custom one or the default.
 
     Metrics whose scores have units have no default here (see `threshold_of`). Raises UserError for a number

@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A worker's threads must not wait by spinning: while tests keep all cores busy, that blocks the core the
 # other thread needs and makes steps of milliseconds take seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray gives its workers a niceness of 15: beside busy tests one that imports torch waits for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Removes the user's settings that would colour or wrap output, or lead to a store or cluster.
 os.environ.pop("COLUMNS", None)
 os.environ.pop("FORCE_COLOR", None)

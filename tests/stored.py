@@ -205,7 +205,7 @@ def _clone(
         lines["params"] += [line | changed for line in stored["params"]]
         if result.failure:
             continue
-        values = _told(row, result)
+        values = _measures_of(row, result)
         for table in ("metrics", "latest_metrics"):
             for line in stored[table]:
                 left_out = line["key"] in OPTIONAL and line["key"] not in result.measures
@@ -225,7 +225,7 @@ def _clone(
     connection.commit()
 
 
-def _told(row: Row, result: Result) -> dict[str, float]:
+def _measures_of(row: Row, result: Result) -> dict[str, float]:
     """The metrics that differ between runs."""
     return {
         "score": result.score,

@@ -126,8 +126,8 @@ app.add_typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"tensorbench {__version__}")
         raise typer.Exit
 

@@ -117,7 +117,7 @@ class RunDisplay:
         elif event.progress is not None:
             self._silent.discard(id_)
             self._shares[id_] = event.progress.step / event.progress.steps
-            self._show(event.worker, name, _told(event.progress, self._console.width))
+            self._show(event.worker, name, _progress_text(event.progress, self._console.width))
         else:
             self._shares.pop(id_, None)
             # A lost trial may run again.
@@ -148,7 +148,7 @@ def _which(row: Row, seed: int) -> str:
     return f"study {trial.study}, point {trial.point}"
 
 
-def _told(progress: Progress, width: int) -> str:
+def _progress_text(progress: Progress, width: int) -> str:
     """The progress of a running trial, shortened to the width of the terminal."""
     parts = [f"epoch {progress.epoch}", f"{100 * progress.step / progress.steps:.0f}%"]
     if progress.losses and width >= MEDIUM:

@@ -14,7 +14,7 @@ from bench.cli.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.metrics import direction
 from bench.plan.choosing import AXES
 from bench.records.record import Record, scores
-from bench.records.search_results import AllocationResult, Found, SearchPoint, SearchResult, Tried
+from bench.records.search_results import AllocationResult, RankResult, SearchPoint, SearchResult, Tried
 from bench.records.stored_plan import StudyPlan
 from bench.records.words import PointState, Status, Tag
 from reports.cautions import unbeaten
@@ -85,7 +85,7 @@ def print_allocation(console: Console, allocation: AllocationResult, records: Ma
     _print_final(console, allocation, records)
 
 
-def _print_importance(console: Console, search: Found) -> None:
+def _print_importance(console: Console, search: RankResult) -> None:
     if not search.importance:
         return
     table = plain_table("Importance of each mode's rank", "evaluator", *search.modes)
@@ -95,7 +95,7 @@ def _print_importance(console: Console, search: Found) -> None:
     console.print(table)
 
 
-def _print_final(console: Console, search: Found, records: Mapping[str, Record]) -> None:
+def _print_final(console: Console, search: RankResult, records: Mapping[str, Record]) -> None:
     if not search.final:
         console.print("[red]No point finished: there is nothing to compare with the heuristic.[/red]")
         return

@@ -34,7 +34,7 @@ ATTACHED: tuple[Method, ...] = (
 
 #: The checks of methods that involve the backbone's modules. `detach` includes that a fresh adapter changes
 #: no output; `start` is left out, since it demands deltas closer to zero than the rounding of real weights.
-ASKED = ("training", "merge", "detach", "interruption", "transients", "state")
+BACKBONE_CHECKS = ("training", "merge", "detach", "interruption", "transients", "state")
 
 
 def check_backbone(name: str) -> list[Finding]:
@@ -77,7 +77,7 @@ def _check(
         findings += [
             judge(f"{subject.method.title}: {check}", partial(CHECKS[check].run, subject))
             for subject in subjects
-            for check in ASKED
+            for check in BACKBONE_CHECKS
         ]
     return findings
 

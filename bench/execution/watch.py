@@ -20,7 +20,7 @@ BEAT = 5.0
 DEAF = 3 * BEAT
 #: Seconds without progress after which a trial is shown as silent, if its worker does not answer, and if it
 #: does (for instance in a long validation). Then the seconds until it is shown again.
-SILENT, IDLE, AGAIN = 30.0, 60.0, 5.0
+SILENT, IDLE, REPEAT = 30.0, 60.0, 5.0
 #: The largest number of seconds that counts between two steps of the driver. A driver that was suspended or
 #: waited for the store did not listen in between.
 LISTENED = 5.0
@@ -79,7 +79,7 @@ class Watch:
     def silence(self) -> Silence | None:
         """The trial's silence, if it is time to show one."""
         quiet, answers = self._spent - self._progressed, self.unanswered < DEAF
-        if quiet < (IDLE if answers else SILENT) or self._spent < self._shown + AGAIN:
+        if quiet < (IDLE if answers else SILENT) or self._spent < self._shown + REPEAT:
             return None
         self._shown = self._spent
         return Silence(quiet, answers)

@@ -208,12 +208,12 @@ class Form(ABC):
         if merged:
             return ["The update is added to the backbone's weights: peft is not needed."]
         return (
-            [self._found()]
+            [self._origin_note()]
             if self.origin.quantise is None
-            else [self._found(), QUANTISED[self.origin.quantise]]
+            else [self._origin_note(), QUANTISED[self.origin.quantise]]
         )
 
-    def _found(self) -> str:
+    def _origin_note(self) -> str:
         name, origin = markdown_text(self.backbone.info.name), self.origin
         if origin.reference is None:
             return f"`{ORIGINAL}/` holds the frozen model, '{name}'."

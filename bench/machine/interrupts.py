@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds that an interrupt waits for the end of a write, since a server may never answer.
 PATIENCE = 3
 #: Seconds after which an interrupt that Python swallowed, or that came during an import, is raised again.
-AGAIN = 0.05
+RETRY = 0.05
 
 #: The file name of Python's import machinery.
 _IMPORTER = "<frozen importlib._bootstrap>"
@@ -67,7 +67,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     def ignored(what: sys.UnraisableHookArgs) -> None:
         # While Python exits, there is nothing left to interrupt.
         if _swallowed(what.exc_value) and threading.main_thread().is_alive():
-            _ask(AGAIN)
+            _ask(RETRY)
         else:
             unraisable(what)
 
@@ -81,7 +81,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if _writing:
         _ask(PATIENCE)
     elif _importing(frame):
-        _ask(AGAIN)
+        _ask(RETRY)
     else:
         raise KeyboardInterrupt
 
@@ -89,7 +89,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _retry(number: int, frame: FrameType | None) -> None:
     """Raises a deferred interrupt, unless an import is still in progress."""
     if _importing(frame):
-        _ask(AGAIN)
+        _ask(RETRY)
     else:
         raise_pending()
 

@@ -34,13 +34,13 @@ class OneBias(Adapter):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone, [Site(0, name) for name in backbone.projections])
         biases = [base.bias for base in self.bases.values() if base.bias is not None]
-        self._given: nn.Linear | None = None
+        self._first: nn.Linear | None = None
         if biases:
             self._bias = biases[0]
         else:
-            self._given = next(iter(self.bases.values()))
-            self._bias = nn.Parameter(self._given.weight.new_zeros(self._given.out_features))
-            self._given.bias = self._bias
+            self._first = next(iter(self.bases.values()))
+            self._bias = nn.Parameter(self._first.weight.new_zeros(self._first.out_features))
+            self._first.bias = self._bias
         self._bias.requires_grad_(True)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -50,8 +50,8 @@ class OneBias(Adapter):
         return {}
 
     def detach(self) -> None:
-        if self._given is not None:
-            self._given.register_parameter("bias", None)
+        if self._first is not None:
+            self._first.register_parameter("bias", None)
         super().detach()
 
 

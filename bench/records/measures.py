@@ -9,7 +9,7 @@ from operator import sub
 from typing import Literal, Self
 
 #: The dtypes of numbers in data frames.
-WHOLE: Literal["Int64"] = "Int64"
+INTEGER: Literal["Int64"] = "Int64"
 NUMBER: Literal["float64"] = "float64"
 
 #: The ways to summarise a measure over a cell's finished seeds.
@@ -72,7 +72,7 @@ class Measure(StrEnum):
                   "mean cross-entropy; of a regression, standardised squared error", NUMBER, None, LESS)
     SELECTED_VALIDATION = ("selected/validation", "validation", "the metric's",
                            "on the validation split, at the selected epoch", NUMBER, "mean")
-    SELECTED_EPOCH = "selected/epoch", "selected_epoch", "epochs", "that epoch; the first is 1", WHOLE
+    SELECTED_EPOCH = "selected/epoch", "selected_epoch", "epochs", "that epoch; the first is 1", INTEGER
     SELECTED_LOSS = ("selected/validation_loss", "validation_loss", "nats",
                      "the validation loss of that epoch", NUMBER, None, LESS)
     GUESSING_LOSS = ("guessing/validation_loss", "", "nats",
@@ -80,40 +80,40 @@ class Measure(StrEnum):
     ADAPTER_EFFECT = ("adapter/effect", "", "",
                       "RMS change of the outputs by the adapter, over their spread between examples")
     ADAPTER_PARAMETERS = ("parameters/adapter", "parameters", "parameters",
-                          "of the adapter, head excluded", WHOLE, None, LESS)
+                          "of the adapter, head excluded", INTEGER, None, LESS)
     PEAK_PARAMETERS = ("parameters/adapter_peak", "peak_parameters", "parameters",
-                       "of the adapter at the start, if training cuts some", WHOLE, None, LESS)
-    HEAD_PARAMETERS = "parameters/head", "head_parameters", "parameters", "of the head", WHOLE
+                       "of the adapter at the start, if training cuts some", INTEGER, None, LESS)
+    HEAD_PARAMETERS = "parameters/head", "head_parameters", "parameters", "of the head", INTEGER
     HEAD_C = "head/C", "", "", "scikit-learn's C of a head that was fitted, not trained"
-    HEAD_CONVERGED = "head/converged", "", "", "1 if that head's solver converged, else 0", WHOLE
-    STEPS = "cost/steps", "steps", "steps", "training steps", WHOLE
+    HEAD_CONVERGED = "head/converged", "", "", "1 if that head's solver converged, else 0", INTEGER
+    STEPS = "cost/steps", "steps", "steps", "training steps", INTEGER
     STEP_MS = "cost/step_ms", "step_ms", "ms", "median time of a training step", NUMBER, "median", LESS
     PEAK_MIB = ("cost/peak_mib", "peak_mib", "MiB",
                 "peak memory: a GPU's, or the process's", NUMBER, "max", LESS)
     ADAPTER_BYTES = ("cost/adapter_bytes", "adapter_bytes", "bytes",
-                     "the adapter on disk, with the frozen tensors that it keeps", WHOLE, "max", LESS)
+                     "the adapter on disk, with the frozen tensors that it keeps", INTEGER, "max", LESS)
     FROZEN_BYTES = ("cost/frozen_bytes", "frozen_bytes", "bytes",
-                    "the adapter's frozen tensors, kept or made again from a seed", WHOLE, None, LESS)
+                    "the adapter's frozen tensors, kept or made again from a seed", INTEGER, None, LESS)
     SECONDS = "cost/seconds", "seconds", "s", "the whole trial", NUMBER, "sum", LESS
     BARE_MS = "inference/bare_ms", "bare_ms", "ms", "a forward of the backbone without adapter"
     ADAPTED_MS = ("inference/adapted_ms", "adapted_ms", "ms", "the same with the adapter", NUMBER, None, LESS)
     MERGED_MS = ("inference/merged_ms", "merged_ms", "ms",
                  "the same with the update merged; missing if it cannot be", NUMBER, None, LESS)
     TIMED_EXAMPLES = ("inference/examples", "timed_examples", "examples",
-                      "in the batch of these forwards", WHOLE)
+                      "in the batch of these forwards", INTEGER)
     CUT_PROMPTS = ("prompts/cut", "cut_prompts", "prompts",
-                   "those of all splits that were cut; missing without prompts", WHOLE, "max", LESS)
-    PROMPTS = "prompts/all", "prompts", "prompts", "all of all splits", WHOLE, "max"
-    TRAIN_EXAMPLES = "examples/train", "", "examples", "of the training split as it is used", WHOLE
-    VALIDATION_EXAMPLES = "examples/validation", "", "examples", "of the validation split", WHOLE
-    TEST_EXAMPLES = "examples/test", "", "examples", "of the test split", WHOLE
-    REPEATED_EXAMPLES = "examples/test_in_train", "", "examples", "of the test split, also in train", WHOLE
+                   "those of all splits that were cut; missing without prompts", INTEGER, "max", LESS)
+    PROMPTS = "prompts/all", "prompts", "prompts", "all of all splits", INTEGER, "max"
+    TRAIN_EXAMPLES = "examples/train", "", "examples", "of the training split as it is used", INTEGER
+    VALIDATION_EXAMPLES = "examples/validation", "", "examples", "of the validation split", INTEGER
+    TEST_EXAMPLES = "examples/test", "", "examples", "of the test split", INTEGER
+    REPEATED_EXAMPLES = "examples/test_in_train", "", "examples", "of the test split, also in train", INTEGER
     TARGET_MEAN = "target/mean", "", "the targets'", "mean of a regression's training targets"
     TARGET_SD = "target/sd", "", "the targets'", "their standard deviation; both standardise its outputs"
     TEXT_LOSS_BARE = ("forgetting/bare", "text_loss_bare", "nats",
                       "mean loss per token of the forgetting text, bare backbone")
     TEXT_LOSS = "forgetting/adapted", "text_loss", "nats", "the same with the adapter", NUMBER, None, LESS
-    TEXT_TOKENS = "forgetting/tokens", "text_tokens", "tokens", "predicted tokens of it", WHOLE
+    TEXT_TOKENS = "forgetting/tokens", "text_tokens", "tokens", "predicted tokens of it", INTEGER
     # Curves. The validation metric's curve has another key, see `validation_key`.
     TRAIN_LOSS = "train/loss", "", "nats", "training loss by step", NUMBER, None, LESS
     VALIDATION_LOSS = "validation/loss", "", "nats", "validation loss by epoch", NUMBER, None, LESS

@@ -31,7 +31,7 @@ Integers = NDArray[np.integer[Any]]
 LOG_PROBABILITY, CLASSES = "log_probability", "classes"
 COMPACT = ("example", "label", "prediction", CLASSES, LOG_PROBABILITY)
 
-#: Compact log-probabilities are whole multiples of `STEP` nats, and `LOWEST` is the smallest multiple.
+#: Compact log-probabilities are integer multiples of `STEP` nats, and `LOWEST` is the smallest multiple.
 STEP, LOWEST = 1e-3, -(2**31)
 
 #: The most classes of compact predictions.
@@ -95,10 +95,10 @@ def compact(content: bytes) -> Compact | None:
         return None
     values = {name: table[name].to_numpy() for name in table.column_names}
     outputs = [f"logit_{number}" for number in range(len(numbered(table.column_names, "logit")))]
-    whole = COMPACT[:3] if outputs else COMPACT
-    if sorted(table.column_names) != sorted([*whole, *outputs]) or not len(table):
+    integers = COMPACT[:3] if outputs else COMPACT
+    if sorted(table.column_names) != sorted([*integers, *outputs]) or not len(table):
         return None
-    if any(values[name].dtype.kind not in "iu" for name in whole if name != LOG_PROBABILITY):
+    if any(values[name].dtype.kind not in "iu" for name in integers if name != LOG_PROBABILITY):
         return None
     example, label, prediction = (values[name] for name in COMPACT[:3])
     classes = len(outputs) if outputs else int(values[CLASSES][0])

@@ -43,7 +43,7 @@ class SearchPoint(Tried):
     trials: dict[int, str] = {}
 
 
-class Found(Wired):
+class RankResult(Wired):
     """The common part of the results of a search and an allocation, for one cell."""
 
     name: str
@@ -62,7 +62,7 @@ class Found(Wired):
     final: tuple[Finalist, ...] = ()
 
 
-class SearchResult(Found):
+class SearchResult(RankResult):
     """The content of `search.json`."""
 
     objectives: tuple[str, ...]
@@ -89,7 +89,7 @@ class AllocationPoint(Tried):
     rank: int
 
 
-class AllocationResult(Found):
+class AllocationResult(RankResult):
     """The content of `allocation.json`."""
 
     points: tuple[AllocationPoint, ...]
@@ -100,7 +100,7 @@ class AllocationResult(Found):
 
 
 #: The artifacts of finished searches and allocations, with the classes that read them.
-FOUND: Mapping[RunKind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
+RESULT_FORMS: Mapping[RunKind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
     RunKind.SEARCH: (Artifact.SEARCH, SearchResult),
     RunKind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
 }

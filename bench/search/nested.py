@@ -16,7 +16,7 @@ from bench.plan.cells import PlanCell
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.records.record import Record, latest
-from bench.records.search_results import FOUND, Finalist, Found
+from bench.records.search_results import RESULT_FORMS, Finalist, RankResult
 from bench.records.words import Phase, RunKind, Status, Tag
 from methods import Method
 
@@ -45,7 +45,7 @@ class Nested:
         self.retried = retried
         self._driver, self._executor, self._watch = driver, executor, watch
         self.name = study_name(cell)
-        self._result: Found | None = None
+        self._result: RankResult | None = None
 
     def __enter__(self) -> Self:
         name = f"{self.kind}: {self.name}"
@@ -63,7 +63,7 @@ class Nested:
 
     def _close(self, status: Literal[Status.FINISHED, Status.KILLED]) -> None:
         if self._result is not None:
-            self.store.keep(self.run_id, FOUND[self.kind][0], self._result)
+            self.store.keep(self.run_id, RESULT_FORMS[self.kind][0], self._result)
         self.store.end(self.run_id, status)
 
     @property
@@ -75,7 +75,7 @@ class Nested:
         """The drivers that give signs of life, including this one."""
         return patiently(self.store, self._driver.claims.living)
 
-    def keep(self, result: Found) -> None:
+    def keep(self, result: RankResult) -> None:
         """Sets the result that the parent run will hold as `search.json` or `allocation.json`."""
         self._result = result
 
@@ -159,7 +159,7 @@ def study_name(cell: PlanCell) -> str:
 
 
 def about(cell: PlanCell) -> dict[str, Any]:
-    """The fields of `Found` that identify its cell."""
+    """The fields of `RankResult` that identify its cell."""
     return {**cell.shown._asdict(), "budget": cell.budget.label if cell.budget else None}
 
 

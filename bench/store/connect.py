@@ -69,7 +69,7 @@ class StoreFailedError(StoreError):
 
 
 #: Attempts at a request whose answer is incomplete.
-ASKED = 5
+ATTEMPTS = 5
 #: MLflow's message for an answer of unknown length that ends early.
 NO_JSON = "not in a valid JSON format"
 
@@ -105,7 +105,7 @@ def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters,
 
     @wraps(function)
     def call(*args: Parameters.args, **named: Parameters.kwargs) -> Result:
-        for _ in range(ASKED - 1):
+        for _ in range(ATTEMPTS - 1):
             try:
                 return function(*args, **named)
             except BROKEN_STORE as error:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.records.record import Record, latest
-from bench.records.search_results import FOUND, AllocationResult, SearchResult
+from bench.records.search_results import RESULT_FORMS, AllocationResult, SearchResult
 from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
 from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.store.artifacts import as_json
@@ -92,7 +92,7 @@ def refuse_other_result(stored: tuple[Source, Record], coming: tuple[Source, Rec
 
 def result_of(source: Source, search: Record) -> SearchResult | AllocationResult | None:
     """The result of a search or an allocation. None if it stored none."""
-    name, form = FOUND[RunKind(search.tag(Tag.KIND))]
+    name, form = RESULT_FORMS[RunKind(search.tag(Tag.KIND))]
     return source.content(search, name, form)
 
 
@@ -236,7 +236,7 @@ class Joined(Source):
             for record in records:
                 # Keep one run per suite, and one per search.
                 key = record.trial_id or record.tag(Tag.STUDY)
-                if kind in FOUND:
+                if kind in RESULT_FORMS:
                     for other in nested[key]:
                         if other[0] is not part:
                             refuse_other_result(other, (part, record))

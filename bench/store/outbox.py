@@ -33,7 +33,7 @@ REFUSED = "refused"
 RECORD, LETTER = "record.json", "letter.json"
 
 #: Matches complete records. Those being written or removed begin with a dot.
-WHOLE = "[!.]*"
+COMPLETE = "[!.]*"
 
 
 class UnreadableRecordError(UserError):
@@ -90,7 +90,7 @@ class Outbox:
 
     def waiting(self) -> list[Path]:
         """The unsent records of this process."""
-        return sorted(self._own.glob(WHOLE))
+        return sorted(self._own.glob(COMPLETE))
 
     def close(self) -> None:
         """Releases this process's folder. Waiting records are left for the next process."""
@@ -111,10 +111,10 @@ class Outbox:
             except Timeout:
                 continue
             try:
-                records = sorted(folder.glob(WHOLE))
+                records = sorted(folder.glob(COMPLETE))
                 yield from records
                 # A folder without records may belong to a process that has just started.
-                if records and not any(folder.glob(WHOLE)):
+                if records and not any(folder.glob(COMPLETE)):
                     with suppress(OSError):
                         remove(folder)
                         remove(lock_file)
@@ -123,7 +123,7 @@ class Outbox:
 
     def everything(self) -> tuple[list[Path], list[Path]]:
         """The waiting records of all processes, and the records that were put aside."""
-        records = sorted(self._folder.glob(f"*/{WHOLE}"))
+        records = sorted(self._folder.glob(f"*/{COMPLETE}"))
         refused = [record for record in records if record.parent.name == REFUSED]
         return [record for record in records if record not in refused], refused
 

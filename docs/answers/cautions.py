@@ -73,7 +73,7 @@ def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
     methods = [
         _seeds(cell, seeds, f" ({why})")
         for cell in cells
-        for why, seeds in grouped(_known(packed, cell, Status.FAILED), lambda seed: seed.failure).items()
+        for why, seeds in grouped(_seeds_of(packed, cell, Status.FAILED), lambda seed: seed.failure).items()
     ]
     return f"Failed or diverged: {'; '.join(methods)}." if methods else ""
 
@@ -90,7 +90,7 @@ def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
         turned = direction(cell.metric)
         below = [
             seed
-            for seed in _known(packed, cell, Status.FINISHED)
+            for seed in _seeds_of(packed, cell, Status.FINISHED)
             if seed.score is not None and turned * seed.score < floor.gain - RESOLUTION
         ]
         collapsed[cell.task] += len(below)
@@ -126,7 +126,7 @@ def _floor(packed: Packed, cell: Cell) -> Cell | None:
     return floor
 
 
-def _known(packed: Packed, cell: Cell, status: Status) -> Iterator[Seed]:
+def _seeds_of(packed: Packed, cell: Cell, status: Status) -> Iterator[Seed]:
     stored_seeds = packed.study.of_cell(cell.number) if packed.study else ()
     return (seed for seed in stored_seeds if seed.status == status)
 

@@ -53,13 +53,13 @@ class Forest(Picture):
 
     @property
     def alternative(self) -> str:
-        return f"{self.axis.name.capitalize()}: {'; '.join(map(self._told, self.rows))}."
+        return f"{self.axis.name.capitalize()}: {'; '.join(map(self._row_text, self.rows))}."
 
     @property
     def title(self) -> str:
         return f"{self.axis.name.capitalize()}, with intervals"
 
-    def _told(self, row: Row) -> str:
+    def _row_text(self, row: Row) -> str:
         interval = " to ".join(map(self.axis.said, row.interval)) if row.interval else "no interval"
         tasks = "".join(f", {task} {self.axis.said(value)}" for task, value in row.on_tasks.items())
         return f"{row.method} from {row.other} {self.axis.said(row.difference)} ({interval}{tasks})"

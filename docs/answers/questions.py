@@ -8,7 +8,7 @@ from dataclasses import dataclass
 #: The suites whose packs answer the questions.
 TUNED, UNTUNED, RANKS, DECODER = "leaderboard", "leaderboard_untuned", "leaderboard_ranks", "smollm2"
 #: The suite tuned on three seeds.
-AGAIN = "leaderboard_land_cover"
+RETUNED = "leaderboard_land_cover"
 IMAGES = "land-cover"
 TASKS = ("movie-sentiment", "tweet-sentiment", "amazon-sentiment", IMAGES)
 #: The tasks of the untuned suite and of the suite of ranks.

@@ -29,16 +29,16 @@ Call = Callable[..., Any]
 
 #: By method, in decades from the centre: the best rate, and the range of rates within a point of it. Scores
 #: fall by four points per decade², so this range extends half a decade to either side, within the window.
-KNOWN = {"LoRA": (0.2, -0.3, 0.5), "LoTR": (-0.1, -0.5, 0.4), "TensLoRA att": (0.0, -0.5, 0.5)}
+TRUE_RANGES = {"LoRA": (0.2, -0.3, 0.5), "LoTR": (-0.1, -0.5, 0.4), "TensLoRA att": (0.0, -0.5, 0.5)}
 #: The score of LoTR falls to chance beyond this offset.
 CLIFF = 0.25
 EXAMPLES = 10_000
 
 
-def told(trial: Trial, row: Row) -> Result:
+def trained(trial: Trial, row: Row) -> Result:
     assert row.studies is not None
     offset = row.studies.trials[trial.seed].offset
-    score = 0.85 - 0.04 * (offset - KNOWN[row.title][0]) ** 2
+    score = 0.85 - 0.04 * (offset - TRUE_RANGES[row.title][0]) ** 2
     if row.title == "LoTR" and offset > CLIFF:
         score = 0.5
     right = round(EXAMPLES * score)
@@ -49,54 +49,54 @@ def told(trial: Trial, row: Row) -> Result:
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    uri = new_store(tmp_path_factory.mktemp("known"))
+def studied(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    uri = new_store(tmp_path_factory.mktemp("studied"))
     methods = ["lora", "lotr", {"method": "tenslora", "variant": "att"}]
     suite = {"methods": methods, "tasks": ["digits"], "backbones": ["tiny-random-vit"]}
-    write(uri, plan_of(**suite, tuning={"studies": 5, "points": 8}), told)
+    write(uri, plan_of(**suite, tuning={"studies": 5, "points": 8}), trained)
     return uri
 
 
-def test_the_range_is_the_known_one(known: str) -> None:
-    advice = {each.method: each for each in stored_advice([known])}
-    assert advice.keys() == KNOWN.keys()
-    centres = {cell.method: cell.studies for cell in read(known, [NAME], studies=True).all_cells}
-    for method, (best, low, high) in KNOWN.items():
-        found, plan = advice[method], centres[method]
+def test_the_range_is_the_known_one(studied: str) -> None:
+    advice = {each.method: each for each in stored_advice([studied])}
+    assert advice.keys() == TRUE_RANGES.keys()
+    centres = {cell.method: cell.studies for cell in read(studied, [NAME], studies=True).all_cells}
+    for method, (best, low, high) in TRUE_RANGES.items():
+        rates, plan = advice[method], centres[method]
         assert plan is not None
         if method == "LoTR":
             high = CLIFF
-        offsets = np.log10(np.array([found.start, found.low, found.high]) / plan.centre)
+        offsets = np.log10(np.array([rates.start, rates.low, rates.high]) / plan.centre)
         assert offsets == pytest.approx([best, low, high], abs=0.06)
-        assert (found.is_lowest, found.is_highest) == (low == -0.5, high == 0.5)
-        assert (found.studies, found.trials) == (5, 40)
-        assert found.share == pytest.approx(high - low, abs=0.06)
+        assert (rates.is_lowest, rates.is_highest) == (low == -0.5, high == 0.5)
+        assert (rates.studies, rates.trials) == (5, 40)
+        assert rates.share == pytest.approx(high - low, abs=0.06)
 
 
-def test_a_pack_gives_the_advice_of_its_store(known: str, tmp_path: Path, call: Call) -> None:
-    pack = packed(known, NAME, tmp_path)
+def test_a_pack_gives_the_advice_of_its_store(studied: str, tmp_path: Path, call: Call) -> None:
+    pack = packed(studied, NAME, tmp_path)
     rows = json.loads(call("list", "methods", "--advice", str(pack), "--json").out)
-    assert rows == json.loads(call("list", "methods", "--advice", known, "--json").out)
-    assert {row["method"] for row in rows} == KNOWN.keys()
+    assert rows == json.loads(call("list", "methods", "--advice", studied, "--json").out)
+    assert {row["method"] for row in rows} == TRUE_RANGES.keys()
     printed = call("list", "methods", "--advice", str(pack)).out
-    assert all(method in printed for method in KNOWN)
+    assert all(method in printed for method in TRUE_RANGES)
 
 
 def test_without_a_study_there_is_no_advice(
-    known: str, tmp_path: Path, new_store: NewStore, call: Call
+    studied: str, tmp_path: Path, new_store: NewStore, call: Call
 ) -> None:
     uri = store(tmp_path / "seeds", new_store)
     with pytest.raises(UserError, match="no complete study"):
         stored_advice([uri])
-    assert len(stored_advice([uri, known])) == len(KNOWN)
+    assert len(stored_advice([uri, studied])) == len(TRUE_RANGES)
     with pytest.raises(UserError, match="neither a store"):
         stored_advice([SMALL["name"]])
-    ended = call("list", "tasks", "--advice", known)
+    ended = call("list", "tasks", "--advice", studied)
     assert (ended.code, "--advice" in ended.err) == (2, True)
 
 
-def test_the_page_of_a_study_says_which_rate_to_start_from(known: str) -> None:
-    analysis = analyse_studies(read(known, [NAME], studies=True))
+def test_the_page_of_a_study_says_which_rate_to_start_from(studied: str) -> None:
+    analysis = analyse_studies(read(studied, [NAME], studies=True))
     page = render(analysis, draw(analysis), [])
     for each in rate_advice(analysis):
         assert f"{each.start:.2g}<small>{each.range}</small>" in page

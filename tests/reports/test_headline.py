@@ -22,12 +22,12 @@ def test_the_answer_names_the_better_methods_and_no_others(analysis: Analysis) -
 
 
 def test_the_answer_says_what_may_go_undetected(analysis: Analysis) -> None:
-    found = [
+    detectable = [
         (b.unit, b.design.finds) for b in analysis.blocks if b.comparisons and b.design and b.design.finds
     ]
-    unit = found[0][0]
+    unit = detectable[0][0]
     for end in (min, max):
-        assert unit.score(end(finds for _, finds in found), 1) in answer(analysis.blocks)
+        assert unit.score(end(finds for _, finds in detectable), 1) in answer(analysis.blocks)
 
 
 def test_nothing_is_answered_where_nothing_is_compared(analysis: Analysis) -> None:

@@ -45,9 +45,9 @@ def runs_out(device: str, backbone: str, batch: int) -> Iterator[Row]:
             out = perform(large, resources, lambda progress: None)
         rerun = perform(small, resources, lambda progress: None)
     yield _row("how memory ran out", "the allocator's limit" if real else "simulated: no card", None)
-    yield _row("the trial before", _told(first), "finished")
-    yield _row("the trial that ran out", _told(out), "failed: out of memory")
-    yield _row("the trial after", _told(rerun), "finished")
+    yield _row("the trial before", _outcome(first), "finished")
+    yield _row("the trial that ran out", _outcome(out), "failed: out of memory")
+    yield _row("the trial after", _outcome(rerun), "finished")
     yield _row("its artifacts, bit for bit", "equal" if rerun.files == first.files else "other", "equal")
     if real:
         peaks = [outcome.metrics.get(Measure.PEAK_MIB, math.nan) for outcome in (first, rerun)]
@@ -66,7 +66,7 @@ def _word(passed: bool) -> str:
     return "yes" if passed else "**no**"
 
 
-def _told(ending: Record) -> str:
+def _outcome(ending: Record) -> str:
     return f"{ending.status.lower()}: {ending.tag(Tag.FAILURE)}".removesuffix(": ")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import figures, scenarios
 
-WHOLE = {
+FULL_SIZES = {
     "kills": scenarios.kills,
     "first_starts": scenarios.first_starts,
     "outliving_workers": scenarios.outliving_workers,
@@ -26,9 +26,9 @@ WHOLE = {
 }
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or WHOLE:
+    for name in sys.argv[1:] or FULL_SIZES:
         folder = Path(tempfile.mkdtemp(prefix=f"tensorbench-{name}-"))
         # PostgreSQL's user must be able to enter.
         folder.chmod(0o755)
         print(f"{name} in {folder}", flush=True)
-        print(json.dumps(WHOLE[name](folder), indent=1), flush=True)
+        print(json.dumps(FULL_SIZES[name](folder), indent=1), flush=True)

@@ -28,7 +28,7 @@ def identity(subject: Subject) -> None:
     stored = json.loads(json.dumps(method.identity()))
     expect(bool(method.label.strip()), "the label is empty")
     expect(stored["method"] == method.name, f"identity names '{stored['method']}', not '{method.name}'")
-    if idle := [(name, other) for name, other in _others(method) if name in method.idle]:
+    if idle := [(name, other) for name, other in _variants(method) if name in method.idle]:
         own = _in_training(subject, method)
         for name, other in idle:
             same = same_bits(_in_training(subject, other), own)
@@ -50,7 +50,7 @@ def _in_training(subject: Subject, method: Method) -> Tensor:
     return logits.detach()
 
 
-def _others(method: Method) -> Iterator[tuple[str, Method]]:
+def _variants(method: Method) -> Iterator[tuple[str, Method]]:
     """Yields the method with one option changed, for every option with another known value."""
     for name, value in method:
         for other in _other_values(value, type(method).model_fields[name].annotation):
@@ -72,7 +72,7 @@ def _other_values(value: Any, annotation: Any) -> list[Any]:
 def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Method]) -> None:
     """Giving a method a size leaves its other options unchanged."""
     small, large = (dict(method.isorank(rank)) for rank in (2, 3))
-    for name, other in _others(method):
+    for name, other in _variants(method):
         if small[name] != large[name]:
             continue
         with suppress(UserError):

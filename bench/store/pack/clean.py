@@ -12,7 +12,7 @@ from bench.records.words import PROVENANCE, Tag
 
 #: Tags that are not packed: they name processes, machines and runs of one store.
 STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN}
-_KNOWN = {str(tag) for tag in Tag} - STAYS
+_OWN_TAGS = {str(tag) for tag in Tag} - STAYS
 
 #: A path in a text, from a root, a home or a drive. A URL such as `https://…` does not count.
 _PATH = re.compile(
@@ -22,7 +22,7 @@ _PATH = re.compile(
 
 def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags to pack, in the order of their keys. MLflow's own tags name users and files."""
-    kept = {key: value for key, value in tags.items() if key in _KNOWN or key.startswith(PROVENANCE)}
+    kept = {key: value for key, value in tags.items() if key in _OWN_TAGS or key.startswith(PROVENANCE)}
     if Tag.FAILURE_MESSAGE in kept:
         kept[Tag.FAILURE_MESSAGE] = without_folders(_without_host(kept[Tag.FAILURE_MESSAGE], tags))
     return dict(sorted(kept.items()))

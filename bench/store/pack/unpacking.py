@@ -13,7 +13,7 @@ from bench.machine.alive import owner
 from bench.machine.files import sha256
 from bench.records.pack_format import TRAVELS
 from bench.records.record import Point, Record, latest
-from bench.records.search_results import FOUND
+from bench.records.search_results import RESULT_FORMS
 from bench.records.text import all_storable, run_name
 from bench.records.words import Artifact, RunKind, Status, Tag
 from bench.store.artifacts import hashes
@@ -121,7 +121,7 @@ class _Merge:
 
 def _nested(source: Source) -> list[Record]:
     """The searches and allocations."""
-    return [run for kind in FOUND for run in source.records(kind)]
+    return [run for kind in RESULT_FORMS for run in source.records(kind)]
 
 
 def _unended(there: Sequence[Record], run: Record) -> bool:

@@ -45,7 +45,7 @@ METHODS = {
     "lorta": create("lorta", rank=3),
     "cara": create("cara", rank=3),
 }
-SOME = ("qkv_depth", "lora", "cara")
+SAMPLE = ("qkv_depth", "lora", "cara")
 
 
 @dataclass

@@ -25,7 +25,7 @@ from .cases import (
     CLASSES,
     COMMIT,
     METHODS,
-    SOME,
+    SAMPLE,
     SOURCES,
     ByHand,
     Case,
@@ -38,8 +38,8 @@ from .cases import (
 
 
 LORA_CASES = [
-    *((source, name) for source in SOURCES for name in SOME),
-    *(("timm-random", name) for name in METHODS if name not in SOME),
+    *((source, name) for source in SOURCES for name in SAMPLE),
+    *(("timm-random", name) for name in METHODS if name not in SAMPLE),
     *(("bert", "att_qkv_depth"), ("dinov2", "fact_tt"), ("roberta", "lorta"), ("vit", "lora on all")),
 ]
 MERGED_CASES = [

@@ -47,7 +47,7 @@ CLASSES = {
 #: Covered by the other tests of exports.
 ELSEWHERE = ("bert", "roberta", "vit", "dinov2")
 
-ASKED = Prompt("{text} A", ("no", "yes", "nay"))
+PROMPT = Prompt("{text} A", ("no", "yes", "nay"))
 FUSED = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "modernbert": "attn.Wqkv"}
 
 
@@ -110,13 +110,13 @@ LANGUAGE_MODELS = {
 
 @pytest.mark.parametrize("kind", LANGUAGE_MODELS)
 def test_a_decoder_without_a_head_is_a_language_model(kind: str, tmp_path: Path) -> None:
-    made = saved(kind, tmp_path, prompt=ASKED)
+    made = saved(kind, tmp_path, prompt=PROMPT)
     adapter = made.attach(METHODS["qkv_depth"])
     made.export(adapter)
     config = json.loads((made.folder / "adapter_config.json").read_text())
     assert (config["task_type"], config["modules_to_save"]) == ("CAUSAL_LM", None)
     merged = made.export(
-        adapter, merged=True, force=True, model_input=replace(made.backbone.info.input, prompt=ASKED)
+        adapter, merged=True, force=True, model_input=replace(made.backbone.info.input, prompt=PROMPT)
     )
     readme = (made.folder / "README.md").read_text()
     assert json.loads((made.folder / "loading.json").read_text())["model_class"] == LANGUAGE_MODELS[kind]
@@ -146,7 +146,7 @@ def test_exported_models_write_the_same_answers(merged: bool, tmp_path: Path) ->
 
 
 def test_an_own_type_of_peft_on_a_language_model(tmp_path: Path) -> None:
-    made = saved("llama", tmp_path, prompt=ASKED)
+    made = saved("llama", tmp_path, prompt=PROMPT)
     made.export(made.attach(Peft(type="DORA", rank=2, targets="qkvo+mlp"), 0.05))
     assert json.loads((made.folder / "adapter_config.json").read_text())["use_dora"] is True
 
@@ -204,7 +204,7 @@ def from_hub(nine_heads: Path, hub_folder: Path) -> BackboneSpec:
 def test_a_llama_of_shared_heads(
     request: pytest.FixtureRequest, source: str, method: str, tmp_path: Path
 ) -> None:
-    made = loaded(request.getfixturevalue(source), tmp_path, prompt=ASKED)
+    made = loaded(request.getfixturevalue(source), tmp_path, prompt=PROMPT)
     adapter = made.attach(METHODS[method], 0.05)
     exported = made.export(adapter)
     assert ("original" in exported.files) is (source == "from_gguf")
@@ -230,7 +230,7 @@ def test_a_llama_of_shared_heads(
 
 @pytest.mark.parametrize("method", ["qkv_depth", "lorta"])
 def test_transformers_loads_an_adapter_by_itself(method: str, tmp_path: Path) -> None:
-    made = saved("llama", tmp_path, prompt=ASKED)
+    made = saved("llama", tmp_path, prompt=PROMPT)
     made.export(made.attach(METHODS[method]))
     elsewhere = made.loaded()
     elsewhere.model = LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
@@ -284,7 +284,7 @@ def test_a_base_in_the_export_is_the_unrounded_one(tmp_path: Path) -> None:
 
 @quantised
 def test_transformers_holds_the_base_in_four_bits(tmp_path: Path) -> None:
-    made = quantised_case("llama", "nf4", tmp_path, prompt=ASKED)
+    made = quantised_case("llama", "nf4", tmp_path, prompt=PROMPT)
     made.export(made.attach(METHODS["qkv_depth"]))
     elsewhere = made.loaded()
     four_bits = BitsAndBytesConfig(

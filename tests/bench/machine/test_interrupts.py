@@ -83,7 +83,7 @@ def in_collection(what):
     gc.callbacks.clear()
 
 sys.unraisablehook = tell
-interrupts.AGAIN = 0.3
+interrupts.RETRY = 0.3
 interrupts.install()
 """
 

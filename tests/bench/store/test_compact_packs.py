@@ -116,7 +116,7 @@ def no_answer(frame: pd.DataFrame) -> None:
     frame["prediction"] = frame["prediction"].astype(float).where(frame.index != 3)
 
 
-WHOLE: dict[str, Callable[[pd.DataFrame], Any]] = {
+INCOMPRESSIBLE: dict[str, Callable[[pd.DataFrame], Any]] = {
     "an answer that the logits do not give": wrong_answer,
     "logits that are no numbers": no_number,
     "several labels": several_labels,
@@ -131,10 +131,10 @@ WHOLE: dict[str, Callable[[pd.DataFrame], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WHOLE)
+@pytest.mark.parametrize("way", INCOMPRESSIBLE)
 def test_what_cannot_be_compact_stays_whole(way: str, tmp_path: Path) -> None:
     frame = predictions(0, 50)
-    WHOLE[way](frame)
+    INCOMPRESSIBLE[way](frame)
     source, path = packed(tmp_path, frame)
     ((trial,), (record,)) = source.records(), opened(path).records()
     assert opened(path).read(record, Artifact.PREDICTIONS) == file_of(frame)

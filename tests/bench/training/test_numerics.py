@@ -175,10 +175,10 @@ def test_impossible_requests_are_refused_before_any_work(changes: dict[str, Any]
 
 #: Compiling takes half a minute for texts, whose lengths differ by batch. That case runs by
 #: `TENSORBENCH_WHOLE=1 python -m pytest tests/bench/training/test_numerics.py`.
-WHOLE = pytest.mark.skipif(not os.environ.get("TENSORBENCH_WHOLE"), reason="TENSORBENCH_WHOLE is not set")
+FULL_SIZE = pytest.mark.skipif(not os.environ.get("TENSORBENCH_WHOLE"), reason="TENSORBENCH_WHOLE is not set")
 
 
-@pytest.mark.parametrize("base", [VISION, pytest.param(TEXT, marks=WHOLE)], ids=["vision", "text"])
+@pytest.mark.parametrize("base", [VISION, pytest.param(TEXT, marks=FULL_SIZE)], ids=["vision", "text"])
 def test_compiled_a_trial_scores_as_it_does_uncompiled_and_leaves_the_backbone_clean(
     base: dict[str, Any], recwarn: pytest.WarningsRecorder
 ) -> None:
