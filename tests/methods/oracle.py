@@ -142,7 +142,7 @@ class DenseOracle:
         template = self.method(rank=None)
         for geometry in (BASE, self.geometries[-1]):
             counts = {rank: template.isorank(rank).count(geometry) for rank in range(1, 200)}
-            for budget in range(counts[1], counts[60], max(1, counts[60] // 300)):
+            for budget in range(counts[1], counts[60], max(1, counts[60] // 60)):
                 best = min(counts, key=lambda rank: (abs(counts[rank] - budget), counts[rank]))
                 assert template.fit(geometry, budget).size == (best,)
             between = counts[3] + counts[4]
