@@ -1,6 +1,7 @@
-"""Writes the answers in results/findings.md and results/evidence.md: `python docs/findings.py`.
+"""Writes the answers in the pages of results/: `python docs/findings.py`.
 
-Prints the commands that write the reports behind the answers.
+Those of the study go into leaderboard.md, those of the first leaderboard into findings.md and evidence.md.
+Prints the commands that write the reports behind the latter.
 
 A question is answered once all of its rows are complete. Until then the text lists the missing rows and the
 results on finished tasks.
@@ -18,11 +19,13 @@ from answers.packed import Packed, table
 from answers.pairs import of_pairs
 from answers.questions import COMPARED, DECODER, ON_IMAGES, RANKS, RETUNED, TUNED, UNTUNED
 from answers.ranks import of_ranks
+from answers.studies import of_studies
 from answers.tuning import of_tuning
 from marked import replaced
 
 DOCS = Path(__file__).parent
-FINDINGS, EVIDENCE = DOCS / "results" / "findings.md", DOCS / "results" / "evidence.md"
+PAGES = DOCS / "results"
+FINDINGS, EVIDENCE, STUDY = PAGES / "findings.md", PAGES / "evidence.md", PAGES / "leaderboard.md"
 RESULTS = DOCS.parent / "results"
 
 
@@ -53,6 +56,16 @@ def in_short(evidence: str, by_letter: Mapping[str, Answer]) -> str:
     )
 
 
+def of_study(packs: Path = PAGES) -> str:
+    """The study's answers in the order of its questions, or how far it is."""
+    by_number = of_studies([packs / "study.tensorbench.zip"])
+    if not any(answer.short for answer in by_number.values()):
+        return by_number["1"].text
+    return "\n\n".join(
+        f"### Question {number}\n\n{answer.short}\n\n{answer.text}" for number, answer in by_number.items()
+    )
+
+
 def rewritten(page: str, contents: Mapping[str, str]) -> str:
     """The page with these contents between their marks."""
     for name, content in contents.items():
@@ -62,9 +75,10 @@ def rewritten(page: str, contents: Mapping[str, str]) -> str:
 
 
 def pages(by_letter: Mapping[str, Answer]) -> dict[Path, str]:
-    """Both pages with the current answers."""
-    findings, evidence = (page.read_text(encoding="utf-8") for page in (FINDINGS, EVIDENCE))
+    """The pages with the current answers."""
+    findings, evidence, study = (page.read_text(encoding="utf-8") for page in (FINDINGS, EVIDENCE, STUDY))
     return {
+        STUDY: rewritten(study, {"answers": of_study()}),
         FINDINGS: rewritten(findings, {"answers": in_short(evidence, by_letter)}),
         EVIDENCE: rewritten(evidence, {letter: answer.text for letter, answer in by_letter.items()}),
     }

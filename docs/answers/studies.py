@@ -1,0 +1,205 @@
+"""Answers the questions of results/leaderboard.md from the trials of the study, each by its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from bench.store.opening import open_results
+from reports.inference.effects import Answer as Size
+from reports.inference.effects import Verdict, verdict
+from reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
+from reports.reading import read_sources
+from reports.selection import Selection
+from reports.studies import Difference, StudyAnalysis, StudyBlock, analyse_studies
+from reports.words import listed
+
+from .answer import Answer
+from .packed import bounds, points, table
+
+LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """A question's answer by its rule, and the table behind it."""
+
+    short: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Rule = Callable[[StudyBlock], Ruling]
+EVERY = Selection(reference=LORA)
+
+
+def of_studies(packs: Sequence[Path]) -> dict[str, Answer]:
+    """The answers to questions 1 to 5, by number. They are empty until enough studies are complete."""
+    sources = open_results("", list(map(str, packs)))
+
+    @cache
+    def analysed(selection: Selection) -> StudyAnalysis:
+        return analyse_studies(read_sources(sources, selection, studies=True))
+
+    variants = (QKV_DEPTH, ALL_MODES)
+    questions: dict[str, list[tuple[Selection, Rule]]] = {
+        "1": [(EVERY, after_tuning)],
+        "2": [(EVERY, another_order)],
+        "3": [(EVERY, forgiving)],
+        "4": [
+            (Selection(methods=variants, reference=LORA), after_tuning),
+            (Selection(methods=variants, reference=ATT), worst),
+        ],
+        "5": [(EVERY, default_rate)],
+    }
+    return {
+        number: answered([(analysed(selection), rule) for selection, rule in parts])
+        for number, parts in questions.items()
+    }
+
+
+def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
+    """The answer to a question from the analysis of each of its parts. Empty with too few studies."""
+    rulings = []
+    for analysis, rule in parts:
+        complete, planned = studies_complete(analysis)
+        state = f"{complete} of {planned} studies complete"
+        if complete < LEAST_SEEDS:
+            return Answer(state, f"**Not yet**: {state}, and an interval needs {LEAST_SEEDS}.")
+        (block,) = analysis.blocks
+        rulings.append(rule(block))
+    text = "\n\n".join([f"On {state.replace(' complete', '')}.", *(table(r.head, r.rows) for r in rulings)])
+    return Answer(state, text, short=" ".join(ruling.short for ruling in rulings))
+
+
+def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
+    """The number of studies that every method has completed on every task, and the number planned."""
+    cells = [cell for cell in analysis.study.all_cells if cell.studies]
+    numbers = [
+        {*analysis.studies[cell.number].numbers} if cell.number in analysis.studies else set()
+        for cell in cells
+    ]
+    return len(set.intersection(*numbers)), max(cell.studies.studies for cell in cells if cell.studies)
+
+
+# --- the rules ---
+
+
+def after_tuning(block: StudyBlock) -> Ruling:
+    """Questions 1 and 4: each method's difference from the reference after k trials."""
+    rows, verdicts = [], []
+    for entrant in block.compared:
+        difference = entrant.differences[block.k]
+        words = in_words(difference.verdict)
+        verdicts.append((entrant.method, words))
+        on_tasks = [points(part.difference) for part in difference.effect.parts]
+        mean, interval = points(difference.effect.difference), bounds(difference.interval)
+        rows.append([entrant.method, mean, interval, words, *on_tasks])
+    head = ["method", f"from {block.against}", "interval", "verdict"]
+    return Ruling(_by_verdict(verdicts), [*head, *(setting.task for setting in block.settings)], rows)
+
+
+def in_words(verdict: Verdict) -> str:
+    """The verdict in the words of the questions."""
+    if verdict.answer is Size.BEYOND:
+        return f"{verdict.side} by what matters"
+    if verdict.answer is Size.WITHIN:
+        return f"{verdict.side}, but as good" if verdict.side else "as good"
+    return verdict.side or "undecided"
+
+
+def another_order(block: StudyBlock) -> Ruling:
+    """Question 2: whether few and many trials put a method on different sides of the reference."""
+    rows, turned = [], []
+    few, most = block.ks[1], block.ks[-1]
+    for entrant in block.compared:
+        cells = [_with_interval(entrant.differences.get(k)) for k in block.ks]
+        rows.append([entrant.method, *cells])
+        sides = {entrant.differences[k].verdict.side for k in (few, most) if k in entrant.differences}
+        if {"better", "worse"} <= sides:
+            turned.append(entrant.method)
+    short = f"For {listed(turned)}: **yes**." if turned else "**Not shown** for any method."
+    return Ruling(short, ["method", *(f"k = {k}" for k in block.ks)], rows)
+
+
+def forgiving(block: StudyBlock) -> Ruling:
+    """Question 3: whether more rates are near the best, and fewer trials fail, than for the reference."""
+    rows, verdicts = [], []
+    # Both shares of all methods are one family.
+    level = simultaneous(2 * len(block.compared))
+    for entrant in block.entrants:
+        shares = entrant.sensitivity
+        near, more = _share(shares.near_difference, level, "more forgiving", "less forgiving")
+        failed, fewer = _share(shares.failed_difference, level, "fails more", "fails less")
+        rows.append([entrant.method, percent(shares.near), near, percent(shares.failed), failed])
+        if entrant in block.compared:
+            verdicts.append((entrant.method, " and ".join(filter(None, (more, fewer))) or "undecided"))
+    change = f"from {block.against}"
+    return Ruling(_by_verdict(verdicts), ["method", "near the best, %", change, "failed, %", change], rows)
+
+
+def _share(difference: Difference | None, level: float, higher: str, lower: str) -> tuple[str, str]:
+    """The difference of a share with its interval, and the word for its side."""
+    if difference is None:
+        return "–", ""
+    interval = difference.effect.interval(level)
+    word = {"better": higher, "worse": lower}.get(verdict(interval, 0).side, "")
+    return f"{points(difference.effect.difference)} ({bounds(interval)})", word
+
+
+def worst(block: StudyBlock) -> Ruling:
+    """Question 4: whether the reference is below each of the other variants."""
+    differences = {entrant.method: entrant.differences[block.k] for entrant in block.compared}
+    sides = {difference.verdict.side for difference in differences.values()}
+    ruled = "yes" if sides == {"better"} else "no" if "worse" in sides else "undecided"
+    rows = [
+        [method, points(each.effect.difference), bounds(each.interval), in_words(each.verdict)]
+        for method, each in differences.items()
+    ]
+    short = f"{block.against} is below each other variant that ran: **{ruled}**."
+    return Ruling(short, ["method", f"from {block.against}", "interval", "verdict"], rows)
+
+
+def default_rate(block: StudyBlock) -> Ruling:
+    """Question 5: whether a method loses less than a point at the rate that is best on the other tasks."""
+    rows, verdicts = [], []
+    for entrant in block.entrants:
+        if (transfer := entrant.transfer) is not None:
+            words = _cost(transfer.interval, block.threshold)
+            verdicts.append((entrant.method, words))
+            costs = [points(cost) for cost in transfer.costs]
+            mean, interval = points(transfer.mean), bounds(transfer.interval)
+            rows.append([entrant.method, mean, interval, words, *costs])
+    head = ["method", "change", "interval", "cost", *(setting.task for setting in block.settings)]
+    return Ruling(_by_verdict(verdicts), head, rows)
+
+
+def _cost(interval: Bounds | None, threshold: float) -> str:
+    if interval is not None and interval[0] > -threshold:
+        return "below a point"
+    if interval is not None and interval[1] < -threshold:
+        return "more than a point"
+    return "undecided"
+
+
+# --- words ---
+
+
+def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> str:
+    """The methods of each verdict, as text."""
+    names: dict[str, list[str]] = {}
+    for method, words in verdicts:
+        names.setdefault(words, []).append(method)
+    return "; ".join(f"**{words}**: {listed(methods)}" for words, methods in names.items()) + "."
+
+
+def _with_interval(difference: Difference | None) -> str:
+    if difference is None:
+        return "–"
+    return f"{points(difference.effect.difference)} ({bounds(difference.interval)})"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}"

@@ -1,0 +1,142 @@
+"""Tests the answers that docs/findings.py writes about the study, on made-up studies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import bench
+from reports.inference.effects import Answer, Verdict
+from reports.reading import read
+from reports.selection import Selection
+from reports.studies import StudyAnalysis, StudyBlock, analyse_studies
+
+from ..stored import write
+from . import made_up_studies
+from .made_up import NewStore
+from .made_up_studies import NAME, plan_of, result
+
+Script = Callable[[str], ModuleType]
+
+ATT, QKV_DEPTH, ALL_MODES = "TensLoRA att", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth"
+METHODS = [
+    *("converged_head", "head_only", "lora"),
+    {"method": "tenslora", "each": {"variant": ["att", "qkv_depth", "att_qkv_depth"]}},
+]
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
+    folder = tmp_path_factory.mktemp("answered")
+    uri = new_store(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(made_up_studies.EDGE, ALL_MODES, (3.0, 0.1))
+        write(uri, plan_of(methods=METHODS), result)
+    bench.pack(NAME, out=str(folder / "study.tensorbench.zip"), store=uri)
+    return folder / "study.tensorbench.zip"
+
+
+def analysed(pack: Path, methods: Sequence[str] = (), reference: str = "LoRA") -> StudyAnalysis:
+    selection = Selection(methods=methods, reference=reference)
+    return analyse_studies(read("", [str(pack)], selection, studies=True))
+
+
+@pytest.fixture(scope="module")
+def block(pack: Path) -> StudyBlock:
+    (block,) = analysed(pack).blocks
+    return block
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of all tables, with their heads."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [cells for cells in lines if set("".join(cells)) != {"-"}]
+
+
+def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: Script) -> None:
+    answers, shown = script("answers.studies").of_studies([pack]), script("answers.packed")
+    assert list(answers) == ["1", "2", "3", "4", "5"]
+    assert all(answer.short and answer.state == "4 of 4 studies complete" for answer in answers.values())
+
+    def expected(analysis: StudyAnalysis) -> dict[str, list[str]]:
+        (block,) = analysis.blocks
+        compared = {entrant.method: entrant.differences[block.k] for entrant in block.compared}
+        return {
+            name: [shown.points(each.effect.difference), shown.bounds(each.interval)]
+            for name, each in compared.items()
+        }
+
+    def printed(number: str, at: int, until: int | None = None) -> dict[str, list[str]]:
+        return {cells[0]: cells[1:3] for cells in rows(answers[number].text)[at:until]}
+
+    assert printed("1", 1) == expected(analysed(pack))
+    family = [QKV_DEPTH, ALL_MODES]
+    assert printed("4", 1, 3) == expected(analysed(pack, family))
+    assert printed("4", 4) == expected(analysed(pack, family, ATT))
+    # Two comparisons at once have narrower intervals than three.
+    assert printed("4", 1, 3)[ALL_MODES] != printed("1", 1)[ALL_MODES]
+    # Three points beyond LoRA, four below it, and a tenth of a point.
+    assert f"**better by what matters**: {ALL_MODES}" in answers["1"].short
+    assert f"**worse by what matters**: {ATT}" in answers["1"].short
+    assert answers["4"].short.endswith("**yes**.")
+
+
+def test_words_follow_the_verdict(script: Script) -> None:
+    words = script("answers.studies").in_words
+    assert words(Verdict(Answer.BEYOND, "worse")) == "worse by what matters"
+    assert words(Verdict(Answer.WITHIN)) == "as good"
+    assert words(Verdict(Answer.UNDECIDED, "better")) == "better"
+    assert words(Verdict(Answer.UNDECIDED)) == words(Verdict(Answer.NONE)) == "undecided"
+
+
+@pytest.mark.parametrize(("few", "most", "turned"), [("better", "worse", True), ("", "worse", False)])
+def test_the_order_changes_where_both_sides_are_shown(
+    few: str, most: str, turned: bool, block: StudyBlock, script: Script
+) -> None:
+    def changed(entrant: Any) -> Any:
+        if entrant.method != ATT:
+            return entrant
+        shown = {
+            k: replace(entrant.differences[k], verdict=Verdict(Answer.UNDECIDED, side))
+            for k, side in {block.ks[1]: few, block.ks[-1]: most}.items()
+        }
+        return replace(entrant, differences=entrant.differences | shown)
+
+    changed_block = replace(block, entrants=tuple(map(changed, block.entrants)))
+    ruling = script("answers.studies").another_order(changed_block)
+    assert (ATT in ruling.short) == turned
+
+
+def test_a_cost_is_judged_by_its_interval(script: Script) -> None:
+    cost = script("answers.studies")._cost
+    assert cost((-0.009, 0.2), 0.01) == "below a point"
+    assert cost((-0.03, -0.011), 0.01) == "more than a point"
+    assert cost((-0.02, -0.005), 0.01) == cost(None, 0.01) == "undecided"
+
+
+def test_forgiveness_is_judged_at_the_level_of_both_shares(block: StudyBlock, script: Script) -> None:
+    ruling = script("answers.studies").forgiving(block)
+    by_method = {cells[0]: cells for cells in ruling.rows}
+    bounds = script("answers.packed").bounds
+    for entrant in block.compared:
+        near = entrant.sensitivity.near_difference
+        assert near is not None
+        assert near.interval is not None
+        low, high = near.interval
+        printed = by_method[entrant.method][2]
+        assert bounds((low, high)) not in printed
+        assert printed.startswith(script("answers.packed").points(near.effect.difference))
+
+
+def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
+    rules, analysis = script("answers.studies"), analysed(pack)
+    number = analysis.blocks[0].entrants[0].cells[0]
+    fewer = {**analysis.studies, number: analysis.studies[number].only((0, 1))}
+    answer = rules.answered([(replace(analysis, studies=fewer), rules.after_tuning)])
+    assert answer.state == "2 of 4 studies complete"
+    assert answer.short == ""
