@@ -58,11 +58,11 @@ def in_short(evidence: str, by_letter: Mapping[str, Answer]) -> str:
 
 def of_study(packs: Path = PAGES) -> str:
     """The study's answers in the order of its questions, or how far it is."""
-    by_number = of_studies([packs / "study.tensorbench.zip"])
-    if not any(answer.short for answer in by_number.values()):
-        return by_number["1"].text
+    by_number = of_studies(packs / "study.tensorbench.zip", packs / "study_fresh.tensorbench.zip")
+    if not by_number["Question 1"].short:
+        return by_number["Question 1"].text
     return "\n\n".join(
-        f"### Question {number}\n\n{answer.short}\n\n{answer.text}" for number, answer in by_number.items()
+        f"### {title}\n\n{answer.short}\n\n{answer.text}" for title, answer in by_number.items()
     )
 
 

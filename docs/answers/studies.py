@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-from bench.store.opening import open_results
+import numpy as np
+
+from bench.metrics import direction
 from reports.inference.effects import Answer as Size
 from reports.inference.effects import Verdict, verdict
 from reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
-from reports.reading import read_sources
+from reports.inference.studies import score_after
+from reports.reading import read
 from reports.selection import Selection
 from reports.studies import Difference, StudyAnalysis, StudyBlock, analyse_studies
 from reports.words import listed
@@ -35,28 +38,32 @@ Rule = Callable[[StudyBlock], Ruling]
 EVERY = Selection(reference=LORA)
 
 
-def of_studies(packs: Sequence[Path]) -> dict[str, Answer]:
-    """The answers to questions 1 to 5, by number. They are empty until enough studies are complete."""
-    sources = open_results("", list(map(str, packs)))
+def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
+    """The answers to questions 1 to 5, and the check by fresh tunings if their pack exists, by title.
+
+    They are empty until enough studies are complete.
+    """
 
     @cache
-    def analysed(selection: Selection) -> StudyAnalysis:
-        return analyse_studies(read_sources(sources, selection, studies=True))
+    def analysed(selection: Selection, file: Path = pack) -> StudyAnalysis:
+        return analyse_studies(read("", [str(file)], selection, studies=True))
 
     variants = (QKV_DEPTH, ALL_MODES)
     questions: dict[str, list[tuple[Selection, Rule]]] = {
-        "1": [(EVERY, after_tuning)],
-        "2": [(EVERY, another_order)],
-        "3": [(EVERY, forgiving)],
-        "4": [
+        "Question 1": [(EVERY, after_tuning)],
+        "Question 2": [(EVERY, another_order)],
+        "Question 3": [(EVERY, forgiving)],
+        "Question 4": [
             (Selection(methods=variants, reference=LORA), after_tuning),
             (Selection(methods=variants, reference=ATT), worst),
         ],
-        "5": [(EVERY, default_rate)],
+        "Question 5": [(EVERY, default_rate)],
     }
+    if fresh.exists():
+        questions["Fresh tunings"] = [(EVERY, partial(fresh_tunings, analysed(EVERY, fresh)))]
     return {
-        number: answered([(analysed(selection), rule) for selection, rule in parts])
-        for number, parts in questions.items()
+        title: answered([(analysed(selection), rule) for selection, rule in parts])
+        for title, parts in questions.items()
     }
 
 
@@ -182,6 +189,37 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
     if interval is not None and interval[1] < -threshold:
         return "more than a point"
     return "undecided"
+
+
+# --- the check of the intervals ---
+
+
+def fresh_tunings(fresh: StudyAnalysis, block: StudyBlock) -> Ruling:
+    """Whether the study's intervals contain the scores after k trials of other tunings.
+
+    These are the studies of `fresh` whose numbers the study lacks. The trials that they keep are a little
+    better on average than the score after k trials, since their rates are spread over the window.
+    """
+    cells = fresh.study.all_cells
+    others = {(cells[n].method, cells[n].setting): studies for n, studies in fresh.studies.items()}
+    rows, sign, score = [], direction(block.metric), block.unit.score
+    for entrant in block.entrants:
+        settings = zip(block.settings, entrant.studies, entrant.scores[block.k], strict=True)
+        for setting, own, estimate in settings:
+            studies = others.get((entrant.method, setting))
+            if studies is None or estimate.interval is None:
+                continue
+            studies = studies.only([number for number in studies.numbers if number not in own.numbers])
+            after = sign * score_after(studies, block.k)
+            kept = np.take_along_axis(studies.scores, studies.losses.argmin(1)[:, None], 1).mean()
+            low, high = estimate.interval
+            inside = "yes" if low <= after <= high else "no"
+            of_study = [entrant.method, setting.task, score(estimate.value), f"{score(low)} to {score(high)}"]
+            rows.append([*of_study, str(studies.count), score(after), score(sign * kept), inside])
+    outside = [f"{row[0]} on {row[1]}" for row in rows if row[-1] == "no"]
+    short = f"**Outside the interval**: {listed(outside)}." if outside else "**Inside** every interval."
+    head = ["method", "task", "the study", "interval", "fresh tunings", f"score after {block.k}", "mean kept"]
+    return Ruling(short, [*head, "inside"], rows)
 
 
 # --- words ---

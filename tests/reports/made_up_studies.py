@@ -43,6 +43,7 @@ EDGE = {
     "LoRA": (0.0, 0.1),
     "TensLoRA att": (-4.0, -0.2),
     "TensLoRA qkv_depth": (0.1, 0.15),
+    "TensLoRA att_qkv_depth": (3.0, 0.1),
     "LoTR": (0.3, -0.3),
     "LoRA-XS": (-1.0, 0.3),
     "FacT-TT": (0.8, 0.2),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bench
@@ -17,7 +18,6 @@ from reports.selection import Selection
 from reports.studies import StudyAnalysis, StudyBlock, analyse_studies
 
 from ..stored import write
-from . import made_up_studies
 from .made_up import NewStore
 from .made_up_studies import NAME, plan_of, result
 
@@ -34,11 +34,18 @@ METHODS = [
 def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
     folder = tmp_path_factory.mktemp("answered")
     uri = new_store(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(made_up_studies.EDGE, ALL_MODES, (3.0, 0.1))
-        write(uri, plan_of(methods=METHODS), result)
+    write(uri, plan_of(methods=METHODS), result)
     bench.pack(NAME, out=str(folder / "study.tensorbench.zip"), store=uri)
     return folder / "study.tensorbench.zip"
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> StudyAnalysis:
+    """Studies 4 to 7 of two methods, beside the four of the pack."""
+    uri = new_store(tmp_path_factory.mktemp("fresh"))
+    write(uri, plan_of(methods=METHODS[-2:], tuning={"studies": 8, "points": 4}), result)
+    selection = Selection(methods=["LoRA", QKV_DEPTH])
+    return analyse_studies(read(uri, [NAME], selection, studies=True))
 
 
 def analysed(pack: Path, methods: Sequence[str] = (), reference: str = "LoRA") -> StudyAnalysis:
@@ -59,8 +66,11 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: Script) -> None:
-    answers, shown = script("answers.studies").of_studies([pack]), script("answers.packed")
-    assert list(answers) == ["1", "2", "3", "4", "5"]
+    answers, shown = (
+        script("answers.studies").of_studies(pack, pack.with_name("absent.zip")),
+        script("answers.packed"),
+    )
+    assert list(answers) == [f"Question {number}" for number in range(1, 6)]
     assert all(answer.short and answer.state == "4 of 4 studies complete" for answer in answers.values())
 
     def expected(analysis: StudyAnalysis) -> dict[str, list[str]]:
@@ -72,7 +82,7 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
         }
 
     def printed(number: str, at: int, until: int | None = None) -> dict[str, list[str]]:
-        return {cells[0]: cells[1:3] for cells in rows(answers[number].text)[at:until]}
+        return {cells[0]: cells[1:3] for cells in rows(answers[f"Question {number}"].text)[at:until]}
 
     assert printed("1", 1) == expected(analysed(pack))
     family = [QKV_DEPTH, ALL_MODES]
@@ -81,9 +91,9 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
     # Two comparisons at once have narrower intervals than three.
     assert printed("4", 1, 3)[ALL_MODES] != printed("1", 1)[ALL_MODES]
     # Three points beyond LoRA, four below it, and a tenth of a point.
-    assert f"**better by what matters**: {ALL_MODES}" in answers["1"].short
-    assert f"**worse by what matters**: {ATT}" in answers["1"].short
-    assert answers["4"].short.endswith("**yes**.")
+    assert f"**better by what matters**: {ALL_MODES}" in answers["Question 1"].short
+    assert f"**worse by what matters**: {ATT}" in answers["Question 1"].short
+    assert answers["Question 4"].short.endswith("**yes**.")
 
 
 def test_words_follow_the_verdict(script: Script) -> None:
@@ -140,3 +150,23 @@ def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
     answer = rules.answered([(replace(analysis, studies=fewer), rules.after_tuning)])
     assert answer.state == "2 of 4 studies complete"
     assert answer.short == ""
+
+
+def test_fresh_tunings_are_other_studies(fresh: StudyAnalysis, pack: Path, script: Script) -> None:
+    (block,) = analysed(pack).blocks
+    ruling = script("answers.studies").fresh_tunings(fresh, block)
+    assert len(ruling.rows) == 2 * len(block.settings)
+    assert {row[4] for row in ruling.rows} == {"4"}
+    for row in ruling.rows:
+        (number,) = [c.number for c in fresh.study.all_cells if (c.method, c.task) == (row[0], row[1])]
+        studies = fresh.studies[number]
+        later = [studies.numbers.index(study) for study in range(4, 8)]
+        kept = [studies.scores[at][studies.losses[at].argmin()] for at in later]
+        assert row[6] == block.unit.score(float(np.mean(kept)))
+        low, high = map(float, row[3].split(" to "))
+        assert (row[7] == "yes") == (low <= float(row[5]) <= high)
+    # Fresh tunings of a method that became ten points worse are outside.
+    worse = {n: replace(studies, scores=studies.scores - 0.1) for n, studies in fresh.studies.items()}
+    outside = script("answers.studies").fresh_tunings(replace(fresh, studies=worse), block)
+    assert {row[7] for row in outside.rows} == {"no"}
+    assert QKV_DEPTH in outside.short
