@@ -62,7 +62,8 @@ def of_study(packs: Path = PAGES) -> str:
     if not by_number["Question 1"].short:
         return by_number["Question 1"].text
     return "\n\n".join(
-        f"### {title}\n\n{answer.short}\n\n{answer.text}" for title, answer in by_number.items()
+        "\n\n".join(filter(None, [f"### {title}", answer.short, answer.text]))
+        for title, answer in by_number.items()
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.metrics import direction
+from reports.advice import rate_advice
 from reports.inference.effects import Answer as Size
 from reports.inference.effects import Verdict, verdict
 from reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
@@ -17,7 +18,7 @@ from reports.inference.studies import score_after
 from reports.reading import read
 from reports.selection import Selection
 from reports.studies import Difference, StudyAnalysis, StudyBlock, analyse_studies
-from reports.words import listed
+from reports.words import listed, many
 
 from .answer import Answer
 from .packed import bounds, points, table
@@ -39,7 +40,7 @@ EVERY = Selection(reference=LORA)
 
 
 def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
-    """The answers to questions 1 to 5, and the check by fresh tunings if their pack exists, by title.
+    """The answers to questions 1 to 5, advice, and the check by fresh tunings if their pack exists, by title.
 
     They are empty until enough studies are complete.
     """
@@ -59,6 +60,7 @@ def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
         ],
         "Question 5": [(EVERY, default_rate)],
     }
+    questions["Advice"] = [(EVERY, affordable), (EVERY, partial(rates, analysed(EVERY)))]
     if fresh.exists():
         questions["Fresh tunings"] = [(EVERY, partial(fresh_tunings, analysed(EVERY, fresh)))]
     return {
@@ -78,7 +80,7 @@ def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
         (block,) = analysis.blocks
         rulings.append(rule(block))
     text = "\n\n".join([f"On {state.replace(' complete', '')}.", *(table(r.head, r.rows) for r in rulings)])
-    return Answer(state, text, short=" ".join(ruling.short for ruling in rulings))
+    return Answer(state, text, short=" ".join(ruling.short for ruling in rulings if ruling.short))
 
 
 def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
@@ -189,6 +191,36 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
     if interval is not None and interval[1] < -threshold:
         return "more than a point"
     return "undecided"
+
+
+# --- advice ---
+
+
+def affordable(block: StudyBlock) -> Ruling:
+    """The score to expect of each method after so many trials, and its failures."""
+    rows = [
+        [
+            entrant.method,
+            *(block.unit.score(entrant.means[k].value) for k in block.ks),
+            percent(entrant.sensitivity.failed),
+        ]
+        for entrant in block.entrants
+    ]
+    head = ["method", *(f"after {many(k, 'trial')}" for k in block.ks), "failed, %"]
+    return Ruling("", head, rows)
+
+
+def rates(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
+    """The rate to start from on each task, and the range within a point of the best."""
+    by_cell = {advice.cell: advice for advice in rate_advice(analysis)}
+    rows = [
+        [
+            entrant.method,
+            *(f"{by_cell[n].start:.2g} ({by_cell[n].range})" if n in by_cell else "–" for n in entrant.cells),
+        ]
+        for entrant in block.entrants
+    ]
+    return Ruling("", ["method", *(f"rate on {setting.task}" for setting in block.settings)], rows)
 
 
 # --- the check of the intervals ---

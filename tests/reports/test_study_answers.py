@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import bench
+from reports.advice import rate_advice
 from reports.inference.effects import Answer, Verdict
 from reports.reading import read
 from reports.selection import Selection
@@ -70,8 +71,10 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
         script("answers.studies").of_studies(pack, pack.with_name("absent.zip")),
         script("answers.packed"),
     )
-    assert list(answers) == [f"Question {number}" for number in range(1, 6)]
-    assert all(answer.short and answer.state == "4 of 4 studies complete" for answer in answers.values())
+    numbered = [f"Question {number}" for number in range(1, 6)]
+    assert list(answers) == [*numbered, "Advice"]
+    assert all(answer.state == "4 of 4 studies complete" for answer in answers.values())
+    assert all(answers[title].short for title in numbered)
 
     def expected(analysis: StudyAnalysis) -> dict[str, list[str]]:
         (block,) = analysis.blocks
@@ -170,3 +173,19 @@ def test_fresh_tunings_are_other_studies(fresh: StudyAnalysis, pack: Path, scrip
     outside = script("answers.studies").fresh_tunings(replace(fresh, studies=worse), block)
     assert {row[7] for row in outside.rows} == {"no"}
     assert QKV_DEPTH in outside.short
+
+
+def test_advice_has_the_expected_scores_and_the_rates_of_the_list(
+    pack: Path, block: StudyBlock, script: Script
+) -> None:
+    rules = script("answers.studies")
+    rows = {cells[0]: cells for cells in rules.affordable(block).rows}
+    for entrant in block.entrants:
+        expected = [block.unit.score(entrant.means[k].value) for k in block.ks]
+        assert list(rows[entrant.method][1:-1]) == expected
+    starts = {advice.cell: f"{advice.start:.2g}" for advice in rate_advice(analysed(pack))}
+    by_method = {cells[0]: cells[1:] for cells in rules.rates(analysed(pack), block).rows}
+    for entrant in block.entrants:
+        assert [cell.split(" ")[0] for cell in by_method[entrant.method]] == [
+            starts[n] for n in entrant.cells
+        ]
