@@ -74,7 +74,8 @@ def make_forecast(
         from bench.search.tuning import with_choices
         from bench.store.changes import changed_trials
 
-        records, plan = opened.records(), with_choices(plan, opened)
+        records = opened.records()
+        plan = with_choices(plan, opened, records)
         notes += changed_trials(plan, opened, records)
         settled = {id_ for id_, record in latest(records).items() if record.decided}
     parts = _run_parts(plan)

@@ -125,12 +125,22 @@ class _Work:
     def store(self) -> Store:
         return self.driver.store
 
-    def run_phase(self, full_plan: Plan, plan: Plan, phase: Phase | None, *, retry_failed: bool) -> Plan:
-        """Runs one phase of a plan. Returns the full plan with choices that other drivers made meanwhile."""
+    def run_phase(
+        self,
+        full_plan: Plan,
+        plan: Plan,
+        phase: Phase | None,
+        records: Sequence[Record],
+        *,
+        retry_failed: bool,
+    ) -> Plan:
+        """Runs one phase of a plan. Returns the full plan with choices that other drivers made meanwhile.
+
+        `records` are those of the store. A failure stored later is another driver's, and counts.
+        """
         store, executor, part = self.store, self.executor, plan.of(phase)
-        # Read failures first: a failure stored later is another driver's, and counts.
-        failed = failures(store) if retry_failed else {}
-        trials = [t for t in part.trials if t.id in failed] if retry_failed else pending(part, store)
+        failed = failures(records) if retry_failed else {}
+        trials = [t for t in part.trials if t.id in failed] if retry_failed else pending(part, records)
         if not trials:
             self.audience.phase(part, phase, 0, executor.device)
             if phase is None:
@@ -139,7 +149,7 @@ class _Work:
         check_disk(part, trials, store)
         _check_memory(trials, executor)
         if phase == "tuning" and not retry_failed:
-            self.audience.following(final_work(plan, trials, store.records()))
+            self.audience.following(final_work(plan, trials, records))
         with self.audience.watch(part, len(trials), executor.slots) as report:
             executor.prepare(trials, report, full_plan.suite.trial_timeout)
             # Announce the phase when nothing can prevent it any more.
@@ -147,7 +157,16 @@ class _Work:
             # During preparation, another driver may have chosen.
             full_plan = with_choices(full_plan, store)
             tags = {Tag.PHASE: phase} if phase else {}
-            execute(full_plan, trials, self.driver, executor, report, tags=tags, retried=failed)
+            execute(
+                full_plan,
+                trials,
+                self.driver,
+                executor,
+                report,
+                tags=tags,
+                retried=failed,
+                records=records,
+            )
         return full_plan
 
     def nests(
@@ -216,9 +235,9 @@ def run_suite(
                     f"'{loaded.name}' also has {' and '.join(loaded.searched)}, which this does not run: "
                     f"{command} does."
                 )
-            full_plan = with_choices(full_plan, opened)
-            plan = full_plan.select(part)
             records = opened.records()
+            full_plan = with_choices(full_plan, opened, records)
+            plan = full_plan.select(part)
             if not retry_failed:
                 for note in changed_trials(plan, opened, records):
                     audience.note(note)
@@ -227,12 +246,13 @@ def run_suite(
             work = _Work(driver, executor, audience)
             phases: tuple[Phase | None, ...] = ("tuning", None) if loaded.equal_tuning else (None,)
             for phase in phases:
-                full_plan = work.run_phase(full_plan, plan, phase, retry_failed=retry_failed)
-                full_plan = with_choices(full_plan, opened)
+                full_plan = work.run_phase(full_plan, plan, phase, records, retry_failed=retry_failed)
+                records = opened.records()
+                full_plan = with_choices(full_plan, opened, records)
                 plan = full_plan.select(part)
             from reports.summary import summarise
 
-            return SuiteRun(plan, summarise(opened, plan.stored()))
+            return SuiteRun(plan, summarise(opened, plan.stored(), records))
 
 
 def search_suite(
@@ -284,7 +304,7 @@ def search_suite(
             )
         with session(opened) as driver, suite_run(driver, full_plan):
             audience.opened(driver.sent, driver.closed)
-            retried = failures(opened) if retry_failed else {}
+            retried = failures(opened.records()) if retry_failed else {}
             work = _Work(driver, executor, audience)
             database = default_storage(store) if storage is None else storage
             results: list[SearchResult | AllocationResult] = []
@@ -304,7 +324,7 @@ def _run_step(
     part = Plan(suite=full_plan.suite, rows=tuple(rows), trials=unique)
     both = Plan(suite=part.suite, rows=full_plan.rows + part.rows, trials=full_plan.trials + part.trials)
     for failed in (True, False) if retry_failed else (False,):
-        work.run_phase(both, part, "search", retry_failed=failed)
+        work.run_phase(both, part, "search", work.store.records(), retry_failed=failed)
     return latest(work.store.records())
 
 

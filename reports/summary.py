@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from bench.machine.overview import Overview
-from bench.records.record import latest
+from bench.records.record import Record, latest
 from bench.records.stored_plan import StoredPlan
 from bench.store.store import Store
 from reports.cautions import failed_references, guards, plain_lora, unbeaten
@@ -51,10 +52,11 @@ class Summary:
         return overview(name, cells, seeds, list(filter(None, notes)), score_of)
 
 
-def summarise(store: Store, plan: StoredPlan) -> Summary:
+def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None = None) -> Summary:
     """Reads the stored results of a plan or a part of it.
 
-    Failed or missing seeds are counted as such and never averaged.
+    `records` are those of the store, read here if None. Failed or missing seeds are counted as such and never
+    averaged.
     """
     experiment = Experiment(
         source=store,
@@ -63,7 +65,7 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
         run_id="",
         rows=tuple(map(TableRow.of, plan.rows)),
         trials=plan.by_id(),
-        records=latest(store.records()),
+        records=latest(store.records() if records is None else records),
         duplicates=0,
     )
     study = Study((experiment,), *tabulate([experiment]), notes=())

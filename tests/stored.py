@@ -25,7 +25,7 @@ import torch
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
-from bench.records.record import Progress
+from bench.records.record import Progress, Record
 from bench.records.search_results import SearchResult
 from bench.records.words import Status, Tag
 from bench.store.store import Store
@@ -116,35 +116,38 @@ def search_found(**fields: Any) -> SearchResult:
     return SearchResult(**usual | fields)
 
 
+def usual_ending(parameters: int) -> Record:
+    """The record of a finished trial with this many adapter parameters and made-up results."""
+    trained = Trained(2, 2, 0.5, 0.5, 10.0)
+    return finished(
+        Outcome(
+            trained,
+            Evaluation(torch.eye(2), 0.5, 0.5, np.arange(2)),
+            torch.arange(2),
+            torch.arange(2),
+            {},
+            {},
+            {
+                **dict.fromkeys((Measure.SCORE, Measure.SCORE_LOSS, Measure.ADAPTER_EFFECT), 0.5),
+                Measure.ADAPTER_PARAMETERS: parameters,
+                Measure.HEAD_PARAMETERS: 100,
+                Measure.SECONDS: 3600.0,
+                Measure.PEAK_MIB: 100.0,
+                Measure.ADAPTER_BYTES: 0,
+                Measure.FROZEN_BYTES: 0,
+                Measure.GUESSING_LOSS: 0.7,
+                **trained.measures,
+            },
+            {},
+        )
+    )
+
+
 def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -> str:
     run = begun(store, trial, [row], suite_run, {"harness": "0.1.0", "version_torch": "2.9"})
     for epoch in (1, 2):
         run.progress(Progress(epoch, 2, epoch, [(epoch, 1 / epoch)], 0.5, 0.5))
-    trained = Trained(2, 2, 0.5, 0.5, 10.0)
-    run.end(
-        finished(
-            Outcome(
-                trained,
-                Evaluation(torch.eye(2), 0.5, 0.5, np.arange(2)),
-                torch.arange(2),
-                torch.arange(2),
-                {},
-                {},
-                {
-                    **dict.fromkeys((Measure.SCORE, Measure.SCORE_LOSS, Measure.ADAPTER_EFFECT), 0.5),
-                    Measure.ADAPTER_PARAMETERS: row.parameters,
-                    Measure.HEAD_PARAMETERS: 100,
-                    Measure.SECONDS: 3600.0,
-                    Measure.PEAK_MIB: 100.0,
-                    Measure.ADAPTER_BYTES: 0,
-                    Measure.FROZEN_BYTES: 0,
-                    Measure.GUESSING_LOSS: 0.7,
-                    **trained.measures,
-                },
-                {},
-            )
-        )
-    )
+    run.end(usual_ending(row.parameters))
     return run.run_id
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
@@ -19,7 +19,7 @@ from bench.execution.perform import Event
 from bench.execution.session import CLOSING, STRIKES, Session, put_aside, suite_run, within
 from bench.execution.watch import Limits
 from bench.metrics import METRICS
-from bench.plan.rows import Plan
+from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.records.origin import Start
 from bench.records.record import Record, latest
@@ -34,6 +34,9 @@ Answer = TypeVar("Answer")
 
 #: Seconds between two reads of other drivers' claims, and between two calls to an unreachable store.
 LOOK = 2.0
+
+#: Seconds by which clocks of machines may differ before a driver claims trials that another one settled.
+SKEW = 10.0
 
 #: Seconds that an idle driver waits for an unreachable server, and for a file locked by another process. It
 #: does not wait for a missing file.
@@ -65,16 +68,15 @@ def _patience(store: Store) -> float:
     return FILE_PATIENCE if store.local else PATIENCE
 
 
-def failures(store: Store) -> dict[str, str]:
+def failures(records: Iterable[Record]) -> dict[str, str]:
     """The run id of each failed trial, by trial id."""
-    records = latest(store.records())
-    return {id_: record.run_id for id_, record in records.items() if record.status == Status.FAILED}
+    return {id_: record.run_id for id_, record in latest(records).items() if record.status == Status.FAILED}
 
 
-def pending(plan: Plan, store: Store) -> list[Trial]:
+def pending(plan: Plan, records: Iterable[Record]) -> list[Trial]:
     """The plan's trials without a result, in the plan's order. A failure counts as a result."""
-    records = latest(store.records())
-    return [trial for trial in plan.trials if trial.id not in records or not records[trial.id].decided]
+    settled = {id_ for id_, record in latest(records).items() if record.decided}
+    return [trial for trial in plan.trials if trial.id not in settled]
 
 
 def execute(
@@ -87,17 +89,20 @@ def execute(
     parent: str | None = None,
     tags: Mapping[Tag, str] = {},
     retried: Mapping[str, str] = {},
+    records: Iterable[Record] | None = None,
 ) -> None:
     """Runs and stores the trials. Returns when all are settled, by this driver or another.
 
-    `plan` has the rows of the trials. Runs are nested under the run `parent`, by default the suite's, and get
-    `tags`. `retried` maps trial ids to runs whose results do not count, such as failures to retry. `notify`
-    is called with every event, and may raise Pruned on a progress event. An interrupt ends the running trials
-    and marks their runs as killed. Raises StoreError if an outage of the store does not end; records of
-    trials that ended meanwhile are then in the outbox.
+    `plan` has the rows of the trials, and `records` are those of the store, read here if None. Runs are
+    nested under the run `parent`, by default the suite's, and get `tags`. `retried` maps trial ids to runs
+    whose results do not count, such as failures to retry. `notify` is called with every event, and may raise
+    Pruned on a progress event. An interrupt ends the running trials and marks their runs as killed. Raises
+    StoreError if an outage of the store does not end; records of trials that ended meanwhile are then in the
+    outbox.
     """
     with nullcontext(parent) if parent else suite_run(session, plan) as run_id:
-        _Driving(plan, trials, session, executor, notify, run_id, tags, retried).run()
+        records = session.store.records() if records is None else list(records)
+        _Driving(plan, trials, session, executor, notify, run_id, tags, retried, records).run()
 
 
 class Retries:
@@ -132,16 +137,19 @@ class _Driving:
         parent: str,
         tags: Mapping[Tag, str],
         retried: Mapping[str, str],
+        records: Sequence[Record],
     ) -> None:
         self.plan, self.store, self.claims = plan, session.store, session.claims
         self.executor, self.notify = executor, notify
         self.parent, self.tags = parent, {**tags, Tag.DRIVER: session.claims.driver}
         self.retried = retried
-        self.rows = {
-            trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
-        }
+        #: The rows of each trial, in the plan's order.
+        self.rows: dict[str, list[Row]] = {trial.id: [] for trial in trials}
+        for row in plan.rows:
+            for id_ in dict.fromkeys(row.trials.values()):
+                if id_ in self.rows:
+                    self.rows[id_].append(row)
         # A single worker keeps the plan's order (by seed), so that a stopped run has compared all methods.
-        records = self.store.records()
         self.queue = longest_first(plan, trials, records) if executor.slots > 1 else list(trials)
         self.limits = Limits(plan.suite.trial_timeout, plan, records)
         self.running: dict[str, TrialRun] = {}
@@ -152,6 +160,8 @@ class _Driving:
         self.strikes: Counter[str] = Counter()
         #: Monotonic times of the last read of other drivers' claims, and of the beginning of an outage.
         self.looked = -LOOK
+        #: The time of the last read of other drivers' results, in seconds since the epoch.
+        self.refreshed = max((record.ended or 0 for record in records), default=0) / 1000
         self.away_since: float | None = None
         #: The error with which the outage began.
         self.why = ""
@@ -246,6 +256,8 @@ class _Driving:
         try:
             # Read claims first: a driver gives its first sign of life before it claims.
             taken, living = self.claims.taken(), self.claims.living()
+            if len(living) > 1:
+                self._drop_settled(taken)
             for trial in list(self.queue):
                 if not self.executor.free:
                     return
@@ -260,9 +272,30 @@ class _Driving:
         except StoreError as error:
             self._away(error)
 
+    def _drop_settled(self, taken: Mapping[str, tuple[int, str]]) -> None:
+        """Drops trials that other drivers settled lately. Otherwise each would be claimed to notice it.
+
+        Nothing depends on the clocks of machines: a trial that this misses is noticed when it is claimed.
+        """
+        now = time.time()
+        if now < self.refreshed + LOOK:
+            return
+        ended = self.store.ended_since(int(1000 * (self.refreshed - SKEW)))
+        self.refreshed = now
+        settled = {record.trial_id for record in ended if self._settles(record)}
+        own = {trial for trial, (_, driver) in taken.items() if driver == self.claims.driver}
+        dropped = [trial for trial in self.queue if trial.id in settled - own]
+        self.queue = [trial for trial in self.queue if trial.id not in settled - own]
+        for trial in dropped:
+            self.notify(Event(trial, "elsewhere"))
+
+    def _settles(self, record: Record) -> bool:
+        """Whether a record is the result of its trial, and not one that is retried."""
+        return record.decided and record.run_id != self.retried.get(record.trial_id)
+
     def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
-        if record and record.decided and record.run_id != self.retried.get(trial.id):
+        if record and self._settles(record):
             # Another driver settled it after this queue was made.
             self.claims.settle(trial.id)
             self.queue.remove(trial)

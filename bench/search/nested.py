@@ -140,6 +140,7 @@ class Nested:
                     parent=self.run_id,
                     tags={Tag.PHASE: phase} if phase else {},
                     retried=repeated,
+                    records=records.values(),
                 )
             records = latest(patiently(self.store, self.store.records))
         return {trial.id: records[trial.id] for trial in trials if has_result(trial)}

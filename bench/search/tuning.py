@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from bench.metrics import METRICS
@@ -13,8 +13,10 @@ from bench.records.words import By
 from bench.store.store import Store
 
 
-def with_choices(plan: Plan, store: Store) -> Plan:
+def with_choices(plan: Plan, store: Store, records: Iterable[Record] | None = None) -> Plan:
     """Adds the final trials of every row whose tuning trials have all ended.
+
+    `records` are those of the store, read here if None.
 
     A row chooses the setting with the best mean validation loss or score over the tuning seeds, as the suite
     says. Ties go to the better mean of the other measure, then to the first setting. Settings with fewer
@@ -23,12 +25,12 @@ def with_choices(plan: Plan, store: Store) -> Plan:
     waiting = {i: row for i, row in enumerate(plan.rows) if row.tuning and row.tuning.chosen is None}
     if not waiting:
         return plan
-    records, locked = latest(store.records()), _locked(store.plan())
+    by_trial, locked = latest(store.records() if records is None else records), _locked(store.plan())
     chosen = {}
     for index, row in waiting.items():
         assert row.tuning is not None
-        if all(id_ in records and records[id_].decided for id_ in row.tuning.ids):
-            chosen[index] = _stored_choice(row, locked.get(frozenset(row.tuning.ids))) or _best(row, records)
+        if all(id_ in by_trial and by_trial[id_].decided for id_ in row.tuning.ids):
+            chosen[index] = _stored_choice(row, locked.get(frozenset(row.tuning.ids))) or _best(row, by_trial)
     return plan.with_choices(chosen) if chosen else plan
 
 

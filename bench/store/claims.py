@@ -247,13 +247,12 @@ class Claims:
         are still needed while another driver is at work.
         """
         taken = self.taken()
-        if not taken:
-            return []
-        living, records = self.living(), latest(self._store.records())
+        living = self.living() if taken else set()
         other_drivers = living - {self.driver}
 
         def done(trial: str) -> bool:
-            record = records.get(trial)
+            # One trial at a time: few claims are those of dead drivers, and a store may be large.
+            record = latest(self._store.records(trial_id=trial)).get(trial)
             return bool(
                 record and (record.status == Status.FINISHED or (record.settled and not other_drivers))
             )

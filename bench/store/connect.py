@@ -253,6 +253,7 @@ def _open(uri: str) -> MlflowClient:
         client = _client(uri)
         upgraded(database)
         follow(database)
+        index_trials(database)
     return client
 
 
@@ -405,6 +406,22 @@ def _copy(database: Path) -> None:
         closing(sqlite3.connect(copy)) as target,
     ):
         source.backup(target)
+
+
+#: Finds the runs of a trial without reading the tags of all runs. MLflow has no index of values.
+INDEX = "CREATE INDEX IF NOT EXISTS tensorbench_trials ON tags (value) WHERE key = 'trial_id'"
+
+
+def index_trials(database: Path) -> None:
+    """Adds an index of trial ids to a SQLite file that lacks it.
+
+    Raises OSError if the database cannot be written.
+    """
+    try:
+        with closing(sqlite3.connect(database, timeout=PATIENCE)) as connection:
+            connection.execute(INDEX)
+    except sqlite3.Error as error:
+        raise OSError(f"{error}; its trials could not be indexed") from error
 
 
 #: The folder of artifacts, beside the database.

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import unquote, urlparse
@@ -45,8 +46,8 @@ from methods.errors import did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-#: MLflow's limits per request.
-MOST_METRICS, MOST_PARAMS = 1000, 100
+#: Metrics, parameters and tags per request. MLflow's limits are 1000, 100 and 100, and 1000 together.
+MOST_METRICS, MOST_PARAMS, MOST_TAGS = 800, 100, 100
 
 #: The parameter names that MLflow accepts.
 PLAIN_KEY = re.compile(r"[\w.\- ]{1,80}")
@@ -154,18 +155,27 @@ class Store(Source):
                 records = read_tables(self.client.tracking_uri, self.experiment.experiment_id, kind)
             if records is not None:
                 return records
-        return self._find(kind, f" and tags.{Tag.TRIAL_ID} = '{trial_id}'" if trial_id else "")
+        if trial_id is None:
+            return self._find(f"tags.{Tag.KIND} = '{kind}'")
+        # Only trials have this tag. A database would begin with a second condition, which all trials meet.
+        runs = self._find(f"tags.{Tag.TRIAL_ID} = '{trial_id}'")
+        return [run for run in runs if run.tag(Tag.KIND) == kind]
 
     def running(self, driver: str | None = None) -> list[Record]:
         """The open runs of every kind, of all drivers or of one."""
         whose = f" and tags.{Tag.DRIVER} = '{driver}'" if driver else ""
-        return [
-            run for kind in RunKind for run in self._find(kind, f" and attributes.status = 'RUNNING'{whose}")
-        ]
+        runs = self._find(f"attributes.status = 'RUNNING'{whose}")
+        return [run for run in runs if run.tag(Tag.KIND) in set(RunKind)]
+
+    def ended_since(self, time: int) -> list[Record]:
+        """The trials' runs that ended since a time, in milliseconds since the epoch, oldest first.
+
+        The driver of a run sets the time of its end by its own clock.
+        """
+        return self._find(f"tags.{Tag.KIND} = '{RunKind.TRIAL}' and attributes.end_time >= {time}")
 
     @insisting
-    def _find(self, kind: RunKind, more: str = "") -> list[Record]:
-        condition = f"tags.{Tag.KIND} = '{kind}'{more}"
+    def _find(self, condition: str) -> list[Record]:
         return find_runs(self.client, [self.experiment.experiment_id], condition)
 
     def artifact(self, record: Record, name: Artifact) -> Path | None:
@@ -250,7 +260,7 @@ class Store(Source):
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
 
         def same() -> list[Record]:
-            return [run for run in self._find(kind) if tags.items() <= run.tags.items()]
+            return [run for run in self.records(kind) if tags.items() <= run.tags.items()]
 
         if not (there := same()):
             every = {Tag.KIND: str(kind), **tags, **whose}
@@ -302,19 +312,21 @@ class Store(Source):
         client, run_id, ended = self.client, record.run_id, record.ended
         config = None if folder is None else folder / Artifact.CONFIG
         params = parameters(config.read_bytes()) if config is not None and config.exists() else {}
-        for part in _parts([Param(*param) for param in params.items()], MOST_PARAMS):
-            client.log_batch(run_id, params=part)
         single = (item for item in record.metrics.items() if not item[0].startswith(CURVES_BEGIN))
         points = [*record.points, *(Point(key, value, ended or 0, 0) for key, value in single)]
-        for part in _parts([Metric(*point) for point in points], MOST_METRICS):
-            client.log_batch(run_id, metrics=part)
         tags = all_storable(record.tags)
         if record.status == Status.PRUNED:
             tags[Tag.PRUNED] = YES
         if record.status == Status.FINISHED and self._is_duplicate(record, folder):
             tags[Tag.DUPLICATE] = YES
-        if tags:
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        parts = zip_longest(
+            _parts([Metric(*point) for point in points], MOST_METRICS),
+            _parts([Param(*param) for param in params.items()], MOST_PARAMS),
+            _parts([RunTag(*tag) for tag in tags.items()], MOST_TAGS),
+            fillvalue=(),
+        )
+        for metrics, some_params, some_tags in parts:
+            client.log_batch(run_id, metrics=metrics, params=some_params, tags=some_tags)
         if folder is not None and any(folder.iterdir()):
             keep_files(client, run_id, folder)
         if record.status != Status.RUNNING:

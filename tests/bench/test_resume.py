@@ -125,7 +125,7 @@ def test_in_the_end_every_trial_has_finished_exactly_once(resumed: Resumed) -> N
     done = Counter(record.trial_id for record in records if record.status == "FINISHED")
     assert done == {trial.id: 1 for trial in resumed.ran.plan.trials}
     assert Counter(record.status for record in records) == {"FINISHED": 6, "KILLED": 2}
-    assert pending(resumed.ran.plan, resumed.ran.store) == []
+    assert pending(resumed.ran.plan, resumed.ran.store.records()) == []
 
 
 def test_a_resumed_suite_has_the_results_of_one_that_was_never_stopped(

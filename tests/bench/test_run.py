@@ -210,4 +210,4 @@ def test_a_suite_that_grew_runs_only_what_is_new(finished: Ran) -> None:
         seeds=[0, 5],
         training=made.training.model_dump(exclude_unset=True),
     )
-    assert [trial.seed for trial in pending(grown, finished.store)] == [5, 5, 5]
+    assert [trial.seed for trial in pending(grown, finished.store.records())] == [5, 5, 5]

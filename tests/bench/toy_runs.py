@@ -66,7 +66,7 @@ def run(
 def run_inline(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[Event]:
     """Runs these trials of a plan, or all, in this process, including failed ones."""
     events: list[Event] = []
-    retried = failures(store)
+    retried = failures(store.records())
     with session(store) as at_work, Inline("cpu") as place:
         execute(made, list(trials or made.trials), at_work, place, events.append, retried=retried)
     return events

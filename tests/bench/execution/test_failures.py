@@ -160,8 +160,8 @@ def test_a_pruned_trial_is_stored_and_gives_no_result(store: Store, monkeypatch:
     monkeypatch.setattr(bench.execution.perform, "run_trial", raising(Pruned()))
     assert [event.kind for event in run_inline(store, made)] == ["started", "pruned"]
     assert [record.status for record in store.records()] == ["PRUNED"]
-    assert pending(made, store) == list(made.trials)
-    assert failures(store) == {}
+    assert pending(made, store.records()) == list(made.trials)
+    assert failures(store.records()) == {}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_an_interrupt_closes_the_running_trial_and_the_suite_and_goes_up(
         executed(store, made)
     assert [record.status for record in store.records()] == ["KILLED"]
     assert {record.status for record in store.records(RunKind.SUITE)} == {"KILLED"}
-    assert len(pending(made, store)) == 2
+    assert len(pending(made, store.records())) == 2
 
 
 def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,10 +192,10 @@ def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch
             else:
                 executed(store, made)
     assert [record.status for record in store.records()] == ["FAILED", "KILLED"]
-    assert pending(made, store) == []
-    assert list(failures(store)) == [trial.id for trial in made.trials]
+    assert pending(made, store.records()) == []
+    assert list(failures(store.records())) == [trial.id for trial in made.trials]
     executed(store, made)
-    assert failures(store) == {}
+    assert failures(store.records()) == {}
 
 
 def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:

@@ -81,7 +81,7 @@ def test_other_trials_run_while_a_lost_trial_waits_and_three_losses_end_its_retr
     failing = [(0, "started"), (0, "lost")]
     assert events == [*failing, (1, "started"), (1, "finished"), *failing, *failing]
     assert sorted(record.status for record in store.records()) == ["FINISHED", "KILLED", "KILLED", "KILLED"]
-    assert pending(made, store) == [first]
+    assert pending(made, store.records()) == [first]
 
 
 def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_late(

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import bench.execution.perform
-from bench.records.words import RunKind, Status
+from bench.records.words import RunKind, Status, Tag
 from bench.search.storage import open_storage
 from bench.store.store import Store
 from methods import UserError
@@ -107,7 +107,7 @@ def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_g
         store = Store.create(database.uri, "toy")
         assert [event.kind for event in executed(store, made)] == ["finished", "finished"]
         for kind in RunKind:
-            assert store.records(kind) == store._find(kind)
+            assert store.records(kind) == store._find(f"tags.{Tag.KIND} = '{kind}'")
         assert {record.status for record in store.records()} == {Status.FINISHED}
         assert store.plan() == made.stored()
         assert not store.client.search_registered_models()

@@ -239,12 +239,12 @@ def test_a_failure_by_another_driver_stays_unless_a_retry_is_requested(store: St
     (trial,) = made.trials
     first = begun(store, trial, made.rows)
     first.end(failed("error", "as it prepared", ""))
-    failed_runs = failures(store)
+    failed_runs = failures(store.records())
     assert failed_runs == {trial.id: first.run_id}
     later = begun(store, trial, made.rows)
     later.end(failed("error", "once more, by another driver", ""))
     kinds = []
-    for retried in ({}, failed_runs, failures(store)):
+    for retried in ({}, failed_runs, failures(store.records())):
         events: list[Event] = []
         with session(store) as at_work, Inline("cpu") as place:
             execute(made, [trial], at_work, place, events.append, retried=retried)

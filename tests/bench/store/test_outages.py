@@ -111,7 +111,7 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
         "config.json",
         "predictions.parquet",
     }
-    assert pending(made, store) == [made.trials[1]]
+    assert pending(made, store.records()) == [made.trials[1]]
     assert not list(store.outbox.glob("*/*"))
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(
         patch.setattr(TrialRun, "end", deleted)
         with pytest.warns(UserWarning, match=naming("'active'", "refused")):
             executed(store, made)
-    assert pending(made, store) == list(made.trials)
+    assert pending(made, store.records()) == list(made.trials)
     with warnings.catch_warnings(), session(store) as at_work:
         warnings.simplefilter("error", UserWarning)
         assert at_work.sent == 0

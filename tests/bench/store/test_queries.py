@@ -14,7 +14,7 @@ import pytest
 from mlflow.store.tracking.dbmodels import models
 
 from bench.records.record import Progress, Record, failed
-from bench.records.words import RunKind
+from bench.records.words import RunKind, Tag
 from bench.store import connect, queries
 from bench.store.connect import StoreError
 from bench.store.queries import read_tables
@@ -49,7 +49,7 @@ def shown(records: list[Record]) -> list[str]:
 
 
 def of_the_client(store: Store, kind: RunKind) -> list[str]:
-    return shown(store._find(kind))
+    return shown(store._find(f"tags.{Tag.KIND} = '{kind}'"))
 
 
 def test_they_are_those_that_the_client_gives(store: Store) -> None:
