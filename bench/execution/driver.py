@@ -280,7 +280,7 @@ class _Driving:
         now = time.time()
         if now < self.refreshed + LOOK:
             return
-        ended = self.store.ended_since(int(1000 * (self.refreshed - SKEW)))
+        ended = self.store.ended_since(max(0, int(1000 * (self.refreshed - SKEW))))
         self.refreshed = now
         settled = {record.trial_id for record in ended if self._settles(record)}
         own = {trial for trial, (_, driver) in taken.items() if driver == self.claims.driver}

@@ -19,7 +19,9 @@ from bench.execution.driver import pending
 from bench.machine.files import sha256
 from bench.plan.suite_file import load_suite
 from bench.records.origin import StoredConfig
-from bench.records.words import Artifact
+from bench.records.record import Record
+from bench.records.words import Artifact, RunKind
+from bench.store.store import Store
 from bench.tasks import TASKS, prepare
 from bench.training.loop import evaluate
 from bench.training.measure import LIBRARIES
@@ -194,10 +196,20 @@ def test_a_second_start_loads_nothing_and_trains_nothing(
     before = finished.store.records()
     for name in ("prepare_all", "perform"):
         monkeypatch.setattr(bench.execution.inline, name, raising(AssertionError(name)))
+    real = Store.records
+    reads: list[tuple[RunKind, str | None]] = []
+
+    def records(self: Store, kind: RunKind = RunKind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
+        reads.append((kind, trial_id))
+        return real(self, kind, trial_id=trial_id)
+
+    monkeypatch.setattr(Store, "records", records)
     rerun = call("run", finished.suite, "--store", finished.uri)
     assert rerun.code == 0, rerun.err
     assert "8 trials, 0 to run" in rerun.out
     assert "The end." in rerun.out
+    # The results of all trials are read at the start and for the summary.
+    assert reads.count((RunKind.TRIAL, None)) == 2
     assert finished.store.records() == before
 
 

@@ -287,7 +287,63 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
     assert names(store) == []
 
 
+@pytest.mark.parametrize("retries", [False, True])
+def test_what_another_driver_settled_meanwhile_is_dropped_without_a_claim_unless_it_is_retried(
+    store: Store, monkeypatch: pytest.MonkeyPatch, retries: bool
+) -> None:
+    made = plan(methods=["head_only"], seeds=[0, 1, 2], training={"batch_size": 16, "steps": 1})
+    other, read_before = opened(store), store.records()
+    for trial, ending in zip(
+        made.trials,
+        (Record(status=Status.FINISHED, metrics={"score": 1.0}), failed("error", "it broke", "")),
+        strict=False,
+    ):
+        begun(store, trial, made.rows, tags={Tag.DRIVER: other.driver}).end(ending)
+    claimed: list[str] = []
+    real = Claims.take
+
+    def take(self: Claims, trial: str, *arguments: Any) -> bool:
+        claimed.append(trial)
+        return real(self, trial, *arguments)
+
+    monkeypatch.setattr(Claims, "take", take)
+    events: list[Event] = []
+    retried = failures(store.records()) if retries else {}
+    with session(store) as at_work, Inline("cpu") as place:
+        execute(
+            made,
+            list(made.trials),
+            at_work,
+            place,
+            events.append,
+            retried=retried,
+            records=read_before,
+        )
+    dropped = [event.trial.id for event in events if event.kind == "elsewhere"]
+    assert dropped == [trial.id for trial in made.trials if trial.id not in claimed]
+    assert len(dropped) == (1 if retries else 2)
+    assert [event.kind for event in events].count("finished") == len(claimed)
+    assert names(store) == []
+
+
 # --- what is left over ---
+
+
+def test_a_sweep_reads_only_the_trials_of_dead_drivers(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, live = opened(store, dead_owner()), opened(store)
+    settled = stored(store, "finished")
+    assert take(gone, settled)
+    assert take(live, "running")
+    read: list[str | None] = []
+    real = Store.records
+
+    def records(self: Store, *arguments: Any, trial_id: str | None = None) -> list[Record]:
+        read.append(trial_id)
+        return real(self, *arguments, trial_id=trial_id)
+
+    monkeypatch.setattr(Store, "records", records)
+    assert live.left() == [settled]
+    assert read == [settled]
 
 
 @pytest.mark.parametrize("status", ["finished", "failed"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from mlflow.store.tracking.dbmodels import models
+from sqlalchemy import Engine, event
 
 from bench.records.record import Progress, Record, failed
 from bench.records.words import RunKind, Tag
@@ -65,6 +67,27 @@ def test_all_pages_of_the_client_are_read(store: Store, monkeypatch: pytest.Monk
     expected = of_the_client(store, RunKind.TRIAL)
     monkeypatch.setattr(queries, "PAGE", 1)
     assert of_the_client(store, RunKind.TRIAL) == expected
+
+
+def test_the_runs_of_a_trial_are_found_by_an_index(store: Store) -> None:
+    trial = store.records()[0].trial_id
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, values: Any, *_: object) -> None:
+        sent.append((statement, values))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        runs = store.records(trial_id=trial)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert {run.trial_id for run in runs} == {trial}
+    searches = [(statement, values) for statement, values in sent if trial in values]
+    with closing(sqlite3.connect(store.uri.removeprefix("sqlite:///"))) as connection:
+        for statement, values in searches:
+            steps = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+            assert any("tensorbench_trials" in step[-1] for step in steps), steps
+    assert searches
 
 
 @pytest.mark.parametrize("changed", ["gone", "without a column"])
