@@ -31,6 +31,8 @@ class Registry:
         self._check = check
         self._plugins: dict[str, list[EntryPoint]] | None = None
         self._sources: dict[str, str] = {}
+        #: The targets that passed the check.
+        self._checked: dict[str, Any] = {}
 
     def _plugin_points(self) -> dict[str, list[EntryPoint]]:
         if self._plugins is None:
@@ -80,8 +82,10 @@ class Registry:
                     f"the plug-in '{_package(points[0])}' with {self.kind} '{name}' fails to import: "
                     f"{type(error).__name__}: {error}"
                 ) from error
-        with self.blaming(name):
-            self._check(name, target)
+        if name not in self._checked or self._checked[name] is not target:
+            with self.blaming(name):
+                self._check(name, target)
+            self._checked[name] = target
         return target
 
     def available(self) -> Iterator[tuple[str, Any]]:

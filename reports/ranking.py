@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -134,18 +136,28 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
     recipe_of = {number: frozenset(recipe.items()) for number, recipe in recipes(evidence.study).items()}
     front: list[Cell] = []
     for points in by_cost(cells, cost):
-        for own_cost, cell in points:
-            candidates = [
-                other
-                for other_cost, other in points
-                if other_cost <= own_cost
-                and other is not cell
-                and recipe_of.get(other.number) == recipe_of.get(cell.number)
-            ]
-            rivals = sorted(candidates, key=lambda other: -(other.gain or 0.0))[:MOST_RIVALS]
-            if not any(_beats(evidence, rival, cell, len(candidates)) for rival in rivals):
-                front.append(cell)
+        beaten: set[int] = set()
+        for alike in grouped(points, lambda point: recipe_of.get(point[1].number)).values():
+            beaten |= _beaten(evidence, alike)
+        front += [cell for _, cell in points if cell.number not in beaten]
     return front
+
+
+def _beaten(evidence: Evidence, points: Sequence[tuple[float, Cell]]) -> set[int]:
+    """The numbers of the cells that another one significantly beats. Points are as in `by_cost`."""
+    beaten: set[int] = set()
+    # The best cells so far, one more than there are rivals, since a cell is no rival of itself.
+    best: list[tuple[float, Cell]] = []
+    candidates = -1
+    for _, of_cost in groupby(points, itemgetter(0)):
+        equal = [(cell.gain or 0.0, cell) for _, cell in of_cost]
+        candidates += len(equal)
+        best = sorted([*best, *equal], key=lambda entry: -entry[0])[: MOST_RIVALS + 1]
+        for gain, cell in equal:
+            rivals = [entry for entry in best if entry[1] is not cell][:MOST_RIVALS]
+            if any(_beats(evidence, rival, (gain, cell), candidates) for rival in rivals):
+                beaten.add(cell.number)
+    return beaten
 
 
 def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
@@ -177,11 +189,14 @@ def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]
     ]
 
 
-def _beats(evidence: Evidence, other: Cell, cell: Cell, claims: int) -> bool:
-    """Whether `other` is significantly better, with intervals simultaneous over `claims` comparisons."""
-    if (other.gain or 0.0) <= (cell.gain or 0.0):
+def _beats(evidence: Evidence, other: tuple[float, Cell], own: tuple[float, Cell], claims: int) -> bool:
+    """Whether `other` is significantly better, with intervals simultaneous over `claims` comparisons.
+
+    Both are cells with their gains.
+    """
+    if other[0] <= own[0]:
         return False
-    part = evidence.on_setting((other.number, cell.number))
+    part = evidence.on_setting((other[1].number, own[1].number))
     one_sided = LEVEL ** (1 / claims)
     interval = effect([part]).interval(2 * one_sided - 1) if part else None
     return interval is not None and interval[0] > 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 Array = NDArray[np.float64]
 Bounds = tuple[float, float]
@@ -41,10 +41,16 @@ def of_each(families: int) -> float:
     return 1 - ALPHA / families
 
 
+def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
+    """Quantiles of Student's t. Unlike those of `scipy.stats`, quick for single numbers and to import."""
+    quantiles: Array = special.stdtrit(freedom, probability)
+    return quantiles
+
+
 def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
     """Half the width of Student's interval of a mean, given the standard deviation of `count` values."""
     count = np.asarray(count)
-    half: Array = stats.t.ppf((1 + LEVEL) / 2, count - 1) * sd / np.sqrt(count)
+    half: Array = t_quantile((1 + LEVEL) / 2, count - 1) * sd / np.sqrt(count)
     return half
 
 
@@ -83,8 +89,8 @@ class Error:
         examples and of tuning count as known.
         """
         tail = (1 + level) / 2
-        of_seeds = float(stats.t.ppf(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0
-        return math.sqrt(of_seeds + float(stats.norm.ppf(tail)) ** 2 * (self.examples + self.tuning))
+        of_seeds = float(t_quantile(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0
+        return math.sqrt(of_seeds + float(special.ndtri(tail)) ** 2 * (self.examples + self.tuning))
 
     def interval(self, mean: float, level: float = LEVEL) -> Bounds:
         """The interval of a mean, clipped to possible differences."""

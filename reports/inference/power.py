@@ -8,10 +8,10 @@ from statistics import fmean
 
 import numpy as np
 from numpy.random import Generator
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from reports.inference.effects import Effect
-from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Error, simultaneous, welch
+from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Error, simultaneous, t_quantile, welch
 from reports.inference.studies import CompleteStudies, of_pair
 
 #: The probability of detecting a difference.
@@ -78,7 +78,7 @@ class Design:
         if seeds < LEAST_SEEDS:
             return None
         error, halves = self.error(seeds), self._halves(seeds)
-        return _solve(lambda d: float(stats.norm.cdf((d - halves) / error.total).mean()), error)
+        return _solve(lambda d: float(special.ndtr((d - halves) / error.total).mean()), error)
 
     @property
     def margin(self) -> float | None:
@@ -87,7 +87,7 @@ class Design:
             return None
         error, room = self.error(), self._halves(self.seeds)
         return _solve(
-            lambda d: float(np.maximum(0, 2 * stats.norm.cdf((d - room) / error.total) - 1).mean()), error
+            lambda d: float(np.maximum(0, 2 * special.ndtr((d - room) / error.total) - 1).mean()), error
         )
 
     def _halves(self, seeds: int) -> Array:
@@ -103,8 +103,8 @@ class Design:
         np.divide(total**2, squares, out=freedom, where=squares > 0)
         freedom *= seeds - 1
         tail = (1 + self.level) / 2
-        of_seeds = stats.t.ppf(tail, freedom) ** 2 * total / self.settings**2
-        halves: Array = np.sqrt(of_seeds + stats.norm.ppf(tail) ** 2 * self.fixed)
+        of_seeds = t_quantile(tail, freedom) ** 2 * total / self.settings**2
+        halves: Array = np.sqrt(of_seeds + special.ndtri(tail) ** 2 * self.fixed)
         return halves
 
     def needs(self, difference: float) -> int | None:
