@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from bench.records.pack_format import ENDING
 from bench.records.words import Status
-from bench.store.connect import shown_uri
+from bench.store.addresses import shown_uri
 from bench.store.opening import is_pack, open_results
 from bench.store.source import Source
-from bench.store.store import Store
 from methods import UserError
 from methods.errors import shown
 from reports.inference import studies as estimates
@@ -101,6 +100,8 @@ def _sources(places: Iterable[str]) -> Iterator[Source]:
         if is_pack(place):
             yield from open_results("", [place])
         elif "://" in place or place.startswith("sqlite:"):
+            from bench.store.store import Store
+
             yield from Store.every(place)
         else:
             raise UserError(

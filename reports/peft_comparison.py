@@ -16,8 +16,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy import stats
-
 from bench.machine.visible import visible
 from methods import UserError
 from methods.errors import UnknownNameError, shown
@@ -276,12 +274,18 @@ def _rerun(
         folder=folder,
         rows=len(names),
         shift=sum(b - a for a, b in zip(old, new, strict=True)) / len(names),
-        kendall=float(stats.kendalltau(old, new).statistic) if len(names) > 2 else None,
+        kendall=_kendall(old, new) if len(names) > 2 else None,
         called=len(called),
         reversed=len(called & turned),
         uncalled=len(pairs) - len(called),
         uncalled_reversed=len(turned - called),
     )
+
+
+def _kendall(old: Sequence[float], new: Sequence[float]) -> float:
+    from scipy import stats
+
+    return float(stats.kendalltau(old, new).statistic)
 
 
 def _gap(wave: dict[str, PeftRun], pair: tuple[str, str]) -> float:

@@ -16,8 +16,8 @@ from bench.records.measures import Measure
 from bench.records.record import Record, latest
 from bench.records.stored_plan import StudyTrial
 from bench.records.words import RunKind, Status, Tag
+from bench.store.addresses import shown_uri
 from bench.store.changes import changed_plugins
-from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.opening import open_results
 from bench.store.source import Source
 from methods import UserError
@@ -135,7 +135,7 @@ def read_experiment(source: Source) -> Experiment:
         suites = source.records(RunKind.SUITE)
         plan = source.plan()
         stored = source.records()
-    except BROKEN_STORE as error:
+    except source.unreadable as error:
         raise UserError(shown_uri(f"experiment '{name}' cannot be read from {where}: {error}")) from error
     if plan is None:
         raise UserError(f"experiment '{name}' in {where} holds no suite of this harness")

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bench.store.connect import shown_uri
+from bench.store.addresses import shown_uri
 from reports.units import NOTHING, minus, unit_of
 from reports.words import many, no_interval
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 import pandas as pd
 
 from bench.machine.outputs import Files, output_folder, put_files, replace_files
 from bench.records.words import RunKind
-from bench.store.connect import StoreError
-from bench.store.store import Store
+from bench.store.opening import stores_of
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 from reports import ablation, curves, figures, findings, page, study_page, study_tables, study_words, tables
@@ -28,6 +27,9 @@ from reports.selection import Selection
 from reports.studies import StudyAnalysis, analyse_studies
 from reports.study import Study, grouped
 from reports.thresholds import CustomThresholds
+
+if TYPE_CHECKING:
+    from bench.store.store import Store
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -96,7 +98,7 @@ def write_report(
         raise UserError(f"the report cannot be written to {target}: {error}") from error
     sources = (experiment.source for experiment in study.experiments)
     # Packs are never changed.
-    stores = [source for source in sources if log and selection is None and isinstance(source, Store)]
+    stores = stores_of(sources) if log and selection is None else []
     writable = [store for store in stores if not store.read_only]
     _log(writable, target, done.files)
     return WrittenReport(
@@ -239,6 +241,10 @@ def _of_studies(study: Study) -> bool:
 
 def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
     """Logs the files on the suites' runs."""
+    if not stores:
+        return
+    from bench.store.connect import StoreError
+
     # Copied first, since the target may hold other files and one request for all is many times faster.
     with tempfile.TemporaryDirectory() as folder:
         put_files(Path(folder), files)

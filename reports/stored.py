@@ -15,7 +15,8 @@ from bench.records.origin import Start, StoredConfig
 from bench.records.record import Record, latest
 from bench.records.stored_plan import PlannedRow, StoredPlan, StudyTrial
 from bench.records.words import Artifact, RunKind, Status, Tag
-from bench.store.connect import BROKEN_STORE, shown_uri
+from bench.store.addresses import shown_uri
+from bench.store.connect import BROKEN_STORE
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.store.trained import find_trial

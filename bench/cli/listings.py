@@ -76,7 +76,7 @@ def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
     """Prints the rows of `stored_rows`."""
     title = uri
     if not uri.startswith(SQLITE):
-        from bench.store.connect import shown_uri
+        from bench.store.addresses import shown_uri
 
         title = shown_uri(uri)
     if not rows:

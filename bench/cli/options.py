@@ -380,6 +380,15 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
     return decorate
 
 
+def experiment_of(name: str) -> str:
+    """The experiment's name, given that name or the suite's file."""
+    if not name.endswith(completion.SUITE_ENDINGS):
+        return name
+    from bench.plan.suite_file import load_suite
+
+    return load_suite(Path(name), locked=False).name
+
+
 def check_store(uri: str, *names: str) -> None:
     """Refuses a file that is neither a pack nor a suite, and a store whose SQLite file is missing.
 

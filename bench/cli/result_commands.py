@@ -20,6 +20,7 @@ from bench.cli.options import (
     check_store,
     echo_json,
     err,
+    experiment_of,
     names_option,
     one_for_each,
     out,
@@ -64,7 +65,6 @@ def show(
     """
     check_store(store, *what)
     from bench.cli.stored import print_cell, print_trial
-    from bench.plan.suite_file import experiment_of
     from reports.stored import cell_contents, trial_contents
 
     if suite and (as_json or cell is not None):
@@ -146,7 +146,6 @@ def report(
         return
     if folder is not None or against is not None:
         check_store(store, *experiment)
-    from bench.plan.suite_file import experiment_of
 
     if against is not None:
         if len(experiment) > 1 or folder is not None or not part.everything:
@@ -277,7 +276,6 @@ def _export_peft_files(store: str, experiment: str, target: Path, *, force: bool
     """Writes the results of an experiment as files of peft's method_comparison."""
     check_store(store, experiment)
     from bench.machine.outputs import output_folder, replace_files
-    from bench.plan.suite_file import experiment_of
     from reports.peft_files import peft_files
 
     folder = output_folder(target, "export", force=force)
@@ -298,7 +296,6 @@ def pack(
 ) -> None:
     """Write results into one file, which `report` reads anywhere and `unpack` merges into other stores."""
     check_store(store, *experiment)
-    from bench.plan.suite_file import experiment_of
     from bench.store import opening
 
     names = [experiment_of(name) for name in experiment]
@@ -386,14 +383,13 @@ def verify(
     # Only the address of a store contains these characters.
     addresses = [name for name in names if "://" in name]
     if len(addresses) > 1:
-        from bench.store.connect import shown_uri
+        from bench.store.addresses import shown_uri
 
         raise typer.BadParameter(f"one store at a time, got {', '.join(map(shown_uri, addresses))}")
     names = [name for name in names if name not in addresses]
     uri = addresses[0] if addresses else store
     check_store(uri, *names)
     from bench.cli.checks import print_verification
-    from bench.plan.suite_file import experiment_of
     from bench.verify import verify as verify_results
 
     experiments = [experiment_of(name) for name in names]

@@ -14,7 +14,7 @@ from bench.cli.tables import duration
 from bench.records.measures import Measure, SplitSizes
 from bench.records.record import Record
 from bench.records.words import OWN_SIZE, Status, Tag
-from bench.store.connect import shown_uri
+from bench.store.addresses import shown_uri
 from reports.stored import CellContents, Provenance, TrialContents
 
 #: The parts of a trial's configuration to show, by the prefix of their keys.

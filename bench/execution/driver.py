@@ -24,7 +24,8 @@ from bench.plan.trial import Trial
 from bench.records.origin import Start
 from bench.records.record import Record, latest
 from bench.records.words import Status, Tag
-from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError, shown_uri
+from bench.store.addresses import shown_uri
+from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
 from bench.store.outbox import Outbox
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial

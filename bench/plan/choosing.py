@@ -14,7 +14,6 @@ from pydantic import (
 )
 
 from bench.plan.recipe import Epochs
-from bench.plan.suite_rows import BudgetRank
 from bench.records.words import By
 from methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 
@@ -36,6 +35,9 @@ HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
 #: The first seed of the first study, and the distance between the first seeds of consecutive studies.
 FIRST_SEED, SEEDS_APART = 10_000, 1_000
+
+#: A rank that a budget sets.
+BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 

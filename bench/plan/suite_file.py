@@ -39,8 +39,3 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
     if not (locked and lock.exists()):
         return suite.read_from(file, None)
     return read_lock(lock).apply(suite, lock).read_from(file, source_text(lock.name, read_text(lock)))
-
-
-def experiment_of(name: str) -> str:
-    """The experiment's name, given that name or the suite's file."""
-    return load_suite(Path(name), locked=False).name if name.endswith((".yaml", ".yml")) else name

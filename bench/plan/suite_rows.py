@@ -22,6 +22,7 @@ from pydantic import (
 from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
 from bench.backbones.spec import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
+from bench.plan.choosing import BudgetRank
 from bench.tasks import DataSource, Task, resolve, split_count
 from bench.tasks.description import FORMATS, Description
 from bench.tasks.task import SPLITS, SplitName
@@ -37,8 +38,6 @@ NAME_RULE = "at most 128 letters, digits, '_', '.' and '-', a letter or digit fi
 
 #: The largest number of combinations that a row with `each` may have.
 MAX_ROWS = 10_000
-
-BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
 
 
 class Budget(Frozen):

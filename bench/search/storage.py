@@ -11,7 +11,8 @@ from filelock import FileLock
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from bench.store.connect import SQLITE, shown_uri, with_driver
+from bench.store.addresses import shown_uri
+from bench.store.connect import SQLITE, with_driver
 from methods import UserError
 
 #: Seconds that writers of the same SQLite file wait for each other.

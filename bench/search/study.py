@@ -31,7 +31,7 @@ from bench.records.words import PointState, Tag
 from bench.search.importance import importances
 from bench.search.nested import Nested, about
 from bench.search.space import Ranks, RankSpace
-from bench.store.connect import shown_uri
+from bench.store.addresses import shown_uri
 from bench.training.loop import Pruned
 from methods import UserError
 from methods.validation import earlier

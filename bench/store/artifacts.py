@@ -6,17 +6,19 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
-
-from mlflow.tracking import MlflowClient
 
 from bench.machine.files import sha256, written_whole
 from bench.records import Wired
 from bench.records.predictions import stored_compact
 from bench.records.record import Record
 from bench.records.words import Artifact, Tag
-from bench.store.connect import insisting
 from methods import UserError
+
+if TYPE_CHECKING:
+    # It takes seconds to import, and reading packs needs none.
+    from mlflow.tracking import MlflowClient
 
 
 class ChangedError(UserError):
@@ -82,7 +84,6 @@ def as_json(content: Wired) -> str:
     return json.dumps(content.model_dump(mode="json"), indent=1)
 
 
-@insisting
 def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired) -> None:
     """Stores a JSON artifact."""
     with tempfile.TemporaryDirectory() as folder:

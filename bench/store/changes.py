@@ -5,28 +5,22 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from bench.backbones import BACKBONES
 from bench.metrics import METRICS
-from bench.plan.rows import Plan
-from bench.plan.trial import Trial
 from bench.records.origin import StoredConfig
 from bench.records.record import Record, latest
 from bench.records.words import Artifact, Status, Tag
 from bench.store.source import Source
-from bench.tasks import TASKS
 from methods import METHODS, UserError
 from methods.errors import cut
+from methods.registry import Registry
 
-REGISTRIES = {
-    Tag.METHOD_SOURCE: METHODS,
-    Tag.TASK_SOURCE: TASKS,
-    Tag.BACKBONE_SOURCE: BACKBONES,
-    Tag.METRIC_SOURCE: METRICS,
-}
+if TYPE_CHECKING:
+    from bench.plan.rows import Plan
+    from bench.plan.trial import Trial
 
 #: Advice to developers on how trials of changed code get new ids.
 REMEDIES = {
@@ -35,6 +29,21 @@ REMEDIES = {
     Tag.BACKBONE_SOURCE: "give the backbone another `weights_hash`",
     Tag.METRIC_SOURCE: "give the metric another name",
 }
+
+
+def _registry(tag: Tag) -> Registry:
+    """The registry of the parts whose source a tag names."""
+    # Torch takes seconds to import, and results without plug-ins need none.
+    from bench.backbones import BACKBONES
+    from bench.tasks import TASKS
+
+    registries = {
+        Tag.METHOD_SOURCE: METHODS,
+        Tag.TASK_SOURCE: TASKS,
+        Tag.BACKBONE_SOURCE: BACKBONES,
+        Tag.METRIC_SOURCE: METRICS,
+    }
+    return registries[tag]
 
 
 def plugin_sources(trial: Trial) -> dict[Tag, str]:
@@ -48,7 +57,7 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
         Tag.BACKBONE_SOURCE: trial.backbone.name or "",
         Tag.METRIC_SOURCE: trial.task.lookup().metric,
     }
-    digests = {tag: REGISTRIES[tag].source_hash(name) for tag, name in names.items()}
+    digests = {tag: _registry(tag).source_hash(name) for tag, name in names.items()}
     return {tag: f"{names[tag]} {digest}" for tag, digest in digests.items() if digest}
 
 
@@ -60,14 +69,14 @@ def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
     stored: defaultdict[tuple[Tag, str], Counter[str]] = defaultdict(Counter)
     for record in records:
         if record.status == Status.FINISHED:
-            for tag in REGISTRIES:
+            for tag in REMEDIES:
                 name, _, digest = record.tag(tag).rpartition(" ")
                 if digest:
                     stored[tag, name][digest] += 1
     for (tag, name), digests in stored.items():
-        now = REGISTRIES[tag].source_hash(name) or digests.most_common(1)[0][0]
+        now = _registry(tag).source_hash(name) or digests.most_common(1)[0][0]
         if other := digests.total() - digests[now]:
-            what = f"{REGISTRIES[tag].kind} '{name}'"
+            what = f"{_registry(tag).kind} '{name}'"
             yield (
                 what,
                 f"{other} of {digests.total()} finished trial(s) with the plug-in's {what} ran with another "
@@ -125,6 +134,8 @@ def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, l
 
 def _stored(store: Source, record: Record) -> Trial | None:
     """The trial of a record. None if its configuration cannot be read, which other commands report."""
+    from bench.plan.trial import Trial
+
     try:
         config = store.content(record, Artifact.CONFIG, StoredConfig)
         return None if config is None else Trial.model_validate(config.trial)

@@ -31,6 +31,7 @@ from bench.machine import interrupts
 from bench.machine.cache import cache_dir
 from bench.machine.files import remove, written_whole
 from bench.store import DEFAULT_STORE
+from bench.store.addresses import shown_uri
 from methods import UserError
 
 SQLITE = "sqlite:///"
@@ -289,24 +290,6 @@ def with_driver(uri: str) -> str:
     SQLAlchemy 2.1 changed the default driver of `postgresql://`.
     """
     return re.sub(r"^postgresql://", "postgresql+psycopg2://", uri)
-
-
-#: User names and secrets in an address: before the host (a password may contain a slash), and in the query.
-_BEFORE_HOST = re.compile(r"://(?:[^/\s:@]*:\S*|[^/\s]*)@")
-_IN_QUERY = re.compile(r"([?&;])([^=&;\s]+)=[^&\s]*")
-#: User names in messages of databases: `role "me" does not exist`, `Access denied for user 'me'`.
-_NAMED = re.compile(r"""\b(role|user) (["'])[^"']*\2""")
-_SECRET = re.compile("user|pass|pwd|token|secret|key|auth|cred|sig|odbc_connect", re.IGNORECASE)
-
-
-def shown_uri(text: str) -> str:
-    """Removes user names, passwords and tokens from a store's address, or from an error that contains it."""
-
-    def hidden(option: re.Match[str]) -> str:
-        before, name = option.groups()
-        return f"{before}{name}=***" if _SECRET.search(unquote(name)) else option[0]
-
-    return _NAMED.sub(r"\1 ***", _IN_QUERY.sub(hidden, _BEFORE_HOST.sub("://", text)))
 
 
 def database_file(uri: str) -> Path:

@@ -10,8 +10,8 @@ from bench.records.record import Record, latest
 from bench.records.search_results import RESULT_FORMS, AllocationResult, SearchResult
 from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
 from bench.records.words import Artifact, RunKind, Status, Tag
+from bench.store.addresses import shown_uri
 from bench.store.artifacts import as_json
-from bench.store.connect import shown_uri
 from bench.store.source import Source
 from methods import UserError
 from methods.errors import shown

@@ -6,16 +6,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.records.pack_format import ENDING
 from bench.store import DEFAULT_STORE
 from bench.store.merging import Joined
-from bench.store.pack.reading import open_pack
-from bench.store.pack.unpacking import Listener, MergedExperiment, merge
-from bench.store.pack.writing import WrittenPack, write_pack
+from bench.store.pack.reading import Packed, open_pack
 from bench.store.source import Source
-from bench.store.store import Store
 from methods import UserError
+
+# MLflow and torch take seconds to import, and reading packs needs neither.
+if TYPE_CHECKING:
+    from bench.store.pack.unpacking import Listener, MergedExperiment
+    from bench.store.pack.writing import WrittenPack
+    from bench.store.store import Store
 
 
 def is_pack(name: str) -> bool:
@@ -31,10 +35,25 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     (`bench.store.pack.reading.open_pack`), and parts that contradict each other.
     """
     opened = (
-        open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
-        for name in dict.fromkeys(names)
+        open_pack(Path(name)) if is_pack(name) else [_existing(uri, name)] for name in dict.fromkeys(names)
     )
     return as_one(chain.from_iterable(opened))
+
+
+def _existing(uri: str, name: str) -> Source:
+    from bench.store.store import Store
+
+    return Store.existing(uri, name)
+
+
+def stores_of(sources: Iterable[Source]) -> list[Store]:
+    """The sources that are experiments of a store, not packs."""
+    unpacked = [source for source in sources if not isinstance(source, Packed | Joined)]
+    if not unpacked:
+        return []
+    from bench.store.store import Store
+
+    return [source for source in unpacked if isinstance(source, Store)]
 
 
 def as_one(sources: Iterable[Source]) -> list[Source]:
@@ -58,6 +77,8 @@ def pack(
     adapters. The same results give the same bytes. Raises UserError, with nothing written, for an experiment
     that is missing or empty, and for an artifact that changed since it was stored.
     """
+    from bench.store.pack.writing import write_pack
+
     return write_pack(open_results(store, map(str, experiments)), Path(out), adapters=adapters, force=force)
 
 
@@ -73,4 +94,6 @@ def unpack(
     """
     if other := next((file for file in files if not is_pack(str(file))), None):
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")
+    from bench.store.pack.unpacking import merge
+
     return merge(open_results(store, map(str, files)), store, listener)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
@@ -30,6 +30,9 @@ CURVE = ("run_id", "key", "step", "value")
 
 class Source(ABC):
     """An experiment for reading, opened by `bench.store.opening.open_results`."""
+
+    #: The errors of a source that cannot be read.
+    unreadable: ClassVar[tuple[type[Exception], ...]] = (OSError,)
 
     @property
     @abstractmethod

@@ -17,13 +17,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from bench.machine.alive import owner
-from bench.plan.lock import stored_suite
-from bench.plan.rows import Plan
 from bench.records import Wired
 from bench.records.pack_format import CURVES_BEGIN
 from bench.records.record import Point, Record
 from bench.records.text import all_storable, run_name
 from bench.records.words import YES, Artifact, RunKind, Status, Tag
+from bench.store.addresses import shown_uri
 from bench.store.artifacts import check_content, keep_files, keep_json
 from bench.store.connect import (
     BROKEN_STORE,
@@ -34,7 +33,6 @@ from bench.store.connect import (
     database_file,
     insisting,
     read_only,
-    shown_uri,
     state_folder,
     storing,
 )
@@ -45,6 +43,8 @@ from methods.errors import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from bench.plan.rows import Plan
 
 #: Metrics, parameters and tags per request. MLflow's limits are 1000, 100 and 100, and 1000 together.
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 800, 100, 100
@@ -60,6 +60,8 @@ Item = TypeVar("Item")
 
 class Store(Source):
     """One experiment of a tracking store: the runs of a suite's trials, of its plan and of its searches."""
+
+    unreadable = BROKEN_STORE
 
     def __init__(self, client: MlflowClient, experiment: Experiment, uri: str) -> None:
         self.client = client
@@ -279,6 +281,9 @@ class Store(Source):
 
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
         """Opens the run that holds the plan and encloses the trials' runs."""
+        # With torch, which reading a store does not need.
+        from bench.plan.lock import stored_suite
+
         run_id = self.begin(RunKind.SUITE, plan.suite.name, {}, driver)
         self.keep(run_id, Artifact.PLAN, plan.stored())
         self.keep(run_id, Artifact.SUITE, stored_suite(plan.suite))
@@ -289,6 +294,7 @@ class Store(Source):
     def end(self, run_id: str, status: Literal[Status.FINISHED, Status.KILLED]) -> None:
         self.client.set_terminated(run_id, status)
 
+    @insisting
     def keep(self, run_id: str, name: Artifact, content: Wired) -> None:
         """Stores a JSON artifact."""
         keep_json(self.client, run_id, name, content)

@@ -22,8 +22,9 @@ from bench.records import Wired
 from bench.records.record import Record, latest
 from bench.records.words import YES, Artifact, RunKind, Status, Tag
 from bench.store.access import Access, is_foreign
+from bench.store.addresses import shown_uri
 from bench.store.artifacts import broken, hashes
-from bench.store.connect import BROKEN_STORE, connect, shown_uri
+from bench.store.connect import BROKEN_STORE, connect
 from bench.store.queries import experiments, find_runs
 from bench.store.store import Store
 from methods import Adapter, Method, UserError, from_identity

@@ -8,7 +8,8 @@ from pathlib import Path
 from bench.machine.cache import check_cache
 from bench.records.words import RunKind, Status
 from bench.store.access import Access, is_foreign
-from bench.store.connect import BROKEN_STORE, shown_uri
+from bench.store.addresses import shown_uri
+from bench.store.connect import BROKEN_STORE
 from bench.store.opening import is_pack
 from bench.store.pack.reading import open_pack
 from bench.store.source import Source

@@ -50,7 +50,7 @@ def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
 def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
     """Half the width of Student's interval of a mean, given the standard deviation of `count` values."""
     count = np.asarray(count)
-    half: Array = t_quantile((1 + LEVEL) / 2, count - 1) * sd / np.sqrt(count)
+    half: Array = t_quantile((1 + LEVEL) / 2, count - 1) * np.asarray(sd) / np.sqrt(count)
     return half
 
 

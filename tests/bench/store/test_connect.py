@@ -25,7 +25,8 @@ from sqlalchemy import create_engine
 
 from bench.search.storage import open_storage
 from bench.store import trained
-from bench.store.connect import connect, follow, shown_uri, state_folder, with_driver
+from bench.store.addresses import shown_uri
+from bench.store.connect import connect, follow, state_folder, with_driver
 from bench.store.store import Store
 from methods import UserError
 from tools.stress.scenarios import first_killed, first_statements
