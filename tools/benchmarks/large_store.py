@@ -3,8 +3,8 @@
     python -m tools.benchmarks.large_store FOLDER [--trials 10000]
     python -m tools.benchmarks.large_store FOLDER --study
 
-The scores, times and predictions are made up. `run` on the finished suite must return in 20 seconds,
-`report` in 60 seconds and 2 GiB. With `--study` the store is that of a typical study of the
+The scores, times and predictions are made up. `run` on the finished suite must take at most 20 seconds of a
+core, `report` 40 seconds and 1 GiB. With `--study` the store is that of a typical study of the
 field, to look at its report: 20 methods, 4 tasks, 3 budgets and 5 seeds.
 """
 
