@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.execution import make_executor
-from bench.execution.driver import execute, failures, pending
+from bench.execution.driver import execute, failures, patiently, pending
 from bench.execution.estimate import check_disk, check_memory, final_work
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
@@ -189,7 +189,7 @@ class _Work:
             self.audience.searching(search)
             with nest:
                 result = search.finish(nest)
-            self.audience.searched(result, latest(self.store.records()))
+            self.audience.searched(result, latest(patiently(self.store, self.store.records)))
             yield result
 
     def allocate(self, section: Allocation, nests: Sequence[Nested]) -> Iterator[AllocationResult]:
@@ -200,7 +200,7 @@ class _Work:
             self.audience.allocating(nest.name, allocation)
             with nest:
                 result = allocation.run(nest)
-            self.audience.allocated(result, latest(self.store.records()))
+            self.audience.allocated(result, latest(patiently(self.store, self.store.records)))
             yield result
 
 
@@ -247,7 +247,7 @@ def run_suite(
             phases: tuple[Phase | None, ...] = ("tuning", None) if loaded.equal_tuning else (None,)
             for phase in phases:
                 full_plan = work.run_phase(full_plan, plan, phase, records, retry_failed=retry_failed)
-                records = opened.records()
+                records = patiently(opened, opened.records)
                 full_plan = with_choices(full_plan, opened, records)
                 plan = full_plan.select(part)
             from reports.summary import summarise
@@ -312,7 +312,7 @@ def search_suite(
                 results += work.search(loaded.search, work.nests(cells, RunKind.SEARCH, retried), database)
             if loaded.allocation:
                 results += work.allocate(loaded.allocation, work.nests(cells, RunKind.ALLOCATION, retried))
-            records = latest(opened.records())
+            records = latest(patiently(opened, opened.records))
             return SearchRun(tuple(results), all(_complete(result, records) for result in results))
 
 
@@ -324,8 +324,9 @@ def _run_step(
     part = Plan(suite=full_plan.suite, rows=tuple(rows), trials=unique)
     both = Plan(suite=part.suite, rows=full_plan.rows + part.rows, trials=full_plan.trials + part.trials)
     for failed in (True, False) if retry_failed else (False,):
-        work.run_phase(both, part, "search", work.store.records(), retry_failed=failed)
-    return latest(work.store.records())
+        stored = patiently(work.store, work.store.records)
+        work.run_phase(both, part, "search", stored, retry_failed=failed)
+    return latest(patiently(work.store, work.store.records))
 
 
 def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path) -> SearchRun:
