@@ -27,7 +27,8 @@ import os, signal
 from bench.machine.guard import Guard
 guard = Guard()
 guard.watch(int(input()))
-print(os.fork(), flush=True)
+if fork := os.fork():
+    print(fork, flush=True)
 signal.pause()
 """
 
@@ -53,11 +54,13 @@ def test_guarded_workers_end_with_a_killed_driver_although_its_fork_lives(
     with subprocess.Popen([sys.executable, "-c", DRIVER], stdin=pipe, stdout=pipe, text=True) as driver:
         assert driver.stdin is not None
         assert driver.stdout is not None
-        print(worker[0].pid, file=driver.stdin, flush=True)
-        fork = psutil.Process(int(driver.stdout.readline()))
-        # A stopped guard notices nothing.
-        worker[0].suspend()
-        driver.kill()
+        try:
+            print(worker[0].pid, file=driver.stdin, flush=True)
+            fork = psutil.Process(int(driver.stdout.readline()))
+            # A stopped guard notices nothing.
+            worker[0].suspend()
+        finally:
+            driver.kill()
         driver.wait()
         await_end(worker)
         assert fork.is_running()
