@@ -398,13 +398,13 @@ INDEX = "CREATE INDEX IF NOT EXISTS tensorbench_trials ON tags (value) WHERE key
 def index_trials(database: Path) -> None:
     """Adds an index of trial ids to a SQLite file that lacks it.
 
-    Raises OSError if the database cannot be written.
+    A file that is read-only, or locked at this moment, stays without one: trials are found more slowly then.
     """
-    try:
-        with closing(sqlite3.connect(database, timeout=PATIENCE)) as connection:
-            connection.execute(INDEX)
-    except sqlite3.Error as error:
-        raise OSError(f"{error}; its trials could not be indexed") from error
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(database, timeout=0)) as connection,
+    ):
+        connection.execute(INDEX)
 
 
 #: The folder of artifacts, beside the database.

@@ -26,7 +26,7 @@ from sqlalchemy import create_engine
 from bench.search.storage import open_storage
 from bench.store import trained
 from bench.store.addresses import shown_uri
-from bench.store.connect import connect, follow, state_folder, with_driver
+from bench.store.connect import connect, follow, index_trials, state_folder, with_driver
 from bench.store.store import Store
 from methods import UserError
 from tools.stress.scenarios import first_killed, first_statements
@@ -299,3 +299,20 @@ def test_an_upgrade_that_was_killed_is_undone_by_the_command_that_the_next_start
     with closing(sqlite3.connect(earlier / "mlflow.db")) as connection:
         names = connection.execute("SELECT name FROM experiments ORDER BY name").fetchall()
     assert names == [("Default",), ("old",), ("stress",)]
+
+
+def test_a_file_that_cannot_be_written_is_opened_without_its_index(tmp_path: Path, new_store: Any) -> None:
+    database = Path(new_store(tmp_path).removeprefix("sqlite:///"))
+
+    def indices(connection: sqlite3.Connection) -> int:
+        query = "SELECT count(*) FROM sqlite_master WHERE name = 'tensorbench_trials'"
+        return int(connection.execute(query).fetchone()[0])
+
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("DROP INDEX IF EXISTS tensorbench_trials")
+        other.execute("BEGIN IMMEDIATE")
+        index_trials(database)
+        other.execute("ROLLBACK")
+        assert indices(other) == 0
+        index_trials(database)
+        assert indices(other) == 1
