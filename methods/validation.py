@@ -105,6 +105,7 @@ LARGEST_SCALE = 1e9
 Scale = Annotated[float, AfterValidator(_not_zero), Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE)]
 
 
+@cache
 def earlier(model: type[BaseModel]) -> dict[str, Any]:
     """The behaviour before a field existed, for every field marked `Later`."""
     return {

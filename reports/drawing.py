@@ -147,11 +147,7 @@ class Drawn:
         return file
 
     def png(self) -> bytes:
-        file = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
-            self.figure.savefig(file, format="png", dpi=160, facecolor="white")
-        self.figure.set_layout_engine("none")
-        return file.getvalue()
+        return self._saved(format="png", dpi=160, facecolor="white")
 
     def svg(self) -> str:
         """The figure as an SVG file, on a white background and without links into the page."""
@@ -190,12 +186,17 @@ class Drawn:
     @cached_property
     def _drawn(self) -> str:
         """The figure as SVG, without a background."""
-        file = io.StringIO()
+        return visible(self._saved(format="svg", metadata={"Date": None}).decode("utf-8"))
+
+    def _saved(self, **options: Any) -> bytes:
+        file = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
-            self.figure.savefig(file, format="svg", metadata={"Date": None})
-        # Keep the layout, since computing it again for the PNG takes longer than drawing.
-        self.figure.set_layout_engine("none")
-        return visible(file.getvalue())
+            # The layout is computed once. With an engine, `savefig` would also draw everything twice.
+            if engine := self.figure.get_layout_engine():
+                engine.execute(self.figure)
+                self.figure.set_layout_engine(None)
+            self.figure.savefig(file, **options)
+        return file.getvalue()
 
 
 class Figures(tuple[Drawn, ...]):

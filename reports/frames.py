@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json
 
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis, Block
@@ -180,5 +179,5 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence
         "tables": {name: frame.to_dict("records") for name, frame in frames(analysis).items()},
         "ablations": ablations,
     }
-    plain = to_jsonable_python(content, inf_nan_mode="null", fallback=lambda value: value.item())
-    return json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False)
+    text = to_json(content, indent=1, inf_nan_mode="null", fallback=lambda value: value.item())
+    return text.decode("utf-8")

@@ -52,11 +52,11 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
         if content is None:
             return None
         try:
-            stored = pq.read_schema(io.BytesIO(content)).names
+            file = pq.ParquetFile(io.BytesIO(content))
+            stored = file.schema_arrow.names
             columns = {name: numbered(stored, name) for name in ("example", "label", column)}
-            table = pq.read_table(
-                io.BytesIO(content), columns=[name for names in columns.values() for name in names]
-            )
+            # Small tables, and already one thread for each.
+            table = file.read([name for names in columns.values() for name in names], use_threads=False)
             example, label, responses = (
                 _array(table, names, name in integers) for name, names in columns.items()
             )

@@ -8,8 +8,6 @@ from typing import Any
 
 from bench.machine.visible import visible
 from bench.records.stored_plan import PlannedTrial, StudyPlan
-from methods import UserError
-from methods.catalog import from_identity
 from reports.study import Cell, Seed, Study, kept_trials
 from reports.units import unit_of
 
@@ -25,9 +23,10 @@ _PLAIN = re.compile(r"[A-Za-z]([A-Za-z0-9_./ -]*[A-Za-z0-9_])?", re.ASCII)
 def suite_lines(study: Study) -> Callable[[Cell], str]:
     """Returns a function from a cell to its suite as YAML, or to a reason why there is none.
 
-    The suite has the cell's own task, backbone, method, ranks, rates and seeds. If it is planned, its trials
-    have the ids of the cell's trials. For a cell with studies, the suite has the learning rate of the kept
-    trial with the lowest validation loss over all studies; no test score is used for that choice.
+    The suite has the cell's own task, backbone, method, ranks, rates and seeds. Its trials have the ids of
+    the cell's trials as long as the method has the version that a comment names. For a cell with studies,
+    the suite has the learning rate of the kept trial with the lowest validation loss over all studies; no
+    test score is used for that choice.
     """
     trials = {id_: trial for each in study.experiments for id_, trial in each.trials.items()}
 
@@ -37,10 +36,7 @@ def suite_lines(study: Study) -> Callable[[Cell], str]:
             seeds = _kept(cell.studies, study.of_cell(cell.number))
         if not seeds:
             return "None: no study is complete." if cell.studies else "None: its tuning has chosen no rate."
-        try:
-            return _suite(cell, seeds, trials[seeds[0].trial_id])
-        except UserError as error:
-            return f"None: {error}"
+        return _suite(cell, seeds, trials[seeds[0].trial_id])
 
     return lines
 
@@ -52,8 +48,6 @@ def _kept(studies: StudyPlan, seeds: Sequence[Seed]) -> list[Seed]:
 
 
 def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
-    # Refuses a method of another version, for which these lines would give other trials.
-    from_identity(trial.method)
     options = {key: value for key, value in trial.method.items() if key != "version"}
     # A suite may set only the length of texts, and to no more than the backbone accepts.
     tokens = trial.data.get("max_tokens")
@@ -62,6 +56,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
     recipe = {key: value for key, value in (EARLIER | trial.recipe).items() if value not in (None, [], False)}
     text = [
         *(f"# {visible(line)}" for line in _comments(cell, seeds)),
+        f"# version {trial.method['version']} of method {trial.method['method']}: another gives other trials",
         f"name: {_name(cell)}",
         "tasks:",
         *_item(task),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -40,16 +41,23 @@ class Summary:
     def complete(self) -> bool:
         return bool(self.cells["complete"].all())
 
+    @cached_property
+    def all_cells(self) -> tuple[Cell, ...]:
+        return lines_of(self.cells, Cell)
+
+    @cached_property
+    def all_seeds(self) -> tuple[Seed, ...]:
+        return lines_of(self.seeds, Seed)
+
     def overview(self, name: str) -> Overview:
         """The scores, with failures, the answer of studies and warnings."""
-        cells, seeds = lines_of(self.cells, Cell), lines_of(self.seeds, Seed)
         answers, score_of = [], None
         if self.studies is not None:
             from reports import study_words
 
             answers, score_of = study_words.answers(self.studies), self.studies.score
-        notes = [*self.failures, *unbeaten(cells), *answers, *self.warnings, self.closing]
-        return overview(name, cells, seeds, list(filter(None, notes)), score_of)
+        notes = [*self.failures, *unbeaten(self.all_cells), *answers, *self.warnings, self.closing]
+        return overview(name, self.all_cells, self.all_seeds, list(filter(None, notes)), score_of)
 
 
 def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None = None) -> Summary:

@@ -20,7 +20,7 @@ from bench.records.words import PointState, Status, Tag
 from reports.cautions import unbeaten
 from reports.inference.intervals import LEAST_SEEDS, t_half
 from reports.overview import complete_studies, estimated, kept_score, legend, mean_score
-from reports.study import Cell, Seed, distinct, grouped, kept_trials, lines_of, measured
+from reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
 from reports.summary import Summary
 from reports.units import Unit
 from reports.words import many
@@ -124,7 +124,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     The warnings are about failed baselines, collapsed runs, and tasks on which no adapter beats the converged
     head.
     """
-    cells = lines_of(summary.cells, Cell)
+    cells = summary.all_cells
     for sentence in (*summary.failures, *unbeaten(cells)):
         console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
     by_setting = grouped((cell for cell in cells if cell.studies is None), lambda cell: cell.setting)
@@ -136,7 +136,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
     _print_studies(console, summary)
     print_missed(console, sum(cell.within is False for cell in cells))
-    _print_lost(console, lines_of(summary.seeds, Seed))
+    _print_lost(console, summary.all_seeds)
     print_warnings(console, summary.warnings)
     if summary.closing:
         console.print(escape(summary.closing), highlight=False)
@@ -175,8 +175,8 @@ def _print_studies(console: Console, summary: Summary) -> None:
     """
     if summary.studies is None:
         return
-    cells = lines_of(summary.cells, Cell)
-    of_cell = grouped(lines_of(summary.seeds, Seed), lambda seed: seed.cell)
+    cells = summary.all_cells
+    of_cell = grouped(summary.all_seeds, lambda seed: seed.cell)
     by_setting = grouped((cell for cell in cells if cell.studies), lambda cell: cell.setting)
     intervals = False
     for setting, of_setting in by_setting.items():

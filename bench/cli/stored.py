@@ -15,7 +15,8 @@ from bench.records.measures import Measure, SplitSizes
 from bench.records.record import Record
 from bench.records.words import OWN_SIZE, Status, Tag
 from bench.store.addresses import shown_uri
-from reports.stored import CellContents, Provenance, TrialContents
+from reports.provenance import Provenance
+from reports.stored import CellContents, TrialContents
 
 #: The parts of a trial's configuration to show, by the prefix of their keys.
 PARTS = ("method", "task", "recipe")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
+from pydantic_core import to_json
+
 from bench.machine.files import sha256, written_whole
 from bench.records import Wired
 from bench.records.predictions import stored_compact
@@ -81,7 +83,7 @@ def broken(record: Record, name: Artifact, said: str) -> UserError:
 
 def as_json(content: Wired) -> str:
     """The text of a JSON artifact."""
-    return json.dumps(content.model_dump(mode="json"), indent=1)
+    return to_json(content, indent=1, inf_nan_mode="constants").decode("utf-8")
 
 
 def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bench.records.origin import SourceFile
-from reports.stored import Provenance, provenance_of
+from reports.provenance import Provenance, provenance_of
 from reports.study import Cell, Seed, Study
 
 
@@ -16,7 +16,7 @@ class Origin:
     """The suite, code, packages and machine that several trials share."""
 
     number: int
-    #: Headings and texts from `reports.stored.Provenance.lines`.
+    #: Headings and texts from `reports.provenance.Provenance.lines`.
     lines: tuple[tuple[str, str], ...]
     trials: int
 

@@ -25,7 +25,7 @@ from methods import UserError
 from reports.reading import read
 from reports.stored import contents
 from reports.studies import StudyAnalysis
-from reports.study import Cell, Seed, kept_trials, lines_of
+from reports.study import Cell, kept_trials, lines_of
 
 from ..messages import naming
 from .toy_suites import VISION, write
@@ -100,7 +100,7 @@ def test_a_study_without_some_of_its_points_keeps_no_trial(halves: Halves) -> No
     done = run_suite(halves.suite, store=halves.first, part=Part(seeds=[10_000, 10_001]))
     for cell in lines_of(done.summary.cells, Cell):
         assert cell.studies is not None
-        seeds = [seed for seed in lines_of(done.summary.seeds, Seed) if seed.cell == cell.number]
+        seeds = [seed for seed in done.summary.all_seeds if seed.cell == cell.number]
         assert len(seeds) == 2
         assert not kept_trials(cell.studies, seeds)
 

@@ -138,11 +138,11 @@ def test_a_recipe_of_an_earlier_version_means_what_it_meant(every: Study) -> Non
         assert planned(lines(cell)).trials[0].id == before.id
 
 
-def test_the_method_of_another_version_has_a_reason_and_no_lines(every: Study) -> None:
+def test_the_lines_name_the_version_of_their_method(every: Study) -> None:
     other = _changed(every, method=lambda method: method | {"version": 99})
     text = suite_lines(other)(other.all_cells[0])
-    assert text.startswith("None: ")
-    assert "99" in text
+    assert "version 99" in text
+    assert parse(text) == parse(suite_lines(every)(every.all_cells[0]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""The origin of one trial's numbers: suite, code, packages, hardware and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from bench.records.origin import Start, StoredConfig
+from bench.records.record import Record
+from bench.records.words import Artifact
+from bench.store.source import Source
+from methods import UserError
+
+#: The text shown for values that were not stored.
+UNKNOWN = "not stored"
+
+#: Keys of provenance by subject. A key that ends in '_' is a prefix.
+PARTS = {
+    "code": ("harness", "git_commit", "git_dirty", "source_"),
+    "packages": ("python", "version_"),
+    "hardware": ("platform", "cpu", "cpu_cores", "threads", "memory_mib", "gpu", "cuda"),
+    "memory saved by": ("micro_batch", "checkpointing"),
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The origin of one trial's numbers."""
+
+    #: Milliseconds since the epoch. None while it runs.
+    started: int
+    ended: int | None
+    #: Commit, main versions and hardware.
+    facts: Mapping[str, str]
+    #: Suite, lock, packages and seeds of the streams. None if unknown, with the reason in `why`.
+    start: Start | None
+    why: str = ""
+
+    def suite_text(self) -> str:
+        """The suite's text at the start. Raises UserError if it is unknown."""
+        if self.start is None:
+            raise UserError(f"the text of the trial's suite is not known: {self.why or UNKNOWN}")
+        return self.start.suite.text
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yields headings and texts for display, suite and code first."""
+        suite, lock = (self.start.suite, self.start.lock) if self.start else (None, None)
+        named = f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN
+        yield "suite", named
+        if self.start:
+            yield "lock", f"{lock.name}, sha256 {lock.sha256}" if lock else "none"
+        for part, keys in PARTS.items():
+            own = {key.removeprefix("version_"): value for key, value in self._of(keys) if value}
+            text = ", ".join(f"{key} {value}" for key, value in own.items()) or UNKNOWN
+            if part == "memory saved by" and not own:
+                continue
+            if part == "packages" and self.start:
+                text += f"; {len(self.start.libraries)} packages in all"
+            yield part, text
+        if self.start:
+            yield "streams", ", ".join(f"{name} {seed}" for name, seed in self.start.streams.items())
+
+    def _of(self, keys: tuple[str, ...]) -> list[tuple[str, str]]:
+        return [
+            (key, value)
+            for key, value in self.facts.items()
+            if any(key == name or (name.endswith("_") and key.startswith(name)) for name in keys)
+        ]
+
+
+def provenance_of(source: Source, record: Record) -> Provenance:
+    """The stored provenance of a trial. A changed artifact does not raise: `why` names it."""
+    try:
+        config = source.content(record, Artifact.CONFIG, StoredConfig)
+        start, why = (config.start, "an earlier version stored none") if config else (None, "")
+    except UserError as error:
+        start, why = None, str(error)
+    return Provenance(record.started, record.ended, record.provenance, start, "" if start else why)
