@@ -19,7 +19,7 @@ from answers.packed import Packed, table
 from answers.pairs import of_pairs
 from answers.questions import COMPARED, DECODER, ON_IMAGES, RANKS, RETUNED, TUNED, UNTUNED
 from answers.ranks import of_ranks
-from answers.studies import of_studies
+from answers.studies import of_core_rate, of_studies
 from answers.tuning import of_tuning
 from marked import replaced
 
@@ -58,12 +58,14 @@ def in_short(evidence: str, by_letter: Mapping[str, Answer]) -> str:
 
 def of_study(packs: Path = PAGES) -> str:
     """The study's answers in the order of its questions, or how far it is."""
-    by_number = of_studies(packs / "study.tensorbench.zip", packs / "study_fresh.tensorbench.zip")
-    if not by_number["Question 1"].short:
-        return by_number["Question 1"].text
+    study = packs / "study.tensorbench.zip"
+    by_title = of_studies(study, packs / "study_fresh.tensorbench.zip")
+    if not by_title["Question 1"].short:
+        by_title = {"Questions 1 to 5": by_title["Question 1"]}
+    by_title["The core's rate"] = of_core_rate(study, packs / "core_lr.tensorbench.zip")
     return "\n\n".join(
         "\n\n".join(filter(None, [f"### {title}", answer.short, answer.text]))
-        for title, answer in by_number.items()
+        for title, answer in by_title.items()
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -69,6 +69,18 @@ def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
     }
 
 
+def of_core_rate(study: Path, multiples: Path) -> Answer:
+    """TensLoRA+'s claim: the difference that a core makes which learns at 4 and 16 times the rate.
+
+    The rows at the single rate are those of the study, on the tasks of the other pack.
+    """
+    methods = tuple(f"{QKV_DEPTH} [core_lr={multiple}]" for multiple in (4.0, 16.0))
+    tasks = tuple({cell.task: None for cell in read("", [str(multiples)], studies=True).all_cells})
+    selection = Selection(methods=methods, reference=QKV_DEPTH, tasks=tasks)
+    both = analyse_studies(read("", [str(study), str(multiples)], selection, studies=True))
+    return answered([(both, after_tuning), (both, by_trials)])
+
+
 def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
     """The answer to a question from the analysis of each of its parts. Empty with too few studies."""
     rulings = []
@@ -84,13 +96,13 @@ def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
 
 
 def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
-    """The number of studies that every method has completed on every task, and the number planned."""
+    """The number of studies that every method has completed on every task, and the number planned for all."""
     cells = [cell for cell in analysis.study.all_cells if cell.studies]
     numbers = [
         {*analysis.studies[cell.number].numbers} if cell.number in analysis.studies else set()
         for cell in cells
     ]
-    return len(set.intersection(*numbers)), max(cell.studies.studies for cell in cells if cell.studies)
+    return len(set.intersection(*numbers)), min(cell.studies.studies for cell in cells if cell.studies)
 
 
 # --- the rules ---
@@ -119,18 +131,25 @@ def in_words(verdict: Verdict) -> str:
     return verdict.side or "undecided"
 
 
+def by_trials(block: StudyBlock) -> Ruling:
+    """Each method's difference from the reference after each number of trials, without an answer."""
+    rows = [
+        [entrant.method, *(_with_interval(entrant.differences.get(k)) for k in block.ks)]
+        for entrant in block.compared
+    ]
+    return Ruling("", ["method", *(f"k = {k}" for k in block.ks)], rows)
+
+
 def another_order(block: StudyBlock) -> Ruling:
     """Question 2: whether few and many trials put a method on different sides of the reference."""
-    rows, turned = [], []
+    turned = []
     few, most = block.ks[1], block.ks[-1]
     for entrant in block.compared:
-        cells = [_with_interval(entrant.differences.get(k)) for k in block.ks]
-        rows.append([entrant.method, *cells])
         sides = {entrant.differences[k].verdict.side for k in (few, most) if k in entrant.differences}
         if {"better", "worse"} <= sides:
             turned.append(entrant.method)
     short = f"For {listed(turned)}: **yes**." if turned else "**Not shown** for any method."
-    return Ruling(short, ["method", *(f"k = {k}" for k in block.ks)], rows)
+    return replace(by_trials(block), short=short)
 
 
 def forgiving(block: StudyBlock) -> Ruling:

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 import bench
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
 from reports.advice import rate_advice
 from reports.inference.effects import Answer, Verdict
 from reports.reading import read
 from reports.selection import Selection
 from reports.studies import StudyAnalysis, StudyBlock, analyse_studies
 
-from ..stored import write
+from ..stored import Result, write
 from .made_up import NewStore
 from .made_up_studies import NAME, plan_of, result
 
@@ -97,6 +99,33 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
     assert f"**better by what matters**: {ALL_MODES}" in answers["Question 1"].short
     assert f"**worse by what matters**: {ATT}" in answers["Question 1"].short
     assert answers["Question 4"].short.endswith("**yes**.")
+
+
+def test_a_core_s_rate_is_compared_with_the_rows_of_the_study(
+    pack: Path, tmp_path: Path, new_store: NewStore, script: Script
+) -> None:
+    core = {"method": "tenslora", "variant": "qkv_depth"}
+    methods = [core, *({**core, "training": {"core_lr": multiple}} for multiple in (4, 16))]
+    changes = {"name": "core_lr", "methods": methods, "tuning": {"studies": 3, "points": 4}}
+    uri = new_store(tmp_path)
+
+    def slower(trial: Trial, row: Row) -> Result | None:
+        """The rows at the single rate are never run here, and a core at 16 times the rate loses 3 points."""
+        if trial.recipe.core_lr == 1:
+            return None
+        made = result(trial, row)
+        if trial.recipe.core_lr == 4 or made is None:
+            return made
+        answers = np.array(made.answers)
+        answers[np.flatnonzero(answers == made.labels)[:30]] ^= 1
+        return replace(made, answers=answers, score=float((answers == made.labels).mean()))
+
+    write(uri, plan_of(**changes), slower)
+    bench.pack("core_lr", out=str(tmp_path / "core_lr.tensorbench.zip"), store=uri)
+    answer = script("answers.studies").of_core_rate(pack, tmp_path / "core_lr.tensorbench.zip")
+    assert answer.state == "3 of 3 studies complete"
+    assert f"**worse by what matters**: {QKV_DEPTH} [core_lr=16.0]" in answer.short
+    assert [cells[0] for cells in rows(answer.text)[1:3]] == [f"{QKV_DEPTH} [core_lr={n}.0]" for n in (4, 16)]
 
 
 def test_words_follow_the_verdict(script: Script) -> None:
