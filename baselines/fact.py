@@ -63,7 +63,7 @@ class FacTTT(_FacT):
     title: ClassVar[str] = "FacT-TT"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger of d and H·h, since U and V are bases of these dimensions."""
+        """The larger of d and H·h: neither U nor V has more rows."""
         return (self.slices(geometry).width,)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:

@@ -70,7 +70,7 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
 
 class _WholeTrains(OwnPairs):
-    """For each projection the trains of all layers."""
+    """The tensor trains of all sites. Those of a projection are stacked over layers."""
 
     def __init__(self, method: TTLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

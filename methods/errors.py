@@ -27,9 +27,9 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str, most: int = SHOWN) -> str:
-    """The text, cut to `most` characters with an ellipsis. Lone surrogates are spelled out.
+    """Shortens a text to `most` characters, the last one "…", and then escapes lone surrogates.
 
-    No terminal or file could take half of a surrogate pair.
+    No terminal or file can encode a lone surrogate.
     """
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return short.encode("utf-8", "backslashreplace").decode("utf-8")

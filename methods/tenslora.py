@@ -215,10 +215,10 @@ class TensLoRA(CutMethod):
         return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """Sets the ranks nearest to the budget by the rules of `methods.tenslora_ranks`.
+        """The same variant with the ranks nearest to the budget, by the rules of `methods.tenslora_ranks`.
 
         `uneven` lets r(input) be one above r(output) in a Tucker tensor without heads, and the first bonds of
-        a tensor train be one above the others.
+        a tensor train be one above the others. Raises UserError if ranks of 1 exceed the budget.
         """
 
         def count(ranks: tuple[int, ...]) -> int:

@@ -107,7 +107,7 @@ class Block:
 
     @property
     def held(self) -> str:
-        """The joint level as text, such as "95%"."""
+        """The joint level as text, such as "95%". With several references, also that over all of them."""
         together = f", those of all {self.families} references together with 95%"
         return f"{100 * self.level:.4g}%" + together * (self.families > 1)
 

@@ -195,7 +195,7 @@ def _read_single(uri: str, name: str) -> Study:
 def _moves(
     before: _Side, after: _Side, common: Sequence[CellName], matters: Mapping[str, float]
 ) -> list[Move]:
-    """The cells: those that changed come first, larger differences before smaller ones."""
+    """Compares the common cells. Changed cells come first, then the larger differences."""
     differs: dict[CellName, Differences] = {}
     differences: dict[CellName, Between] = {}
     for name in common:

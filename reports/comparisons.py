@@ -89,7 +89,10 @@ class AgainstReference:
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """The numbers of settings won (interval above zero), tied (contains zero) and lost (below zero)."""
+        """The numbers of settings won (interval above zero), tied and lost (interval below zero).
+
+        A setting without an interval counts as tied.
+        """
         intervals = [interval for interval in self.intervals if interval is not None]
         wins, losses = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
         return wins, len(self.intervals) - wins - losses, losses

@@ -42,9 +42,10 @@ class Against:
 
 
 def against(block: Block, comparison: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
-    """The comparison over all its settings, or on the setting at index `place`.
+    """The difference over all settings of a comparison, or on the setting at index `place`.
 
-    Its interval is simultaneous with those of the block and, over all settings, with `beside` others.
+    Over all settings, its interval is simultaneous with those of the block and with `beside` others. On one
+    setting, it is simultaneous with those of the block on all settings.
     """
     assert block.reference is not None
     shown, floor = comparison.effect, comparison.if_floor.effect if comparison.if_floor else None
@@ -105,7 +106,7 @@ class Claim:
 
 
 def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
-    """Yields a finding for each block, followed by one for each setting if the block has several."""
+    """Yields a claim for each block, followed by one for each setting if the block has several."""
     for block in blocks:
         if len(block.settings) == 1:
             yield _finding(study, block, 0)
@@ -154,9 +155,10 @@ def _finding(study: Study, block: Block, place: int | None) -> Claim:
 def _better_part(
     study: Study, block: Block, place: int | None, cells: Sequence[int]
 ) -> tuple[AgainstReference, int] | None:
-    """The comparison of the best method on one setting among those without runs on some other setting.
+    """A method that ran on this setting but not on all, if its mean is above that of `cells`.
 
-    The integer is the setting's index in this comparison. None unless the mean is above that of `cells`.
+    Returns the comparison of the best such method, and the setting's index in this comparison. None if there
+    is no such method, and for all settings together (`place` is None).
     """
     if place is None:
         return None

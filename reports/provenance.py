@@ -37,7 +37,7 @@ class Provenance:
     why: str = ""
 
     def suite_text(self) -> str:
-        """The suite's text at the start. Raises UserError if it is unknown."""
+        """The text of the suite when the trial started. Raises UserError if it is unknown."""
         if self.start is None:
             raise UserError(f"the text of the trial's suite is not known: {self.why or UNKNOWN}")
         return self.start.suite.text

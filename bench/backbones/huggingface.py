@@ -363,7 +363,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
 
 
 def _positions(config: Any, kind: Kind) -> int:
-    """The number of positions in the configuration, or else of the longest texts in training."""
+    """The largest number of tokens in an input: the configuration's, or else the kind's `trained_tokens`."""
     positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
     assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
     return int(positions)

@@ -55,7 +55,7 @@ def inference_table(rows: Sequence[Timing], title: str) -> Table:
 
 
 def _table(title: str, *numbers: str) -> Table:
-    """An empty table with a row for each method and rank mode."""
+    """A table without rows yet. It will have one per method and rank mode."""
     headings = ("rank mode", *numbers)
     table = plain_table(title, "method", *headings, texts=("rank mode",), unbroken=headings)
     table.columns[0].min_width = 12

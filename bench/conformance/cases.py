@@ -88,10 +88,11 @@ def conformance_cases(
 
 
 def variations(presets: Sequence[Method]) -> list[Method]:
-    """Methods that together show every pair of option values, based on the first preset.
+    """Methods that together show every possible pair of option values, based on the first preset.
 
-    Options are the fields with a fixed set of values (Literal, bool) that are not `unvaried`. Combinations
-    that the method refuses are left out, and so are those that equal a preset.
+    Options are the fields with a fixed set of values (Literal, bool), except `shared_heads` and those in
+    `unvaried`. Combinations are left out if the method refuses them, if an option has no effect in them, or
+    if they equal a preset.
     """
     base = presets[0]
     # The first backbone's geometry has no shared heads.

@@ -51,9 +51,9 @@ WAIT, GROWTH = 2.0, 10.0
 
 
 def patiently(store: Store, ask: Callable[[], Answer]) -> Answer:
-    """Calls `ask`, which reads the store, and waits for the end of an outage if necessary.
+    """Calls `ask`, which reads the store. Repeats it in an outage of the store until it succeeds.
 
-    Raises StoreError if the outage does not end.
+    Raises StoreError if the outage lasts too long, and at once if the store refuses the request.
     """
     give_up = time.monotonic() + _patience(store)
     while True:
@@ -274,9 +274,9 @@ class _Driving:
             self._away(error)
 
     def _drop_settled(self, taken: Mapping[str, tuple[int, str]]) -> None:
-        """Drops trials that other drivers settled lately. Otherwise each would be claimed to notice it.
+        """Drops queued trials that other drivers have settled recently, without claiming each of them.
 
-        Nothing depends on the clocks of machines: a trial that this misses is noticed when it is claimed.
+        Machines with wrong clocks do no harm: a trial that this misses is noticed when it is claimed.
         """
         now = time.time()
         if now < self.refreshed + LOOK:

@@ -112,7 +112,7 @@ def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -
 
 
 def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
-    """The seconds per step of all stored trials, by workload."""
+    """The seconds per step of each finished trial with measured times, by workload."""
     times: dict[Workload, list[float]] = defaultdict(list)
     for record in records:
         seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)

@@ -1,4 +1,4 @@
-"""A driver's session on an experiment: leftover records are sent, runs closed, claims held."""
+"""A driver's session on an experiment: sends leftover records, closes leftover runs, holds claims."""
 
 from __future__ import annotations
 
@@ -70,7 +70,11 @@ class Session:
 
 @contextmanager
 def session(store: Store) -> Iterator[Session]:
-    """Context of a driver: sends and closes leftovers of earlier processes, and holds claims."""
+    """Context with a driver's session, which ends the driver's claims on exit.
+
+    On entry it sends the records and closes the runs that earlier processes left behind. Raises StoreError
+    in an outage.
+    """
     claims = Claims(store)
     claims.open()
     try:

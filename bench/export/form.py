@@ -157,7 +157,7 @@ class Form(ABC):
         """The JSON from which `bench.export.loading` builds the model."""
 
     def source(self, merged: bool) -> dict[str, Any]:
-        """The part of the settings that locates the weights."""
+        """The fields of `settings` about the weights: their origin, and whether merged or quantised."""
         return {
             "merged": merged,
             "original": self.origin.label,

@@ -1,4 +1,4 @@
-"""Names of processes, by which others on the same machine can tell whether a process is still alive."""
+"""Names processes, so that others on the same machine can tell whether one is still alive."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def measure(
 
     `notify(done, all, label)` is called before a contender is timed, and in the first round `first(label,
     rank mode, step in ms)` afterwards. `backbone_name` is a registered name; names of shapes begin with
-    `SHAPES`. Raises UserError.
+    `SHAPES`. Raises UserError for an unknown backbone or rank mode, and as `contenders` does.
     """
     for mode in rank_modes:
         if mode not in RANK_MODES:

@@ -138,7 +138,7 @@ def log_probabilities(logits: NDArray[Any], labels: Integers) -> NDArray[np.floa
 
 
 def _of(outputs: NDArray[Any], classes: Integers) -> NDArray[Any]:
-    """The output of one class for each example."""
+    """From outputs (examples, classes), each example's output for its entry of `classes` (examples,)."""
     return np.take_along_axis(outputs, classes[:, None].astype(int), axis=1)[:, 0]
 
 

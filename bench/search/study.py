@@ -267,7 +267,8 @@ class RankSearch:
     def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> SampledPoint:
         """An untried point: first the heuristic's within the budget, then draws from a model of tried points.
 
-        Points are drawn on a copy of the study, so that repeated draws leave no trace in it.
+        A space that will be tried completely is drawn from uniformly, without a model. Points are drawn on a
+        copy of the study, so that repeated draws leave no trace in it.
         """
         if not taken:
             assert self.cell.method.size

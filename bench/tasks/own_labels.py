@@ -25,7 +25,8 @@ def read_labels(
 ) -> tuple[tuple[str, ...], Sequence[Any]]:
     """The classes, and the label of each row as in `Examples`.
 
-    With several label columns, a value is a tuple. `line` gives a row's name in messages. Raises UserError.
+    With several label columns, a value is a tuple. `line` gives a row's name in messages. Raises UserError
+    for a label that is missing, of the wrong type, or not one of the classes.
     """
     reader = _Reader(description, line)
     values = [value for part, _ in parts for value in part]
@@ -95,7 +96,7 @@ class _Reader:
         return number
 
     def flagged(self, values: Sequence[Any], row: int) -> tuple[int, ...]:
-        """The numbers of the columns with a 1."""
+        """The indices of the label columns that hold a 1. Raises UserError unless all hold 0 or 1."""
         numbers = []
         for number, (value, column) in enumerate(zip(values, self._description.label or (), strict=True)):
             flag = None if is_blank(value) else _FLAGS.get(self._key(value, row, column).casefold())
@@ -105,7 +106,10 @@ class _Reader:
         return tuple(numbers)
 
     def keys(self, value: Any, row: int) -> list[str]:
-        """The labels of a row, each as a text that identifies the label."""
+        """The labels of a row, as texts that identify the classes.
+
+        Multi-label rows may have none. Raises UserError for a missing label and a value that is no class.
+        """
         if self._description.target == "single label":
             if is_blank(value):
                 raise self._wrong(value, row, self.column)

@@ -12,7 +12,10 @@ from bench.tasks.task import Examples, Task
 
 
 def rows(member: str) -> list[tuple[str, float, str]]:
-    """Source, mean rating and text of each row in a file of the archive. Raises UserError."""
+    """Source, mean rating and text of each row in a file of the archive.
+
+    Raises UserError if the archive cannot be downloaded.
+    """
     folder = fetch("vader-sentiment") / "vaderSentiment-3.3.2" / "additional_resources"
     with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
         file = archive.extractfile(f"hutto_ICWSM_2014/{member}_GroundTruth.txt")
@@ -27,7 +30,7 @@ _LEAST_RATING = 0.5
 
 
 class _RatedSentences(Task):
-    """Positive or negative, by the sign of the mean rating. Omits sentences rated within ±0.5."""
+    """Positive or negative, by the sign of the mean rating. Omits ratings strictly within ±0.5."""
 
     modality = "text"
     paired = False

@@ -39,7 +39,10 @@ class Table:
 
 
 def read_csv(file: Path, names: Sequence[str]) -> Table:
-    """Reads columns of a CSV file as texts. An empty value is null. Raises UserError."""
+    """Reads columns of a CSV file as texts. An empty value is null.
+
+    Raises UserError for a file that cannot be read, and for missing or repeated columns.
+    """
     import pandas as pd
     import pyarrow as pa
 
@@ -106,7 +109,7 @@ def _csv_line(file: Path, delimiter: str, row: int) -> int:
 
 
 def _csv_fault(file: Path, delimiter: str, columns: int) -> str:
-    """A message that names the first row with too many values. Without one, a quote is not closed."""
+    """The message for a broken CSV file: its first row with too many values, or else an open quote."""
     line = 1
     for line, fields in _csv_rows(file, delimiter):
         if len(fields) > columns:
@@ -118,9 +121,10 @@ def _csv_fault(file: Path, delimiter: str, columns: int) -> str:
 
 
 def read_jsonl(file: Path, names: Sequence[str], texts: Sequence[str], answers: Sequence[str] = ()) -> Table:
-    """Reads columns of a file with one JSON object per line. Raises UserError.
+    """Reads columns of a file with one JSON object per line.
 
-    Columns in `texts` hold strings. In `answers`, numbers and booleans become texts as in JSON.
+    Columns in `texts` hold strings. In `answers`, numbers and booleans become texts as in JSON. Raises
+    UserError for a file that cannot be read, a missing column, and values of different types.
     """
     import pyarrow as pa
 
@@ -183,9 +187,10 @@ def _check_kinds(
 
 
 def read_parquet(files: Sequence[Path], names: Sequence[str], where: str = "") -> Table:
-    """Reads columns of parquet files with equal columns, one after the other. Raises UserError.
+    """Reads columns of parquet files with equal columns, one after the other.
 
-    `where` is the table's name in messages, by default the first file.
+    `where` is the table's name in messages, by default the first file. Raises UserError for a file that
+    cannot be read, and for a missing column.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -201,7 +206,8 @@ def read_parquet(files: Sequence[Path], names: Sequence[str], where: str = "") -
 def read_dataset(folder: Path, names: Sequence[str]) -> dict[str, Table]:
     """Reads columns of a folder written by `save_to_disk`, by split; "" is a data set without splits.
 
-    Values are read from disk on use. Raises UserError.
+    Values are read from disk on use. Raises UserError for a folder that cannot be read, and for a missing
+    column.
     """
     import datasets
 

@@ -145,7 +145,7 @@ class Resources:
         return plain_tokens(trial.forgetting, backbone.info.input)
 
     def bare_loss(self, trial: Trial, backbone: LoadedBackbone, text: Sequence[Tensor]) -> float:
-        """The bare backbone's mean loss on a text, measured once."""
+        """The bare backbone's mean loss per token on a text. Measured once per text and precision."""
         key = (str(trial.forgetting), trial.recipe.precision)
         if key not in self._bare:
             self._bare[key], _ = text_loss(backbone, text, trial.recipe)

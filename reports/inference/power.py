@@ -108,7 +108,7 @@ class Design:
         return halves
 
     def needs(self, difference: float) -> int | None:
-        """The number of seeds that detect this difference with probability `POWER`.
+        """The smallest number of seeds that detects this difference with probability `POWER`.
 
         None if it exceeds `MOST_SEEDS`, or if test examples or tuning vary too much for any number of seeds.
         """

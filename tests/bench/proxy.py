@@ -23,7 +23,7 @@ Choose = Callable[[str], Fault | None]
 
 
 def endpoint_of(method: str, path: str) -> str:
-    """The purpose of a request without its identifiers; all artifacts are one endpoint."""
+    """A request's method and path, without its query. All artifacts count as one endpoint."""
     path = urlparse(path).path.removeprefix("/api/2.0/")
     return f"{method} " + re.sub(r"(artifacts/artifacts).*", r"\1", path)
 
@@ -89,7 +89,7 @@ def proxy(server: str) -> Iterator[Proxy]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Handles one connection, which each answer closes."""
+    """Handles one request, then closes the connection."""
 
     proxy: Proxy
 

@@ -30,7 +30,7 @@ from .made_up import SMALL, NewStore, plan_of, store
 
 
 def cells(**columns: Any) -> list[Cell]:
-    """One complete cell per entry of the named columns; the other columns are constant."""
+    """Complete cells, one per entry of the lists in `columns`. Other values are equal in all cells."""
     count = max(len(column) for column in columns.values() if isinstance(column, list))
     values = {"task": "t", "backbone": "b", "complete": True} | columns
     blank = dict.fromkeys(column.name for column in fields(Cell)) | {"measures": {}}

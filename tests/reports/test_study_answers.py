@@ -110,7 +110,7 @@ def test_a_core_s_rate_is_compared_with_the_rows_of_the_study(
     uri = new_store(tmp_path)
 
     def slower(trial: Trial, row: Row) -> Result | None:
-        """The rows at the single rate are never run here, and a core at 16 times the rate loses 3 points."""
+        """Runs no trial with `core_lr` 1. With `core_lr` 16, trials lose 3 points."""
         if trial.recipe.core_lr == 1:
             return None
         made = result(trial, row)

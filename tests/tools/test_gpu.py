@@ -73,7 +73,7 @@ def step(function: Callable[..., Iterator[Row]], **options: Any) -> Step:
 
 
 def run(folder: Path, *steps: Step, **options: Any) -> tuple[bool, list[Row], dict[str, Row]]:
-    """Runs the command. Returns whether everything passed, the rows of results, and how steps ended."""
+    """Runs the steps. Returns whether all passed, the rows of results, and each step's end by name."""
     made = Runner(folder, 3600, start="fork", tell=lambda _: None, **options)
     passed = made.run(steps)
     rows = runner.read(folder)

@@ -73,7 +73,7 @@ def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
 
 @pytest.fixture
 def scripts(tmp_path: Path, store: Store) -> list[str]:
-    """The scripts from the page, with this test's suite and store."""
+    """The SLURM scripts in `PAGE`, with this test's suite and store, and a free port."""
     suite = write(tmp_path, seeds=list(range(TRIALS)), training={"batch_size": 16, "steps": 2})
     blocks = re.findall(r"^    #!/bin/bash\n(?:    .*\n)+", PAGE.read_text(), re.M)
     own = {"suites/registry.yaml": str(suite), "http://SERVER:5000": store.uri, "6379": str(free_port())}

@@ -39,7 +39,7 @@ LONG = {"batch_size": 16, "steps": 10**7}
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock set by hand."""
+    """A clock set by hand: a list whose only entry is the time in seconds."""
     now = [1000.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
     return now

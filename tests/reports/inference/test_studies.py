@@ -252,7 +252,10 @@ def test_the_interval_of_the_failed_share_is_exact() -> None:
 
 
 def parabola(optimum: float, cliff: float = inf, studies: int = 5, base: float = 0.85) -> CompleteStudies:
-    """Scores without noise, 4 points per decade², on a window of one decade."""
+    """Studies without noise on a window of one decade: scores fall from `base` by 4 points per decade².
+
+    Trials more than `cliff` decades above the optimum have the score by chance.
+    """
     offsets = stratified(np.random.default_rng(7), studies, 8)
     scores = base - 0.04 * (offsets - optimum) ** 2
     scores[offsets - optimum > cliff] = 0.5
