@@ -250,7 +250,7 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
 def above_reference(study: Study, block: Block) -> float | None:
     """The converged head's mean difference from a block's reference; positive is better.
 
-    None if one of the block's settings has no converged head.
+    None if the block has no reference, or if either has no score on one of the block's settings.
     """
     if block.reference is None:
         return None

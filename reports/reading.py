@@ -297,7 +297,7 @@ def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Stored], absent: str) -> Stored:
-    """Parses a tag's JSON. Raises UserError if it is malformed."""
+    """Parses a tag's JSON, or `absent` if the run lacks the tag. Raises UserError if it is malformed."""
     text = record.tag(tag, absent)
     try:
         return form.validate_json(text)

@@ -170,11 +170,12 @@ def deal(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Deals examples into splits. Returns the positions of each split's examples, in order.
 
-    Deals the blocks of `blocks`, large ones first, each to the split whose class shares it disturbs least.
+    Deals the blocks that `blocks` returns, large ones first. Each goes to the split in which it disturbs the
+    shares of classes least.
     Official test and validation splits stay unchanged; a missing validation split is dealt from train. Splits
     are shuffled, so that their first n examples are a fair sample. A `seed` changes deal and order. Raises
-    UserError if a split lacks a class, if fractions do not add up to 100, and for a suite's fractions with
-    official splits.
+    UserError if a split is empty or lacks a class, if fractions do not add up to 100, for a suite's fractions
+    with official splits, and if every example duplicates one with another label.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
     if not len(kept) and len(labels):

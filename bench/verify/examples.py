@@ -75,7 +75,7 @@ def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataF
 
 @dataclass
 class Splits:
-    """The examples and labels of every split, as stored by each trial scored on it."""
+    """Compares the examples and labels that trials scored on the same split have stored."""
 
     #: By a split's key: each trial's finding and the hash of its examples.
     _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))

@@ -100,7 +100,7 @@ def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = Fals
 
 
 def weaker(first: Verdict, second: Verdict) -> Verdict:
-    """The claims that two verdicts have in common."""
+    """The verdict with only the claims that both verdicts make."""
     if Answer.NONE in (first.answer, second.answer):
         return Verdict(Answer.NONE)
     side = first.side if first.side == second.side else ""

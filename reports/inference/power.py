@@ -53,9 +53,9 @@ class Design:
         return self.examples + self.tuning
 
     def error(self, seeds: int | None = None) -> Error:
-        """The error, optionally with another number of seeds.
+        """The error with this number of seeds, by default the design's own.
 
-        A setting with most of the variance also has most of the degrees of freedom.
+        The degrees of freedom are Welch's: settings with more variance count more.
         """
         seeds = seeds or self.seeds
         variances = [spread / seeds for spread in self.spreads]

@@ -23,7 +23,7 @@ from .toy import GEOMETRY, ToyBackbone, attached, gradients
 
 @contextmanager
 def linear_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """The weight shapes of all linear maps applied inside the block."""
+    """Context that yields a list, to which every call of `F.linear` adds the shape of its weight."""
     shapes: list[tuple[int, ...]] = []
     apply = F.linear
 

@@ -39,7 +39,10 @@ def write(folder: Path, name: str, content: Any) -> None:
 
 
 def snapshots(folder: Path, scores: Sequence[Sequence[float]]) -> list[Path]:
-    """Writes a folder per wave, with the first row as the reference."""
+    """Writes result files: a folder for each wave, with a file for each of its scores.
+
+    The first score of a wave is the reference's.
+    """
     for wave, row_scores in enumerate(scores):
         for row, score in enumerate(row_scores):
             name = REFERENCE if row == 0 else f"lora--{row}"
