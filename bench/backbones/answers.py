@@ -24,7 +24,10 @@ def has_vocabulary(backbone: LoadedBackbone) -> bool:
 
 
 def unembedding_of(backbone: LoadedBackbone) -> Tensor | None:
-    """The argument `unembedding` for `token_logits`, on the encoder's device."""
+    """The argument `unembedding` for `token_logits`, on the encoder's device.
+
+    None if the output layer is tied to the input embeddings, or if the backbone has none.
+    """
     if _tied(backbone) or backbone.unembedding is None:
         return None
     return backbone.unembedding.to(next(backbone.module.encoder.parameters()).device)
@@ -71,9 +74,10 @@ class Writer:
         return torch.stack([torch.zeros_like(likelihood), likelihood, predicted.sum(1).to(likelihood)], 1)
 
     def write(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        """Greedily continues the prompts (batch, tokens) up to the token that ends a text.
+        """Greedily continues prompts (batch, tokens) padded on the left. Returns the answers without them.
 
-        Prompts are padded on the left. The answer to a prompt does not depend on the others.
+        An answer stops before the token that ends a text, after `new_tokens` tokens, or where prompt and
+        answer have `limit` tokens. It does not depend on the other prompts.
         """
         # Without this, a compiled encoder is compiled again for each length of keys and values. A decorator
         # would import torch's compiler together with this module, which takes a second.

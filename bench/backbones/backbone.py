@@ -39,7 +39,7 @@ LARGEST = {
     **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
 }
 
-#: The kind, a name in `bench.backbones.kinds.NAMES`.
+#: The kind of a backbone, one of `bench.backbones.kinds.NAMES`.
 BackboneKind = str
 
 
@@ -111,7 +111,8 @@ class LoadedBackbone:
     """A frozen pretrained classifier: implements `methods.backbone.Backbone`.
 
     `paths` are candidate layouts of the encoder: each maps projections to dotted paths with `{layer}`.
-    Raises UserError if none fits all layers of the described geometry.
+    Raises UserError if none fits all layers of the described geometry, or if the encoder has another number
+    of parameters than described.
     """
 
     def __init__(
@@ -161,9 +162,9 @@ class LoadedBackbone:
     def reset(self, classes: int, generator: torch.Generator, *, fitted: bool = False) -> None:
         """Puts a fresh head for `classes` classes on the backbone.
 
-        Linear weights are drawn from N(0, 0.02) with `generator`, in float32 and on its device; biases are
-        zero. With `fitted`, the head is one linear layer on the pooled features. Raises UserError for fewer
-        than one class.
+        Linear weights are normal with standard deviation 0.02, drawn by `generator` in float32; biases are
+        zero. With `fitted`, the head is one linear layer on the pooled features. An earlier
+        `Classifier.answers` is removed. Raises UserError for fewer than one class.
         """
         if classes < 1:
             raise UserError(f"a head needs at least 1 class, got {classes}")
@@ -233,7 +234,10 @@ class LoadedBackbone:
 
 
 def pixel_size(name: str, native: int, requested: int | None, patch: int) -> int:
-    """The image size in pixels. Raises UserError unless a requested one is a multiple of the patch size."""
+    """The requested image size in pixels, or else the native one.
+
+    Raises UserError for a requested size that is not a multiple of the patch size.
+    """
     if requested is not None and requested % patch:
         lower = max(requested // patch, 1) * patch
         raise UserError(
@@ -298,9 +302,10 @@ def locate(
     layouts: Sequence[Mapping[str, str]],
     prefix: str = "encoder",
 ) -> dict[Site, str]:
-    """The paths of all sites, with the encoder at `prefix` in a module, from the first layout that fits.
+    """The dotted path of every site, from the first layout that fits.
 
-    Raises UserError if none fits: every site must be a Linear of the geometry's shape.
+    Paths begin with `prefix`, the encoder's own path in the module around it. Raises UserError if no layout
+    fits: every site must be a Linear of the geometry's shape.
     """
     faults = []
     for layout in layouts:

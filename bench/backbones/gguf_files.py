@@ -11,15 +11,16 @@ from bench.backbones.backbone import LARGEST, MOST_KEYS
 from bench.backbones.huggingface import quiet
 from methods.errors import UserError, first_few
 
-#: The largest number of values in a header: four times a vocabulary of a million tokens.
+#: The largest number of values read from a header: eight for each token of a vocabulary of a million.
 MOST_VALUES = 1 << 23
 
 
 def convert_gguf(source: Path, target: Path, quantisation: str | None = None) -> None:
     """Writes the model and the tokenizer of a GGUF file to a folder, dequantised to float32.
 
-    transformers reads the file with the package gguf. Raises UserError without that package, for an invalid
-    file, for an unknown quantisation, and if most weights are not of the expected `quantisation`.
+    transformers reads the file with the package gguf. `quantisation` is the expected form of most weights,
+    such as "Q4_1"; None accepts any. Raises UserError without that package, for a file that is invalid or
+    lacks weights, for a quantisation that gguf cannot undo, and for another one than expected.
     """
     if find_spec("gguf") is None:
         raise UserError(f"{source.name} is read by the package gguf: pip install 'tensorpeft-bench[gguf]'")
@@ -51,7 +52,7 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
 
 
 def _unembedding(source: Path) -> dict[str, Any]:
-    """The output layer of the language model, unless it is tied to the input embeddings."""
+    """The output layer (vocabulary, hidden) by its name in a checkpoint. Empty if the file has none."""
     import torch
     from gguf.quants import dequantize
 
@@ -62,7 +63,11 @@ def _unembedding(source: Path) -> dict[str, Any]:
 
 
 def _quantisation(source: Path) -> str:
-    """The quantisation of most weights. Raises UserError for one that cannot be dequantised."""
+    """The quantisation of most weights, by its name in gguf.
+
+    Raises UserError for an invalid file, for a file without weights, and for a quantisation that gguf cannot
+    undo.
+    """
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -88,7 +93,11 @@ def _quantisation(source: Path) -> str:
 
 
 def _tensors(source: Path) -> list[Any]:
-    """The tensors of a file. Raises ValueError for a header that exceeds the file."""
+    """The tensors of a file.
+
+    Raises ValueError for a header that exceeds the file or `MOST_VALUES`, or has an implausible number of
+    layers.
+    """
     import numpy as np
     from gguf import GGUFReader
 

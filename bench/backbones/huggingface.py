@@ -53,7 +53,10 @@ class FolderBackbone:
     path: Path
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Reads config, tokenizer and hash (see `BackboneEntry`). Raises UserError for a bad folder."""
+        """Reads the config and hashes tokenizer and weights (see `BackboneEntry`).
+
+        Raises UserError for a folder without weights, and as `describe_folder` does.
+        """
         folder = self.path.expanduser()
         files = _checkpoint_files(folder)
         return describe_folder(
@@ -65,7 +68,7 @@ class FolderBackbone:
         )
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """Loads the weights (see `BackboneEntry`). Raises UserError if they are incomplete or do not fit."""
+        """Loads the weights (see `BackboneEntry`). Raises UserError as `describe` and `load_folder` do."""
         return load_folder(self.path.expanduser(), self.describe(image_size))
 
 
@@ -78,7 +81,10 @@ class HubBackbone:
     locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Downloads config and tokenizer (see `BackboneEntry`). Raises UserError as `snapshot` does."""
+        """Downloads config and tokenizer (see `BackboneEntry`).
+
+        Raises UserError as `snapshot` and `describe_folder` do.
+        """
         folder = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked)
         return describe_folder(
             folder,
@@ -89,7 +95,10 @@ class HubBackbone:
         )
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """Downloads the weights (see `BackboneEntry`). Raises UserError as `snapshot` and `load_folder`."""
+        """Downloads the weights (see `BackboneEntry`).
+
+        Raises UserError for a repository without safetensors weights, and as `describe` and `load_folder` do.
+        """
         commit = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked).name
         folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES, locked=self.locked)
         # The hub's cache may have only the files for a description, and does not tell which others exist.
@@ -106,7 +115,11 @@ class HubBackbone:
 def describe_folder(
     folder: Path, *, name: str, weights_hash: str, description: str, image_size: int | None
 ) -> BackboneInfo:
-    """Describes a checkpoint folder by its config. Raises UserError for a bad folder."""
+    """Describes a checkpoint folder by its config and tokenizer, without its weights.
+
+    Raises UserError for a config that is missing, invalid or of an unsupported model, for an image size that
+    does not fit, and for a tokenizer whose tokens the model does not know.
+    """
     with _config(folder) as config:
         model_input, shape = _model_input(folder, config, name, image_size), KINDS[config.model_type].shape
         return BackboneInfo(
@@ -136,8 +149,8 @@ def parameters(config: Any, model_input: ModelInput) -> int:
 def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     """Loads a checkpoint folder as described by `info`.
 
-    Raises UserError naming the keys for missing and unexpected weights. transformers would draw missing ones
-    at random with only a warning.
+    Raises UserError for weights that do not load, and for missing and unexpected weights, naming their keys.
+    transformers would draw missing ones at random with only a warning.
     """
     import transformers
 
@@ -169,7 +182,7 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
 
 
 def _unembedding(folder: Path) -> Tensor | None:
-    """The output layer in a language model's checkpoint. None without one."""
+    """The output layer (vocabulary, hidden) in a language model's checkpoint. None without one."""
     from safetensors import safe_open
 
     # Like transformers, prefer model.safetensors over shards beside it.
@@ -206,7 +219,7 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
 
 
 def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
-    """Loads the tokenizer of a checkpoint folder. Raises UserError if it has none.
+    """Loads the tokenizer of a checkpoint folder. Raises UserError if there is none or it does not load.
 
     With `pads_by_end`, a tokenizer without a padding token (as of many decoders) pads with its end token.
     Padding is masked, so the token has no effect.
@@ -409,7 +422,10 @@ def quiet() -> Iterator[None]:
 
 
 def normalisation(folder: Path, usual: Normalisation) -> Normalisation:
-    """Mean and standard deviation of pixels from a folder's preprocessing file, or `usual` without one."""
+    """Mean and standard deviation of pixels from a folder's preprocessing file, or `usual` without one.
+
+    Raises UserError for a file that does not rescale pixels to 0 to 1, or without three numbers per field.
+    """
     # For models with a tokenizer (CLIP), transformers 5 writes one file for tokenizer and images.
     file = folder / "processor_config.json"
     settings = read_object(file).get("image_processor") if file.is_file() else None

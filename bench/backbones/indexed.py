@@ -50,7 +50,11 @@ class Pixels:
 
 @dataclass(frozen=True)
 class AssetBackbone:
-    """A transformers checkpoint in an asset, or one converted from an asset by `folder`."""
+    """A backbone whose weights are in an asset (see `bench.machine.assets`).
+
+    `folder` downloads the asset, converts it if necessary, and returns the checkpoint folder. `pixels` is
+    None for a text backbone; only text backbones use `max_tokens` and `vocabulary`.
+    """
 
     name: str
     asset: str

@@ -31,7 +31,8 @@ CLIP: Normalisation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130
 #: A weight for masked images only, not used in our forward passes.
 MAY_MISS = ("mask_token",)
 
-#: Weights of transformers' task models outside the encoder: heads and old buffers.
+#: Weights of transformers' task models outside the encoder: heads and old buffers. Each name is a part
+#: of a dotted key.
 MAY_EXCEED = (
     *("pooler", "classifier", "cls_classifier", "distillation_classifier", "pre_classifier", "cls"),
     *("lm_head", "qa_outputs", "decoder", "mask_token", "position_ids"),
@@ -80,7 +81,7 @@ _OF_GATED_T5 = _layout(
     _T5_BLOCK, *_T5_ATTENTION, *(f"layer.1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo"))
 )
 
-#: The layouts of ViT and DINOv2 in transformers 4, for wrapped models.
+#: The paths of attention in ViT and DINOv2 of transformers 4, for wrapped models.
 _OLD = (
     *("attention.attention.query", "attention.attention.key", "attention.attention.value"),
     "attention.output.dense",

@@ -22,8 +22,8 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     `bench.backbones.load`. Everything outside the encoder is the head, except a language model's output
     layer, which stays frozen. The model's `parameters()` then include the adapter's, so that an optimizer or
     transformers' Trainer trains adapter and head. Raises UserError for any other model, for a model with an
-    adapter, for a parameter outside the encoder that belongs to no submodule, for a method that trains
-    nothing, and as `Method.check` does.
+    adapter, for a parameter outside the encoder that belongs to no submodule, for a method that only a trial
+    can fit (`Method.fits_head`), and as `Method.check` does.
     """
     if not isinstance(method, Method):
         raise UserError(f"wrap(): method should be made by methods.create, got {shown(method)}")
@@ -68,7 +68,11 @@ def _plain(model: Any) -> _PlainBackbone:
 
 
 def _encoder(model: nn.Module) -> tuple[str, Any]:
-    """The path and the module of a model's only encoder."""
+    """The path and the module of a model's only encoder.
+
+    Raises UserError for a model without an encoder of a known kind, for a bare encoder, and for a second
+    transformers model beside the encoder.
+    """
     supported = {(kind.model_class, name) for name, kind in KINDS.items()}
     models = [(path, module) for path, module in model.named_modules() if _model_type(module)]
     encoders = [pair for pair in models if (type(pair[1]).__name__, _model_type(pair[1])) in supported][:1]
@@ -89,7 +93,7 @@ def _encoder(model: nn.Module) -> tuple[str, Any]:
 
 
 def _model_type(module: Any) -> str | None:
-    """The type of a transformers model. None for its parts, which also have a configuration."""
+    """The type of a transformers model. None for any other module, such as a layer with a configuration."""
     is_model = hasattr(module, "base_model_prefix") and hasattr(module, "config")
     return getattr(module.config, "model_type", None) if is_model else None
 

@@ -120,7 +120,7 @@ def mean_of_patches(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
 
 
 def _for_every_query(attention_mask: Tensor) -> Tensor:
-    """Expands (batch, tokens) to a boolean mask (batch, head, query, key).
+    """Reshapes (batch, tokens) to a boolean mask (batch, 1, 1, tokens), the same for every head and query.
 
     With a two-dimensional mask, transformers waits for the device in every step to check whether it masks
     anything.
@@ -137,7 +137,10 @@ def _mean(states: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 class DenseHead(nn.Module):
-    """Dropout, dense, activation, dropout, projection, as in transformers' text classifiers."""
+    """Dropout, dense, activation, dropout, projection, as in transformers' text classifiers.
+
+    `before` is the first dropout's probability, `after` the second's.
+    """
 
     def __init__(
         self, hidden: int, before: float, after: float, activation: Callable[[Tensor], Tensor], classes: int

@@ -148,7 +148,7 @@ def with_encoder(
     layer_scale: bool = False,
     spare_tokens: int = 0,
 ) -> Geometry:
-    """The geometry with `encoder` computed.
+    """The geometry with the encoder's number of parameters computed as `encoder`.
 
     Vision: `patches` of `patch` × `patch` pixels, a class token and `spare_tokens` further tokens (such as a
     mask token), and a final norm. Text: `vocabulary`, `positions`, two token types and a norm. Every layer

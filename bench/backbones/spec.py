@@ -73,7 +73,7 @@ class BackboneSpec(Lockable):
 
     @property
     def hub_name(self) -> str | None:
-        """The backbone's hub repository as written in a suite. None if it is not from a hub."""
+        """The hub repository as written in a suite, or `timm:` and a timm model. None if not from a hub."""
         if self.local is not None or self.name is not None:
             return None
         return self.hub or f"timm:{self.timm}"
@@ -90,7 +90,7 @@ class BackboneSpec(Lockable):
         return info
 
     def pinned(self, info: BackboneInfo) -> BackboneSpec:
-        """The same backbone, fixed to the commit in `info`."""
+        """The same backbone, fixed to the commit in `info`. Unchanged if it is not from a hub."""
         return self if self.hub_name is None else self.at(info.weights_hash.rpartition("@")[2])
 
     def at(self, commit: str) -> BackboneSpec:

@@ -73,7 +73,7 @@ class TimmBackbone:
 
     model: str
     weights: Path | None = None
-    #: Branch, tag or commit of that repository. None: the one in the model's name, or the main branch.
+    #: Branch, tag or commit of the hub repository. None: the one in the model's name, or the main branch.
     revision: str | None = None
     locked: LockedFiles = ()
 
@@ -86,7 +86,10 @@ class TimmBackbone:
         return self._describe(self.blueprint(), image_size)
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """Loads the weights (see `BackboneEntry`). Raises UserError if they are incomplete or do not fit."""
+        """Loads the weights (see `BackboneEntry`).
+
+        Raises UserError as `describe` does, and for weights that are missing, incomplete or do not fit.
+        """
         blueprint = self.blueprint()
         info = self._describe(blueprint, image_size)
         with torch.random.fork_rng(devices=[]):
@@ -98,7 +101,11 @@ class TimmBackbone:
         return LoadedBackbone(info, encoder, own_pooling, partial(nn.Linear, features), [PATHS])
 
     def blueprint(self) -> Blueprint:
-        """The model's blueprint. Raises UserError naming the nearest for an unknown model."""
+        """The model's blueprint.
+
+        Raises UserError for a model that timm does not know (naming the nearest), for a hub config that is
+        not one of timm or has invalid fields, and as `snapshot` does.
+        """
         import timm
 
         if named := _hub_name(self.model):
@@ -222,7 +229,10 @@ class Blueprint:
         ).eval()
 
     def hub(self, model: str) -> tuple[str, str | None]:
-        """Repository and revision of the weights. Raises UserError if timm knows none."""
+        """The hub repository of the weights, and the revision in the model's name (None without one).
+
+        Raises UserError if timm knows no repository.
+        """
         named = _hub_name(model)
         repository = named[0] if named else self.settings.get("hf_hub_id")
         if not repository:
@@ -239,7 +249,7 @@ def _hub_name(model: str) -> tuple[str, str | None] | None:
 
 
 def _architecture(folder: Path) -> str | None:
-    """The architecture of the weights in a snapshot, if its config names one."""
+    """The architecture in a snapshot's config.json, without its tag. None without that file."""
     file = folder / "config.json"
     return str(read_object(file).get("architecture")).partition(".")[0] if file.is_file() else None
 
@@ -283,7 +293,10 @@ def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> 
 
 
 def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]:
-    """Splits every qkv and sets the image size. Raises UserError for a model of another design."""
+    """Splits every qkv, sets the image size, and returns the geometry and the adapted projections.
+
+    Raises UserError for a model of another design, and for an image size that the model does not take.
+    """
     blocks = list(getattr(encoder, "blocks", None) or ())
     if not blocks or not all(_has_fused_attention(block) for block in blocks):
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from methods.errors import UserError, did_you_mean
 
-#: The attention implementation used for every checkpoint: torch's own.
+#: The attention implementation of most kinds: torch's own. `Kind.attention` names the others.
 ATTENTION = "sdpa"
 
 #: Accepted names in a config. transformers would download and run a kernel for any other name.
@@ -33,7 +33,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError naming the field for a config.json that chooses code or other weights.
+    """Raises UserError for a config.json that chooses code or other weights, or has an adapter beside it.
 
     Code in the repository (`auto_map`) is accepted but never run: transformers' own classes are used.
     """
@@ -56,7 +56,7 @@ def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
 def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
     """Raises UserError for a timm config with an unknown model or arguments that the model lacks.
 
-    timm's other arguments load weights or code.
+    Arguments of `timm.create_model` itself are refused, since they load weights or code.
     """
     import timm
 

@@ -32,8 +32,8 @@ ATTACHED: tuple[Method, ...] = (
     create("tenslora", variant="att_qkv_depth").isorank(2),
 )
 
-#: The checks of methods that involve the backbone's modules. `detach` includes that a fresh adapter changes
-#: no output; `start` is left out, since it demands deltas closer to zero than the rounding of real weights.
+#: The checks of methods that involve the backbone's modules. `start` is left out, since it demands deltas
+#: closer to zero than the rounding of real weights.
 BACKBONE_CHECKS = ("training", "merge", "detach", "interruption", "transients", "state")
 
 

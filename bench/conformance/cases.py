@@ -52,9 +52,10 @@ def conformance_cases(
 
     Default `backbones` are `BACKBONES`; presets also run on `DECODERS` for checks that depend on shapes. A
     check that is not `on_each` runs on the first backbone only. A `Method` object, or several, is its own
-    only preset. `checks` selects by name from `CHECKS`. Slow checks (compiling) run for presets only; `quick`
-    leaves out these and the pairs of options. Raises UserError if the method's name is unknown or its plug-in
-    fails to import.
+    only preset. `checks` selects by name from `CHECKS`; None selects those that run by default. Slow checks
+    (compiling) run for presets only. `quick` leaves out the pairs of options and, unless `checks` names them,
+    slow checks. Raises UserError if the name of the method or of a check is unknown, or if the method's
+    plug-in fails to import.
     """
     varied: Sequence[Method] = ()
     if isinstance(method, str | type):

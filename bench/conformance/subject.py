@@ -25,7 +25,7 @@ from methods.errors import UserError
 GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
 
 #: Shapes of decoders, with shared key and value heads and a gated MLP whose width is no multiple of the
-#: hidden size. In the second, the head size does not divide the hidden size evenly among the heads.
+#: hidden size. In the second, all heads together are wider than the hidden size.
 SHARED_HEADS = Geometry(hidden=36, heads=9, layers=2, mlp=60, kv_heads=3, gated=True)
 OWN_HEAD_SIZE = Geometry(hidden=24, heads=6, layers=2, mlp=60, kv_heads=2, head_size=6, gated=True)
 
@@ -48,7 +48,7 @@ DECODERS: tuple[BackboneKind, ...] = ("llama", "qwen3")
 
 CLASSES = 3
 
-#: A rank above the numbers of heads, layers and projections, so that it exceeds these modes.
+#: A rank above the numbers of heads and layers in `GEOMETRY`, so that it exceeds these modes.
 RANK = 4
 
 Gradients = dict[str, Tensor | None]
@@ -68,7 +68,10 @@ def expect(condition: bool, message: str) -> None:
 
 
 def expect_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Raises CheckFailed if the largest difference exceeds `tolerance`, relative to entries above one."""
+    """Raises CheckFailed if shapes differ, `actual` is not finite, or a difference exceeds `tolerance`.
+
+    Differences are relative to the largest expected entry, or absolute if that is below one.
+    """
     shapes = tuple(actual.shape), tuple(expected.shape)
     expect(shapes[0] == shapes[1], f"{what}: shape {shapes[0]}, not {shapes[1]}")
     actual, expected = actual.detach(), expected.detach()
@@ -232,7 +235,7 @@ def trained(adapter: Adapter, backbone: LoadedBackbone) -> dict[str, nn.Paramete
 
 
 def gradients(adapter: Adapter, backbone: LoadedBackbone, logits: Tensor) -> Gradients:
-    """The loss's gradients for adapter and head, without setting `.grad`."""
+    """The loss's gradients for adapter and head, by name. Their `.grad` is None afterwards."""
     parameters = trained(adapter, backbone)
     loss(logits).backward()
     collected = {name: parameter.grad for name, parameter in parameters.items()}

@@ -20,7 +20,10 @@ from bench.tasks.task import Examples
 
 @dataclass(frozen=True)
 class _Read:
-    """A task's examples, the contents that define duplicates, and their exact inputs."""
+    """A task's examples, a hash per example that is equal for duplicates, and the inputs themselves.
+
+    For images, the hashes stand for the inputs.
+    """
 
     examples: Examples
     contents: list[bytes]

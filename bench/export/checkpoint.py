@@ -24,9 +24,10 @@ WEIGHTS = "adapter_model.safetensors"
 
 @torch.no_grad()
 def write_checkpoint(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path) -> list[str]:
-    """Writes a PEFT checkpoint and, if it is not available elsewhere, the original model. Returns notes.
+    """Writes a PEFT checkpoint, and the original model if that is available nowhere else. Returns notes.
 
-    Raises NotLowRank for an update without a form in peft.
+    Raises UserError for a trial without an adapter and for an adapter of peft that does not fit the original
+    model's layers, and NotLowRank for an update without a form in peft.
     """
     if not adapter.bases:
         raise UserError("the trial trained a head only: there is no adapter; --merged writes the whole model")

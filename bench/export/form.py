@@ -39,7 +39,10 @@ QUANTISED: dict[Quantisation, str] = {
 
 @dataclass(frozen=True)
 class BaseOrigin:
-    """The origin of the frozen model: a folder, a file or a hub id. None if the export contains it."""
+    """The origin of the frozen model.
+
+    `reference` is a folder, a file or a hub id, or None if the export contains the model.
+    """
 
     reference: str | None
     revision: str | None = None
@@ -85,7 +88,7 @@ class Form(ABC):
         return f"{self.prefix}{self.backbone.path(site).removeprefix('encoder.')}"
 
     def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
-        """The updates by dotted path of the original model's linear layers."""
+        """The updates by dotted path of the original model's linear layers, joined where those are fused."""
         layers: dict[str, Update] = {}
         parts: dict[str, dict[str, Update]] = {}
         for site, update in updates.items():
@@ -135,10 +138,13 @@ class Form(ABC):
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Tensor]]:
-        """The head's state, by the path of each module of the exported model that it fills."""
+        """The head's state, by the path of each module of the exported model that it fills.
+
+        Empty if the head fits no module, or if there is no head.
+        """
 
     def loose_head(self) -> dict[str, Tensor]:
-        """The state of a head that fits no module of the model."""
+        """The state of a head that fits no module of the model. Empty for other heads."""
         return {}
 
     @abstractmethod
@@ -189,7 +195,7 @@ class Form(ABC):
         return f"token ids of the backbone's own tokenizer, at most {self.model_input.max_tokens}"
 
     def write_tokenizer(self, folder: Path) -> bool:
-        """Writes the tokenizer of a text model. Returns False if there is none."""
+        """Writes the tokenizer of a text model. Returns False if there is none or it does not load."""
         model_input = self.backbone.info.input
         if isinstance(model_input, ImageInput):
             return False

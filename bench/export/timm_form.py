@@ -18,7 +18,10 @@ from methods import UserError
 
 
 class TimmForm(Form):
-    """A timm model, which has fused query, key and value, and its own classifier at the end."""
+    """A timm model, which has fused query, key and value, and its own classifier at the end.
+
+    Raises UserError for a classifier that is not linear.
+    """
 
     def __init__(
         self, backbone: LoadedBackbone, origin: BaseOrigin, classes: Sequence[str], model_input: ModelInput

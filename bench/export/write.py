@@ -237,7 +237,7 @@ def _check(logits: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Context with an empty folder on the same disk, deleted afterwards."""
+    """Context with an empty folder beside `target`, deleted afterwards. Raises UserError if unwritable."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
@@ -249,7 +249,10 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Moves the finished export to its place. Removes only files of an earlier export there."""
+    """Moves the finished export to its place. Replaces files of an earlier export or of the same name.
+
+    Raises UserError for a folder there that no export wrote and that has the name of a new file.
+    """
     if not target.exists():
         folder.replace(target)
         return
@@ -272,8 +275,9 @@ def form_of(
 ) -> Form:
     """The form of an export. `model_input` is the preparation of examples in training.
 
-    Raises UserError for a plug-in's backbone that no library can load again, for weights in bfloat16, and for
-    quantised layers that the original model has fused or transposed.
+    Raises UserError for a plug-in's backbone that no library can load again, for a converged head where
+    transformers' classifier has a dense layer before the last, for weights in bfloat16, and for quantised
+    layers that the original model has fused or transposed.
     """
     _check_library(backbone)
     if spec.dtype != "float32":

@@ -44,7 +44,7 @@ def dead(owner: str) -> bool:
     """Whether the named process ran on this machine or in this container and has ended.
 
     False for a process on another machine, before a restart, or in another container, since its state is
-    unknown. Earlier versions stored only the host.
+    unknown. Names stored by earlier versions have only the host name as their place.
     """
     place, _, rest = owner.partition(":")
     if place not in (_place(), platform.node()):

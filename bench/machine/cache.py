@@ -191,7 +191,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 def folder_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Returns `folder`, filled by `build` unless it exists. One process builds it while others wait.
 
-    Raises UserError for a folder that has changed since.
+    Raises UserError for a folder that cannot be written or has changed since it was built.
     """
     if folder.is_dir():
         _unchanged(folder)

@@ -45,7 +45,7 @@ class Lockable(Frozen):
         return self._locked
 
     def lock(self, files: LockedFiles) -> Self:
-        """The same repository with these files locked. Loading refuses any other file."""
+        """The same repository with these files locked. Loading refuses them if their content differs."""
         copy = self.model_copy()
         copy._locked = files
         return copy

@@ -39,7 +39,11 @@ def install() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Context that defers interrupts in the main thread until its end."""
+    """Context that defers interrupts in the main thread until its end, at most for `PATIENCE` seconds.
+
+    An interrupt that is pending is raised at its beginning, and a deferred one at its end. Other threads are
+    never interrupted.
+    """
     global _writing
     if threading.current_thread() is not threading.main_thread():
         yield

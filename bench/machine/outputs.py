@@ -15,7 +15,10 @@ Files = Mapping[str, str | bytes]
 
 
 def output_folder(out: Path, what: str, *, force: bool) -> Path:
-    """The absolute folder for a report or an export (`what`). Raises UserError if it cannot be used."""
+    """The absolute folder for a report or an export (`what`).
+
+    Raises UserError for a file or an unknown user's home, and without `force` for a folder that is not empty.
+    """
     try:
         target = out.expanduser().resolve()
     except RuntimeError as error:
@@ -71,7 +74,7 @@ def _leads_into(folder: Path, name: str) -> bool:
 
 
 def prepare_plot(file: Path) -> None:
-    """Makes the folder of a figure. Raises UserError if the figure could not be written."""
+    """Makes the folder of a figure. Raises UserError for an ending not in `PLOTS` or an unwritable file."""
     if file.suffix not in PLOTS:
         raise UserError(f"--plot {file}: accepted endings are {', '.join(PLOTS)}")
     try:

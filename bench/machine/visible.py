@@ -13,7 +13,7 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    r"""Writes control characters as `\u202e` and the like. Tabs and line ends stay."""
+    r"""Writes control and invisible characters as `\u202e` and the like. Tabs and newlines stay."""
     return _HIDDEN.sub(_escaped, text)
 
 

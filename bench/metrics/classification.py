@@ -125,10 +125,10 @@ class Matthews(Metric):
 
 
 class Auroc(Metric):
-    """The probability that an example of a class has a higher output for it than one without it.
+    """The probability that an example of a class has a higher output for it than an example outside it.
 
     Computed for the second of two classes, or as the mean over several classes or labels, each against the
-    rest.
+    rest. Raises UserError for a class that all examples have, or none.
     """
 
     name = "auroc"
@@ -163,7 +163,10 @@ class Auroc(Metric):
 
 
 def _against_rest(targets: NDArray[Any], outputs: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], Array]]:
-    """Yields for each class whether each example has it, and the output for it."""
+    """Yields for each class whether each example has it, (N,), and the output for it, (N,).
+
+    Raises UserError for a class that all examples have, or none.
+    """
     outputs = np.asarray(outputs, dtype=float)
     if targets.ndim > 1:
         pairs = [(targets[:, c].astype(bool), outputs[:, c]) for c in range(outputs.shape[1])]

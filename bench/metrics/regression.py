@@ -82,7 +82,7 @@ class Spearman(_Correlation):
 
 
 def _placed(values: Array) -> Array:
-    """The share of other values below each value (ties count half), minus one half."""
+    """The share of values below each value, minus one half. Equal values and the value itself count half."""
     from scipy.stats import rankdata
 
     placed: Array = (rankdata(values) - 0.5) / len(values) - 0.5

@@ -32,7 +32,7 @@ from methods.tenslora import VARIANTS
 #: which takes more than one step.
 WARMUP, TIMED = 3, 2
 
-#: The length of the training whose first steps are timed, so long that nothing planned for its end occurs.
+#: The steps of the training whose first ones are timed, so many that nothing planned for its end occurs.
 TRAINING = 10_000
 
 #: The rank of the reference of every ratio: peft's LoRA on query, key and value.
@@ -42,7 +42,7 @@ RANK_MODES = ("isorank", "isoparameters")
 
 ALL = ["all"]
 
-#: The prefix of registered names of shapes. Users omit it.
+#: The prefix of the registered names of random backbones. Users may omit it.
 SHAPES = "random-"
 
 CLASSES = 10
@@ -96,7 +96,7 @@ class Timing:
 class Contender:
     """A method to time, with the function that puts it on the backbone.
 
-    `targets` is the smallest set of LoRA's targets that covers its sites.
+    `targets` is the smallest set of LoRA's targets that covers the method's sites.
     """
 
     label: str
@@ -109,7 +109,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class _Round:
-    """One round of a contender: its fastest timed step by parts, and its peak memory."""
+    """One round of a contender: the fastest time of each part of a step, and further measurements."""
 
     forward_ms: float
     backward_ms: float
@@ -251,7 +251,7 @@ def _round(
 
 
 def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
-    """The medians of the rounds, for floor and reference first."""
+    """The timing of each contender, with medians over rounds. The floor and the reference come first."""
     totals = {
         contender: np.array([each.step_ms for each in rounds]) for contender, rounds in measured.items()
     }
@@ -327,7 +327,11 @@ def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
 
 
 def _templates(names: Sequence[str]) -> list[Method]:
-    """The methods with these names, including variants of TensLoRA."""
+    """The methods with these names, including variants of TensLoRA.
+
+    Raises UserError for an unknown name, and for a method without training steps. With `all`, such methods
+    are left out.
+    """
     templates: list[Method] = []
     for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
         try:

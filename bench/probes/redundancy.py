@@ -45,7 +45,10 @@ class Pair:
 
 
 def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
-    """The attention updates, in float64. Raises NotLowRank, or UserError if there is no such update."""
+    """The attention updates, in float64.
+
+    Raises NotLowRank for an adapter without factors, and UserError for one that adapts no attention.
+    """
     updates = {}
     for site, (down, up) in adapter.factors().items():
         if site.projection not in ATTENTION:
@@ -100,7 +103,7 @@ def gram_matrices(updates: Mapping[Site, Pair]) -> dict[str, Tensor]:
 
 
 def inner_product(left: Pair | None, right: Pair | None) -> float:
-    """The sum of the entrywise product of two updates."""
+    """The sum of the entrywise product of two updates. None is an update of zero."""
     if left is None or right is None:
         return 0.0
     split = torch.einsum("hjr,hjs->rs", left.split, right.split)
@@ -126,7 +129,7 @@ def effective_rank(values: Sequence[float]) -> float:
 
 
 def held_rank(values: Sequence[float]) -> int:
-    """The number of singular values that make up 99% of the squared norm."""
+    """The number of singular values that make up 99% of the squared norm. 0 if all are zero."""
     energy = torch.tensor(values, dtype=torch.float64).square().cumsum(0)
     if not float(energy[-1]):
         return 0
@@ -267,7 +270,7 @@ def analyse(
 
     `drops` measures the drop of the validation metric when a layer, a projection, a head or a site is set to
     zero; single heads of single sites get only a share. `opened` lists folders, or "hub", that a trial from a
-    pack may open. Raises UserError as `stored_trial` does, and NotLowRank.
+    pack may open. Raises UserError as `stored_trial` does, and as `pairs` does.
     """
     with stored_trial(store, run, opened) as stored:
         geometry = stored.backbone.geometry
@@ -311,7 +314,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """The drop of the validation metric without each part, with the adapter merged into the weights."""
+    """By how much the validation metric worsens without each part, with the adapter merged."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     data = Resources(device).data(trial, backbone.info.input)
     sign = data.objective.metric.sign

@@ -17,9 +17,10 @@ from methods.errors import UserError
 
 
 def normalise_text(text: str) -> str:
-    """Version 1 of the rules: removes case, punctuation and differences of spaces and Unicode form.
+    """Normalises a text for the search of duplicates, by version 1 of the rules.
 
-    These rules also drop emoji and the vowel signs of many scripts.
+    Removes case, punctuation and differences of spaces and Unicode form, but also emoji and the vowel signs
+    of many scripts.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     # A text without letters or digits, such as an emoticon, keeps its signs.
@@ -41,7 +42,7 @@ _REPLACEMENTS = _Replacements()
 
 
 def normalise_text_2(text: str) -> str:
-    """Version 2 of the rules: like version 1, but keeps vowel signs, emoji and signs such as +."""
+    """Like `normalise_text`, by version 2 of the rules: keeps vowel signs, emoji and signs such as +."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(folded.translate(_REPLACEMENTS).split()) or folded.strip()
 
@@ -115,14 +116,14 @@ def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
 #: The number of equal parts into which sorted regression targets are cut, to be dealt like classes.
 PARTS = 10
 
-#: The least number of examples in such a part, in version 2 of the rules.
+#: In version 2 of the rules, there are fewer than `PARTS` if each would have fewer examples than this.
 LEAST = 20
 
 
 def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
     """The strata of each example, which a deal distributes evenly: its classes, or its range of targets.
 
-    Examples without any class form a stratum.
+    Examples without any class form a stratum, and so do all examples of a generation task.
     """
     if task.target == "multi-label":
         return [label or (len(task.classes),) for label in labels]
@@ -168,14 +169,14 @@ def deal(
     splits: Sequence[SplitName] | None = None,
     seed: int | None = None,
 ) -> dict[SplitName, NDArray[np.int64]]:
-    """Deals examples into splits. Returns the positions of each split's examples, in order.
+    """Deals examples into splits. Returns the positions of each split's examples.
 
     Deals the blocks that `blocks` returns, large ones first. Each goes to the split in which it disturbs the
-    shares of classes least.
-    Official test and validation splits stay unchanged; a missing validation split is dealt from train. Splits
-    are shuffled, so that their first n examples are a fair sample. A `seed` changes deal and order. Raises
-    UserError if a split is empty or lacks a class, if fractions do not add up to 100, for a suite's fractions
-    with official splits, and if every example duplicates one with another label.
+    shares of classes least. Official test and validation splits keep their examples; a missing validation
+    split is dealt from train. Positions are shuffled, so that the first n of a split are a fair sample. A
+    `seed` changes deal and order. Raises UserError if a split is empty or lacks a class, if fractions do not
+    add up to 100, for a suite's fractions with official splits, and if every example duplicates one with
+    another label.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
     if not len(kept) and len(labels):

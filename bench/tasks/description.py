@@ -46,7 +46,7 @@ class Description(Frozen):
     image_list: Files | None = None
     #: A folder that `datasets` wrote by `save_to_disk`.
     dataset: Path | None = None
-    #: A data set on a hub, with the folder of its files if it has several configurations.
+    #: A data set on a hub, `owner/name`. `config` is its folder of files, if it has several configurations.
     hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
     config: Annotated[str, Later()] = ""
     revision: str | None = None
@@ -61,15 +61,16 @@ class Description(Frozen):
     #: The names of the classes in their order, or the values of the label column with their names.
     classes: tuple[_Words, ...] | dict[str, _Words] | None = None
     target: Kind = "single label"
-    #: For generation tasks, which use `prompt` and `answer` instead of `text` and `label`: the text around a
-    #: prompt, and fields of `Task`.
+    #: Only for generation tasks, which have `prompt` and `answer` instead of `text` and `label`: the text
+    #: around a prompt. The next three fields are those of `Task`.
     template: Annotated[str, Later()] = "{prompt}"
     loss_on: Annotated[Literal["answer", "all"], Later()] = "answer"
     new_tokens: Annotated[PositiveInt, Later()] = 64
     answer_after: Annotated[tuple[_Words, ...], Later()] = ()
     #: The separator of several labels in one column of a CSV file or a list.
     separator: _Words = "|"
-    #: A metric's name. None: accuracy (single label), f1_macro (multi-label), pearson (regression).
+    #: A metric's name. None: accuracy (single label), f1_macro (multi-label), pearson (regression) or
+    #: exact_match (generation).
     metric: _Words | None = None
     #: False accepts splits that lack a class, such as small official ones with many classes.
     every_class: bool = True
@@ -188,14 +189,14 @@ class Description(Frozen):
 
     @property
     def paths(self) -> dict[str, Path]:
-        """The paths in the description, by field: `csv`, or `csv.train`."""
+        """The paths in the description, by field: `csv`, or `csv.train`. Empty for a data set on a hub."""
         source = getattr(self, self.format)
         if isinstance(source, dict):
             return {f"{self.format}.{split}": path for split, path in source.items()}
         return {} if isinstance(source, str) else {self.format: source}
 
     def beside(self, folder: Path) -> Self:
-        """The description with absolute paths. Relative ones start at `folder`."""
+        """The description with absolute paths; relative ones start at `folder`. Unchanged for a hub."""
         source = getattr(self, self.format)
         if isinstance(source, str):
             return self

@@ -11,7 +11,7 @@ from methods.errors import UserError
 
 
 class Digits(Task):
-    """Ten digits by 13 writers. The writers are not published, so splits share them."""
+    """Ten digits by 13 writers. Who wrote which digit is not published, so splits share the writers."""
 
     name = "digits"
     modality = "vision"

@@ -48,7 +48,7 @@ class HubTask(Task):
         return task
 
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
-        """As `Task.altered`. Raises UserError for fractions if the task always has official splits."""
+        """As `Task.altered`. Raises UserError for fractions if validation or test is always official."""
         if fractions is not None and self.official & {"validation", "test"}:
             raise UserError(
                 f"task '{self.name}': fractions go with splits that are dealt, and its are official"
@@ -77,12 +77,18 @@ class HubTask(Task):
 
     @property
     def commit(self) -> str | None:
-        """The current commit of the source's revision. None for a local folder. Raises UserError."""
+        """The current commit of the source's revision. None for a local folder.
+
+        Raises UserError as `snapshot` does.
+        """
         return None if self.source.local else commit_of(self.where, self.source.revision, "dataset")
 
     @property
     def data_hash(self) -> str:  # type: ignore[override]
-        """Repository and commit, or the hash of a local folder's files. Raises UserError."""
+        """Repository and commit, or the hash of a local folder's files.
+
+        Raises UserError if the commit is not available, or if files are missing.
+        """
         if self.source.local is None:
             return f"hub:{self.where}@{self.commit}"
         digest = hashlib.sha256()
@@ -92,7 +98,10 @@ class HubTask(Task):
         return f"sha256:{digest.hexdigest()}"
 
     def folder(self) -> Path:
-        """The folder with the parquet files, downloaded if necessary. Raises UserError."""
+        """The folder with the parquet files, downloaded if necessary.
+
+        Raises UserError for a local folder that does not exist, and as `snapshot` does.
+        """
         if self.source.local is not None:
             folder = self.source.local.expanduser()
             if not folder.is_dir():
@@ -101,7 +110,10 @@ class HubTask(Task):
         return snapshot(self.where, self.commit, self.patterns, "dataset", self.source.locked)
 
     def examples(self) -> Examples:
-        """One example per row. Its id is its row plus a billion times the position of its split."""
+        """One example per row. Its id is its row plus a billion times the position of its split.
+
+        Raises UserError for missing files, and for columns, types or classes that contradict the task.
+        """
         tables = {part: self._table(part, files) for part, files in self._files().items()}
         (first, names), *remaining = [
             (part, table.class_names[self.label])
@@ -149,7 +161,10 @@ class HubTask(Task):
         """The inputs of the repository's splits, one split after the other."""
 
     def _files(self) -> dict[str, list[Path]]:
-        """The files of each split. Raises UserError for a split without files, or with some missing."""
+        """The files of each split.
+
+        Raises UserError for a split without files, with some missing, or with files in two places.
+        """
         within = self.folder() / self.config
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
         every = list(within.rglob("*.parquet"))

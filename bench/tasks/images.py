@@ -28,7 +28,8 @@ _END_OF_JPEG = b"\xff\xd9"
 class EncodedImages(LazyImages):
     """Images as bytes in files or table cells, decoded on access.
 
-    `content` reads the bytes of an item, and `where` is its name in messages.
+    `content` reads the bytes of an item, and `where` is its name in messages. Access raises UserError for an
+    image that `decoded` refuses.
     """
 
     def __init__(
@@ -64,7 +65,10 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
 
 
 def _check(content: bytes) -> None:
-    """Raises ValueError for an image that `decoded` refuses, without decoding its pixels where possible."""
+    """Raises ValueError for an image that `decoded` refuses, without decoding its pixels where possible.
+
+    Damaged pixels of a JPEG that has its end are found only by `decoded`.
+    """
     with _explained():
         image = _opened(content)
         if image.format == "PNG":

@@ -36,7 +36,7 @@ class Objective:
 
     @property
     def scale(self) -> tuple[float, float] | None:
-        """Mean and standard deviation of a regression's training targets."""
+        """Mean and standard deviation of a regression's training targets. None for other kinds."""
         return (self.centre, self.spread) if self.kind == "regression" else None
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Objective:
         """The loss of the best constant answer. None for generation.
 
         It is the entropy of the labels (for multi-label the mean over labels), or the variance of the
-        targets.
+        standardised targets.
         """
         if self.kind == "generation":
             return None
@@ -99,7 +99,7 @@ class Objective:
     def standardised(self, task: str, labels: Tensor) -> Objective:
         """The objective with mean and spread of a regression's training targets (N,).
 
-        Raises UserError if all targets are equal.
+        Unchanged for other kinds. Raises UserError if all targets are equal.
         """
         if self.kind != "regression":
             return self
@@ -144,7 +144,7 @@ def check_labels(task: Task, split: str, labels: Tensor) -> None:
 
 
 def as_tensor(task: Task, labels: list[Any]) -> Tensor:
-    """Converts a task's checked labels to one tensor."""
+    """Converts a task's checked labels to one tensor, in the form that `Objective` describes."""
     if task.target == "single label":
         return torch.tensor(labels)
     if task.target == "regression":
@@ -158,14 +158,14 @@ def as_tensor(task: Task, labels: list[Any]) -> Tensor:
 
 
 def as_labels(task: Task, labels: Tensor) -> list[Any]:
-    """Converts a tensor of `as_tensor` back to a list of labels."""
+    """Converts a tensor of `as_tensor` back to a list of labels. For generation, each label is 1."""
     if task.target == "multi-label":
         return [tuple(row.nonzero()[:, 0].tolist()) for row in labels]
     return list(labels.tolist())
 
 
 def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[int]) -> None:
-    """Raises UserError for a correct answer without a final part: every written answer would be wrong."""
+    """Raises UserError if an answer in the data has no final part: every written answer would be wrong."""
     for answer, number in zip(answers, ids, strict=True):
         if not extracted(answer, task.answer_after):
             after = " or ".join(map(shown, task.answer_after))
@@ -175,15 +175,16 @@ def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[
             )
 
 
-#: Characters that are stripped from both ends of an answer.
+#: Characters that are stripped from both ends of an answer that follows a phrase.
 MARGIN = " .!?$%"
 
 
 def extracted(text: str, phrases: Sequence[str]) -> str | None:
     """The final answer in a text, by the rule of peft's comparison of methods on MetaMathQA.
 
-    Takes the first of `phrases` that occurs, and returns the text from its last occurrence to the end of the
-    line, skipping empty lines. Returns the whole text without `phrases`, and None if no phrase occurs.
+    Takes the first of `phrases` that occurs in the text. Returns what follows its last occurrence, up to the
+    end of the first line that is not empty. Without `phrases`, returns the whole text. None if no phrase
+    occurs.
     """
     if not phrases:
         return text.strip()

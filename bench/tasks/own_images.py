@@ -24,7 +24,11 @@ class Picture:
 
 
 def pictures_of(description: Description) -> list[Picture]:
-    """All described images. Raises UserError for a folder or list that cannot be read or is empty."""
+    """All described images.
+
+    Raises UserError for a folder or list that cannot be read or is empty, and for an image that is missing or
+    outside the folder of its list.
+    """
     if description.images is not None:
         return _by_class(description, description.images)
     source = description.image_list

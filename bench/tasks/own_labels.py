@@ -26,7 +26,8 @@ def read_labels(
     """The classes, and the label of each row as in `Examples`.
 
     With several label columns, a value is a tuple. `line` gives a row's name in messages. Raises UserError
-    for a label that is missing, of the wrong type, or not one of the classes.
+    for a label that is missing, of the wrong type, or not one of the classes, and for too few or too many
+    different labels.
     """
     reader = _Reader(description, line)
     values = [value for part, _ in parts for value in part]
@@ -58,9 +59,9 @@ def read_labels(
 
 
 def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[str, str] | None:
-    """Maps a part's class numbers to those of the first part, by name. None if the numbers are equal.
+    """Maps a part's class numbers to those of the first part, by name. None if no number changes.
 
-    Adds new names to `stored_names`.
+    `stored_names` are the first part's names. New names are added to them.
     """
     if names is None or not stored_names or list(names) == stored_names:
         return None

@@ -37,7 +37,7 @@ _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 class Rows:
     """All rows, split after split, in the form of `Examples`."""
 
-    #: Reads the inputs. Called for training only, since a plan does not need them.
+    #: Reads the inputs. Making a task needs only the other fields.
     inputs: Callable[[], Sequence[Any]]
     classes: tuple[str, ...]
     labels: Sequence[Any]
@@ -46,7 +46,11 @@ class Rows:
 
 
 def read_rows(description: Description) -> Rows:
-    """Reads the described data. Raises UserError naming the line if rows contradict the description."""
+    """Reads the described data.
+
+    Raises UserError for files that cannot be read, and, naming its line, for a row that contradicts the
+    description.
+    """
     if description.format in ("images", "image_list"):
         return _picture_rows(description, pictures_of(description))
     tables = [*_tables(description)]
@@ -182,7 +186,7 @@ class _TableRows:
             raise UserError(f"{self.line(row)}: no value in column '{column}'")
 
     def inputs(self) -> Sequence[Any]:
-        """The texts or images. Raises UserError for a path outside the folder of its table."""
+        """The texts or images. Raises UserError for an image missing or outside the folder of its table."""
         description = self._description
         if description.text is not None:
             columns = [self._values(name) for name in _names(description.text)]
@@ -212,7 +216,10 @@ class _TableRows:
 
 
 def _official(splits: list[SplitName]) -> list[SplitName] | None:
-    """The splits. None if every row is in train, which is then dealt. Raises UserError without train rows."""
+    """The official splits. None if there are none or only train: all rows are then dealt.
+
+    Raises UserError for official splits without train.
+    """
     if splits and "train" not in splits:
         raise UserError(f"there is no train split, only {' and '.join(sorted(set(splits)))}")
     return None if set(splits) <= {"train"} else splits

@@ -59,7 +59,11 @@ def resolve(
 
 
 def described(name: str, description: Description) -> Task:
-    """Makes the described task. Raises UserError for data that are unreadable or contradict `description`."""
+    """Makes the described task.
+
+    Raises UserError for the name of a registered task, and for data that are unreadable or contradict
+    `description`.
+    """
     if name in TASKS:
         raise UserError(
             f"task '{name}': there is a registered task of this name; give your data another name"

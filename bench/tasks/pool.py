@@ -54,9 +54,9 @@ def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
 
 
 def dealt(source: ExampleSource) -> dict[SplitName, NDArray[np.int64]]:
-    """The positions of each split in the deal that all seeds share. Raises UserError.
+    """The positions of each split in the deal that all seeds share, from the cache if possible.
 
-    Taken from the cache if possible.
+    Raises UserError for examples that cannot be read, and as `dealing.deal` does.
     """
 
     def build(folder: Path) -> None:
@@ -86,7 +86,7 @@ def same_contents(source: ExampleSource) -> dict[str, NDArray[np.int64]]:
 
 
 def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
-    """Whether the cache has `same_contents` and, unless `per_seed` is None, the pool or the deal."""
+    """Whether the cache has `same_contents`, and the pool if `per_seed` is True, the deal if it is False."""
     keys = {f"contents-{task.name}": _key(task)}
     if per_seed is not None:
         keys |= {f"pool-{task.name}": _key(task)} if per_seed else {f"deal-{task.name}": _deal_key(task)}
@@ -164,9 +164,10 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
 
 
 def split_count(task: Task, split: SplitName) -> int | None:
-    """The number of examples in a split shared by all seeds. None if unknown before a download.
+    """The number of examples in a split shared by all seeds. None if a plan does not know it.
 
-    Raises UserError for data that cannot be split.
+    That is so before a download, and for images to be dealt, since all would have to be decoded. Raises
+    UserError for data that cannot be split.
     """
     if task.sizes is not None:
         return task.sizes[SPLITS.index(split)]
@@ -215,7 +216,7 @@ def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> No
 
 
 def check_size(task: Task, split: str, size: int | None, available: int, seed: int | None = None) -> None:
-    """Raises UserError for a subset larger than its split."""
+    """Raises UserError for a subset that is empty or larger than its split. None selects all."""
     if size is not None and not 1 <= size <= available:
         by = "" if seed is None else f" as seed {seed} deals it"
         raise UserError(
@@ -225,7 +226,10 @@ def check_size(task: Task, split: str, size: int | None, available: int, seed: i
 
 
 def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:
-    """The numbers of used examples per split. None for a task that has not been prepared."""
+    """The numbers of used examples per split, and of test examples that are also in train.
+
+    None for a task that has not been prepared.
+    """
     if not contents_at_hand(task, per_seed=split_seed is not None):
         return None
     source = ExampleSource(task)

@@ -117,7 +117,8 @@ def prepare(
     Texts are cut to `max_tokens` or the model's limit, whichever is less. Images are resized as in
     `ImageInput`, with antialiasing. A size selects the first examples of its split, which are a fair sample;
     None selects all. With a `split_seed`, that seed deals the examples. Raises UserError for a size beyond
-    the split, for another modality, and for data that are not available or cannot be stored.
+    the split, for another modality, for data that are not available or cannot be stored, and for labels with
+    which the metric is undefined or nothing can be learned.
     """
     sizes = (train_size, validation_size, test_size)
     for split, size, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
@@ -221,7 +222,10 @@ def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key:
 def build_texts(
     source: ExampleSource, model_input: TextInput, max_tokens: int, sizes: Sizes, folder: Path
 ) -> None:
-    """Writes one file per split with the first `size` of its texts. Raises UserError."""
+    """Writes one file per split with its first texts, as many as `sizes` states.
+
+    Raises UserError for a size beyond the split, and for texts that cannot be read, dealt or tokenised.
+    """
     parts = dealt(source)
     for split, size in zip(SPLITS, sizes, strict=True):
         check_size(source.task, split, size, len(parts[split]))
@@ -233,20 +237,29 @@ def build_texts(
 
 
 def build_text_pool(source: ExampleSource, model_input: TextInput, max_tokens: int, folder: Path) -> None:
-    """Writes one file with all texts, from which the splits of every seed are dealt. Raises UserError."""
+    """Writes one file with all texts, from which the splits of every seed are dealt.
+
+    Raises UserError for texts that cannot be read or tokenised.
+    """
     pool = pool_of(source)
     write(_tokenised(source, model_input, max_tokens, pool.kept) | _blocks(pool), folder / POOL_FILE)
 
 
 def build_images(source: ExampleSource, model_input: ImageInput, folder: Path) -> None:
-    """Writes one file per split. Raises UserError."""
+    """Writes one file per split.
+
+    Raises UserError for images that cannot be read or dealt, or need more memory than is free.
+    """
     with _resized(source, model_input, folder) as arrays:
         for split, positions in dealt(source).items():
             write(taken(arrays, positions), folder / f"{split}.safetensors")
 
 
 def build_image_pool(source: ExampleSource, model_input: ImageInput, folder: Path) -> None:
-    """Writes one file with all images, from which the splits of every seed are dealt. Raises UserError."""
+    """Writes one file with all images, from which the splits of every seed are dealt.
+
+    Raises UserError for images that cannot be read, or need more memory than is free.
+    """
     with _resized(source, model_input, folder) as arrays:
         pool = pool_of(source)
         write(taken(arrays, pool.kept) | _blocks(pool), folder / POOL_FILE)
@@ -293,9 +306,10 @@ def _tokenised(
 
 @contextmanager
 def _resized(source: ExampleSource, model_input: ImageInput, folder: Path) -> Iterator[Arrays]:
-    """Context with the arrays of all images. Their pixels are in a file of the folder until it ends.
+    """Context with the arrays of all images. A file in the folder holds the pixels until the context ends.
 
-    Decoding also computes the images' contents for the source.
+    Decoding also sets the source's `contents`. Raises UserError for images that cannot be read, or need more
+    memory than is free.
     """
     task, size, count = source.task, model_input.size, len(source.examples.inputs)
     # Memory for the pixels in the page cache, and for two copies of those being written.

@@ -24,10 +24,10 @@ ROUNDED = 1e-4
 
 
 def read_examples(task: Task) -> Examples:
-    """The task's examples with labels and ids as int. `read_texts` and `read_images` read the inputs.
+    """The task's examples with checked labels and ids. `read_texts` and `read_images` check the inputs.
 
-    Raises UserError for an invalid label, id, split or group, and for regression targets that float32 cannot
-    represent.
+    Numbers of numpy become Python's own. Raises UserError for a task without examples, for an invalid label,
+    id, split or group, and for regression targets that float32 cannot represent.
     """
     with TASKS.blaming(task.name):
         examples = task.examples()
@@ -86,7 +86,7 @@ def image_content(image: NDArray[np.uint8]) -> bytes:
 def _check(
     task: Task, what: str, values: Iterable[Any], read: Callable[[Any], Value], accepted: str
 ) -> list[Value]:
-    """Applies `read`, which raises TypeError or ValueError for a value that is not accepted."""
+    """Applies `read` to each value. Raises UserError if `read` raises TypeError or ValueError."""
     return [_read(task, what, row, value, read, accepted) for row, value in enumerate(values)]
 
 

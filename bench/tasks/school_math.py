@@ -85,7 +85,10 @@ class MetaMath(HubTexts):
 
     @property
     def data_hash(self) -> str:  # type: ignore[override]
-        """Both repositories with their commits, or the hash of the folder's files. Raises UserError."""
+        """Both repositories with their commits, or the hash of the folder's files.
+
+        Raises UserError if a commit is not available, or if files are missing.
+        """
         if self.source.local is None:
             return f"hub:{self.where}@{self.commit}, {self.problems.data_hash}"
         problems = self._problems().data_hash
@@ -125,7 +128,10 @@ class MetaMath(HubTexts):
         return file
 
     def _kept(self) -> list[tuple[int, str, str]]:
-        """Row number, query and response of the first rows within the length limit. Raises UserError."""
+        """Row number, query and response of the first rows within the length limit.
+
+        Raises UserError for a file that is missing or malformed.
+        """
         file = self._json()
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ class TextSplit:
     pad_id: int
     seconds: Tensor | None = None
     width: int | None = None
-    #: The number of prompts cut from the left.
+    #: The number of prompts, or of prompts with their answers, that were cut to the largest length.
     cut: int = 0
 
     def __len__(self) -> int:
@@ -195,6 +195,6 @@ class PreparedData:
         return self.objective.outputs
 
     def to(self, device: torch.device | str) -> PreparedData:
-        """The same data with every tensor on `device`."""
+        """The same data with each split on `device`, as its own `to` moves it."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
         return replace(self, train=train, validation=validation, test=test)

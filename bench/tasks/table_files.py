@@ -169,7 +169,10 @@ def _object(file: Path, number: int, text: str) -> dict[str, Any]:
 def _check_kinds(
     file: Path, name: str, values: Iterable[tuple[int, Any]], expected: type | None = None
 ) -> None:
-    """Raises UserError naming the line of a value that is not of type `expected` (default: the first's)."""
+    """Raises UserError naming the line of a value that is not of type `expected` or has half a character.
+
+    By default, the first value's type is expected. Values of None are accepted.
+    """
     for line, value in values:
         if value is None:
             continue
@@ -225,7 +228,7 @@ def read_dataset(folder: Path, names: Sequence[str]) -> dict[str, Table]:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """The class names that `datasets` stored with a table."""
+    """The class names that `datasets` stored with a table, by column. Empty without any."""
     import datasets
 
     if b"huggingface" not in (schema.metadata or {}):

@@ -75,7 +75,7 @@ class Examples:
     `ids`: integers that identify the examples in their source permanently. `groups`: equal keys for examples
     that no split may separate, such as near-duplicates or parts of one review; None without such groups.
     Exact duplicates need no key. `splits`: the official split of each example; None if the splits are ours
-    to deal.
+    to deal. Raises UserError for fields of different lengths, and for repeated ids.
     """
 
     inputs: Sequence[str] | Sequence[tuple[str, str]] | Sequence[NDArray[np.uint8]]
@@ -173,7 +173,7 @@ class Task(ABC):
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
         """The task with other percentages of train, validation and test, or another metric.
 
-        Its identity differs as well.
+        None keeps the task's own. Another value changes the task's identity.
         """
         task = copy(self)
         if fractions is not None:
@@ -188,11 +188,11 @@ class Task(ABC):
         return self.fractions
 
     def pinned(self) -> DataSource | None:
-        """The source of exactly the data that `data_hash` identifies. None if it has only one source."""
+        """The source of exactly the data that `data_hash` identifies. None for a task with one source."""
         return None
 
     def identity_hash(self) -> str:
-        """A hash of data, labels, splits, preparation and metric, computed without reading the data.
+        """A hash of data, labels, splits, preparation and metric, computed without reading the examples.
 
         Raises UserError for a `data_hash` that is not a text or cannot be computed.
         """

@@ -96,7 +96,7 @@ def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Se
 
 
 def beginning(tokenizer: Any) -> list[int]:
-    """The token that begins a text in this tokenizer, or an empty list."""
+    """The token with which this tokenizer begins a text, in a list. Empty if that is no `bos_token`."""
     begun: list[int] = tokenizer("")["input_ids"][:1]
     return begun if begun and begun[0] == tokenizer.bos_token_id else []
 

@@ -27,7 +27,7 @@ from methods import Adapter
 #: Values of scikit-learn's C, the inverse strength of the penalty: 1e-5 to 1e3 in half decades, strongest
 #: penalty first. For ridge regression alpha is 1 / C.
 GRID = tuple(10.0 ** (power / 2) for power in range(-10, 7))
-#: The search ends after this many consecutive strengths (two decades) with a validation loss above the best.
+#: The search ends after this many consecutive strengths (two decades) without a lower validation loss.
 PATIENCE = 4
 #: Settings of lbfgs: the tolerance of the gradient's largest entry, and the largest number of iterations.
 TOLERANCE, MOST_ITERATIONS = 1e-6, 10_000
@@ -140,9 +140,10 @@ def _ridge(features: Floats, targets: Floats) -> Iterator[Fit]:
 
 
 def _logistic(features: Floats, labels: NDArray[np.int64], outputs: int) -> Iterator[Fit]:
-    """Yields multinomial fits. With two classes, one weight is shared: each output gets half of it.
+    """Yields a multinomial fit for every C, or only one if all training examples have the same class.
 
-    A class without training examples gets no weight and a bias as if it had half an example.
+    With two classes scikit-learn has a single row of weights: the outputs get minus and plus half of it. A
+    class without training examples gets no weight and a bias as if it had half an example.
     """
     present = np.unique(labels)
     if len(present) == 1:
@@ -179,7 +180,7 @@ def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
 
 
 def _path(features: Floats, labels: NDArray[np.int64]) -> Iterator[tuple[float, Floats, Floats, bool]]:
-    """Yields, for every C, weights (classes, features), biases (classes,) and whether lbfgs converged.
+    """Yields every C with weights (classes, features), biases (classes,) and whether lbfgs converged.
 
     Two classes have a single row. Each solution is the start of the next.
     """

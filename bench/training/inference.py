@@ -15,8 +15,8 @@ from bench.records.measures import Measure, Measures
 from methods import Adapter, UserError
 from methods.errors import RoundedMerge
 
-#: The smallest and largest number of timed forwards after a warm-up, and the milliseconds after which timing
-#: stops at the smallest number. The fastest forward counts, as the one least disturbed by other work.
+#: After a warm-up at least LEAST forwards are timed, and further ones until there are MOST or all together
+#: took SHORT_MS milliseconds. The fastest forward counts, as the one least disturbed by other work.
 LEAST, MOST, SHORT_MS = 3, 12, 50.0
 
 #: The largest number of examples in the timed batch: timing should cost less than a training step.

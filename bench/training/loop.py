@@ -88,7 +88,8 @@ class Evaluation:
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
     """Yields the indices of one pass in batches of examples with similar lengths.
 
-    `order` shuffles examples and batches. Without it, examples are ordered by length.
+    `order` shuffles examples and batches. Without it, examples are ordered by length, or stay in the split's
+    order if all have one width.
     """
     permutation = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
     lengths = split.uneven
@@ -133,7 +134,10 @@ def evaluate(
     objective: Objective,
     saving: Saving = PLAIN,
 ) -> Evaluation:
-    """Runs a split through the backbone in evaluation mode. Rows of `logits` are in the split's order."""
+    """Runs a split through the backbone in evaluation mode. Rows of `logits` are in the split's order.
+
+    The metric is NaN if the loss is not finite. Raises UserError if the metric is undefined for the split.
+    """
     backbone.module.eval()
     device = next(backbone.module.parameters()).device
     parts, order = [], []

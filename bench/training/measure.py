@@ -51,7 +51,7 @@ class StepTimer:
         self._marks.append((self._start, self._now()))
 
     def median_ms(self) -> float | None:
-        """The median of the steps after warmup, in milliseconds. None without steps."""
+        """The median of the steps after `WARMUP_STEPS`, in milliseconds. None if there are none."""
         marks = self._marks[WARMUP_STEPS:]
         if not marks:
             return None

@@ -87,7 +87,7 @@ class Saving:
     def check_backbone(
         self, name: str, module: nn.Module, example: Mapping[str, Any], device: str, *, splits: bool
     ) -> None:
-        """Raises UserError if the options would change results on this backbone.
+        """Raises UserError if the options change results, or need checkpointing that the backbone lacks.
 
         `example` is the keyword arguments of `module`; `splits` tells whether batches are computed in parts.
         """
@@ -157,7 +157,10 @@ def _switch(encoder: Any) -> Any:
 
 @contextmanager
 def checkpointed(encoder: Any, enabled: bool) -> Iterator[None]:
-    """Context in which the encoder's layers are recomputed in the backward pass."""
+    """Context in which the encoder's layers are recomputed in the backward pass.
+
+    Without effect on an encoder that has no gradient checkpointing.
+    """
     switch = _switch(encoder) if enabled else None
     if switch is None:
         yield

@@ -46,7 +46,7 @@ class Outcome:
     labels: Tensor
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
-    #: All measures. None if one could not be taken.
+    #: All measures. A measure that could not be taken is None or absent.
     measures: Measures
     tags: dict[str, str]
 
@@ -70,9 +70,9 @@ class Resources:
         self._inference: dict[str, Measures] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
-        """Returns the trial's backbone without any adapter, and makes its device the thread's default.
+        """Returns the trial's backbone without any adapter, and makes the worker's GPU the thread's default.
 
-        Raises UserError if its weights are not the planned ones.
+        Raises UserError as `load` does, and if its weights are not the planned ones.
         """
         take_device(self.device)
         spec = trial.backbone
@@ -135,7 +135,9 @@ class Resources:
         return data
 
     def text(self, trial: Trial, backbone: LoadedBackbone) -> tuple[Tensor, ...] | None:
-        """Returns the documents on which forgetting is measured. None if it is not measured.
+        """Returns the documents on which forgetting is measured.
+
+        None if the trial does not measure it, or if the backbone is no language model.
 
         Raises UserError if the text is not available.
         """
@@ -182,8 +184,8 @@ class Resources:
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
     """Trains and scores one trial, and reports its progress.
 
-    Raises Diverged, out-of-memory errors, or any other error of the trial. The backbone is clean afterwards
-    in every case.
+    Raises Diverged, Pruned if `report` raises it, out-of-memory errors, or any other error of the trial. The
+    backbone is clean afterwards in every case.
     """
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)

@@ -15,7 +15,7 @@ from methods import METHODS, Method, from_identity
 from methods.backbone import Geometry
 from methods.errors import UserError
 
-#: Head size equal to, above and below the number of heads; 1, 3 and 5 layers.
+#: Head size equal to, above and below the number of heads; 3, 1 and 5 layers.
 COUNTED = (Geometry(16, 4, 3, 64), Geometry(24, 2, 1, 96), Geometry(24, 6, 5, 96))
 
 #: ViT-S/14, and a shape in which no two modes are equal. Used for counting only.
@@ -81,7 +81,7 @@ def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Me
 
 
 def count(subject: Subject) -> str:
-    """`count` is the number of parameters that really train, on several geometries and ranks."""
+    """`peak_count` is the number of parameters that train at the start, on several geometries and ranks."""
     counted, refusals = 0, []
     for geometry in (None, *COUNTED):
         for method in _sizes(subject.method):
@@ -139,7 +139,10 @@ def isorank(subject: Subject) -> None:
 
 
 def fit(subject: Subject) -> str:
-    """`fit` comes as near to a budget as ranks allow, keeps options, and refuses impossible budgets."""
+    """`fit` comes near to a budget, keeps options, and refuses a budget of zero.
+
+    With a single rank, no neighbour is nearer. With several, `fit_tolerance` limits the distance.
+    """
     method, worst = _sizeable(subject), 0.0
     for geometry in FITTED:
         # LoRA's smallest count, or the method's own if that is larger.

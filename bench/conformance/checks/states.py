@@ -15,7 +15,10 @@ from methods.errors import UserError
 
 
 def state(subject: Subject) -> None:
-    """A saved adapter gives the same outputs on another backbone. A wrong state changes nothing."""
+    """A saved adapter gives the same outputs on a copy of the backbone.
+
+    A state with a wrong name or shape is refused and changes nothing.
+    """
     backbone, adapter = subject.randomised()
     saved, trained = adapter.state(), adapter.named_parameters()
     sizes = {name: tensor.numel() for name, tensor in saved.items()}
@@ -57,7 +60,11 @@ def state(subject: Subject) -> None:
 
 
 def seeds(subject: Subject) -> str | None:
-    """Only the generator determines the start. The global random state is neither read nor changed."""
+    """Only the generator determines the start. The global random state is neither read nor changed.
+
+    Two seeds give different starts, unless `fixed_start` gives a reason or the start is made of constants and
+    the backbone's weights.
+    """
     starts = []
     for seed, ambient in ((3, 0), (3, 1), (4, 1)):
         backbone = subject.backbone()

@@ -109,7 +109,7 @@ def factors(subject: Subject) -> str | None:
 
 
 def _no_weights(subject: Subject, adapter: Adapter) -> str:
-    """An update without a weight raises NotLowRank instead of giving one."""
+    """An update that changes no weights raises NotLowRank in `factors`, `delta` and `deltas`."""
     site = next(iter(adapter.bases))
     for name, call in (
         ("factors", adapter.factors),
