@@ -74,7 +74,7 @@ class FolderBackbone:
 
 @dataclass(frozen=True)
 class HubBackbone:
-    """A repository of the Hugging Face hub at the current commit of its revision."""
+    """A repository of the Hugging Face hub at the current commit of `revision` (None: the main branch)."""
 
     repository: str
     revision: str | None = None

@@ -260,9 +260,9 @@ def no_place(names: list[str]) -> UserError:
 
 
 def processor(images: ImageInput) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`.
+    """The content of `preprocessor_config.json`, for the processor of BiT.
 
-    BiT's processor can resize the shortest edge or to a square, and crop the centre from either.
+    That processor can resize the shortest edge or to a square, and then crops the centre.
     """
     squashed = images.resize is not None
     side = {"height": images.resize, "width": images.resize} if squashed else {"shortest_edge": images.size}

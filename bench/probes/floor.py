@@ -56,7 +56,7 @@ class OneBias(Adapter):
 
 
 def autocast(kind: str, bf16: bool) -> AbstractContextManager[object]:
-    """The context for forward passes on this kind of device."""
+    """The context for forward passes on this kind of device: autocast to bfloat16, or no change."""
     return torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 

@@ -314,7 +314,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """By how much the validation metric worsens without each part, with the adapter merged."""
+    """The drop of the validation metric if a part is removed, for each part. Positive if it gets worse."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     data = Resources(device).data(trial, backbone.info.input)
     sign = data.objective.metric.sign

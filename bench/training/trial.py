@@ -137,9 +137,8 @@ class Resources:
     def text(self, trial: Trial, backbone: LoadedBackbone) -> tuple[Tensor, ...] | None:
         """Returns the documents on which forgetting is measured.
 
-        None if the trial does not measure it, or if the backbone is no language model.
-
-        Raises UserError if the text is not available.
+        None if the trial does not measure it, or if the backbone cannot predict tokens. Raises UserError if
+        the text is not available.
         """
         if trial.forgetting is None or not has_vocabulary(backbone):
             return None
