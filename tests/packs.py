@@ -43,7 +43,7 @@ def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed
 
 
 def edit_json(name: str, change: Callable[[dict], None]) -> Callable[[Files], None]:  # type: ignore[type-arg]
-    """Changes every JSON file of this name."""
+    """A change of a pack's files that applies `change` to every JSON file whose name ends with `name`."""
 
     def edit(content: Files) -> None:
         for path in [path for path in content if path.endswith(name)]:

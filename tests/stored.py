@@ -52,7 +52,7 @@ class Result:
     score: float = 0.0
     #: The loss on the split of the score.
     loss: float = 0.5
-    #: The reason for its failure, in which case it has no score.
+    #: The reason why the trial failed. A failed trial stores no score.
     failure: str = ""
     #: Predicted and true classes.
     answers: Sequence[int] = (0, 1)

@@ -142,7 +142,7 @@ def test_every_table_has_a_heading() -> None:
             assert re.match(r"\|.*\n\|[-:| ]+\|\n", table), f"{page.relative_to(root)}: {table[:60]}"
 
 
-#: Options of methods that have one paragraph for all of them; their defaults are in the table above it.
+#: Options that methods share: methods.md explains them once, and its table of methods has their defaults.
 SHARED = {"rank", "targets", "scale", "dropout", "shared_heads"}
 TARGETS = ("qv", "qkv", "qkvo", "qkvo+mlp")
 

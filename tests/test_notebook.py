@@ -37,7 +37,7 @@ def value_of(source: str, names: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), "start.ipynb", "eval"), names)
 
 
-def test_it_runs_and_shows_its_plan_its_results_and_its_figures(
+def test_the_notebook_runs_and_shows_its_plan_results_and_figures(
     cells: list[dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

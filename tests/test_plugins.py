@@ -52,7 +52,7 @@ def test_the_guide_shows_the_tested_package_in_under_60_lines() -> None:
     assert '"shared_down:SharedDown"' in (PLUGIN / "pyproject.toml").read_text()
 
 
-def test_it_is_listed_with_its_counts(installed_plugin: Path, call: Call) -> None:
+def test_a_plug_in_method_is_listed_with_its_counts(installed_plugin: Path, call: Call) -> None:
     listed = call("list", "methods")
     assert listed.code == 0, listed.err
     # 4 · 768 · (1 + 36) parameters.
@@ -60,7 +60,9 @@ def test_it_is_listed_with_its_counts(installed_plugin: Path, call: Call) -> Non
 
 
 @pytest.mark.processes
-def test_a_suite_can_name_it(installed: Path, tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_a_suite_can_name_a_plug_in_method(
+    installed: Path, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
     suite = tmp_path / "suite.yaml"
     suite.write_text(
         "name: plugin\nbackbones: [tiny-random-vit]\ntasks: [digits]\nmethods: [shared_down]\n"
@@ -77,7 +79,7 @@ def test_a_suite_can_name_it(installed: Path, tmp_path: Path, new_store: Callabl
     assert "1/1" in ran.output()
 
 
-def test_it_passes_the_conformance_checks(installed_plugin: Path, call: Call) -> None:
+def test_a_plug_in_method_passes_the_conformance_checks(installed_plugin: Path, call: Call) -> None:
     checked = call("check", "shared_down", "--quick")
     assert checked.code == 0, checked.out + checked.err
     assert "shared_down" in checked.out

@@ -1,4 +1,4 @@
-"""Tests CaRA against its two CP tensors built in full, its biases, and its two places of dropout."""
+"""Tests CaRA's updates against its two CP tensors built in full, its biases, and both places of dropout."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class TestCaRA(StackedOracle):
             std = math.sqrt(2 / (slices + rank))
             assert abs(first.std() / std - 1) < 0.06
             assert abs(first.mean()) < 0.1 * std
-            # Beyond √3 standard deviations, where a uniform of the same spread ends.
+            # A uniform distribution of the same spread ends at √3 standard deviations.
             assert first.abs().max() > 2.5 * std
             for factor in rest:
                 gram = factor.T @ factor if factor.shape[0] >= rank else factor @ factor.T
@@ -132,7 +132,7 @@ class TestPublishedDropout(TestCaRA):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_where_dropout_sits_is_part_of_a_trial_only_if_there_is_any() -> None:
+def test_the_place_of_dropout_is_part_of_an_identity_only_with_dropout() -> None:
     dropped = create("cara", rank=4, dropout_on="update")
     assert dropped.identity() != create("cara", rank=4).identity()
     assert dropped.label == "CaRA (dropout_on=update)"

@@ -33,7 +33,7 @@ from ..methods.toy import ToyBackbone
 
 
 def owners(geometry: Geometry) -> list[str]:
-    """The projection of every slice of a layer."""
+    """The projection that each slice of a layer belongs to, in the order of the slices."""
     pieces = -(-geometry.mlp // geometry.hidden)
     return [
         name for name in geometry.projections for _ in range(pieces if name in ("gate", "fc1", "fc2") else 1)
@@ -55,7 +55,7 @@ class FacTOracle(StackedOracle):
         return stacked(full.unflatten(0, (geometry.layers, -1)), geometry, *GATED_PROJECTIONS)
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """The update with dropout between Σ and V, on Σ·U·x. Slices of fc1 and gate are side by side."""
+        """Masks Σ·U·x, before V. The slices of gate and fc1 are concatenated under one mask."""
         (u, v), names = self.ends(values), owners(geometry)
         of_layer = self.sigmas(values, geometry).unflatten(0, (geometry.layers, -1))[site.layer]
         sigmas = [sigma for sigma, name in zip(of_layer, names, strict=True) if name == site.projection]
@@ -121,7 +121,7 @@ class TestTensorTrain(FacTOracle):
     def test_dropout_of_entries_where_downs_are_joined_and_outputs_sliced(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Uses CaRA's dropout of entries, because FacT's sites have slices that CaRA's lack."""
+        """Drops entries of ΔW, an option of CaRA alone, on FacT, whose slices have downs of their own."""
         geometry = EVEN[0]
         method: Any = self.method()
         parametrisation = method.parametrise(geometry, torch.Generator().manual_seed(0))
@@ -180,7 +180,8 @@ class TestTuckerOfTheReference(TestTucker):
     def mixtures(self, values: Values) -> Tensor:
         """The mixtures as the reference code reads them.
 
-        Flat column c is written as (rank, slice) c // n, c % n and read as (slice, rank) c // r, c % r.
+        With n slices of rank r, it writes column c as (rank, slice) = (c // n, c % n) and reads it as
+        (slice, rank) = (c // r, c % r).
         """
         mixed = super().mixtures(values).clone()
         names = owners(self.geometry) * self.geometry.layers

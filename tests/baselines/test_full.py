@@ -1,4 +1,4 @@
-"""Tests that full fine-tuning restores the backbone."""
+"""Tests full fine-tuning: gradients after detaching, and updates."""
 
 from __future__ import annotations
 

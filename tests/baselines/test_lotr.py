@@ -42,7 +42,7 @@ class TestLoTR(StackedOracle):
         for end in ends:
             assert abs(end.mean()) < 0.03
             assert abs(end.std() - 1) < 0.03
-            # More than three standard deviations: not a uniform of the same spread.
+            # Values beyond three standard deviations rule out a uniform distribution of the same spread.
             assert end.abs().max() > 3
         assert not torch.equal(ends[0].flatten(), ends[-1].flatten())
 

@@ -28,7 +28,7 @@ STEPS = 10
 
 
 def put(options: dict[str, Any], seed: int = 0) -> tuple[SkeletonBackbone, Adapter]:
-    """A backbone with the adapter, equal in every call."""
+    """A backbone whose weights are the same in every call, and an adapter on it that `seed` draws."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = SkeletonBackbone.random(GEOMETRY)
@@ -94,7 +94,7 @@ def test_adalora_trains_as_by_peft_itself() -> None:
     optimizer = torch.optim.AdamW([*trained, *head], lr=0.02)
     x, labels = examples()
     for step in range(1, STEPS + 1):
-        # The tuner's forward adds the term, as in peft's task models.
+        # The forward of peft's own AdaLoRA model adds the orthogonality term to the loss.
         model.base_model(x=x, labels=labels).loss.backward()
         optimizer.step()
         model.base_model.update_and_allocate(step)

@@ -112,7 +112,7 @@ class TestABBA(ProductOracle):
             torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1), rtol=1e-5, atol=1e-5)
 
     def test_the_seed_decides_the_start(self) -> None:
-        """Compares only drawn parameters, since A1 and B1 come from the weights."""
+        """Only A2 differs between seeds: A1 and B1 come from the weights, and B2 starts at zero."""
         first, same, other = (self.started(EVEN[0], seed)[1].named_parameters() for seed in (0, 0, 1))
         assert all(torch.equal(first[key], same[key]) for key in first)
         assert {key[:2] for key in first if not torch.equal(first[key], other[key])} == {"A2"}

@@ -30,21 +30,24 @@ from ..methods.oracle import (
 )
 from ..methods.toy import ToyBackbone
 
-#: A hidden size with four prime factors, for equal shapes in every oracle here, and a prime hidden size.
+#: Geometries of full attention, with a hidden size of four prime factors and with a prime one.
 SMALL, PRIME = Geometry(24, 4, 2, 96), Geometry(23, 1, 1, 92)
 LARGE, LLAMA = Geometry(1024, 16, 24, 4096), Geometry(4096, 32, 32, 11008)
 QKV = {"targets": "qkv"}
 
 
 def product(cores: list[Tensor]) -> Tensor:
-    """The tensor of a train, computed mode by mode without matrix products."""
+    """The full tensor of a tensor train, by one einsum over all of its cores."""
     letters, bonds = "abcdefghij", "zyxwvutsrqp"
     terms = [f"{bonds[i]}{letters[i]}{bonds[i + 1]}" for i in range(len(cores))]
     return torch.einsum(f"{','.join(terms)}->{letters[: len(cores)]}", *cores)
 
 
 def train(values: Values, prefix: str, layer: int | None = None) -> Tensor:
-    """The tensor of a train, or of one layer's train."""
+    """The full tensor of the train whose cores have this prefix.
+
+    With `layer`, the cores of all layers are stacked, and that layer's are taken.
+    """
     cores = [value for key, value in values.items() if key.startswith(f"{prefix}.")]
     return product(cores if layer is None else [core[layer] for core in cores])
 
@@ -107,13 +110,13 @@ class TestTTLoRA(SiteOracle):
         ({"rank": 16, **QKV}, BASE, 202_752),
         ({"rank": 17, **QKV}, BASE, 223_992),
         ({"rank": 21, "targets": "qv"}, BASE, 212_688),
-        # 9·8·8 and 8·6·4.
+        # Modes of the trains: 9·8·8 and 8·6·4.
         ({"rank": 4, "targets": "qv"}, SMOLLM2, 30 * ((18 + 17) * 4 + (32 + 26) * 4**2)),
     ]
     budgets = [({}, (17,), 223_992)]
 
     def update(self, values: Values, site: Site, out: int, in_: int) -> Tensor:
-        """The update (in, out), built with the input's digits in reverse order."""
+        """The update (out, in). The train has the input's modes in reverse order."""
         tensor = train(values, f"trains.{site.projection}.cores", site.layer)
         inputs = next(k for k in range(1, tensor.dim()) if math.prod(tensor.shape[:k]) == in_)
         order = [*reversed(range(inputs)), *range(inputs, tensor.dim())]
@@ -240,7 +243,7 @@ class TestMetaTT(StackedOracle):
         ({"rank": 4, "targets": "qv"}, SMOLLM2, 4 * (576 + 576) + (30 + 2) * 4**2),
         ({"rank": 4}, SMOLLM2, 4 * (576 + 576) + (30 + 13) * 4**2),
     ]
-    # Rank 80 has 218,880, which is farther.
+    # Rank 80 is farther from the budget, with 218,880 parameters.
     budgets = [({}, (81,), 222_831)]
     test_containers_hold_the_tensors = None  # It has no containers.
 
@@ -367,7 +370,7 @@ def test_twenty_steps_of_the_bottleneck() -> None:
     with pytest.raises(UserError, match="LoRETTA-adp"):
         adapter.merge()
     counts = [(5, BASE, 57_408), (8, BASE, 112_128), (8, LLAMA, 64 * 9_600)]
-    # 12·12·16·16.
+    # The trains of the last case have the modes 12·12·16·16.
     for rank, geometry, count in [*counts, (4, SMOLLM2, 60 * (2 * (28 * 4 + 28 * 4**2) + 64 + 576))]:
         assert create("loretta_adp", rank=rank).count(geometry) == count
 

@@ -143,7 +143,10 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
 
 
 def write_glue(folder: Path, config: str, sizes: dict[str, int], classes: list[str] | None = None) -> Path:
-    """Writes parquet files in GLUE's layout and columns, with the hub's feature metadata."""
+    """Writes parquet files in GLUE's layout and columns, with the hub's feature metadata.
+
+    `sizes` maps each split to its number of rows. `classes` replaces the names of GLUE's classes.
+    """
     names = {"cola": ("sentence",), "mrpc": ("sentence1", "sentence2")}[config]
     classes = (
         classes or {"cola": ["unacceptable", "acceptable"], "mrpc": ["not_equivalent", "equivalent"]}[config]

@@ -79,7 +79,7 @@ def model_of(kind: str, **changes: Any) -> Any:
 
 
 def whole_model_of(name: str, tower: str) -> Any:
-    """A CLIP or SigLIP model whose vision tower is of this kind."""
+    """A CLIP or SigLIP model whose vision tower is of the kind `tower`."""
     text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = getattr(transformers, f"{name}Config")(
         text_config=text | {"vocab_size": 50}, vision_config=tiny(tower)._config().to_dict()
@@ -90,7 +90,7 @@ def whole_model_of(name: str, tower: str) -> Any:
 def write(folder: Path, kind: str, model: Any, *, version: int = 5, prefix: bool = False) -> Path:
     """Writes `model` as a checkpoint folder, key by key instead of by `save_pretrained`.
 
-    `prefix` makes it a ForXxx model, with a head and a pooler beside the encoder.
+    With `prefix` the checkpoint is that of a ForXxx model, with a head and a pooler beside the encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {}

@@ -31,7 +31,7 @@ PORTS = range(20_000, 32_768)
 
 def free_port() -> int:
     while True:
-        # Not the shared generator: tests seed it, and two processes would draw the same port.
+        # Tests seed the shared generator, from which two processes would draw the same port.
         port = random.SystemRandom().choice(PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -74,7 +74,7 @@ def container() -> tuple[str, ...] | None:
 
 
 class Postgres:
-    """A PostgreSQL server in its own folder, run as an unprivileged user because it refuses root."""
+    """A PostgreSQL server in its own folder. It refuses root, for whom the user `postgres` runs it."""
 
     def __init__(self, folder: Path) -> None:
         programs = postgres_programs()
@@ -159,7 +159,8 @@ class Server:
 class Driver:
     """A `tensorbench run` process.
 
-    If `held`, it is held at the first progress of each trial.
+    With `held`, it waits at the first progress of each trial for its release. `inside` is a command that
+    starts it in a container.
     """
 
     def __init__(
@@ -234,10 +235,7 @@ def driver(
     held: bool = False,
     inside: tuple[str, ...] = (),
 ) -> Iterator[Driver]:
-    """A driver that is ended on exit.
-
-    `inside` is a command that starts it in a container.
-    """
+    """A driver, made by `Driver` with these arguments, that is ended on exit."""
     started = Driver(suite, store, *options, name=name, held=held, inside=inside)
     try:
         yield started

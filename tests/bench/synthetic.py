@@ -37,7 +37,7 @@ def _orthonormal(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def read_out() -> Tensor:
-    """The weights of a head's channels, (head size,)."""
+    """The fixed weights by which the channels of a head are summed to a logit, (head size,)."""
     return _orthonormal(GEOMETRY.head_size, 1, 1)[:, 0]
 
 

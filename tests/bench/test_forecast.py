@@ -30,7 +30,7 @@ from .toy_suites import plan, suite, write
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
 
-#: The seconds per step of a stored trial; the simulated hour covers two steps.
+#: The seconds per step of trials that `tests.stored` makes up: an hour for two steps.
 SECONDS_A_STEP = 1800.0
 
 TENSOR = {"method": "tenslora", "variant": "qkv_depth"}

@@ -62,7 +62,7 @@ def test_a_hiding_folder_is_named_on_import(tmp_path: Path, name: str, kind: str
     assert "rename it" in last
 
 
-def test_the_program_says_it_without_a_traceback(tmp_path: Path) -> None:
+def test_the_program_names_a_hiding_file_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "methods.py").write_text("")
     ended = python(tmp_path, "-m", "bench", "--version")
     assert ended.returncode != 0

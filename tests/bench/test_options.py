@@ -120,7 +120,7 @@ def test_running_commands_know_the_same_filters(call: Call, tmp_path: Path, comm
 
 @pytest.fixture
 def complete(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """The completions that bash offers for the last word of a command line."""
+    """A function that returns the completions that bash offers for the last word of a command line."""
 
     def completions(line: str) -> list[str]:
         monkeypatch.setenv("_TENSORBENCH_COMPLETE", "complete_bash")

@@ -132,7 +132,7 @@ def test_scores_with_units_have_a_line_for_each_task(tmp_path: Path) -> None:
         power(planned, nowhere, 0.007, {"rmse": 0.5})
 
 
-def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> None:
+def test_the_command_shows_the_power_and_writes_json(call: Call, tmp_path: Path) -> None:
     suite, uri = write(tmp_path, seeds=[0, 1, 2]), f"sqlite:///{tmp_path / 'none.db'}"
     shown = call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--threshold", "0.02")
     assert shown.code == 0

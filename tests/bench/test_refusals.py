@@ -58,7 +58,7 @@ def run(*options: str, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
 
 
 def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]:
-    """Plans a suite with a checkpoint whose config has these fields changed."""
+    """Makes a request to plan a suite with a checkpoint whose config has these fields changed."""
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", kind, local_checkpoints.encoder(kind))
@@ -70,7 +70,7 @@ def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]
 
 
 def broken(name: str, content: bytes) -> Callable[[Path], tuple[object, ...]]:
-    """Plans a suite with a checkpoint whose file has this content."""
+    """Makes a request to run a suite with a checkpoint whose file `name` has this content."""
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", "vit", local_checkpoints.encoder("vit"))

@@ -53,7 +53,11 @@ def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter
 
 @dataclass
 class Resumed:
-    """A suite whose start was killed and interrupted before being released."""
+    """A suite whose first two starts ended by a signal and which two more starts finished together.
+
+    `ends` has what `stop` returns of the first two, by signal, and of the third under `last`. `second` is the
+    fourth, which began beside the third.
+    """
 
     ran: Ran
     second: Any = None

@@ -115,7 +115,7 @@ def test_a_trial_is_shown_with_its_place(halves: Halves, call: Call) -> None:
     assert f"{place['study']}, point {place['point']}" in shown
 
 
-def test_ls_shows_complete_studies(halves: Halves, call: Call) -> None:
+def test_the_list_shows_complete_studies(halves: Halves, call: Call) -> None:
     assert "2 of 3" in call("list", "--store", halves.first).out
 
 
@@ -156,7 +156,7 @@ def test_results_have_each_trial_s_study_point_offset_and_rate(halves: Halves) -
     assert stored == measured
 
 
-def test_the_kept_trial_has_the_lowest_validation_loss_and_no_test_score_chooses(halves: Halves) -> None:
+def test_the_kept_trial_has_the_lowest_validation_loss(halves: Halves) -> None:
     results = bench.load_results(*halves.packs)
     for cell in results.cells.index:
         seeds = results.of_cell(cell)

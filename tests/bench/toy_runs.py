@@ -38,7 +38,7 @@ class Ran:
         return Store.existing(self.uri, "toy")
 
     def by_method(self, method: str, seed: int = 0) -> Record:
-        """The first record of this method."""
+        """The first record of this method and seed."""
         return next(
             record
             for record in self.store.records()
@@ -64,7 +64,10 @@ def run(
 
 
 def run_inline(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[Event]:
-    """Runs these trials of a plan, or all, in this process, including failed ones."""
+    """Runs these trials of a plan, by default all, in this process, and returns all events.
+
+    Trials that failed before run again.
+    """
     events: list[Event] = []
     retried = failures(store.records())
     with session(store) as at_work, Inline("cpu") as place:
@@ -73,7 +76,7 @@ def run_inline(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[E
 
 
 def executed(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[Event]:
-    """Runs trials like `run_inline` and returns their endings."""
+    """Runs trials like `run_inline` and returns only the events of trials that finished or failed."""
     return [event for event in run_inline(store, made, trials) if event.kind in ("finished", "failed")]
 
 

@@ -48,7 +48,7 @@ class DenseOracle:
     name: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {"rank": RANK, "scale": SCALE}
     geometries: ClassVar[tuple[Geometry, ...]] = EVEN + UNEQUAL
-    #: A pattern of the parameters that start at zero; only they get a gradient in the first step.
+    #: A pattern of the parameters that start at zero. If any do, only they get a gradient in the first step.
     zero: ClassVar[str] = "$^"
     #: (options, geometry, count) from the paper or by hand.
     published: ClassVar[list[tuple[dict[str, Any], Geometry, int]]] = []
@@ -152,7 +152,7 @@ class DenseOracle:
                 template.fit(geometry, counts[1] - 1)
 
     def test_it_starts_at_zero_by_the_parameters_that_say_so(self) -> None:
-        """Exactly the parameters that start at zero have a gradient, so the first step changes them."""
+        """Only the parameters that start at zero have a gradient, or all parameters if none does."""
         for geometry in self.geometries:
             backbone, adapter = self.started(geometry)
             named, fresh = adapter.named_parameters(), backbone.module(backbone.inputs())

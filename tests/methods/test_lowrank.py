@@ -42,7 +42,8 @@ def linear_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ..
 @pytest.mark.parametrize(
     ("options", "downs"),
     [
-        # One tensor for three projections: one down of width rank. One for each: joined, 3 · rank wide.
+        # A tensor over three projections has one down of width rank. Three tensors have their downs joined,
+        # to a width of 3 · rank.
         ({"variant": "qkv_depth"}, {(2, 12): 2}),
         ({"variant": "att_qkv"}, {(2, 12): 2}),
         ({"variant": "depth"}, {(6, 12): 2}),
@@ -87,7 +88,7 @@ def test_factors_are_contracted_once_a_forward() -> None:
     assert len(calls) == 2
 
 
-def test_inside_hold_they_are_contracted_once_for_all_forwards_and_without_a_graph() -> None:
+def test_inside_hold_factors_are_contracted_once_for_all_forwards_and_without_a_graph() -> None:
     backbone, adapter = attached(variant="att_qkv_depth")
     backbone.module.requires_grad_(False)
     calls = contractions(adapter)
@@ -117,7 +118,7 @@ def test_a_merged_adapter_contracts_nothing() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The entries of the largest tensor that an operation creates, ignoring views of existing ones."""
+    """Counts the entries of the largest tensor that an operation creates, ignoring views of existing ones."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -203,7 +204,7 @@ def test_reentrant_checkpointing_is_refused_rather_than_train_nothing() -> None:
 
 
 class _HalfFrozen(Parametrisation):
-    """A method with fixed down and trained up, middle and bias, all returned unchanged."""
+    """A fixed down and a trained up, middle and bias, which `contract` returns as they are."""
 
     def __init__(self, geometry: Geometry, sites: list[Site]) -> None:
         super().__init__()

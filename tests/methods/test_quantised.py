@@ -70,7 +70,10 @@ def dense(backbone: LoadedBackbone) -> LoadedBackbone:
 def run(
     backbone: LoadedBackbone, method: Method, batch: dict[str, Tensor]
 ) -> tuple[Adapter, Tensor, dict[str, Tensor | None]]:
-    """Attaches an adapter with scattered parameters. Returns it with its logits and gradients."""
+    """Attaches an adapter with random parameters and runs it forward and backward.
+
+    Returns the adapter, its logits, and the gradients of its parameters, None for those without one.
+    """
     adapter = method.attach(backbone, torch.Generator().manual_seed(1))
     backbone.module.eval()
     scatter(adapter)

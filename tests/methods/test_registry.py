@@ -1,3 +1,5 @@
+"""Tests the registry of methods: plug-ins, unknown names, and methods made again from their identity."""
+
 from __future__ import annotations
 
 import warnings

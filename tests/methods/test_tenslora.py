@@ -104,7 +104,7 @@ class TestTucker(StackedOracle):
         return stacked(full, geometry, *method.projections)
 
     def turned(self, geometry: Geometry) -> set[str]:
-        """The heads of the output projection are on its input."""
+        """Adds the output projection for tensors with a head mode, since its heads are on its input."""
         heads = "att" in self.options["variant"].split("_")
         return {"output"} if heads else super().turned(geometry)
 

@@ -1,4 +1,4 @@
-"""A browser for tests of the page. Needs chromium and its driver (Debian: chromium chromium-driver)."""
+"""A browser for tests of reports' pages. Needs chromium and its driver (Debian: chromium chromium-driver)."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def checkout(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports a module of docs/."""
+    """A function that imports a module of docs/ by its name."""
     monkeypatch.syspath_prepend(DOCS)
     return importlib.import_module
 
@@ -96,11 +96,11 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def shown(browser: webdriver.Chrome, plain: Path) -> webdriver.Chrome:
-    """The page without figures in a browser."""
+    """The report's page without figures, opened in a browser."""
     return opened(browser, plain)
 
 
 @pytest.fixture
 def drawn(browser: webdriver.Chrome, page: Path) -> webdriver.Chrome:
-    """The page with figures in a browser."""
+    """The report's page with its figures, opened in a browser."""
     return opened(browser, page)

@@ -80,7 +80,10 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """Derives a result from the trial alone: task base, method edge, and noise shared by a seed."""
+    """Derives a result from the trial alone: task base, method edge, and noise shared by a seed.
+
+    None for the runs that are missing in `LOST`.
+    """
     lost = LOST.get((row.title, row.budget or "", row.task, trial.seed))
     if lost == "missing":
         return None

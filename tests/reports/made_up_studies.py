@@ -59,7 +59,10 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """Derives a result from the trial alone: a parabola over rates, failures at high rates, and noise."""
+    """Derives a result from the trial alone: a parabola over rates, failures at high rates, and noise.
+
+    None for the trial `MISSING`.
+    """
     place = row.studies.trials[trial.seed] if row.studies else None
     offset = place.offset if place else 0.0
     if (row.title, row.task, trial.seed) == MISSING:

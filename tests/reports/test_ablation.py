@@ -127,7 +127,7 @@ def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> N
     assert [entry.ranks for entry in search.tried] == [[2, 1, 3], [4, 1, 1], [1, 1, 1]]
     assert [entry.value for entry in search.tried] == [0.6, 0.7, None]
     assert [entry.state for entry in search.tried] == ["complete", "complete", "pruned"]
-    # By number, not by position.
+    # Positions in `tried`. The search names its points by number.
     assert search.pareto == [0, 1]
     (final,) = search.final
     assert final.value == pytest.approx(0.65)
@@ -143,7 +143,7 @@ def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> N
     assert redundancy.effective_ranks == {"input": 1.8}
 
 
-def test_each_has_its_figures(study: Study) -> None:
+def test_each_search_allocation_and_analysis_has_its_figures(study: Study) -> None:
     names = [
         [drawn.name for drawn in figures.ablation(number, ablation_)]
         for number, ablation_ in enumerate(ablation.read(study))
@@ -168,7 +168,7 @@ def test_the_same_ranks_under_several_labels_count_once_in_the_mean_at_a_rank() 
     assert list(line.get_xydata()[0]) == pytest.approx([2, 70])
 
 
-def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> None:
+def test_the_page_shows_ablations_with_names_escaped(uri: str, tmp_path: Path) -> None:
     done = write_report(uri, ["small"], tmp_path / "out", log=False)
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count('<div data-task="digits" data-backbone="tiny-random-vit">') == 3

@@ -45,7 +45,7 @@ def test_an_answer_is_what_its_command_reports(
     assert answer.state == "all there"
     assert "--task" not in command
     monkeypatch.chdir(checkout)
-    # The command already has an --out; argparse uses this later one.
+    # The command already has an --out. Of two, the program takes the later one.
     words = [*shlex.split(command.replace("\\\n", ""))[1:], "--out", tmp_path / "out", "--format", "csv"]
     assert call(*words).code == 0
     points = script("answers.packed").points
@@ -131,7 +131,7 @@ def test_incomplete_results_have_no_answer(script: Any, checkout: Path, tmp_path
 
 
 def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
-    """Comparisons reduced to their verdict's side."""
+    """Comparisons of these pairs of methods that have nothing but the side of their verdict."""
     line = script("answers.pairs").Line
     return [
         line(*pair, SimpleNamespace(verdict=Verdict(Answer.UNDECIDED, side)), {})
@@ -139,7 +139,7 @@ def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
     ]
 
 
-def test_only_lora_on_other_sites_differing_points_to_the_sites(script: Any) -> None:
+def test_a_difference_only_from_lora_on_other_sites_points_to_the_sites(script: Any) -> None:
     compared_lines = lines(
         script,
         {
@@ -155,7 +155,7 @@ def test_only_lora_on_other_sites_differing_points_to_the_sites(script: Any) -> 
     assert sentences == ["LoRTA: **the sites**.", "CaRA: **the tensor**.", "FacT-TT: **undecided**."]
 
 
-def test_a_worse_twin_points_to_the_interleaving(script: Any) -> None:
+def test_a_worse_interleaved_variant_points_to_the_interleaving(script: Any) -> None:
     pairs = script("answers.questions").COMPARED[1].pairs
     worse = ("TensLoRA att_qkv (heads=interleaved)", "TensLoRA att_qkv")
     assert worse in pairs
@@ -165,7 +165,7 @@ def test_a_worse_twin_points_to_the_interleaving(script: Any) -> None:
     assert was == "It was the interleaving for: **TensLoRA att_qkv**."
 
 
-def test_the_count_explains_what_it_goes_with(
+def test_parameter_counts_explain_scores_if_both_rank_alike(
     script: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs, number = script("answers.pairs"), script("answers.packed").number

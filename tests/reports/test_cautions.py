@@ -35,7 +35,7 @@ def test_failures_and_scores_below_the_head_alone_are_named(script: Any, checkou
     assert "Below the mean of the head alone: 2 seeds on digits." in text
 
 
-def test_an_adapter_that_left_the_head_alone_is_named(script: Any, checkout: Path) -> None:
+def test_an_adapter_that_scores_like_the_head_alone_is_named(script: Any, checkout: Path) -> None:
     results = rich_of(script, checkout)
     (lora, *_) = (c for c in results.study.all_cells if (c.method, c.task) == ("LoRA", "digits"))
     assert "Within" not in script("answers.cautions").cautions(results, [lora])

@@ -216,7 +216,7 @@ def test_differences_without_spread_give_no_estimate_of_noise(
         assert move.difference == pytest.approx(by)
 
 
-def test_the_command_shows_it_and_speaks_json(call: Call, uri: str) -> None:
+def test_the_command_shows_the_comparison_and_writes_json(call: Call, uri: str) -> None:
     shown = call("report", "after", "--against", "before", "--store", uri)
     assert shown.code == 0
     assert "1 of 2 common cells" in shown.out

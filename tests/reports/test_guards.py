@@ -45,7 +45,7 @@ def planned(**changes: Any) -> Plan:
 def results_with(
     folder: Path, new_store: NewStore, measures: dict[str, dict[str, float]], **changes: Any
 ) -> list[str]:
-    """The warnings if runs of these methods (given by the beginning of their names) have these measures."""
+    """The warnings if the runs of a row, by its title, have these measures in place of harmless ones."""
     plan = planned(**changes)
 
     def result(trial: Any, row: Any) -> Result:
@@ -94,7 +94,7 @@ def test_an_earlier_versions_runs_without_losses_say_nothing_of_them(
 
 
 def tuned(folder: Path, new_store: NewStore, losses: list[float]) -> tuple[Plan, Store]:
-    """A suite whose tuning gave these losses, in the order of the points, with its choice."""
+    """The plan with its choice, and the store, of a suite whose points had these losses in tuning."""
     plan = planned(methods=["lora"], tuning=TUNING)
     by_rate = dict(zip([c.setting.lr for c in plan.of(None).rows[0].candidates], losses, strict=True))
     store = write(

@@ -1,4 +1,4 @@
-"""Tests the page in a real browser: selecting, sorting, links, and no requests to the network."""
+"""Tests a report's page in a real browser: selecting, sorting, links, and no requests to the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests the appearance of the page in a real browser: first screen, phone, paper, both themes, pointing."""
+"""Tests how a report's page looks in a real browser: first screen, phone, paper, both themes, pointing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path
     """The page of 20 methods, 4 tasks and 3 budgets, with only the figures of parameter counts."""
     folder = tmp_path_factory.mktemp("large")
     uri = new_store(folder)
-    # Replaces peft's methods, which take seconds to import, and two of the seeds.
+    # Replaces peft's methods, which take seconds to import, and leaves out two of the seeds.
     variants = {"method": "tenslora", "init": "normal", "each": {"variant": VARIANTS[:6]}}
     suite = STUDY | {"methods": [*STUDY["methods"][:-1], variants], "seeds": [0, 1, 2]}
     write(uri, make_plan(validate(Suite, suite, "suite")), study_result)

@@ -20,7 +20,7 @@ from reports.study import Study
 from .made_up import NAME
 from .test_peft_comparison import content, write
 
-#: The fields that peft's own `processing.py` reads, by part of the file. It fails if one is missing.
+#: The fields that peft's own `processing.py` reads, and without which it fails, by part of the file.
 READ = {
     "run_info": ["experiment_name", "train_config", "peft_config", "total_time", "peft_branch", "created_at"],
     "train_info": [
@@ -61,7 +61,7 @@ def test_every_file_has_what_peft_s_program_reads(rich: str) -> None:
         assert all(isinstance(value, int) for value in integers)
         config = file["run_info"]["peft_config"]
         kinds.add(config and config["peft_type"])
-    # Full fine-tuning has no such configuration, and peft's table recognises it by that.
+    # Full fine-tuning has no such configuration, which is how peft's table recognises it.
     assert kinds == {None, "HEAD_ONLY", "LORA", "TENSLORA", "LOTR"}
 
 

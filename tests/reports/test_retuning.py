@@ -75,7 +75,7 @@ def test_the_interval_has_the_choice_of_both_methods(tuned: Callable[..., Analys
         of_seeds = np.var([(75 + seed) / EXAMPLES for seed in range(5)], ddof=1)
         expected.append(lottery(table.mean(1), np.cov(table) / EXAMPLES + of_seeds * np.eye(len(runs))))
     variances = analysis.evidence.tuning
-    # Points in another order use other draws.
+    # The analysis orders the points in another way, which gives the lottery other draws.
     assert [variances[cell] for cell in sorted(variances)] == pytest.approx(expected, rel=0.1)
     (comparison,) = analysis.blocks[0].comparisons
     assert comparison.effect.error is not None

@@ -62,7 +62,7 @@ def started(content: dict[str, bytes]) -> None:
 
 
 def evil(content: dict[str, bytes]) -> None:
-    """A second suite whose every name is an attack."""
+    """Turns a pack into that of a second suite whose every name is an attack."""
 
     def rename(plan: dict[str, Any]) -> None:
         for row in plan["rows"]:
@@ -169,7 +169,7 @@ def test_addresses_distinguish_names_of_packs_and_settings(tmp_path: Path, new_s
     (command,) = [line for line in lines if "tensorbench unpack" in line]
     assert shlex.split(command.partition("<code>")[2])[2] == pack.name
     assert "12 of 12 trials finished" in index
-    # A difference of zero has no side, as in the report.
+    # A difference of zero has no sign, as in the report.
     assert "<small>0.00</small>" in index
     assert "+0.00" not in index
 
@@ -210,7 +210,7 @@ def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(
     assert "fixed size" in {block.budget for block in entry.analysis.blocks}
     assert [line.block.budget for line in entry.headlines] == ["isorank 2", "isoparameters 2"]
     assert {line.setting for line in entry.headlines} == {None}
-    # Its figures are tested elsewhere.
+    # The pages are made from the suite as read above, which saves drawing its figures again.
     monkeypatch.setattr(build, "published", lambda packs: [entry])
     index = str(site_files([pack])["index.html"])
     budget_headings = re.findall(r'<th scope="row" class="budget">(.*?)<small>(.*?)</small>', index)
@@ -312,7 +312,7 @@ def test_the_same_packs_elsewhere_give_the_same_files(
 def test_check_names_what_differs(
     results: Path, site: Files, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Building it again would show nothing new.
+    # Saves building the same site again.
     monkeypatch.setattr("reports.site.build.site_files", lambda packs: site)
     folder = tmp_path / "site"
     put_files(folder, site)

@@ -95,7 +95,7 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
     assert printed("4", 4) == expected(analysed(pack, family, ATT))
     # Two comparisons at once have narrower intervals than three.
     assert printed("4", 1, 3)[ALL_MODES] != printed("1", 1)[ALL_MODES]
-    # Three points beyond LoRA, four below it, and a tenth of a point.
+    # The results are made up with ALL_MODES three points above LoRA and ATT four points below.
     assert f"**better by what matters**: {ALL_MODES}" in answers["Question 1"].short
     assert f"**worse by what matters**: {ATT}" in answers["Question 1"].short
     assert answers["Question 4"].short.endswith("**yes**.")

@@ -60,7 +60,7 @@ def test_csv_and_json_hold_what_was_stored_with_its_runs(written: Path, study: S
 
 
 def test_a_statistic_is_computed_and_exported_once_it_is_listed(study: Study, monkeypatch: Any) -> None:
-    """Registers a statistic by adding it to the tuple."""
+    """Registers a statistic by adding it to `STATISTICS`."""
 
     def widest(entrants: Entrants) -> float | None:
         widths = [high - low for each in entrants.comparisons for low, high in [each.interval or (0, 0)]]

@@ -53,7 +53,7 @@ def test_impossible_thresholds_are_refused(requested: Any, message: str) -> None
         (["--threshold", "0.1,accuracy=0.2"], "--threshold"),
     ],
 )
-def test_the_command_refuses_it_too(
+def test_the_command_refuses_impossible_thresholds_too(
     call: Call, small: str, tmp_path: Path, options: list[str], message: str
 ) -> None:
     out = tmp_path / "out"

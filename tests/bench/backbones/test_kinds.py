@@ -22,10 +22,10 @@ from methods.errors import UserError
 from ...messages import naming
 from ..local_checkpoints import batch, edit, features, model_of, whole_model_of
 
-#: tests/bench/conformance runs the methods on these kinds one by one.
+#: Left out of the checks here, because tests/bench/conformance runs all methods on these kinds.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
 
-#: The kinds of texts whose head reads the mean of the states.
+#: The text kinds whose head reads the mean of the hidden states.
 MEANS = ("bert", "modernbert", "t5", "mt5")
 
 IN_ONE_TENSOR = create("tenslora", variant="att_qkv_depth").isorank(2)
@@ -116,7 +116,7 @@ def test_an_encoder_is_taken_out_of_a_whole_t5(
     model, inputs = getattr(transformers, model_class)(config).eval(), inputs_of(kind)
     model.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
-    # Published configurations have no limit: positions are relative.
+    # Published configurations state no longest text, because positions are relative.
     settings = json.loads(file.read_text())
     del settings["max_position_embeddings"]
     file.write_text(json.dumps(settings))

@@ -358,7 +358,7 @@ def test_weights_that_are_not_whole_are_refused_by_file(tmp_path: Path, keep: sl
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A hub cache that holds one model, without network."""
+    """The folder of a hub cache that holds one model. The network is switched off."""
     from huggingface_hub import constants
 
     from bench.machine.hub import snapshot

@@ -19,7 +19,7 @@ from ..local_checkpoints import batch, encoder, features, write
 
 
 def saying(folder: Path, file: str = "config.json", **more: Any) -> BackboneSpec:
-    """Makes a checkpoint with extra entries in one of its configuration files."""
+    """Writes a checkpoint with these extra entries in one of its configuration files."""
     where = write(folder / "model", "bert", encoder("bert")) / file
     content = json.loads(where.read_text()) if where.exists() else {}
     where.write_text(json.dumps(content | more))

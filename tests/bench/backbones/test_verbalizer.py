@@ -155,7 +155,7 @@ def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
     assert tokenizer.decode(long) == "<s>fghijkl?"
     assert len(long) + len("yes") == 12
     assert tokenizer.decode(short) == "<s>a?"
-    # The begin token, one token of the text, the question mark and the longest answer.
+    # Six tokens: the begin token, one of the text, the question mark and three of the longest answer.
     assert prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 6, ["ab"])[1] == [True]
     for prompt, text in (("{text}?", "a"), ("{first}, {second}?", ("a", "b"))):
         with pytest.raises(UserError, match=naming("max_tokens", 6, 5)):
@@ -209,7 +209,7 @@ def test_a_prompt_without_places_for_pairs_is_refused_before_any_work(tmp_path: 
 
 def test_words_of_unknown_tokens_are_refused() -> None:
     class Deaf:
-        """A tokenizer that knows a single letter."""
+        """A tokenizer that knows 'a', reads '?' as unknown, and drops every other letter."""
 
         unk_token_id = 3
 

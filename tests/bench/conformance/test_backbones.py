@@ -47,7 +47,7 @@ def without_layers(backbone: LoadedBackbone) -> None:
 
 
 def counting(backbone: LoadedBackbone) -> None:
-    """A pooling with a running statistic, like batch norm's."""
+    """Gives the backbone a pooling with a running statistic, like batch norm's."""
     backbone.module.encoder.register_buffer("seen", torch.zeros(()))
 
     def pool(encoder: Any, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ def counting(backbone: LoadedBackbone) -> None:
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Changed], dict[str, tuple[str, str]]]:
-    """The status and message of each check of a backbone."""
+    """A function that checks a backbone and maps each check to its status and message."""
 
     def results(entry: Changed) -> dict[str, tuple[str, str]]:
         monkeypatch.setattr(BACKBONES, "get", lambda name: entry)
@@ -69,7 +69,9 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Changed], dict[str, tupl
     return results
 
 
-def test_a_correct_task_passes_every_check(check: Callable[[Changed], dict[str, tuple[str, str]]]) -> None:
+def test_a_correct_backbone_passes_every_check(
+    check: Callable[[Changed], dict[str, tuple[str, str]]],
+) -> None:
     results = check(Changed(lambda backbone: None))
     assert {status for status, _ in results.values()} == {"passed"}, results
     assert results["sites"][1].startswith("all 12 ")
@@ -94,7 +96,7 @@ def test_a_correct_task_passes_every_check(check: Callable[[Changed], dict[str, 
         ("forward", Changed(counting), "after a forward in training: encoder.seen differs"),
     ],
 )
-def test_what_is_wrong_with_one(
+def test_each_fault_of_a_backbone_fails_its_check(
     check: Callable[[Changed], dict[str, tuple[str, str]]], name: str, entry: Changed, said: str
 ) -> None:
     status, message = check(entry)[name]

@@ -51,7 +51,7 @@ def test_cases_can_be_narrowed() -> None:
     assert not any(CHECKS[case.check].slow for case in conformance_cases("lora", quick=True))
 
 
-def test_what_depends_on_the_method_alone_is_asked_on_the_first_kind_of_backbone() -> None:
+def test_checks_of_the_method_alone_run_on_the_first_kind_of_backbone() -> None:
     kinds = BACKBONES[1:]
     kinds_of: dict[str, list[str]] = {}
     for case in conformance_cases(create("lora", rank=2), backbones=kinds):
@@ -59,7 +59,7 @@ def test_what_depends_on_the_method_alone_is_asked_on_the_first_kind_of_backbone
     for name, check in CHECKS.items():
         expected = list(kinds if check.on_each else kinds[:1]) if check.default else []
         assert kinds_of.get(name, []) == expected, name
-    # Cases that run the backbone's own modules.
+    # At least the checks that run the backbone's own modules run on each kind.
     assert {"start", "training", "merge", "detach", "transients", "checkpointing", "state"} <= {
         name for name in kinds_of if CHECKS[name].on_each
     }

@@ -7,7 +7,7 @@ import pytest
 from bench.conformance import CHECKS, DECODERS, Case, check_case
 from methods import METHODS, Method
 
-#: Decoders that compute query, key and value in one layer. Of the others, Llama has nine query heads sharing
+#: Decoders that compute query, key and value in one layer. Of `DECODERS`, Llama has nine query heads sharing
 #: three key/value heads, and Qwen3's heads do not divide the hidden size.
 SPLIT = ("gpt2", "gpt_neox")
 

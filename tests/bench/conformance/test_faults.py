@@ -50,7 +50,7 @@ def test_every_check_is_seen_to_fail() -> None:
 def test_generated_code_is_asked_for_and_compared(
     method: type[Pairs], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checks only that compiled code is requested, since test_numerics.py trains with it."""
+    """Checks which backend is asked for, but generates no code: test_numerics.py does."""
     backends, compiled = [], torch.compile
 
     def traced(module: torch.nn.Module, *, backend: str) -> object:

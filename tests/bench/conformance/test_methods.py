@@ -45,9 +45,9 @@ def _cases(name: str) -> list[Case]:
 
 
 def _compiled() -> list[Case]:
-    """Assigns one kind of backbone to each method in turn, since compiling takes seconds.
+    """The compiled check of each method on one kind of backbone, because compiling takes seconds.
 
-    Our methods come first and cover every kind.
+    Methods take the kinds in turn. Ours come first and cover every kind.
     """
     methods = [
         method

@@ -19,7 +19,7 @@ Check = Callable[[Task], dict[str, tuple[str, str]]]
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> Check:
-    """The status and message of each check of a task."""
+    """A function that checks a task and maps each check to its status and message."""
 
     def results(task: Task) -> dict[str, tuple[str, str]]:
         monkeypatch.setattr(TASKS, "get", lambda name: task)
@@ -29,7 +29,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Check:
 
 
 @pytest.mark.parametrize("kind", [ToyText, ToyImages])
-def test_a_task_that_keeps_to_everything(check: Check, kind: type[Task]) -> None:
+def test_a_correct_task_passes_every_check(check: Check, kind: type[Task]) -> None:
     results = check(kind())
     assert {status for status, _ in results.values()} == {"passed"}
     examples, splits = {

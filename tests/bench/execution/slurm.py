@@ -15,7 +15,7 @@ import psutil
 
 from ..services import free_port, wait_until
 
-#: Folders of administrators' programs.
+#: The search path, with the folders of administrators' programs.
 PROGRAMS = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
 
 #: Programs that a test of SLURM needs.

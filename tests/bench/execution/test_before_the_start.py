@@ -47,7 +47,7 @@ def test_cores_are_divided_among_workers() -> None:
 
 
 def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs two trials on two simulated GPUs; each trial waits for the other and reports its GPU."""
+    """Runs four trials on two simulated GPUs. Each trial waits until all are at work and reports its GPU."""
     trials = plan(seeds=range(4)).trials
     forks = get_context("fork")
     all_at_work = forks.Barrier(len(trials))

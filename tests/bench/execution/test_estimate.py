@@ -19,7 +19,7 @@ def test_longest_trials_come_first_by_steps_or_by_what_was_measured() -> None:
     )
     lora, head = sorted(made.trials, key=lambda trial: trial.method["method"], reverse=True)
     assert longest_first(made, made.trials, []) == [head, lora]
-    # LoRA's steps took five times as long.
+    # In the stored records a step of LoRA took five times as long as one of the head alone.
     records = [
         Record(
             row.method,
@@ -38,7 +38,7 @@ def test_steps_are_those_of_the_shares_that_a_suite_asks_for() -> None:
     made = plan(
         tasks=[{"task": "digits", "fractions": [20, 20, 60]}], training={"batch_size": 16, "epochs": 1}
     )
-    # A fifth of 1,797 examples, where the last batch is smaller.
+    # A fifth of 1,797 examples in batches of 16, of which the last is smaller.
     assert {step_count(trial) for trial in made.trials} == {23}
 
 

@@ -145,7 +145,7 @@ def test_a_plug_in_that_ends_the_program_makes_no_success(
     assert "sys.exit(0)" in before.err
 
 
-def test_a_trial_in_a_worker_is_never_interrupted_by_itself() -> None:
+def test_a_keyboard_interrupt_that_a_trial_raises_in_a_worker_is_a_failure() -> None:
     """A worker receives no signals, so a KeyboardInterrupt in it comes from the trial itself."""
     (trial,) = plan(training=SHORT).trials
     resources = Resources("cpu")

@@ -93,7 +93,7 @@ def test_every_trial_runs_once_and_workers_report_their_place(store: Store, work
 
 
 def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], None]:
-    """Kills the worker of the first trial that makes progress, this many times."""
+    """A listener that kills the worker of any trial that makes progress, `times` times in all."""
     left = [times]
 
     def notify(event: Event) -> None:
@@ -176,7 +176,7 @@ def test_listeners_can_prune_a_trial_in_another_process(store: Store, workers: L
 
     assert run(store, workers, made, notify)[-1].kind == "pruned"
     assert [record.status for record in store.records()] == ["PRUNED"]
-    # No worker had to be killed for it.
+    # No worker was killed to prune the trial.
     assert all(worker.is_running() for worker in before)
 
 

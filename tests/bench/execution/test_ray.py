@@ -118,7 +118,7 @@ def test_an_error_outside_of_the_trial_costs_it_and_its_actor(cluster: RayCluste
     assert run(cluster, SHORT)[-1].kind == "finished"
 
 
-def test_the_words_of_the_wire_come_back_as_they_are(cluster: RayCluster) -> None:
+def test_measures_and_artifacts_come_back_from_ray_as_such(cluster: RayCluster) -> None:
     ending = run(cluster, SHORT)[-1].ending
     assert ending is not None
     assert {type(key) for key in ending.metrics} == {Measure}
@@ -163,7 +163,9 @@ def test_a_cluster_that_is_not_there_is_named_as_the_environment_has_it(
         RayCluster.open(Place(device="cpu"))
 
 
-def test_it_prepares_again_where_idle_actors_hold_every_slot(cluster: RayCluster, store: Store) -> None:
+def test_a_cluster_prepares_again_while_idle_actors_hold_every_slot(
+    cluster: RayCluster, store: Store
+) -> None:
     """Idle actors hold slots between phases of a tuned suite and between points of a search."""
     assert run(cluster, SHORT)[-1].kind == "finished"
     tasks = [{**DIGITS, "test_size": 41}]

@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_each_attempt_waits_longer_and_there_are_so_many(
+def test_each_retry_waits_longer_up_to_the_last_one(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("TIMES", 3), ("WAIT", 2.0), ("GROWTH", 5.0)):

@@ -23,7 +23,8 @@ from .slurm import Slurm, missing, started
 
 PAGE = Path(__file__).parents[3] / "docs" / "guides" / "clusters.md"
 
-#: The `tensorbench` command of jobs: the program on one core, held at its first trial by its own folder.
+#: Jobs call this in place of `tensorbench`: the program on one core, held at its trials by files in its own
+#: folder.
 HELD = f"""\
 #!/bin/bash
 folder=$HELD/${{SLURM_ARRAY_TASK_ID:-0}}.$SLURM_PROCID.${{SLURM_RESTART_COUNT:-0}}
@@ -110,7 +111,7 @@ def test_drivers_on_two_nodes_share_a_suite_and_go_on_after_the_limit(
     assert len({(folder / "where").read_text() for folder in starts}) == 2
     assert all("0,1,2,3" in (folder / "where").read_text() for folder in starts)
     assert len({record.trial_id for record in store.running() if record.trial_id}) == 2
-    # As `--signal` does.
+    # Before the time limit, the script's `--signal` makes SLURM send the same.
     cluster.ask("scancel", "--signal=TERM", job)
     cluster.await_there(job, *(held / f"0.{node}.1" / "held" for node in (0, 1)))
     assert [record.status for record in store.records()].count("KILLED") == 2

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def folder(new_store: Callable[[Path], str]) -> Iterator[Path]:
-    """A folder with an empty store that PostgreSQL's unprivileged user can enter."""
+    """A folder that PostgreSQL's unprivileged user can enter, with an empty store."""
     with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
         path = Path(made)
         path.chmod(0o755)

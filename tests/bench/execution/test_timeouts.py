@@ -89,7 +89,7 @@ def test_time_while_the_driver_was_stopped_does_not_count_as_silence(clock: list
     assert listening.late
 
 
-def test_a_multiple_is_of_what_such_trials_took() -> None:
+def test_a_time_limit_may_be_a_multiple_of_what_such_trials_took() -> None:
     made = plan(methods=["lora", "head_only"], training={"batch_size": 16, "steps": 100})
     by_method = {row.method: row.trials[0] for row in made.rows}
     lora, head = (next(t for t in made.trials if t.id == by_method[name]) for name in ("LoRA", "head only"))

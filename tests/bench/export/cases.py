@@ -1,4 +1,4 @@
-"""Exports of trained adapters on tiny backbones, loaded again by the code in their README."""
+"""Exports of adapters on tiny backbones, loaded again as their README does."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Case:
         return self.backbone.info.kind
 
     def attach(self, method: Method | Callable[[LoadedBackbone], Adapter], size: float = 0.2) -> Adapter:
-        """Attaches an adapter and randomises its parameters and the head's."""
+        """Attaches an adapter and adds noise of this size to its parameters and the head's."""
         make = method.put if isinstance(method, FullFineTuning) else getattr(method, "attach", None)
         adapter = make(self.backbone, generator(1)) if make else method(self.backbone)  # type: ignore[operator]
         draws = generator(2)
@@ -92,7 +92,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def elsewhere(folder: Path, original: Path | None = None) -> Any:
-    """Loads an export with the Python code in its README.
+    """Loads an export with the `load` of its load_export.py, which its README calls.
 
     `original` is the folder of the frozen model if it is neither in the export nor on the hub.
     """
@@ -116,7 +116,7 @@ def save_timm(file: Path, name: str) -> Path:
 
 
 class ByHand(Parametrisation):
-    """A method that takes a low-rank pair for each site and biases for some."""
+    """A low-rank pair for each site of `ranks`, with trained biases on the projections in `biased`."""
 
     def __init__(self, geometry: Geometry, ranks: dict[Site, int], biased: tuple[str, ...] = ()) -> None:
         super().__init__()

@@ -130,7 +130,7 @@ def test_a_hub_backbone_is_named_with_its_commit(hub_folder: Path, tmp_path: Pat
     backbone.reset(3, generator(0))
     made = Case(spec, backbone, tmp_path / "export")
     made.export(made.attach(METHODS["lora"]))
-    # The only backbone that peft finds by itself from any working folder.
+    # Only a backbone of the hub is found by peft itself from any working folder.
     loaded = peft.AutoPeftModel.from_pretrained(made.folder, num_labels=3, ignore_mismatched_sizes=True)
     close(loaded.eval()(**made.inputs()).logits.detach(), made.logits())
     config = json.loads((made.folder / "adapter_config.json").read_text())

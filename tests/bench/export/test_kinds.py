@@ -33,7 +33,8 @@ from ..local_checkpoints import batch, model_of, whole_model_of
 from ..small_gguf import small_gguf
 from .cases import METHODS, Case, close, generator
 
-#: The class that loads an export. If it is the bare encoder's class, the head is stored separately.
+#: The class that loads an export of these kinds with its head. Other kinds load as bare encoders, and their
+#: heads are stored separately.
 CLASSES = {
     "xlm-roberta": "XLMRobertaForSequenceClassification",
     "distilbert": "DistilBertForSequenceClassification",
@@ -44,7 +45,7 @@ CLASSES = {
     "beit": "BeitForImageClassification",
     "vit_mae": "ViTForImageClassification",
 }
-#: Covered by the other tests of exports.
+#: Left out here, because the other tests of exports cover these kinds.
 ELSEWHERE = ("bert", "roberta", "vit", "dinov2")
 
 PROMPT = Prompt("{text} A", ("no", "yes", "nay"))
@@ -52,7 +53,10 @@ FUSED = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "modern
 
 
 def saved(kind: str, folder: Path, **input_: Any) -> Case:
-    """A checkpoint of this kind with a head of three classes, or with `input_` in its place."""
+    """A backbone of this kind from a checkpoint, with a head of three classes.
+
+    `input_` changes the backbone's input: with `prompt` or `writing` a language model answers without a head.
+    """
     model_of(kind).save_pretrained(folder / "model")
     if KINDS[kind].reads == "texts":
         byte_tokenizer(16).save_pretrained(folder / "model")
@@ -137,7 +141,7 @@ def test_exported_models_write_the_same_answers(merged: bool, tmp_path: Path) ->
     prompts = {name: values.flip(1) for name, values in made.inputs().items()}
     writer: Any = made.backbone.module.answers
     elsewhere = made.loaded()
-    # Set in the checkpoint; the harness does not follow it.
+    # A checkpoint may state this penalty, which neither the harness nor its export applies.
     elsewhere.model.generation_config.repetition_penalty = 5.0
     tokenizer, token_rows = byte_tokenizer(16), elsewhere.write(**prompts)
     written = [tokenizer.decode(row, skip_special_tokens=True) for row in token_rows]
@@ -300,7 +304,7 @@ def test_transformers_holds_the_base_in_four_bits(tmp_path: Path) -> None:
 
 
 @quantised
-def test_what_quantised_weights_have_no_export_of(tmp_path: Path) -> None:
+def test_quantised_weights_are_neither_merged_nor_exported_with_fused_layers(tmp_path: Path) -> None:
     made = quantised_case("llama", "nf4", tmp_path)
     with pytest.raises(UserError, match=naming("--merged", "nf4", "checkpoint")):
         made.export(made.attach(METHODS["lora"]), merged=True)

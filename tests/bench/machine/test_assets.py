@@ -108,7 +108,7 @@ def test_wrong_offline_file_is_refused_and_left_alone(
     assert [path for path in cache.rglob("*") if path.suffix != ".lock"] == [cache / "assets"]
 
 
-def test_offline_folder_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_folder_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     register(monkeypatch, TOY)
     monkeypatch.setenv("TENSORBENCH_ASSETS", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"TENSORBENCH_ASSETS.*nowhere"):
@@ -116,7 +116,7 @@ def test_offline_folder_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def pip_serving(*contents: bytes) -> tuple[Callable[[Asset, Path, bool], Path], list[bool]]:
-    """Replaces the download by these contents in turn and records the `fresh` argument of each call."""
+    """A stand-in for the download that writes these contents in turn, and the `fresh` of each call."""
     calls: list[bool] = []
 
     def download(asset: Asset, folder: Path, fresh: bool) -> Path:

@@ -57,7 +57,7 @@ def test_guarded_workers_end_with_a_killed_driver_although_its_fork_lives(
         try:
             print(worker[0].pid, file=driver.stdin, flush=True)
             fork = psutil.Process(int(driver.stdout.readline()))
-            # A stopped guard notices nothing.
+            # A suspended worker cannot notice by itself that the driver is gone.
             worker[0].suspend()
         finally:
             driver.kill()

@@ -48,7 +48,7 @@ def test_splits_of_images(online: Hub, name: str, sizes: tuple[int, ...]) -> Non
     every = [i for positions in split.values() for i in positions]
     assert sorted(every) == sorted(examples.ids)
     counts = [len(positions) for positions in split.values()]
-    # Ten images per class: a percent is a whole image only for some sizes.
+    # EuroSAT's copy has ten images per class, so that dealing rounds its shares.
     assert max(abs(n - expected) for n, expected in zip(counts, sizes, strict=True)) <= (
         10 if name == "eurosat" else 0
     )

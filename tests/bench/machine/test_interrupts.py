@@ -172,7 +172,7 @@ def started(program: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_it_at_once(how: signal.Signals) -> None:
+def test_the_second_signal_ends_the_program_at_once(how: signal.Signals) -> None:
     with started(CLOSING) as process:
         process.send_signal(how)
         assert process.stdout is not None

@@ -234,7 +234,7 @@ def test_entries_missing_from_the_lock_are_refused(
         load_suite(file)
 
 
-def test_a_lock_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_lock_with_a_bad_revision_is_refused_by_field(tmp_path: Path) -> None:
     file = suite_file(tmp_path)
     lock_path(file).write_text("version: 1\ntasks: {mrpc: {repository: a/b, revision: main, files: {}}}\n")
     with pytest.raises(UserError, match=naming("suite.lock.yaml", "tasks.mrpc.revision", "'main'")):

@@ -40,7 +40,7 @@ def test_values_that_no_point_has_are_named() -> None:
         ({"core_lr": (1, 4, 16)}, []),
         ({"lr": (1e-4, 1e-3)}, ["lr"]),
         ({"lr": (1e-3, 5e-3), "head_lr": (1e-3, 3e-3, 3e-2)}, ["lr", "head_lr"]),
-        # Scales fill the gaps between products of rates; methods without a scale keep them.
+        # Scales fill the gaps between products of rates, but methods without a scale keep these gaps.
         ({"lr": (1e-3, 1e-2), "scale": (0.3, 1, 3)}, ["lr"]),
         ({"lr": (1e-3, 3e-3), "scale": (0.01, 1)}, ["lr × scale"]),
         ({"scale": (0.1, 1)}, ["scale"]),

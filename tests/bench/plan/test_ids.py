@@ -29,7 +29,8 @@ TRAINING = VISION["training"]
 #: The implicit recipe of that version where defaults have changed since.
 THEN = {"adapter_weight_decay": AS_HEAD, "select": "score"}
 
-#: Fields added after the first ids, at their default and off it, and options without effect.
+#: A base and its changes, by the name of an id in `ids.json`: fields added after the first ids, at their
+#: default and off it, and options without effect.
 TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nothing": (VISION, {}),
     "normalise": (VISION, {"tasks": [{**DIGITS, "normalise": False}]}),
@@ -117,13 +118,15 @@ def test_selection_by_the_score_is_what_was_called_validation(written: str) -> N
         ({"weight_decay": 0.5, "adapter_weight_decay": 0.01}, False),
     ],
 )
-def test_adapters_that_decay_as_then_are_the_trials_of_then(decay: dict[str, Any], as_then: bool) -> None:
+def test_only_the_earlier_version_s_decay_of_adapters_gives_its_trials(
+    decay: dict[str, Any], as_then: bool
+) -> None:
     (trial,) = plan(VISION, training=TRAINING | {"select": "score"} | decay).trials
     (then,) = plan(VISION, training=TRAINING | decay | THEN).trials
     assert (trial.id == then.id) == as_then
 
 
-def test_a_stored_trial_of_then_is_read_as_what_it_was() -> None:
+def test_a_stored_trial_of_the_earlier_version_is_read_with_its_decay() -> None:
     (trial,) = plan(VISION, training=TRAINING | THEN).trials
     stored = trial.model_dump(mode="json")
     del stored["recipe"]["adapter_weight_decay"]

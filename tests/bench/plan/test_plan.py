@@ -176,7 +176,7 @@ def test_an_id_depends_on_the_precision_not_on_the_device() -> None:
     assert trial(device="cuda").id == trial(training={**training, "precision": "bf16"}).id != trial().id
 
 
-def test_tokens_that_nobody_asked_for_are_as_many_as_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_max_tokens_texts_are_as_long_as_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(TINY_RANDOM_BERT, max_tokens=40)
     monkeypatch.setattr("bench.backbones.registered_backbones.TINY_RANDOM_BERT", short)
     unasked = {key: value for key, value in MOVIES.items() if key != "max_tokens"}

@@ -188,7 +188,7 @@ def test_a_folder_is_no_suite(tmp_path: Path) -> None:
         load_suite(tmp_path)
 
 
-def test_plain_words_mean_what_they_always_meant() -> None:
+def test_plain_words_of_yaml_keep_their_types() -> None:
     said = {
         "5e-4": 5e-4,
         "1E3": 1e3,

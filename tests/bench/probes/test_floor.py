@@ -55,13 +55,13 @@ def counted(backbone: LoadedBackbone, rank: int) -> int:
 def test_each_rank_adds_six_products_per_site_to_lora() -> None:
     backbone = load("tiny-random-vit")
     tokens, hidden, sites, layers = 2 * 17, 32, 3, 2
-    # Two products forward, two backward for the factors and two through them; none through the first layer's
-    # downs.
+    # Two products forward, two backward for the factors and two for their inputs. The input of the first
+    # layer's downs needs no gradient.
     products = 6 * sites * layers - sites
     assert counted(backbone, 5) - counted(backbone, 3) == 2 * tokens * hidden * products
 
 
-def test_a_backbone_without_biases_gets_one_for_as_long() -> None:
+def test_a_backbone_without_biases_has_one_while_the_floor_is_attached() -> None:
     backbone = load("tiny-random-llama")
     before = backbone.fingerprint()
     query = backbone.module.get_submodule(backbone.path(Site(0, "query")))

@@ -58,7 +58,7 @@ def attached(options: dict[str, Any], geometry: Geometry = SMALL) -> Adapter:
 
 
 def dense(adapter: Adapter, geometry: Geometry) -> Tensor:
-    """The fifth-order tensor built densely."""
+    """An adapter's updates as a dense tensor (input, head size, head, projection, layer)."""
     deltas = {site: delta.detach().double() for site, delta in adapter.deltas()}
     names = [name for name in ATTENTION if Site(0, name) in deltas]
     tensor = torch.zeros(

@@ -117,7 +117,10 @@ def test_a_second_start_runs_nothing_and_chooses_the_same(piloted: Piloted, call
 
 
 def choose(base: dict[str, Any], loss: Callable[[Trial], float | None]) -> tuple[Choices, list[Trial]]:
-    """Runs a pilot on scripted losses, where None is a failed trial, and returns its choice."""
+    """Runs a pilot on scripted losses, where None is a failed trial.
+
+    Returns its choices and the trials that it ran.
+    """
     ran: list[Trial] = []
 
     def run(rows: Any, trials: Any) -> dict[str, Record]:

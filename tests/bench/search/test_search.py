@@ -70,7 +70,7 @@ def test_no_point_was_tried_twice(killed: Searched) -> None:
 
 
 @pytest.mark.processes
-def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> None:
+def test_trials_of_a_search_are_ordinary_ones_under_a_parent_run(killed: Searched) -> None:
     (parent,) = killed.store.records(RunKind.SEARCH)
     records = killed.store.records()
     assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.run_id}
@@ -163,7 +163,7 @@ def test_changed_spaces_are_refused_and_larger_numbers_accepted(
 
 
 def test_a_head_that_follows_another_rate_makes_another_space() -> None:
-    """The suite's own rate is the same in both cases, but the rates of the grid differ."""
+    """At the suite's own rate both heads have the same rate, but not at the rates of the grid."""
     storage = optuna.storages.InMemoryStorage()
     grid = {"search": {"trials": 6, "lr": [1e-3, 1e-2]}}
     own = grid | {"training": {**VISION["training"], "head_lr": VISION["training"]["lr"]}}

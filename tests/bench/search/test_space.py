@@ -135,7 +135,7 @@ def test_a_method_is_tuned_by_what_it_has() -> None:
         ("lora", {}, set()),
     ):
         assert set(applicable(cores, create(name, **options).isorank(2), 100, head_follows=True)) == there
-    # Its rate is fixed, so nothing is left to tune.
+    # The rate of the head alone is fixed, so nothing is left to tune.
     assert not applicable(grids, create("head_only"), 0, head_follows=False)
 
 

@@ -26,7 +26,7 @@ def test_concurrent_requests_take_different_trials(tmp_path: Path) -> None:
             yield own.ask().number
 
     with ThreadPoolExecutor(2) as pool:
-        # Each has its own connections, like separate processes.
+        # Each thread has its own connections, like a separate process.
         taken = list(
             pool.map(lambda storage: list(trial_numbers(storage)), [open_storage(url), open_storage(url)])
         )

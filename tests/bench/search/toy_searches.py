@@ -36,7 +36,7 @@ class Searched:
     suite: Path
     uri: str
     ended: Any = None
-    #: The trials and artifacts at the search's end, since another test continues the search.
+    #: The trials and the artifact at the end of the search, kept because another test continues it.
     trials: Sequence[optuna.trial.FrozenTrial] = ()
     artifacts: dict[str, Any] = field(default_factory=dict)
 

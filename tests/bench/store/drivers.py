@@ -20,7 +20,10 @@ ELSEWHERE = "elsewhere:1:0"
 
 
 def opened(store: Store, who: str | None = None) -> Claims:
-    """A driver that has given one sign of life and has no heartbeat."""
+    """A driver that has given one sign of life and has no heartbeat.
+
+    With `who`, the sign names this owner instead of this process.
+    """
     made = Claims(Store.existing(store.uri, "toy"))
     made.beat()
     if who:

@@ -23,7 +23,7 @@ LONG, GROUPS = "x" * 2**20, 24
 
 
 def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
-    """Writes each table this many times, one row group after another."""
+    """A parquet file that holds each table this many times, one row group after another."""
     file = io.BytesIO()
     with pq.ParquetWriter(file, parts[0][0].schema, compression="zstd", compression_level=9, **how) as writer:
         for table, times in parts:
@@ -33,7 +33,7 @@ def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
 
 
 def _runs(content: bytes, **columns: Any) -> tuple[pa.Table, pa.Table]:
-    """The table of runs with `columns` added to many trials."""
+    """The table of runs, and a table that repeats its last run with these values of some columns."""
     table = pq.read_table(io.BytesIO(content))
     last = table.slice(len(table) - 1).to_pylist()[0]
     count = len(next(iter(columns.values())))
@@ -93,7 +93,7 @@ def _padded(content: bytes) -> bytes:
     return written[:begin] + padding + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
-#: Maps file name endings to the function that changes the file.
+#: Ways to inflate a file of a pack: the ending of its name, and the function that changes its content.
 IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "a tag that a dictionary repeats": ("runs.parquet", _repeated_tag),
     "pages that compress to nothing": ("runs.parquet", _empty_pages),
@@ -106,7 +106,7 @@ IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "millions of objects in JSON": ("plan.json", _objects),
 }
 
-#: The zip member that expands beyond its stated size.
+#: One more way: the zip member expands beyond its stated size.
 UNDERSTATED = "a file that unpacks to more than it states"
 
 

@@ -50,7 +50,7 @@ def test_finished_and_failed_trials_leave_the_hashes_of_their_artifacts(store: S
     assert set(hashes(failed)) == {"config.json", "traceback.txt"}
 
 
-def test_a_record_from_the_outbox_has_them_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_from_the_outbox_has_hashes_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -98,7 +98,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], st
 
 @pytest.fixture
 def broken(ran: Ran) -> Any:
-    """Replaces an artifact of a trial, or the suite's `plan.json`."""
+    """A function that replaces an artifact of a trial, or the suite's `plan.json`, until the test ends.
+
+    It returns the run's id. With None as content, the file is cut in half.
+    """
     kept: dict[Path, bytes] = {}
 
     def put(name: str, content: bytes | None) -> str:
@@ -106,7 +109,7 @@ def broken(ran: Ran) -> Any:
         if name == "plan.json":
             (record,) = ran.store.records("suite")  # type: ignore[arg-type]
         elif Tag.HASHES in record.tags:
-            # Like an older version's: otherwise the hash alone would reveal the change.
+            # Makes the run one of an older version, without hashes: the hash alone would reveal the change.
             ran.store.client.delete_tag(record.run_id, Tag.HASHES)
         file = ran.artifact(record, name)
         kept[file] = file.read_bytes()

@@ -179,7 +179,7 @@ def test_a_pack_of_version_1_is_read_and_packed_again_as_its_store(tmp_path: Pat
 
 
 def rows(table: str, change: Callable[[list[dict[str, Any]]], None]) -> Callable[[Files], None]:
-    """Changes the rows of a table."""
+    """A change of a pack's files that applies `change` to the rows of one table."""
     schema = {
         CONFIGS_TABLE: parquet.CONFIGS,
         SPLITS_TABLE: parquet.SPLITS,

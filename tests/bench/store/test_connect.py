@@ -208,7 +208,7 @@ def uri(folder: Path) -> str:
 
 
 def statements(folder: Path, how: Literal["bench", "mlflow"]) -> int:
-    """The number of statements that open the store of a folder; an existing store stays unchanged."""
+    """The number of statements that open a copy of a folder's store, or a new store if there is none."""
     scale = folder / "scale"
     scale.mkdir()
     if (folder / "mlflow.db").exists():

@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
 
 @pytest.fixture
 def between(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The proxy before the server. Retries do not wait."""
+    """A proxy in front of the server, for a client that retries without waiting."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     monkeypatch.setattr(claims, "PROBE", 0.05)

@@ -87,7 +87,7 @@ def by_method(records: list[Record], method: str) -> list[Record]:
     return [record for record in records if record.tag(Tag.METHOD).startswith(method)]
 
 
-def test_its_records_and_its_plan_say_what_they_said(old: Old) -> None:
+def test_its_records_and_its_plan_are_read_as_stored(old: Old) -> None:
     store = old.store("old")
     records = store.records()
     assert Counter(record.status for record in records) == {Status.FINISHED: 4, Status.FAILED: 4}
@@ -146,7 +146,9 @@ def test_its_searches_allocations_and_analyses_are_read(old: Old) -> None:
     ]
 
 
-def test_all_of_it_travels_in_a_pack(old: Old, tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_all_its_experiments_travel_in_a_pack(
+    old: Old, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
     names = ["old", "old-tuned", "old-searched"]
     first = opening.pack(*names, out=tmp_path / "first.tensorbench.zip", store=old.uri)
     (tmp_path / "other").mkdir()

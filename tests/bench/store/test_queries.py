@@ -54,7 +54,7 @@ def of_the_client(store: Store, kind: RunKind) -> list[str]:
     return shown(store._find(f"tags.{Tag.KIND} = '{kind}'"))
 
 
-def test_they_are_those_that_the_client_gives(store: Store) -> None:
+def test_records_from_the_tables_equal_those_of_the_client(store: Store) -> None:
     for kind in RunKind:
         records = read_tables(store.uri, store.experiment_id, kind)
         assert records is not None

@@ -92,7 +92,7 @@ def test_data_of_an_earlier_version_have_no_overlap_count(own_cache: Path) -> No
     assert split_sizes(task, ALL, None) is None
 
 
-def test_what_is_shown() -> None:
+def test_sizes_are_shown_with_the_overlap_if_there_is_any() -> None:
     assert str(SplitSizes(1024, 400, 2000, 12)) == (
         "1,024 train / 400 validation / 2,000 test (12 test examples also in train)"
     )

@@ -96,7 +96,7 @@ def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> 
         topics = [("sport", "arts")[i % 2] for i in range(40)]
         table = {"title": [f"{split} w{i}" for i in range(40)], "topic": topics}
         pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
-    # With fixed splits the last plan reads the data that the plan before it prepared.
+    # The third round has the seed of the second one, whose prepared data it finds in the cache.
     for seed in (None, 0, 0):
         own = task(tmp_path, **row, classes=["sport", "arts"], source={"local": str(tmp_path)})
         assert [len(split) for split in splits(prepare(own, TEXT, split_seed=seed))] == [36, 4, 40]

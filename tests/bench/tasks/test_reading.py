@@ -30,7 +30,7 @@ def changed(task: type[Task], **fields: Any) -> Task:
 
 
 def at(row: int, field: str, value: Any) -> Any:
-    """Makes a change of one row of a field."""
+    """A change for `changed` that puts this value into one row of a field."""
 
     def change(plain: Examples) -> list[Any]:
         values = getattr(plain, field) or ["train"] * len(plain.ids)
@@ -87,7 +87,7 @@ def test_a_third_text_is_not_dropped(own_cache: Path) -> None:
         ("a text", r"<U6 \(\)"),
     ],
 )
-def test_an_image_that_is_none(own_cache: Path, image: Any, message: str) -> None:
+def test_an_input_that_is_no_image_is_refused_by_its_row(own_cache: Path, image: Any, message: str) -> None:
     task = changed(ToyImages, inputs=at(11, "inputs", image))
     with pytest.raises(UserError, match=rf"\(height, width, 3\).*row 11 .*{message}"):
         prepare(task, IMAGES)
@@ -100,7 +100,9 @@ def test_an_image_that_is_none(own_cache: Path, image: Any, message: str) -> Non
         ([("a text", 1)], r"examples\(\) .*list"),
     ],
 )
-def test_what_is_no_examples_or_none_at_all(monkeypatch: pytest.MonkeyPatch, made: Any, message: str) -> None:
+def test_a_task_that_gives_no_examples_is_refused(
+    monkeypatch: pytest.MonkeyPatch, made: Any, message: str
+) -> None:
     monkeypatch.setattr(ToyText, "examples", lambda self: made)
     with pytest.raises(UserError, match=f"task 'toy-text': .*{message}"):
         read_examples(ToyText())

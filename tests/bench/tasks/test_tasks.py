@@ -29,7 +29,10 @@ NAMES = ["movie-sentiment", "amazon-sentiment", "tweet-sentiment", "textile", "l
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Examples and prepared data of our tasks: assets from the user's cache, prepared anew."""
+    """A function that gives a registered task with its examples and prepared data.
+
+    Assets come from the user's cache. The data are prepared anew, once for each task.
+    """
     assets = cache_dir() / "assets"
     assets.mkdir(exist_ok=True)
     folder = tmp_path_factory.mktemp("cache")

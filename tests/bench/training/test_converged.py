@@ -38,7 +38,7 @@ from ...messages import naming
 from ..toy_runs import run_inline
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 
-#: This head has a dense layer before the last.
+#: A backbone whose head has a dense layer before its last one.
 ROBERTA = RandomBackbone("tiny-roberta", "roberta", Geometry(32, 4, 2, 64), max_tokens=128)
 
 PAIRS = {"task": "rating-pairs", "train_size": 200, "validation_size": 80, "test_size": 80}
@@ -210,7 +210,7 @@ def test_logits_are_in_full_precision_inside_of_an_autocast() -> None:
         assert head(features.bfloat16()).dtype == torch.float32
 
 
-def test_tuning_tries_it_once() -> None:
+def test_tuning_tries_the_converged_head_once() -> None:
     made = plan(
         methods=["lora", "converged_head"],
         tuning={"trials": 6, "seeds": [1000], "lr": [1e-3, 1e-2], "head_lr": [1e-3, 1e-2], "scale": [1, 4]},
@@ -243,7 +243,7 @@ def test_a_plan_refuses_what_it_cannot_fit(changes: dict[str, Any], reason: str)
         plan(**changes)
 
 
-def test_a_loop_of_ones_own_cannot_have_it() -> None:
+def test_a_user_s_own_loop_cannot_have_the_converged_head() -> None:
     backbone = RandomBackbone("tiny", "vit", Geometry(32, 4, 2, 64), image_size=32, patch=8).load(None)
     with pytest.raises(UserError, match="converged head"):
         wrap(backbone, create("converged_head"))

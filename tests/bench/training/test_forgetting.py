@@ -92,7 +92,7 @@ def test_trials_measure_what_the_adapter_did_against_the_backbone_without_it(
     assert {record.tag(Tag.TEXT) for record in records} == {"newspapers"}
 
 
-def test_no_id_depends_on_it_and_encoders_have_none() -> None:
+def test_no_id_depends_on_forgetting_and_encoders_have_none() -> None:
     (trial,) = plan(DECODER).trials
     (without,) = plan(DECODER, forgetting="none").trials
     assert (trial.forgetting, without.forgetting) == ("newspapers", None)
@@ -154,7 +154,7 @@ def test_the_first_articles_are_read_from_the_cache_or_the_hub(
         plain_text.articles(100)
 
 
-def test_it_is_stored_shown_and_reported(
+def test_forgetting_is_stored_shown_and_reported(
     tmp_path: Path, new_store: Callable[[Path], str], call: Callable[..., Any]
 ) -> None:
     ran = run(tmp_path, new_store, call, DECODER, backbones=["tiny-random-llama", "tiny-random-bert"])

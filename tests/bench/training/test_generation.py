@@ -232,7 +232,7 @@ def test_trials_of_described_data_train_and_head_only_is_zero_shot(
     table = pd.read_parquet(io.BytesIO(finished(lora).files[Artifact.PREDICTIONS]))
     assert len(table) == 9
     assert set(table.columns) == {"example", "label", "prediction", "text", *(f"logit_{i}" for i in range(3))}
-    # "so #### 12" and the end of the text.
+    # The number of tokens of an answer such as "so #### 12", and one for the end of the text.
     assert set(table["logit_2"]) <= {len("so #### 1") + 1, len("so #### 12") + 1}
     assert bare.final.metric == 0
     split = resources.data(made.trials[0], resources.backbone(made.trials[0]).info.input).test

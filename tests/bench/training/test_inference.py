@@ -61,7 +61,7 @@ def test_failed_measurements_do_not_fail_the_trial(monkeypatch: pytest.MonkeyPat
     assert Measure.BARE_MS not in outcome.measures
 
 
-def test_it_is_stored_shown_and_reported(
+def test_inference_costs_are_stored_shown_and_reported(
     tmp_path: Path, new_store: Callable[[Path], str], call: Callable[..., Any]
 ) -> None:
     methods = [{"method": "trac", "rank": 2}, {"method": "loretta_adp", "rank": 2}]

@@ -71,7 +71,7 @@ def adapter_and_head(adapter: Any) -> dict[str, Tensor]:
 
 @pytest.fixture
 def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
-    """Runs a trial and observes it.
+    """A function that runs a trial and returns everything observed of it.
 
     `metrics` and `losses` replace those of validation; `meddle` receives the adapter.
     """

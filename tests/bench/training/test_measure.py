@@ -129,7 +129,7 @@ def test_code_outside_any_repository_has_no_commit(tmp_path: Path, monkeypatch: 
 def test_provenance_names_libraries_and_hardware() -> None:
     provenance = uncached()
     assert {f"version_{name}" for name in LIBRARIES} <= set(provenance)
-    # The installed build may not list its devices.
+    # The version in a package's metadata may lack the suffix that names the build, such as +cpu.
     assert provenance["version_torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert provenance["threads"] == str(torch.get_num_threads())
     assert provenance["cpu"]

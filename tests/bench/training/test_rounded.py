@@ -121,7 +121,7 @@ def test_an_output_layer_of_its_own_is_rounded_too(monkeypatch: pytest.MonkeyPat
     assert unembedding.dtype == torch.bfloat16
 
 
-def test_there_is_no_export_of_it() -> None:
+def test_a_rounded_backbone_has_no_export() -> None:
     spec = BackboneSpec(name="tiny-random-bert", dtype="bfloat16")
     backbone = load(spec)
     with pytest.raises(UserError, match=naming("exported", "bfloat16")):

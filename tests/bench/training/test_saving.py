@@ -77,7 +77,7 @@ def test_dropout_of_another_stream_would_show(monkeypatch: pytest.MonkeyPatch) -
         expect_alike(parts, plain)
 
 
-def test_so_many_examples_go_through_the_backbone_at_once_and_layers_run_again() -> None:
+def test_the_backbone_gets_parts_of_a_batch_and_runs_layers_again() -> None:
     resources = Resources("cpu", Saving(micro_batch=6, checkpointing=True))
     made = trial(LLAMA, "lora", steps=1)
     backbone = resources.backbone(made)

@@ -123,7 +123,7 @@ def test_a_method_that_fails_while_it_is_put_on_leaves_no_trace(monkeypatch: pyt
     assert torch.equal(run_trial(trial, resources, nothing).final.logits, expected.final.logits)
 
 
-def test_its_device_is_the_one_that_libraries_use_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_of_a_worker_becomes_the_default_of_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     (trial,), taken = trials(), []
     resources = Resources("cpu")
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)

@@ -79,7 +79,10 @@ def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Call
 
 
 def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
-    """Changes names in a trial and its plan and recomputes the hashes; ids do not depend on these names."""
+    """A change of a pack's files that replaces names in its trial and plan and recomputes the hashes.
+
+    Ids do not depend on these names.
+    """
 
     def renamed(text: bytes) -> bytes:
         document = json.loads(text)

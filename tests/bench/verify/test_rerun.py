@@ -41,7 +41,7 @@ def test_a_trial_whose_data_are_not_here_cannot_run_again(
 
 
 def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
-    """Changes only the labels and everything computed from them."""
+    """Changes the labels of a trial, everything computed from them, and the CPU that it names."""
 
     def change(frame: pd.DataFrame) -> None:
         frame.loc[:, "label"] = frame["prediction"]

@@ -56,7 +56,7 @@ def _shrink(kept: Kept) -> None:
 
 
 def _planned(fault: str, **other: Any) -> tuple[Callable[[Kept], object], str]:
-    """A change of LoRA's row in the plan, and the fault that names it."""
+    """A change of LoRA's row in the plan to `other`, and the name of the fault that `verify` reports."""
 
     def change(kept: Kept) -> None:
         file = kept.file(Artifact.PLAN, RunKind.SUITE)

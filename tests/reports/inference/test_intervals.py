@@ -163,6 +163,6 @@ def test_the_verdict_is_what_the_interval_says(interval: tuple | None, answer: A
     assert (actual.answer, actual.side) == (answer, side)
 
 
-def test_no_threshold_leaves_nothing_within_it() -> None:
+def test_at_a_threshold_of_zero_nothing_is_within_it() -> None:
     assert verdict((0.001, 0.002), 0.0) == Verdict(Answer.BEYOND, "better")
     assert verdict((-0.001, 0.002), 0.0) == Verdict(Answer.UNDECIDED)

@@ -38,12 +38,12 @@ def test_a_certain_choice_has_no_lottery(scores: list[float], noise: Array) -> N
     assert lottery(np.array(scores), noise) == pytest.approx(0, abs=1e-12)
 
 
-def test_it_is_the_same_every_time() -> None:
+def test_the_lottery_is_the_same_every_time() -> None:
     scores, noise = np.linspace(0.6, 0.7, 8), 0.03**2 * np.eye(8)
     assert lottery(scores, noise) == lottery(scores, noise) > 0
 
 
-def test_an_interval_has_it_beside_seeds_and_examples() -> None:
+def test_an_interval_includes_tuning_beside_seeds_and_examples() -> None:
     part = OnSetting(5, 0.01, seeds=4e-5, examples=1e-5, tuning=9e-5)
     single, four = effect([part]), effect([part] * 4)
     t, normal = stats.t.ppf(0.975, 4), stats.norm.ppf(0.975)
