@@ -40,7 +40,10 @@ class CDKA(OneRank, Targeted, LowRankMethod):
     r2: PositiveInt = 2
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts rank · (r1·in/r2 + r2·out/r1) for every site."""
+        """Counts rank · (r1·in/r2 + r2·out/r1) for every site.
+
+        Raises UserError unless `r1` divides every output size and `r2` every input size.
+        """
         shapes = self.adapted(geometry).values()
         for name, (out, in_) in self.adapted(geometry).items():
             for size, divisor, option in ((out, self.r1, "r1"), (in_, self.r2, "r2")):

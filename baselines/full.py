@@ -29,7 +29,10 @@ class FullFineTuning(Unsized):
     not_low_rank: ClassVar[str] = "full fine-tuning has no low-rank factors"
 
     def count(self, geometry: Geometry) -> int:
-        """Returns the encoder's own count, embeddings and norms included."""
+        """Returns the encoder's own count, embeddings and norms included.
+
+        Raises UserError if the geometry does not state this count.
+        """
         if geometry.encoder is None:
             raise UserError(f"full fine-tuning: the encoder's parameters are not known for {geometry}")
         return geometry.encoder

@@ -14,7 +14,8 @@ from methods.lowrank import Contracted, LowRankMethod, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Standard deviation of the rules at the start, as of Compacter's unshared rules (arXiv 2106.04647).
+#: Standard deviation of the initial rules l and r, as in Compacter for rules that layers do not share (arXiv
+#: 2106.04647).
 RULE_STD = 0.01
 
 
@@ -39,7 +40,10 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
     products: PositiveInt = 4
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts rank · (in + out) for every site, and 2·products² for every projection."""
+        """Counts rank · (in + out) for every site, and 2·products² for every projection.
+
+        Raises UserError unless `products` divides both sides of every weight.
+        """
         shapes = self.adapted(geometry)
         for name, sides in shapes.items():
             if any(side % self.products for side in sides):

@@ -212,7 +212,10 @@ class AdaLoRA(PeftMethod):
         return self.count_at(geometry, self.initial_rank)
 
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
-        """Counts the parameters with a rank for every site, in the form of `Adapter.final_ranks`."""
+        """Counts the parameters that are left at these ranks, in the form of `Adapter.final_ranks`.
+
+        Raises UserError unless there is one rank for every site.
+        """
         sites: dict[str, list[Site]] = {}
         for site in geometry.sites(self.projections):
             sites.setdefault(site.projection, []).append(site)

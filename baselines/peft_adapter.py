@@ -128,7 +128,10 @@ class PeftAdapter(Adapter):
         self.detach()
 
     def _probe(self, site: Site, *, with_weight: bool = True) -> tuple[Tensor, Tensor]:
-        """The layer's effective weight (out, in; only the base's unless `with_weight`) and bias (out,)."""
+        """Returns the layer's effective weight (out, in) and bias (out,).
+
+        Without `with_weight` the weight is the base's. Raises UserError if a layer is not linear.
+        """
         layer, base = self._adapted[site], self.bases[site]
         training = layer.training
         layer.eval()

@@ -16,7 +16,7 @@ from methods.errors import NotLowRank, UserError
 #: Fields of peft's configuration that control sharing, with (default, smallest value).
 SHARED_FIELDS = {"stride_A": (1, 1), "num_B": (2, 2)}
 
-#: Why no weight is equivalent to the update, and an example's outputs depend on its batch.
+#: Why no weight is equivalent to the update, and why an example's outputs depend on its batch.
 BY_BATCH = "Lily's router averages over all tokens of a batch, so that an output depends on its whole batch"
 
 

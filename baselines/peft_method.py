@@ -161,10 +161,10 @@ class PeftMethod(OneRank):
         return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts the parameters at this rank. Types without a rank ignore it.
+        """Counts the parameters at this rank. Types without a rank ignore the argument.
 
         Builds one layer and two layers, since parameters shared by layers count once and the others per
-        layer.
+        layer. Raises UserError if peft cannot build the adapter.
         """
         try:
             options = self.isorank(rank).model_dump_json()
@@ -204,7 +204,10 @@ class PeftMethod(OneRank):
 
 @cache
 def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int:
-    """Counts a method's trained parameters by building it on a geometry. `options` is JSON."""
+    """Counts the trained parameters of an adapter by building it on a geometry.
+
+    `options` has the method's fields as JSON. Raises UserError if peft cannot build the adapter.
+    """
     method = kind.model_validate_json(options)
     config = method.peft_config({str(site): site for site in geometry.sites(method.projections)})
     try:

@@ -127,7 +127,10 @@ class Peft(PeftMethod):
 
 @cache
 def peft_types() -> tuple[str, ...]:
-    """The types that adapt linear layers, without those that add prompts or prefixes."""
+    """The types of peft that are put on modules, with our shorthands, sorted.
+
+    Types that add prompts or prefixes are left out. Some types of the list are in `REFUSED`.
+    """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     fields = {

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from methods.errors import UserError
 from methods.trains import balanced, factorisations
 
-#: The reference's modes of a (width, size) matrix, by width and size, without those of a wrong product.
+#: The reference's modes of a (width, size) matrix, by width and size. Its entries with a wrong product are
+#: left out.
 LORETTA: dict[int, dict[int, tuple[int, ...]]] = {
     5: {768: (5, 8, 12, 8), 1024: (4, 8, 5, 8, 4), 4096: (16, 16, 5, 4, 4)},
     8: {768: (8, 8, 12, 8), 1024: (4, 8, 8, 8, 4), 4096: (16, 16, 8, 4, 4)},
@@ -42,7 +43,7 @@ TT_LORA: dict[tuple[int, int], Modes] = {
     (4096, 4096): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 4, 16)),
     (4096, 1024): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 16)),
 }
-#: The largest number of modes per side for sizes not in the table, and the size from which one more counts.
+#: The largest number of modes per side for sizes not in the table, and the size from which it is one larger.
 TT_LORA_MODES, TT_LORA_LARGE = 3, 2048
 
 

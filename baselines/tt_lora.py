@@ -55,7 +55,10 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
         return "the matrix that TT-LoRA decomposes has a fixed seed" if self.start == "decomposed" else ""
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The modes of every train of a layer."""
+        """The modes of every train of a layer.
+
+        Raises UserError for the form `reconstruction` on a weight that is not square.
+        """
         shapes = self.adapted(geometry)
         for name, (out, in_) in shapes.items():
             if self.form == "reconstruction" and out != in_:

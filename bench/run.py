@@ -52,7 +52,10 @@ class Audience:
         """Called before the first trial, with the numbers of earlier starts' records sent and runs closed."""
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        """Called as each phase of a suite begins. `waiting` trials of `plan` remain to run."""
+        """Called as each phase of a suite begins. `waiting` trials of `plan` remain to run.
+
+        `phase` is None for the final trials.
+        """
 
     def following(self, trials: float) -> None:
         """Called before a phase. `trials` is the work of later phases, in units of this phase's trials."""
@@ -136,7 +139,8 @@ class _Work:
     ) -> Plan:
         """Runs one phase of a plan. Returns the full plan with choices that other drivers made meanwhile.
 
-        `records` are those of the store. A failure stored later is another driver's, and counts.
+        `plan` is the selected part of `full_plan`, and `phase` is None for the final trials. `records` are
+        those of the store. A failure stored later is another driver's, and counts.
         """
         store, executor, part = self.store, self.executor, plan.of(phase)
         failed = failures(records) if retry_failed else {}

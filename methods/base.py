@@ -52,7 +52,7 @@ class Method(Frozen, ABC):
     varying_count: ClassVar[str] = ""
     #: The reason why the method cannot adapt quantised weights. Empty if it can.
     needs_dense: ClassVar[str] = ""
-    #: Whether it trains the backbone's own weights, which must then be in float32.
+    #: Whether the method trains the backbone's own weights, which must then be in float32.
     trains_weights: ClassVar[bool] = False
     #: Whether a trial fits the head to frozen features directly, without training steps.
     fits_head: ClassVar[bool] = False
@@ -216,9 +216,9 @@ class Method(Frozen, ABC):
     def attach(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         """Freezes the backbone except its head and puts a freshly initialised adapter on it.
 
-        `generator` is a CPU generator: the start is the same on every device. Raises UserError as `check`
-        does, and RuntimeError unless the built adapter has `peak_count` parameters and `frozen_count` frozen
-        numbers.
+        `generator` is a CPU generator: the start is the same on every device. Raises UserError as `check` and
+        `check_quantisation` do, and for trained parameters below float32. Raises RuntimeError unless the
+        built adapter has `peak_count` parameters and `frozen_count` frozen numbers.
         """
         self.check(backbone.geometry, backbone.projections)
         self.check_quantisation(quantisation_of(backbone))
@@ -250,7 +250,7 @@ def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
     """Freezes a backbone except its head and puts an adapter on it, started from a seed.
 
     The same seed gives the same start on every device. It does not reproduce a trial of a suite, which
-    derives several named streams from its seed. Raises UserError as `Method.check` does, for instance while
+    derives several named streams from its seed. Raises UserError as `Method.attach` does, for instance while
     the ranks are free.
     """
     return method.attach(backbone, torch.Generator().manual_seed(seed))

@@ -26,8 +26,8 @@ class Capability(StrEnum):
     ZERO_START = "exact zero start"
     #: Training also changes biases of the adapted layers.
     BIASES = "trained biases"
-    #: It supports shared key and value heads, a head size that does not divide the hidden size, and a gated
-    #: MLP whose width is no multiple of the hidden size.
+    #: The method supports shared key and value heads, a head size that does not divide the hidden size, and a
+    #: gated MLP whose width is no multiple of the hidden size.
     UNEQUAL = "unequal shapes"
     #: Inference costs no more than without the method even if the update is not merged.
     FREE = "no cost unmerged"

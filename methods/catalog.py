@@ -67,7 +67,10 @@ def create(name: str, /, **options: Any) -> Method:
 
 
 def from_identity(identity: Mapping[str, Any]) -> Method:
-    """Builds the method of a stored `Method.identity`. Raises UserError unless its version is current."""
+    """Builds the method of a stored `Method.identity`.
+
+    Raises UserError unless the stored version is the current one, and as `create` does.
+    """
     if not {"method", "version"} <= identity.keys():
         raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}

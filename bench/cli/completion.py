@@ -41,7 +41,7 @@ def suite_files(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def methods(context: typer.Context, incomplete: str) -> list[str]:
-    """Completes a registered method."""
+    """Completes the last of several registered methods, separated by commas."""
     from methods import METHODS
 
     before, comma, last = incomplete.rpartition(",")

@@ -116,7 +116,10 @@ def print_advice(console: Console, advice: Sequence[RateAdvice]) -> None:
 
 
 def stored_rows(uri: str) -> list[Row]:
-    """The contents of a store, one row per experiment. Cached until its SQLite file changes."""
+    """The contents of a store, one row per experiment.
+
+    The rows of a SQLite store are cached until its file changes. Other stores are read at every call.
+    """
 
     def compute() -> list[Row]:
         from reports.stored import contents
@@ -134,7 +137,8 @@ def stored_rows(uri: str) -> list[Row]:
 def count_methods(geometry: Geometry) -> list[Row]:
     """Every method with its parameters at isorank 4, and its parameters and ranks nearest to LoRA r=4.
 
-    The bytes of frozen tensors, and of those that a stored adapter contains, are counted in float32.
+    The bytes of frozen tensors, and of those that a stored adapter contains, are counted in float32. All
+    numbers are None for a method that cannot be counted here, or that exceeds the budget at every rank.
     """
 
     def rows(name: str, method: type[Method]) -> list[Row]:
@@ -166,7 +170,7 @@ def backbone_rows() -> list[Row]:
 
 
 def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
-    """Returns rows from the cache folder unless our source or a library changed since.
+    """Returns rows from the cache folder unless `of`, our source or a library changed since.
 
     With plug-ins of this kind rows are always computed, since a change of their source is not noticed.
     """

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from bench.plan.rows import Part
     from reports.selection import Selection
 
-#: Types of arguments. Commands import their modules only when they run, since that takes seconds.
+#: Types in signatures of commands, each replaced by `object` here. Their modules are imported only when a
+#: command runs, since that takes seconds.
 IMPORTED_LATE = dict.fromkeys(("Part", "Place", "Selection"), object)
 
 Item = TypeVar("Item")
@@ -49,7 +50,7 @@ class VisibleConsole(Console):
 
 
 def _width(terminal: bool) -> int | None:
-    """The columns of a console: rich's choice for terminals and with COLUMNS set, otherwise 120."""
+    """The columns of a console. None (rich's choice) for terminals and with COLUMNS set, otherwise 120."""
     return None if terminal or os.environ.get("COLUMNS", "").isdigit() else 120
 
 
@@ -72,7 +73,10 @@ def split_names(text: str) -> list[str]:
 
 
 def split_pairs(text: str) -> list[tuple[str, str]]:
-    """Parses pairs of a method and its reference from `METHOD,… : REFERENCE`."""
+    """Parses pairs of a method and its reference from `METHOD,… : REFERENCE`.
+
+    Raises BadParameter for any other form.
+    """
     sides = re.split(r"\s:\s", text)
     if len(sides) != 2 or not all(map(str.strip, sides)):
         raise typer.BadParameter(f"'{text}' is not METHOD,… : REFERENCE, with spaces around the colon")
@@ -80,7 +84,7 @@ def split_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def split_numbers(text: str) -> list[int]:
-    """Parses integers separated by commas."""
+    """Parses integers separated by commas. Raises BadParameter for anything else."""
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
@@ -88,7 +92,10 @@ def split_numbers(text: str) -> list[int]:
 
 
 def split_ranges(text: str) -> list[int]:
-    """Parses integers and ranges such as 0-2 (both ends included), separated by commas."""
+    """Parses integers and ranges such as 0-2 (both ends included), separated by commas.
+
+    Raises BadParameter for anything else, and for a range that ends below its start.
+    """
     numbers: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
@@ -99,7 +106,7 @@ def split_ranges(text: str) -> list[int]:
 
 
 def joined(values: list[list[Item]] | None) -> list[Item] | None:
-    """Concatenates the values of a repeated option."""
+    """Concatenates the values of a repeated option. None if the option was not given."""
     return [item for items in values for item in items] if values else None
 
 
@@ -116,7 +123,10 @@ def names_option(*options: str, help: str, complete: completion.Complete | None 
 
 
 def split_thresholds(text: str) -> list[tuple[str, float]]:
-    """Parses thresholds by metric, `accuracy=0.01,matthews=0.02`. A single number has no metric."""
+    """Parses thresholds such as `accuracy=0.01,matthews=0.02` to pairs of metric and number.
+
+    A number alone gets the metric "". Raises BadParameter for anything that is no number.
+    """
     thresholds = []
     for part in text.split(","):
         metric, _, number = part.rpartition("=")
@@ -130,7 +140,11 @@ def split_thresholds(text: str) -> list[tuple[str, float]]:
 
 
 def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[str, float] | None:
-    """The values of the option `Threshold`: a number for each metric, or one number for all."""
+    """The values of the option `Threshold`: a number by metric, or one number for all metrics.
+
+    None if the option was not given. Raises UserError for a metric with two numbers, and for a number without
+    a metric beside other numbers.
+    """
     pairs = joined(values) or []
     named = dict(pairs)
     if len(named) < len(pairs) or ("" in named and len(named) > 1):
@@ -390,9 +404,10 @@ def experiment_of(name: str) -> str:
 
 
 def check_store(uri: str, *names: str) -> None:
-    """Refuses a file that is neither a pack nor a suite, and a store whose SQLite file is missing.
+    """Raises UserError for a file that is neither a pack nor a suite, and for a missing SQLite store.
 
-    Packs alone need no store. Importing the store, which would refuse them as well, takes seconds.
+    No store is needed if all `names` are packs. The module of the store raises such errors too, but its
+    import takes seconds.
     """
     from bench.records.pack_format import ENDING
 

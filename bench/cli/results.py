@@ -68,7 +68,7 @@ def _badness(point: SearchPoint, sign: float) -> float:
 
 
 def print_allocation(console: Console, allocation: AllocationResult, records: Mapping[str, Record]) -> None:
-    """Prints the metric against each mode's rank, along the path, and of the final runs."""
+    """Prints scores by each mode's rank, along the path from isorank to the heuristic, and of final runs."""
     heads = (", ".join(allocation.modes), "params", "validation, mean ± 95% t-interval")
     table = plain_table(
         f"{allocation.method} · {allocation.budget}: one mode at a time", "mode", "rank", *heads

@@ -46,7 +46,8 @@ def executors() -> Registry:
 def make_executor(place: Place) -> Executor:
     """Makes an executor, not entered yet.
 
-    Raises UserError for an unknown executor, an option that it does not support, and as its `open` does.
+    Raises UserError for an unknown executor, for an option that the executor does not support, and as
+    `Executor.open` does.
     """
     from methods.errors import UserError
 
@@ -65,7 +66,10 @@ def _flag(option: str) -> str:
 
 
 def choose_device(device: str) -> str:
-    """Resolves the device. Raises UserError if this machine lacks it."""
+    """Resolves `auto` to `cuda` or `cpu`, and returns any other device unchanged.
+
+    Raises UserError for a device that is unknown, or that this machine lacks.
+    """
     import torch
 
     from methods.errors import UserError

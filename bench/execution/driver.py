@@ -159,10 +159,11 @@ class _Driving:
         self.retries = Retries()
         #: Failures of a reachable store at each record, by run.
         self.strikes: Counter[str] = Counter()
-        #: Monotonic times of the last read of other drivers' claims, and of the beginning of an outage.
+        #: The monotonic time of the last read of other drivers' claims.
         self.looked = -LOOK
         #: The time of the last read of other drivers' results, in seconds since the epoch.
         self.refreshed = max((record.ended or 0 for record in records), default=0) / 1000
+        #: The monotonic time at which the current outage or wait began. None without one.
         self.away_since: float | None = None
         #: The error with which the outage began.
         self.why = ""
@@ -349,7 +350,10 @@ class _Driving:
         self.looked = -LOOK
 
     def _wait(self) -> None:
-        """Waits while nothing runs here, for the end of an outage or for trials of other drivers."""
+        """Waits while nothing runs here, for the end of an outage or for trials of other drivers.
+
+        Raises StoreError if an outage lasts too long.
+        """
         if not self.store.online:
             self.away_since = self.away_since or time.monotonic()
         if self.away_since and time.monotonic() - self.away_since > _patience(self.store):

@@ -208,7 +208,7 @@ def record_mib(parameters: int) -> float:
 
 
 def check_memory(trials: list[Trial], workers: int) -> None:
-    """Raises UserError if the weights alone exceed this machine's memory."""
+    """Raises UserError if the workers' processes and weights alone exceed the free memory."""
     workers = min(workers, len(trials))
     needed, available = workers * worker_mib(trials), available_mib()
     if needed > available:

@@ -53,9 +53,9 @@ class Executor(ABC):
     ) -> None:
         """Fetches data and weights wherever trials may run. Raises UserError for missing ones.
 
-        `report` is called when a worker is silent. `timeout` is the suite's `trial_timeout`: UserError is
-        raised if a worker gives no sign of life for that many seconds. A timeout given as a multiple is
-        ignored here.
+        `report` is called when a worker is silent. `timeout` is the suite's `trial_timeout`. Executors that
+        hear signs of life from their workers (`local`) raise UserError if there is none for that many
+        seconds, at least `bench.execution.watch.LEAST`. A timeout given as a multiple is ignored here.
         """
         self._saving.check(trials)
         new = [trial for trial in trials if needed(trial) not in self._prepared]
@@ -65,7 +65,10 @@ class Executor(ABC):
 
     @abstractmethod
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Prepares trials (at least one) that need something not prepared before."""
+        """Prepares trials (at least one) that need something not prepared before.
+
+        `limit` is the longest accepted silence of a worker in seconds. None: no limit.
+        """
 
     @property
     @abstractmethod
@@ -74,7 +77,7 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, trial: Trial, limit: float | None = None) -> None:
-        """Gives a trial to a worker, which is ended after `limit` seconds."""
+        """Gives a trial to a worker, which is ended after `limit` seconds. None: no limit."""
 
     @abstractmethod
     def step(self, report: Report) -> None:

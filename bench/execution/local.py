@@ -122,7 +122,10 @@ class Local(Executor):
         return cls([Slot(*slot, memory, place.saving) for slot in slots])
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Lets one worker fill the cache for all workers while the others start."""
+        """Lets one worker fill the cache for all workers while the others start.
+
+        Raises UserError if that worker finds that the trials cannot run, or if `STILLBORN` workers die.
+        """
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
         for _ in range(STILLBORN):
@@ -232,7 +235,10 @@ class Local(Executor):
         self._free.append(worker.slot)
 
     def _replace_stillborn(self, worker: _Worker) -> None:
-        """Gives the trial of a worker that died before it was ready to a new worker."""
+        """Gives the trial of a worker that died before it was ready to a new worker.
+
+        Raises UserError if `STILLBORN` workers in a row have died so.
+        """
         trial = worker.trial
         assert trial is not None
         self._remove(worker)
@@ -335,7 +341,11 @@ def _serve(link: Connection, slot: Slot) -> None:
 
 
 def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:
-    """Name, device and threads of each slot. The slots share the cores of this process equally."""
+    """Name, device and threads of each slot. The slots share the cores of this process equally.
+
+    There are `workers` slots, by default one per core or `slots_per_device` (by default one) per GPU. Raises
+    UserError for more workers than slots on GPUs, and for `slots_per_device` on a CPU.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device == "cpu":
         if slots_per_device:

@@ -94,7 +94,10 @@ def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
 
 
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
-    """Fetches and prepares everything that trials need, so that missing parts show before training."""
+    """Fetches and prepares everything that trials need, so that missing parts show before training.
+
+    Raises UserError for missing or unsuitable parts, and if a backbone and its data do not fit in memory.
+    """
     resources.saving.check(trials)
     check_precision(trials, resources.device)
     try:

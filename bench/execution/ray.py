@@ -90,7 +90,7 @@ class SlotShare:
 
     @classmethod
     def of_cpus(cls, workers: int | None) -> SlotShare:
-        """A core, or on a single node a worker's share of all cores.
+        """A worker's share of all cores, at most those of the smallest node. One core without `workers`.
 
         Raises UserError if no node has a core to offer.
         """
@@ -150,7 +150,10 @@ class RayCluster(Executor):
         ray.shutdown()
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Prepares once on each node with room. A node that joins later prepares with its first trial."""
+        """Prepares once on each node with room. A node that joins later prepares with its first trial.
+
+        Raises UserError if no node has room, or if a node cannot prepare the trials. `limit` is ignored.
+        """
         # Preparation needs a slot on every node, and idle actors occupy slots.
         for idle in [worker for worker in self._workers if worker.trial is None]:
             self._remove(idle)
@@ -302,7 +305,10 @@ def _living_resources() -> list[dict[str, float]]:
 
 
 def _connect(address: str | None) -> None:
-    """Connects to the cluster at `address` or RAY_ADDRESS, or to a new local one."""
+    """Connects to the cluster at `address` or RAY_ADDRESS, or to a new local cluster without either.
+
+    Raises UserError if the cluster cannot be reached.
+    """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable("--ray-address" if address else "RAY_ADDRESS", where)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

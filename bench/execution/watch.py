@@ -77,7 +77,10 @@ class Watch:
         return self.limit is not None and self.unanswered > max(LEAST, self.limit)
 
     def silence(self) -> Silence | None:
-        """The trial's silence, if it is long enough to show. It is shown again after `REPEAT` seconds."""
+        """The trial's silence if it should be shown now, otherwise None.
+
+        A silence is shown once it is long enough, and again every `REPEAT` seconds.
+        """
         quiet, answers = self._spent - self._progressed, self.unanswered < DEAF
         if quiet < (IDLE if answers else SILENT) or self._spent < self._shown + REPEAT:
             return None

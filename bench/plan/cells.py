@@ -98,7 +98,7 @@ class PlanCell:
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
     #: The method's overrides of the recipe, as text for its label.
     overrides: str = ""
-    #: The centre of the studies' learning rates, as given in the method's row.
+    #: The centre of the studies' learning rates that the method's row gives. None if it gives none.
     centre: float | None = None
     #: The index of the method's row in the suite.
     number: int = 0
@@ -133,7 +133,11 @@ class PlanCell:
         setting: Setting | None = None,
         epochs: int | None = None,
     ) -> Trial:
-        """Builds a trial. `method`, `setting` and `epochs` replace ranks, rates and scale, and length."""
+        """Builds a trial of the cell with a seed, scored on the split `evaluate`.
+
+        If given, `method` is the cell's method with other ranks, `setting` replaces the rates and the scale,
+        and `epochs` replaces the length of the training.
+        """
         setting = setting or Setting()
         return Trial(
             method=setting.method(method or self.method).identity(),

@@ -208,7 +208,7 @@ class Allocation(ChoosingSection):
     isorank: BudgetRank = 4
 
 
-#: Default learning rates and seeds of a pilot's trials.
+#: The default learning rates at which a pilot looks for centres.
 PILOT_RATES = (5e-4, 1.581e-3, 5e-3, 1.581e-2, 5e-2)
 
 

@@ -12,7 +12,7 @@ from bench.plan.choosing import AXES
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS, Grids, Setting, points
 
-#: The least correlation at which two axes count as confounded.
+#: The least absolute correlation at which two axes count as confounded.
 TIED = 0.5
 
 #: The largest ratio between neighbouring rates, or products of rate and scale, without a warning. The
@@ -46,7 +46,7 @@ def tuning_notes(plan: Plan) -> list[str]:
 
 
 def tied(settings: Sequence[Setting]) -> Iterator[str]:
-    """Yields the pairs of axes that are confounded: the logarithms of their values are correlated."""
+    """Yields a warning for each pair of confounded axes, whose values have correlated logarithms."""
     values = {
         axis: [log(value) for setting in settings if (value := getattr(setting, axis)) is not None]
         for axis in AXES
@@ -61,7 +61,7 @@ def tied(settings: Sequence[Setting]) -> Iterator[str]:
 
 
 def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
-    """Yields the values of each axis that no point has."""
+    """Yields a warning for each axis with values in its grid that no point has."""
     for axis, grid in grids.items():
         missing = sorted(set(grid) - {getattr(setting, axis) for setting in settings})
         if missing:
@@ -69,7 +69,7 @@ def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
 
 
 def coarse(grids: Grids) -> Iterator[str]:
-    """Yields the grids whose neighbouring values are too far apart."""
+    """Yields a warning for each grid whose neighbouring values are too far apart."""
     steps = {axis: grid for axis, grid in grids.items() if axis != "scale"}
     if "scale" in grids:
         # Scale and rate both multiply the update, so values of one may fill gaps of the other.

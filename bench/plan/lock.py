@@ -56,7 +56,8 @@ class Lock(Frozen):
     def apply(self, suite: Suite, path: Path) -> Suite:
         """Returns the suite with every hub repository and its files fixed to the lock.
 
-        `path` is the lock's file, for messages. Raises UserError for a repository that is not locked.
+        `path` is the lock's file, for messages. Raises UserError for a repository that is not locked, or
+        locked at another revision than the suite gives.
         """
         backbones = []
         for spec in suite.backbones:
@@ -131,7 +132,7 @@ def lock_path(suite: Path) -> Path:
 
 
 def read_lock(path: Path) -> Lock:
-    """Reads a lock file. Raises UserError for a file that is not a lock."""
+    """Reads a lock file. Raises UserError for a file that is unreadable or not a lock."""
     try:
         values = read(path)
     except (OSError, ValueError) as error:

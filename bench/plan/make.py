@@ -160,7 +160,11 @@ def _shown(value: Any) -> str:
 
 
 def _data(pair: Pairing) -> dict[str, Any]:
-    """Everything that a trial's examples depend on, except its seed and the number of examples."""
+    """Everything that a trial's examples depend on, except its seed and the number of examples.
+
+    Raises UserError for a text backbone without tokenizer, and for `max_tokens` on images or beyond what the
+    backbone reads.
+    """
     task, info, model_input = pair.task, pair.info, pair.model_input
     if isinstance(model_input, TextInput):
         if not model_input.tokenizer_hash:

@@ -20,7 +20,8 @@ from pydantic import (
 from methods import UserError
 from methods.validation import Frozen, Later, refuse_repeats
 
-#: The adapter's weight decay equals the head's, as it always did before the option existed.
+#: The value of `adapter_weight_decay` that means the head's weight decay. Before the option existed, every
+#: adapter had this weight decay.
 AS_HEAD = "as weight_decay"
 
 #: Bounds against typing errors such as an extra zero.
@@ -107,7 +108,7 @@ class Recipe(Frozen):
         return self
 
     def step_count(self, examples: int) -> int:
-        """The number of optimizer steps for a number of training examples."""
+        """The number of optimizer steps for a number of training examples. Needs a resolved recipe."""
         return self.steps or math.ceil(examples / self.batch_size) * (self.epochs or 0)
 
     def check_batch(self, task: str, available: int) -> None:

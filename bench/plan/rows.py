@@ -212,7 +212,10 @@ class Plan(ShowsOverview, Frozen):
         return f"{part}{studies.studies} studies of {studies.points} points"
 
     def rate(self, row: Row) -> str:
-        """The learning rate of a row's trials, or the window of its studies, in words."""
+        """The learning rate of a row's trials, or the window of its studies, in words.
+
+        A fitted head has none ("–"), and a row whose tuning has not chosen is "tuned".
+        """
         if row.studies:
             return row.studies.window
         if METHODS.get(row.family).fits_head:

@@ -101,7 +101,10 @@ def applicable(
 
 
 def published(method: Method) -> Setting:
-    """The published rates and scale of a method. None for those that its source does not state."""
+    """A method's published rates, and its published scale as a factor of the method's own scale.
+
+    None for values that the method's source does not state. Without a head's rate, the adapter's is used.
+    """
     scale = method.published_scale
     if scale is not None:
         scale /= getattr(method, "scale")  # noqa: B009

@@ -57,7 +57,7 @@ def _way(tuning: Any) -> str:
 
 
 def _read_limit(value: Any) -> float | str | None:
-    """Reads seconds, or a multiple such as `5x`. Raises ValueError for anything else."""
+    """Reads seconds, or a multiple such as `5x`. None stays None. Raises ValueError for anything else."""
     if value is None:
         return None
     text = str(value)

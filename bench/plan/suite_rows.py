@@ -211,7 +211,7 @@ class TaskRow(Frozen):
         """Adapts a backbone's form of input to the row's task.
 
         `task` is the row's task, looked up if None. Raises UserError for a field that belongs to the other
-        modality.
+        modality, and for a verbalizer or written answers that do not fit the backbone or the task.
         """
         if isinstance(model_input, ImageInput):
             self._refuse(("padding", "verbalizer"), "images")
@@ -230,7 +230,10 @@ class TaskRow(Frozen):
         )
 
     def _writing(self, model_input: TextInput, task: Task) -> Writing | None:
-        """The length limits of written answers, if the task has them. Raises UserError without a decoder."""
+        """The mode of written answers. None for a task without them.
+
+        Raises UserError if the task has written answers and the backbone is no decoder.
+        """
         if task.target != "generation":
             return None
         if not model_input.decodes:
@@ -238,10 +241,10 @@ class TaskRow(Frozen):
         return Writing(task.new_tokens)
 
     def _prompt(self, model_input: TextInput, task: Task) -> Prompt | None:
-        """The prompt, if the row has a verbalizer.
+        """The prompt of the row's verbalizer. None without a verbalizer.
 
-        Raises UserError for a backbone that cannot answer a prompt, a prompt without a place for the texts,
-        and unless there is one answer per class.
+        Raises UserError for a backbone that cannot answer a prompt, a task with written answers, a prompt
+        without a place for the texts, and unless there is one answer per class.
         """
         if self.verbalizer is None:
             return None

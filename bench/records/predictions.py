@@ -143,7 +143,7 @@ def _of(outputs: NDArray[Any], classes: Integers) -> NDArray[Any]:
 
 
 def contradicted(prediction: Integers, label: Integers, log_probability: NDArray[Any], classes: int) -> int:
-    """The number of answers that the label's log-probability rules out.
+    """The number of answers that the label's log-probability rules out. All arrays are (examples,).
 
     An answer is the likeliest class. So the label has at least an equal share of the probability if it was
     answered, and at most one half of it if not.

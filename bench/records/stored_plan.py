@@ -55,7 +55,7 @@ class StudyPlan(Wired):
     points: int
     #: The values of k for which the score after k trials is shown. The primary one is `points`.
     ks: tuple[int, ...]
-    #: The width in decades of the log-uniform window of learning rates around the centre.
+    #: The centre of the log-uniform window of learning rates, and its width in decades.
     centre: float
     decades: float
     #: The head's learning rate. None if the head has the window's rates, or without a head.
@@ -89,9 +89,11 @@ class PlannedRow(Wired):
     peak: int | None = None
     #: The budget's number of parameters. None if it sets the ranks instead.
     asked: int | None
-    #: The count divided by the budget's number, and whether that is within the budget's tolerance.
+    #: The count divided by the budget's number, and whether that is within the budget's tolerance. None
+    #: without such a number.
     ratio: float | None
     within: bool | None
+    #: The count in percent of LoRA's with rank 4 on query, key and value.
     percent_of_lora: float
     #: The trial id of every seed. None until tuning has chosen.
     trials: dict[int, str | None]

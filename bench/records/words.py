@@ -137,7 +137,10 @@ OWN_SIZE = "fixed size"
 
 
 def budget_names(label: str | None) -> set[str]:
-    """The names of a budget: its label in tables, the label without thousands separators, and its kind."""
+    """The names of a budget: its label in tables, the label without thousands separators, and its kind.
+
+    Without a budget (None) the only name is `OWN_SIZE`.
+    """
     if label is None:
         return {OWN_SIZE}
     return {label, label.replace(",", ""), *re.findall("[a-z]+", label)}

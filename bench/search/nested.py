@@ -82,7 +82,11 @@ class Nested:
     def trials(
         self, methods: Sequence[Method], seeds: Sequence[int], phase: Phase | None, **options: Any
     ) -> tuple[list[Row], list[Trial]]:
-        """Builds the trials of these sizes of the cell's method, seed by seed, and a row for each size."""
+        """Builds the trials of these sizes of the cell's method, seed by seed, and a row for each size.
+
+        They are scored on validation, or on the suite's split if `phase` is None. `options` are those of
+        `PlanCell.trial`.
+        """
         evaluate = "validation" if phase else self.cell.suite.evaluate
         made = {
             (i, seed): self.cell.trial(seed, evaluate, method=method, **options)

@@ -68,8 +68,9 @@ class _Step:
         choices: Choices,
         epochs: int | None = None,
     ) -> list[str]:
-        """Adds trials of a value on a cell at this rate, using earlier steps' choices for its task.
+        """Adds trials of a cell at this rate, one per seed, as trials of `value` for `subject`.
 
+        The trials use the choices of earlier steps for the cell's task; `epochs` replaces the chosen number.
         Returns the ids of the trials.
         """
         task = cell.task.task

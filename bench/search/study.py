@@ -186,7 +186,10 @@ class RankSearch:
         return f"the space has only {self.size} points: all are tried, and the search ends there"
 
     def run(self, nested: Nested) -> None:
-        """Tries points until the requested number is done. Raises any error that stops it."""
+        """Tries points until the requested number is done.
+
+        Raises UserError if the study or the store cannot be read or written, and for a lost trial.
+        """
         try:
             self._try_again(nested)
             self._try_all(nested)
@@ -325,7 +328,10 @@ class RankSearch:
             self._study.tell(trial, values, state, skip_if_finished=True)
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> Sequence[float] | None:
-        """The values of the trial's point. None if another process has the point, or no trial is left."""
+        """The values of the trial's point. None if another process has the point, or no trial is left.
+
+        Raises TrialPruned for a pruned trial and for one without a result, and UserError for a lost one.
+        """
         trial.set_user_attr("driver", nested.driver)
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
         point = self._suggest(trial)

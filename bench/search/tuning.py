@@ -54,7 +54,7 @@ def _best(row: Row, records: Mapping[str, Record]) -> Choice:
 
 
 def _stored_choice(row: Row, stored: Tuned | None) -> Choice | None:
-    """The choice in the stored plan, if its setting is still among the row's candidates."""
+    """The choice of the stored tuning. None without one, or if its setting is no candidate of the row."""
     for candidate in row.candidates:
         if stored and candidate.setting.model_dump(exclude_none=True) == stored.chosen:
             return Choice(candidate=candidate, tied=stored.tied)

@@ -82,7 +82,10 @@ class Access:
             raise UserError(f"{what} would be asked of the hub, which nothing in a pack may: --open {HUB}")
 
     def _place(self, what: str, path: Path) -> Path:
-        """Finds a pack's path below an allowed folder. Packs contain only the last part of absolute paths."""
+        """Finds a pack's path below an allowed folder. Packs contain only the last part of absolute paths.
+
+        Raises UserError if no allowed folder has the path, or if it leads out of that folder.
+        """
         if not self._folders:
             raise UserError(f"{what} would be read from {path}, which nothing in a pack may: --open FOLDER")
         if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",):

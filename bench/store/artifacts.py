@@ -67,14 +67,14 @@ def check_content(record: Record, name: Artifact, file: Path) -> None:
 
 
 def remedy(record: Record, name: Artifact) -> str:
-    """Advice for an artifact that differs from what was stored."""
+    """Advice for an artifact that was changed or cannot be read."""
     if name == Artifact.REDUNDANCY:
         return f"`tensorbench tools redundancy {record.run_id}` writes it again"
     return f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
 
 
 def broken(record: Record, name: Artifact, said: str) -> UserError:
-    """The error for an artifact that exists and differs from what was stored."""
+    """The error for an artifact that exists and cannot be read, for the reason `said`."""
     return UserError(
         f"{name} of run {record.run_id} ({record.name}) is broken, or of another version of the harness: "
         f"{said}; {remedy(record, name)}"

@@ -79,7 +79,7 @@ Result = TypeVar("Result")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and its causes."""
+    """Yields an exception and its causes, the exception first. Nothing for None."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -150,7 +150,8 @@ def insisting(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
 def connect(uri: str, *, create: bool) -> MlflowClient:
     """Returns a client of a store that answers.
 
-    Raises UserError if it does not answer or, unless `create` is set, if there is no store yet.
+    Raises UserError for an address that is malformed or not supported, for a store that does not answer or,
+    unless `create` is set, does not exist yet, and for a missing database driver.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -273,7 +274,7 @@ def _client(uri: str) -> MlflowClient:
 
 
 def state_folder(uri: str) -> Path:
-    """This machine's folder for a store's state: beside a SQLite file, or in the cache."""
+    """This machine's folder for a store's state, made if missing: beside a SQLite file, or in the cache."""
     if uri.startswith(SQLITE):
         folder = database_file(uri).parent / ".tensorbench" / database_file(uri).name
     else:

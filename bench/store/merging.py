@@ -34,7 +34,11 @@ MOST_LISTED = 10
 
 
 def brings_more(coming: Record, stored: Record | None) -> bool:
-    """Whether a run should replace its trial's stored run: it finished, or it is the first to settle it."""
+    """Whether a run should replace its trial's stored run (None: nothing is stored).
+
+    A stored run that finished is kept. Any other is replaced by a finished run, and by a settled run if it is
+    not settled itself.
+    """
     if stored is None:
         return True
     if stored.status == Status.FINISHED:
@@ -146,7 +150,10 @@ def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTria
 def _merged_row(
     suite: str, first: PlannedRow, second: PlannedRow, trials: Sequence[PlannedTrial]
 ) -> PlannedRow:
-    """Merges the seeds of a row. Its trials must be alike except for seeds and the rates of studies."""
+    """Merges the seeds of a row that two plans have in common.
+
+    Raises UserError unless its trials are alike except for seeds and the rates of studies.
+    """
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
     contents_of_rows = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
     _refuse_other(suite, where, *contents_of_rows)
@@ -174,7 +181,10 @@ def _merged_row(
 def _merged_studies(
     suite: str, where: str, first: StudyPlan | None, second: StudyPlan | None
 ) -> StudyPlan | None:
-    """Merges studies whose windows and points are alike. One side may have more studies."""
+    """Returns the larger of two rows' studies. None if neither row has studies.
+
+    Raises UserError if only one row has studies, or if windows, points or common trials differ.
+    """
     if first is None or second is None:
         _refuse_other(suite, where, {"studies": first is not None}, {"studies": second is not None})
         return None

@@ -39,7 +39,7 @@ def experiments(client: MlflowClient) -> Iterator[Experiment]:
 
 
 def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> list[Record]:
-    """The runs, without deleted ones, that meet a condition in MLflow's search language."""
+    """The runs that meet a condition in MLflow's search language, oldest first, without deleted ones."""
     if not experiments:
         return []
     runs: Iterator[Run] = every_page(

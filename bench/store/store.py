@@ -130,7 +130,7 @@ class Store(Source):
 
     @property
     def _served(self) -> bool:
-        """Whether the store is a server with a database behind it."""
+        """Whether the store is a tracking server (http), whose database is out of reach."""
         return str(self.client.tracking_uri).startswith(("http://", "https://"))
 
     @property
@@ -151,7 +151,10 @@ class Store(Source):
     # --- reading ---
 
     def records(self, kind: RunKind = RunKind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
-        """Every stored run of a kind, oldest first, or those of one trial."""
+        """Every stored run of a kind, oldest first, or those of one trial.
+
+        Raises StoreError if the store cannot be read.
+        """
         if trial_id is None and not self._served:
             with storing():
                 records = read_tables(self.client.tracking_uri, self.experiment.experiment_id, kind)
@@ -209,7 +212,7 @@ class Store(Source):
         return not self._lacks(record, name)
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
-        """Whether a run certainly lacks an artifact: MLflow's error is the same if no server answers."""
+        """Whether the store lists a run's artifacts without this one. False if the store does not answer."""
         try:
             return name not in {file.path for file in self.client.list_artifacts(record.run_id)}
         except BROKEN_STORE:
@@ -280,7 +283,7 @@ class Store(Source):
         return run_id
 
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
-        """Opens the run that holds the plan and encloses the trials' runs."""
+        """Opens the run that holds the plan and encloses the trials' runs. Returns its id."""
         # With torch, which reading a store does not need.
         from bench.plan.lock import stored_suite
 
@@ -395,7 +398,7 @@ def _not_deleted(experiment: Experiment, uri: str) -> Experiment:
 
 @asking_again
 def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
-    """The experiment of this name, created if missing."""
+    """The experiment of this name, created if missing. Raises UserError if it cannot be created."""
     if experiment := client.get_experiment_by_name(name):
         return experiment
     location = None

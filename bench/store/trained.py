@@ -77,7 +77,8 @@ def stored_trial(store: str, run: str, opened: Sequence[str] = ()) -> Iterator[S
 
     `run` is an MLflow run id or a trial id, or the beginning of one. `opened` lists folders, or "hub", that a
     trial from a pack may open. Raises UserError for a run that is unknown, ambiguous or not finished, for a
-    backbone or method that changed since, and for one that may not be opened.
+    missing or changed artifact, for a backbone or method that changed since, and for data or a backbone that
+    may not be opened.
     """
     access = Access(opened)
     source, record = find_finished(store, run)
@@ -116,7 +117,7 @@ def put_back(
 
 
 def find_finished(store: str, run: str) -> tuple[Store, Record]:
-    """Like `find_trial`, but also raises UserError for a trial without a stored adapter."""
+    """Like `find_trial`, but also raises UserError for a trial that has not finished."""
     try:
         opened, record = find_trial(store, run)
     except BROKEN_STORE as error:

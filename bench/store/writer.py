@@ -134,7 +134,10 @@ class TrialRun:
             self.flush()
 
     def end(self, ending: Record) -> bool:
-        """Writes the record to disk, then sends it like `flush`. After that nothing can be lost."""
+        """Writes the record to disk, after which nothing can be lost, then sends it.
+
+        Returns whether it was sent. Raises StoreError if the disk refuses the record, and as `flush` does.
+        """
         self._add(ending.tags, ending.points, ending.files)
         hashes = json.dumps(self._hashes, sort_keys=True)
         record = replace(
@@ -158,7 +161,10 @@ class TrialRun:
         return Outbox.refuse(self._kept)
 
     def flush(self) -> bool:
-        """Sends the pending record unless the store is unreachable. Returns whether it was sent."""
+        """Sends the pending record unless the store is known to be unreachable. Returns whether it was sent.
+
+        Raises StoreError if sending fails. The record then stays pending.
+        """
         if not self._store.online:
             return False
         if self._kept is not None:

@@ -82,7 +82,7 @@ class Examined:
             self.broken(what, stored, recomputed)
 
     def near(self, what: str, stored: float | None, recomputed: float, allowed: float) -> None:
-        """Compares two numbers. NaN differs from every number."""
+        """Adds a fault if `stored` is None, or differs by more than `allowed` (NaN always does)."""
         if stored is None or not abs(stored - recomputed) <= allowed:
             self.broken(what, stored, recomputed)
 

@@ -30,7 +30,7 @@ class Labels:
     """Labels of suites, and tolerances of budgets by label."""
 
     methods: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    #: Keys are from `source_of`.
+    #: Here the names are those of `source_of`.
     backbones: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     tasks: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     tolerances: defaultdict[str, set[float]] = field(default_factory=lambda: defaultdict(set))
@@ -111,7 +111,7 @@ def compare_name(
 ) -> None:
     """Checks that a stored name is the object's own name or a label that the suite gave it.
 
-    `known_as` is the object's key in `names_by_label`, if that differs from its own name.
+    `known_as` is the object's name in the sets of `names_by_label`. None: its own name.
     """
     # For a partly unreadable suite, labels are known only without the values of variants.
     named = names_by_label.get(stored) or names_by_label.get(stored.partition(" [")[0], set()) & {ANY}

@@ -50,7 +50,10 @@ class Candidate:
 
 
 def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candidate]:
-    """A sample of `count` candidates, or all. It depends on the seed but not on their order."""
+    """A sample of `count` candidates, or all if there are fewer.
+
+    The sample depends on `seed`, and not on the order of the candidates.
+    """
     in_order = sorted(candidates, key=lambda candidate: (candidate.source.name, candidate.trial.id))
     return random.Random(seed).sample(in_order, min(count, len(in_order)))
 
@@ -60,7 +63,8 @@ def run_again(
 ) -> Iterator[Rerun]:
     """Runs each candidate again and compares the results. Reports candidates that cannot run here.
 
-    `access` tells which files and repositories trials from packs may open.
+    `tolerance` is the largest difference of scores on other hardware (None: as in `verify`). `access` tells
+    which files and repositories trials from packs may open.
     """
     resources: Resources | None = None
     for candidate in candidates:

@@ -271,7 +271,10 @@ def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapte
 
 
 def _tensor_sizes(file: Path) -> dict[str, int]:
-    """Parameters per tensor from a file's header, since its tensors may exceed memory."""
+    """Parameters per tensor from a file's header, since its tensors may exceed memory. Seeds are left out.
+
+    Raises ValueError for a header longer than `MOST_HEADER`, and SafetensorError for a broken file.
+    """
     with file.open("rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > MOST_HEADER:

@@ -112,7 +112,10 @@ class LowRankAdapter(Adapter):
         return {} if cutting is None else {name: [rank] for name, rank in cutting.named_ranks.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a state. Its ranks may differ if training cuts ranks."""
+        """Loads a state, which may have smaller ranks if training cuts ranks.
+
+        Raises UserError as `Adapter.load` does.
+        """
         cutting, own = self.parametrisation.cutting, self.named_parameters()
         if cutting is not None and own.keys() <= state.keys():
             cutting.take_shapes({own[name]: tuple(state[name].shape) for name in own})

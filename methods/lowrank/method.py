@@ -58,7 +58,10 @@ class LowRankMethod(Method):
         return None
 
     def masks(self, generator: torch.Generator) -> Masks | None:
-        """Returns the adapter's dropout, or None. Drawn after the start, which does not depend on it."""
+        """Returns the adapter's dropout, None if the method has none.
+
+        Its seed is drawn after the adapter's start, so that the start does not depend on dropout.
+        """
         if not self.dropout:
             return None
         return Masks(self.dropout, int(torch.randint(2**63 - 1, (), generator=generator)))

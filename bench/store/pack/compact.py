@@ -23,7 +23,7 @@ DIGITS = 11
 
 
 def rounded(losses: Any) -> Any:
-    """Rounds numbers to `DIGITS` binary digits."""
+    """Rounds numbers to `DIGITS` significant binary digits."""
     fractions, exponents = np.frexp(losses)
     return np.ldexp(np.round(fractions * 2**DIGITS) / 2**DIGITS, exponents)
 
@@ -187,7 +187,7 @@ def _inner(values: pa.Array) -> pa.Array:
 
 
 def _rows_of(table: pa.Table, runs: Collection[str]) -> dict[str, int]:
-    """The row of each run."""
+    """The index of each run's row. Raises ValueError for a run that is repeated or not in `runs`."""
     rows: dict[str, int] = {}
     for number, run_id in enumerate(table["run_id"].cast("string").to_pylist()):
         if run_id in rows or run_id not in runs:

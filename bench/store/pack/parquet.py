@@ -314,8 +314,8 @@ def written(table: pa.Table) -> bytes:
 def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[pa.Table, int]:
     """Reads a table with texts as dictionaries. Also returns the bytes beyond its rows' allowance.
 
-    `packed` is the file's compressed size. Raises ValueError for a table with other columns, or one that
-    exceeds the allowance and the slack; or ArrowException.
+    `packed` is the file's compressed size. Raises ValueError for a table with other columns, and for one
+    that exceeds the allowance and the slack. Raises ArrowException for an unreadable table.
     """
     metadata = _metadata(io.BytesIO(content), len(content))
     if not metadata.schema.to_arrow_schema().equals(columns):

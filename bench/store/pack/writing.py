@@ -155,7 +155,7 @@ class _Content:
         yield from sorted((tables | experiment).items())
 
     def _is_shared(self, run: Record, name: Artifact, content: bytes) -> bool:
-        """Whether an artifact is in a table of the experiment."""
+        """Adds an artifact to the experiment's tables if it fits there. Returns whether it was added."""
         if name == Artifact.CONFIG:
             return self._shared.take_config(run, content)
         if name != Artifact.PREDICTIONS or self._adapters:
