@@ -69,7 +69,10 @@ class CaRA(OneRank, StackedMethod):
         return (len(slices) * geometry.layers, geometry.hidden, slices.width)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts r · (3·L + d + H + h + 1) + r · (S·L + d + max(d, H·h) + 1), and the biases."""
+        """Counts r · (3·L + d + H + h + 1) + r · (S·L + d + max(d, H·h) + 1), and the biases.
+
+        S is the number of slices of a layer in the second tensor, and `Geometry` explains the other letters.
+        """
         modes = sum(self.attention_shape(geometry)) + 1 + sum(self.mlp_shape(geometry)) + 1
         return rank * modes + sum(geometry.shape(name)[0] for name in geometry.having(BIASED))
 

@@ -41,7 +41,7 @@ class CPAdapter(OneRank, Targeted, LowRankMethod):
     title: ClassVar[str] = "CP adapters"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts L · r · Σ (in₁ + in₂ + out₁ + out₂ + 1) over the projections."""
+        """Counts r · Σ (in₁ + in₂ + out₁ + out₂ + 1) over the projections, for every layer."""
         sizes = sum(1 + sum(modes_of(in_) + modes_of(out)) for out, in_ in self.adapted(geometry).values())
         return geometry.layers * rank * sizes
 

@@ -63,11 +63,11 @@ class FacTTT(_FacT):
     title: ClassVar[str] = "FacT-TT"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger of d and H·h: neither U nor V has more rows."""
+        """The larger of hidden size and attention width: neither U nor V has more rows."""
         return (self.slices(geometry).width,)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts (d + max(d, H·h))·r + S·L·r²."""
+        """Counts (d + max(d, H·h))·r + S·L·r² for S slices of a layer, in the letters of `Geometry`."""
         return self.ends(geometry) * rank + len(self.slices(geometry)) * geometry.layers * rank**2
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -85,17 +85,17 @@ class FacTTK(_FacT):
     has_core: ClassVar[bool] = True
 
     #: `paper`: each slice of fc1 and fc2 has its own mixture. `reference`: as in the reference code, which
-    #: flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. Values written to column
-    #: rank · 4 + slice are then read as slice · r + rank, so that every slice mixes all four mixtures.
+    #: flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. Column i of mixture s is then in
+    #: column i · 4 + s, but the code reads it from s · r + i, so that every slice mixes all four mixtures.
     mlp_slices: Literal["paper", "reference"] = "paper"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The largest mode: d, H·h, or the slices of all layers."""
+        """The largest mode: hidden size, attention width, or the number of slices of all layers."""
         slices = self.slices(geometry)
         return (max(slices.width, len(slices) * geometry.layers),)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts (d + max(d, H·h) + S·L)·r + r³."""
+        """Counts (d + max(d, H·h) + S·L)·r + r³ for S slices of a layer, in the letters of `Geometry`."""
         return (self.ends(geometry) + len(self.slices(geometry)) * geometry.layers) * rank + rank**3
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

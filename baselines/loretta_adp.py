@@ -50,7 +50,10 @@ class LoRETTAAdapter(OneRank):
         return "LoRETTA starts both of its matrices at random" if self.start == "published" else ""
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts 2·L · (2 · Σ r₋·n·r₊ + width + d)."""
+        """Counts 2·L · (2 · Σ r₋·n·r₊ + width + d) for the cores (r₋, n, r₊) of a matrix.
+
+        L is the number of layers and d the hidden size.
+        """
         modes = loretta_modes(geometry.hidden, self.width)
         per_site = 2 * train_count(modes, rank) + self.width + geometry.hidden
         return len(self.projections) * geometry.layers * per_site

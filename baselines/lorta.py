@@ -28,7 +28,7 @@ class LoRTA(OneRank, StackedMethod):
     name: ClassVar[str] = "lorta"
     title: ClassVar[str] = "LoRTA"
     projections: ClassVar[tuple[str, ...]] = ("query", "key", "value", "output")
-    #: The head's learning rate in the reference code for CoLA. For MRPC it is 4e-3.
+    #: The learning rates of adapter and head in the reference code for CoLA. For MRPC the head's is 4e-3.
     published_lr: ClassVar[float | None] = 1e-2
     published_head_lr: ClassVar[float | None] = 1e-3
     published_scale: ClassVar[float | None] = 1.0
@@ -47,7 +47,7 @@ class LoRTA(OneRank, StackedMethod):
         return (*sides, geometry.layers, len(self.projections))
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts r · (d + h + H + L + 4)."""
+        """Counts r · (d + h + H + L + 4). `Geometry` explains d, h, H and L."""
         return rank * sum(self.shape(geometry))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:

@@ -28,17 +28,18 @@ class LoTR(OneRank, StackedMethod):
 
     #: LoRA's alpha. It is divided by the rank. 1 in the reference code.
     scale: Scale = 1.0
-    #: `joint`: query and value are one tensor (d, 2·L, H·h). `separate`: each has a tensor (d, L, H·h).
+    #: `joint`: query and value are one tensor (d, 2·L, H·h), with the letters of `Geometry`. `separate`: each
+    #: has a tensor (d, L, H·h).
     tensors: Literal["joint", "separate"] = "joint"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts (d + H·h)·r for each tensor, and 2·L·r²."""
+        """Counts (d + H·h)·r for each tensor, and 2·L·r². `Geometry` explains d, H, h and L."""
         ends = geometry.hidden + geometry.attention_width
         tensors = 1 if self.tensors == "joint" else 2
         return tensors * ends * rank + 2 * geometry.layers * rank**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger of d and H·h, since right and left are bases of these dimensions."""
+        """The larger of hidden size and attention width, the dimensions of which right and left are bases."""
         return (max(geometry.hidden, geometry.attention_width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

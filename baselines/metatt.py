@@ -62,7 +62,8 @@ class MetaTT(OneRank, Targeted, CutMethod):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts (d + H·h)·r + (L + S)·r² for S slices of a layer; in 5D (d + h)·r + (L + S + H)·r².
 
-        With an MLP, H·h is replaced by max(d, H·h), and H by ⌈max(d, H·h) / h⌉.
+        `Geometry` explains d, H, h and L. With an MLP, H·h is replaced by max(d, H·h), and H by
+        ⌈max(d, H·h) / h⌉.
         """
         return train_count(self.shape(geometry), rank)
 

@@ -61,7 +61,7 @@ class Lily(PeftMethod):
     type: Literal["LILY"] = "LILY"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts ⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B for each projection."""
+        """Counts ⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B for each projection and L layers."""
         stride, number = (self.config.get(name, default) for name, (default, _) in SHARED_FIELDS.items())
         total = 0
         for projection in geometry.having(self.projections):

@@ -45,12 +45,18 @@ class TRAC(OneRank, Targeted, LowRankMethod):
         }
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts Σ (L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r) over both sides of every projection."""
+        """Counts Σ (L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r) over both sides of every projection, for L layers.
+
+        `TRACCores` explains n and ρ.
+        """
         sides = [side for pair in self.cores(geometry).values() for side in pair]
         return sum(geometry.layers * side.own + side.inner[1] * side.modes[2] * rank for side in sides)
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """Counts Σ ρ₁·n₂·ρ₂ over both sides of every projection. A seed recomputes these cores."""
+        """Counts Σ ρ₁·n₂·ρ₂ (see `TRACCores`) over both sides of every projection.
+
+        These cores are recomputed from a seed.
+        """
         return sum(side.frozen for pair in self.cores(geometry).values() for side in pair)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:

@@ -26,7 +26,8 @@ Padding = Literal["longest", "max_tokens"]
 class Prompt:
     """A prompt about a text, and the words that stand for each class as its answer.
 
-    `template` contains `{text}`, or `{first}` and `{second}` for pairs. Words follow it without a space.
+    `template` contains `{text}`, or `{first}` and `{second}` for pairs. Words follow the filled template
+    without a space.
     """
 
     template: str

@@ -33,7 +33,7 @@ DISAGREEMENT = 0.025
 
 @dataclass(frozen=True)
 class Power:
-    """The smallest difference that one budget can find in one metric, for one level of noise."""
+    """The smallest difference in one metric that can be found under one budget, at one level of noise."""
 
     budget: str
     metric: str
@@ -46,7 +46,8 @@ class Power:
     uncounted: tuple[str, ...]
     #: The smallest difference that matters, in units of the metric.
     threshold: float
-    #: The number of trials per study in a suite with studies, whose design counts studies as seeds.
+    #: The number of trials per study in a suite with studies, whose design counts studies as seeds. None in
+    #: other suites.
     k: int | None = None
 
     @property

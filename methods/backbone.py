@@ -50,6 +50,7 @@ class Geometry:
 
     Query writes heads · head_size channels, which may differ from the hidden size, and output reads them. Key
     and value write kv_heads · head_size channels, and heads / kv_heads query heads share each of these heads.
+    Formulas write d, H, K, h and L for `hidden`, `heads`, `kv_heads`, `head_size` and `layers`.
     """
 
     hidden: int

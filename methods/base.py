@@ -34,21 +34,23 @@ class Method(Frozen, ABC):
     published_head_lr: ClassVar[float | None] = None
     #: The authors' scale. None if unknown, or if they tuned it per data set.
     published_scale: ClassVar[float | None] = None
-    #: Why gradients intentionally differ from the forward's (DoRA treats a norm as a constant).
+    #: Why gradients intentionally differ from the forward's (DoRA treats a norm as a constant). Empty if they
+    #: do not.
     approximates_gradient: ClassVar[str] = ""
-    #: Why a training forward draws from torch's global stream, which changes the backbone's dropout.
+    #: Why a training forward draws from torch's global stream, which changes the backbone's dropout. Empty if
+    #: it does not.
     shifts_dropout: ClassVar[str] = ""
     #: Why a fresh adapter changes the backbone's outputs. Empty if it does not.
     nonzero_start: ClassVar[str] = ""
-    #: Why every seed gives the same start, if that start is not constant.
+    #: Why every seed gives the same start. Empty if seeds differ, or if each tensor starts at one value.
     fixed_start: ClassVar[str] = ""
-    #: Why `Adapter.factors` raises NotLowRank, and nothing is exported as LoRA.
+    #: Why `Adapter.factors` raises NotLowRank, and nothing is exported as LoRA. Empty for low-rank updates.
     not_low_rank: ClassVar[str] = ""
-    #: Why `Adapter.merge` refuses: no change of a weight equals the update.
+    #: Why `Adapter.merge` refuses: no change of a weight equals the update. Empty if updates can be merged.
     not_mergeable: ClassVar[str] = ""
-    #: Why an example's outputs depend on the other examples of its batch.
+    #: Why an example's outputs depend on the other examples of its batch. Empty if they do not.
     depends_on_batch: ClassVar[str] = ""
-    #: Why `count` is approximate: training chooses which parameters it cuts.
+    #: Why `count` is approximate: training chooses which parameters it cuts. Empty if `count` is exact.
     varying_count: ClassVar[str] = ""
     #: The reason why the method cannot adapt quantised weights. Empty if it can.
     needs_dense: ClassVar[str] = ""

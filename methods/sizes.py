@@ -50,7 +50,7 @@ class OneRank(Method):
     #: Why a rank above `rank_limits` is impossible. Empty if it is possible but useless.
     rank_bound: ClassVar[str] = ""
 
-    #: None: a budget sets it.
+    #: The method's only rank. None: a budget sets the rank.
     rank: PositiveInt | None = None
 
     @abstractmethod

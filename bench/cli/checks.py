@@ -46,7 +46,7 @@ def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
 
 
 def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    """Prints a line for each check of one task or backbone, then the number that passed."""
+    """Prints a line for each check of one task or backbone, then the number of checks by status."""
     console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
     marks = {"passed": _PASSED, "failed": _FAILED, "not applicable": _REFUSED}
     width = max(len(finding.check) for finding in findings)
@@ -70,7 +70,7 @@ def _refusals(results: Sequence[CheckResult]) -> list[str]:
 
 
 def print_verification(console: Console, verification: Verification) -> None:
-    """Prints broken items, then items that cannot be checked, then a summary."""
+    """Prints broken items, items that cannot be checked, reruns and notes, then a summary."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)

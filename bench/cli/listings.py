@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 SQLITE = "sqlite:///"
 
-#: The packages that define methods, tasks and backbones.
+#: The packages on whose source rows depend.
 SOURCES = ("methods", "baselines", "bench", "reports")
 
 #: Libraries on which rows depend: peft's methods are counted by building them.

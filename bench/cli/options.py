@@ -395,7 +395,7 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
 
 
 def experiment_of(name: str) -> str:
-    """The experiment's name, given that name or the suite's file."""
+    """The name of the experiment of a suite's file. Any other name is returned unchanged."""
     if not name.endswith(completion.SUITE_ENDINGS):
         return name
     from bench.plan.suite_file import load_suite

@@ -108,7 +108,7 @@ def _print_final(console: Console, search: RankResult, records: Mapping[str, Rec
 
 
 def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
-    """Ranks, parameters, and the mean with interval of the finished trials."""
+    """The texts of ranks, parameters, and the finished trials' mean, with an interval if there are enough."""
     metrics = scores(records, tried.trials.values())
     text = f"{fmean(metrics):.4f}" if metrics else "[red]–[/red]"
     if len(metrics) >= LEAST_SEEDS:

@@ -157,7 +157,7 @@ class _Driving:
         #: Ended trials whose records are still in the outbox, or whose claims are not settled.
         self.unsent: dict[str, TrialRun] = {}
         self.retries = Retries()
-        #: Failures of a reachable store at each record, by run.
+        #: How often a reachable store has failed to take a run's record, by run id.
         self.strikes: Counter[str] = Counter()
         #: The monotonic time of the last read of other drivers' claims.
         self.looked = -LOOK
@@ -292,7 +292,7 @@ class _Driving:
             self.notify(Event(trial, "elsewhere"))
 
     def _settles(self, record: Record) -> bool:
-        """Whether a record is the result of its trial, and not one that is retried."""
+        """Whether a record is its trial's result, and not a result that `retried` discards."""
         return record.decided and record.run_id != self.retried.get(record.trial_id)
 
     def _begin(self, trial: Trial) -> None:

@@ -285,8 +285,8 @@ class Local(Executor):
 def _environment(slot: Slot) -> Iterator[None]:
     """Context with the environment in which a worker is started.
 
-    A worker inherits the number of threads, which libraries read on import. SIGINT and SIGTERM are blocked in
-    it: a terminal or a batch system sends them to all processes, but the driver ends its workers.
+    The worker inherits the number of threads, which libraries read on import. SIGINT and SIGTERM are blocked
+    in the worker: a terminal or a batch system sends them to all processes, but the driver ends its workers.
     """
     before = {key: os.environ.get(key) for key in THREADS}
     os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))

@@ -69,7 +69,10 @@ def ended(trial: Trial, worker: str, ending: Record) -> Event:
 
 
 def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """Returns the event of a trial's timeout (its worker must then be ended) or silence, or None."""
+    """Returns the event of a trial's timeout or silence. None without either.
+
+    After a timeout the caller must end the worker.
+    """
     if watch.limit is not None and watch.late:
         return ended(trial, worker, failed("timeout", too_long(watch.limit), ""))
     silence = watch.silence()

@@ -18,13 +18,14 @@ from bench.records.words import Status
 BEAT = 5.0
 #: Seconds without a sign of life after which a worker counts as not answering.
 DEAF = 3 * BEAT
-#: Seconds without progress after which a trial is shown as silent, if its worker does not answer, and if it
-#: does (for instance in a long validation). Then the seconds until it is shown again.
+#: Seconds without progress after which a trial is shown as silent: if its worker does not answer (SILENT),
+#: and if its worker answers (IDLE), as in a long validation. REPEAT: seconds until the trial is shown again.
 SILENT, IDLE, REPEAT = 30.0, 60.0, 5.0
 #: The largest number of seconds that counts between two steps of the driver. A driver that was suspended or
 #: waited for the store did not listen in between.
 LISTENED = 5.0
-#: The shortest limit, in seconds, derived from a multiple: loading a backbone takes some time.
+#: The shortest limit in seconds that a multiple gives, and the shortest in preparation: loading a backbone
+#: takes some time.
 LEAST = 60.0
 
 

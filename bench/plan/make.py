@@ -187,7 +187,10 @@ def _data(pair: Pairing) -> dict[str, Any]:
 
 
 def _pairs(suite: Suite) -> list[Pairing]:
-    """Pairs every task with every backbone of its modality. Raises UserError for one that has no partner."""
+    """Pairs every task with every backbone of its modality.
+
+    Raises UserError for a task or a backbone that is in no pair.
+    """
     # Branches on a hub move, so resolve them here: then a trial names one commit wherever it runs.
     tasks = []
     for row in suite.tasks:

@@ -34,7 +34,7 @@ class Setting(Frozen):
     core_lr: float | None = None
 
     def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
-        """Resolves the recipe with these rates and, if given, another number of epochs.
+        """Returns the recipe with this setting's rates and, if given, another number of epochs.
 
         With `head_follows`, a head without its own rate uses the adapter's. Raises UserError for a rate below
         the recipe's floor.

@@ -44,7 +44,7 @@ def _once(value: Any) -> Any:
 
 
 def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
-    """The name of a row without a label."""
+    """The name in tables of a row that has no label."""
     if isinstance(row, BackboneSpec):
         return row.name or row.hub_name
     return row.task if isinstance(row, TaskRow) else row.method

@@ -38,5 +38,5 @@ class StoredConfig(Wired):
     trial: dict[str, Any]
     #: Commit, main versions and hardware, as in the provenance tags.
     provenance: dict[str, str] = {}
-    #: None for trials of versions that did not store it.
+    #: Files, packages and seeds of the start. None for trials of versions that did not store them.
     start: Start | None = None

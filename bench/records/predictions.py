@@ -170,5 +170,5 @@ def a_class_each(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 
 def numbered(have: Sequence[str], name: str) -> list[str]:
-    """The column with this name, or its numbered columns in order."""
+    """The column with this name, or its numbered columns in order. Empty without such columns."""
     return [name] if name in have else [c for c in have if re.fullmatch(rf"{name}_\d+", c)]

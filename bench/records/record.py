@@ -11,8 +11,7 @@ from bench.records.measures import Measure
 from bench.records.text import message, storable
 from bench.records.words import PROVENANCE, YES, Artifact, By, Status, Tag
 
-#: The reasons why a trial may have no result. `lost` means that its worker died through no fault of the
-#: trial.
+#: The reasons why a trial may have no result. `lost`: the trial's worker died through no fault of the trial.
 Failure = Literal["diverged", "out of memory", "timeout", "error", "lost"]
 
 
@@ -160,7 +159,7 @@ def _status(status: str, tags: Mapping[str, str]) -> Status:
 def latest(records: Iterable[Record]) -> dict[str, Record]:
     """Selects the run that counts for each trial, by trial id. `records` are ordered from old to new.
 
-    That is the first finished run, otherwise the newest settled run, otherwise the newest. So a trial that
+    The first finished run counts, otherwise the newest settled run, otherwise the newest run. So a trial that
     ran twice keeps its first score, and a killed retry does not hide a failure.
     """
     chosen: dict[str, Record] = {}

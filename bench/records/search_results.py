@@ -50,7 +50,7 @@ class RankResult(Wired):
     method: str
     task: str
     backbone: str
-    #: None: the method has a fixed size.
+    #: The budget's label. None: the method's row gives its ranks, whose count is the budget.
     budget: str | None
     #: The largest allowed number of adapter parameters.
     asked: int
@@ -73,7 +73,10 @@ class SearchResult(RankResult):
 
     @property
     def tied(self) -> int:
-        """The number of other points that equal the best one by the search's objective."""
+        """The number of other points with the best point's result.
+
+        0 without a best point, and with two objectives.
+        """
         if self.best is None or len(self.objectives) > 1:
             return 0
         return sum(self._rank(point) == self._rank(self.best) for point in self.trials) - 1

@@ -26,7 +26,7 @@ class Tuned(Wired):
     chosen: dict[str, float] | None = None
     #: The axes on which the chosen setting is at an end of the grid or outside.
     edge: tuple[str, ...] = ()
-    #: The number of other settings that equal the chosen one.
+    #: The number of other settings whose mean result equals that of the chosen one.
     tied: int = 0
     #: The ids of all tuning trials.
     ids: tuple[str, ...]

@@ -41,7 +41,7 @@ class Status(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """Whether the trial has a result or failed, so that it runs again only on request."""
+        """Whether the trial finished, failed or was pruned, so that it runs again only on request."""
         return self in (Status.FINISHED, Status.FAILED, Status.PRUNED)
 
     @property

@@ -53,12 +53,12 @@ REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DE
 
 
 def open_engine(uri: str) -> Engine:
-    """The store's database, for our own queries."""
+    """An engine of the store's database, for our own queries."""
     return create_engine(uri, connect_args={"timeout": PATIENCE} if uri.startswith(SQLITE) else {})
 
 
 class StoreError(UserError):
-    """A result could not be stored. The trial itself may be fine."""
+    """The store could not be read or written. A trial whose result could not be stored may be fine."""
 
 
 class StoreRefusedError(StoreError):
@@ -66,7 +66,7 @@ class StoreRefusedError(StoreError):
 
 
 class StoreFailedError(StoreError):
-    """The store reported an internal failure. If only this request keeps failing, it cannot be stored."""
+    """The store reported an internal failure. If only one record keeps failing, it cannot be stored."""
 
 
 #: Attempts at a request whose answer is incomplete.
@@ -119,7 +119,7 @@ def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters,
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """Context that converts errors of an unreachable store to StoreError and defers interrupts."""
+    """Context that converts errors of the store to StoreError or a subclass, and defers interrupts."""
     try:
         with interrupts.deferred():
             yield

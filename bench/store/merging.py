@@ -223,7 +223,7 @@ def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapp
 class Joined(Source):
     """Parts of one experiment, read as a single source.
 
-    Raises UserError if they contradict each other in scores, results of searches, or protocols.
+    Raises UserError if parts differ in a trial's score or a search's result, or ran the same row differently.
     """
 
     def __init__(self, parts: Sequence[Source]) -> None:

@@ -46,7 +46,8 @@ def verify(
         opened: Folders, or "hub", that trials from packs may open.
         watching: Called with a description of each check.
 
-    Raises UserError for a name that is missing, cannot be opened, or contains nothing to verify.
+    Raises UserError for a name that is missing or cannot be opened and, without `caches`, if there is no
+    finished trial at all.
     """
     access, splits = Access(opened), Splits()
     sources = _sources(uri, names)

@@ -31,7 +31,7 @@ def stored_objective(trial: Trial, outputs: int) -> Objective:
     """The objective of a trial's task for a backbone with this number of outputs.
 
     Raises UserError for a task or a metric that is not registered here, and ValueError for a wrong number of
-    outputs.
+    outputs and for a metric that does not score such outputs.
     """
     row = trial.task
     if row.data is not None:

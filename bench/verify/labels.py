@@ -36,7 +36,7 @@ class Labels:
     tolerances: defaultdict[str, set[float]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, fields: dict[str, Any]) -> None:
-        """Adds the labels and tolerances of a suite."""
+        """Adds the labels and tolerances of a suite. A suite that cannot be read adds labels alone."""
         try:
             self._add(Suite.model_validate(fields))
         except (ValidationError, UserError):

@@ -26,8 +26,9 @@ from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
 from methods import UserError
 
-#: The largest difference of scores: on the same hardware with the same torch, and on other hardware, where
-#: sums are in another order. A few examples may then change their answer, which counts more in small splits.
+#: The largest difference of scores on the same hardware with the same torch, and on other hardware, where
+#: sums are in another order. There, EXAMPLES answers may change in any case, which allows more in small
+#: splits.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 
 #: The largest difference of a stored adapter's outputs from the stored ones, relative to the largest output:

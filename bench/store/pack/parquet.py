@@ -204,8 +204,8 @@ class _Reader:
         return value >> 1 ^ -(value & 1)
 
 
-#: The columns. `run_id` is the run's original id. `parent` is the original id of the enclosing run, or
-#: empty. Times are in milliseconds since the epoch.
+#: The columns of the tables of runs and curves. `run_id` is the run's original id. `parent` is the original
+#: id of the enclosing run, or empty. Times are in milliseconds since the epoch.
 RUNS = pa.schema(
     {
         "run_id": pa.string(),

@@ -38,7 +38,7 @@ from bench.store.source import Source
 from methods import UserError
 from methods.errors import shown
 
-#: The artifacts that are packed with each kind of run.
+#: The artifacts that are packed with each kind of run, trained adapters excepted.
 OF_KIND = {
     RunKind.SUITE: (Artifact.PLAN, Artifact.SUITE),
     RunKind.SEARCH: (Artifact.SEARCH,),
