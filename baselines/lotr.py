@@ -39,7 +39,7 @@ class LoTR(OneRank, StackedMethod):
         return tensors * ends * rank + 2 * geometry.layers * rank**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger of hidden size and attention width, the dimensions of which right and left are bases."""
+        """The larger of hidden size and attention width: right and left are bases of these dimensions."""
         return (max(geometry.hidden, geometry.attention_width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

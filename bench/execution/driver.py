@@ -39,8 +39,8 @@ LOOK = 2.0
 #: Seconds by which clocks of machines may differ before a driver claims trials that another one settled.
 SKEW = 10.0
 
-#: Seconds that an idle driver waits for an unreachable server, and for a file locked by another process. It
-#: does not wait for a missing file.
+#: Seconds that an idle driver waits for a server that does not answer, and for a SQLite file that cannot be
+#: used, for instance because another process has locked it.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
 
 #: Automatic further attempts at a trial that was lost with its worker or node. Failures of the trial itself,
@@ -163,7 +163,7 @@ class _Driving:
         self.looked = -LOOK
         #: The time of the last read of other drivers' results, in seconds since the epoch.
         self.refreshed = max((record.ended or 0 for record in records), default=0) / 1000
-        #: The monotonic time at which the current outage or wait began. None without one.
+        #: The monotonic time at which the current outage began. None without an outage.
         self.away_since: float | None = None
         #: The error with which the outage began.
         self.why = ""
