@@ -249,9 +249,10 @@ def _hub_name(model: str) -> tuple[str, str | None] | None:
 
 
 def _architecture(folder: Path) -> str | None:
-    """The architecture in a snapshot's config.json, without its tag. None without that file."""
+    """The architecture that a snapshot's config.json names, without its tag. None if nothing names one."""
     file = folder / "config.json"
-    return str(read_object(file).get("architecture")).partition(".")[0] if file.is_file() else None
+    named = read_object(file).get("architecture") if file.is_file() else None
+    return named.partition(".")[0] if isinstance(named, str) else None
 
 
 def _native_size(encoder: Any, blueprint: Blueprint) -> int:

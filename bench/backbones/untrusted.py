@@ -40,8 +40,8 @@ def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
     for field in _ATTENTION_FIELDS:
         if (value := settings.get(field)) is not None and value not in _KNOWN_ATTENTION:
             raise UserError(
-                f"{file}: {field} may be one of {', '.join(_KNOWN_ATTENTION)}, and what runs is {ATTENTION} "
-                f"in any case, got {value!r:.60}"
+                f"{file}: {field} may be one of {', '.join(_KNOWN_ATTENTION)}, all without effect; "
+                f"got {value!r:.60}"
             )
     for field, meaning in _CHOICES.items():
         if (value := settings.get(field)) is not None:
