@@ -27,7 +27,7 @@ class Prompt:
     """A prompt about a text, and the words that stand for each class as its answer.
 
     `template` contains `{text}`, or `{first}` and `{second}` for pairs. Words follow the filled template
-    without a space.
+    as they are written: no space is added.
     """
 
     template: str

@@ -79,7 +79,7 @@ class Verbalizer(Frozen):
 
     #: The prompt. `{text}` is replaced by the text, `{first}` and `{second}` by the texts of a pair.
     prompt: str
-    #: The answer of each class, in the task's order, as it follows the prompt, including a leading space.
+    #: The answer of each class, in the task's order, as it follows the prompt, with any leading space.
     words: Annotated[tuple[str, ...], Field(min_length=2)]
 
     @field_validator("prompt")
