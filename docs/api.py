@@ -68,7 +68,7 @@ def build(folder: Path) -> list[str]:
 
 
 def _documented(doc: Doc) -> Iterator[Doc]:
-    """A module or class with its own public definitions."""
+    """Yields a module or class, then its own public definitions."""
     yield doc
     if isinstance(doc, Module | Class):
         for member in doc.own_members:

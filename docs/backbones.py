@@ -61,13 +61,16 @@ def stated(page: str) -> str:
 
 
 def checks_of(page: str) -> dict[str, str]:
-    """The checks of each kind in a page's table."""
+    """The outcome of each kind's checks in a page's table, such as "24/24"."""
     cells = [line.strip("| ").split(" | ") for line in stated(page).splitlines() if line.startswith("| `")]
     return {name.strip("`"): row[-1] for row in cells for name in row[0].split(", ")}
 
 
 def run_checks() -> dict[str, str]:
-    """Runs the checks of each kind."""
+    """Runs the checks of each kind. Returns the passed out of the applicable ones, such as "24/24", by kind.
+
+    Raises SystemExit if a check fails.
+    """
     checks, failed = {}, []
     for name in NAMES:
         findings = check_kind(name)

@@ -1,7 +1,7 @@
 """Writes the answers in the pages of results/: `python docs/findings.py`.
 
 Those of the study go into leaderboard.md, those of the first leaderboard into findings.md and evidence.md.
-Prints the commands that write the reports behind the latter.
+Draws the figures of evidence.md, and prints the commands that write the reports behind it.
 
 A question is answered once all of its rows are complete. Until then the text lists the missing rows and the
 results on finished tasks.
@@ -30,7 +30,7 @@ RESULTS = DOCS.parent / "results"
 
 
 def answers(results: Path = RESULTS) -> dict[str, Answer]:
-    """The answers to all questions."""
+    """The answers to the questions of the first leaderboard, by letter."""
     tuned, untuned = Packed(TUNED, results), Packed(UNTUNED, results)
     of_pairs_by_letter = {question.letter: of_pairs(tuned, question) for question in COMPARED}
     return of_pairs_by_letter | {
@@ -57,7 +57,7 @@ def in_short(evidence: str, by_letter: Mapping[str, Answer]) -> str:
 
 
 def of_study(packs: Path = PAGES) -> str:
-    """The study's answers in the order of its questions, or how far it is."""
+    """The study's answers in the order of its questions, as Markdown. Its progress if it has none yet."""
     study = packs / "study.tensorbench.zip"
     by_title = of_studies(study, packs / "study_fresh.tensorbench.zip")
     if not by_title["Question 1"].short:

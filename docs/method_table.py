@@ -18,7 +18,7 @@ from reports.study import grouped
 PAGE = Path(__file__).parent / "reference" / "methods.md"
 BEGIN, END = "<!-- docs/method_table.py -->\n", "<!-- end -->\n"
 HEADINGS = ("method", "at rank 4", "at LoRA's budget", "sites", "scale", "rate")
-#: ViT-B and RoBERTa-base.
+#: The geometry of ViT-B and RoBERTa-base.
 SHAPE = Geometry(768, 12, 12, 3072)
 RANK = 4
 #: The words of `targets` for the sites that a method adapts.
@@ -98,7 +98,7 @@ def _fitted(template: Method) -> Method:
 
 
 def _frozen(template: Method) -> str:
-    """Size of the frozen tensors at LoRA's budget in float32, and whether a stored adapter has them."""
+    """Size of the frozen tensors at LoRA's budget in float32, and whether they are stored. Empty if none."""
     if not template.sizeable:
         return ""
     numbers, kept = (count(SHAPE) for count in (_fitted(template).frozen_count, _fitted(template).kept_count))

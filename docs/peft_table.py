@@ -26,7 +26,7 @@ PAGE = Path(__file__).parent / "reference" / "peft.md"
 BEGIN, END = "<!-- docs/peft_table.py -->\n", "<!-- end -->\n"
 HEADINGS = ("types", "size", "differs")
 
-#: The training of each type: four steps of the loop of `bench.training.loop`.
+#: The tiny model on which each type is trained, its rank, and the number of steps.
 TINY, RANK, STEPS = Geometry(24, 3, 2, 96, encoder=1), 2, 4
 
 #: Budgets tried for each type. A type that fits none of them is sized by its rank only.
@@ -112,7 +112,7 @@ def copies(tensors: Any) -> dict[str, Tensor]:
 
 
 def size(method: Method) -> str:
-    """The option that sets the number of parameters."""
+    """What sets the number of parameters, as text: nothing (`its own`), a rank, or a rank or a budget."""
     if not method.sizeable:
         return "its own"
     for budget in BUDGETS:
@@ -123,7 +123,7 @@ def size(method: Method) -> str:
 
 
 def reason(error: UserError, kind: str) -> str:
-    """The reason for refusing a type, without the surrounding words."""
+    """The reason in `REFUSED` for refusing a type. Raises AssertionError if there is none."""
     if kind in REFUSED:
         return REFUSED[kind]
     raise AssertionError(f"{kind} is neither known to work nor refused with a reason: {error}")

@@ -29,9 +29,11 @@ class Scored:
     label: str
     ranks: list[int]
     parameters: int | None
-    #: The mean over `runs` of the score, or of the value by which a search ranks.
+    #: The mean score over `runs`; for a point of a search, the mean validation score. None if unknown.
     value: float | None
+    #: The standard deviation of scores over `runs`. None for fewer than two, and for a point of a search.
     sd: float | None
+    #: The ids of the runs.
     runs: list[str]
     #: "complete", or why `value` is not a mean over all seeds.
     state: str = "complete"

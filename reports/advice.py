@@ -21,7 +21,7 @@ from reports.studies import StudyAnalysis, analyse_studies
 class RateAdvice:
     """The learning rates of a method at a budget on a task that are about as good as its best."""
 
-    #: The number of its cell in its report.
+    #: The number of the method's cell in the report.
     cell: int
     experiment: str
     method: str

@@ -118,7 +118,7 @@ class Block:
 
     @property
     def collapsed(self) -> tuple[Collapses, ...]:
-        """Every collapsed side of its comparisons, without repetition."""
+        """The collapses of all methods and references in the block's comparisons, each listed once."""
         return tuple(
             dict.fromkeys(side for comparison in self.all_comparisons for side in comparison.collapsed)
         )
@@ -210,7 +210,7 @@ def comparable(
 
 
 def measured(metric: str, task: str) -> tuple[str, str]:
-    """The metric, with the task if scores have that task's unit."""
+    """The metric and the task if scores have that task's unit. Otherwise the metric and an empty text."""
     return metric, task if metric and METRICS.get(metric).in_units else ""
 
 

@@ -104,7 +104,10 @@ class Strip:
 
     @classmethod
     def of(cls, value: float, bounds: Sequence[float | None], low: float, high: float) -> Strip:
-        """Positions within the range from `low` to `high`. `bounds` is the interval, if any."""
+        """Positions within the range from `low` to `high`.
+
+        `bounds` is the interval, or (None, None) without one.
+        """
         start, end = (None if bound is None else _position(bound, low, high) for bound in bounds)
         return cls(_position(value, low, high), start, end)
 
@@ -178,7 +181,7 @@ def _compared(block: Block) -> Iterator[tuple[int, Against]]:
 
 
 def _title(blocks: Sequence[Block], cell: Cell) -> str:
-    """The title of a cell's block."""
+    """The title of the block with this cell. If there is none, the cell's budget."""
     for block in blocks:
         left_out = block.left_out if cell.setting in block.settings else {}
         numbers = chain.from_iterable(block.cells.values())
@@ -210,7 +213,7 @@ def _in_percent(cell: Cell) -> bool:
 class Forest:
     """Positions of a block's differences on one scale, in percent of the width."""
 
-    #: The difference in points at either end of the scale.
+    #: The size of the difference at either end of the scale, in units of the score.
     reach: float
     #: The positions of the practical threshold on either side of zero.
     within: tuple[float, float]
@@ -233,7 +236,7 @@ def forest(block: Block) -> Forest | None:
 
 
 def _reach(comparisons: Sequence[AgainstReference], threshold: float) -> float:
-    """The end of the scale: large enough for every difference, and at most the widest interval."""
+    """The end of the scale, beyond the threshold and every difference. Very wide intervals are cut off."""
     ends = [abs(end) for each in comparisons for end in each.interval or (each.effect.difference,)]
     farthest = max(abs(each.effect.difference) for each in comparisons)
     smallest = RESOLUTION * max(part.size for each in comparisons for part in each.effect.parts)

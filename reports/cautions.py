@@ -60,12 +60,12 @@ class _Trained:
 
     row: TableRow
     runs: Sequence[Record]
-    #: The validation result that selected its state and its tuning point.
+    #: Whether the validation loss or score selected the runs' states and the point of tuning.
     by: By
 
     @property
     def validation(self) -> float | None:
-        """The mean validation loss or score of the selected states. None if a run did not store it."""
+        """The runs' mean validation loss or score, at the selected states. None if a run did not store it."""
         measure = Measure.SELECTED_LOSS if self.by == "loss" else Measure.SELECTED_VALIDATION
         values = [run.measure(measure) for run in self.runs]
         stored = [value for value in values if value is not None]
@@ -73,7 +73,10 @@ class _Trained:
 
 
 def guards(experiment: Experiment) -> Iterator[str]:
-    """Yields warnings about an experiment's trainings and tunings, one per kind and setting."""
+    """Yields warnings about trainings and tunings, one per kind and setting, and about ties in searches.
+
+    Raises UserError for a malformed result of a search or an allocation.
+    """
     settings = grouped(experiment.rows, lambda row: TaskAndBackbone(row.task, row.backbone))
     for setting, rows in settings.items():
         trained = [each for row in rows if (each := _trained(experiment, row)).runs]
@@ -158,7 +161,10 @@ def plain_lora(cells: Iterable[Cell]) -> list[Cell]:
 def failed_references(
     cells: Sequence[Cell], references: Iterable[Cell], collapses: Mapping[int, Collapses]
 ) -> dict[int, str]:
-    """A sentence for each of these references that failed, by cell. `collapses` is by cell."""
+    """A sentence for each of these references that failed, by cell number.
+
+    `collapses` are the collapsed runs of all cells, by cell number.
+    """
     failures = {cell.number: _failure(cell, cells, collapses.get(cell.number)) for cell in references}
     return {
         number: f"{failure}. {OF_FAILED_RUNS if number in collapses else OF_NO_BETTER}"
@@ -228,7 +234,7 @@ def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
 def unbeaten(cells: Iterable[Cell]) -> list[str]:
     """A sentence for each setting where no adapter's mean exceeds the converged head's.
 
-    Settings with unfinished runs have no sentence.
+    Settings with unfinished runs, or without a converged head, have no sentence.
     """
     sentences = []
     for setting, of_setting in grouped(cells, lambda cell: cell.setting).items():

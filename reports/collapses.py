@@ -41,7 +41,7 @@ class Collapses:
     setting: TaskAndBackbone
     count: int
     runs: int
-    #: The number of final runs among `runs`. The others are tuning trials.
+    #: The number of seeds that finished or failed. Those that failed without diverging are not among `runs`.
     seeds: int
 
     @property
@@ -178,7 +178,7 @@ def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tu
 
 
 def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
-    """Yields constant answers: those of models that answer every example alike."""
+    """Yields the answers of models that answer every example alike. Text generation has none."""
     labels = stored.labels
     if "generation" in metric.kinds:
         return

@@ -84,14 +84,14 @@ class Move:
     #: Mean scores over finished seeds, before and after.
     before: float | None
     after: float | None
-    #: The numbers of finished and of planned seeds.
+    #: The numbers of finished seeds before and after, and of planned ones.
     seeds: tuple[int, int]
     planned: tuple[int, int]
     #: The number of shared finished seeds, compared in pairs. If 0, all seeds of both sides are compared.
     pairs: int
     #: The score after minus the score before. None if not compared.
     difference: float | None
-    #: The interval of the difference, simultaneous with those of all other cells.
+    #: The interval of the difference, simultaneous with those of all other cells. None if there is none.
     interval: Bounds | None
     #: The smallest difference that matters, in units of the score.
     threshold: float
@@ -111,7 +111,7 @@ class Comparison:
     """Two experiments side by side."""
 
     names: tuple[str, str]
-    #: The smallest difference that matters, by metric. Cells whose scores have a unit have their own.
+    #: The smallest difference that matters, by metric. For scores with a unit, see `Move.threshold`.
     thresholds: dict[str, float]
     changes: list[Change]
     moves: list[Move]
@@ -128,7 +128,7 @@ class _Side:
     evidence: Evidence
     collapses: Mapping[int, Collapses]
     cells: Mapping[CellName, Cell]
-    #: The recipe of each cell, by its number.
+    #: A planned trial of each cell, with its recipe, by the cell's number.
     trials: Mapping[int, PlannedTrial]
 
     @classmethod
@@ -154,8 +154,8 @@ def compare(
 ) -> Comparison:
     """Compares two experiments, each given as a store's URI and a name, or any URI and a pack's file.
 
-    Raises UserError if one is missing or has no finished trial, if both are the same, and for a threshold as
-    `reports.thresholds.thresholds` does.
+    Raises UserError if one is missing or has no finished trial, if both are the same, if a pack has several
+    experiments, and for a threshold as `reports.thresholds.thresholds` does.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name another experiment or --against-store")

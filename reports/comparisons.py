@@ -28,7 +28,7 @@ class Reference:
     """The method with which the others of a budget are compared."""
 
     method: str
-    #: The budget of its cells, which differs if the block's budget has no LoRA.
+    #: The budget of the reference's cells. Another budget than the block's if that has no LoRA.
     budget: str
     #: One cell per setting.
     cells: tuple[int, ...]
@@ -75,7 +75,7 @@ class AgainstReference:
     intervals: tuple[Bounds | None, ...]
     #: The number of planned seed pairs that have not finished.
     lost: int
-    #: The comparison with diverged runs at the floor. None if no run of the pairs diverged.
+    #: The comparison with diverged runs at the floor. None if they add no seed pair.
     if_floor: IfFloor | None
     #: The comparisons without each task in turn. Empty with a single task.
     without: tuple[Without, ...]
@@ -152,7 +152,8 @@ def against_reference(
     """The comparisons of these methods, and notes on their limits.
 
     Args:
-        cells: The cells of each method, one per setting with runs. It is compared on these settings.
+        cells: The cells of each method, one per setting with runs. The method is compared on these settings.
+        reference: Without a reference there are no comparisons and no notes.
         families: The number of references over which intervals are simultaneous.
         collapses: Collapsed runs, by cell.
     """

@@ -55,7 +55,7 @@ class Curve:
 
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
-    """The curves of the first panels with the converged head's levels, and notes on panels left out."""
+    """The curves of the first panels with the converged head's levels, and notes on what is left out."""
     panels = _panels(study)
     notes = []
     if len(panels) > MOST_PANELS:
@@ -117,7 +117,7 @@ def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> l
 
 
 def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
-    """The stored histories of each cell's validation score, by seed. `seeds_of` is by cell."""
+    """Epochs and validation scores (points, 2) by cell and seed. `seeds_of` has the seeds of each cell."""
     history_of: dict[str, Array] = {}
     for experiment in study.experiments:
         by_metric = grouped(seeds_of, lambda number: study.all_cells[number].metric)
@@ -138,7 +138,7 @@ def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int
 
 
 def converged_validation(study: Study, task: str, backbone: str) -> float | None:
-    """The converged head's validation score on a setting. None if it has none."""
+    """The converged head's validation score on a setting. None if it has not run there or stored none."""
     head = study.converged_head(TaskAndBackbone(task, backbone))
     return None if head is None else head.validation
 

@@ -134,7 +134,10 @@ class Drawn:
         )
 
     def save(self, path: Path | str) -> Path:
-        """Writes the figure into a file, an SVG or a PNG by its suffix. Raises UserError for another one."""
+        """Writes the figure into a file, an SVG or a PNG by its suffix.
+
+        Raises UserError for another suffix, and if the file cannot be written.
+        """
         file = Path(path)
         contents = {".svg": lambda: self.svg().encode("utf-8"), ".png": self.png}
         if file.suffix.lower() not in contents:
@@ -155,10 +158,10 @@ class Drawn:
         return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', text, count=1)
 
     def inline(self, *, in_page: bool = True) -> str:
-        """The figure as an element of the page, or of another one.
+        """The figure as an SVG element of the report's page, or of another one (`in_page=False`).
 
-        Its ids begin with its name, since several figures share the page. Its marks have titles, shown by
-        browsers or more nicely by `tips.js`. Only in the page does it use the page's colours, and do its
+        Ids begin with the figure's name, since several figures share a page. Marks have titles, shown by
+        browsers or more nicely by `tips.js`. Only in the report's page do colours follow the page's theme and
         marks link to rows.
         """
         text = self._drawn[self._drawn.index("<svg") :]
@@ -259,9 +262,9 @@ class Looks:
 
 
 def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
-    """Moves values apart until neighbours differ by `gap`, with none above `top`.
+    """Moves values apart until neighbours differ by at least `gap`, with none above `top`.
 
-    Minimises the sum of squared shifts; then `top` pushes some values down.
+    Minimises the sum of squared shifts; then `top` pushes some values down. Returns them in the given order.
     """
     if not len(values):
         return []
@@ -277,9 +280,10 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
 def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
     """The smallest and the largest value, ignoring collapsed ones.
 
-    A value counts as collapsed if it is far below the worst quarter, or farther below all others than these
-    are apart from one another, in either case by at least `least`. `sign` is 1 if larger is better, otherwise
-    -1.
+    A value counts as collapsed if it is below the lower quartile by more than `least` and by more than four
+    times the quartile's distance from the median. So does the worst value if its distance from the next one
+    exceeds `least` and the range of all others. If there are at most three values, none is ignored. `sign` is
+    1 if larger is better, otherwise -1.
     """
     gains = sign * np.asarray(values, dtype=float)
     # Three values are too few to tell which are usual.
@@ -304,7 +308,8 @@ class PointName:
 def name_at_right(ax: Axes, names: Sequence[PointName]) -> None:
     """Writes the names in a column beside the panel, moved apart, with a line from each to its point.
 
-    The limits of the panel must be final. No name covers a point or another name.
+    The limits of the panel must be final. No name covers a point or another name. If there are more than
+    `MOST_NAMES`, the lowest points get none.
     """
     low, high = ax.get_ylim()
     kept = sorted(names, key=lambda name: name.y)[-MOST_NAMES:]

@@ -41,15 +41,15 @@ class Evidence:
         self.study = study
         #: The contributions of examples, by trial id.
         self._by_example = by_example
-        #: The variance that tuning adds to a cell's mean score, by cell. Cells without tuning are absent.
+        #: The variance that tuning adds to a cell's mean score, by cell. Absent if not tuned or unknown.
         self.tuning = tuning
         #: Limits of the evidence, shown in the report's notes.
         self.notes = tuple(notes)
 
     def on_setting(self, cells: tuple[int, int]) -> OnSetting | None:
-        """The first minus the second of two cells of one setting, over shared seeds; positive is better.
+        """The first cell minus the second on one setting, paired by finished seeds; positive is better.
 
-        None if they share no seed.
+        None if they share no finished seed.
         """
         seeds, gains = self.study.gains(cells)
         if not seeds:
@@ -117,7 +117,7 @@ class Between:
 def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Between | None:
     """The difference of a cell between two studies. None if one side has no finished run.
 
-    `cells` is the number of the cell in either study.
+    `cells` are the cell's numbers in the first and in the second study.
     """
     sides = list(zip((before, after), cells, strict=True))
     (seeds_x, (x,)), (seeds_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
@@ -233,7 +233,10 @@ def _tuning_ids(cell: Cell) -> Sequence[str]:
 def _lottery(
     study: Study, cell: Cell, records: Mapping[str, Record], by_trial: Mapping[str, ByExample]
 ) -> float | None:
-    """The variance of one cell. None if a tuning trial or its predictions are not stored."""
+    """The variance that tuning adds to a cell's mean score. 0 with fewer than two points to choose from.
+
+    None if a tuning trial or its predictions are not stored.
+    """
     if not all(id_ in records for id_ in _tuning_ids(cell)):
         return None
     finished = [record for id_ in _tuning_ids(cell) if (record := records[id_]).score is not None]

@@ -94,8 +94,9 @@ class Claim:
     equals: tuple[str, ...] | None
     #: The best method against the reference. None if it is the reference, or cannot be compared.
     against: Against | None
+    #: The costs of the best method. None if there is no best method.
     costs: Costs | None
-    #: The smallest true difference from the reference that would be detected with 80% power.
+    #: The smallest true difference from the reference that would be detected with 80% power. None if unknown.
     finds: float | None
     #: The claim, or the reason why there is none.
     claim: str
@@ -187,7 +188,9 @@ def _at(values: Sequence[Item], place: int | None) -> Sequence[Item]:
 def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tuple[str, ...] | None]:
     """The method with the best mean score, and those statistically indistinguishable from it.
 
-    Methods that are not compared in pairs, because there are too many, are never the best.
+    The method is None without a ranking, and if all means are equal. The others are None then too, and if no
+    pair has an interval. Methods that are not compared in pairs, because there are too many, are never the
+    best.
     """
     ranking = block.ranking
     if ranking is None or not ranking.paired:

@@ -20,7 +20,7 @@ from reports.study import Study
 
 
 def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """All tables by file name, with stored numbers, each traceable to cells or runs."""
+    """All tables that are not empty, by file name, with numbers as stored."""
     study = analysis.study
     tables: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for block in analysis.blocks:
@@ -155,7 +155,7 @@ def _no_formula(value: object) -> object:
 
 
 def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence[StoredAblation]) -> str:
-    """The contents of the report as JSON. NaN becomes null."""
+    """The contents of the report as JSON. NaN and infinite numbers become null."""
     content = {
         "experiments": [
             {"name": experiment.name, "run_id": experiment.run_id, "closing": experiment.closing}

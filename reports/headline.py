@@ -9,7 +9,7 @@ from reports.analysis import Block
 from reports.units import Unit
 from reports.words import many
 
-#: Names of one budget in a sentence.
+#: The largest number of methods that a sentence names for one budget.
 MOST_NAMES = 1
 
 
@@ -34,7 +34,7 @@ def answer(blocks: Sequence[Block]) -> str:
 
 
 def better_methods(blocks: Iterable[Block]) -> dict[str, list[str]]:
-    """The methods that are significantly better than the reference over all settings, by block."""
+    """The methods significantly better than the reference over all settings, by the heading of the block."""
     better = {
         block.heading: [each.method for each in block.comparisons if each.verdict.side == "better"]
         for block in _compared(blocks)

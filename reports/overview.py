@@ -24,7 +24,11 @@ def overview(
     notes: Sequence[str],
     score_of: Callable[[int], Estimate | None] | None = None,
 ) -> Overview:
-    """The scores of results. `score_of`: the estimate of a cell with studies, by the cell's number."""
+    """Summarises results in a table with a line per cell.
+
+    `score_of` returns the estimate of a cell with studies by the cell's number. Without an estimate and its
+    interval, the table has the mean score of the trials that the studies kept.
+    """
     of_cell = grouped(seeds, lambda seed: seed.cell)
     scores = {cell.number: score_of and score_of(cell.number) for cell in cells if cell.studies}
 

@@ -52,7 +52,7 @@ class PeftRun:
     seed: int
     created: str
     peft: str
-    #: The index of the folder in which it first appears.
+    #: The index of the folder in which the run first appears.
     wave: int
     file: str
     sha256: str
@@ -117,10 +117,11 @@ class PeftComparison:
 
 
 def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str], set[str]]:
-    """Reads result files. Returns distinct runs, files without a score, and rows of the newest folder.
+    """Reads result files.
 
-    `folders` are ordered from old to new. A file that is unchanged in several folders is one run. Raises
-    UserError for a folder without results, and for a file that is not one of peft's.
+    Returns the distinct runs, the names of files without a score, and the names of all configurations in the
+    last folder. `folders` are ordered from old to new. A file that is unchanged in several folders is one
+    run. Raises UserError for a folder without results, and for a file that is not one of peft's.
     """
     runs: dict[tuple[str, str], PeftRun] = {}
     skipped: set[str] = set()
@@ -184,7 +185,8 @@ def _number(value: Any, kind: type) -> Any:
 def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftComparison:
     """Compares the rows of the newest folder. Earlier folders show the noise of reruns.
 
-    Raises UserError for unreadable input, and for a reference that is not among the newest rows.
+    Raises UserError for unreadable input, for files of several metrics, and for a reference that is not among
+    the newest rows.
     """
     runs, skipped, newest = read_peft_results(folders)
     metrics = sorted({run.metric for run in runs})

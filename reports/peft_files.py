@@ -44,10 +44,10 @@ LIBRARIES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
 def peft_files(store: str, names: Sequence[str]) -> dict[str, str]:
-    """The result files of experiments or packs by their names, one for each finished trial of their tables.
+    """The result files of experiments or packs, by file name.
 
-    For a study, only the trial that its tuning keeps. Raises UserError as `reports.reading.read` does, and if
-    no trial was tested by a metric that is a share of right answers.
+    There is one for each finished trial of the tables with a test score by a metric of `SHARES`; of a study,
+    only for the trial that it keeps. Raises UserError as `reports.reading.read` does, and if there is none.
     """
     study = read(store, names, studies=True)
     files = {}

@@ -30,20 +30,20 @@ AGREES = 1e-4
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers or outputs of one run, sorted by example.
+    """The stored predictions of one run, sorted by example.
 
-    They are (examples,), or (examples, classes) if the metric reads several columns (see
+    `labels` and `responses` are (examples,), or (examples, classes) if several columns are stored (see
     `bench.metrics.Metric`). In integers, -1 means no answer.
     """
 
     examples: NDArray[np.int64]
     labels: NDArray[Any]
-    #: Answers or outputs.
+    #: Answers or outputs, whichever the metric reads.
     responses: NDArray[Any]
 
 
 def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
-    """The metric's input by trial id, for trials whose predictions can be read."""
+    """The stored predictions by trial id. Trials whose predictions are missing or unreadable are left out."""
     column = "prediction" if metric.reads == "answers" else "logit"
     integers = {"example", *(() if metric.kinds == ("regression",) else ("label", "prediction"))}
 
@@ -71,7 +71,10 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
 
 
 def _array(table: Any, columns: Sequence[str], integers: bool) -> NDArray[Any]:
-    """One column as (examples,), or numbered ones as (examples, classes). In integers NaN becomes -1."""
+    """One column as (examples,), or numbered columns as (examples, classes).
+
+    With `integers`, NaN and infinite values become -1.
+    """
     values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
     if integers:
         values = np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
@@ -135,7 +138,7 @@ def _silent(stored: Predictions) -> bool:
 
 
 def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
-    """The contributions of examples. None if their mean differs from the stored score."""
+    """The contributions of examples. None if their mean is not the stored score, or if either is missing."""
     if not len(stored.labels):
         return None
     with METRICS.blaming(metric.name):

@@ -27,7 +27,7 @@ PARTS = {
 class Provenance:
     """The origin of one trial's numbers."""
 
-    #: Milliseconds since the epoch. None while it runs.
+    #: Start and end in milliseconds since the epoch. The end is None while the trial runs.
     started: int
     ended: int | None
     #: Commit, main versions and hardware.

@@ -39,11 +39,13 @@ class Ranking:
     ranks: Ranks
     #: The methods that are compared in pairs.
     paired: tuple[str, ...]
-    #: 1 if the row is significantly better than the column, -1 if worse, otherwise 0. None if unknown.
+    #: A matrix over `paired`: 1 if the row is significantly better than the column, -1 if worse, otherwise 0.
+    #: None if unknown.
     separations: NDArray[np.int64] | None
     #: The same for each setting, simultaneous over settings.
     separations_on: tuple[NDArray[np.int64] | None, ...]
-    #: The letters of groups of statistically indistinguishable methods. None if unknown.
+    #: For each of `paired`, the letters of its groups of statistically indistinguishable methods. None if
+    #: unknown.
     letters: tuple[str, ...] | None
     notes: tuple[str, ...]
 
@@ -161,9 +163,10 @@ def _beaten(evidence: Evidence, points: Sequence[tuple[float, Cell]]) -> set[int
 
 
 def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The complete cells on the front of the best means: no cheaper cell of the setting is as good.
+    """The complete cells with the best means: better than all cells of the setting that cost no more.
 
-    Ordered by setting, from cheapest to costliest. Chance is not considered.
+    Cells of equal cost and mean are all among them. Ordered by setting, from cheapest to costliest. Chance is
+    not considered.
     """
     best: list[Cell] = []
     for points in by_cost(cells, cost):
@@ -192,7 +195,7 @@ def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]
 def _beats(evidence: Evidence, other: tuple[float, Cell], own: tuple[float, Cell], claims: int) -> bool:
     """Whether `other` is significantly better, with intervals simultaneous over `claims` comparisons.
 
-    Both are cells with their gains.
+    `other` and `own` each are a gain with its cell.
     """
     if other[0] <= own[0]:
         return False

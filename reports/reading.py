@@ -61,7 +61,7 @@ def read(
 def read_sources(
     sources: Sequence[Source], selection: Selection | None = None, *, studies: bool = False
 ) -> Study:
-    """Reads opened experiments as `read` does. Raises UserError for one without a result."""
+    """Reads opened experiments as `read` does, with the same errors except those of opening."""
     experiments = named_apart([read_experiment(source) for source in sources])
     notes: list[str] = []
     if not studies:
@@ -109,7 +109,10 @@ def _of_selection(
 
 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Appends the experiment's name to row names that several experiments use for different trials."""
+    """Appends an experiment's name to a row's name if an earlier row uses that for other trials.
+
+    Rows with the same trials get the name of the first.
+    """
     names_of: defaultdict[tuple[str | None, ...], dict[tuple[str | None, ...], str]] = defaultdict(dict)
 
     def named(experiment: Experiment) -> Iterator[TableRow]:
@@ -126,7 +129,7 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
 
 
 def read_experiment(source: Source) -> Experiment:
-    """Reads one experiment. Raises UserError if it has no suite or nothing to report.
+    """Reads one experiment. Raises UserError if it is unreadable, has no suite, or has nothing to report.
 
     There is something to report if a trial of its rows, a search or an allocation has finished.
     """

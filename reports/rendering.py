@@ -14,7 +14,10 @@ _SIZES = ((9, "GB"), (6, "MB"), (3, "kB"))
 
 
 def environment(**options: Any) -> Environment:
-    """Loads reports/templates. A misspelled name is an error, and statement lines leave no blank lines."""
+    """The Jinja environment of reports/templates, with filters for numbers. `options` are passed to it.
+
+    A misspelled name is an error, and lines that hold only a statement leave no blank lines.
+    """
     loader = Environment(
         loader=PackageLoader("reports"),
         undefined=StrictUndefined,

@@ -80,7 +80,8 @@ def write_report(
     if there is one metric. `selection` limits the rows and the comparisons. Raises UserError, with nothing
     written, for an unknown format or experiment, an experiment without a finished trial, trials that are not
     comparable (unless `mixed`), a threshold that fits no metric or several, experiments of which only some
-    were tuned by studies, or a folder that is not empty (`force` replaces an earlier report).
+    were tuned by studies, or a folder that is not empty (`force` replaces an earlier report). Raises
+    StoreError if the report was written but cannot be logged.
     """
     for field, value in (("experiments", names), ("formats", formats)):
         if isinstance(value, str):
@@ -190,12 +191,12 @@ def answers_of(analysis: Analysis | StudyAnalysis) -> list[str]:
 
 
 def frames_of(analysis: Analysis | StudyAnalysis) -> dict[str, pd.DataFrame]:
-    """The tables of its report by the names of their files."""
+    """The tables of the analysis's report, by the names of their files."""
     return study_tables.frames(analysis) if isinstance(analysis, StudyAnalysis) else frames(analysis)
 
 
 def figures_of(analysis: Analysis | StudyAnalysis) -> list[Drawn]:
-    """The figures of its report, without those of allocations."""
+    """The figures of the analysis's report, except those of searches, allocations and redundancy analyses."""
     if isinstance(analysis, StudyAnalysis):
         return draw_studies(analysis)
     return figures.draw(analysis, curves.read(analysis.study)[0])

@@ -128,14 +128,17 @@ class Results(ShowsOverview, Study):
 
     @property
     def answer(self) -> str:
-        """The report's answer to which method to use, a line for each budget and setting."""
+        """The report's answer to which method to use, a line for each budget and setting.
+
+        Raises UserError as `analysis` does.
+        """
         from reports.report import answers_of
 
         return "\n".join(answers_of(self.analysis))
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The report's tables of comparisons, by the names of their CSV files."""
+        """The report's tables, by the names of their CSV files. Raises UserError as `analysis` does."""
         from reports.report import frames_of
 
         return frames_of(self.analysis)
@@ -146,7 +149,7 @@ class Results(ShowsOverview, Study):
         For suites tuned by studies the kinds are `differences`, `differences-by-task`, `curves` (scores by
         trials of tuning) and `rates` (scores by learning rate); for others `differences`, `ranks`,
         `score-vs-parameters`, `score-vs-memory` and `training-curves`. Kinds without data are left out.
-        Raises UserError if there is nothing to draw, and UnknownNameError for another kind.
+        Raises UserError if there is nothing to draw, for another kind, and as `analysis` does.
         """
         from reports.drawing import Figures
 
@@ -171,7 +174,7 @@ class Results(ShowsOverview, Study):
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One line per point of the curves of `trials`, by step."""
+        """One line per point of each trial's curves, in the order of `trials`, then by measure and step."""
         runs = grouped(self._records(), lambda run: run[0].name)
         own = {name: [record for _, record in of_name] for name, of_name in runs.items()}
         frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]

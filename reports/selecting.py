@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from reports.study import Cell, TaskAndBackbone
 
-#: The attributes with their labels.
+#: The attributes (`data-budget`, …), each with the label of its selector.
 DIMENSIONS = {
     "budget": "Budget",
     "task": "Task",

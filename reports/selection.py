@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of a report. An empty field selects all. Other rows take part in no comparison.
+    """The rows of a report. An empty field selects all. Rows that are not selected are in no comparison.
 
     A method is given by its name in tables, or by a title or a family (`tenslora` for all its variants),
     which selects every method that has it. A name used in several experiments selects the row of each.
@@ -77,7 +77,7 @@ class Selection:
     def of(self, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
         """The experiments with the selected rows, without experiments that have none.
 
-        Raises UserError for a name that no row has, and if no row is left.
+        Raises UserError for a name that no row has, and if no row is left, or no row of a pair's method.
         """
         rows = [row for experiment in experiments for row in experiment.rows]
         table_names = {row.name for row in rows}

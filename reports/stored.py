@@ -41,12 +41,12 @@ class Contents:
     studies_complete: int | None
     #: The number of stored trials outside the latest plan's rows: tuning, search, and earlier plans.
     others: int
-    #: The beginning of the latest run of any kind, in milliseconds since the epoch.
+    #: The beginning of the latest run of a suite or trial, in milliseconds since the epoch.
     latest: int
 
 
 def contents(uri: str) -> list[Contents]:
-    """Every experiment of a store that has a suite, by name.
+    """Every experiment of a store that has a suite or a trial, by name.
 
     Raises UserError if there is no store, or if it cannot be read.
     """

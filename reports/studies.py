@@ -109,7 +109,8 @@ class Level:
     family: str
     #: Its score on each setting, in stored units. None where it has not run.
     scores: tuple[float | None, ...]
-    #: Its difference from the reference on each setting, and the mean over all. Positive is better.
+    #: Its difference from the reference on each setting, and the mean over all. Positive is better; None if
+    #: unknown.
     differences: tuple[float | None, ...]
     difference: float | None
 
@@ -169,7 +170,10 @@ class StudyAnalysis:
         return _score(cell.metric, effect([part]))
 
     def failed(self, seed: Seed) -> bool:
-        """Whether a trial diverged, or ended far below its method's best."""
+        """Whether a trial diverged, or scored `FAILED` points or more below its method's best.
+
+        The best is known only for cells with a complete study.
+        """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None:
             return seed.failure == DIVERGED
@@ -274,7 +278,7 @@ def _chances(study: Study) -> dict[TaskAndBackbone, float]:
     """The score by chance on each setting; larger is better.
 
     It is the mean score of a trial's answers, shuffled over the test examples. Without stored answers, it is
-    the setting's worst score.
+    the setting's worst score, and 0 without a finished trial.
     """
     chances: dict[TaskAndBackbone, float] = {}
     finished = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.cell)
@@ -337,7 +341,7 @@ def _block(
     title: str,
     made: Mapping[int, Recipe],
 ) -> StudyBlock | None:
-    """A block with its methods, before they are compared. None if no study is complete."""
+    """A block with its methods, before they are compared. None if too few studies are complete."""
     every = grouped((cell for cells in methods.values() for cell in cells), lambda cell: cell.setting)
     least = min(2, len(methods))
     settings = tuple(s for s, cells in every.items() if sum(c.number in complete for c in cells) >= least)
@@ -499,7 +503,7 @@ def _difference(parts: Sequence[OnSetting], claims: int, threshold: float) -> Di
 
 
 def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int) -> Entrant:
-    """Adds the transfer of rates to the entrant, unless there is only one setting."""
+    """Adds the transfer of rates to the entrant. Unchanged on one setting, or if settings share no study."""
     if len(block.settings) < 2 or not set.intersection(*({*each.numbers} for each in entrant.studies)):
         return entrant
     cell = study.all_cells[entrant.cells[0]]
@@ -516,7 +520,7 @@ def _levels(
     complete: Mapping[int, CompleteStudies],
     reference: Sequence[CompleteStudies] | None,
 ) -> Iterator[Level]:
-    """Yields the converged head, full fine-tuning and the head alone, without those that have not run."""
+    """Yields the converged head, the head alone and full fine-tuning, without those that have not run."""
     sign = direction(block.metric)
     for family in (CONVERGED, *(name for name in NO_ADAPTERS if name != CONVERGED)):
         cells = {cell.setting: cell for cell in reversed(study.all_cells) if cell.family == family}
@@ -538,7 +542,10 @@ def _levels(
 
 
 def _gain(cell: Cell | None, complete: Mapping[int, CompleteStudies], k: int) -> float | None:
-    """The score of a cell after k trials, or of its only trial; larger is better."""
+    """The score of a cell after k trials; for a cell without studies, its mean. Larger is better.
+
+    None if it is unknown.
+    """
     if cell is None or cell.studies is None:
         return cell.gain if cell else None
     studies = complete.get(cell.number)

@@ -48,7 +48,7 @@ class TaskAndBackbone(NamedTuple):
 
 
 class FrameLine:
-    """A line of a frame. `line["step_ms"]` is a measured number, by its column."""
+    """A line of a data frame. `line["step_ms"]` is the measured number in the column `step_ms`."""
 
     #: Measured numbers by `Measure.column`. None if unknown.
     measures: Mapping[str, float | None]
@@ -71,17 +71,17 @@ class Seed(FrameLine):
     column (see `bench.records.measures.Measure`). Only finished seeds have a score.
     """
 
-    #: The number of its cell, the index of `Study.cells`.
+    #: The number of the seed's cell: its index in `Study.cells`.
     cell: int
     task: str
     backbone: str
     budget: str
     method: str
-    #: The experiment with its run: its cell's, unless only another one has the run.
+    #: The experiment that has the run: the cell's, unless the trial finished (or started) only in another.
     experiment: str
     seed: int
-    #: Its study and point, both counted from 0, its learning rate, and the rate's offset in decades from the
-    #: window's centre. None if its cell has no studies.
+    #: The trial's study and point, both counted from 0, its rate's offset in decades from the window's
+    #: centre, and its learning rate. None if the cell has no studies.
     study: int | None
     point: int | None
     offset: float | None
@@ -92,7 +92,8 @@ class Seed(FrameLine):
     run_id: str
     #: A value of `bench.records.words.Status`: FINISHED, FAILED, MISSING, …
     status: str
-    #: The reason of a failure in a word or two, and in full. Otherwise empty.
+    #: The reason of a failure in a word or two, and in full. Otherwise empty, except that the message says if
+    #: the row is not yet tuned.
     failure: str
     message: str
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
@@ -118,7 +119,7 @@ class Seed(FrameLine):
 
 @dataclass(frozen=True)
 class Cell(FrameLine):
-    """A row of a plan with its results over seeds: a line of `Study.cells`, whose index is its number.
+    """A row of a plan with its results over seeds. Its `number` is the index of its line in `Study.cells`.
 
     Unknown numbers are None here, and NaN in the frame. Failed or missing seeds are counted but enter no
     mean. `measures` summarises the finished seeds by `Measure.summary`.
@@ -210,7 +211,8 @@ def measured(cells: Iterable[Cell]) -> str:
 def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | None]:
     """The trial with the lowest validation loss of each complete study of a cell, by study number.
 
-    None if all its trials failed. A study is complete if all its points have finished or failed.
+    None for a study without a finished trial that stored its loss. A study is complete if all its points have
+    finished or failed.
     """
     by_study = grouped((seed for seed in seeds if seed.study is not None), lambda seed: seed.study)
     return {
@@ -268,6 +270,7 @@ class Experiment:
 
     source: Source
     name: str
+    #: The suite's text for the end of its results. Empty if it has none.
     closing: str
     #: The original id of the run that holds its plan.
     run_id: str
@@ -276,7 +279,7 @@ class Experiment:
     trials: dict[str, PlannedTrial] = field(repr=False)
     #: The run that counts for every stored trial, including tuning and search.
     records: dict[str, Record] = field(repr=False)
-    #: Finished runs that do not count, because an earlier run of the same trial does.
+    #: The number of finished runs that do not count, because an earlier run of the same trial does.
     duplicates: int
 
     @property

@@ -219,7 +219,7 @@ def as_json(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
 
 
 def score(block: StudyBlock, entrant: Entrant, place: int | None = None) -> str:
-    """The score after `k` trials on a setting, or the mean."""
+    """The score after `k` trials on the setting at index `place`, or the mean over settings."""
     estimate = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
     return block.unit.score(estimate.value)
 

@@ -88,7 +88,10 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def level_notes(block: StudyBlock) -> list[str]:
-    """Sentences about the differences of methods without adapter from the reference."""
+    """Sentences on how the converged head and full fine-tuning differ from the reference.
+
+    A sentence on where one of them ran replaces a mean that is unknown.
+    """
     notes = []
     for level in (level for level in block.levels if level.family != FLOOR):
         ran = [
@@ -106,7 +109,7 @@ def level_notes(block: StudyBlock) -> list[str]:
 
 
 def order_note(block: StudyBlock) -> str:
-    """A sentence if the order of two methods depends on the amount of tuning."""
+    """A sentence on whether methods and the reference change places between few and many trials of tuning."""
     few, most = block.ks[min(1, len(block.ks) - 1)], block.ks[-1]
     turned = []
     for entrant in block.compared:
@@ -136,6 +139,6 @@ def setting_name(block: StudyBlock, setting: TaskAndBackbone) -> str:
 
 
 def studies_of(entrant: Entrant) -> str:
-    """The number of complete studies of a method, by setting if they differ."""
+    """The number of a method's complete studies on each setting, as text. A range if settings differ."""
     counts = [each.count for each in entrant.studies]
     return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"

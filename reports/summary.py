@@ -30,7 +30,7 @@ class Summary:
     closing: str
     cells: pd.DataFrame
     seeds: pd.DataFrame
-    #: Warnings of trainings that did not work.
+    #: Warnings about trainings and tunings.
     warnings: tuple[str, ...] = ()
     #: A sentence per task on which plain LoRA failed, and per row with collapsed runs.
     failures: tuple[str, ...] = ()

@@ -45,7 +45,7 @@ class Entry:
     text: str
     #: 1 for the best of its block and column, 2 for the second. Otherwise None, also for incomplete cells.
     place: int | None = None
-    #: The verdict against LoRA: one of `MARKS`, or empty.
+    #: The verdict against the reference: one of `MARKS`, or empty.
     mark: str = ""
 
 
@@ -64,7 +64,7 @@ class MainRow:
 
 @dataclass(frozen=True)
 class MainTable:
-    """The paper's Table 2 on one backbone: one block per budget, one column per task."""
+    """A table like Table 2 of the TensLoRA paper, on one backbone: a block per budget, a column per task."""
 
     backbone: str
     #: The task of each column. A task scored by two metrics has two columns.
@@ -104,7 +104,7 @@ class MainTable:
 
 
 def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[MainTable]:
-    """One table per backbone: isorank, isoparameters, other budgets, then methods of fixed size.
+    """One table per backbone, with isorank, isoparameters, other budgets and then methods of fixed size.
 
     `blocks` are those of these cells. Nothing is marked without blocks, or with several references.
     """
@@ -232,7 +232,7 @@ def _printed(metric: str, mean: float | None) -> float | None:
 
 
 def _places(means: Mapping[Key, float | None]) -> dict[Key, int]:
-    """First and second place among printed means."""
+    """First and second places among printed means, by key. Empty for fewer than two means."""
     printed = {key: mean for key, mean in means.items() if mean is not None}
     if len(printed) < 2:
         return {}
@@ -328,5 +328,5 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Escapes a text so that it has no meaning in LaTeX."""
+    """Escapes a text so that LaTeX prints it as it is."""
     return "".join(_LATEX.get(character, character) for character in " ".join(visible(text).split()))

@@ -14,7 +14,7 @@ from reports.words import listed
 #: The default threshold: one point of accuracy. `Metric.point` converts it to other metrics.
 DEFAULT = 0.01
 
-#: A user's thresholds by metric, in its units, or a number if there is one metric.
+#: A user's thresholds by metric, in the metric's units; a number if there is one metric; None for defaults.
 CustomThresholds = float | Mapping[str, float] | None
 
 
@@ -22,8 +22,8 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
     """The threshold of each of these metrics: the custom one or the default.
 
     Metrics whose scores have units have no default here (see `threshold_of`). Raises UserError for a number
-    if there are several metrics, for an unknown metric, and for a value outside of [0, 1], or below 0 if
-    scores have units.
+    if there are several metrics, for an unknown metric, and for a value that is not a number in [0, 1] (at
+    least 0 if scores have units).
     """
     own = {metric: METRICS.get(metric) for metric in metrics}
     defaults = {name: DEFAULT * metric.point for name, metric in own.items() if not metric.in_units}
@@ -54,9 +54,8 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
 def threshold_of(metric: str, matters: Mapping[str, float], cells: Sequence[Cell]) -> float:
     """The smallest difference that matters among these cells, which share a metric and its units.
 
-    For scores with units and without a custom threshold, it is 1% of LoRA's mean score (of all cells' if LoRA
-    has not run), times the metric's point relative to accuracy's. 0 without any run, since there is no
-    metric.
+    For scores with units and without a custom threshold, it is `Metric.point` percent of LoRA's mean score
+    (of all cells' if LoRA has not run). 0 without any run, since there is no metric.
     """
     if metric in matters or not metric:
         return matters.get(metric, 0.0)

@@ -1,1 +1,1 @@
-"""Answers the questions of first-leaderboard.md from the packs of results/."""
+"""Answers the questions of first-leaderboard.md and leaderboard.md from published packs."""

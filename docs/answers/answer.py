@@ -1,4 +1,4 @@
-"""The form in which findings.md and evidence.md answer a question."""
+"""The form of an answer to a question, for findings.md, evidence.md and leaderboard.md."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Answer:
     #: The full text, for evidence.md.
     text: str
     pictures: Sequence[Picture] = ()
-    #: The short text, for findings.md; empty while there is no answer.
+    #: The short text, for findings.md and leaderboard.md. Empty while there is no answer.
     short: str = ""
-    #: The commands that make the report behind the answer.
+    #: The commands that make the report behind the answer. Empty for questions about studies.
     command: str = ""
 
 

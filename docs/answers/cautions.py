@@ -1,4 +1,4 @@
-"""The cautions that findings.md adds to every question: edges of grids, missed budgets, failures."""
+"""The cautions that evidence.md adds to its answers: edges of grids, missed budgets, bad trainings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from reports.words import listed, many
 from .packed import Packed, number
 from .questions import HEAD_ONLY
 
-#: The allowed deviation of a size from LoRA's.
+#: The allowed deviation of a row's parameter count from LoRA's, as a share of LoRA's.
 TOLERANCE = 0.05
-#: The score difference from the head alone below which an adapter hardly moved.
+#: The largest difference in score from the head alone at which an adapter counts as hardly moved.
 STILL = 0.001
 AXES = {"lr": "rate", "scale": "scale", "head_lr": "head rate"}
 
 
 def cautions(packed: Packed, rows: Iterable[Cell]) -> str:
-    """One sentence per caution about rows that have run at least partly."""
+    """A sentence for each caution that applies to rows with an ended seed. Empty if no seed has ended."""
     cells = list({cell.number: cell for cell in rows if cell.missing < cell.seeds}.values())
     if not cells:
         return ""
@@ -61,7 +61,7 @@ def _missed(cells: Sequence[Cell]) -> str:
 def _share(cell: Cell) -> float | None:
     """The share of its budget that a row uses if it misses the budget, else None.
 
-    LoRA on other sites has a fixed size, whose budget is LoRA's.
+    LoRA on other sites has no budget, since its size is fixed. Its share is that of LoRA's parameters.
     """
     if cell.budget == OWN_SIZE and cell.family == REFERENCE:
         share = cell.percent_of_lora / 100
@@ -79,7 +79,7 @@ def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
-    """Counts seeds below the mean of the head alone, on tasks where all seeds of the head have finished."""
+    """How many seeds are below the mean of the head alone, as text. Empty if no row can be compared."""
     collapsed: Counter[str] = Counter()
     tasks = {cell.task: False for cell in cells}
     for cell in cells:
@@ -101,7 +101,7 @@ def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _still(packed: Packed, cells: Sequence[Cell]) -> str:
-    """Rows that score like the head alone on every seed: their adapters hardly moved."""
+    """Names complete rows that score like the head alone on every seed. Their adapters hardly moved."""
     cells_at_head = []
     for cell in cells:
         floor = _floor(packed, cell)
@@ -119,7 +119,7 @@ def _still(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _floor(packed: Packed, cell: Cell) -> Cell | None:
-    """The head alone if a row may be compared with it and all its seeds have finished."""
+    """The head alone on a row's setting. None for the head itself, and if the head lacks finished seeds."""
     floor = packed.cells(cell.task, cell.budget).get(HEAD_ONLY)
     if floor is None or not floor.complete or floor.setting != cell.setting or cell.family == FLOOR:
         return None

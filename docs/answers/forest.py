@@ -1,4 +1,4 @@
-"""The figures of evidence.md: differences with intervals, beside those of each task."""
+"""The figures of evidence.md that show differences with intervals, and the differences on each task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .picture import Picture
 
 @dataclass(frozen=True)
 class Axis:
-    """The measured quantity and its format."""
+    """The quantity on the axis: its name, its format as text, and the factor from values to the axis."""
 
     name: str
     said: Callable[[float], str]

@@ -44,7 +44,10 @@ def of_forgetting(packed: Packed) -> Answer:
 
 
 def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:
-    """The changes by cell number, without LoRA's. Cells without result still count as simultaneous claims."""
+    """Differences in forgetting from LoRA, by cell number.
+
+    Rows without a difference are left out, but count among the simultaneous claims.
+    """
     changes = [(cell, more) for cell in cells if (more := _more(study, cell, cells))]
     level = simultaneous(sum(cell.family != REFERENCE for cell in cells))
     return {
@@ -72,7 +75,10 @@ def _outcome(more: Row) -> Outcome:
 
 
 def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:
-    """How much more a row forgets than LoRA in its setting, seed by seed. None for LoRA itself."""
+    """How much more a row forgets than LoRA on its setting, paired by seed.
+
+    None for LoRA itself, without LoRA on the setting, and if both measured it on no common seed.
+    """
     lora = next(
         (
             counterpart

@@ -25,7 +25,7 @@ MOST_NAMES = 4
 
 
 def plain(method: str) -> str:
-    """The name of a row without the fields that its suite sets by hand."""
+    """The name of a row without the brackets at its end, which hold fields that its suite sets by hand."""
     return re.sub(r" \[.*\]$", "", method)
 
 
@@ -38,14 +38,14 @@ class Packed:
         packs = [pack for pack in parts if pack.exists()]
         self._sources = open_results("", map(str, packs))
         self.study = read_sources(self._sources) if packs else None
-        #: Their paths in a command run in a clone.
+        #: The paths of the packs, as arguments of a command run in a clone.
         self.files = " ".join(f"results/{pack.name}" for pack in packs)
 
     def selected(self, selection: Selection) -> Study:
         return read_sources(self._sources, selection)
 
     def cells(self, task: str, budget: str) -> dict[str, Cell]:
-        """The rows of a task by method; a row that this budget lacks is taken from its own budget."""
+        """The rows of a task by method, of this budget. Methods that it lacks come from another budget."""
         every = [cell for cell in (self.study.all_cells if self.study else ()) if cell.task == task]
         here = {plain(cell.method): cell for cell in every if cell.budget == budget}
         return {plain(cell.method): cell for cell in reversed(every)} | here
@@ -57,7 +57,7 @@ class Packed:
             yield from (cells[name] for name in names if name in cells)
 
     def gains(self, cell: Cell) -> dict[int, float]:
-        """Improvements by seed, positive for better."""
+        """The scores of finished seeds by seed, negated if smaller scores are better."""
         if self.study is None:
             return {}
         seeds, (gains,) = self.study.gains([cell.number])
@@ -71,7 +71,7 @@ class Packed:
         )
 
     def link(self, text: str, cell: Cell) -> str:
-        """The text linked to the row on the site if the suite is published."""
+        """Links the text to the row on the site. Unchanged if the suite is not published."""
         if not (DOCS.parent / "results" / f"{self.suite}{ENDING}").exists():
             return text
         return f"[{text}](../leaderboard/suites/{self.suite}/index.html#c{cell.number})"
@@ -79,7 +79,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Progress:
-    """The number of existing trials of a question and the missing rows."""
+    """How many trials of a question have finished or failed, and which rows are missing."""
 
     trials: int
     planned: int
@@ -151,7 +151,8 @@ def progress(
 def points(value: float) -> str:
     """Formats a difference in points.
 
-    Means of scores lie on halves of the last digit, which rounding errors must not decide.
+    Means of scores often lie halfway between two displayed values. Rounding first keeps floating-point errors
+    from deciding which one is shown.
     """
     return PERCENT.difference(round(value, 9)).replace("-", "−")
 

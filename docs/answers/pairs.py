@@ -31,7 +31,7 @@ from .questions import (
     interleaved,
 )
 
-#: The correlation from which the count explains the scores.
+#: The smallest correlation at which the parameter count is said to explain the scores.
 EXPLAINS = 0.8
 
 
@@ -43,9 +43,9 @@ class Line:
     other: str
     mean: Against
     by_task: Mapping[str, Against]
-    #: The same without the image task. None unless that task and another one are complete.
+    #: The mean without the image task. None unless that task and at least two others are complete.
     on_texts: Without | None = None
-    #: The smallest true difference that is detected 80% of the time.
+    #: The smallest true difference that is detected 80% of the time. None if the noise is unknown.
     finds: float | None = None
 
     @property
@@ -202,7 +202,7 @@ def _explained(packed: Packed, question: Question, lines: Sequence[Line]) -> Ite
 def _by_count(
     packed: Packed, question: Question, lines: Sequence[Line], tasks: Sequence[str]
 ) -> tuple[float, int]:
-    """Spearman's correlation of mean count and mean score on these tasks, and the number of rows."""
+    """Spearman's correlation of mean parameter count and mean score, and the number of rows with scores."""
     by_task = [packed.cells(task, question.budget) for task in tasks]
     rows = [[cells[line.method] for cells in by_task] for line in lines]
     complete = [cells for cells in rows if all(cell.mean is not None for cell in cells)]
@@ -222,7 +222,7 @@ def _tensor_or_sites(packed: Packed, question: Question, lines: Sequence[Line]) 
         yield f"{listed(methods)}: **{answer}**."
 
 
-#: Question e is answered by the verdicts themselves.
+#: For each letter, the rule that answers the question in sentences. The verdicts alone answer the others.
 ANSWERS: Mapping[str, Callable[[Packed, Question, Sequence[Line]], Iterator[str]]] = {
     "a": _beats,
     "b": _heads,

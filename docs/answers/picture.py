@@ -16,7 +16,7 @@ PICTURES = Path(__file__).parents[1] / "pictures"
 class Picture(ABC):
     """A figure of evidence.md."""
 
-    #: The part of its file name after `findings-`.
+    #: The part of the file's name between `findings-` and `.svg`.
     name: str
 
     @property

@@ -20,7 +20,7 @@ BUDGET, SMALL = "isoparameters 4", "isorank 4"
 HEAD_ONLY = "head only"
 LORA, ON_QKVO, ON_ALL = "LoRA", "LoRA (targets=qkvo) r=3", "LoRA (targets=qkvo+mlp) r=1"
 QKV_DEPTH, ALL_MODES = "TensLoRA qkv_depth", "TensLoRA att_qkv_depth"
-#: Variants with heads and their counterparts without. `att` has no other mode.
+#: Variants with heads and their counterparts without. `att` has no counterpart.
 WITHOUT_HEADS = {
     "TensLoRA att_qkv": "TensLoRA qkv",
     "TensLoRA att_depth": "TensLoRA depth",

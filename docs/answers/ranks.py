@@ -83,7 +83,7 @@ class Finalist:
     by: str
     ranks: ablation.Scored
     seeds: int
-    #: The difference from the heuristic's ranks; None for these ranks.
+    #: The difference from the heuristic's ranks. None if these ranks equal them.
     gain: Row | None
 
     @property
@@ -99,7 +99,7 @@ class Finalist:
 
 
 def _finalists(study: Study, search: ablation.StoredAblation) -> Iterator[Finalist]:
-    """The chosen ranks and the heuristic's."""
+    """Yields the ranks that were run on final seeds: those chosen by the search, and the heuristic's."""
     scores = {final.label: _scores(study.experiments, final) for final in search.final}
     heuristic = next(final for final in search.final if final.label == HEURISTIC)
     for final in search.final:
@@ -113,7 +113,7 @@ def _finalists(study: Study, search: ablation.StoredAblation) -> Iterator[Finali
 
 
 def _scores(experiments: Sequence[Experiment], final: ablation.Scored) -> dict[int, float]:
-    """Scores by seed."""
+    """The scores of these ranks' finished runs, by seed."""
     records = (record for each in experiments for record in each.records.values())
     return {
         int(record.tag(Tag.SEED)): record.score

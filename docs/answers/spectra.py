@@ -1,4 +1,4 @@
-"""Finds redundant modes from the spectra of trained updates in the packs (question f)."""
+"""Draws the spectra of trained updates in the packs, which show redundant modes (question f)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .picture import Picture
 
 @dataclass(frozen=True)
 class Update:
-    """The attention updates of one row of a suite, stacked."""
+    """The stacked attention updates of one row of a suite: one for each analysed adapter."""
 
     suite: str
     task: str
@@ -45,7 +45,7 @@ class Update:
 
 
 def updates_of(packs: Sequence[Packed]) -> list[Update]:
-    """The updates covered by a redundancy analysis."""
+    """One `Update` for each row of these packs with a redundancy analysis."""
     studied = [
         (pack.suite, adapter)
         for pack in packs

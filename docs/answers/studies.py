@@ -40,9 +40,10 @@ EVERY = Selection(reference=LORA)
 
 
 def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
-    """The answers to questions 1 to 5, advice, and the check by fresh tunings if their pack exists, by title.
+    """The answers by title: to questions 1 to 5, the advice, and the check by fresh tunings.
 
-    They are empty until enough studies are complete.
+    The check is left out if the pack `fresh` does not exist. Until enough studies are complete, an answer
+    says so, and its `short` is empty.
     """
 
     @cache
@@ -70,9 +71,10 @@ def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
 
 
 def of_core_rate(study: Path, multiples: Path) -> Answer:
-    """TensLoRA+'s claim: the difference that a core makes which learns at 4 and 16 times the rate.
+    """Answers TensLoRA+'s claim: the effect of learning the core at 4 and at 16 times the rate.
 
-    The rows at the single rate are those of the study, on the tasks of the other pack.
+    The pack `multiples` has the trials at these rates, and `study` those at the single rate. They are
+    compared on the tasks of `multiples`.
     """
     methods = tuple(f"{QKV_DEPTH} [core_lr={multiple}]" for multiple in (4.0, 16.0))
     tasks = tuple({cell.task: None for cell in read("", [str(multiples)], studies=True).all_cells})
@@ -82,7 +84,7 @@ def of_core_rate(study: Path, multiples: Path) -> Answer:
 
 
 def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
-    """The answer to a question from the analysis of each of its parts. Empty with too few studies."""
+    """The answer from the analysis of each part of a question. With too few studies, its `short` is empty."""
     rulings = []
     for analysis, rule in parts:
         complete, planned = studies_complete(analysis)
@@ -216,7 +218,7 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
 
 
 def affordable(block: StudyBlock) -> Ruling:
-    """The score to expect of each method after so many trials, and its failures."""
+    """Each method's expected score after each number of trials, and its share of failed trials."""
     rows = [
         [
             entrant.method,
@@ -248,8 +250,9 @@ def rates(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
 def fresh_tunings(fresh: StudyAnalysis, block: StudyBlock) -> Ruling:
     """Whether the study's intervals contain the scores after k trials of other tunings.
 
-    These are the studies of `fresh` whose numbers the study lacks. The trials that they keep are a little
-    better on average than the score after k trials, since their rates are spread over the window.
+    The other tunings are the studies of `fresh` whose numbers the study lacks. The trials that they keep
+    score a little better on average than the score after k trials, since their rates are spread over the
+    window.
     """
     cells = fresh.study.all_cells
     others = {(cells[n].method, cells[n].setting): studies for n, studies in fresh.studies.items()}

@@ -76,7 +76,10 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
 
 
 def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Row]:
-    """The gain of each row by tuning, from largest to smallest, seed by seed, with simultaneous intervals."""
+    """Yields the gain of each row by tuning, paired by seed, with simultaneous intervals. Largest first.
+
+    Leaves out rows without a common seed on one of the tasks.
+    """
     gains = [(name, _differences(tuned, untuned, name, tasks)) for name in ROWS]
     complete = [
         (name, on, effect(list(map(of_seeds, on.values())))) for name, on in gains if len(on) == len(tasks)
@@ -88,7 +91,7 @@ def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Ro
 
 
 def _differences(tuned: Packed, untuned: Packed, name: str, tasks: Sequence[str]) -> dict[str, Array]:
-    """Differences by task, without tasks on which the two sides share no seed."""
+    """By task, the tuned minus the untuned scores (seeds,). Leaves out tasks without a common seed."""
     by_task = {}
     for task in tasks:
         own, other = (side.gains(side.cells(task, BUDGET)[name]) for side in (tuned, untuned))

@@ -1,4 +1,4 @@
-"""The figures of a report. Each function returns None if there is nothing to draw."""
+"""The figures of a report. Each function returns None or an empty list if there is nothing to draw."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
 
 
 def _reference(points: Sequence[_Point]) -> list[_Point]:
-    """The best cell of LoRA."""
+    """The best cell of LoRA, as a list. Empty without LoRA."""
     lora = [point for point in points if point.cell.family == REFERENCE]
     return sorted(lora, key=lambda point: -(point.cell.gain or 0.0))[:1]
 

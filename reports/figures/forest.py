@@ -14,7 +14,7 @@ from reports.inference.intervals import Bounds
 
 #: The largest number of rows of one forest.
 MOST_ROWS = 40
-#: Values this many times as far from zero as the median and as the threshold are marked at the edge.
+#: Values more than this many times as far from zero as the median and the threshold are marked at the edge.
 FAR = 6
 #: The dash patterns of lines across a forest, in order.
 DASHES = (":", "--", "-.")
@@ -81,7 +81,7 @@ def band(ax: Axes, threshold: float) -> None:
 def reach(rows: Iterable[ForestRow], threshold: float, levels: Iterable[float] = ()) -> Bounds:
     """Limits around zero, the band, all values except outliers, and intervals not much wider than those.
 
-    A level is included if it is at most half as far again as the rest.
+    A level is included unless it is farther outside than half the distance between the limits.
     """
     rows = list(rows)
     sizes = np.abs([row.value for row in rows])

@@ -109,7 +109,7 @@ def _by_task(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> 
 
 
 def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None = None) -> Iterator[ForestRow]:
-    """Yields the differences from the reference over all tasks, or on one."""
+    """Yields the differences from the reference over all tasks, or on the task at index `place`."""
     unit = block.unit
     for entrant in block.compared:
         compared = entrant.differences[block.k]
@@ -345,7 +345,7 @@ def _zeros(block: StudyBlock) -> list[float]:
 
 
 def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
-    """The lowest score of trials that did not fail, minus zero, at most `DEPTH` points below."""
+    """The lowest score of trials that did not fail, relative to `zeros`; at least minus `DEPTH` points."""
     each = [
         max(float(studies.scores[~studies.failed].min()) - zero, -DEPTH * studies.point)
         for studies, zero in zip(entrant.studies, zeros, strict=True)

@@ -20,7 +20,7 @@ LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2))
 
 #: The largest number of epochs with a mark. Of more epochs, evenly spaced ones are marked.
 MOST_MARKS = 8
-#: The fraction of the training after which every curve is inside the panel.
+#: The first part of the training, as a fraction. Its scores do not affect the limits of the panel.
 BEGUN = 0.25
 
 

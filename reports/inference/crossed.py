@@ -23,10 +23,11 @@ _LOG_DRAWS = 11
 
 @dataclass(frozen=True)
 class OnSetting:
-    """The paired differences of two methods on one setting."""
+    """The difference of two methods on one setting, and the variances of its error by source."""
 
+    #: The number of seed pairs, or of studies. Without shared seeds, the number on the side with fewer.
     pairs: int
-    #: The mean over pairs.
+    #: The difference of the methods' means or estimates.
     difference: float
     #: The squared standard error over seeds. None for fewer than `LEAST_SEEDS` pairs.
     seeds: float | None

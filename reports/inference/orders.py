@@ -53,7 +53,8 @@ def separations(
 ) -> NDArray[np.int64] | None:
     """A matrix (methods, methods): 1 if the row is significantly better than the column, -1 if worse.
 
-    0 otherwise. Intervals of all pairs are simultaneous at `level`. None if no pair has an interval.
+    0 otherwise. Each of `pairs` has the indices of two methods and the effect of the first minus the second.
+    Intervals of all pairs are simultaneous at `level`. None if no pair has an interval.
     """
     signs = np.zeros((methods, methods), dtype=np.int64)
     any_interval = False

@@ -82,7 +82,10 @@ class Design:
 
     @property
     def margin(self) -> float | None:
-        """The smallest threshold within which equal methods are found with probability `POWER`."""
+        """The smallest threshold within which equal methods are found equivalent with probability `POWER`.
+
+        None for fewer than `LEAST_SEEDS`.
+        """
         if self.seeds < LEAST_SEEDS:
             return None
         error, room = self.error(), self._halves(self.seeds)
@@ -127,7 +130,7 @@ class Design:
 def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | None:
     """The design of this comparison, one of `claims`. None if its noise is unknown.
 
-    `at_once` is the joint level of their intervals.
+    `at_once` is the joint level of the intervals of all claims.
     """
     if effect.error is None or effect.error.none:
         return None
@@ -142,7 +145,7 @@ def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | N
 
 
 def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design of these comparisons, with mean variances by source. None if none has any.
+    """The design of these comparisons, with mean variances by source. None if the noise of all is unknown.
 
     The variance over few seeds is usually too small, so the median would promise too much; so would leaving
     out comparisons with collapsed runs. `claims` and `at_once` are as in `of_effect`.
@@ -185,8 +188,8 @@ class Response:
     Scores are shares; 0.01 is a point.
     """
 
-    #: The loss of score one decade from the optimum. In decades: the window's width, and the largest distance
-    #: of an optimum from its centre.
+    #: The loss of score one decade from the optimum. Then, in decades, the width of the window and the
+    #: largest distance of an optimum from the window's centre.
     curvature: float = 0.04
     decades: float = 1.0
     optima: float = 0.35
@@ -195,7 +198,8 @@ class Response:
     seeds: float = 0.0065
     answers: float = 0.0035
     validation: float = 0.007
-    #: The decades above the optimum from which a method fails, and the share of seeds that fail at any rate.
+    #: The decades above the optimum from which a method fails, the share of seeds that fail at any rate, and
+    #: the score that a failure costs.
     cliff: float = np.inf
     failures: float = 0.0
     fall: float = _BEST - _CHANCE

@@ -42,9 +42,11 @@ class RunNoise:
 def run_noise(
     rows: Sequence[int], waves: Sequence[int], scores: Sequence[float], questions: int | None
 ) -> RunNoise | None:
-    """Estimates the run-to-run noise from repeated rows. None if no row ran in a second wave.
+    """Estimates the run-to-run noise from rows that ran in several waves.
 
-    For shares, rows at 0 or 1 in any wave are left out, since they have no logit and no variance.
+    None if too few rows ran again to separate the noise from the shifts of waves. For shares of `questions`,
+    rows at 0 or 1 in any wave are left out, since they have no logit and no variance. For other scores
+    `questions` is None.
     """
     row, wave, score = np.asarray(rows), np.asarray(waves), np.asarray(scores, float)
     if questions:

@@ -140,7 +140,7 @@ def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[Complet
 
 
 def kept_weights(losses: Array, k: int, strata: NDArray[np.int64] | None = None) -> Array:
-    """The probability of each trial (trials,) to be kept: lowest loss of k trials drawn from all.
+    """The probability of each trial (trials,) to be kept: to have the lowest loss of k drawn trials.
 
     Without strata every subset of k is equally likely. Then the trial with rank i of N (1 for the lowest
     loss) has probability C(N - i, k - 1) / C(N, k). Strata (trials,) are numbered from 0, and each study has
@@ -164,11 +164,13 @@ def kept_weights(losses: Array, k: int, strata: NDArray[np.int64] | None = None)
 
 
 def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
-    """The probability (cases,) that k trials include no barred one, with (cases, strata) barred trials.
+    """The probability (cases,) that k drawn trials include no barred one.
 
-    The counts per stratum are multinomial, and no stratum gives more trials than it has. Their generating
-    functions multiply: j trials of a stratum have the weight 1 / j!, and avoid a of its n with probability
-    C(n - a, j) / C(n, j). The coefficient at k is computed from the product's values on the unit circle.
+    `barred` (cases, strata) and `sizes` (strata,) count the barred and all trials of each stratum. The counts
+    drawn per stratum are multinomial, and no stratum gives more trials than it has. Their generating
+    functions multiply: j trials of a stratum have the weight 1 / j!, and avoid the a barred ones of its n
+    with probability C(n - a, j) / C(n, j). The coefficient at k is computed from the product's values on the
+    unit circle.
     """
     drawn = np.arange(1, min(k, int(sizes.max())) + 1)
     left = sizes[:, None] - drawn + 1
@@ -319,7 +321,7 @@ def _tricube(offsets: Array, rates: Array, span: float) -> Array:
 
 
 def share_near(studies: CompleteStudies) -> float:
-    """The share of trials that did not fail, at rates with LOESS within `NEAR` points of its maximum.
+    """The share of trials that succeed at a rate whose smoothed score is within `NEAR` points of the maximum.
 
     Since trials are stratified, this is the share of the window in which a trial succeeds. It is too low for
     each method, since the maximum of a noisy curve is too high. A difference between methods is not affected.
@@ -368,7 +370,7 @@ def of_share(
 ) -> OnSetting:
     """The difference between two methods' shares, with its error by jackknife over paired studies.
 
-    There is no error and no interval if no study changes the difference.
+    There is no interval for fewer than `LEAST_SEEDS` studies, and if no study changes the difference.
     """
     return _jackknife(lambda sides: share(sides[0]) - share(sides[1]), paired(method, reference))
 
@@ -376,7 +378,10 @@ def of_share(
 def _jackknife(
     statistic: Callable[[Sequence[CompleteStudies]], float], sides: Sequence[CompleteStudies]
 ) -> OnSetting:
-    """A statistic of two methods' studies, paired by number, with its error by a jackknife over the pairs."""
+    """A statistic of the studies of several methods or tasks, with its error by a jackknife over studies.
+
+    Studies are paired by number. For fewer than `LEAST_SEEDS` there is no error.
+    """
     value, count = statistic(sides), sides[0].count
     if count < LEAST_SEEDS:
         return OnSetting(count, value, None)

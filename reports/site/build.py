@@ -50,9 +50,9 @@ def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
 
 
 def check_site(results: Path, out: Path) -> list[str]:
-    """A line for each file in `out` that differs from the site of the packs.
+    """A line for each file in `out` that differs from the site of the packs, is missing or does not belong.
 
-    Raises UserError as `write_site` does.
+    Raises UserError for packs that `write_site` refuses.
     """
     return differences(site_files(packs_in(results)), out, beside=(MANIFEST,))
 

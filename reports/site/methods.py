@@ -53,7 +53,7 @@ class MethodPage:
 
 
 def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
-    """The standings by setting and block. A few share an empty heading."""
+    """The standings by setting and block. Up to `MOST_LINES` of them have one empty heading instead."""
     is_short = len(standings) <= MOST_LINES
     return grouped(standings, lambda line: "" if is_short else f"{line.cell.setting}: {line.block}")
 

@@ -23,7 +23,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class SeedOrigin:
-    """A planned seed with the index of its origin, or None if it never ran."""
+    """A planned seed with the number of its `Origin`, and the time at which it ended.
+
+    The number is None if it never ran. The time is empty unless it has ended.
+    """
 
     seed: Seed
     origin: int | None
@@ -43,7 +46,7 @@ class Origins:
 
     @property
     def example(self) -> str:
-        """The id of a trial that has run."""
+        """The id of a finished trial. Empty if there is none."""
         seeds = (line.seed for _, lines in self.cells for line in lines)
         return next((seed.trial_id for seed in seeds if seed.finished), "")
 

@@ -57,7 +57,7 @@ class Published:
 
     @property
     def answers(self) -> list[str]:
-        """The answer of each block, for a suite tuned by studies."""
+        """The answer of each block, for a suite tuned by studies. Empty for other suites."""
         return [answer(block) for block in self.analysis.blocks if isinstance(block, StudyBlock)]
 
     @property
@@ -69,7 +69,10 @@ class Published:
 
     @property
     def better(self) -> dict[str, list[str]]:
-        """The methods that are significantly better than the reference, by budget; none of a fixed size."""
+        """The methods that are significantly better than the reference, by block.
+
+        For a suite that was not tuned by studies, methods of fixed size are left out.
+        """
         if isinstance(self.analysis, StudyAnalysis):
             return {
                 block.title: names
@@ -86,7 +89,8 @@ class Published:
     def headlines(self) -> list[Claim]:
         """The finding of each budget over all its settings, if a method has finished on all of them.
 
-        Rows of fixed size do not have LoRA's budget, so they are listed only if a suite has no budget.
+        Rows of fixed size do not have LoRA's budget, so they are listed only if a suite has no budget. Empty
+        for a suite tuned by studies.
         """
         if isinstance(self.analysis, StudyAnalysis):
             return []
@@ -101,7 +105,7 @@ class Published:
 
     @property
     def failures(self) -> list[str]:
-        """The references that failed on a task. They are shown before all claims."""
+        """Sentences about failed references, shown before all claims. Empty for a suite tuned by studies."""
         return [] if isinstance(self.analysis, StudyAnalysis) else reference_failures(self.analysis)
 
     @property
@@ -110,7 +114,7 @@ class Published:
 
     @property
     def newest(self) -> str:
-        """The day on which its last trial ended."""
+        """The UTC day on which the suite's last trial ended."""
         return day(_last(self.experiment))
 
 
@@ -182,7 +186,7 @@ def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
 
 
 def _last(experiment: Experiment) -> int:
-    """The time at which its last trial ended, in milliseconds since the epoch."""
+    """The time at which the experiment's last trial ended, in milliseconds since the epoch."""
     return max(record.ended or record.started for record in experiment.records.values())
 
 

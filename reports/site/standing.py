@@ -29,9 +29,9 @@ class Gap:
 
     difference: float
     interval: Bounds | None
-    #: Why there is no interval. Empty if there is one.
+    #: The text to show if there is no interval.
     reason: str
-    #: The number of settings that it covers.
+    #: The number of settings that the difference covers.
     settings: int = 1
 
 
@@ -58,7 +58,7 @@ class Standing:
     verdict: str = ""
     #: "better", "worse", or empty.
     side: str = ""
-    #: Letters: methods with a common letter are statistically indistinguishable. Empty if all are.
+    #: Letters: methods with a common letter are statistically indistinguishable. Empty if unknown.
     group: str = ""
     #: Why the method is in no mean over all settings of its budget. Empty if it is.
     left_out: str = ""

@@ -29,7 +29,7 @@ METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
 COLLAPSE = 0.3
 #: Tuning: the number of validation examples, the standard deviation of a point's validation score, and that
-#: of an example's contribution beyond the part common to all points.
+#: of the part of an example's contribution that all points share.
 VALIDATED, OF_VALIDATION, OF_VALIDATED = 400, 0.02, 0.3
 
 #: Random draws with mean zero and unit variance.
@@ -55,7 +55,7 @@ class Scenario:
     tasks: int
     seeds: int = 5
     examples: int = 1000
-    #: The part of the scenario's name that follows noise and tasks.
+    #: The beginning of the scenario's name, by default the name of the noise.
     what: str = ""
     #: The chance that a run of the first task collapses, and the number of collapsing methods, the reference
     #: first.
@@ -93,7 +93,7 @@ def parts(tables: Sequence[Table], method: int, reference: int = 0) -> list[OnSe
     return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
 
 
-#: The quantities counted in one repeat, each with the share of cases in which it was true.
+#: The quantities of one repeat, each with its value: the share of cases in which it was true, or points.
 Counted = Iterator[tuple[str, float]]
 Quantity = Callable[[Scenario, Generator], Counted]
 Rows = dict[str, list[float]]
@@ -177,10 +177,10 @@ class Tuning:
     """Two methods, each tuned on every task by validation scores."""
 
     tasks: int
-    #: The standard deviation of the true scores of its points.
+    #: The standard deviation of the true scores of a method's points of tuning.
     spread: float = 0.02
     points: int = 8
-    #: The number of points that end 25 points lower.
+    #: The number of points of tuning whose true scores are lower by 0.25.
     failing: int = 0
 
     @property
@@ -190,7 +190,7 @@ class Tuning:
         return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
 
     def once(self, numbers: Generator) -> tuple[Effect, float, float]:
-        """An estimate with its true values for re-tuned methods and for the chosen points."""
+        """An estimate, its true value if the methods are tuned again, and its true value at chosen points."""
         gains, true_gains, gains_at_points = [], [], []
         for _ in range(self.tasks):
             scores = numbers.normal(0, self.spread, (2, self.points))
@@ -245,7 +245,7 @@ def means(scenario: Scenario, numbers: Generator) -> Counted:
 
 
 def orderings(scenario: Scenario, numbers: Generator) -> Counted:
-    """Ranks ten methods that differ by a tenth of a point each."""
+    """Counts how often intervals of ranks hold, for ten methods that differ by a tenth of a point each."""
     means = -0.001 * np.arange(10.0)
     tables = scenario.draw(numbers, means)
     pairs = [(i, j, effect(parts(tables, i, j))) for i in range(10) for j in range(i + 1, 10)]
@@ -317,7 +317,7 @@ TUNINGS = [
 
 
 def counted(scenarios: Sequence[Scenario], quantities: Sequence[Quantity], repeats: int) -> Rows:
-    """The share of repeats that satisfied each quantity in each scenario."""
+    """The mean of each quantity over repeats, one for each scenario."""
     rows: Rows = {}
     for scenario in scenarios:
         values_by_name: defaultdict[str, list[float]] = defaultdict(list)

@@ -83,7 +83,10 @@ EDGES = {"full": 3.0, "head_only": -12.0, "tenslora": 1.0, "lorta": -1.0, "peft"
 
 
 def make(folder: Path, trials: int) -> tuple[Path, str, int]:
-    """The suite file and store URI of a store with at least this many finished trials, all of whole seeds."""
+    """Writes a store of at least this many finished trials, all of whole seeds.
+
+    Returns the suite's file, the store's URI, and the number of trials.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "large.yaml"
     file.write_text(yaml.safe_dump(SUITE | {"seeds": [0]}))
@@ -122,7 +125,7 @@ def study_result(trial: Trial, row: Row) -> Result:
 
 
 def _capable(trial: Trial, row: Row) -> Result:
-    """Adds the method's capabilities, which take a fifth of a second to determine."""
+    """The result with the method's capabilities, which take a fifth of a second to determine."""
     tags = {Tag.CAPABILITIES: _capabilities(json.dumps(trial.method))}
     return replace(study_result(trial, row), tags=tags)
 
@@ -149,7 +152,7 @@ def _result(trial: Trial, row: Row) -> Result:
 
 
 def write_study(folder: Path) -> str:
-    """The URI of a new store with the results of `STUDY`."""
+    """Writes a new store with the results of `STUDY` and returns its URI."""
     folder.mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     write(uri, make_plan(validate(Suite, STUDY, "suite")), _capable)

@@ -2,8 +2,9 @@
 
     python -m tools.benchmarks.overhead
 
-Runs the suite once, so that assets and prepared data are cached, then again into a fresh store and times it
-from the start of the process: imports, planning, loading, storing and the summary all count as overhead.
+Runs `head_only` with one seed first, so that assets and prepared data are cached. Then it runs the whole
+suite into a fresh store and times it from the start: imports, planning, loading, storing and the summary all
+count as overhead.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from .large_store import EXAMPLES, make
 
 Result = TypeVar("Result")
 
-#: The losses that a trial logs.
+#: The number of losses that a trial logs.
 STEPS = 200
 
 

@@ -1,9 +1,10 @@
-"""Compares stored scores with scipy's Pearson and Spearman correlations of the stored predictions.
+"""Compares stored scores with scipy's Pearson correlation of the stored predictions.
 
     tensorbench run suites/regression.yaml
     python -m tools.benchmarks.regression [STORE]
 
-Prints mean and standard deviation over seeds for each method, and fails if a stored score differs.
+Prints Pearson's and Spearman's correlations and the root mean squared error of each method, as mean and
+standard deviation over seeds. Fails if a stored score differs from Pearson's correlation.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m tools.benchmarks.scale FOLDER [--store postgres] [--stored 1000 10000] [--drivers 4]
 
 For each size a store is filled with made-up results, and drivers with `--slots` slots each then run the
-`--trials` that are missing. Printed are processor times, which do not depend on other load of the machine,
-requests to the server and statements to a SQLite file, separately for the start (up to the first trial), for
-each trial, for the end, and for another start that finds the suite finished. A trial's record, with its files
-and one report of progress, is written as always. `--store postgres` is an MLflow server over PostgreSQL.
+`--trials` that are missing. It prints processor times (which do not depend on other load of the machine),
+requests to the server, and statements to a SQLite file. Each is given for the start (up to the first trial),
+per trial, for the end, and for another start on the finished suite. A trial's record, with its files and one
+report of progress, is written as always. `--store postgres` is an MLflow server over PostgreSQL.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ sent: Counter[str] = Counter()
 
 
 class Instant(Executor):
-    """Ends one trial per step, so that the other slots stay busy."""
+    """An executor without training. It ends one trial per step, so that the other slots stay busy."""
 
     options = frozenset({"workers"})
 
@@ -115,7 +115,7 @@ class Times(Audience):
             self._last = self._now()
 
     def parts(self) -> dict[str, Counter[str]]:
-        """The differences by part of the run. All is the end if there was no trial."""
+        """What each part of the run took. Without a trial, everything counts as its end."""
         done = self._now()
         if self._first is None:
             return {"start": Counter(), "trials": Counter(), "end": done - self._began}

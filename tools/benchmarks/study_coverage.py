@@ -156,7 +156,7 @@ def side(numbers: Generator, response: Response, offsets: Array, optimum: float)
 
 @dataclass(frozen=True)
 class Drawn:
-    """Differences of many repeats with squared standard errors: (tasks, TRIALS, repeats)."""
+    """Errors of many repeats' differences, and squared standard errors: (tasks, TRIALS, repeats) each."""
 
     sides: list[tuple[Side, Side]]
     off: Array

@@ -47,10 +47,10 @@ BF16 = 0.1
 
 TRAINED_STEPS, BATCH = 20, 8
 
-#: A text decoder with shared heads and a gate, without dropout, whose stream would differ on a GPU.
+#: A text decoder with shared heads and a gate. It has no dropout, which would draw other numbers on a GPU.
 TRAINED_ON: BackboneKind = "llama"
 
-#: The conformance checks that use the device, most important first, and the kind of backbone for each.
+#: The conformance checks that use the device, most important first, and the kind of backbone for all of them.
 CHECKED = (
     "training",
     "merge",
@@ -111,7 +111,10 @@ def listed(names: Sequence[str] | None = None) -> list[Method]:
 
 
 def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float:
-    """The largest difference, relative to the largest entry if that exceeds one."""
+    """The largest difference, relative to the largest entry if that exceeds one.
+
+    Raises CheckFailed if it exceeds `allowed`, or if an entry is not finite.
+    """
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     expect(bool(torch.isfinite(actual).all()), f"{what}: not finite")
     if not expected.numel():
@@ -122,7 +125,7 @@ def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float
 
 
 def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
-    """Compares outputs and gradients of an adapter away from its start after moving it to the GPU."""
+    """Checks that outputs and gradients on the GPU are the CPU's, with an adapter away from its start."""
     subject, sent = Subject(method, TRAINED_ON), Subject(method, TRAINED_ON, device=device)
     (here, adapter), (there, other) = subject.randomised(dtype), subject.randomised(dtype)
     there.module.to(device)
@@ -195,7 +198,7 @@ def conforms(device: str, check: str, method: Method) -> str | None:
 
 
 def exports(device: str, method: Method) -> str:
-    """Exports what was trained on the GPU and loads it by the export's README on the CPU."""
+    """Exports an adapter from the GPU, and checks the export loaded as in its README on the CPU."""
     backbone = load(EXPORTED)
     backbone.module.to(device)
     adapter = Subject(method, "bert").attach(backbone)

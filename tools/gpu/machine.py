@@ -19,7 +19,10 @@ LIBRARIES = ("torch", "transformers", "peft", "timm")
 
 
 def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator[Row]:
-    """Names and versions, then products of `side`-wide matrices and copies, for `seconds` each."""
+    """Yields names and versions, then the rates of products of `side`-wide matrices and of copies.
+
+    Copies are of `copied_mib` MiB. Each rate is measured for `seconds`.
+    """
     from importlib.metadata import version
 
     properties = {"device": device_name(device), "python": platform.python_version()}

@@ -30,8 +30,8 @@ SPARE = 64
 def runs_out(device: str, backbone: str, batch: int) -> Iterator[Row]:
     """Runs a trial, one that runs out of memory, and the first again.
 
-    On a GPU the second meets the allocator's limit. On a CPU, which has none, its second forward raises the
-    error.
+    On a GPU the second trial meets the allocator's limit. A CPU has no limit, so the trial's second forward
+    pass raises the error.
     """
     real = device.startswith("cuda")
     with own_cache() as folder:

@@ -66,7 +66,10 @@ def read(folder: Path) -> list[Row]:
 
 
 class Runner:
-    """Runs steps within a total time. `start` creates processes, because CUDA does not support forks."""
+    """Runs steps within a total time of `seconds`.
+
+    `start` is how multiprocessing starts processes: "spawn", since CUDA does not support forks.
+    """
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class Runner:
         self._tell = tell
 
     def run(self, steps: Sequence[Step]) -> bool:
-        """Runs the steps and returns whether all of them ended."""
+        """Runs the steps and returns whether all of them ran to their end."""
         try:
             ended = [self._step(step) for step in steps]
             return all(ended)
@@ -150,7 +153,7 @@ class Runner:
         return process, ours
 
     def _drop(self) -> None:
-        """Ends the process and those that it started."""
+        """Kills the process, if there is one."""
         if self._worker is None:
             return
         process, link = self._worker

@@ -7,7 +7,7 @@ from typing import Any
 
 from .runner import Step
 
-#: The total time in minutes to which the limits below add up.
+#: The default total time in minutes. The limits of all steps but the compiled ones fit into it.
 MINUTES = 9
 
 #: One method of each kind: matrices, tensors over a layer and over the model, a high rank, own layers, full
@@ -20,7 +20,7 @@ LOOKED_AT = ("lora", "lotr", "lorta", "cara", "quanta", "full", "tenslora")
 #: Methods timed by the reduced form.
 TIMED = ("qkv_depth", "lorta", "cara", "full", "head_only")
 
-#: Methods timed with compiled code. Compiling comes first because it takes longer than all steps of a method.
+#: Methods timed with compiled code: only a few, since compiling a method takes longer than all its steps.
 COMPILED = ("qkv_depth", "lotr", "lorta", "cara", "fact_tt", "metatt")
 
 
@@ -35,7 +35,7 @@ def _speed(device: str, backbone: str, seconds: float, batch: int, **options: An
 
 
 def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
-    """The steps on a GPU. Their limits sum to nine minutes and grow with `minutes`."""
+    """The steps on a GPU. Their limits grow in proportion if `minutes` exceed `MINUTES`."""
     vit, roberta, llama = (f"random-{name}" for name in ("vit-base", "roberta-base", "llama-1b"))
     both = ({"bf16": True}, {"bf16": False})
     eager: list[tuple[str, float, int, Mapping[str, Any]]] = [

@@ -22,14 +22,14 @@ from . import tables
 from .runner import Row
 from .toys import own_cache
 
-#: The seed of warm-up trials, which no other trial has.
+#: The first seed of warm-up trials. No other trial has a seed as large.
 WARMUP_SEED = 10_000
 
 
 def an_hour(
     device: str, backbones: Sequence[str], slots: Sequence[int], each: int, steps: int, batch: int
 ) -> Iterator[Row]:
-    """Measures each backbone with each number of busy slots, all workers being warm.
+    """Yields the trials per hour of each backbone with each number of busy slots, all workers being warm.
 
     Each measurement runs `each` trials, or twice the number of slots if that is more.
     """

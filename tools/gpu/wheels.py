@@ -9,8 +9,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-#: Distributions by imported name, each with its own requirements, because pip is called with --no-deps. The
-#: harness is included, since its version is recorded.
+#: Distributions by imported name. Those that others require are listed too, because pip is called with
+#: --no-deps. The harness is included, since its version is recorded.
 WHEELS = {
     "bench": "tensorpeft-bench",
     "platformdirs": "platformdirs",

@@ -33,7 +33,7 @@ Report = dict[str, Any]
 
 
 def write_suite(folder: Path, trials: int, steps: int = 30, **changes: Any) -> Path:
-    """A suite of two methods on this many seeds."""
+    """Writes a suite of two methods on half as many seeds as `trials`. `changes` replace its fields."""
     suite = {
         "name": "stress",
         "backbones": ["tiny-random-vit"],
@@ -58,7 +58,10 @@ def records(store: str) -> list[Record]:
 
 
 def check(suite: Path, store: str) -> Counter[str]:
-    """Checks that each trial finished exactly once and no run, record or claim is left."""
+    """Checks that each trial finished exactly once and no open run, unsent record or claim is left.
+
+    Returns the number of runs by status.
+    """
     opened = Store.existing(store, "stress")
     records = opened.records()
     done = Counter(record.trial_id for record in records if record.status == "FINISHED")
@@ -165,7 +168,10 @@ def first_starts(folder: Path, kills: int = 12) -> Report:
 
 
 def outlive(folder: Path, how: Literal["busy", "stopped", "parent"]) -> Report:
-    """Kills a driver whose worker holds Python's lock, is stopped, or has started a process."""
+    """Kills a driver whose worker holds Python's lock, is stopped, or has started a process.
+
+    Checks that all these processes end.
+    """
     pids = folder / "pids"
     arguments = (how, write_suite(folder, 2), pids)
     program = Program(Path(outliving.__file__), arguments, folder, folder / f"{how}.log")
@@ -246,7 +252,7 @@ def outage(
 ) -> Report:
     """Stops the MLflow server, then PostgreSQL, while two drivers run trials, and restarts each.
 
-    Both drivers share one experiment on a server over PostgreSQL.
+    Both drivers share one experiment on a server over PostgreSQL. Unless `both`, PostgreSQL is not stopped.
     """
     suite = write_suite(folder, trials, steps)
     began = time.monotonic()
@@ -299,8 +305,8 @@ def outage(
 def faults(folder: Path, trials: int = 6) -> Report:
     """Runs two drivers on a server behind a bad network.
 
-    First a fifth of all answers are lost or cut, then a fifth are errors, then every request takes half a
-    second longer.
+    First a fifth of all answers are cut, lost or doubled, then a fifth are errors, then every request takes
+    half a second longer.
     """
     networks: dict[str, Choose] = {
         "a fifth cut, lost or doubled": share(0.2, "cut", "lost", "doubled"),
@@ -440,7 +446,7 @@ def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:
 
 
 def many_writers(folder: Path, trials: int = 96, drivers: int = 8) -> Report:
-    """Starts eight drivers of one worker each at once on a default store that does not exist yet."""
+    """Starts several drivers of one worker each at once on a SQLite store that does not exist yet."""
     suite, store = write_suite(folder, trials), sqlite(folder)
     began = time.monotonic()
     with ExitStack() as stack:
