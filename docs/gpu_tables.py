@@ -20,7 +20,7 @@ BEGIN, END = (
 
 
 def tables(folder: Path) -> str:
-    """The tables of a run below the name of its GPU."""
+    """The tables of a run below the name of its GPU. Raises SystemExit without results of a GPU."""
     try:
         lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
         page = (folder / "results.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Writes docs/notebook.md from docs/start.ipynb, which is not committed: `python docs/notebook_page.py`."""
+"""Writes docs/notebook.md, which is not committed, from docs/start.ipynb: `python docs/notebook_page.py`."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Block:
 
     @property
     def design(self) -> Design | None:
-        """The design of the block's comparisons, which determines the differences that they can detect."""
+        """The design of the comparisons, which determines what differences they detect. None if unknown."""
         return self.result(POWER)
 
     @property

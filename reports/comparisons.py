@@ -288,7 +288,7 @@ def _planned_pairs(study: Study, *cells: int) -> int:
 
 
 def floor_of(study: Study, setting: TaskAndBackbone) -> float:
-    """The score of the head alone, otherwise of the setting's worst run; larger is better."""
+    """The mean score of the head alone on a setting, or else the score of its worst run. Larger is better."""
     cells = [cell for cell in study.all_cells if cell.setting == setting and cell.mean is not None]
     heads = [cell.gain for cell in cells if cell.family == FLOOR and cell.gain is not None]
     return heads[0] if heads else min(float(study.gains([cell.number])[1].min()) for cell in cells)

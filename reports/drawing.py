@@ -213,7 +213,7 @@ class Figures(tuple[Drawn, ...]):
 
 
 def _shorter(numbers: str) -> str:
-    """Cuts numbers to two decimals, since a hundredth of a point is invisible."""
+    """Cuts numbers to two decimals, since a hundredth of an SVG's unit is invisible."""
     return re.sub(r"(\.\d\d)\d+", r"\1", numbers)
 
 

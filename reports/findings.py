@@ -307,6 +307,6 @@ def moved_without(block: Block, comparison: AgainstReference) -> list[Without]:
 
 
 def limits(analysis: Analysis) -> list[str]:
-    """The limits of all claims of a report, without repetition."""
+    """The notes on the limits of a report's claims, each listed once."""
     notes = [note for block in analysis.blocks for note in block.rank_notes]
     return list(dict.fromkeys([*analysis.notes, *notes]))

@@ -62,7 +62,7 @@ def counts(seeds: Sequence[Seed]) -> str:
 
 
 def mean_score(cell: Cell) -> str:
-    """The mean over seeds and their standard deviation."""
+    """The mean score over seeds and the standard deviation, as text. A dash if there is no score."""
     if cell.mean is None:
         return "–"
     return f"{cell.mean:.4f}" + ("" if cell.sd is None else f" ± {cell.sd:.4f}")

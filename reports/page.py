@@ -39,7 +39,11 @@ def render(
     *,
     when: str = "",
 ) -> str:
-    """Returns the page as text. `when` is the time shown in it, by default the current one."""
+    """Returns the page as text.
+
+    `of_ablations` has the figures of each of `ablations`. `when` is the time shown in the page, by default
+    the current one.
+    """
     study = analysis.study
     cells = study.all_cells
     percent = all(unit_of(cell.metric).mark for cell in cells)
@@ -116,7 +120,7 @@ def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, 
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
-    """The data of the page's script: for each cell its suite, and its seeds in order."""
+    """The data of the page's script: each cell's suite and its seeds in order, and the links to runs."""
     experiments, suite = [each.name for each in study.experiments], suite_lines(study)
     return {
         "suites": {str(cell.number): suite(cell) for cell in study.all_cells},

@@ -115,7 +115,7 @@ class Contributions:
 
 
 def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
-    """Reads the predictions of these runs, given by trial id."""
+    """Computes examples' contributions from the stored predictions of these runs, given by trial id."""
     stored: dict[str, Predictions] = {}
     for experiment in study.experiments:
         own = {id_: run for id_, run in runs.items() if run.experiment == experiment.name}

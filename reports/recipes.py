@@ -255,7 +255,7 @@ def _mixed_surroundings(study: Study) -> list[Mixture]:
 
 
 def provenance_counts(study: Study) -> dict[str, Counter[str]]:
-    """The values of each provenance field, with the number of finished trials in the tables."""
+    """For each field of provenance, the number of finished trials in the tables that have each value."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     # A trial of two cells counts once.
     by_run = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.run_id)
@@ -266,5 +266,5 @@ def provenance_counts(study: Study) -> dict[str, Counter[str]]:
 
 
 def short(value: str) -> str:
-    """The value cut to 60 characters."""
+    """The value, cut with an ellipsis if it has more than 60 characters."""
     return value if len(value) <= 60 else f"{value[:57]}…"

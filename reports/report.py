@@ -241,7 +241,7 @@ def _of_studies(study: Study) -> bool:
 
 
 def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
-    """Logs the files on the suites' runs."""
+    """Logs the files on the suites' runs. Raises StoreError if a store cannot take them."""
     if not stores:
         return
     from bench.store.connect import StoreError

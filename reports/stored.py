@@ -144,7 +144,7 @@ class TrialContents:
 
     @property
     def place(self) -> StudyTrial | None:
-        """The trial's study and point in its row. None without studies."""
+        """The trial's study and point. None if its row has no studies, or if it has no row."""
         studies = self.row.studies if self.row else None
         return studies.trials.get(int(self.record.tag(Tag.SEED))) if studies else None
 

@@ -465,7 +465,7 @@ def _compared(study: Study, block: StudyBlock, complete: Mapping[int, CompleteSt
 def _against(
     study: Study, block: StudyBlock, entrant: Entrant, reference: Sequence[CompleteStudies], claims: int
 ) -> Entrant:
-    """Adds differences from the reference to the entrant."""
+    """Adds differences from the reference to the entrant. Unchanged if some setting has no shared study."""
     cells = [study.all_cells[number] for number in entrant.cells]
     sides = list(zip(cells, entrant.studies, reference, strict=True))
     if not all({*own.numbers} & {*other.numbers} for _, own, other in sides):

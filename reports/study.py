@@ -199,7 +199,7 @@ class Cell(FrameLine):
 
 
 def measured(cells: Iterable[Cell]) -> str:
-    """Split, metric and unit of the scores of cells that all measure the same."""
+    """Split, metric and unit of the scores of cells that all measure the same, or "no result"."""
     scales = (
         f"{cell.evaluated} {cell.metric}" + f" in {cell.unit}" * bool(cell.unit)
         for cell in cells
@@ -373,7 +373,7 @@ class Study:
 
     @cached_property
     def _sizes(self) -> dict[tuple[str, str], float]:
-        """The typical size of scores for each task and metric that has its unit."""
+        """The typical size of scores by task and metric, for metrics whose scores have the task's unit."""
         scores: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for cell in self.all_cells:
             if cell.metric and METRICS.get(cell.metric).in_units:
@@ -390,7 +390,8 @@ class Study:
         """The metric of each cell, by number.
 
         For a cell without a run it is the metric that other cells of its experiment have on the same setting,
-        failing that the metric of any cell on this setting, and failing that of any cell at all.
+        failing that the metric of any cell on this setting, and failing that of any cell at all. Empty if no
+        cell has run.
         """
         scored = [cell for cell in reversed(self.all_cells) if cell.metric]
         own = {(cell.experiment, cell.setting): cell.metric for cell in scored}

@@ -21,7 +21,7 @@ Lines = Iterator[dict[str, Any]]
 
 
 def frames(analysis: StudyAnalysis) -> dict[str, pd.DataFrame]:
-    """All tables by file name, with scores and differences in stored units."""
+    """All tables that are not empty, by file name, with scores and differences in stored units."""
     by_block: dict[str, Callable[[StudyBlock], Lines]] = {
         "differences": _differences,
         "differences_by_task": _by_setting,
@@ -186,7 +186,7 @@ def _bounds(interval: Bounds | None) -> dict[str, float | None]:
 
 
 def as_json(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
-    """Everything on the page as JSON. NaN becomes null."""
+    """The contents of the report as JSON. NaN and infinite numbers become null."""
     content = {
         "experiments": [
             {"name": experiment.name, "run_id": experiment.run_id, "closing": experiment.closing}

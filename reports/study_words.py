@@ -76,7 +76,7 @@ def answer(block: StudyBlock) -> str:
 
 
 def answers(analysis: StudyAnalysis) -> list[str]:
-    """The answer of each block."""
+    """The answer of each block, or one sentence if no study is complete."""
     if not analysis.blocks:
         return ["No study is complete."]
     several = len(analysis.blocks) > 1

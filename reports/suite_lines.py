@@ -77,7 +77,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
 
 
 def _comments(cell: Cell, seeds: Sequence[Seed]) -> list[str]:
-    """Comments on the lines: the cell that they made, its score and its trials."""
+    """Comments above the suite: the cell that it repeats, its score or studies, and its trials."""
     where = f"{cell.method}, {cell.budget}, on {cell.task} with {cell.backbone}"
     unit = unit_of(cell.metric, cell.unit)
     of = f"trial{'s' * (len(seeds) > 1)} {', '.join(seed.trial_id for seed in seeds)}"

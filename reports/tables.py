@@ -255,7 +255,7 @@ def score(cell: Cell) -> str:
 
 
 def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
-    """The main tables and the comparisons."""
+    """The main tables and the comparisons as Markdown."""
     tables = main_tables(analysis.study.all_cells, analysis.blocks)
     text = rendered(
         "tables.md",

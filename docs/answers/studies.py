@@ -98,7 +98,7 @@ def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
 
 
 def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
-    """The number of studies that every method has completed on every task, and the number planned for all."""
+    """How many studies every method has completed on every task, and how many are planned for each."""
     cells = [cell for cell in analysis.study.all_cells if cell.studies]
     numbers = [
         {*analysis.studies[cell.number].numbers} if cell.number in analysis.studies else set()

@@ -203,7 +203,7 @@ def _count(value: float, _: int) -> str:
 
 
 def _whiskered(dots: Sized) -> bool:
-    """Whether to draw intervals. With more points they would hide each other."""
+    """Whether to draw intervals. Those of more than `MOST_WHISKERS` points would hide each other."""
     return len(dots) <= MOST_WHISKERS
 
 

@@ -112,7 +112,10 @@ def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array])
 
 
 def _noise(by_example: Array) -> float:
-    """R / ne: the variance of the mean of (seeds, examples) explained by neither seeds nor examples."""
+    """R / ne as in `of_seeds_and_examples`: the variance of the mean that neither of the two explains.
+
+    `by_example` is (seeds, examples).
+    """
     seeds, examples = by_example.shape
     of_seed, of_example = by_example.mean(1), by_example.mean(0)
     rest = (

@@ -35,7 +35,7 @@ class RunNoise:
     freedom: int
 
     def variance(self, score: float, questions: int | None) -> float:
-        """The variance of one run's score."""
+        """The variance of one run's score. `questions` is None unless the score is a share of them."""
         return self.dispersion * (score * (1 - score) / questions if questions else 1.0)
 
 

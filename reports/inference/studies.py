@@ -211,7 +211,7 @@ def of_pair(method: CompleteStudies, reference: CompleteStudies, k: int) -> OnSe
 
 
 def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int) -> OnSetting:
-    """The signed sum of the methods' scores after k trials."""
+    """The signed sum of the methods' scores after k trials, with errors as in `of_pair`."""
     score = sum(sign * score_after(studies, k) for sign, studies in sides)
     count, trials = sides[0][1].count, sides[0][1].trials
     if count < LEAST_SEEDS or trials - trials // count < k:
@@ -337,7 +337,10 @@ def _near(studies: CompleteStudies) -> tuple[NDArray[np.bool_], Array]:
 
 
 def range_near(studies: CompleteStudies) -> Bounds:
-    """The offsets between which, around the best rate, every trial is near the best (see `share_near`)."""
+    """The widest range of offsets around the best rate in which every trial is near the best.
+
+    `share_near` defines near.
+    """
     order = _offsets(studies).argsort()
     near, curve = _near(studies)
     near, curve = near[order], curve[order]
@@ -440,7 +443,7 @@ class Sources:
 
 
 def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
-    """The sources of variance of scores on one task, with the noise of each variance subtracted."""
+    """The sources of variance of scores on one task. Noise is subtracted from those of methods and rates."""
     scores = [of_method(studies, k) for studies in methods]
     between = float(np.var([part.difference for part in scores], ddof=1)) if len(scores) > 1 else 0.0
     noise = float(np.mean([part.seeds or 0.0 for part in scores]))

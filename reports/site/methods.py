@@ -34,13 +34,13 @@ class MethodPage:
 
     @cached_property
     def capabilities(self) -> dict[tuple[str, ...], list[str]]:
-        """The names of its variants by capabilities. Runs of older versions stored none."""
+        """The names of the method's variants by capabilities, without those whose runs stored none."""
         words = {line.cell.method: stored for line in self.standings if (stored := capabilities(line.cell))}
         return grouped(words, lambda method: words[method])
 
     @cached_property
     def ranks(self) -> list[str]:
-        """The ranks of its variants, smallest first, without variants whose ranks are cut in training."""
+        """The ranks of the method's variants, smallest first, without those whose ranks training cuts."""
         cells = [standing.cell for standing in self.standings]
         tried = {cell.ranks for cell in cells if cell.ranks and not cell.left}
         return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])

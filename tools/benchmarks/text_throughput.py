@@ -3,7 +3,7 @@
     python -m tools.benchmarks.text_throughput
 
 Both train the same adapter on a RoBERTa-base shape with random weights (no download), in one process, on the
-same batches, in turns. The losses of both are compared on every batch first, with dropout off.
+same batches, in turns. First the losses of both are compared on a few batches, with dropout off.
 """
 
 from __future__ import annotations

@@ -394,7 +394,7 @@ def containers(folder: Path, trials: int = 24) -> Report:
 
 
 def stops(folder: Path, trials: int = 12, seconds: float = 75) -> Report:
-    """Stops a worker for a while, then another for good, with a time limit."""
+    """Suspends a worker for a while, then another for good. Trials have a time limit."""
     suite, store = write_suite(folder, trials, trial_timeout=seconds + 15), sqlite(folder)
     began = time.monotonic()
     with driver(suite, store, "--executor", "local", "--workers", "1", held=True) as run:
