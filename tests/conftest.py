@@ -88,7 +88,10 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """This session's cache, which shares downloads with the user's but no prepared data."""
+    """This session's cache, which shares downloads with the user's but no prepared data.
+
+    A cache that TENSORBENCH_CACHE names is used as it is.
+    """
     if os.environ.get("TENSORBENCH_CACHE"):
         yield
         return

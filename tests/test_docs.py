@@ -52,7 +52,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def table_rows(page: str, column: int) -> dict[str, dict[str, str]]:
-    """Each section's fields with one column of its table, without code marks."""
+    """For each section of a page, its table's first column mapped to this column, without code marks."""
     sections = {}
     for section in (DOCS / page).read_text(encoding="utf-8").split("\n## ")[1:]:
         heading, rows = section.split("\n", 1)

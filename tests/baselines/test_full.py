@@ -15,7 +15,7 @@ from ..methods.toy import ToyBackbone
 
 
 def attached(geometry: Geometry) -> tuple[ToyBackbone, Any]:
-    """A backbone that states the size of its encoder, and the adapter on it."""
+    """A backbone that states the size of its encoder, and full fine-tuning as the adapter on it."""
     backbone = ToyBackbone(geometry)
     head = {id(parameter) for parameter in backbone.head.parameters()}
     encoder = sum(p.numel() for p in backbone.module.parameters() if id(p) not in head)

@@ -18,7 +18,7 @@ QKV = {"targets": "qkv"}
 
 
 class ProductOracle(LowRankOracle):
-    """Checks for methods whose update of a site depends on the parameters of its projection and layer."""
+    """Checks for methods whose update of a site depends only on parameters of its projection and layer."""
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
         names = {key.partition(".")[0] for key in values}

@@ -16,7 +16,7 @@ _numbers = itertools.count()
 
 
 def begin(folder: Path, cwd: Path, log: Path, arguments: tuple[Any, ...], through: int = 0) -> Program:
-    """Starts the command line, held by files in `folder`."""
+    """Starts the command line, held by files in `folder` once it has let `through` trials through."""
     release(folder)
     return Program(Path(holding.__file__), (through, folder, *arguments), cwd, log)
 

@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes] | Program) -> None:
-    """Waits for an event without time limit.
+    """Waits until `there` returns true, without time limit.
 
     Raises RuntimeError if one of the processes ends first.
     """

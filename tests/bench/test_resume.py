@@ -75,9 +75,9 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call:
     done = threading.Event()
 
     def let_go() -> None:
-        """Releases the trial that the first start holds.
+        """Releases the trial that the third start holds.
 
-        Waits until only this trial is left, so that the second start has to wait for it.
+        Waits until only this trial is left, so that the fourth start has to wait for it.
         """
         while count(ran)["FINISHED"] < len(ran.plan.trials) - 1 and not done.is_set():
             time.sleep(0.1)

@@ -358,7 +358,10 @@ class StackedOracle(LowRankOracle):
 
 
 def stacked(full: Tensor, geometry: Geometry, *projections: str) -> Callable[[int, str], list[Tensor]]:
-    """Updates from a tensor (layer, slice, H·h or d, d) whose slices belong to these projections in order."""
+    """A function of layer and projection that returns the slices of this projection.
+
+    `full` is (layer, slice, H·h or d, d). The slices of a layer belong to these projections in order.
+    """
     pieces, projections = -(-geometry.mlp // geometry.hidden), geometry.having(projections)
     owners = [name for name in projections for _ in range(pieces if name in ("gate", "fc1", "fc2") else 1)]
     assert full.shape[1] == len(owners)

@@ -82,7 +82,7 @@ class ToyBackbone:
 
 
 def scatter(parameters: dict[str, nn.Parameter], seed: int = 2, sd: float = 1.0) -> None:
-    """Sets every parameter to normal values."""
+    """Draws every parameter anew from a normal distribution of standard deviation `sd`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters.values():

@@ -57,7 +57,7 @@ def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
 
 
 def seen(browser: webdriver.Chrome, selector: str) -> list[str]:
-    """The texts of the visible elements."""
+    """The texts of the visible elements that this CSS selector matches."""
     texts: list[str] = browser.execute_script(
         """return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length)
         .map(e => e.innerText.trim())""",

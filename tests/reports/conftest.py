@@ -35,7 +35,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
 
 @pytest.fixture(scope="session")
 def checkout(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with the pack of the made-up results; read only."""
+    """A folder that has a pack of the made-up results in `results`, as a checkout has packs; read only."""
     made = tmp_path_factory.mktemp("checkout")
     packed(rich, NAME, made / "results")
     return made

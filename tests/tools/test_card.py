@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def card() -> str:
-    """The name of the GPU. Skips the test without a GPU."""
+    """torch's name of the GPU. Skips the test without a GPU."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine; python -m tools.gpu --device cpu runs a reduced form")
     return "cuda"

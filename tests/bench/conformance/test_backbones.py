@@ -17,7 +17,7 @@ from methods import Geometry
 
 
 class Changed:
-    """A tiny backbone that `change` breaks after each load."""
+    """A tiny backbone that `change` breaks after each load. `described` replaces parts of its description."""
 
     made = RandomBackbone("spoilt", "vit", Geometry(16, 2, 2, 64), image_size=16, patch=8)
 

@@ -151,7 +151,7 @@ def test_off_a_terminal_a_silence_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Local, psutil.Process]]:
-    """A local executor whose one worker was stopped before preparing anything."""
+    """A local executor and the process of its one worker, suspended before it prepares anything."""
     monkeypatch.setattr(watch, "SILENT", 0.5)
     monkeypatch.setattr(watch, "DEAF", 0.0)
     monkeypatch.setattr(local, "get_context", lambda _: FORKS)

@@ -209,7 +209,7 @@ def test_a_pipeline_prepares_images_as_training_did(
 
 
 def _answers(folder: Path, images: list[Image.Image], **options: Any) -> Tensor:
-    """The logits of a pipeline, by class."""
+    """A pipeline's logits of these images, (image, class)."""
     classify = pipeline("image-classification", model=str(folder), **options)
     answers = classify(images, function_to_apply="none")
     scores = [{answer["label"]: answer["score"] for answer in each} for each in answers]

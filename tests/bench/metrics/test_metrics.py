@@ -21,7 +21,7 @@ CASES = [(name, kind) for name in METRICS for kind in METRICS.get(name).kinds]
 
 
 def made(name: str, kind: Kind, rows: int = 150) -> tuple[Metric, NDArray[Any], NDArray[Any]]:
-    """A metric with targets and predictions that are mostly right, with ties."""
+    """A metric, targets of this kind, and predictions or outputs that are mostly right, with ties."""
     metric, draw = METRICS.get(name), np.random.default_rng(0)
     if kind == "regression":
         targets = np.round(draw.normal(size=rows), 1)

@@ -43,7 +43,7 @@ THEN |= dict.fromkeys(("tuning", "search", "allocation"), "by: score")
 
 
 class Old:
-    """The suites and store of that version in their own folder."""
+    """The suites and the store of version 0.1.0 in their own folder."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder, self.uri = folder, uri

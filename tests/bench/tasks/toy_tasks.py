@@ -20,7 +20,7 @@ WORDS = [f"w{i}" for i in range(40)]
 
 @cache
 def tokenizer() -> Any:
-    """A real tokenizer over a toy vocabulary that frames each text like BERT's."""
+    """A real tokenizer over toy words. Like BERT's, it frames each text with [CLS] and [SEP]."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
