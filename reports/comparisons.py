@@ -79,7 +79,8 @@ class AgainstReference:
     if_floor: IfFloor | None
     #: The comparisons without each task in turn. Empty with a single task.
     without: tuple[Without, ...]
-    #: By setting, the sides with collapsed runs. Such sides are never practically equivalent there.
+    #: By setting, the collapsed runs of the method and the reference. With any, the two never count as
+    #: practically equivalent.
     collapses: tuple[tuple[Collapses, ...], ...]
 
     @property

@@ -95,7 +95,7 @@ class Tips:
         self.texts: dict[str, str] = {}
 
     def put(self, marks: Collection, texts: Sequence[str], links: Sequence[str] = ()) -> None:
-        """Gives each mark its text and its link to an anchor of the page."""
+        """Gives each mark its text and, if there are `links`, its link to an anchor of the page."""
         addresses = links or [f"{TIP}{len(self.texts) + number}" for number in range(len(texts))]
         marks.set_urls(list(addresses))
         self.texts |= zip(addresses, texts, strict=True)

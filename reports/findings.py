@@ -59,7 +59,7 @@ def against(block: Block, comparison: AgainstReference, place: int | None = None
 
 
 def collapsed_on(comparison: AgainstReference, place: int | None) -> Sequence[Collapses]:
-    """The sides with collapsed runs, over all settings of a comparison or on one."""
+    """The collapsed runs of both sides, over all settings of a comparison or on the one at index `place`."""
     return comparison.collapsed if place is None else comparison.collapses[place]
 
 
@@ -88,7 +88,7 @@ class Claim:
     block: Block
     #: The setting. None: all settings of the block.
     setting: TaskAndBackbone | None
-    #: The method with the best mean score. None if all means are equal.
+    #: The method with the best mean score. None if all means are equal, or none can be ranked.
     best: str | None
     #: The methods that are statistically indistinguishable from the best. None if unknown.
     equals: tuple[str, ...] | None

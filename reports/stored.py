@@ -83,7 +83,10 @@ def _counted(store: Store) -> Contents | None:
 
 
 def _studies(rows: Sequence[PlannedRow], ended: Set[Any]) -> tuple[int | None, int | None]:
-    """The numbers of planned and of ended studies. A study has ended when all its trials in all rows have."""
+    """The numbers of planned and of ended studies. None for both if no row has studies.
+
+    A study has ended when all its trials in all rows have.
+    """
     by_row = [(row.studies, row.trials) for row in rows if row.studies]
     if not by_row:
         return None, None

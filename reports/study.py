@@ -104,12 +104,15 @@ class Seed(FrameLine):
 
     @property
     def score(self) -> float | None:
-        """The score by the cell's metric on the evaluated split, as stored: an accuracy is in [0, 1]."""
+        """The score by the cell's metric on the evaluated split, as stored: an accuracy is in [0, 1].
+
+        None unless the seed has finished.
+        """
         return self["score"]
 
     @property
     def validation(self) -> float | None:
-        """The validation score of the selected epoch, by the same metric."""
+        """The validation score of the selected epoch, by the same metric. None if it is not stored."""
         return self["validation"]
 
     @property
@@ -194,7 +197,7 @@ class Cell(FrameLine):
 
     @property
     def validation(self) -> float | None:
-        """The mean of the seeds' validation scores."""
+        """The mean of the seeds' validation scores. None if there are none, and for a cell with studies."""
         return self["validation"]
 
 

@@ -101,7 +101,10 @@ def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _still(packed: Packed, cells: Sequence[Cell]) -> str:
-    """Names complete rows that score like the head alone on every seed. Their adapters hardly moved."""
+    """The complete rows that score like the head alone on every seed, as text. Empty if there are none.
+
+    The adapters of such rows hardly moved.
+    """
     cells_at_head = []
     for cell in cells:
         floor = _floor(packed, cell)

@@ -99,7 +99,7 @@ class Finalist:
 
 
 def _finalists(study: Study, search: ablation.StoredAblation) -> Iterator[Finalist]:
-    """Yields the ranks that were run on final seeds: those chosen by the search, and the heuristic's."""
+    """Yields the ranks that were run on final seeds: those that were chosen, and the heuristic's."""
     scores = {final.label: _scores(study.experiments, final) for final in search.final}
     heuristic = next(final for final in search.final if final.label == HEURISTIC)
     for final in search.final:

@@ -83,7 +83,7 @@ class _Point:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The 95% interval of the score, in the same unit."""
+        """The 95% interval of the score, in the same unit. None if unknown."""
         cell = self.cell
         if cell.low is None or cell.high is None:
             return None

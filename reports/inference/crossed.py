@@ -112,7 +112,7 @@ def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array])
 
 
 def _noise(by_example: Array) -> float:
-    """R / ne as in `of_seeds_and_examples`: the variance of the mean that neither of the two explains.
+    """R / ne as in `of_seeds_and_examples`: the mean's variance due to neither seeds nor examples.
 
     `by_example` is (seeds, examples).
     """

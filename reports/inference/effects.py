@@ -46,7 +46,7 @@ class Effect:
         return self.error.interval(self.difference, level)
 
     def at_chosen_points(self, level: float) -> Bounds | None:
-        """The interval, had the points chosen by tuning been fixed beforehand."""
+        """Like `interval`, had the points chosen by tuning been fixed beforehand."""
         return replace(self, error=self.error and replace(self.error, tuning=0.0)).interval(level)
 
 

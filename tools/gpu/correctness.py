@@ -198,7 +198,10 @@ def conforms(device: str, check: str, method: Method) -> str | None:
 
 
 def exports(device: str, method: Method) -> str:
-    """Exports an adapter from the GPU, and checks the export loaded as in its README on the CPU."""
+    """Exports an adapter from the GPU, and checks the export loaded as in its README on the CPU.
+
+    Raises NotApplicable for methods without an adapter, and for those that are not low-rank.
+    """
     backbone = load(EXPORTED)
     backbone.module.to(device)
     adapter = Subject(method, "bert").attach(backbone)
