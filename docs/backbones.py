@@ -19,7 +19,7 @@ BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the k
 
 HEADINGS = ("kind", "reads", "sites", "the head reads", "head", "checks")
 
-#: timm builds its models itself, so they have no rows of their own.
+#: The row of all models of timm, without checks. timm builds them itself, so they are none of `KINDS`.
 TIMM_ROW = (
     "`timm`",
     "images",

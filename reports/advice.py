@@ -30,7 +30,8 @@ class RateAdvice:
     backbone: str
     #: The rate with the lowest smoothed validation loss.
     start: float
-    #: The range of rates around the best whose smoothed score is within a point of it, without failed trials.
+    #: The widest range of tried rates around the best in which every trial succeeds and the smoothed score is
+    #: within a point of the best.
     low: float
     high: float
     #: Whether the range ends at the lowest, or highest, tried rate: rates beyond it may be as good.

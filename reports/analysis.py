@@ -42,7 +42,7 @@ class Block:
 
     budget: str
     metric: str
-    #: The task of its settings if scores have that task's unit. Otherwise empty.
+    #: The task of the block's settings if scores have that task's unit. Otherwise empty.
     task: str
     #: The budget, with the differences from other blocks of the same budget.
     title: str

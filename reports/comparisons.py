@@ -345,7 +345,7 @@ class Statistic(Generic[Result]):
     To add one, write a module with a `Statistic` and name it in `reports.analysis.STATISTICS`.
     """
 
-    #: The name of its CSV file and of its table in `report.json`.
+    #: The name of the statistic's CSV file, and of its table in `report.json`.
     name: str
     #: Computes the result. None if too little is known.
     compute: Callable[[Entrants], Result | None]

@@ -105,7 +105,7 @@ class Tips:
 class Drawn:
     """A figure with its title, caption and description."""
 
-    #: The name of its file. Unique in the page.
+    #: The name of the figure's file, without suffix. Unique in the page.
     name: str
     title: str
     caption: str

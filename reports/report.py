@@ -58,7 +58,7 @@ class WrittenReport:
     mixtures: tuple[Mixture, ...]
     #: The experiments on whose suite run the report was logged.
     logged: tuple[str, ...]
-    #: The experiments on which it could not be logged, because their store is read-only.
+    #: The experiments on which the report could not be logged, because their store is read-only.
     read_only: tuple[str, ...]
 
 

@@ -97,7 +97,8 @@ PREDICTIONS = WHICH | {
     ),
 }
 
-#: The numbered columns after them: `logit_0` etc., and `label_0` and `prediction_0` for multi-label tasks.
+#: The numbered columns after those of `PREDICTIONS`: `logit_0` etc., and for multi-label tasks `label_0` etc.
+#: and `prediction_0` etc.
 NUMBERED = {"label": INTEGER, "prediction": INTEGER, "logit": "float32"}
 
 

@@ -65,7 +65,7 @@ class Sensitivity:
     failed: float
     failures: int
     trials: int
-    #: Differences from the reference. None for the reference itself, and without one.
+    #: Differences from the reference. None for the reference itself, without one, and without shared studies.
     near_difference: Difference | None
     failed_difference: Difference | None
 
@@ -94,10 +94,11 @@ class Entrant:
     #: By k, the scores after k trials on each setting, and their mean, in stored units.
     scores: Mapping[int, tuple[Estimate, ...]]
     means: Mapping[int, Estimate]
-    #: Differences from the reference by k. Empty for the reference itself, and without one.
+    #: Differences from the reference by k. Empty for the reference itself, without one, and without shared
+    #: studies.
     differences: Mapping[int, Difference]
     sensitivity: Sensitivity
-    #: The transfer of rates. None with a single setting.
+    #: The transfer of rates. None with a single setting, and if the settings share no study.
     transfer: Transfer | None
 
 
@@ -107,9 +108,9 @@ class Level:
 
     method: str
     family: str
-    #: Its score on each setting, in stored units. None where it has not run.
+    #: The method's score on each setting, in stored units. None where unknown, such as where it has not run.
     scores: tuple[float | None, ...]
-    #: Its difference from the reference on each setting, and the mean over all. Positive is better; None if
+    #: The difference from the reference on each setting, and the mean over all. Positive is better; None if
     #: unknown.
     differences: tuple[float | None, ...]
     difference: float | None

@@ -155,7 +155,7 @@ class Cell(FrameLine):
     percent_of_lora: float
     #: The tuning's effort and choice. None without tuning.
     tuning: Tuned | None
-    #: The studies formed by its seeds. None if these are seeds of one setting.
+    #: The studies that the cell's seeds form. None if these are seeds of one setting.
     studies: StudyPlan | None
     #: The metric and the split of the scores. Empty while no seed has finished.
     metric: str
@@ -275,7 +275,7 @@ class Experiment:
     name: str
     #: The suite's text for the end of its results. Empty if it has none.
     closing: str
-    #: The original id of the run that holds its plan.
+    #: The original id of the run that holds the suite's plan.
     run_id: str
     rows: tuple[TableRow, ...] = field(repr=False)
     #: Resolved trials by id. Rows that are not yet tuned have none.

@@ -26,7 +26,7 @@ class TrialLine(NamedTuple):
     failed: bool
     #: Whether the trial's study is complete.
     complete: bool
-    #: The URL of the run's page. None if it has none.
+    #: The URL of the run's page. None if the run has no page.
     link: str | None
 
 

@@ -30,14 +30,14 @@ class Outcome:
 class Answer:
     """The answer to a question."""
 
-    #: Its progress, in a few words.
+    #: The question's progress, in a few words.
     state: str
     #: The full text, for evidence.md.
     text: str
     pictures: Sequence[Picture] = ()
     #: The short text, for findings.md and leaderboard.md. Empty while there is no answer.
     short: str = ""
-    #: The commands that make the report behind the answer. Empty for questions about studies.
+    #: The commands that make the report behind the answer. Empty if there is none.
     command: str = ""
 
 

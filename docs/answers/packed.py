@@ -45,7 +45,7 @@ class Packed:
         return read_sources(self._sources, selection)
 
     def cells(self, task: str, budget: str) -> dict[str, Cell]:
-        """The rows of a task by method, of this budget. Methods that it lacks come from another budget."""
+        """The rows of a task by method: those of this budget, or of another one for methods without it."""
         every = [cell for cell in (self.study.all_cells if self.study else ()) if cell.task == task]
         here = {plain(cell.method): cell for cell in every if cell.budget == budget}
         return {plain(cell.method): cell for cell in reversed(every)} | here

@@ -1,4 +1,4 @@
-"""Answers questions a to e of first-leaderboard.md, which compare pairs of methods."""
+"""Answers the questions of first-leaderboard.md that compare pairs of methods: a to e, i and part of f."""
 
 from __future__ import annotations
 

@@ -71,9 +71,9 @@ class _Point:
 
     cell: Cell
     cost: float
-    #: The mean score in percent, or in its unit.
+    #: The mean score, in percent or in the unit of the targets.
     score: float
-    #: Whether it is on the Pareto front: nothing is significantly better at no more cost.
+    #: Whether the cell is on the Pareto front: nothing is significantly better at no more cost.
     on_front: bool
 
     @property

@@ -67,7 +67,7 @@ class _Line(NamedTuple):
 
     #: The standing from which the row takes its name.
     first: Standing
-    #: The method's standing on each setting of the site. None if it has none.
+    #: The method's standing on each setting of the site. None where the method has none.
     standings: Sequence[Standing | None]
 
 

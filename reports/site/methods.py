@@ -27,7 +27,7 @@ class MethodPage:
     #: The method's registered name.
     family: str
     name: str
-    #: The file name of its page, without folder.
+    #: The name of the page's file, without folder.
     file: str
     equation: Equation | None
     standings: Sequence[Standing]

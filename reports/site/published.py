@@ -37,7 +37,7 @@ PICTURE = "figures/differences-0.svg"
 class Published:
     """An experiment with its report."""
 
-    #: The names of the packs that contain it.
+    #: The names of the packs that contain the experiment.
     packs: tuple[str, ...]
     analysis: Analysis | StudyAnalysis
     #: The report's files, by name.

@@ -22,7 +22,7 @@ from bench.training.loop import batches
 from bench.training.measure import device_name
 from methods import create
 
-#: The length to which the reference pads every sentence.
+#: The length to which TensLoRA's code pads every sentence.
 PADDED = 512
 
 CLASSES, VOCABULARY, PAD = 2, 50265, 1
