@@ -181,12 +181,15 @@ def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[
 
 def test_points_outside_a_panel_are_not_labelled(drawn: dict[str, Drawn]) -> None:
     """A line from the name to a point outside would squeeze the panel."""
+    labelled = 0
     for name, figure in drawn.items():
         if name.startswith("score-vs"):
             for ax in figure.figure.axes:
                 low, high = ax.get_ylim()
                 points = [text.xy[1] for text in ax.texts if text.get_position()[0] == 1.03]
                 assert all(low <= y <= high for y in points)
+                labelled += len(points)
+    assert labelled > 0
 
 
 def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:

@@ -98,9 +98,10 @@ def test_a_test_score_chooses_nothing(studied: Study) -> None:
     lines = suite_lines(studied)
     turned = replace(studied, seeds=studied.seeds.assign(score=1 - studied.seeds["score"]))
     other = suite_lines(turned)
-    for own, cell in zip(studied.all_cells, turned.all_cells, strict=True):
-        if own.studies:
-            assert planned(lines(own)).trials == planned(other(cell)).trials
+    both = [pair for pair in zip(studied.all_cells, turned.all_cells, strict=True) if pair[0].studies]
+    assert both
+    for own, cell in both:
+        assert planned(lines(own)).trials == planned(other(cell)).trials
 
 
 def test_the_tuning_that_a_study_names_has_its_trials(studied: Study) -> None:
