@@ -25,7 +25,7 @@ from reports.study import Cell, Study, grouped
 from reports.words import many
 
 #: The largest numbers of runs, and of tuning trials, whose predictions a report reads.
-MOST_PREDICTIONS, MOST_TUNING_TRIALS = 2000, 4000
+MOST_PREDICTIONS, MOST_TUNING_TRIALS = 4000, 4000
 
 
 class Evidence:

@@ -179,7 +179,7 @@ class StudyAnalysis:
         if seed.score is None or studies is None:
             return seed.failure == DIVERGED
         gain = self.study.direction(seed.cell) * seed.score
-        return bool(gain <= studies.best - estimates.FAILED * studies.point)
+        return bool(studies.fails(np.array(gain)))
 
 
 def analyse_studies(study: Study, threshold: CustomThresholds = None) -> StudyAnalysis:

@@ -84,7 +84,10 @@ def of_core_rate(study: Path, multiples: Path) -> Answer:
 
 
 def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
-    """The answer from the analysis of each part of a question. With too few studies, its `short` is empty."""
+    """The answer from the analysis of each part of a question, with what its evidence lacks.
+
+    With too few studies, its `short` is empty.
+    """
     rulings = []
     for analysis, rule in parts:
         complete, planned = studies_complete(analysis)
@@ -93,7 +96,9 @@ def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
             return Answer(state, f"**Not yet**: {state}, and an interval needs {LEAST_SEEDS}.")
         (block,) = analysis.blocks
         rulings.append(rule(block))
-    text = "\n\n".join([f"On {state.replace(' complete', '')}.", *(table(r.head, r.rows) for r in rulings)])
+    notes = dict.fromkeys(note for analysis, _ in parts for note in analysis.evidence.notes)
+    extent = f"On {state.replace(' complete', '')}."
+    text = "\n\n".join([extent, *notes, *(table(r.head, r.rows) for r in rulings)])
     return Answer(state, text, short=" ".join(ruling.short for ruling in rulings if ruling.short))
 
 
@@ -256,6 +261,7 @@ def fresh_tunings(fresh: StudyAnalysis, block: StudyBlock) -> Ruling:
     """
     cells = fresh.study.all_cells
     others = {(cells[n].method, cells[n].setting): studies for n, studies in fresh.studies.items()}
+    head = ["method", "task", "the study", "interval", "fresh tunings", f"score after {block.k}", "mean kept"]
     rows, sign, score = [], direction(block.metric), block.unit.score
     for entrant in block.entrants:
         settings = zip(block.settings, entrant.studies, entrant.scores[block.k], strict=True)
@@ -263,16 +269,20 @@ def fresh_tunings(fresh: StudyAnalysis, block: StudyBlock) -> Ruling:
             studies = others.get((entrant.method, setting))
             if studies is None or estimate.interval is None:
                 continue
-            studies = studies.only([number for number in studies.numbers if number not in own.numbers])
+            numbers = [number for number in studies.numbers if number not in own.numbers]
+            if not numbers:
+                continue
+            studies = studies.only(numbers)
             after = sign * score_after(studies, block.k)
             kept = np.take_along_axis(studies.scores, studies.losses.argmin(1)[:, None], 1).mean()
             low, high = estimate.interval
             inside = "yes" if low <= after <= high else "no"
             of_study = [entrant.method, setting.task, score(estimate.value), f"{score(low)} to {score(high)}"]
             rows.append([*of_study, str(studies.count), score(after), score(sign * kept), inside])
+    if not rows:
+        return Ruling("**Not yet**: no fresh tuning is complete.", [*head, "inside"], [])
     outside = [f"{row[0]} on {row[1]}" for row in rows if row[-1] == "no"]
     short = f"**Outside the interval**: {listed(outside)}." if outside else "**Inside** every interval."
-    head = ["method", "task", "the study", "interval", "fresh tunings", f"score after {block.k}", "mean kept"]
     return Ruling(short, [*head, "inside"], rows)
 
 

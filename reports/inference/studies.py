@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
-from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Bounds
+from reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, Bounds
 
 #: The values of k for which the score is shown.
 TRIALS = (1, 2, 4, 8, 16)
@@ -102,7 +102,11 @@ class CompleteStudies:
     @cached_property
     def failed(self) -> NDArray[np.bool_]:
         """Whether each trial (studies, points) is `FAILED` points or more below the best."""
-        return self.scores <= self.best - FAILED * self.point
+        return self.fails(self.scores)
+
+    def fails(self, scores: Array) -> NDArray[np.bool_]:
+        """Whether trials with these scores failed. At exactly `FAILED` points, rounding does not decide."""
+        return self.best - scores >= (FAILED - RESOLUTION) * self.point
 
     @cached_property
     def fall(self) -> float:
@@ -264,10 +268,10 @@ def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
 # --- sensitivity to learning rates ---
 
 
-def window(studies: CompleteStudies) -> Array:
-    """Evenly spaced offsets over the range of the trials' offsets. Raises ValueError without offsets."""
-    offsets = _offsets(studies)
-    return np.linspace(offsets.min(), offsets.max(), _RATES)
+def window(*tasks: CompleteStudies) -> Array:
+    """Evenly spaced offsets in the range tried on all tasks. Raises ValueError without offsets."""
+    offsets = [_offsets(studies) for studies in tasks]
+    return np.linspace(max(each.min() for each in offsets), min(each.max() for each in offsets), _RATES)
 
 
 def smoothed(studies: CompleteStudies, rates: Array) -> Array:
@@ -397,12 +401,13 @@ def transfer(tasks: Sequence[CompleteStudies]) -> Array:
 
     It is the smoothed score at the offset that is best on the other tasks (by the mean of their smoothed
     scores), minus the smoothed score at the offset chosen by this task's own smoothed validation loss. Its
-    test scores do not choose the offset, since the best of them would be too high. Raises ValueError for a
-    single task.
+    test scores do not choose the offset, since the best of them would be too high. Only studies that all
+    tasks have count. Raises ValueError for a single task.
     """
     if len(tasks) < 2:
         raise ValueError("tasks: 1, expected at least 2 for a transfer between them")
-    rates = window(tasks[0])
+    tasks = _shared(tasks)
+    rates = window(*tasks)
     curves = np.array([smoothed(studies, rates) for studies in tasks])
     elsewhere, here = (curves.sum(0) - curves).argmax(1), [_chosen(studies, rates) for studies in tasks]
     rows = np.arange(len(tasks))
@@ -423,10 +428,13 @@ def _chosen(studies: CompleteStudies, rates: Array) -> int:
 
 def of_transfer(tasks: Sequence[CompleteStudies]) -> OnSetting:
     """The mean transfer over tasks, with its error by jackknife over studies that all tasks have."""
+    return _jackknife(lambda sides: float(transfer(sides).mean()), _shared(tasks))
+
+
+def _shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
+    """The studies whose numbers all tasks have."""
     shared = [n for n in tasks[0].numbers if all(n in studies.numbers for studies in tasks)]
-    return _jackknife(
-        lambda sides: float(transfer(sides).mean()), [studies.only(shared) for studies in tasks]
-    )
+    return [studies.only(shared) for studies in tasks]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -184,6 +185,16 @@ def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
     assert answer.short == ""
 
 
+def test_an_answer_says_what_its_evidence_lacks(pack: Path, script: Script) -> None:
+    rules, analysis = script("answers.studies"), analysed(pack)
+    evidence = copy(analysis.evidence)
+    evidence.notes = ("Predictions of 1 run do not give the score that is stored.",)
+    lacking = replace(analysis, evidence=evidence)
+    for each in (analysis, lacking):
+        answer = rules.answered([(each, rules.after_tuning), (each, rules.by_trials)])
+        assert answer.text.count(evidence.notes[0]) == (each is lacking)
+
+
 def test_fresh_tunings_are_other_studies(fresh: StudyAnalysis, pack: Path, script: Script) -> None:
     (block,) = analysed(pack).blocks
     ruling = script("answers.studies").fresh_tunings(fresh, block)
@@ -197,6 +208,11 @@ def test_fresh_tunings_are_other_studies(fresh: StudyAnalysis, pack: Path, scrip
         assert row[6] == block.unit.score(float(np.mean(kept)))
         low, high = map(float, row[3].split(" to "))
         assert (row[7] == "yes") == (low <= float(row[5]) <= high)
+    # None is complete, or only some that the study has.
+    for studies in ({}, {n: each.only([2, 3]) for n, each in fresh.studies.items()}):
+        ruling = script("answers.studies").fresh_tunings(replace(fresh, studies=studies), block)
+        assert not ruling.rows
+        assert "Inside" not in ruling.short
     # Fresh tunings of a method that became ten points worse are outside.
     worse = {n: replace(studies, scores=studies.scores - 0.1) for n, studies in fresh.studies.items()}
     outside = script("answers.studies").fresh_tunings(replace(fresh, studies=worse), block)

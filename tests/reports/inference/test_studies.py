@@ -330,6 +330,24 @@ def test_transfer_is_what_the_other_tasks_rate_costs() -> None:
         transfer(tasks[:1])
 
 
+def test_transfer_knows_no_first_task() -> None:
+    tasks = [replace(drawn(seed), offsets=stratified(np.random.default_rng(seed), 5, 4)) for seed in range(3)]
+    turned = tasks[1:] + tasks[:1]
+    assert transfer(turned) == pytest.approx(np.roll(transfer(tasks), -1))
+    part, other = of_transfer(tasks), of_transfer(turned)
+    assert (part.difference, part.seeds) == pytest.approx((other.difference, other.seeds))
+    # A study that one task lacks counts on none.
+    lacking, common = [tasks[0].without(2), *tasks[1:]], [studies.without(2) for studies in tasks]
+    assert transfer(lacking) == pytest.approx(transfer(common))
+    assert of_transfer(lacking).difference == pytest.approx(transfer(lacking).mean())
+
+
+@pytest.mark.parametrize("best", [0.5136, 0.563, 0.568, 0.83])
+def test_rounding_errors_decide_no_failure(best: float) -> None:
+    scores = np.array([[best, round(best - 0.1, 4), round(best - 0.0999, 4)]])
+    assert CompleteStudies(1 - scores, scores).failed.tolist() == [[False, True, False]]
+
+
 def test_a_method_that_always_diverges_has_its_scores_and_no_more() -> None:
     offsets = stratified(np.random.default_rng(0), 3, 4)
     method = CompleteStudies(np.full((3, 4), nan), np.full((3, 4), 0.5), offsets=offsets, chance=0.5)
