@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.machine.cache import check_cache
+from bench.records.measures import Measure
+from bench.records.record import Record
 from bench.records.words import RunKind, Status
 from bench.store.access import Access, is_foreign
 from bench.store.addresses import shown_uri
@@ -19,7 +21,7 @@ from bench.verify.findings import Examined, Fault, Rerun, Unchecked, Verificatio
 from bench.verify.labels import labels_of
 from bench.verify.plans import examine_plan
 from bench.verify.rerun import Candidate, chosen, run_again
-from bench.verify.trials import examine
+from bench.verify.trials import check_selected, examine
 from methods import UserError
 
 __all__ = ["Fault", "Rerun", "Unchecked", "Verification", "verify"]
@@ -60,9 +62,11 @@ def verify(
         if source.records(RunKind.SUITE):
             plans.append(examine_plan(source, labels, access if _has_foreign(source) else None))
         finished = [run for run in source.records() if run.status in (Status.FINISHED, Status.DUPLICATE)]
+        losses = _validation_losses(source, finished)
         for number, record in enumerate(finished, 1):
             watching(f"{source.name}: trial {number:,} of {len(finished):,}")
             findings, trial = examine(source, record, labels, access, splits)
+            check_selected(findings, record, losses[record.run_id])
             trials.append(findings)
             if trial is not None and record.status == Status.FINISHED:
                 candidates.append(Candidate(findings, source, record, trial))
@@ -83,6 +87,15 @@ def verify(
         cached_files=cached_files,
         notes=[f"{bare:,} trials were packed without their adapters, which were not checked"] if bare else [],
     )
+
+
+def _validation_losses(source: Source, records: Sequence[Record]) -> Mapping[str, Mapping[float, float]]:
+    """The validation loss of every epoch, by run id. Empty for runs that store none."""
+    losses: dict[str, dict[float, float]] = {record.run_id: {} for record in records}
+    points = source.curves(Measure.VALIDATION_LOSS, losses)
+    for run_id, epoch, loss in points[["run_id", "step", "value"]].itertuples(index=False):
+        losses[run_id][epoch] = loss
+    return losses
 
 
 def _has_foreign(source: Source) -> bool:

@@ -31,6 +31,9 @@ from methods import UserError
 #: splits.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 
+#: The largest difference of validation losses on the same hardware, relative to the loss and to 1.
+SAME_LOSS = 1e-4
+
 #: The largest difference of a stored adapter's outputs from the stored ones, relative to the largest output:
 #: on the same hardware, and on other hardware by precision of training.
 SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "bf16": 0.1}
@@ -95,6 +98,8 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
         findings.broken("score of another run", record.score, ending.failure)
     else:
         findings.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
+        if allowed == SAME:
+            _compare_losses(findings, record, ending.metrics.get(Measure.SELECTED_LOSS))
         _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
         _compare_adapter(
             candidate, resources, SAME_LOGITS if allowed == SAME else LOGITS[candidate.trial.recipe.precision]
@@ -109,6 +114,13 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
         allowed,
         reason,
     )
+
+
+def _compare_losses(findings: Examined, record: Record, repeated: float | None) -> None:
+    """Compares the validation losses by which trials are chosen. Earlier versions stored none."""
+    stored = record.measure(Measure.SELECTED_LOSS)
+    if stored is not None and repeated is not None:
+        findings.near("validation loss of another run", stored, repeated, SAME_LOSS * max(1.0, abs(stored)))
 
 
 def _elsewhere(files: Mapping[Artifact, bytes]) -> float:

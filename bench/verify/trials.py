@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -324,6 +325,14 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.Da
     allowed = LOSSES_AGREE * max(1.0, abs(loss)) + recomputed.rounding if math.isfinite(loss) else 0.0
     findings.near("loss", record.metrics.get(Measure.SCORE_LOSS), loss, allowed)
     findings.compare("predictions that their outputs do not give", 0, recomputed.wrong)
+
+
+def check_selected(findings: Examined, record: Record, losses: Mapping[float, float]) -> None:
+    """Compares the validation loss by which trials are chosen with that of its epoch, if `losses` has any."""
+    stored, epoch = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.SELECTED_EPOCH)
+    if losses and stored is not None and math.isfinite(stored):
+        of_epoch = math.nan if epoch is None else losses.get(epoch, math.nan)
+        findings.near("validation loss", stored, of_epoch, SCORES_AGREE * max(1.0, abs(stored)))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bench.verify.rerun
+from bench.records.measures import Measure
 from bench.records.words import Artifact, Status
 from bench.verify import verify
 from methods import UserError
@@ -27,6 +28,14 @@ def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> Non
     (first,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
     (second,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
     assert first.trial == second.trial
+
+
+def test_another_run_has_the_stored_validation_loss(kept: Kept) -> None:
+    loss = kept.record.measure(Measure.SELECTED_LOSS)
+    assert loss is not None
+    kept.measure(Measure.SELECTED_LOSS, loss - 0.001)
+    faults = [fault for fault in verify(kept.store.uri, reruns=2).faults if fault.run == kept.record.run_id]
+    assert "validation loss of another run" in [fault.what for fault in faults]
 
 
 def test_a_trial_whose_data_are_not_here_cannot_run_again(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from bench.records.measures import Measure
 from bench.records.predictions import compact
 from bench.records.words import Artifact, RunKind, Tag
 from bench.store.artifacts import hashes
@@ -66,6 +67,15 @@ def without_ids(kept: Kept) -> None:
     scored(kept, stored(kept).drop(columns="example"))
 
 
+def chosen_by_another_loss(kept: Kept) -> None:
+    """Stores a lower validation loss, by which its study would keep this trial."""
+    kept.measure(Measure.SELECTED_LOSS, 0.01)
+
+
+def selected_at_another_epoch(kept: Kept) -> None:
+    kept.measure(Measure.SELECTED_EPOCH, 99)
+
+
 def renamed(kept: Kept) -> None:
     kept.tag(Tag.METHOD, "TensLoRA att")
 
@@ -82,6 +92,8 @@ def with_another_rate(kept: Kept) -> None:
         (repeated, "repeated examples"),
         (repeated, "examples and labels"),
         (labelled_as_answered, "examples and labels"),
+        (chosen_by_another_loss, "validation loss"),
+        (selected_at_another_epoch, "validation loss"),
         (renamed, "tag method"),
         (with_another_rate, "tag method"),
     ],
