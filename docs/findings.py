@@ -56,17 +56,13 @@ def in_short(evidence: str, by_letter: Mapping[str, Answer]) -> str:
     )
 
 
-def of_study(packs: Path = PAGES) -> str:
-    """The study's answers in the order of its questions, as Markdown. Its progress if it has none yet."""
+def of_study(packs: Path = PAGES) -> dict[str, Answer]:
+    """The study's answers in the order of its questions, or how far it is, by title."""
     study = packs / "study.tensorbench.zip"
     by_title = of_studies(study, packs / "study_fresh.tensorbench.zip")
     if not by_title["Question 1"].short:
         by_title = {"Questions 1 to 5": by_title["Question 1"]}
-    by_title["The core's rate"] = of_core_rate(study, packs / "core_lr.tensorbench.zip")
-    return "\n\n".join(
-        "\n\n".join(filter(None, [f"### {title}", answer.short, answer.text]))
-        for title, answer in by_title.items()
-    )
+    return by_title | {"The core's rate": of_core_rate(study, packs / "core_lr.tensorbench.zip")}
 
 
 def rewritten(page: str, contents: Mapping[str, str]) -> str:
@@ -77,21 +73,23 @@ def rewritten(page: str, contents: Mapping[str, str]) -> str:
     return page
 
 
-def pages(by_letter: Mapping[str, Answer]) -> dict[Path, str]:
-    """The pages with the current answers."""
+def pages(by_letter: Mapping[str, Answer], by_title: Mapping[str, Answer]) -> dict[Path, str]:
+    """The pages with the current answers: those of the first leaderboard by letter, of the study by title."""
     findings, evidence, study = (page.read_text(encoding="utf-8") for page in (FINDINGS, EVIDENCE, STUDY))
+    parts = [part for title, each in by_title.items() for part in (f"### {title}", each.short, each.text)]
     return {
-        STUDY: rewritten(study, {"answers": of_study()}),
+        STUDY: rewritten(study, {"answers": "\n\n".join(filter(None, parts))}),
         FINDINGS: rewritten(findings, {"answers": in_short(evidence, by_letter)}),
         EVIDENCE: rewritten(evidence, {letter: answer.text for letter, answer in by_letter.items()}),
     }
 
 
 if __name__ == "__main__":
-    all_answers = answers()
-    for page, text in pages(all_answers).items():
+    of_leaderboard, of_the_study = answers(), of_study()
+    for page, text in pages(of_leaderboard, of_the_study).items():
         page.write_text(text, encoding="utf-8")
-    for letter, answer in all_answers.items():
+    for letter, answer in of_leaderboard.items():
         print(f"# {letter}\n{answer.command}")
-    for picture in (picture for answer in all_answers.values() for picture in answer.pictures):
-        picture.path.write_text(picture.svg(), encoding="utf-8")
+    for answer in (*of_leaderboard.values(), *of_the_study.values()):
+        for picture in answer.pictures:
+            picture.path.write_text(picture.svg(), encoding="utf-8")

@@ -217,10 +217,11 @@ def test_a_table_is_what_its_script_makes(page: str, script: str, monkeypatch: p
 def test_the_findings_are_what_the_packs_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
     findings = importlib.import_module("findings")
-    answers = findings.answers()
-    for page, text in findings.pages(answers).items():
+    of_leaderboard, of_study = findings.answers(), findings.of_study()
+    for page, text in findings.pages(of_leaderboard, of_study).items():
         assert page.read_text(encoding="utf-8") == text, "run python docs/findings.py"
-    pictures = [picture for answer in answers.values() for picture in answer.pictures]
+    answers = (*of_leaderboard.values(), *of_study.values())
+    pictures = [picture for answer in answers for picture in answer.pictures]
     assert set((DOCS / "pictures").glob("findings-*.svg")) == {picture.path for picture in pictures}
     for picture in pictures:
         drawn = ElementTree.fromstring(picture.path.read_text(encoding="utf-8"))

@@ -8,9 +8,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from bench.metrics import direction
 from reports.advice import rate_advice
+from reports.figures.studies import draw
 from reports.inference.effects import Answer as Size
 from reports.inference.effects import Verdict, verdict
 from reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
@@ -22,6 +24,7 @@ from reports.words import listed, many
 
 from .answer import Answer
 from .packed import bounds, points, table
+from .picture import Picture
 
 LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
 
@@ -64,10 +67,36 @@ def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
     questions["Advice"] = [(EVERY, affordable), (EVERY, partial(rates, analysed(EVERY)))]
     if fresh.exists():
         questions["Fresh tunings"] = [(EVERY, partial(fresh_tunings, analysed(EVERY, fresh)))]
-    return {
+    answers = {
         title: answered([(analysed(selection), rule) for selection, rule in parts])
         for title, parts in questions.items()
     }
+    first = answers["Question 1"]
+    if first.short:
+        picture = Differences(analysed(EVERY))
+        text = f"{picture.shown}\n\n{first.text}"
+        answers["Question 1"] = replace(first, text=text, pictures=[picture])
+    return answers
+
+
+class Differences(Picture):
+    """The figure of question 1: every method's difference from LoRA."""
+
+    name = "study"
+
+    def __init__(self, analysis: StudyAnalysis) -> None:
+        self._drawn = draw(analysis)[0]
+
+    @property
+    def alternative(self) -> str:
+        return self._drawn.alternative
+
+    @property
+    def title(self) -> str:
+        return self._drawn.title
+
+    def figure(self) -> Figure:
+        return self._drawn.figure
 
 
 def of_core_rate(study: Path, multiples: Path) -> Answer:

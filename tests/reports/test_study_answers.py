@@ -79,6 +79,9 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
     assert list(answers) == [*numbered, "Advice"]
     assert all(answer.state == "4 of 4 studies complete" for answer in answers.values())
     assert all(answers[title].short for title in numbered)
+    (picture,) = answers["Question 1"].pictures
+    assert picture.shown in answers["Question 1"].text
+    assert all(method in picture.alternative for method in (ATT, QKV_DEPTH, ALL_MODES))
 
     def expected(analysis: StudyAnalysis) -> dict[str, list[str]]:
         (block,) = analysis.blocks
