@@ -69,7 +69,7 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
 
 
 def _answerable(spec: BackboneSpec, info: BackboneInfo) -> BackboneInfo:
-    """The description, with a tokenizer whose errors name the plug-in that provides it."""
+    """The description. Errors of a registered backbone's tokenizer name the plug-in that provides it."""
     if spec.name is None or not isinstance(info.input, TextInput):
         return info
     return replace(info, input=replace(info.input, blaming=partial(BACKBONES.blaming, spec.name)))

@@ -52,7 +52,7 @@ def _tied(backbone: LoadedBackbone) -> bool:
 class Writer:
     """Replaces pooling and head of a language model that writes answers. Outputs are (batch, 3).
 
-    The first output is zero, to be replaced by whether the answer is correct; the second is the
+    The first output is 0 until `evaluate` writes whether the answer is correct; the second is the
     log-likelihood of the predicted tokens, the third their number. `limit` is the largest number of input
     tokens of the model, and `new_tokens` the largest number of tokens of an answer.
     """
@@ -74,10 +74,10 @@ class Writer:
         return torch.stack([torch.zeros_like(likelihood), likelihood, predicted.sum(1).to(likelihood)], 1)
 
     def write(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        """Greedily continues prompts (batch, tokens) padded on the left. Returns the answers without them.
+        """Greedily continues prompts (batch, tokens) padded on the left. Returns only the new text.
 
         An answer stops before the token that ends a text, after `new_tokens` tokens, or where prompt and
-        answer have `limit` tokens. It does not depend on the other prompts.
+        answer have `limit` tokens. Other prompts of the batch do not affect it.
         """
         # Without this, a compiled encoder is compiled again for each length of keys and values. A decorator
         # would import torch's compiler together with this module, which takes a second.
@@ -162,7 +162,7 @@ class Answers:
 
 
 def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun: tuple[int, ...]) -> Tensor:
-    """The states (batch, 1 + n, hidden) of each prompt's last token and of the n tokens `begun` after it.
+    """The states (batch, 1 + n, hidden) at each prompt's last token and at the n tokens of `begun` after it.
 
     Prompts are padded on the right.
     """

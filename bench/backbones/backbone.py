@@ -99,7 +99,7 @@ class Classifier(nn.Module):
 class FittedHead(nn.Linear):
     """A linear head that computes logits in its own precision, even under autocast.
 
-    Its weights undo the standardisation of features, which needs more precision than rounded weights have.
+    The features' standardisation is folded into its weights, so rounding them would distort the logits.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class LoadedBackbone:
             self.unembedding = self.unembedding.to(torch.bfloat16)
 
     def quantise(self, quantisation: Quantisation) -> None:
-        """Holds the weights of all sites in int8 or nf4. Raises UserError without bitsandbytes."""
+        """Converts the weights of all sites to int8 or nf4. Raises UserError without bitsandbytes."""
         for path in self._paths.values():
             layer = self._module.get_submodule(path)
             assert isinstance(layer, nn.Linear)

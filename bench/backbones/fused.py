@@ -14,7 +14,7 @@ QKV = ("query", "key", "value")
 class Split(nn.Module):
     """Several layers that replace a fused layer, with the same input and output.
 
-    `parts` are their names and `widths` their numbers of outputs, equal by default. Raises ValueError if
+    `parts` are the layers' names and `widths` the numbers of outputs, equal by default. Raises ValueError if
     widths do not add up to the outputs of the fused layer.
     """
 
@@ -35,7 +35,7 @@ class Split(nn.Module):
 
 
 class SplitHeads(nn.Module):
-    """Like `Split`, for a layer whose channels are query, key and value of each head in turn."""
+    """Like `Split`, for a layer whose outputs are query, key and value of each head in turn."""
 
     def __init__(self, fused: nn.Linear, head_size: int) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
 
     transformers reads the file with the package gguf. `quantisation` is the expected form of most weights,
     such as "Q4_1"; None accepts any. Raises UserError without that package, for a file that is invalid or
-    lacks weights, for a quantisation that gguf cannot undo, and for another one than expected.
+    lacks weights, for a quantisation that gguf cannot undo, and for one other than `quantisation`.
     """
     if find_spec("gguf") is None:
         raise UserError(f"{source.name} is read by the package gguf: pip install 'tensorpeft-bench[gguf]'")
@@ -102,7 +102,7 @@ def _tensors(source: Path) -> list[Any]:
     from gguf import GGUFReader
 
     class Bounded(GGUFReader):
-        """A reader that stops at the end of the file, which the package's own reader does not."""
+        """A reader that raises ValueError for values beyond the file's end, or more than `MOST_VALUES`."""
 
         values = 0
 

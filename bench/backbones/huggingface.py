@@ -275,7 +275,7 @@ def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int)
 
 @contextmanager
 def _config(folder: Path) -> Iterator[Any]:
-    """Context with the configuration of a folder's model, or of the part of the model whose kind is known.
+    """Context with the configuration of a folder's model, or of the supported part of a composite model.
 
     Raises UserError for a configuration that cannot be read, and for errors raised inside the context.
     """
@@ -306,7 +306,7 @@ def _config(folder: Path) -> Iterator[Any]:
 
 
 def _no_kind(model_type: str) -> str:
-    """The end of a message about an unknown model type: why it has no kind, or which kinds there are."""
+    """The end of a message about an unsupported model type: the reason, or else the supported types."""
     if reason := NO_KINDS.get(model_type.removesuffix("v2")):
         return f"which is no kind of backbone here: {reason}"
     hint = did_you_mean(model_type, MODEL_TYPES)

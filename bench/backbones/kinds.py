@@ -49,7 +49,7 @@ Layout = Mapping[str, str]
 
 
 def _layout(layer: str, *paths: str) -> Layout:
-    """The paths below a layer, in the order of PROJECTIONS, or of GATED_PROJECTIONS if there are seven."""
+    """Maps projections to paths below `layer`, in the order of PROJECTIONS (GATED_PROJECTIONS if seven)."""
     names = GATED_PROJECTIONS if len(paths) == len(GATED_PROJECTIONS) else PROJECTIONS
     return {projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(names, paths, strict=True)}
 
@@ -114,7 +114,7 @@ def resized_table(encoder: Any, size: int) -> None:
 
 
 def _interpolated(encoder: Any, size: int, special: int) -> torch.Tensor:
-    """Position embeddings (1, positions, hidden) for an image size; `special` of them are not patches."""
+    """Position embeddings (1, positions, hidden) for an image size. `special` positions are not patches."""
     patches = (size // encoder.config.patch_size) ** 2
     tokens = torch.empty(1, patches + special, encoder.config.hidden_size)
     with torch.no_grad():

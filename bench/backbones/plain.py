@@ -70,8 +70,8 @@ def _plain(model: Any) -> _PlainBackbone:
 def _encoder(model: nn.Module) -> tuple[str, Any]:
     """The path and the module of a model's only encoder.
 
-    Raises UserError for a model without an encoder of a known kind, for a bare encoder, and for a second
-    transformers model beside the encoder.
+    Raises UserError for a model without an encoder of a known kind, for a model that is itself an encoder,
+    and for a second transformers model beside the encoder.
     """
     supported = {(kind.model_class, name) for name, kind in KINDS.items()}
     models = [(path, module) for path, module in model.named_modules() if _model_type(module)]

@@ -12,7 +12,7 @@ ATTENTION_ONLY = PROJECTIONS[:4]
 
 @dataclass(frozen=True)
 class Shape:
-    """The names of a configuration's fields for a geometry. `gated` is the field for a gated MLP."""
+    """The names of the configuration fields that hold a geometry. `gated` is the field for a gated MLP."""
 
     hidden: str = "hidden_size"
     heads: str = "num_attention_heads"
@@ -44,7 +44,7 @@ class Shape:
         return GATED_PROJECTIONS if self.is_gated(config) else PROJECTIONS
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
-        """The fields of a configuration with this geometry, gates excluded."""
+        """Fields with values for a configuration of this geometry, gates excluded."""
         return {
             self.hidden: geometry.hidden,
             self.heads: geometry.heads,
@@ -148,7 +148,7 @@ def with_encoder(
     layer_scale: bool = False,
     spare_tokens: int = 0,
 ) -> Geometry:
-    """The geometry with the encoder's number of parameters computed as `encoder`.
+    """The geometry with `encoder`, the encoder's number of parameters, computed from the arguments.
 
     Vision: `patches` of `patch` × `patch` pixels, a class token and `spare_tokens` further tokens (such as a
     mask token), and a final norm. Text: `vocabulary`, `positions`, two token types and a norm. Every layer

@@ -199,7 +199,7 @@ class _Settings(BaseModel):
 
 
 def _settings(file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of pretraining in a repository's config. Raises UserError naming the field."""
+    """The settings of pretraining in a repository's config. Raises UserError naming an invalid field."""
     inner = config.get("pretrained_cfg") or {}
     if not isinstance(inner, dict):
         raise UserError(f"{file}: pretrained_cfg should be an object, got {shown(inner)}")
@@ -249,7 +249,7 @@ def _hub_name(model: str) -> tuple[str, str | None] | None:
 
 
 def _architecture(folder: Path) -> str | None:
-    """The architecture that a snapshot's config.json names, without its tag. None if nothing names one."""
+    """The architecture that a snapshot's config.json names, without its tag. None if there is none."""
     file = folder / "config.json"
     named = read_object(file).get("architecture") if file.is_file() else None
     return named.partition(".")[0] if isinstance(named, str) else None

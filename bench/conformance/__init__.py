@@ -10,13 +10,13 @@ In the tests of a plug-in:
     def test_conformance(case: Case) -> None:
         check_case(case)
 
-A case is one check of one method on one tiny random backbone. The methods are the class's `presets`, and
-every pair of its other options on BERT (without compiling). Presets run on every kind of backbone for checks
-that involve the backbone's modules: merging, detaching, training, storing. Checks that depend on the method
-alone (its count, gradients, seeds) run on BERT; `backbones=["vit"]` runs all of them there. Presets also run
-on two decoders, with shared heads, another head size and a gated MLP, for checks that depend on shapes. A
-check that does not apply to a method is skipped with its reason. At the terminal: `tensorbench check NAME`,
-for a method, a task or a backbone.
+A case is one check of one method on one tiny random backbone. The methods are the class's `presets`, and on
+BERT variants that show every pair of options (without compiling). Presets run on every kind of backbone for
+checks that involve the backbone's modules: merging, detaching, training, storing. Checks that depend on the
+method alone (its count, gradients, seeds) run on BERT; `backbones=["vit"]` runs all of them there. Presets
+also run on two decoders, with shared heads, another head size and a gated MLP, for checks that depend on
+shapes. A check that does not apply to a method is skipped with its reason. At the terminal: `tensorbench
+check NAME`, for a method, a task or a backbone.
 """
 
 from bench.conformance.backbones import check_backbone, check_kind

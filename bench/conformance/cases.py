@@ -48,12 +48,12 @@ def conformance_cases(
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a method: its presets on every backbone, pairs of other options on the first.
+    """The cases of a method: its presets on every backbone, and `variations` on the first.
 
     Default `backbones` are `BACKBONES`; presets also run on `DECODERS` for checks that depend on shapes. A
-    check that is not `on_each` runs on the first backbone only. A `Method` object, or several, is its own
-    only preset. `checks` selects by name from `CHECKS`; None selects those that run by default. Slow checks
-    (compiling) run for presets only. `quick` leaves out the pairs of options and, unless `checks` names them,
+    check that is not `on_each` runs on the first backbone only. `Method` objects are their own presets,
+    without variations. `checks` selects by name from `CHECKS`; None selects those that run by default. Slow
+    checks (compiling) run for presets only. `quick` leaves out variations and, unless `checks` names them,
     slow checks. Raises UserError if the name of the method or of a check is unknown, or if the method's
     plug-in fails to import.
     """
@@ -89,7 +89,7 @@ def conformance_cases(
 
 
 def variations(presets: Sequence[Method]) -> list[Method]:
-    """Methods that together show every possible pair of option values, based on the first preset.
+    """Variants of the first preset that, with the presets, show every possible pair of option values.
 
     Options are the fields with a fixed set of values (Literal, bool), except `shared_heads` and those in
     `unvaried`. Combinations are left out if the method refuses them, if an option has no effect in them, or

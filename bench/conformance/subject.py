@@ -95,7 +95,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone:
     """A random backbone of a kind, for 16 tokens or images of 16 pixels.
 
-    Without a `geometry`, it has the one in `GEOMETRIES` for its kind, or `GEOMETRY`.
+    By default, its geometry is that of its kind in `GEOMETRIES`, or else `GEOMETRY`.
     """
     geometry = geometry or GEOMETRIES.get(kind, GEOMETRY)
     return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
@@ -117,7 +117,7 @@ _pristine = cache(load_tiny)
 
 @dataclass(frozen=True)
 class Subject:
-    """A sized method and the backbones on which it is checked. They and the batches are on `device`."""
+    """A sized method and the backbones on which it is checked. Backbones and batches are on `device`."""
 
     method: Method
     kind: BackboneKind
@@ -235,7 +235,7 @@ def trained(adapter: Adapter, backbone: LoadedBackbone) -> dict[str, nn.Paramete
 
 
 def gradients(adapter: Adapter, backbone: LoadedBackbone, logits: Tensor) -> Gradients:
-    """The loss's gradients for adapter and head, by name. Their `.grad` is None afterwards."""
+    """The loss's gradients for adapter and head, by name. The parameters' `.grad` is None afterwards."""
     parameters = trained(adapter, backbone)
     loss(logits).backward()
     collected = {name: parameter.grad for name, parameter in parameters.items()}
@@ -269,7 +269,7 @@ def sites_of(method: Method, geometry: Geometry = GEOMETRY) -> set[Site]:
 
 
 def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:
-    """The places where modules and adapter hold tensors other than parameters and buffers."""
+    """Dotted paths at which modules and adapter hold tensors other than parameters and buffers."""
     lasting = {id(tensor) for tensor in (*backbone.module.parameters(), *backbone.module.buffers())}
     lasting |= {id(parameter) for parameter in adapter.named_parameters().values()}
     places: set[str] = set()

@@ -22,7 +22,7 @@ from bench.tasks.task import Examples
 class _Read:
     """A task's examples, a hash per example that is equal for duplicates, and the inputs themselves.
 
-    For images, the hashes stand for the inputs.
+    For images, the inputs are replaced by the hashes.
     """
 
     examples: Examples

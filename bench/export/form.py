@@ -60,7 +60,8 @@ class BaseOrigin:
     def label(self) -> str:
         """The origin's name in an export, without this machine's paths.
 
-        Names that begin with `./` are in the export's folder, or have to be put there.
+        A name with `./` is in the export's folder: written there, or for the user to copy there (a model of
+        their own).
         """
         if self.reference is None:
             return f"./{ORIGINAL}"
@@ -68,7 +69,7 @@ class BaseOrigin:
 
 
 class Form(ABC):
-    """A library's names of layers, its place for the head, and its way to load the model."""
+    """The parts of an export that depend on the library: names of layers, the head, and loading."""
 
     #: The prefix of the encoder's modules in the original model, including the dot.
     prefix = ""
@@ -134,7 +135,7 @@ class Form(ABC):
 
     @abstractmethod
     def bare(self) -> nn.Module:
-        """Builds the original model's class without weights, for the task's classes."""
+        """An untrained model of the original's class for the task's classes; may be a shared instance."""
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Tensor]]:

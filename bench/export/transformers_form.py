@@ -138,7 +138,7 @@ class TransformersForm(Form):
 
     @property
     def _beside(self) -> bool:
-        """Whether the head is beside the model."""
+        """Whether the head is in a file of its own beside the model."""
         return self.answers is None and not self.target.head
 
     def base(self) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class TransformersForm(Form):
             (folder / PROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _filled(self, state: Mapping[str, Tensor]) -> Any:
-        """The original model's class with the encoder's tensors, and a language model's output layer."""
+        """A model of the original's class with the encoder's tensors, and a language model's output layer."""
         model: Any = self.bare()
         load_state(model.get_submodule(self.prefix.removesuffix(".")), self.original_state(state))
         if self.answers is not None and (table := unembedding_of(self.backbone)) is not None:

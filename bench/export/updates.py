@@ -35,7 +35,7 @@ class Fused:
         return rows.unflatten(0, (len(self.parts), -1, self.head_size)).transpose(0, 1).flatten(0, 2)
 
     def update(self, updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
-        """One update of the layer from those of its parts (see `fuse`)."""
+        """The layer's update, joined from those of its parts (see `fuse`)."""
         joint = fuse(updates, widths)
         bias = None if joint.bias is None else self.ordered(joint.bias)
         return Update(joint.down, self.ordered(joint.up), bias)
@@ -53,9 +53,9 @@ def fused_layers(encoder: nn.Module) -> dict[str, Fused]:
 def fuse(updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
     """One update for layers that share their input and whose outputs, of these widths, are concatenated.
 
-    It is exact: the layers' down factors are stacked, and each up factor has its own block of rows and
-    columns, zero elsewhere. Its rank is that of the distinct down factors together. Layers without an update
-    have None.
+    The result is exact: the layers' down factors are stacked, and each up factor has its own rows and
+    columns, zero elsewhere. Its rank is that of the distinct down factors together. None stands for a layer
+    without an update.
     """
     downs: list[Tensor] = []
     places: dict[int, int] = {}

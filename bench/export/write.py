@@ -123,7 +123,10 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def _write_merged(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path) -> list[str]:
-    """Writes the merged model, with its tokenizer if there is one. Returns notes."""
+    """Writes the merged model, with its tokenizer if there is one. Returns notes.
+
+    Raises UserError for quantised weights, and as `Form.write_merged` does.
+    """
     if spec.quantise:
         raise UserError(
             f"--merged: weights in {spec.quantise} are too coarse to hold an update; leave it out for a "
@@ -219,7 +222,10 @@ def _loaded_logits(folder: Path, origin: BaseOrigin, inputs: Mapping[str, Tensor
 
 
 def _check(logits: Tensor, expected: Tensor) -> float:
-    """Returns the largest difference of the logits. Raises UserError if it is too large."""
+    """Returns the largest difference of the logits.
+
+    Raises UserError if the difference is too large or NaN, or if shapes differ.
+    """
     if logits.shape != expected.shape:
         raise UserError(
             f"the export gives logits of shape {tuple(logits.shape)}, not {tuple(expected.shape)}"

@@ -21,7 +21,7 @@ def owner() -> str:
 
 
 def _place() -> str:
-    """An id of the machine's current boot or of the container, since host names are not unique."""
+    """Identifies machine, current boot and container together, since host names are not unique."""
     boot = BOOT.read_text().strip() if BOOT.exists() else ""
     namespace = os.readlink(NAMESPACE).strip("pid:[]") if NAMESPACE.exists() else ""
     return "/".join((platform.node(), boot, namespace))
@@ -30,8 +30,8 @@ def _place() -> str:
 def _started(pid: int) -> str:
     """The start time of a process, which differs from that of a later process with the same id.
 
-    It does not depend on the wall clock, which may be reset. Empty for a process that has ended, even if its
-    parent has not collected it.
+    The value does not depend on the wall clock, which may be reset. Empty for a process that has ended, even
+    if its parent has not collected it.
     """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -44,7 +44,7 @@ def dead(owner: str) -> bool:
     """Whether the named process ran on this machine or in this container and has ended.
 
     False for a process on another machine, before a restart, or in another container, since its state is
-    unknown. Names stored by earlier versions have only the host name as their place.
+    unknown. Names stored by earlier versions identify the machine by its host name only.
     """
     place, _, rest = owner.partition(":")
     if place not in (_place(), platform.node()):

@@ -24,7 +24,7 @@ from methods.errors import UserError
 
 
 class _File(NamedTuple):
-    """The hash of a file, with size and time. It is hashed again only if size or time change."""
+    """The hash of a file, valid as long as size and time stay the same."""
 
     sha256: str
     size: int
@@ -118,7 +118,7 @@ _MENDABLE = {
 def cache_dir() -> Path:
     """The folder of all caches: `$TENSORBENCH_CACHE`, or `tensorbench` in the user's cache folder.
 
-    Created if missing. It may be read-only. Raises UserError if it cannot be created.
+    Created if missing; may be read-only. Raises UserError if the folder cannot be created.
     """
     named = os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")
     try:
@@ -168,7 +168,7 @@ def key_digest(key: dict[str, Any]) -> str:
 
 @contextmanager
 def _mendable(folder: Path) -> Iterator[None]:
-    """Context that converts a failure to write to `folder` to a UserError."""
+    """Context that converts errors of writing to `folder` that users can mend (a full disk) to UserError."""
     try:
         yield
     except OSError as error:
@@ -237,7 +237,7 @@ class CacheCheck:
 
 
 def check_cache() -> CacheCheck:
-    """Reads all files in the cache, regardless of size and time. Changes nothing."""
+    """Reads all files of which the cache has hashes, even with unchanged size and time. Changes nothing."""
     kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
     # The names of folders under construction begin with a dot.
     made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}

@@ -50,9 +50,9 @@ def _digest(files: tuple[_Version, ...], *, sized: bool) -> str:
 def written_whole(target: Path) -> Iterator[Path]:
     """Context that yields a temporary path. A file or folder written there becomes `target` at the end.
 
-    So `target` is always complete or absent, even if this process dies. If the block raises, nothing is kept.
-    Only one process at a time may write a target: an existing file at the temporary path counts as left over
-    from a dead process and is removed.
+    So `target` is always complete or absent, even if this process dies. If the `with` block raises, nothing
+    is kept. Only one process at a time may write a target: an existing file at the temporary path counts as
+    left over from a dead process and is removed.
     """
     unfinished = target.with_name(f".{target.name}.unfinished")
     remove(unfinished)

@@ -38,7 +38,7 @@ class Guard:
         _guards.add(self)
 
     def watch(self, pid: int) -> None:
-        """Ties the end of a process and its process group to the end of this process."""
+        """Makes the guard end a process and its process group when this process has ended."""
         self._tell(f"+{pid}\n")
 
     def forget(self, pid: int) -> None:

@@ -33,19 +33,19 @@ CARD = ("README.md",)
 class Lockable(Frozen):
     """A hub repository in a suite, with the hashes of its locked files.
 
-    The hashes are not a field, so no suite, trial id or record contains them. They are sent with the trial to
-    other processes that load the repository.
+    The hashes are not a field, so no suite, trial id or record contains them. Other processes that load the
+    repository get the hashes with the trial.
     """
 
     _locked: LockedFiles = PrivateAttr(())
 
     @property
     def locked(self) -> LockedFiles:
-        """The locked files. Empty without a lock."""
+        """The locked files with their hashes. Empty without a lock."""
         return self._locked
 
     def lock(self, files: LockedFiles) -> Self:
-        """The same repository with these files locked. Loading refuses them if their content differs."""
+        """The same repository with these files locked. Loading refuses a file whose content differs."""
         copy = self.model_copy()
         copy._locked = files
         return copy
@@ -75,7 +75,7 @@ def snapshot(
     Cached for the life of the process, so that a moving branch cannot change under a running suite.
     `HF_ENDPOINT` names a mirror; with `HF_HUB_OFFLINE=1` or without a network, the hub's cache is used.
     Raises UserError if there is no such repository or revision, if it is neither reachable nor in the cache,
-    or if a file is not the one in `locked`.
+    or if a file differs from its hash in `locked`.
     """
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download

@@ -41,8 +41,7 @@ def install() -> None:
 def deferred() -> Iterator[None]:
     """Context that defers interrupts in the main thread until its end, at most for `PATIENCE` seconds.
 
-    An interrupt that is pending is raised at its beginning, and a deferred one at its end. Other threads are
-    never interrupted.
+    A pending interrupt is raised on entry, a deferred one on exit. Other threads are never interrupted.
     """
     global _writing
     if threading.current_thread() is not threading.main_thread():
@@ -122,7 +121,7 @@ def raise_pending() -> None:
 
 
 def _swallowed(error: BaseException | None) -> bool:
-    """Whether an exception that Python ignored is or contains an interrupt not being handled now."""
+    """Whether an ignored exception is, or arose from, a KeyboardInterrupt that is not being handled now."""
     handled = sys.exception()
     while error is not None and error is not handled:
         if isinstance(error, KeyboardInterrupt):

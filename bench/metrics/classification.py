@@ -125,7 +125,7 @@ class Matthews(Metric):
 
 
 class Auroc(Metric):
-    """The probability that an example of a class has a higher output for that class than one outside.
+    """The probability that an example of a class has a higher output for it than an example outside it.
 
     Computed for the second of two classes, or as the mean over several classes or labels, each against the
     rest. Raises UserError for a class that all examples have, or none.

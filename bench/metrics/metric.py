@@ -91,6 +91,6 @@ class Metric(ABC):
 
 
 def about(score: float, influence: Array) -> Array:
-    """Contributions that vary like the influence, with the score as their mean."""
+    """Each example's influence, shifted so that the mean over examples is the score."""
     contributions: Array = score + influence - influence.mean()
     return contributions

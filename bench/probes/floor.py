@@ -17,7 +17,7 @@ from methods import Adapter, Backbone, Site
 
 
 def _product(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
-    """A product's number of operations by its factors' shapes. torch's counter calls it this way."""
+    """The operations of a matrix product, by its factors' shapes, in the form that torch's counter calls."""
     return 2 * math.prod(left) * right[-1]
 
 

@@ -51,7 +51,7 @@ TEXT_TOKENS = 128
 
 @dataclass(frozen=True)
 class Timing:
-    """The measurements of a contender: medians over rounds, in milliseconds and MiB.
+    """The measurements of one timed method: medians over rounds, in milliseconds and MiB.
 
     The `ratio_…` are medians of the ratios within each round.
     """
@@ -109,7 +109,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class _Round:
-    """One round of a contender: the fastest time of each part of a step, and further measurements."""
+    """One round of a timed method: the fastest time of each part of a step, and further measurements."""
 
     forward_ms: float
     backward_ms: float
@@ -127,7 +127,7 @@ class _Round:
 
 
 def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Contender]:
-    """The floor, the reference, LoRAs on the methods' sites, and every named method at every rank mode.
+    """One trained bias (the floor), LoRAs to compare with, and every named method at every rank mode.
 
     Raises UserError for an unknown name, and for a named method that does not fit this backbone or budget.
     With `all`, such methods are left out with a warning.
@@ -180,11 +180,11 @@ def measure(
     notify: Callable[[int, int, str], None],
     first: Callable[[str, str, float], None] = lambda *_: None,
 ) -> Iterator[list[Timing]]:
-    """Times every contender. Yields the timings of all rounds so far after each round.
+    """Times all `contenders`. After each round, yields the timings over all rounds so far.
 
-    `notify(done, all, label)` is called before a contender is timed, and in the first round `first(label,
-    rank mode, step in ms)` afterwards. `backbone_name` is a registered name; names of shapes begin with
-    `SHAPES`. Raises UserError for an unknown backbone or rank mode, and as `contenders` does.
+    `notify(done, all, label)` is called before a method is timed, and in the first round `first(label, rank
+    mode, step in ms)` afterwards. `backbone_name` is a registered name; names of shapes begin with `SHAPES`.
+    Raises UserError for an unknown backbone or rank mode, and as `contenders` does.
     """
     for mode in rank_modes:
         if mode not in RANK_MODES:
@@ -220,9 +220,9 @@ def _round(
     compiled: bool,
     earlier: Sequence[_Round] = (),
 ) -> _Round:
-    """Puts the contender on the backbone, warms it up, times it and detaches it.
+    """Puts a method's adapter on the backbone, warms it up, times it and detaches it.
 
-    Takes its multiplications from an earlier round if there was one.
+    Takes the number of multiplications from an earlier round if there was one.
     """
     adapter = contender.put(backbone, torch.Generator().manual_seed(0))
     try:
@@ -251,7 +251,7 @@ def _round(
 
 
 def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
-    """The timing of each contender, with medians over rounds. The floor and the reference come first."""
+    """The timing of each method, with medians over rounds, in the order of `contenders`."""
     totals = {
         contender: np.array([each.step_ms for each in rounds]) for contender, rounds in measured.items()
     }

@@ -3,9 +3,9 @@
 The updates of the attention projections form one fifth-order tensor, input × head size × head × projection ×
 layer, for any method. Its unfoldings are never built: their Gram matrices are computed from low-rank pairs.
 The output projection has its heads on its input side, so its mode of hidden size is its output side. A key or
-value head shared by query heads occurs in the tensor once for each of these. As a component, it is a head of
-its own site only, not part of a query head. Updates of the MLP have no heads and are not in the tensor, but
-they count as components.
+value head shared by query heads occurs in the tensor once for each query head. As a component, the shared
+head is a head of its own site only, not part of a query head. Updates of the MLP have no heads and are not in
+the tensor, but they count as components.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def singular_values(gram: Tensor) -> list[float]:
 def effective_rank(values: Sequence[float]) -> float:
     """exp of the entropy of the singular values' shares (Roy and Vetterli 2007, "The effective rank").
 
-    It is r for r equal values, and 0 if all are zero.
+    Equal values give their number, zeros give 0.
     """
     total = torch.tensor(values, dtype=torch.float64)
     if not float(total.sum()):
@@ -129,7 +129,7 @@ def effective_rank(values: Sequence[float]) -> float:
 
 
 def held_rank(values: Sequence[float]) -> int:
-    """The number of singular values that make up 99% of the squared norm. 0 if all are zero."""
+    """How many of the largest singular values make up 99% of the squared norm. 0 if all are zero."""
     energy = torch.tensor(values, dtype=torch.float64).square().cumsum(0)
     if not float(energy[-1]):
         return 0
@@ -314,7 +314,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """The drop of the validation metric if a part is removed, for each part. Positive if it gets worse."""
+    """The drop of the validation metric without each part. Positive if the metric gets worse."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     data = Resources(device).data(trial, backbone.info.input)
     sign = data.objective.metric.sign

@@ -58,7 +58,7 @@ def first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]
 
 
 def _joined(size: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each position, the smallest position in its connected component."""
+    """For each position, the smallest position connected to it by the pairs `first[i]`, `second[i]`."""
     # A slow import, needed only to prepare data.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -76,7 +76,7 @@ def _linked(firsts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def link(*keyings: Sequence[Hashable]) -> list[int]:
-    """Group numbers: examples with equal keys in any keying share a group, transitively.
+    """The group number of each example: equal keys in any of `keyings` join examples, transitively.
 
     A group's number is the position of its first example.
     """
@@ -108,7 +108,7 @@ def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
 
 
 def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
-    """Sorts positions in a pseudo-random order that depends only on `name` and the items."""
+    """Positions of the items in a pseudo-random order that depends only on `name` and the items."""
     digests = (hashlib.sha256(f"{name}\0{item}".encode()).digest() for item in items)
     return np.argsort(np.fromiter(digests, dtype="S32"), kind="stable")
 
@@ -121,7 +121,7 @@ LEAST = 20
 
 
 def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
-    """The strata of each example, which a deal distributes evenly: its classes, or its range of targets.
+    """The strata of each example: its classes or its range of targets. Every split gets its share of each.
 
     Examples without any class form a stratum, and so do all examples of a generation task.
     """
@@ -147,8 +147,9 @@ def blocks(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The positions of kept examples, and the number of each one's block. Blocks are never separated.
 
-    Duplicates form a block, and so does a group. Duplicates with different labels are dropped, except in
-    official `splits`, and except for ratings and answers (floats and texts), which need not agree.
+    A block is a set of examples that no split separates: duplicates, or a group. Duplicates with different
+    labels are dropped, except in official `splits`, and except for ratings and answers (floats and texts),
+    which need not agree.
     """
     kept = np.arange(len(labels))
     keyings = [first_places(keying) for keying in (contents, groups) if keying is not None]
@@ -171,12 +172,11 @@ def deal(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Deals examples into splits. Returns the positions of each split's examples.
 
-    Deals the blocks that `blocks` returns, large ones first. Each goes to the split in which it disturbs the
-    shares of classes least. Official test and validation splits keep their examples; a missing validation
-    split is dealt from train. Positions are shuffled, so that the first n of a split are a fair sample. A
-    `seed` changes deal and order. Raises UserError if a split is empty or lacks a class, if fractions do not
-    add up to 100, for a suite's fractions with official splits, and if every example duplicates one with
-    another label.
+    Blocks (see `blocks`) are dealt large ones first, each to the split whose shares of classes it disturbs
+    least. Official test and validation splits keep their examples; a missing validation split is dealt from
+    train. Positions are shuffled, so that the first n of a split are a fair sample. A `seed` changes deal and
+    order. Raises UserError if a split is empty or lacks a class, if fractions do not add up to 100, for a
+    suite's fractions with official splits, and if every example duplicates one with another label.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
     if not len(kept) and len(labels):
@@ -225,7 +225,7 @@ def _share_out(
     parts: Sequence[tuple[int, ...]],
     shares: Mapping[SplitName, int],
 ) -> dict[SplitName, NDArray[np.int64]]:
-    """Deals each block to the split whose distance from its shares of the strata grows least.
+    """Deals each block (see `blocks`) to the split whose distance from its shares of the strata grows least.
 
     `numbers`: the block of each position in `kept`. `parts`: the strata of each example. Blocks of equal size
     are ordered by `name` and their smallest id.
@@ -257,7 +257,7 @@ def _growth(counts: Counter[int], have: Counter[int], total: Counter[int], share
     """The increase of a split's distance from its share caused by a block with these class counts.
 
     The distance is chi-square: the sum over classes of (have - expected)² / expected, where expected is
-    `share` percent of `total`. Integer arithmetic gives the same split on every machine.
+    `share` percent of `total`. In integer units of 10⁻¹², so that every machine deals alike.
     """
     return sum(
         (n * n * 100 - 2 * n * (share * total[c] - 100 * have[c])) * 10**12 // (share * total[c])

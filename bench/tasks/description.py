@@ -211,7 +211,7 @@ class Description(Frozen):
         return self.model_copy(update={self.format: absolute(source)})
 
     def official(self, word: Any) -> SplitName | None:
-        """The split that a word in the data names. None if it names none."""
+        """The split that a word in the data names. None for any other word."""
         words = {name.casefold(): split for name, split in (self.splits or SPLIT_WORDS).items()}
         return words.get(str(word).strip().casefold())
 

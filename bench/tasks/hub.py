@@ -112,7 +112,8 @@ class HubTask(Task):
     def examples(self) -> Examples:
         """One example per row. Its id is its row plus a billion times the position of its split.
 
-        Raises UserError for missing files, and for columns, types or classes that contradict the task.
+        Raises UserError as `folder` does, for missing files, and for columns, types or classes that
+        contradict the task.
         """
         tables = {part: self._table(part, files) for part, files in self._files().items()}
         (first, names), *remaining = [
@@ -241,12 +242,15 @@ class HubTask(Task):
 
 
 def _place(file: Path, part: str) -> str:
-    """The pattern of a split's files. A data set must have only one per split."""
+    """A pattern for a split's file: names beginning with the split's, or all names in the file's folder.
+
+    A split with two patterns has its files twice.
+    """
     return f"{file.parent}/{part}*" if _begins(file) == part else f"{file.parent}/*"
 
 
 def _begins(file: Path) -> str:
-    """The beginning of a file's name, which may be a split's name."""
+    """The part of a file's name before the first hyphen or the ending, which may be a split's name."""
     return file.stem.split("-")[0]
 
 

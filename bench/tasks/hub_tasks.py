@@ -151,7 +151,7 @@ DTD, DTD_MERGED = Dtd(), DtdMerged()
 
 
 class EuroSat(HubImages):
-    """EuroSAT: 27,000 patches of 64×64 pixels. No split was published with them, so all are dealt."""
+    """EuroSAT: 27,000 patches of 64×64 pixels. No split was published, so all patches are dealt."""
 
     name = "eurosat"
     repository = "timm/eurosat-rgb"

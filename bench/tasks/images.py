@@ -67,7 +67,7 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
 def _check(content: bytes) -> None:
     """Raises ValueError for an image that `decoded` refuses, without decoding its pixels where possible.
 
-    Damaged pixels of a JPEG that has its end are found only by `decoded`.
+    If a JPEG has its end marker, only `decoded` notices damaged pixels.
     """
     with _explained():
         image = _opened(content)

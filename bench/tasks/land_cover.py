@@ -49,7 +49,7 @@ _Located = tuple[int, int, int]
 
 
 class LandCover(Task):
-    """Ten classes of 32-pixel patches; train, validation and test are in different blocks of 8.5 degrees.
+    """Ten classes of 32-pixel patches. No two splits share a square of 8.5 degrees of the globe.
 
     Patches with identical pixels (uniform ice) are taken once. From a class with more than 500 patches, 500
     are chosen over the whole globe by a fixed shuffle.

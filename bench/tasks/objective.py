@@ -56,8 +56,8 @@ class Objective:
     def guessing_loss(self, labels: Tensor) -> float | None:
         """The loss of the best constant answer. None for generation.
 
-        It is the entropy of the labels (for multi-label the mean over labels), or the variance of the
-        standardised targets.
+        For classes, the entropy of the labels (for multi-label the mean over labels); for regression, the
+        variance of the standardised targets.
         """
         if self.kind == "generation":
             return None
@@ -69,11 +69,11 @@ class Objective:
         return (torch.special.entr(share) + torch.special.entr(1 - share)).mean().item()
 
     def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
-        """The number of terms in the loss's mean, by which parts of a batch are weighted."""
+        """The number of examples (for generation, of tokens to predict) over which the loss is a mean."""
         return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)
 
     def answers(self, outputs: Tensor) -> NDArray[Any]:
-        """Classes (N,), class flags (N, classes), numbers (N,), or whether answers are correct (N,)."""
+        """The answers: classes (N,), flags (N, classes), numbers (N,), or 1 for each correct text (N,)."""
         if self.kind == "single label":
             return np.asarray(outputs.argmax(1))
         if self.kind == "multi-label":
@@ -83,7 +83,7 @@ class Objective:
         return np.asarray(outputs.squeeze(1).double() * self.spread + self.centre)
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """The metric of outputs and labels, both on the CPU. Raises UserError if undefined for them."""
+        """The metric of outputs and labels, both on the CPU. Raises UserError if the metric is undefined."""
         predictions = self.answers(outputs) if self.metric.reads == "answers" else np.asarray(outputs)
         return self.score_of(predictions, np.asarray(self.targets(labels)))
 
@@ -165,7 +165,7 @@ def as_labels(task: Task, labels: Tensor) -> list[Any]:
 
 
 def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[int]) -> None:
-    """Raises UserError if an answer in the data has no final part: every written answer would be wrong."""
+    """Raises UserError if a correct answer has no final part, since every written answer would be wrong."""
     for answer, number in zip(answers, ids, strict=True):
         if not extracted(answer, task.answer_after):
             after = " or ".join(map(shown, task.answer_after))
@@ -196,7 +196,7 @@ def extracted(text: str, phrases: Sequence[str]) -> str | None:
 
 
 def same(answer: str | None, right: str | None) -> bool:
-    """Whether an answer is correct. Compares numbers or fractions if both are, otherwise texts.
+    """Whether an answer is correct. Compares two numbers or fractions by value, anything else as texts.
 
     A missing answer is wrong. Unlike in peft, equal texts that read as NaN are equal.
     """

@@ -78,7 +78,7 @@ def _homes(description: Description, folder: Path) -> list[tuple[SplitName | Non
 
 
 def _seen(folder: Path, file: Path) -> bool:
-    """Whether neither the file nor any folder on its path is hidden."""
+    """Whether neither the file nor any folder between it and `folder` is hidden."""
     return not any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
@@ -116,7 +116,7 @@ def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
 
 
 def inside(root: Path, name: str, line: str) -> Path:
-    """The file of this name below a folder. Raises UserError if it is elsewhere or missing."""
+    """The file of this name below a folder. Raises UserError if the file is elsewhere or missing."""
     try:
         path = (root / name).resolve()
         if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):

@@ -25,9 +25,9 @@ def read_labels(
 ) -> tuple[tuple[str, ...], Sequence[Any]]:
     """The classes, and the label of each row as in `Examples`.
 
-    With several label columns, a value is a tuple. `line` gives a row's name in messages. Raises UserError
-    for a label that is missing, of the wrong type, or not one of the classes, and for too few or too many
-    different labels.
+    With several label columns, a value in `parts` is a tuple. `line` gives a row's name in messages. Raises
+    UserError for a label that is missing, of the wrong type, or not one of the classes, and for too few or
+    too many different labels.
     """
     reader = _Reader(description, line)
     values = [value for part, _ in parts for value in part]
@@ -59,9 +59,9 @@ def read_labels(
 
 
 def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[str, str] | None:
-    """Maps a part's class numbers to those of the first part, by name. None if no number changes.
+    """Maps a part's class numbers to those of earlier parts, by name. None if names are missing or equal.
 
-    `stored_names` are the first part's names. New names are added to them.
+    `stored_names` are the names of earlier parts, in their order. New names are added to this list.
     """
     if names is None or not stored_names or list(names) == stored_names:
         return None

@@ -83,7 +83,7 @@ def described(name: str, description: Description) -> Task:
 
 
 def _where_from(path: Path) -> str:
-    """The source of public data that our suites expect in a folder, as the end of a message."""
+    """The end of a message about a missing path: where to get the public data that our suites expect."""
     places = [
         f"; {place} says where to get {folder}" for folder, place in PUBLISHED.items() if folder in path.parts
     ]
@@ -92,7 +92,7 @@ def _where_from(path: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _own(name: str, description: str, stamps: tuple[tuple[str, str, int, int], ...]) -> OwnTask:
-    """Makes the task. It is kept in memory as long as its files do not change."""
+    """Makes the task. While its files do not change, later calls return the same one."""
     return OwnTask(name, Description.model_validate_json(description))
 
 

@@ -50,7 +50,7 @@ FILE = "data/enwiki/000_00000.parquet"
 
 
 def articles(count: int) -> list[str]:
-    """The texts of the first articles of FineWiki. Reads only their part of the 2.5 GB file from the hub.
+    """The texts of the first articles of FineWiki. Reads only a part of the 2.5 GB file.
 
     Raises UserError if the file is neither reachable nor in the hub's cache.
     """
@@ -86,7 +86,7 @@ TEXTS: dict[TextName, PlainText] = {
 
 
 def plain_tokens(name: TextName, model_input: TextInput) -> tuple[Tensor, ...]:
-    """The token ids (tokens,) of each document, with the tokenizer's first token. Kept in the cache.
+    """The token ids (tokens,) of each document, from the cache if possible.
 
     Raises UserError for texts that are not available or cannot be stored.
     """

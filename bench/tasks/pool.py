@@ -97,8 +97,8 @@ def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
 class Pool:
     """The M examples from which the splits of every seed are dealt.
 
-    `kept`: int64 (M,), their positions among all examples. `numbers`: int64 (M,), their blocks. `labels` (M,
-    …), as `as_tensor` returns them. `splits`: their official splits, as indices into SPLITS.
+    `kept`: int64 (M,), positions among all examples. `numbers`: int64 (M,), blocks (see `dealing.blocks`).
+    `labels` (M, …), as `as_tensor` returns them. `splits`: official splits, as indices into SPLITS.
     """
 
     kept: NDArray[np.int64]
@@ -166,8 +166,8 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
 def split_count(task: Task, split: SplitName) -> int | None:
     """The number of examples in a split shared by all seeds. None if a plan does not know it.
 
-    That is so before a download, and for images to be dealt, since all would have to be decoded. Raises
-    UserError for data that cannot be split.
+    The number is unknown before a download, and for images to be dealt, which would all have to be decoded.
+    Raises UserError for data that cannot be split.
     """
     if task.sizes is not None:
         return task.sizes[SPLITS.index(split)]

@@ -73,9 +73,9 @@ def data_key(
 ) -> dict[str, Any]:
     """The identity of the prepared examples as JSON, computed without the data.
 
-    `per_seed`: each seed has its own split. A trial's id must also cover the seed, the sizes of the subsets,
-    the padding of texts and, for images, `mean` and `std`. Raises UserError for a backbone of another
-    modality, `max_tokens` below 1, and a `resize` below the image size.
+    `per_seed` means that each seed has its own split. A trial's id must also cover the seed, the sizes of the
+    subsets, the padding of texts and, for images, `mean` and `std`. Raises UserError for a backbone of
+    another modality, `max_tokens` below 1, and a `resize` below the image size.
     """
     if task.modality != model_input.modality:
         raise UserError(
@@ -166,7 +166,10 @@ def _folder(task: Task, model_input: ModelInput, key: dict[str, Any], sizes: Siz
 
 
 def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> dict[str, Tensor]:
-    """Reads the first `size` examples of a prepared split."""
+    """Reads the first `size` examples of a prepared split, or all.
+
+    Raises UserError as `check_size` does.
+    """
     with safe_open(folder / f"{split}.safetensors", framework="pt") as file:
         available = file.get_slice("labels").get_shape()[0]
         check_size(task, split, size, available)
@@ -237,7 +240,7 @@ def build_texts(
 
 
 def build_text_pool(source: ExampleSource, model_input: TextInput, max_tokens: int, folder: Path) -> None:
-    """Writes one file with all texts, from which the splits of every seed are dealt.
+    """Writes one file with the pool's texts, from which the splits of every seed are dealt.
 
     Raises UserError for texts that cannot be read or tokenised.
     """
@@ -256,7 +259,7 @@ def build_images(source: ExampleSource, model_input: ImageInput, folder: Path) -
 
 
 def build_image_pool(source: ExampleSource, model_input: ImageInput, folder: Path) -> None:
-    """Writes one file with all images, from which the splits of every seed are dealt.
+    """Writes one file with the pool's images, from which the splits of every seed are dealt.
 
     Raises UserError for images that cannot be read, or need more memory than is free.
     """

@@ -30,7 +30,7 @@ _LEAST_RATING = 0.5
 
 
 class _RatedSentences(Task):
-    """Positive or negative, by the sign of the mean rating. Omits ratings strictly within ±0.5."""
+    """Sentences labelled by the sign of their mean rating. Omits ratings strictly within ±0.5."""
 
     modality = "text"
     paired = False

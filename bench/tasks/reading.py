@@ -86,7 +86,7 @@ def image_content(image: NDArray[np.uint8]) -> bytes:
 def _check(
     task: Task, what: str, values: Iterable[Any], read: Callable[[Any], Value], accepted: str
 ) -> list[Value]:
-    """Applies `read` to each value. Raises UserError if `read` raises TypeError or ValueError."""
+    """The values as `read` returns them. Raises UserError if `read` raises TypeError or ValueError."""
     return [_read(task, what, row, value, read, accepted) for row, value in enumerate(values)]
 
 

@@ -195,6 +195,6 @@ class PreparedData:
         return self.objective.outputs
 
     def to(self, device: torch.device | str) -> PreparedData:
-        """The same data with each split on `device`, as its own `to` moves it."""
+        """The same data with each split on `device` (see `TextSplit.to`)."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
         return replace(self, train=train, validation=validation, test=test)

@@ -83,7 +83,7 @@ def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> N
 
 
 def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields each row below the header with its first line's number. Quoted values may span several lines.
+    """Yields each row below the header and the number of its first line. Values may span several lines.
 
     Skips empty lines, as pandas does.
     """
@@ -296,8 +296,8 @@ def blank_row(column: Any) -> int | None:
 def embedded_images(column: Any, where: Callable[[int], str]) -> Any:
     """The encoded images of a column as an array of bytes. Raises UserError unless all are embedded.
 
-    `where` gives the name of a row in messages. `datasets.Image` stores a path beside the bytes. It is never
-    followed, since it could name any file of this machine and any address.
+    `where` gives the name of a row in messages. The path that `datasets.Image` stores beside the bytes is
+    never followed, since it could name any file of this machine and any address.
     """
     from pyarrow import compute, types
 

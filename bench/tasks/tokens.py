@@ -36,10 +36,10 @@ def prompted(
 ) -> tuple[list[list[int]], list[bool]]:
     """The token ids of each text's prompt, and whether the prompt was cut.
 
-    Prompts begin with the tokenizer's first token and lack its last, since an answer follows. A prompt that
-    exceeds `max_tokens` together with its answer is cut from the left, so that the question at its end
-    remains. Raises UserError for a prompt without a place for the texts, for words without tokens, and if
-    `max_tokens` leaves no room for the text.
+    Prompts begin with the `bos_token` if the tokenizer adds it, and have no end token, since an answer
+    follows. A prompt that exceeds `max_tokens` together with its answer is cut from the left, so that the
+    question at its end remains. Raises UserError for a prompt without a place for the texts, for words
+    without tokens, and if `max_tokens` leaves no room for the text.
     """
     prompt.check(paired=isinstance(texts[0], tuple))
     longest = max(map(len, prompt.word_tokens(tokenizer)))
@@ -60,10 +60,10 @@ def prompted(
 def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Sequence[str]) -> Arrays:
     """The arrays of N prompts, each followed by its answer and the token that ends a text.
 
-    They are `tokens`, end to end, with their `lengths`; `prompts`, the number of tokens in each prompt;
-    `cut`, whether an example exceeded `max_tokens`; and `answer_bytes` with `answer_sizes`, the correct
-    answers in UTF-8. A prompt that leaves no room is cut from the left, an answer from the right. Raises
-    UserError if the tokenizer has no end token, and if `max_tokens` leaves no room.
+    The arrays are `tokens`, end to end, with `lengths` of examples; `prompts`, the number of tokens in each
+    prompt; `cut`, whether an example exceeded `max_tokens`; and `answer_bytes` with `answer_sizes`, the
+    correct answers in UTF-8. A prompt that leaves no room is cut from the left, an answer from the right.
+    Raises UserError if the tokenizer has no end token, and if `max_tokens` leaves no room.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the backbone's tokenizer has no token that ends a text, with which answers end")

@@ -1,8 +1,8 @@
 """The converged head: a linear model of the frozen features, fitted by scikit-learn.
 
-Features are standardised by the training split. The model is fitted to the training split for every strength
-of the L2 penalty, and the lowest validation loss decides. The head then holds the same function of the
-unstandardised features, so that evaluation, saving and export need no special case.
+Features are standardised by the training split. The model is fitted to the training split for ever weaker L2
+penalties, until the validation loss stops falling; the fit with the lowest loss is kept. The head then holds
+the same function of the unstandardised features, so that evaluation, saving and export need no special case.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Fit:
-    """A linear model of standardised features for one C."""
+    """A linear model of standardised features for one C, the inverse of the L2 penalty's strength."""
 
     c: float
     #: Weights (outputs, features) and biases (outputs,).
@@ -98,7 +98,7 @@ def fit_head(
 def choose(features: Standardised, train: Tensor, validation: Tensor, objective: Objective) -> Fit:
     """Chooses the fit with the lowest validation loss; on a tie the strongest penalty.
 
-    `train` and `validation` are labels.
+    `train` and `validation` are labels. Stops after `PATIENCE` fits without a lower loss.
     """
     if objective.kind == "regression":
         fits = _ridge(features.train, ((train.double() - objective.centre) / objective.spread).numpy())
@@ -182,7 +182,7 @@ def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
 def _path(features: Floats, labels: NDArray[np.int64]) -> Iterator[tuple[float, Floats, Floats, bool]]:
     """Yields every C with weights (classes, features), biases (classes,) and whether lbfgs converged.
 
-    Two classes have a single row. Each solution is the start of the next.
+    For two classes, these have a single row. The solver starts from the previous C's solution.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -28,7 +28,7 @@ def finished(outcome: Outcome) -> Record:
 
 
 def _predictions(outcome: Outcome) -> bytes:
-    """Writes the table of predictions, with the columns of `bench.records.predictions`."""
+    """The table of predictions as a parquet file, with the columns of `bench.records.predictions`."""
     answers = {"label": outcome.labels.numpy(), "prediction": outcome.final.answers}
     columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in answers.items():

@@ -22,8 +22,8 @@ TOKENS_AT_ONCE = 1024
 def text_loss(backbone: LoadedBackbone, text: Sequence[Tensor], recipe: Recipe) -> tuple[float, int]:
     """Returns the mean loss over all tokens except the first of each document, and their number.
 
-    `text` has the token ids (tokens,) of each document. This function puts the backbone into evaluation
-    mode. Its adapter should be inside `Adapter.hold`, to contract its factors only once.
+    `text` has the token ids (tokens,) of each document. Puts the backbone into evaluation mode. Call it
+    inside `Adapter.hold`, so that the adapter contracts its factors only once.
     """
     encoder, table = backbone.module.encoder, unembedding_of(backbone)
     device = next(encoder.parameters()).device

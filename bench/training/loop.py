@@ -74,7 +74,7 @@ class Trained:
 
 @dataclass
 class Evaluation:
-    """Outputs (N, outputs) on the CPU, their metric and mean loss, and the answers read from them."""
+    """Outputs (N, outputs) on the CPU, their metric and mean loss, and the answers that the outputs mean."""
 
     logits: Tensor
     metric: float
@@ -86,7 +86,7 @@ class Evaluation:
 
 
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
-    """Yields the indices of one pass in batches of examples with similar lengths.
+    """Yields the index of every example once, in batches of examples with similar lengths.
 
     `order` shuffles examples and batches. Without it, examples are ordered by length, or stay in the split's
     order if all have one width.
@@ -319,7 +319,7 @@ def _backward(
 
 
 def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
-    """The adapter's parameter groups, with cores in their own group."""
+    """The adapter's parameter groups, with cores moved to a group "core". Empty groups are left out."""
     core = {id(parameter) for parameter in adapter.core()}
     groups = []
     for group in adapter.parameter_groups():

@@ -96,7 +96,7 @@ class PeakMemory:
 
 
 def _give_back() -> None:
-    """Returns memory to the system that the allocator kept after earlier trials."""
+    """Returns to the system the memory that the allocator kept after earlier trials."""
     with suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 

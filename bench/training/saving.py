@@ -66,7 +66,7 @@ class Saving:
         )
 
     def check(self, trials: Sequence[Trial]) -> None:
-        """Raises UserError if the options would change a trial's result."""
+        """Raises UserError if the options cannot be used for a trial or would change its result."""
         from methods import from_identity
 
         for trial in trials:
@@ -134,7 +134,7 @@ def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
 
 
 def _switch(encoder: Any) -> Any:
-    """Returns the function that switches an encoder's gradient checkpointing. None if it has none."""
+    """Returns the function that switches an encoder's gradient checkpointing. None if there is none."""
     if hasattr(encoder, "set_grad_checkpointing"):
         return encoder.set_grad_checkpointing
     if not getattr(encoder, "supports_gradient_checkpointing", False):

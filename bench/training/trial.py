@@ -146,14 +146,14 @@ class Resources:
         return plain_tokens(trial.forgetting, backbone.info.input)
 
     def bare_loss(self, trial: Trial, backbone: LoadedBackbone, text: Sequence[Tensor]) -> float:
-        """The bare backbone's mean loss per token on a text. Measured once per text and precision."""
+        """The backbone's mean loss per token without adapter. Measured once per text and precision."""
         key = (str(trial.forgetting), trial.recipe.precision)
         if key not in self._bare:
             self._bare[key], _ = text_loss(backbone, text, trial.recipe)
         return self._bare[key]
 
     def inference(self, trial: Trial, measure: Callable[[], Measures]) -> Measures:
-        """Returns the times of the trial's forwards, measured once per worker for all seeds."""
+        """Returns forward times, measured for the first trial with the same method, data and precision."""
         content = trial.model_dump(mode="json", include={"method", "data"})
         key = json.dumps([content, trial.recipe.precision], sort_keys=True)
         if key not in self._inference:
@@ -281,7 +281,7 @@ def _forgetting(
     text: Sequence[Tensor] | None,
     before: float | None,
 ) -> Measures:
-    """Mean losses per token on a text, of the bare and the adapted backbone. Empty without `before`."""
+    """Mean losses per token on a text, without and with the adapter. Empty if `before` is None."""
     if text is None or before is None:
         return {}
     with torch.inference_mode(), adapter.hold():
@@ -292,7 +292,7 @@ def _forgetting(
 def _in_use(
     trial: Trial, resources: Resources, backbone: LoadedBackbone, adapter: Adapter, data: PreparedData
 ) -> Measures:
-    """Times forwards of a few examples, measures the adapter's effect on them, and detaches it."""
+    """Times forwards of a few examples, measures the adapter's effect on them, and detaches the adapter."""
     batch = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
     has_parameters = adapter.parameter_count > 0
     with adapter.hold():

@@ -1,4 +1,4 @@
-"""Verification of stored results. It changes nothing."""
+"""Verifies stored results without changing anything."""
 
 from __future__ import annotations
 

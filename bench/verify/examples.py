@@ -75,7 +75,7 @@ def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataF
 
 @dataclass
 class Splits:
-    """Compares the examples and labels that trials scored on the same split have stored."""
+    """Compares the stored examples and labels of trials that were scored on the same split."""
 
     #: By a split's key: each trial's finding and the hash of its examples.
     _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))

@@ -53,7 +53,7 @@ class Rerun:
 
 @dataclass
 class Examined:
-    """Findings about one stored run, or about a plan. Checks add to them."""
+    """Collects the findings of checks about one stored run or about a plan."""
 
     experiment: str
     record: Record | None = None

@@ -1,4 +1,4 @@
-"""Labels and tolerances from the suites of an experiment. Trial ids do not cover them."""
+"""Labels and tolerances from the suites of an experiment. Trial ids cover neither."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def source_of(spec: BackboneSpec) -> str:
-    """The source of a backbone, equal on every machine and for every revision."""
+    """A text for a backbone's source, the same on every machine and for every revision."""
     place = spec.local.name if spec.local else ""
     timm = (spec.timm or "").partition("@")[0]
     fields = (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype, spec.quantise)

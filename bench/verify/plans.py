@@ -23,8 +23,8 @@ from methods.validation import explained
 def examine_plan(source: Source, labels: Labels, access: Access | None = None) -> Examined:
     """Checks the ids of a plan's trials, and its rows against the trials.
 
-    `labels` are those of its suite. `access` tells which files and repositories may be opened. None allows
-    all.
+    `labels` are those of the plan's suite. `access` tells which files and repositories may be opened. None
+    allows all.
     """
     findings = Examined(source.name)
     try:
@@ -42,7 +42,7 @@ def examine_plan(source: Source, labels: Labels, access: Access | None = None) -
 
 
 def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
-    """The planned trial. None if its id differs from the stored one."""
+    """The planned trial. None if it is invalid or its id differs from the stored one."""
     try:
         trial = Trial.model_validate(planned.model_dump(exclude={"id"}))
     except ValidationError as error:
@@ -83,7 +83,7 @@ def _check_row(
 
 
 def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
-    """The settings shared by the seeds of a row. Hashes represent backbone and task."""
+    """The fields in which all trials of a row must agree. Hashes represent backbone and task."""
     content = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
     if row.studies:
         content["recipe"] = {
@@ -93,7 +93,7 @@ def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
 
 
 def _check_studies(findings: Examined, where: str, studies: StudyPlan, trials: Mapping[int, Trial]) -> None:
-    """Checks that trials have the learning rates of their positions in the window."""
+    """Checks that each trial has the planned rates, at the planned offset from the study's centre."""
     for seed, trial in trials.items():
         place = studies.trials.get(seed)
         if place is None:
@@ -130,14 +130,14 @@ def _check_names(
 
 
 def _as_written(value: Any) -> str:
-    """The value of a recipe's field as written in a suite."""
+    """The value of a recipe's field as text in a row's name."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _check_budget(
     findings: Examined, where: str, row: PlannedRow, resolved: Resolved, labels: Labels
 ) -> None:
-    """Checks the number of parameters that a budget's name implies, and the tolerance of the count."""
+    """Checks a row's ranks and numbers of parameters against its budget's name and tolerance."""
     requested, match = (
         None,
         re.fullmatch(r"(isorank|isoparameters) (\d+)|([\d,]+) parameters", row.budget or ""),

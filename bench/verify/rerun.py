@@ -191,7 +191,7 @@ def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float
 
 @contextmanager
 def _threads(record: Record) -> Iterator[None]:
-    """Context with the trial's number of threads, on which the order of its sums depends."""
+    """Context in which torch uses the trial's number of threads, which decides the order of its sums."""
     before, then = torch.get_num_threads(), record.provenance.get("threads", "")
     if then.isdecimal() and int(then) > 0:
         torch.set_num_threads(min(int(then), 1024))

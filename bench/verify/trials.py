@@ -75,8 +75,8 @@ def examine(
 ) -> tuple[Examined, Trial | None]:
     """Checks one run. Returns the findings, and its trial if the configuration can be trusted.
 
-    `labels` are those of its suite, `access` tells what a run from a pack may open, and `splits` collects the
-    examples on which it was scored.
+    `labels` are those of the run's suite, `access` tells what a run from a pack may open, and `splits`
+    collects the examples on which the trial was scored.
     """
     findings = Examined(source.name, record)
     with TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def examine(
 
 
 def _files(findings: Examined, source: Source, record: Record, folder: Path) -> dict[Artifact, Path]:
-    """Copies of the readable artifacts, without those whose hash differs."""
+    """Paths in `folder` of copied artifacts, without those that cannot be read or have another hash."""
     try:
         digests = hashes(record)
     except UserError as error:
@@ -130,7 +130,7 @@ def _files(findings: Examined, source: Source, record: Record, folder: Path) -> 
 
 
 def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
-    """The trial of a configuration. None if its id differs from the stored one."""
+    """The trial of a configuration. None if it is invalid or its id differs from the stored one."""
     try:
         stored = StoredConfig.model_validate_json(config)
         trial = Trial.model_validate(stored.trial)
@@ -149,7 +149,7 @@ def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
 
 
 def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved | None:
-    """Method and backbone of a trial. None if this machine lacks them or has different ones.
+    """Method and backbone of a trial. None if this machine lacks one, or has other weights.
 
     `access` tells which files and repositories may be opened. None allows all.
     """
@@ -201,7 +201,7 @@ def _unscaled(label: str) -> str:
 
 
 def _is_written(value: str, stored: Any) -> bool:
-    """Whether a text is the written form of a recipe's value."""
+    """Whether a value in brackets after a method's stored name agrees with the recipe's."""
     try:
         return math.isclose(float(value), stored, rel_tol=1e-5)
     except (TypeError, ValueError):
@@ -328,7 +328,7 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.Da
 
 
 def check_selected(findings: Examined, record: Record, losses: Mapping[float, float]) -> None:
-    """Compares the validation loss by which trials are chosen with that of its epoch, if `losses` has any."""
+    """Compares the stored loss of the selected epoch with that epoch's in `losses`, if there are any."""
     stored, epoch = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.SELECTED_EPOCH)
     if losses and stored is not None and math.isfinite(stored):
         of_epoch = math.nan if epoch is None else losses.get(epoch, math.nan)
@@ -337,11 +337,11 @@ def check_selected(findings: Examined, record: Record, losses: Mapping[float, fl
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Score, loss and answers recomputed from a trial's stored outputs."""
+    """Score and loss recomputed from a trial's stored outputs, and how many answers contradict them."""
 
     score: float
     loss: float
-    #: The number of stored answers that differ from the recomputed ones.
+    #: The number of stored answers that contradict the stored outputs.
     wrong: int
     #: The largest difference between this loss and that of unrounded outputs.
     rounding: float = 0.0

@@ -23,7 +23,7 @@ FITTED = (Geometry(384, 6, 12, 1536), Geometry(320, 5, 7, 1280))
 
 
 def identity(subject: Subject) -> None:
-    """The stored identity is JSON, restores the method, and `idle` options have no effect."""
+    """The identity survives JSON and restores the method. Options named in `idle` change no outputs."""
     method = subject.method
     stored = json.loads(json.dumps(method.identity()))
     expect(bool(method.label.strip()), "the label is empty")
@@ -42,7 +42,7 @@ def identity(subject: Subject) -> None:
 
 
 def _in_training(subject: Subject, method: Method) -> Tensor:
-    """Outputs in training mode after moving the parameters. They depend on start, forward and dropout."""
+    """Outputs in training mode with moved parameters, which depend on start, forward and dropout."""
     backbone, _ = subject.randomised(method=method)
     backbone.module.train()
     torch.default_generator.manual_seed(7)
@@ -114,7 +114,7 @@ def _sizes(method: Method) -> list[Method]:
 
 
 def isorank(subject: Subject) -> None:
-    """`isorank` makes every rank equal, and a higher rank never counts less.
+    """`isorank` makes all ranks equal, and a higher rank never gives fewer parameters.
 
     `with_size` sets the requested ranks, each rank has a name and a limit, and options are unchanged.
     """
@@ -141,7 +141,7 @@ def isorank(subject: Subject) -> None:
 def fit(subject: Subject) -> str:
     """`fit` comes near to a budget, keeps options, and refuses a budget of zero.
 
-    With a single rank, no neighbour is nearer. With several, `fit_tolerance` limits the distance.
+    With a single rank, no neighbouring rank is nearer. With several, `fit_tolerance` limits the distance.
     """
     method, worst = _sizeable(subject), 0.0
     for geometry in FITTED:
@@ -179,7 +179,7 @@ def fit(subject: Subject) -> str:
 
 
 def _smallest(method: Method, geometry: Geometry) -> Method:
-    """The method with its smallest equal ranks for a geometry."""
+    """The method with all ranks 1, or else 2. Raises AssertionError if neither can be counted."""
     for rank in (1, 2):
         smallest = method.isorank(rank)
         try:
@@ -197,7 +197,7 @@ def _sizeable(subject: Subject) -> Method:
 
 
 def sites(subject: Subject) -> None:
-    """Exactly the declared projections of every layer are adapted. A backbone without one is refused."""
+    """Exactly the declared projections of every layer are adapted. A backbone that lacks one is refused."""
     backbone = subject.backbone()
     adapter = subject.attach(backbone)
     if subject.method.projections:

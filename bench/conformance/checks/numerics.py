@@ -124,9 +124,9 @@ def streams(subject: Subject) -> str | None:
 
 
 def _shifts(subject: Subject, method: Method) -> str:
-    """The method's reason to shift the backbone's dropout. Empty if it does not shift it.
+    """The method's reason to change the draws of the backbone's dropout. Empty if they stay the same.
 
-    Raises CheckFailed for a reason without a shift, and for a shift without a reason.
+    Raises CheckFailed for a reason without a change, and for a change without a reason.
     """
     states = []
     for adapted in (False, True):

@@ -136,7 +136,7 @@ def transients(subject: Subject) -> None:
 
 
 def hold(subject: Subject) -> None:
-    """Outputs inside `hold` equal those outside. Its tensors are released at its end, even after an error."""
+    """Outputs inside `hold` equal those outside, and its end releases its tensors, even after an error."""
     backbone, adapter = subject.randomised()
     batch = subject.batch()
     expected = outputs(backbone, batch)
