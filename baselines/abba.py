@@ -84,7 +84,7 @@ class ABBA(HadamardMethod):
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:
-        """Attention only: with the MLP, rank 1 exceeds the count of LoRA r=4 on query, key and value."""
+        """The method on attention only: with the MLP, rank 1 exceeds LoRA r=4 on query, key and value."""
         return (cls.model_validate({"targets": "qkvo"}),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> HadamardPairs:

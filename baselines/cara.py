@@ -77,7 +77,7 @@ class CaRA(OneRank, StackedMethod):
         return rank * modes + sum(geometry.shape(name)[0] for name in geometry.having(BIASED))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger, over the two tensors, of the product of all modes but the largest."""
+        """The product of all modes but the largest, of the tensor for which it is larger."""
         return (max(cp_limit(self.attention_shape(geometry)), cp_limit(self.mlp_shape(geometry))),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

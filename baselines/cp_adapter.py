@@ -46,7 +46,7 @@ class CPAdapter(OneRank, Targeted, LowRankMethod):
         return geometry.layers * rank * sizes
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The product of all modes but the largest, for the largest tensor."""
+        """The largest rank that any projection's tensor needs: the product of its modes but the largest."""
         return (max(cp_limit(modes_of(in_) + modes_of(out)) for out, in_ in self.adapted(geometry).values()),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

@@ -45,7 +45,7 @@ class DoTA(TrainsOfSites, StartKept):
     fixed_start: ClassVar[str] = "DoTA starts from the weights"
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The modes of every train of a layer, each the product of an output mode and an input mode."""
+        """The mode sizes of each tensor train in a layer: products of an output mode and an input mode."""
         sides = [modes_of(*shape) for shape in self.adapted(geometry).values()]
         return [tuple(m * n for m, n in zip(*pair, strict=True)) for pair in sides]
 

@@ -44,7 +44,7 @@ class _FacT(OneRank, StackedMethod):
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
     def slices(self, geometry: Geometry) -> Slices:
-        """The slices of a layer."""
+        """The slices into which the projections of a layer are cut."""
         return Slices.of(GATED_PROJECTIONS, geometry)
 
     def ends(self, geometry: Geometry) -> int:

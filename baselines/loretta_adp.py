@@ -52,14 +52,14 @@ class LoRETTAAdapter(OneRank):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts 2·L · (2 · Σ r₋·n·r₊ + width + d) for the cores (r₋, n, r₊) of a matrix.
 
-        L is the number of layers and d the hidden size.
+        L is the number of layers, d the hidden size, and `width` the size of the bottleneck.
         """
         modes = loretta_modes(geometry.hidden, self.width)
         per_site = 2 * train_count(modes, rank) + self.width + geometry.hidden
         return len(self.projections) * geometry.layers * per_site
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The rank that is sufficient for every matrix of this shape."""
+        """The bond rank with which a train can represent every (hidden, width) matrix."""
         return (train_limit(loretta_modes(geometry.hidden, self.width)),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:

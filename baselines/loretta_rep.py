@@ -43,7 +43,7 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
         return "LoRETTA starts both of its factors at random" if self.start == "published" else ""
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The modes of all trains of a layer."""
+        """The mode sizes of each tensor train in a layer."""
         sizes = [size for out, in_ in self.adapted(geometry).values() for size in (in_, out)]
         return [loretta_modes(size, self.width) for size in sizes]
 
@@ -52,7 +52,7 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
 
 
 class _TwoTrains(OwnPairs):
-    """For each projection the trains A and B of all layers."""
+    """The tensor trains of A and of B for every projection, each stacked over the layers."""
 
     def __init__(self, method: LoRETTA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

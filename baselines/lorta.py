@@ -51,7 +51,7 @@ class LoRTA(OneRank, StackedMethod):
         return rank * sum(self.shape(geometry))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The product of all modes but the largest."""
+        """The rank sufficient for every tensor of this shape: the product of all modes but the largest."""
         return (cp_limit(self.shape(geometry)),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

@@ -50,7 +50,7 @@ class MetaTT(OneRank, Targeted, CutMethod):
         return f"MetaTT-{self.modes.upper()}"
 
     def slices(self, geometry: Geometry) -> Slices:
-        """The slices of a layer."""
+        """The slices into which the projections of a layer are cut."""
         return Slices.of(self.projections, geometry)
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
@@ -85,7 +85,10 @@ class MetaTT(OneRank, Targeted, CutMethod):
         return train_count(self.shape(geometry), ranks)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger of d and a slice's width, since the ends are bases of these dimensions."""
+        """The larger of d and a slice's width: what the first and last core can use.
+
+        Inner bonds could use more.
+        """
         return (max(geometry.hidden, self.slices(geometry).width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

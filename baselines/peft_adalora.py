@@ -91,7 +91,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return ranks
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        """The remaining triplets as factors. A site with none left has one triplet of weight zero."""
+        """The remaining triplets as factors. A site without triplets gets a zero pair of rank 1."""
         factors = {}
         for site in self.bases:
             layer: Any = self._adapted[site]
@@ -139,7 +139,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return tuner.peft_config[NAME]
 
     def _places(self) -> dict[str, tuple[Site, int]]:
-        """The site of each parameter, and the axis that counts its triplets."""
+        """For each parameter's name, its site and the axis along which its triplets lie."""
         axes: dict[int, tuple[Site, int]] = {}
         for site in self.bases:
             layer: Any = self._adapted[site]

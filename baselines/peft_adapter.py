@@ -122,7 +122,7 @@ class PeftAdapter(Adapter):
             del self.backbone.module.peft_config
 
     def _restore(self, before: dict[Site, tuple[Tensor, Tensor]]) -> None:
-        """Detaches, and restores the weights of each site from (tensor, copy of its values)."""
+        """Restores each site's weight from `before`, (tensor, copy of its values), then detaches."""
         for site, (weight, copy) in before.items():
             self.bases[site].weight.data = weight.copy_(copy)
         self.detach()

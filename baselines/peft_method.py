@@ -153,7 +153,7 @@ class PeftMethod(OneRank):
         return self.isorank(rank)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The number of entries of the largest weight: a type may share factors, or train single entries."""
+        """A bound even for types that train single entries: the number of entries of the largest weight."""
         shapes = [geometry.shape(name) for name in self.projections]
         return (max(map(math.prod, shapes)),) if self.sizeable else ()
 
@@ -163,8 +163,8 @@ class PeftMethod(OneRank):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts the parameters at this rank. Types without a rank ignore the argument.
 
-        Builds one layer and two layers, since parameters shared by layers count once and the others per
-        layer. Raises UserError if peft cannot build the adapter.
+        Builds models of one and of two layers. Their difference is what each further layer adds; parameters
+        that layers share count once. Raises UserError if peft cannot build the adapter.
         """
         try:
             options = self.isorank(rank).model_dump_json()
@@ -178,7 +178,7 @@ class PeftMethod(OneRank):
         return self.adapter_class(backbone, self.projections, self.peft_config, generator)
 
     def peft_config(self, targets: Mapping[str, Site]) -> Any:
-        """Builds peft's configuration for sites, by dotted path. Raises UserError for bad values."""
+        """Builds peft's configuration for sites, given by dotted path. Raises UserError for bad values."""
         size = {} if self.size_field is None else {self.size_field: self.rank}
         options = {"target_modules": list(targets), **size, **self.type_options(targets)}
         try:
@@ -204,7 +204,7 @@ class PeftMethod(OneRank):
 
 @cache
 def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int:
-    """Counts the trained parameters of an adapter by building it on a geometry.
+    """Counts the trained parameters of an adapter by building the adapter on a geometry.
 
     `options` has the method's fields as JSON. Raises UserError if peft cannot build the adapter.
     """

@@ -127,9 +127,9 @@ class Peft(PeftMethod):
 
 @cache
 def peft_types() -> tuple[str, ...]:
-    """The types of peft that are put on modules, with our shorthands, sorted.
+    """The names of peft's types that adapt modules, and our shorthands, sorted.
 
-    Types that add prompts or prefixes are left out. Some types of the list are in `REFUSED`.
+    Types that add prompts or prefixes are left out. Types in `REFUSED` are included.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 

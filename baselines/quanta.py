@@ -52,11 +52,14 @@ class QuanTA(Targeted, StartKept):
         return self.model_copy(update={"axes": tuple(ranks)})
 
     def isorank(self, rank: int) -> Self:
-        """Equal axes of this size, as many as needed."""
+        """The same method with equal axes of size `rank`, as many as the largest side of a weight needs."""
         return self.with_size((rank,))
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
-        """The axes. Raises UserError while they are free, or if a single size does not fit the weights."""
+        """The sizes of all axes.
+
+        Raises UserError while the axes are free, or if no number of axes of a single size fits the weights.
+        """
         if self.axes is None:
             raise UserError(f"{self.label}: axes are free; give them, or a budget")
         if len(self.axes) > 1:
@@ -69,9 +72,10 @@ class QuanTA(Targeted, StartKept):
         return sites * sum((n * m) ** 2 for n, m in combinations(self.shape(geometry), 2))
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """Sets the axes whose count is nearest to the budget. Their product is the largest side of a weight.
+        """The same method with the axes whose count is nearest to the budget.
 
-        If that side has a prime factor above 7, the product is the next larger number without one (our rule).
+        Their product is the largest side of a weight or, if that side has a prime factor above 7, the next
+        larger number without such a factor (our rule).
         """
         choices = [self.with_size(axes) for axes in quanta_axes(self._largest(geometry))]
         return nearest_fit(self.label, choices, geometry, budget)

@@ -104,7 +104,8 @@ QUANTA_AXES, QUANTA_PRIME = 8, 7
 def quanta_axes(size: int) -> list[tuple[int, ...]]:
     """All lists of descending axes whose product is `size`.
 
-    If `size` has a prime factor above 7, the product is the next larger number without one (our rule).
+    If `size` has a prime factor above 7, the product is the next larger number without such a factor (our
+    rule).
     """
     padded = next(number for number in count(size) if _largest_prime(number) <= QUANTA_PRIME)
     return [axes[::-1] for axes in factorisations(padded, QUANTA_AXES) if len(axes) > 1]

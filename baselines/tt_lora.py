@@ -55,7 +55,7 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
         return "the matrix that TT-LoRA decomposes has a fixed seed" if self.start == "decomposed" else ""
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The modes of every train of a layer.
+        """The mode sizes of each tensor train in a layer.
 
         Raises UserError for the form `reconstruction` on a weight that is not square.
         """
@@ -73,7 +73,7 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
 
 class _WholeTrains(OwnPairs):
-    """The tensor trains of all sites. Those of a projection are stacked over layers."""
+    """The tensor trains of all sites. The trains of one projection are stacked over the layers."""
 
     def __init__(self, method: TTLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))
@@ -94,7 +94,7 @@ class _WholeTrains(OwnPairs):
         return self.contracted(downs, ups)
 
     def _pair(self, cores: list[Tensor], modes: Modes) -> tuple[Tensor, Tensor]:
-        """Returns the pair (layers, r, in) and (layers, out, r) of the trains."""
+        """Splits the trains into a low-rank pair: down (layers, r, in) and up (layers, out, r)."""
         inputs = modes[0]
         # Shapes: (layers, leading channels, r) and (layers, r, trailing channels).
         left, right = chain(cores[: len(inputs)]).squeeze(1), chain(cores[len(inputs) :]).squeeze(-1)

@@ -79,7 +79,7 @@ def _locked(
     kind: RepositoryKind,
     old: Locked | None,
 ) -> Locked:
-    """Downloads and hashes the files. At the commit of the old lock, hashes must be the same."""
+    """Downloads and hashes a repository's files. If `old` has the same commit, hashes must be the same."""
     same = old is not None and (old.repository, old.revision) == (repository, commit)
     folder = snapshot(repository, commit, patterns, kind, old.locked if old and same else ())
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())

@@ -34,7 +34,7 @@ class Prompt:
     words: tuple[str, ...]
 
     def check(self, *, paired: bool, where: str = "") -> None:
-        """Raises UserError unless the template has the placeholders for single texts, or for pairs.
+        """Raises UserError unless the template has exactly the placeholders of a single text, or of a pair.
 
         The message begins with `where`.
         """
@@ -101,8 +101,7 @@ class TextInput:
 
     `tokenizer_hash` identifies the tokenizer's files and is empty without a tokenizer. `blaming` makes a
     context in which errors of loading or using the tokenizer name their source. `decodes`: whether the
-    backbone is a language model. With a `prompt` it answers by class words; with `writing` it writes its
-    answers.
+    backbone is a language model. With a `prompt` the model answers by class words; with `writing`, in free text.
     """
 
     tokenizer_hash: str

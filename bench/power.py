@@ -52,7 +52,7 @@ class Power:
 
     @property
     def share(self) -> bool:
-        """Whether noise and differences are fractions of a score with a unit, whose size is unknown."""
+        """Whether noise and differences are fractions of the score, since its size in units is unknown."""
         return METRICS.get(self.metric).in_units and not self.stored
 
     @property
@@ -143,10 +143,11 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
 
 
 def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:
-    """The variance that test examples are assumed to add to a mean difference over settings.
+    """The variance that test examples are assumed to add to a mean difference over tasks and backbones.
 
-    `rows` has one row per setting. Also returns the tasks whose number of test examples is unknown. If each
-    seed deals its own split, the standard deviation over seeds already includes the test examples.
+    `rows` has one row for each task on a backbone. Also returns the tasks left out, because the number or the
+    effect of their test examples is unknown. If each seed deals its own split, the standard deviation over
+    seeds already includes the test examples.
     """
     tasks, scored = {task.shown: task for task in suite.tasks}, METRICS.get(metric)
     added, uncounted = 0.0, []
@@ -166,7 +167,7 @@ def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float,
 def _assumed(
     tuning: Studies, point: float, sd: float | None, tasks: int, studies: int, claims: int
 ) -> Design:
-    """A design with the assumed noise of accuracy, scaled so that a point of accuracy is `point`."""
+    """A design with the noise assumed for an accuracy, in a unit in which a point of accuracy is `point`."""
     response = Response(decades=tuning.lr.decades)
     if sd is not None:
         response = replace(response, seeds=sd / point)
@@ -176,7 +177,7 @@ def _assumed(
 
 
 def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """Designs and thresholds by budget, metric and task, from stored studies with the plan's points."""
+    """Designs and thresholds by budget, metric and task, from studies of the plan's number of points."""
     try:
         analysis = analyse_studies(read(store, [plan.suite.name], studies=True))
     except UserError:
@@ -194,7 +195,7 @@ def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
     """A design of the planned size with the noise of a stored design.
 
-    If the numbers of settings differ, every setting gets the mean spread of the stored ones.
+    `settings` counts tasks on backbones. If the stored number differs, all get the mean of stored spreads.
     """
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings

@@ -137,10 +137,10 @@ class _Work:
         *,
         retry_failed: bool,
     ) -> Plan:
-        """Runs one phase of a plan. Returns the full plan with choices that other drivers made meanwhile.
+        """Runs a plan's trials for one purpose: `phase`, such as "tuning", or None for the final trials.
 
-        `plan` is the selected part of `full_plan`, and `phase` is None for the final trials. `records` are
-        those of the store. A failure stored later is another driver's, and counts.
+        `plan` is the selected part of `full_plan`, and `records` are those of the store; a failure stored
+        later is another driver's, and counts. Returns the full plan with choices made meanwhile.
         """
         store, executor, part = self.store, self.executor, plan.of(phase)
         failed = failures(records) if retry_failed else {}
@@ -179,13 +179,13 @@ class _Work:
         kind: Literal[RunKind.SEARCH, RunKind.ALLOCATION],
         retried: Mapping[str, str],
     ) -> list[Nested]:
-        """The parent runs of the cells' searches or allocations."""
+        """A `Nested` for each cell: the run that encloses the trials of its search or allocation."""
         return [
             Nested(cell, kind, self.driver, self.executor, self.audience.watch, retried) for cell in cells
         ]
 
     def search(self, section: Search, nests: Sequence[Nested], storage: str) -> Iterator[SearchResult]:
-        """Runs the search of each cell."""
+        """Runs the search over ranks of each cell, and yields its result."""
         studies = open_storage(storage)
         # Build all searches, which checks them, before the first trial.
         searches = [RankSearch(nest.cell, section, studies, nest.name) for nest in nests]
@@ -197,7 +197,7 @@ class _Work:
             yield result
 
     def allocate(self, section: Allocation, nests: Sequence[Nested]) -> Iterator[AllocationResult]:
-        """Runs the allocation of each cell."""
+        """Runs the sweep over allocations of each cell, and yields its result."""
         # Build all allocations, which checks them, before the first trial.
         allocations = [RankAllocation(nest.cell, section) for nest in nests]
         for allocation, nest in zip(allocations, nests, strict=True):
@@ -323,7 +323,7 @@ def search_suite(
 def _run_step(
     work: _Work, full_plan: Plan, retry_failed: bool, rows: Sequence[Row], trials: Sequence[Trial]
 ) -> dict[str, Record]:
-    """Runs the trials of a pilot's step that have no result yet. Returns the records that count."""
+    """Runs the trials of a pilot's step that have no result yet. Returns each trial's record, by id."""
     unique = tuple({trial.id: trial for trial in trials}.values())
     part = Plan(suite=full_plan.suite, rows=tuple(rows), trials=unique)
     both = Plan(suite=part.suite, rows=full_plan.rows + part.rows, trials=full_plan.trials + part.trials)
@@ -384,8 +384,8 @@ def _with_search(
 ) -> Suite:
     """The suite with these values in its search.
 
-    Raises UserError for a suite without search, allocation and pilot, for values without a search, for a file
-    without a pilot, and for a pilot without a file.
+    Raises UserError for a suite with no search, allocation or pilot, for values that are invalid or given
+    without a search, for `out` without a pilot or the reverse, and as `check_target` does.
     """
     if not suite.searched:
         raise UserError(f"suite '{suite.name}' has no section 'search', 'allocation' or 'pilot'")

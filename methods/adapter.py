@@ -71,7 +71,7 @@ class Adapter(ABC):
         return {}
 
     def remake(self) -> None:  # noqa: B027 - most have nothing to make
-        """Recomputes, bit for bit, the frozen tensors that are not in `kept` from those that are."""
+        """Recomputes from `kept`, bit for bit, the frozen tensors that `kept` lacks."""
 
     def delta(self, site: Site) -> Tensor:
         """Returns the update of the site's weight, shape (out, in), scale included."""
@@ -143,7 +143,7 @@ class Adapter(ABC):
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Context in which no parameter may change, so that all forwards inside share one contraction."""
+        """Context in which no parameter may change. Factors are contracted once for all forwards inside."""
         yield
 
     @contextmanager
@@ -323,9 +323,9 @@ class PartlyFrozen(nn.Module):
             tensor.copy_(drawn)
 
     def begin_at(self, start: Iterable[Tensor], *, persistent: bool) -> nn.ParameterList:
-        """Returns parameters that start at the tensors in `start`, and keeps these as frozen buffers.
+        """Registers the tensors in `start` as frozen buffers. Returns parameters that are copies of them.
 
-        `persistent` is torch's, for these buffers. `remake` may fill them before the parameters copy them.
+        `persistent` is that of `register_buffer`. `remake`, called before the copy, may fill the buffers.
         """
         for index, tensor in enumerate(start):
             self.register_buffer(f"start{index}", tensor, persistent=persistent)

@@ -99,7 +99,7 @@ def _fits(method: Method, geometry: Geometry) -> bool:
 
 
 def _layers(backbone: SkeletonBackbone) -> dict[str, str]:
-    """The kind of every module, by its path."""
+    """The class name of every module of the backbone, by the module's path."""
     return {name: type(module).__name__ for name, module in backbone.module.named_modules()}
 
 

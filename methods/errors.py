@@ -49,7 +49,7 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 4 * SHOWN
 
 
 def near_names(name: str, names: Iterable[str], at_most: int = 1) -> list[str]:
-    """The names within `MOST_EDITS` edits of `name`, and within half of its length, nearest first."""
+    """At most `at_most` names within `MOST_EDITS` edits, and half its length, of `name`; nearest first."""
     limit = min(MOST_EDITS, len(name) // 2)
     candidates = [candidate for candidate in names if abs(len(candidate) - len(name)) <= limit]
     edits = {candidate: _edits(name.casefold(), candidate.casefold()) for candidate in candidates}

@@ -146,7 +146,7 @@ def _listed(point: EntryPoint) -> dict[str, Path]:
 
 
 def _located(point: EntryPoint) -> dict[str, Path]:
-    """The files of the imported module or package, for editable installs, which do not list them."""
+    """The Python files of a plug-in's module or package, for editable installs, whose record lists none."""
     spec = find_spec(point.module.partition(".")[0])
     if spec is None:
         return {}

@@ -40,7 +40,7 @@ class Slices:
 
     @property
     def width(self) -> int:
-        """The size of the mode opposite the d-sized one: the attention's width, at least d with an MLP."""
+        """The side of a slice opposite d: as long as the attention's width, and at least d with an MLP."""
         attention = self.geometry.attention_width
         return max(attention, self.geometry.hidden) if set(self.projections) & set(MLP) else attention
 
@@ -54,12 +54,12 @@ class Slices:
         return range(end - self.counts[index], end)
 
     def split(self, stack: Tensor, dim: int) -> dict[str, Tensor]:
-        """Splits the dimension that counts slices into one part per projection."""
+        """Splits dimension `dim` of `stack`, which counts slices, into one part per projection."""
         return dict(zip(self.projections, stack.split(self.counts, dim), strict=True))
 
 
 def mlp_slices(geometry: Geometry) -> int:
-    """The number of slices of each projection of the MLP."""
+    """The number of slices into which each of the MLP's projections is cut."""
     return -(-geometry.mlp // geometry.hidden)
 
 
@@ -73,19 +73,19 @@ def turned(geometry: Geometry) -> bool:
 
 
 def cut_inputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
-    """The number of slices of each site with a sliced input, for `Parametrisation.input_slices`."""
+    """The number of slices of each site whose input is sliced, for `Parametrisation.input_slices`."""
     return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_INPUTS}
 
 
 def cut_outputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
-    """The number of slices of each site with a sliced output, for `Parametrisation.output_slices`."""
+    """The number of slices of each site whose output is sliced, for `Parametrisation.output_slices`."""
     return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_OUTPUTS}
 
 
 def joined(projection: str, matrices: Tensor) -> Tensor:
-    """Joins the middles of a projection's slices, (layers, slices, r out, r in), into one matrix per layer.
+    """Joins the matrices of a projection's slices, (layers, slices, r out, r in), into one per layer.
 
-    Input slices are put side by side, output slices one below the other.
+    Matrices of input slices are put side by side, those of output slices one below the other.
     """
     return matrices.transpose(1, 2).flatten(2) if projection in CUT_INPUTS else matrices.flatten(1, 2)
 

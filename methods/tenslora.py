@@ -103,7 +103,7 @@ class TensLoRA(CutMethod):
         return self.factorization == "tucker"
 
     def slices(self, geometry: Geometry) -> Slices:
-        """The slices of a layer, in the order of the projection mode."""
+        """The slices into which the projections of a layer are cut, in the order of the projection mode."""
         return Slices.of(self.projections, geometry)
 
     @property
@@ -120,7 +120,7 @@ class TensLoRA(CutMethod):
 
     @property
     def revisions(self) -> int:
-        """One more for `init: normal`, which at first drew from N(0, 1), unlike the reference code."""
+        """Counts `init: normal` as changed once: it first drew from N(0, 1), unlike the reference code."""
         return super().revisions + (self.init == "normal")
 
     @property
@@ -168,7 +168,7 @@ class TensLoRA(CutMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """The axes that are not stacked, with their sizes. Each combination of indices has its own tensor."""
+        """The axes that are not stacked, with their sizes. Each combination of their indices has a tensor."""
         sizes = self._sizes(geometry)
         return {axis: sizes[axis] for axis in ("layer", "projection") if axis not in self.modes}
 
@@ -239,9 +239,8 @@ class TensLoRA(CutMethod):
 class _StackedTensors(Parametrisation):
     """The tensors of one variant, and the slices that form each site's update.
 
-    The down factors are the input factors of the tensors, so that the sites of a tensor share one. Some sites
-    have their own down factor, listed after the shared ones: sites with slices from several tensors, and
-    sites with heads on their input side.
+    The input factor of a tensor is the down factor of its sites. Only sites with slices from several tensors,
+    and sites with heads on their input side, have their own down factor, listed after the shared ones.
     """
 
     def __init__(self, method: TensLoRA, geometry: Geometry, generator: torch.Generator) -> None:

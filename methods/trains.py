@@ -46,12 +46,12 @@ def train_count(modes: Sequence[int], ranks: int | Sequence[int]) -> int:
 
 
 def bond_limits(modes: Sequence[int]) -> tuple[int, ...]:
-    """For each bond, the rank sufficient for every tensor: the size of the bond's smaller side."""
+    """For each bond, the rank sufficient for every tensor: the product of the modes on its smaller side."""
     return tuple(min(math.prod(modes[:i]), math.prod(modes[i:])) for i in range(1, len(modes)))
 
 
 def train_limit(modes: Sequence[int]) -> int:
-    """The common rank of all bonds that is sufficient for every tensor with these modes."""
+    """The smallest rank for all bonds with which a train can represent every tensor with these modes."""
     return max(bond_limits(modes), default=1)
 
 
@@ -122,12 +122,12 @@ class TrainsOfSites(OneRank, Targeted):
 
     @abstractmethod
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The modes of every train of a layer. Raises UserError for a geometry that cannot be adapted."""
+        """The mode sizes of each train in a layer. Raises UserError for a geometry that cannot be adapted."""
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts L · Σ r₋·n·r₊ over the trains of a layer."""
         return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The rank that is sufficient for the largest of the trains' tensors."""
+        """The largest rank that any of the trains needs to represent every tensor of its shape."""
         return (max(map(train_limit, self.trains(geometry))),)

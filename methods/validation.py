@@ -30,11 +30,11 @@ _MAPPINGS = ("dict_type", "mapping_type", "model_type")
 
 @dataclass(frozen=True)
 class Later:
-    """Marks a field that was added after ids had been stored, by `Annotated[bool, Later()] = False`.
+    """In `Annotated[bool, Later()] = False`, marks a field that was added after ids had been stored.
 
-    `before` is the behaviour before the field existed; by default, the field's default. `identity` leaves the
-    field out if it has that value, so that older trials keep their ids. Fields without the mark are always
-    part of an identity.
+    `before` is the value that means the old behaviour; by default, the field's default. `identity` omits a
+    field that equals `before`, so that older trials keep their ids. Fields without the mark are always part
+    of an identity.
     """
 
     before: Any = ...
@@ -107,7 +107,7 @@ Scale = Annotated[float, AfterValidator(_not_zero), Field(ge=-LARGEST_SCALE, le=
 
 @cache
 def earlier(model: type[BaseModel]) -> dict[str, Any]:
-    """The behaviour before a field existed, for every field marked `Later`."""
+    """For each field marked `Later`, by name: the value that means the behaviour before it existed."""
     return {
         name: field.get_default(call_default_factory=True) if mark.before is ... else mark.before
         for name, field in model.model_fields.items()
@@ -119,7 +119,7 @@ def earlier(model: type[BaseModel]) -> dict[str, Any]:
 def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
     """Drops the named fields that are None from a serialised configuration.
 
-    The result is compared with stored plans that are older than these fields.
+    So the result equals that of stored plans that are older than these fields.
     """
     return {key: value for key, value in written.items() if value is not None or key not in names}
 
@@ -127,7 +127,7 @@ def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
 def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, Any]:
     """The fields of a configuration that enter an id, as JSON.
 
-    Takes all fields, or those in `include`, without those marked `Later` that still have the earlier
+    These are all fields, or those in `include`, except fields marked `Later` whose value means the earlier
     behaviour.
     """
     before = earlier(type(values))
@@ -205,7 +205,7 @@ def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 
 def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """The fields accepted at the end of the path `loc`. Empty if the annotations do not show them."""
+    """The names accepted as last part of the path `loc`, sorted. Empty if annotations do not show them."""
     inner = [model]
     for part in loc[:-1]:
         if isinstance(part, int):
@@ -222,7 +222,7 @@ def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str
 
 
 def tag_of(model: type[BaseModel]) -> str:
-    """The tag of a model in a discriminated union. Messages leave the tag out."""
+    """The tag of a model in a discriminated union. Error messages omit it."""
     return f"({model.__name__})"
 
 

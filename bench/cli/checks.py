@@ -46,7 +46,7 @@ def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
 
 
 def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    """Prints a line for each check of one task or backbone, then the number of checks by status."""
+    """Prints a line for each finding about one task or backbone, then the number of checks by status."""
     console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
     marks = {"passed": _PASSED, "failed": _FAILED, "not applicable": _REFUSED}
     width = max(len(finding.check) for finding in findings)
@@ -58,7 +58,7 @@ def print_findings(console: Console, title: str, findings: Sequence[Finding]) ->
 
 
 def _refusals(results: Sequence[CheckResult]) -> list[str]:
-    """A line for each check and reason, with the methods for which it does not apply."""
+    """One line for each check that does not apply and each reason, with the methods concerned."""
     methods: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
         if result.status == "not applicable":

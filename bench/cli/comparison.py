@@ -44,7 +44,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def _close(console: Console, comparison: Comparison) -> None:
-    """Prints the number of cells that changed, with thresholds and intervals."""
+    """Prints how many cells changed, why some were not compared, and the kind of interval and threshold."""
     moves = comparison.moves
     tested = [move for move in moves if move.interval is not None]
     console.print(
@@ -75,7 +75,7 @@ def _close(console: Console, comparison: Comparison) -> None:
 
 
 def _matters(metric: str, unit: str, thresholds: Sequence[float]) -> str:
-    """The thresholds of cells with one metric: a single number, or their range if units differ."""
+    """The smallest and the largest of the thresholds for one metric as text, or the only one."""
     size, low, high = unit_of(metric, unit).size, min(thresholds), max(thresholds)
     return f"{size(low)} of {metric}" if low == high else f"{size(low)} to {size(high)} of {metric}"
 

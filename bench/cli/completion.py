@@ -18,7 +18,7 @@ _PLAIN = re.compile(r"[\w .,:@/+=~-]+")
 
 
 def one_of(*words: str) -> Complete:
-    """Completes one of these words."""
+    """Returns a completion that offers those of `words` that begin with the typed text."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         return [word for word in words if word.startswith(incomplete)]
@@ -27,7 +27,7 @@ def one_of(*words: str) -> Complete:
 
 
 def suite_files(context: typer.Context, incomplete: str) -> list[str]:
-    """Completes suites and folders."""
+    """The suite files and folders whose paths begin with the typed text."""
     folder, slash, start = incomplete.rpartition("/")
     try:
         paths = sorted(Path(folder + slash).iterdir())
@@ -41,7 +41,7 @@ def suite_files(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def methods(context: typer.Context, incomplete: str) -> list[str]:
-    """Completes the last of several registered methods, separated by commas."""
+    """Completes the last name in a list of methods with commas. Returns one whole list per match."""
     from methods import METHODS
 
     before, comma, last = incomplete.rpartition(",")

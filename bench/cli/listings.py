@@ -228,7 +228,7 @@ def _task_row(name: str, task: Task) -> Row:
 
 
 def _answers(task: Task) -> str:
-    """The classes of a task, or the kind of its answers."""
+    """The classes of a task (only their number if there are many), or the kind of its answers."""
     if task.target == "generation":
         return "written answers"
     if task.target == "regression":

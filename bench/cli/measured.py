@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def step_table(rows: Sequence[Timing], title: str) -> Table:
-    """The table of training steps."""
+    """The table of a training step's times, of their ratios to LoRA's and the floor's, and of memory."""
     times = ("forward", "backward", "step ms")
     ratios = ("of LoRA", "same sites", "of floor", "own floor")
     table = _table(title, "params", *times, *ratios, "MiB")
@@ -39,7 +39,7 @@ def step_table(rows: Sequence[Timing], title: str) -> Table:
 
 
 def inference_table(rows: Sequence[Timing], title: str) -> Table:
-    """The table of costs at inference."""
+    """The table of the times of a forward without adapter, with the adapter and merged, and of sizes."""
     table = _table(title, "bare ms", "adapted", "merged", "bytes on disk", "with all frozen")
     for row in rows:
         table.add_row(
@@ -55,7 +55,7 @@ def inference_table(rows: Sequence[Timing], title: str) -> Table:
 
 
 def _table(title: str, *numbers: str) -> Table:
-    """A table without rows yet. It will have one per method and rank mode."""
+    """An empty table for one row per method and rank mode."""
     headings = ("rank mode", *numbers)
     table = plain_table(title, "method", *headings, texts=("rank mode",), unbroken=headings)
     table.columns[0].min_width = 12

@@ -365,7 +365,10 @@ def report_part_options(
 
 
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator that gives a command groups of options. A group's function builds one argument from them."""
+    """Decorator that builds arguments of a command from options.
+
+    Each keyword names an argument, and its function has the options as parameters and returns the argument.
+    """
 
     def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:
         hints = get_type_hints(function, localns=IMPORTED_LATE, include_extras=True)
@@ -395,7 +398,7 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
 
 
 def experiment_of(name: str) -> str:
-    """The name of the experiment of a suite's file. Any other name is returned unchanged."""
+    """The experiment's name if `name` is a suite's file. Any other name is returned unchanged."""
     if not name.endswith(completion.SUITE_ENDINGS):
         return name
     from bench.plan.suite_file import load_suite

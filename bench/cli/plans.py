@@ -64,13 +64,13 @@ def _print_splits(console: Console, plan: Plan) -> None:
 
 
 def _centre(studies: StudyPlan) -> tuple[str, str]:
-    """The centre of the studies' window, and the head's rate if it is not in the window."""
+    """The centre of the studies' learning rates and the head's own rate (– without one), as text."""
     head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
     return f"{studies.centre:g}", head
 
 
 def _print_points(console: Console, plan: Plan) -> None:
-    """Prints the tuning points that methods share, and warnings about gaps between them."""
+    """Prints the points that every method tries in tuning, and warnings about gaps between the points."""
     assert plan.suite.equal_tuning is not None
     axes, shared = list(plan.suite.equal_tuning.grids), shared_points(plan)
     table = plain_table("Points of tuning", "", *(axis.replace("_", " ") for axis in axes))
@@ -140,7 +140,7 @@ def _power_cells(power: Power) -> Iterator[str]:
 
 
 def _assumed(studies: bool) -> str:
-    """The assumptions of power if no stored runs show the noise."""
+    """A sentence with the assumptions behind the power of a suite without stored runs."""
     from bench.power import DISAGREEMENT
 
     disagreement = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
@@ -160,7 +160,7 @@ def _assumed(studies: bool) -> str:
 
 
 def print_tuning(console: Console, plan: Plan) -> None:
-    """Prints each row's tuning trials and choice, in one table per task and backbone."""
+    """Prints, for each row, its number of tuning trials and the chosen rates, by task and backbone."""
     rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
         by = next(tuned.by for row, tuned in rows if (row.task, row.backbone) == (task, backbone))

@@ -48,7 +48,7 @@ def worker_lines(console: Console) -> Bars:
 class RunDisplay:
     """Live progress of a run, one line per worker. Without a terminal, one line per ended trial.
 
-    `following` is the work that comes after these trials, as a number of trials of the same duration.
+    `following` is the work after these trials, expressed as a number of trials of the same duration.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RunDisplay:
             for row in plan.rows
             for seed, id_ in row.trials.items()
         }
-        #: The study of each trial, with the range of studies. Empty without studies.
+        #: Each trial's study as text, such as "study 2 of 0–4", by trial id. Empty without studies.
         self._studies = {
             id_: f"study {row.studies.trials[seed].study} of 0–{row.studies.studies - 1}"
             for row in plan.rows
@@ -141,7 +141,7 @@ class RunDisplay:
 
 
 def _which(row: Row, seed: int) -> str:
-    """Identifies a trial within its row: by seed, or by study and point, counted from 0."""
+    """The seed of a row's trial as text or, in a row with studies, its study and point, counted from 0."""
     if row.studies is None:
         return f"seed {seed}"
     trial = row.studies.trials[seed]
@@ -183,7 +183,7 @@ def _ended(name: str, event: Event) -> str:
 
 
 class Terminal(Audience):
-    """An audience that prints results on `out` and everything else on `err`."""
+    """The audience of a command: prints progress and results on `out`, and notes on `err`."""
 
     def __init__(self, out: Console, err: Console) -> None:
         self._out, self._err = out, err

@@ -63,12 +63,12 @@ def print_search(console: Console, search: SearchResult, records: Mapping[str, R
 
 
 def _badness(point: SearchPoint, sign: float) -> float:
-    """The sort key of points, from best to worst."""
+    """The number that sorts points from best to worst: the loss, or else the score, negated if needed."""
     return point.loss if point.loss is not None else -sign * (point.value or 0.0)
 
 
 def print_allocation(console: Console, allocation: AllocationResult, records: Mapping[str, Record]) -> None:
-    """Prints scores by each mode's rank, along the path from isorank to the heuristic, and of final runs."""
+    """Prints the scores of an allocation: one mode varied at a time, isorank to heuristic, final runs."""
     heads = (", ".join(allocation.modes), "params", "validation, mean ± 95% t-interval")
     table = plain_table(
         f"{allocation.method} · {allocation.budget}: one mode at a time", "mode", "rank", *heads
@@ -108,7 +108,7 @@ def _print_final(console: Console, search: RankResult, records: Mapping[str, Rec
 
 
 def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
-    """The texts of ranks, parameters, and the finished trials' mean, with an interval if there are enough."""
+    """Ranks, parameters and mean score as texts; the mean with a t-interval if enough trials finished."""
     metrics = scores(records, tried.trials.values())
     text = f"{fmean(metrics):.4f}" if metrics else "[red]–[/red]"
     if len(metrics) >= LEAST_SEEDS:
@@ -170,8 +170,8 @@ def _seeds(cell: Cell) -> str:
 def _print_studies(console: Console, summary: Summary) -> None:
     """Prints scores after k trials of tuning by task and backbone, and the differences over tasks.
 
-    A score has an interval if there are at least three complete studies. Otherwise it is the mean over kept
-    trials.
+    Prints nothing without studies. Scores have an interval from three complete studies that differ; otherwise
+    they are means over each study's trial of lowest validation loss, or –.
     """
     if summary.studies is None:
         return
@@ -196,7 +196,10 @@ def _print_studies(console: Console, summary: Summary) -> None:
 
 
 def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
-    """Prints, for each block, differences from the reference over all tasks, and a summary sentence."""
+    """Prints each method's difference from the reference over all tasks, and a summary sentence.
+
+    Methods are grouped in blocks: only those of one budget, metric and recipe are compared.
+    """
     from reports.study_words import answer, in_words
 
     for block in analysis.blocks:

@@ -93,7 +93,7 @@ def _identity(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _final_ranks(record: Record) -> Iterator[tuple[str, str]]:
-    """The ranks after training cut them: modes in one line, layers in a line each."""
+    """The ranks left after training: one line for all modes, and one per projection with a rank per layer."""
     ranks: Mapping[str, Sequence[int]] = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
     single = [f"{name} {left[0]}" for name, left in ranks.items() if len(left) == 1]
     if single:
@@ -144,7 +144,7 @@ def _outcome(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
-    """The costs of the adapter at inference."""
+    """The adapter's size and the time of a forward with the adapter, as pairs of heading and text."""
     stored, loaded = trial.measure(Measure.ADAPTER_BYTES), trial.measure(Measure.LOADED_BYTES)
     if stored is not None:
         frozen = "" if loaded is None else f", {loaded:,.0f} in memory including frozen tensors"
@@ -161,7 +161,7 @@ def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _forgetting(trial: TrialContents) -> str:
-    """The change of the loss on text that no task trains on."""
+    """The change of the loss on text that no task trains on, as text with both losses."""
     change = trial.measure(Measure.FORGETTING)
     if change is None:
         return "not measured"

@@ -66,7 +66,7 @@ def fitted(console: Console, table: Table, *spare: str) -> Table:
 
 
 class RowTable:
-    """Rows of a plan or a summary, with a heading for each new budget."""
+    """A table of a plan's or a summary's rows, with a heading where the budget changes."""
 
     def __init__(self, title: str, *measured: str) -> None:
         numbers = ("params", "% LoRA", "budget", *measured)

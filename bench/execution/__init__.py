@@ -44,7 +44,7 @@ def executors() -> Registry:
 
 
 def make_executor(place: Place) -> Executor:
-    """Makes an executor, not entered yet.
+    """Makes the executor for a place. The caller must enter it.
 
     Raises UserError for an unknown executor, for an option that the executor does not support, and as
     `Executor.open` does.

@@ -221,7 +221,7 @@ class _Driving:
         return True
 
     def _tell(self, write: Callable[[], object]) -> None:
-        """Writes news of a running trial. Unsent news is kept for later.
+        """Calls `write`, which sends news of a running trial. Unsent news is kept for later.
 
         If the store refuses the write, for instance to a deleted run, it will also refuse the trial's record,
         where the error is handled.
@@ -233,9 +233,9 @@ class _Driving:
                 self._away(error)
 
     def _deliver(self, run: TrialRun, send: Callable[[], bool]) -> bool:
-        """Sends a record. Returns whether nothing is left to send.
+        """Sends a record by `send`. Returns whether nothing is left to send.
 
-        A record that a reachable store does not accept is put aside, and work continues.
+        A record that the store refuses, or repeatedly fails to take, is put aside, and work continues.
         """
         try:
             return send()
@@ -277,7 +277,7 @@ class _Driving:
     def _drop_settled(self, taken: Mapping[str, tuple[int, str]]) -> None:
         """Drops queued trials that other drivers have settled recently, without claiming each of them.
 
-        Machines with wrong clocks do no harm: a trial that this misses is noticed when it is claimed.
+        If clocks differ, a settled trial may stay in the queue; claiming it shows that it is settled.
         """
         now = time.time()
         if now < self.refreshed + LOOK:
@@ -292,7 +292,7 @@ class _Driving:
             self.notify(Event(trial, "elsewhere"))
 
     def _settles(self, record: Record) -> bool:
-        """Whether a record is its trial's result, and not a result that `retried` discards."""
+        """Whether a record is the result of its trial: finished or failed, and not to be retried."""
         return record.decided and record.run_id != self.retried.get(record.trial_id)
 
     def _begin(self, trial: Trial) -> None:
@@ -325,7 +325,7 @@ class _Driving:
         self.notify(event)
 
     def _start(self, event: Event) -> Start:
-        """Provenance of a starting trial: suite, lock, libraries and random streams."""
+        """The origin of a starting trial: texts of suite and lock, library versions, seeds of streams."""
         suite, trial = self.plan.suite, event.trial
         split = trial.task.split_seed(trial.seed)
         return Start(

@@ -97,7 +97,7 @@ class Pace:
 
 
 def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
-    """The time of the remaining final trials, as a multiple of these tuning trials' mean time."""
+    """The estimated time of final trials without a result, divided by the mean time of `tuning` trials."""
     pace, by_id = Pace(plan, records), {trial.id: trial for trial in plan.trials}
     settled = {record.trial_id for record in records if record.decided}
     final: dict[str, float] = {}

@@ -13,7 +13,7 @@ from bench.training.saving import Saving
 
 
 class Executor(ABC):
-    """Runs trials. It is a context manager: leaving it ends every worker."""
+    """Runs trials. An executor is a context manager: leaving it ends every worker."""
 
     #: The fields of a place that the executor supports, out of `bench.execution.OPTIONS`.
     options: ClassVar[frozenset[str]] = frozenset()
@@ -32,7 +32,7 @@ class Executor(ABC):
     @classmethod
     @abstractmethod
     def open(cls, place: Place) -> Self:
-        """Makes the executor of a place, not entered yet.
+        """Makes the executor for a place. The caller must enter it.
 
         Raises UserError for options that conflict, and for resources that this machine lacks.
         """

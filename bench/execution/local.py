@@ -124,7 +124,7 @@ class Local(Executor):
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         """Lets one worker fill the cache for all workers while the others start.
 
-        Raises UserError if that worker finds that the trials cannot run, or if `STILLBORN` workers die.
+        Raises UserError if that worker finds that the trials cannot run, or if `STILLBORN` workers die at it.
         """
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
@@ -421,8 +421,8 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
 def _end_with_driver() -> None:
     """Ties this process's end to its driver's, and makes it the leader of all processes that it starts.
 
-    On Linux the system ends this process together with the thread that started it. On other systems, and for
-    its own children, the driver's guard process does so.
+    On Linux the system ends this process together with the driver's thread that started it. On other systems,
+    and for processes that this one started, the driver's guard process does so.
     """
     os.setsid()
     if sys.platform == "linux":

@@ -69,7 +69,7 @@ def ended(trial: Trial, worker: str, ending: Record) -> Event:
 
 
 def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """Returns the event of a trial's timeout or silence. None without either.
+    """The event to report if a trial has exceeded its limit or gone silent, otherwise None.
 
     After a timeout the caller must end the worker.
     """
@@ -80,10 +80,10 @@ def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
 
 
 def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """Returns the event of silence of a worker that prepares trials, if any. `trial` is the first of them.
+    """The event to report if the worker that prepares trials has gone silent, otherwise None.
 
-    Raises UserError if the worker does not answer for too long. Only time without an answer counts, since a
-    download may take longer than any trial.
+    `trial` is the first of the trials. Raises UserError if the worker gives no sign of life for too long. The
+    total time is not limited, since a download may take longer than any trial.
     """
     if watch.given_up:
         raise UserError(
@@ -138,7 +138,7 @@ def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
 
 
 def needed(trial: Trial) -> str:
-    """The key of a trial's preparation, equal for trials that share it."""
+    """A text that is equal for trials that need the same preparation."""
     read = {"backbone", "weights_hash", "task", "data", "forgetting"}
     content = trial.model_dump(mode="json", include=read)
     split = trial.task.split_seed(trial.seed)

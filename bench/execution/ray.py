@@ -1,4 +1,4 @@
-"""Runs trials on a Ray cluster, in one actor per slot. A lost node costs only the trials on it."""
+"""Runs trials on a Ray cluster, each in an actor on a node. A lost node costs only the trials on it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class SlotShare:
 
     @classmethod
     def of_gpus(cls, slots_per_device: int | None) -> SlotShare:
-        """A GPU, or a slot's fraction of one, with the number of cores per slot that every node has.
+        """A slot's share: 1 / `slots_per_device` of a GPU, and the cores that every GPU node has per slot.
 
         Raises UserError if no node has a GPU.
         """
@@ -90,7 +90,9 @@ class SlotShare:
 
     @classmethod
     def of_cpus(cls, workers: int | None) -> SlotShare:
-        """A worker's share of all cores, at most those of the smallest node. One core without `workers`.
+        """A slot's share without GPUs: all cores divided by `workers`, at most those of the smallest node.
+
+        One core without `workers`.
 
         Raises UserError if no node has a core to offer.
         """
@@ -102,7 +104,7 @@ class SlotShare:
 
 
 class RayCluster(Executor):
-    """Runs trials on the cluster to which this process is connected. Leaving it disconnects.
+    """Runs trials on the cluster to which this process is connected; leaving the executor disconnects.
 
     `limit` is the largest number of trials at once; None allows as many as fit.
     """
@@ -216,9 +218,9 @@ class RayCluster(Executor):
         worker.heard = worker.actor.events.remote()
 
     def _replace_waiting(self) -> None:
-        """Moves trials to idle actors, from actors that wait for a node.
+        """Gives trials whose actors wait for a node to idle actors, if there are more actors than slots.
 
-        After nodes are lost, idle actors may occupy the remaining slots.
+        After a loss of nodes, idle actors may occupy all remaining slots.
         """
         for waiting in [worker for worker in self._workers if worker.trial and not worker.placed]:
             idle = next((worker for worker in self._workers if worker.trial is None), None)
@@ -331,9 +333,9 @@ def _connect(address: str | None) -> None:
 
 
 def _check_reachable(source: str, address: str) -> None:
-    """Raises UserError for an address where nothing listens, which Ray itself would try for a minute.
+    """Raises UserError for a malformed address, or one where nothing listens (Ray would try for a minute).
 
-    `source` is the option or variable with the address.
+    `auto` and `local` are not checked. `source` is the option or variable with the address.
     """
     if address in ("auto", "local"):
         return

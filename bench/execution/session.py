@@ -32,9 +32,9 @@ STRIKES = 3
 
 
 def within(seconds: float, close: Callable[[], None]) -> bool:
-    """Runs `close` and returns whether it ended in time, so that an unreachable server cannot delay exit.
+    """Runs `close`, but waits at most `seconds`, so that no unreachable server delays the exit.
 
-    The next start closes whatever stays open in the store.
+    Returns whether `close` ended. The next start closes whatever stays open in the store.
     """
 
     def closing() -> None:

@@ -40,7 +40,7 @@ class Silence:
 
 
 class Watch:
-    """The time that a trial spent in a worker while the driver listened. `limit` is in seconds."""
+    """Measures a trial's time in its worker, as far as the driver listened. `limit` is in seconds."""
 
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
@@ -74,7 +74,7 @@ class Watch:
 
     @property
     def given_up(self) -> bool:
-        """Whether the last sign of life is older than the limit and than the time a start may take."""
+        """Whether the last sign of life is older than both the limit and `LEAST`. False without a limit."""
         return self.limit is not None and self.unanswered > max(LEAST, self.limit)
 
     def silence(self) -> Silence | None:
@@ -111,7 +111,7 @@ class Limits:
         return max(LEAST, float(self._timeout.removesuffix("x")) * step_count(trial) * median(paces))
 
     def learn(self, trial: Trial, ending: Record) -> None:
-        """Adds the time of an ended trial."""
+        """Notes the time per step of a finished trial, for the limits of similar ones."""
         seconds, steps = ending.metrics.get(Measure.SECONDS), ending.metrics.get(Measure.STEPS)
         if ending.status == Status.FINISHED and seconds and steps:
             self._paces.setdefault(self._workloads[trial.id], []).append(seconds / steps)

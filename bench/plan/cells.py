@@ -55,7 +55,7 @@ class RateWindow:
         return float(f"{self.centre * 10**offset:.{MANTISSA}e}")
 
     def setting(self, rate: float) -> Setting:
-        """Returns the rates of a trial with this learning rate."""
+        """The setting of a trial with this learning rate; the head has its own rate, or else the same."""
         return Setting(lr=rate, head_lr=self.head_lr or rate)
 
 
@@ -75,7 +75,7 @@ def offsets(studies: Studies, study: int, setting: str) -> list[float]:
 
 @dataclass(frozen=True)
 class PlanCell:
-    """One method under one budget on one task and backbone: the common part of its trials."""
+    """A cell: one method under one budget on one task and backbone, with all that its trials share."""
 
     suite: Suite
     task: TaskRow
@@ -115,13 +115,13 @@ class PlanCell:
 
     @property
     def own(self) -> Names:
-        """The names of the row without the suite's labels."""
+        """The names of method, backbone and task, without the suite's labels."""
         method = f"{self.method.label} [{self.overrides}]" if self.overrides else self.method.label
         return Names(method, self.info.name, self.task.task)
 
     @property
     def shown(self) -> Names:
-        """The names of the row in tables."""
+        """The names of method, backbone and task in tables, where labels replace names."""
         return Names(*(label or own for label, own in zip(self.labels, self.own, strict=True)))
 
     def trial(

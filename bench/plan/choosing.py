@@ -41,7 +41,7 @@ BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
-#: Factors of a method's scale.
+#: Values to try for the scale, as factors of the method's own scale.
 ScaleGrid = Annotated[tuple[Annotated[PositiveFloat, Field(le=LARGEST_SCALE)], ...], Field(min_length=1)]
 
 #: A number of points to try.
@@ -82,7 +82,7 @@ class ChoosingSection(Frozen):
 class Tuning(ChoosingSection):
     """Equal tuning: every method may try the same number of points of its learning rates and scale.
 
-    An axis whose grid is None is not tuned.
+    An axis whose grid is None is not tuned. Raises ValueError if all are None.
     """
 
     #: The number of points that a method tries on every task, backbone and budget, each with every seed.
@@ -122,7 +122,7 @@ class Studies(Frozen):
     """Independent tunings of every method on every task: `points` trials each, at fresh rates and seeds.
 
     A study keeps its trial with the lowest validation loss. Every trial is scored on the test split, but no
-    test score chooses anything. Seeds and positions in the window are the same for all methods.
+    test score chooses anything. Seeds, and positions in the window of rates, are the same for all methods.
     """
 
     #: The number of studies of each method. A single study would give no interval.
@@ -157,8 +157,8 @@ class Studies(Frozen):
     def ks(self) -> tuple[int, ...]:
         """The values of k for which the score after k trials is shown.
 
-        They are the number of points of a study, and the powers of two up to twice that number. A jackknife
-        leaves one study out, so k is at most the number of trials that then remain.
+        They are the number of points of a study, and the powers of two up to twice that number. No k exceeds
+        the trials that remain without one study, which a jackknife leaves out.
         """
         most = min(2 * self.points, (self.studies - 1) * self.points)
         powers = (2**power for power in range(most.bit_length()) if 2**power <= most)

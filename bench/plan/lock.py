@@ -76,7 +76,7 @@ class Lock(Frozen):
         return suite.model_copy(update={"backbones": tuple(backbones), "tasks": tuple(tasks)})
 
     def of(self, spec: BackboneSpec) -> Locked | None:
-        """The locked state of a hub backbone. None if the lock lacks it."""
+        """The locked commit and files of a hub backbone. None if the lock lacks the backbone."""
         return self.backbones.get(at_revision(spec)) or self.backbones.get(str(spec.hub_name))
 
     def _entry(
@@ -109,7 +109,7 @@ class Lock(Frozen):
 
 
 def at_revision(spec: BackboneSpec) -> str:
-    """The key of a hub backbone of which the suite has several revisions."""
+    """The lock's key of a hub backbone that the suite uses at several revisions."""
     return f"{spec.hub_name}@{spec.revision or 'main'}"
 
 

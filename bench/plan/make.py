@@ -61,7 +61,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
 
 
 def cells_of(plan: Plan, device: str) -> list[PlanCell]:
-    """The cells behind the rows of a plan. Equal rows share a cell."""
+    """The suite's cells (method, budget, task, backbone) of which the plan has rows."""
     rows = {(row.method, row.backbone, row.task, row.budget, row.ranks) for row in plan.rows}
     keyed = {
         (*cell.shown, cell.budget.label if cell.budget else None, cell.method.size or ()): cell
@@ -155,7 +155,7 @@ def _naming(row: int) -> Iterator[None]:
 
 
 def _shown(value: Any) -> str:
-    """The value of a recipe's field as written in a suite."""
+    """The value of a recipe's field as text in a row's name."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
@@ -327,7 +327,7 @@ def _check_recipe(recipe: Recipe, pair: Pairing) -> None:
 
 
 def _check_weights(method: Method, spec: BackboneSpec) -> None:
-    """Raises UserError if the method cannot be put on weights of the backbone's precision."""
+    """Raises UserError if the method cannot adapt weights of the backbone's dtype or quantisation."""
     if method.trains_weights and spec.dtype != "float32":
         raise UserError(
             f"{method.label} trains the backbone's own weights, and so takes no dtype {spec.dtype}"

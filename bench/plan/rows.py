@@ -50,13 +50,13 @@ class Names(NamedTuple):
 
 
 class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
-    """A row of the tables, with further fields that are not stored."""
+    """A row of trials, one per seed, with the fields of `PlannedRow` and others that are not stored."""
 
     #: `method`, `backbone` and `task` without the suite's labels.
     own: Names
     #: The resolved task.
     definition: Task = Field(repr=False)
-    #: The purpose of the row's trials. None for a row of the tables.
+    #: The purpose of the row's trials. None for a row of the tables (final trials or studies).
     phase: Phase | None = None
     #: The settings that tuning may choose.
     candidates: tuple[CandidateSetting, ...] = Field((), repr=False)
@@ -168,11 +168,11 @@ class Plan(ShowsOverview, Frozen):
         return self.suite.studies.place(seed)[0] if self.suite.studies else None
 
     def of(self, phase: Phase | None) -> Plan:
-        """Restricts the plan to one phase. None: the rows that tables show."""
+        """Restricts the plan to rows of one purpose, such as "tuning". None: the rows that tables show."""
         return self._part([row for row in self.rows if row.phase == phase])
 
     def _part(self, rows: Sequence[Row]) -> Plan:
-        """The plan restricted to these rows and their trials."""
+        """A plan with only these rows and their trials."""
         ids = {id_ for row in rows for id_ in row.trials.values()}
         trials = tuple(trial for trial in self.trials if trial.id in ids)
         return Plan(suite=self.suite, rows=tuple(rows), trials=trials)
@@ -191,7 +191,7 @@ class Plan(ShowsOverview, Frozen):
 
     @property
     def counts(self) -> str:
-        """The number of trials and their seeds or studies, in words."""
+        """The number of trials and their seeds or studies as text, such as "6 trials, seeds 0, 1"."""
         final, tuning = self.of(None), self.of("tuning")
         if self.suite.studies:
             return f"{len(final.trials)} trials, {self.studies_label}"

@@ -144,9 +144,9 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
 def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
     """The first `count` cells of a grid, ordered so that every prefix covers pairs of axes evenly.
 
-    It begins in the middle. Each next cell has the fewest values, and pairs of values, in common with earlier
-    cells; ties go to the cell with the least correlation of axes (the sum over pairs of axes of the fourth
-    power of their covariance). Each cell occurs once. The order is deterministic.
+    The order begins in the middle. Each next cell has the fewest values, and pairs of values, in common with
+    earlier cells; ties go to the cell with the least correlation of axes (the sum over pairs of axes of the
+    fourth power of their covariance). Each cell occurs once. The order is deterministic.
     """
     cells = np.array(list(product(*map(range, sizes)))).reshape(prod(sizes), len(sizes))
     deviations = [math.sqrt((size**2 - 1) / 3) or 1.0 for size in sizes]

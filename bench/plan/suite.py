@@ -35,7 +35,7 @@ Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
 
 def _once(value: Any) -> Any:
-    """The part of a row that must be unique in a suite."""
+    """The part of a suite's row that no other row may share: a task's name, a budget's label, …"""
     if isinstance(value, TaskRow):
         return value.task
     if isinstance(value, Budget):
@@ -51,7 +51,7 @@ def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
 
 
 def _way(tuning: Any) -> str:
-    """The discriminator tag of a tuning section: `Studies` if it has one of their fields, else `Tuning`."""
+    """The tag of a `tuning` section's class: `Studies` if `studies` or `points` is set, else `Tuning`."""
     described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
     return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
 
@@ -225,7 +225,7 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _separate_choices(self) -> Self:
-        """Refuses tuning on the seeds of the final runs, and values for tuned fields."""
+        """Refuses choices by validation that conflict with seeds, splits, one another or given values."""
         sections = {"tuning": self.equal_tuning, "search": self.search, "allocation": self.allocation}
         for name, section in sections.items():
             if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
@@ -262,7 +262,7 @@ class Suite(Frozen):
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The sections that only `tensorbench search` runs, in words."""
+        """The sections that the suite has and only `tensorbench search` runs: "a search", "a pilot", …"""
         sections = {"a search": self.search, "an allocation": self.allocation, "a pilot": self.pilot}
         return tuple(name for name, section in sections.items() if section)
 

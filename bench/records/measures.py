@@ -58,7 +58,7 @@ class Measure(StrEnum):
         parts: tuple[str, ...] = (),
         formula: Callable[..., float | None] = sub,
     ) -> Self:
-        """Makes a member whose string value is its key only."""
+        """Makes a member whose value as a string is `key`; the other arguments become attributes."""
         member = str.__new__(cls, key)
         member._value_ = key
         member.column, member.unit, member.meaning, member.dtype = column, unit, meaning, dtype

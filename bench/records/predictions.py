@@ -64,7 +64,7 @@ class Compact:
         return digest.hexdigest()
 
     def file(self) -> bytes:
-        """The file of `predictions.parquet`."""
+        """The predictions as the bytes of a `predictions.parquet`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -138,15 +138,15 @@ def log_probabilities(logits: NDArray[Any], labels: Integers) -> NDArray[np.floa
 
 
 def _of(outputs: NDArray[Any], classes: Integers) -> NDArray[Any]:
-    """From outputs (examples, classes), each example's output for its entry of `classes` (examples,)."""
+    """From outputs (examples, classes), the output of each example's class in `classes` (examples,)."""
     return np.take_along_axis(outputs, classes[:, None].astype(int), axis=1)[:, 0]
 
 
 def contradicted(prediction: Integers, label: Integers, log_probability: NDArray[Any], classes: int) -> int:
     """The number of answers that the label's log-probability rules out. All arrays are (examples,).
 
-    An answer is the likeliest class. So the label has at least an equal share of the probability if it was
-    answered, and at most one half of it if not.
+    An answer is the likeliest class. So a label that was answered has a probability of at least 1/`classes`,
+    and any other label one of at most 1/2.
     """
     right = prediction == label
     least, most = -np.log(classes) - STEP / 2, -np.log(2) + STEP / 2

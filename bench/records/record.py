@@ -101,7 +101,7 @@ class Record:
 
     @property
     def decided(self) -> bool:
-        """Whether the run is settled. Pruning does not count, since it binds only its own search."""
+        """Whether the run finished or failed. Pruned runs do not count: pruning holds for one search only."""
         return self.settled and self.status != Status.PRUNED
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bench.records import Wired
 from bench.records.words import Artifact, By, PointState, RunKind
 
-#: By evaluator, then by mode: the mode's share of the variation in the ranked validation result.
+#: A mode's share of the variation in the ranked validation result, by evaluator, then by mode.
 Importance = dict[str, dict[str, float]]
 
 
@@ -44,7 +44,7 @@ class SearchPoint(Tried):
 
 
 class RankResult(Wired):
-    """The common part of the results of a search and an allocation, for one cell."""
+    """The common fields of results of a search or allocation, for one method, task, backbone and budget."""
 
     name: str
     method: str
@@ -119,7 +119,7 @@ class Spectrum(Wired):
 
 
 class ComponentWorth(Wired):
-    """Size and value of a part of an update, by layer, projection and head. None in a field means all."""
+    """Size and worth of a part of an update. None as layer, projection or head means all of them."""
 
     layer: int | None
     projection: str | None
@@ -131,7 +131,7 @@ class ComponentWorth(Wired):
 
     @property
     def singled(self) -> tuple[str, ...]:
-        """The fields that are set, out of layer, projection and head."""
+        """The names of those of the fields layer, projection and head that are not None."""
         return tuple(kind for kind in ("layer", "projection", "head") if getattr(self, kind) is not None)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class RunKind(StrEnum):
-    """The kinds of runs."""
+    """The kinds of runs in the store: of a suite, a trial, a search or an allocation."""
 
     SUITE = "suite"
     TRIAL = "trial"
@@ -16,7 +16,7 @@ class RunKind(StrEnum):
     ALLOCATION = "allocation"
 
 
-#: The purpose of a trial outside the final comparison.
+#: The purpose of a trial that is not part of the final comparison.
 Phase = Literal["tuning", "search", "allocation"]
 
 

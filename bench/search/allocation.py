@@ -22,7 +22,7 @@ def log_spaced(low: int, high: int, count: int) -> list[int]:
 
 
 def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, int, Ranks]]:
-    """Varies each mode's rank in turn from one to its limit: a list of (mode, its rank, all ranks).
+    """Varies the rank of each mode in turn, from 1 to its limit. Returns (mode, rank, all ranks) for each.
 
     The ranks of the other modes keep the heuristic's proportion and are scaled to the budget.
     """
@@ -36,7 +36,7 @@ def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, in
 
 
 def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
-    """At most `count` different vectors from start to end, both included, with every rank log-spaced."""
+    """At most `count` vectors from start to end, both included, with ranks evenly spaced by logarithm."""
     steps = max(count - 1, 1)
     vectors = [
         tuple(round(a * (b / a) ** (i / steps)) for a, b in zip(start, end, strict=True))
@@ -46,7 +46,7 @@ def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
 
 
 class RankAllocation:
-    """The allocation of one cell's budget.
+    """The sweeps and the path over ways to share one cell's budget among the modes of its method.
 
     Raises UserError for a method with a single mode, an unknown mode, a budget below the smallest ranks, and
     a path that would begin above the budget.
@@ -81,7 +81,7 @@ class RankAllocation:
         return list(dict.fromkeys(map(space.affordable, points)))
 
     def run(self, nested: Nested) -> AllocationResult:
-        """Runs sweeps and path, then the best allocation and the heuristic on the suite's seeds."""
+        """Runs all rank vectors, then the best and the heuristic's on the suite's seeds."""
         method, section = self.cell.method, self.section
         sizes = [method.with_size(ranks) for ranks in self.vectors]
         rows, trials = nested.trials(sizes, section.seeds, "allocation", epochs=section.epochs)

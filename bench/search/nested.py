@@ -26,10 +26,10 @@ Watch = Callable[[Plan, int, int], AbstractContextManager[Report]]
 
 
 class Nested:
-    """The parent run of one cell's search or allocation, with the trials nested under it.
+    """The run of one cell's search or allocation, which encloses the runs of its trials.
 
-    It is a context manager: entering opens the run, leaving closes it. `retried` holds, by trial id, the runs
-    of failures to retry.
+    A context manager: entering opens the run, leaving closes it. `retried` holds, by trial id, the runs of
+    failures to retry.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Nested:
     ) -> dict[str, Record]:
         """Runs the trials without a result. Returns the records of all of them, by trial id.
 
-        A trial that another search pruned has no result, since this search's rule might let it continue.
+        A trial that another search pruned counts as without result, since this search might let it continue.
         `listen` is called with every event, and may raise Pruned on a progress event.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
@@ -117,7 +117,7 @@ class Nested:
         repeated = {**self.retried, **pruned}
 
         def has_result(trial: Trial) -> bool:
-            """Whether the trial has a result that counts, by `records`."""
+            """Whether `records` has a result of the trial that is not to be repeated."""
             record = records.get(trial.id)
             return record is not None and record.settled and record.run_id != repeated.get(trial.id)
 
@@ -150,7 +150,7 @@ class Nested:
         return {trial.id: records[trial.id] for trial in trials if has_result(trial)}
 
     def compare(self, methods: Mapping[str, Method], **options: Any) -> tuple[Finalist, ...]:
-        """Runs these sizes, by label, on the suite's seeds, which were not used for choosing."""
+        """Runs these sizes of the method, given by label, on the suite's own seeds. Returns the results."""
         rows, trials = self.trials(list(methods.values()), self.cell.suite.seeds, None, **options)
         self.run(rows, trials, None)
         return tuple(Finalist(label=label, **tried(row)) for label, row in zip(methods, rows, strict=True))
@@ -164,10 +164,10 @@ def study_name(cell: PlanCell) -> str:
 
 
 def about(cell: PlanCell) -> dict[str, Any]:
-    """The fields of `RankResult` that identify its cell."""
+    """Method, task, backbone and budget of a cell, as the fields of `RankResult`."""
     return {**cell.shown._asdict(), "budget": cell.budget.label if cell.budget else None}
 
 
 def tried(row: Row) -> dict[str, Any]:
-    """The fields of `Tried` from a row with all its trials."""
+    """Ranks, number of parameters and trials of a row, as the fields of `Tried`."""
     return {"ranks": row.ranks, "parameters": row.parameters, "trials": row.trials}

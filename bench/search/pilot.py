@@ -52,7 +52,7 @@ class Choices:
 
 @dataclass
 class _Step:
-    """The trials of a step, by subject (such as a task) and value."""
+    """The trials of a pilot's step, by the subject of the choice, such as a task, and the tried value."""
 
     rows: list[Row] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
@@ -88,7 +88,7 @@ class _Step:
         return list(ids.values())
 
     def losses(self, records: Mapping[str, Record]) -> dict[Any, dict[float, float]]:
-        """The mean validation loss of each value, by subject. Infinite if a trial failed."""
+        """The mean validation loss of each value, by subject. Infinite if a trial failed or is missing."""
         means: dict[Any, dict[float, float]] = defaultdict(dict)
         for (subject, value), ids in self.ids.items():
             stored = [records[id_].measure(Measure.SELECTED_LOSS) for id_ in ids if id_ in records]
@@ -215,7 +215,7 @@ def vertex(losses: Mapping[float, float]) -> float:
 
 
 def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tuple[float, float]) -> float:
-    """The abscissa of the vertex of a parabola through three points, no point below the middle one."""
+    """The x of the lowest point of the parabola through three points, of which `mid` is the lowest."""
     (x0, y0), (x1, y1), (x2, y2) = left, mid, right
     rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
     if rise == fall:
@@ -281,7 +281,7 @@ def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:
 
 
 def check_target(suite: Suite, out: Path) -> None:
-    """Raises UserError if `out` cannot be written with the suite and a pilot's choices."""
+    """Raises UserError unless `out` suits the suite with a pilot's choices: its name, ending and folder."""
     if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")
     if out.stem == suite.name:

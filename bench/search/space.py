@@ -59,11 +59,11 @@ class RankSpace:
         return self.method.with_size(ranks).count(self.geometry)
 
     def _with(self, ranks: Mapping[int, int]) -> Ranks:
-        """The vector with these ranks, by index. Fixed modes keep their ranks, other modes have rank 1."""
+        """The vector with `ranks`, by index of the mode; further modes have their fixed rank, or else 1."""
         return tuple(ranks.get(i) or self._fixed.get(i) or 1 for i in range(len(self.names)))
 
     def _largest(self, ranks: Mapping[int, int], index: int, limit: int | None) -> int:
-        """The largest rank of one mode that the budget allows, given ranks of other modes."""
+        """The largest rank, up to `limit`, of the mode at `index` within the budget, given other `ranks`."""
 
         def fits(rank: int) -> bool:
             return self.count(self._with({**ranks, index: rank})) <= self.budget
@@ -76,7 +76,7 @@ class RankSpace:
         return fitting + bisect_left(larger, True, key=lambda rank: not fits(rank))
 
     def affordable(self, ranks: Ranks) -> Ranks:
-        """Returns these ranks or, if they exceed the budget, the largest in the same proportion."""
+        """Returns these ranks or, if they exceed the budget, the largest within it in the same proportion."""
         return ranks if self.count(ranks) <= self.budget else self.ranks(ranks) or self.smallest
 
     def ranks(
@@ -118,8 +118,8 @@ class RankSpace:
     def suggest(self, trial: optuna.trial.BaseTrial) -> Ranks:
         """The vector that an Optuna trial draws.
 
-        For each mode the trial draws a number in [0, 1]: the logarithm of the rank divided by that of its
-        limit.
+        A single rank is drawn itself. Several ranks are proportional to weights limit^share, with a share in
+        [0, 1] drawn for each; with `below`, the budget is drawn as well.
         """
         if len(self.free) == 1:
             (index,) = self.free

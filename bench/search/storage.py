@@ -20,7 +20,7 @@ PATIENCE = 120
 
 
 def default_storage(store: str) -> str:
-    """The database of the study: beside a store that is a file, otherwise in the working folder."""
+    """The URL of Optuna's database: beside a store that is a file, otherwise in the working folder."""
     if not store.startswith(SQLITE):
         return f"{SQLITE}optuna.db"
     return f"{SQLITE}{Path(store.removeprefix(SQLITE)).parent / 'optuna.db'}"

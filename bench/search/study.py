@@ -61,18 +61,21 @@ class SampledPoint:
 
     @property
     def key(self) -> str:
-        """A text that identifies the point. `of` reads it."""
+        """The point as a text, from which `of` restores it."""
         return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
 
     @classmethod
     def of(cls, key: str) -> SampledPoint:
-        """The point with this key."""
+        """Restores the point from its `key`."""
         ranks, setting = json.loads(key)
         return cls(tuple(ranks), Setting.model_validate(setting))
 
 
 class RankSearch:
-    """The search of one cell. Raises UserError for a space, a pruner or a stored study that does not fit."""
+    """The search over ranks of one cell.
+
+    Raises UserError for a space or a pruner that does not fit, and for a stored study of another search.
+    """
 
     def __init__(
         self, cell: PlanCell, search: Search, storage: optuna.storages.BaseStorage, name: str
@@ -121,7 +124,7 @@ class RankSearch:
         return ceil(recipe.steps / ceil(examples / recipe.batch_size)) if examples else None
 
     def _described(self) -> dict[str, Any]:
-        """The contents that must stay the same between starts of a study, as JSON returns them."""
+        """Everything that must be equal whenever a study is continued, in the types of JSON."""
         trial = self.cell.trial(self.search.seeds[0], "validation", epochs=self.search.epochs)
         content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
         # The location of a task's data may change, since `data` identifies them.
@@ -220,7 +223,7 @@ class RankSearch:
             self._take(nested)
 
     def _trials(self) -> list[FrozenTrial]:
-        """The study's trials. Those to be retried count as interrupted."""
+        """The trials of Optuna's study. Trials to be retried have the state of interrupted ones, FAIL."""
         attributes, trials = self._study.user_attrs, []
         for trial in self._study.get_trials(deepcopy=False):
             if f"again {trial.number}" in attributes:
@@ -260,7 +263,7 @@ class RankSearch:
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> SampledPoint | None:
-        """A point left untried by an interrupted trial. None if there is none."""
+        """The point of the first interrupted trial whose point is still untried. None without one."""
         for trial in trials:
             key = trial.user_attrs.get("key")
             if trial.state == TrialState.FAIL and key and key not in taken:
@@ -314,7 +317,7 @@ class RankSearch:
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
     def _take(self, nested: Nested) -> None:
-        """Takes a waiting trial, runs it and stores its result in the study."""
+        """Takes a waiting trial from Optuna's study, runs its point and tells the study the result."""
         trial = self._study.ask()
         values, state = None, TrialState.FAIL
         try:
@@ -328,9 +331,10 @@ class RankSearch:
             self._study.tell(trial, values, state, skip_if_finished=True)
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> Sequence[float] | None:
-        """The values of the trial's point. None if another process has the point, or no trial is left.
+        """Runs the point of an Optuna trial and returns the values of its objectives.
 
-        Raises TrialPruned for a pruned trial and for one without a result, and UserError for a lost one.
+        None if another process has the point, or enough points were tried. Raises TrialPruned for a trial
+        that was pruned or has no result, and UserError for one that was lost.
         """
         trial.set_user_attr("driver", nested.driver)
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
@@ -420,7 +424,7 @@ class RankSearch:
         )
 
     def _merit(self, point: SearchPoint) -> float | None:
-        """The number that ranks a point; larger is better. None if the point is not complete."""
+        """The number by which points are ranked; larger is better. None if the point is not complete."""
         value = point.value if self.search.by == "score" else point.loss
         return None if value is None else self.sign * comparable(value)
 

@@ -45,7 +45,7 @@ def hashes(record: Record) -> dict[str, str]:
 
 
 def digest(name: Artifact, file: Path) -> str:
-    """The SHA-256 of an artifact's file, or for compact predictions from a pack, of their values."""
+    """The SHA-256 of an artifact's file or, for predictions in a pack's compact form, of the values."""
     if name == Artifact.PREDICTIONS and (predictions := stored_compact(file.read_bytes())) is not None:
         return predictions.digest
     return sha256(file)

@@ -32,7 +32,7 @@ REMEDIES = {
 
 
 def _registry(tag: Tag) -> Registry:
-    """The registry of the parts whose source a tag names."""
+    """The registry of the kind of part (method, task, backbone or metric) whose source the tag names."""
     # Torch takes seconds to import, and results without plug-ins need none.
     from bench.backbones import BACKBONES
     from bench.tasks import TASKS
@@ -115,7 +115,10 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
 
 
 def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Record]]]:
-    """Yields each planned trial without a result, with finished trials of its kind outside the plan."""
+    """Yields each planned trial without a result, with finished trials that the plan lacks.
+
+    These have the same method, backbone, task and seed.
+    """
     planned = {trial.id: trial for trial in plan.trials}
     finished: defaultdict[_Key, list[Record]] = defaultdict(list)
     for record in records.values():

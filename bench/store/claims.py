@@ -135,7 +135,7 @@ class Claims:
 
     @insisting
     def signs(self) -> dict[str, str]:
-        """The sign of every driver that has not closed, by driver."""
+        """The latest sign of life of every driver that has not closed, by driver."""
         tags = self._client.get_experiment(self._experiment).tags
         return {key.removeprefix(SIGN): sign for key, sign in tags.items() if key.startswith(SIGN)}
 
@@ -165,7 +165,7 @@ class Claims:
 
     @insisting
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
-        """Claims a trial, given the results of `taken` and `living`. Returns False if another driver has it.
+        """Claims a trial, given what `taken` and `living` returned. Returns False if another driver has it.
 
         After success the driver must check whether the trial has been settled meanwhile.
         """
@@ -243,8 +243,8 @@ class Claims:
     def left(self) -> list[str]:
         """The trials with a result that still have claims of dead drivers.
 
-        A driver that has just read the claims may retry a trial that did not finish. So claims on such trials
-        are still needed while another driver is at work.
+        While another driver is at work, trials that did not finish are left out: that driver may have read
+        their claims and be about to retry them.
         """
         taken = self.taken()
         living = self.living() if taken else set()

@@ -86,7 +86,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """The text of an error without secrets. The text of a database's error has no SQL."""
+    """The text of an error, without secrets and without the SQL of a database's error."""
     # Our own OSErrors already state the reason and the remedy.
     causes = () if isinstance(error, OSError) else chain(error)
     database = next((cause.orig for cause in causes if isinstance(cause, DBAPIError) and cause.orig), None)
@@ -94,9 +94,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _cut(error: BaseException) -> bool:
-    """Whether the store carried out a request but its answer was incomplete.
+    """Whether the store's answer to a request arrived incomplete, after the store had carried it out.
 
-    MLflow itself repeats requests without an answer, but not these.
+    MLflow itself repeats requests without an answer, but not those with an incomplete one.
     """
     return any(isinstance(cause, ChunkedEncodingError) or NO_JSON in str(cause) for cause in chain(error))
 
@@ -143,7 +143,7 @@ def _kind(error: Exception) -> type[StoreError]:
 
 
 def insisting(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorator that combines `storing` and `asking_again`."""
+    """Decorator that repeats a function as `asking_again` does, and converts errors as `storing` does."""
     return storing()(asking_again(function))
 
 
@@ -436,9 +436,9 @@ def follow(database: Path) -> None:
 
 
 def _now(database: Path, location: str) -> str | None:
-    """The new location of an experiment's artifacts.
+    """The URI of an experiment's artifacts if they were moved from `location` with the database.
 
-    None if they are still at `location`, or not beside the database.
+    None if the artifacts are still at `location`, or not beside the database.
     """
     where = urlparse(location)
     _, folder, below = unquote(where.path).rpartition(f"/{ARTIFACTS}/")
@@ -460,7 +460,7 @@ def _rewrite(connection: sqlite3.Connection, experiment: str, location: str, now
 
 
 def _forget_places() -> None:
-    """Clears MLflow's cache of artifact locations: a copied store has the run ids of its original."""
+    """Clears MLflow's cache of artifact locations: a copied store has the same run ids as its original."""
     with suppress(ImportError, AttributeError):
         from mlflow.tracking._tracking_service import utils
 

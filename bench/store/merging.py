@@ -36,8 +36,8 @@ MOST_LISTED = 10
 def brings_more(coming: Record, stored: Record | None) -> bool:
     """Whether a run should replace its trial's stored run. True if nothing is stored (None).
 
-    A stored run that finished is kept. Any other is replaced by a finished run, and by a settled run if it is
-    not settled itself.
+    A finished run replaces a stored run that did not finish. A failed or pruned run replaces one that is not
+    settled.
     """
     if stored is None:
         return True

@@ -47,7 +47,7 @@ def _existing(uri: str, name: str) -> Source:
 
 
 def stores_of(sources: Iterable[Source]) -> list[Store]:
-    """The sources that are whole experiments of a store: no packs, and nothing joined from parts."""
+    """Those of the sources that are experiments of a store, without packs and joined sources."""
     unpacked = [source for source in sources if not isinstance(source, Packed | Joined)]
     if not unpacked:
         return []

@@ -93,7 +93,7 @@ class Outbox:
         return sorted(self._own.glob(COMPLETE))
 
     def close(self) -> None:
-        """Releases this process's folder. Waiting records are left for the next process."""
+        """Releases this process's folder. A later process sends the records that still wait."""
         if lock := self._locks.pop(self._own, None):
             if not self.waiting():
                 remove(self._own)
@@ -101,7 +101,10 @@ class Outbox:
             lock.release()
 
     def left(self) -> Iterator[Path]:
-        """Yields the records of ended processes. Only one process at a time gets them."""
+        """Yields the folders of records that ended processes left behind, each process's under its lock.
+
+        So no two processes get the same record at once.
+        """
         for lock_file in sorted(self._folder.glob("*.lock")):
             folder, lock = lock_file.with_suffix(""), FileLock(lock_file)
             if folder in self._locks:
@@ -139,7 +142,7 @@ class Outbox:
 
 @cache
 def _name_of(process: int) -> str:
-    """The name of a process's folder. A forked process has its own."""
+    """A random name for the folder of a process; a forked process gets another."""
     return uuid.uuid4().hex[:12]
 
 

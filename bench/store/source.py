@@ -46,7 +46,7 @@ class Source(ABC):
 
     @property
     def link(self) -> str | None:
-        """The URL of the experiment's runs in MLflow, up to the run id. None unless a server holds it."""
+        """The URL of a run in MLflow up to the run's id. None unless a server holds the experiment."""
         return None
 
     @abstractmethod
@@ -104,9 +104,9 @@ class Source(ABC):
         return None
 
     def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
-        """The tuning that a run's suite allows, for plans of versions that did not store it.
+        """The section `tuning` of a run's suite, for plans of versions that stored no allowed points.
 
-        None if no suite is stored that this version can read.
+        None for other plans, and if no suite is stored that this version can read.
         """
         if all(row.tuning is None or row.tuning.allowed_points for row in plan.rows):
             return None

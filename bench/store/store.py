@@ -344,7 +344,8 @@ class Store(Source):
     def _is_duplicate(self, record: Record, folder: Path | None) -> bool:
         """Whether another finished run of the trial counts instead of this one.
 
-        If only this run has the adapter (the others came from packs), the others are marked as duplicates.
+        If only this run has the adapter (the others came from packs), this one counts, and the others are
+        marked as duplicates here.
         """
         # Only trials can have duplicate runs, not searches, allocations and suites.
         if not record.trial_id:

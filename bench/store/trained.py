@@ -47,7 +47,10 @@ class StoredTrial:
 
     @property
     def verified(self) -> bool:
-        """Whether hashes show that its files are unchanged. Older versions stored no hashes."""
+        """Whether the store has hashes of configuration and adapter, which loading then checked.
+
+        Older versions stored no hashes.
+        """
         return {Artifact.CONFIG, Artifact.ADAPTER} <= hashes(self.record).keys()
 
     @property

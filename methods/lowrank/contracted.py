@@ -37,7 +37,7 @@ class Diagonal:
     entries: Tensor
 
     def scaled(self, narrow: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """Scales the smaller of an activation (N, r) and its `up` (out, r), and returns both.
+        """Scales the activation `narrow` (N, r) or `up` (out, r), whichever has fewer rows. Returns both.
 
         With n slices the activation becomes (N·n, r), or `up` becomes (n·out, r).
         """

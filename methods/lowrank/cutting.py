@@ -83,7 +83,7 @@ class Cuts(Frozen):
     def start_ranks(
         self, ranks: Ranks, limits: Sequence[int], count: Callable[[Ranks], int], label: str
     ) -> Ranks:
-        """The ranks at the start: the final ranks in proportion, as large as `start` allows.
+        """The ranks at the start, in proportion to the final `ranks` and as large as `start` allows.
 
         No rank exceeds its limit, and at least one exceeds its value in `ranks`. Raises UserError if the
         limits allow no larger rank, since there would be nothing to cut.
@@ -206,7 +206,7 @@ class Cuttable(ABC):
 
     @abstractmethod
     def ranks_of(self, shapes: Sequence[tuple[int, ...]]) -> Ranks | None:
-        """The ranks of parameters with these shapes, in the order of `shapes`. None if no ranks fit."""
+        """The ranks of parameters with these shapes, in the order of `self.shapes`. None if no ranks fit."""
 
     @abstractmethod
     def room(self, ranks: Ranks) -> Ranks:
@@ -376,7 +376,7 @@ class _OrthogonalTrain:
         return [CutParameter(self.cores[0], first, {2: after}), *changes[::-1]]
 
     def _last(self) -> Tensor:
-        """The last core multiplied by the triangular factor of its bond."""
+        """The last core of the train, multiplied by the triangular factor at its right bond."""
         return _times(self.rests[-1].T, self.orthogonal[-1], 2)
 
 

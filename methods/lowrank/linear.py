@@ -130,9 +130,9 @@ class AdaptedLinear(nn.Module):
         return y.view(*x.shape[:-1], self.base.out_features)
 
     def _of_base(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The base's output with this bias.
+        """The base layer's output with this bias.
 
-        A quantised base computes its output itself, so that autograd does not keep the dense weight.
+        A quantised layer computes the output itself, so that autograd does not keep a dense weight.
         """
         if not isinstance(self.base, QuantisedLinear):
             return F.linear(x, self.base.weight, bias)
@@ -140,7 +140,7 @@ class AdaptedLinear(nn.Module):
         return y if self.bias_update is None else y + self.bias_update.to(y.dtype)
 
     def _with_update(self, y: Tensor, narrow: Tensor, up: Tensor) -> Tensor:
-        """Adds the update to `y` (N, out) in place. Returns (N·n, out / n) for n output slices."""
+        """Adds the update to `y` (N, out) in place. Returns `y`, as (N·n, out / n) for n equal slices."""
         out = y.shape[1]
         if len(up) > out:
             up = up[:out]

@@ -133,7 +133,7 @@ class DropoutSite:
 
 @dataclass(eq=False)
 class _Forward:
-    """The seeds of a forward's masks, drawn at its first dropout, and its range of autograd nodes.
+    """One forward: the seeds of its masks, drawn at its first dropout, and its range of autograd nodes.
 
     Nodes are numbered in order of creation: `start` is the first, `end` one past the last.
     """

@@ -41,7 +41,7 @@ class LowRankMethod(Method):
 
     @property
     def revisions(self) -> int:
-        """One more with dropout, because dropout once drew from the backbone's stream."""
+        """Counts dropout as changed once, because dropout first drew from the backbone's stream."""
         return super().revisions + (self.dropout > 0)
 
     @abstractmethod
@@ -54,7 +54,7 @@ class LowRankMethod(Method):
         return LowRankAdapter(backbone, parametrisation, self.masks(generator), self.dropout_at, fit)
 
     def fitting(self, geometry: Geometry) -> Fit | None:
-        """Returns the converter from contracted pairs to sites. None if the shapes already match."""
+        """The function that fits contracted pairs to the sites' shapes. None if the shapes match already."""
         return None
 
     def masks(self, generator: torch.Generator) -> Masks | None:

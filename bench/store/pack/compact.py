@@ -32,7 +32,7 @@ def rounded(losses: Any) -> Any:
 
 
 class Shared:
-    """Collects configurations and predictions of trials for the tables of a pack."""
+    """Collects the configurations and predictions of an experiment's trials for the tables of a pack."""
 
     def __init__(self) -> None:
         self._configs: dict[str, list[str]] = {}
@@ -53,7 +53,7 @@ class Shared:
         return True
 
     def take_predictions(self, run: Record, content: bytes) -> str | None:
-        """Takes predictions and returns their digest. None, with nothing taken, if they need logits."""
+        """Takes predictions and returns their digest. None, with nothing taken, if the score needs logits."""
         predictions = compact(content) if _answers_suffice(run.tag(Tag.METRIC)) else None
         if predictions is None:
             return None

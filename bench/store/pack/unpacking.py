@@ -64,7 +64,7 @@ class _Merge:
         brought = [run for run in both.records() if both.part(run) is source]
 
         def is_same(run: Record) -> bool:
-            """Whether the store has exactly this run and lacks only the run's adapter.
+            """Whether the store has this very run, so that only the run's adapter can be missing there.
 
             Other runs are copied completely, so that adapter and predictions belong together.
             """
