@@ -70,7 +70,7 @@ class CDKA(OneRank, Targeted, LowRankMethod):
 
 
 class _Terms(OwnPairs):
-    """For each projection `A` (layers, rank, r1, in/r2) and `B` (layers, rank, out/r1, r2)."""
+    """Trains `A` (layers, rank, r1, in/r2) and `B` (layers, rank, out/r1, r2) of each projection."""
 
     def __init__(self, method: CDKA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

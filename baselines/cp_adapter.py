@@ -54,7 +54,7 @@ class CPAdapter(OneRank, Targeted, LowRankMethod):
 
 
 class _Components(OwnPairs):
-    """For each projection the factors (layers, n, r) of every mode, and the weights (layers, 1, r)."""
+    """Trains each projection's weights (layers, 1, r) and factors (layers, n, r), one for every mode."""
 
     def __init__(self, method: CPAdapter, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

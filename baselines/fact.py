@@ -159,7 +159,7 @@ class _TensorTrain(_Slices):
 
 
 class _Tucker(_Slices):
-    """C, U, V and P are a Tucker tensor over input, output and slice."""
+    """C is the core, and U, V and P are the factors, of a Tucker tensor over input, output and slice."""
 
     def __init__(self, method: FacTTK, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(method, geometry)

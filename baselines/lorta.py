@@ -22,7 +22,7 @@ class LoRTA(OneRank, StackedMethod):
     Start (reference code): the head-size factor zero, the d-sized one uniform in ±1/√rank, the others uniform
     in ±√(6/rank). So steps shrink as the rank grows: for ViT-B one Adam step at rate 5e-4 moves the query,
     key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256, where LoRA r=4 moves them
-    by 9.6e-2. At the budget of LoRA r=4 it hardly trains unless its own learning rate is tuned.
+    by 9.6e-2. At the budget of LoRA r=4, LoRTA hardly trains unless its learning rate is tuned.
     """
 
     name: ClassVar[str] = "lorta"

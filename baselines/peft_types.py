@@ -107,7 +107,7 @@ class Peft(PeftMethod):
         return DRAWING.get(self.type, super().shifts_dropout)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smaller side of the largest weight for LoRA; the number of its entries for other types."""
+        """For LoRA, the smaller side of the largest weight; for other types, that weight's entries."""
         if self.peft_type != "LORA":
             return super().rank_limits(geometry)
         return (max(min(geometry.shape(name)) for name in self.projections),)

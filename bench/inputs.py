@@ -101,7 +101,8 @@ class TextInput:
 
     `tokenizer_hash` identifies the tokenizer's files and is empty without a tokenizer. `blaming` makes a
     context in which errors of loading or using the tokenizer name their source. `decodes`: whether the
-    backbone is a language model. With a `prompt` the model answers by class words; with `writing`, in free text.
+    backbone is a language model. With a `prompt` the model answers by class words, with `writing` in
+    free text.
     """
 
     tokenizer_hash: str

@@ -59,7 +59,7 @@ class Power:
     def sd(self) -> float:
         """The standard deviation of a run's score over seeds, or of a study's score.
 
-        The two sides of a pair are assumed to be independent.
+        Computed from the spread of differences, as if the two compared methods were independent.
         """
         return math.sqrt(fmean(self.design.spreads) / 2)
 

@@ -52,13 +52,13 @@ class Audience:
         """Called before the first trial, with the numbers of earlier starts' records sent and runs closed."""
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        """Called as each phase of a suite begins. `waiting` trials of `plan` remain to run.
+        """Called before the trials of one purpose: `phase`, such as "tuning", or None for the final trials.
 
-        `phase` is None for the final trials.
+        `waiting` of the trials of `plan` remain to run.
         """
 
     def following(self, trials: float) -> None:
-        """Called before a phase. `trials` is the work of later phases, in units of this phase's trials."""
+        """Called before `phase`. `trials` is the work after the next trials, as a number of such trials."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
         """Context for preparing and running `count` trials of a plan on `slots` workers.

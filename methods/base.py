@@ -19,7 +19,7 @@ class Method(Frozen, ABC):
     """A PEFT method. Its fields are the hyper-parameters, and building a method does no work.
 
     A method whose size is still free, such as one with `ranks=None`, is a template. `isorank` and `fit`
-    return it with a size.
+    return the same method with a size.
     """
 
     #: The name under which the method is registered.
@@ -77,7 +77,7 @@ class Method(Frozen, ABC):
         """Templates that together show every construction of the method, for the conformance checks.
 
         The checks vary the remaining options of the first template. A method with a required option overrides
-        this function. Raises UserError for a required option.
+        this function; without that, raises UserError.
         """
         return (validate(cls, {}, f"the preset of method '{cls.name}' (see Method.presets)"),)
 

@@ -202,9 +202,9 @@ class TensLoRA(CutMethod):
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Tucker: the size of each mode. CP: the product of all modes but the largest.
+        """For Tucker, the size of each mode; for CP, the product of all modes but the largest.
 
-        Tensor train: the product of the modes on the smaller side of each bond.
+        For a tensor train, the product of the modes on the smaller side of each bond.
         """
         return FACTORIZATIONS[self.factorization].rank_limits(self.shape(geometry))
 

@@ -69,7 +69,10 @@ def tucker_ranks(
 
 
 def _equal_pairs(size: int, count: CountPair, budget: int, *, uneven: bool) -> Iterator[tuple[int, int]]:
-    """Yields the pair with equal ranks of input and output nearest to the budget, and its neighbours."""
+    """Yields (input rank, output rank): the equal pair nearest to the budget.
+
+    With `uneven`, also the pairs (r + 1, r) beside that pair.
+    """
     rank = nearest_rank(lambda r: count(r, r), budget, high=size)
     yield rank, rank
     if uneven:

@@ -18,7 +18,7 @@ from methods.sizes import OneRank, Targeted
 def balanced(size: int, modes: int) -> tuple[int, ...]:
     """The ascending factors of `size`, at most `modes` of them, with the smallest sum.
 
-    Ties go to the smallest largest factor. A prime has itself as its only mode.
+    Ties go to the list whose largest factor is smallest. A prime is its own only factor.
     """
     return min(factorisations(size, modes), key=lambda factors: (sum(factors), factors[::-1]))
 

@@ -224,6 +224,6 @@ def _interval(unit: Unit, interval: tuple[float, float] | None) -> str:
 
 
 def _complete(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
-    """The numbers of complete and planned studies, and of studies without a kept trial (all failed)."""
+    """The numbers of complete and planned studies as text, in red if all trials of a study failed."""
     count = complete_studies(studies, kept)
     return f"[red]{count}[/red]" if None in kept.values() else count

@@ -313,7 +313,7 @@ class _Driving:
         self.executor.submit(trial, self.limits.seconds(trial))
 
     def _receive(self, event: Event) -> None:
-        """Stores an event and passes it to `notify`."""
+        """Stores what an event reports, and passes the event to `notify`."""
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
             config = trial.model_dump(mode="json", exclude_none=True)

@@ -175,7 +175,7 @@ def activation_mib(trial: Trial, saving: Saving) -> float:
 
 
 def positions_of(trial: Trial) -> float:
-    """The number of patches of an image, or the largest number of tokens of a text."""
+    """The number of 16-pixel patches of an image, or the largest number of tokens of a text."""
     size = describe(trial.backbone).input
     return (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
 

@@ -166,7 +166,7 @@ class Studies(Frozen):
 
 
 class Search(ChoosingSection):
-    """A search over the ranks of each mode that never exceeds the budget."""
+    """A search over the ranks of the modes, always within the budget."""
 
     #: The number of points to try, or all points if there are fewer.
     trials: Points
@@ -213,7 +213,7 @@ PILOT_RATES = (5e-4, 1.581e-3, 5e-3, 1.581e-2, 5e-2)
 
 
 class PilotStep(Frozen):
-    """A step of a pilot. It tries rates or lengths, each with all of `seeds`."""
+    """A step of a pilot, which tries learning rates or numbers of epochs, each with all of `seeds`."""
 
     seeds: SelectionSeeds = (1000, 1001)
 

@@ -191,7 +191,7 @@ class Plan(ShowsOverview, Frozen):
 
     @property
     def counts(self) -> str:
-        """The number of trials and their seeds or studies as text, such as "6 trials, seeds 0, 1"."""
+        """The number of trials and their seeds or studies as text, such as `6 trials, seeds 0,1`."""
         final, tuning = self.of(None), self.of("tuning")
         if self.suite.studies:
             return f"{len(final.trials)} trials, {self.studies_label}"

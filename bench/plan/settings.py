@@ -24,7 +24,7 @@ Grids = Mapping[str, Sequence[float]]
 
 
 class Setting(Frozen):
-    """A point of the grids. None on an axis keeps the suite's value."""
+    """A choice of learning rates and scale, such as a point of the grids. None keeps the suite's value."""
 
     lr: float | None = None
     #: A factor of the method's scale in the suite (by default the published scale).

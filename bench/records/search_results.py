@@ -73,7 +73,7 @@ class SearchResult(RankResult):
 
     @property
     def tied(self) -> int:
-        """The number of other points with the best point's result.
+        """The number of other points whose result equals the best point's.
 
         0 without a best point, and with two objectives.
         """

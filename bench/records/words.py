@@ -46,7 +46,7 @@ class Status(StrEnum):
 
     @property
     def ended(self) -> EndStatus:
-        """MLflow's status for this status. Tags distinguish pruned runs and duplicates."""
+        """The status that MLflow stores for an ended run; tags mark pruned runs and duplicates."""
         if self in (Status.FINISHED, Status.DUPLICATE):
             return Status.FINISHED
         return Status.FAILED if self == Status.FAILED else Status.KILLED

@@ -106,7 +106,7 @@ class Nested:
         phase: Phase | None,
         listen: Report | None = None,
     ) -> dict[str, Record]:
-        """Runs the trials without a result. Returns the records of all of them, by trial id.
+        """Runs those of the trials that have no result. Returns the records of all trials, by trial id.
 
         A trial that another search pruned counts as without result, since this search might let it continue.
         `listen` is called with every event, and may raise Pruned on a progress event.

@@ -124,7 +124,7 @@ def check_pilot(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
 
 
 def run_pilot(pilot: Pilot, cells: Sequence[PlanCell], run: Run) -> Choices:
-    """Runs the steps of a pilot, each using the choices of earlier steps. Scores validation only."""
+    """Runs the steps of a pilot, each with the choices of earlier steps. No trial is scored on test."""
     choices = Choices()
     if pilot.head_lr is not None:
         _choose_head_rates(pilot.head_lr, cells, run, choices)
@@ -242,7 +242,7 @@ def _line(subject: str, choice: float, losses: Mapping[float, float], edge: bool
 
 
 def _rows_of_lengths(section: Lengths, cells: Sequence[PlanCell]) -> set[int]:
-    """The indices of the rows that choose epochs: the given methods, or all with an adapter."""
+    """The rows whose losses choose the epochs, by index: the given methods, or all with an adapter."""
     if section.methods is None:
         return {cell.number for cell in _adapted(cells) if not cell.method.trains_weights}
     return set().union(*(_rows_named("pilot.epochs.methods", name, cells) for name in section.methods))

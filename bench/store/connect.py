@@ -102,7 +102,7 @@ def _cut(error: BaseException) -> bool:
 
 
 def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorator that repeats a function if its answer was incomplete. Calling it twice must be safe."""
+    """Decorator that repeats a function if the store's answer was incomplete. Repeating must be safe."""
 
     @wraps(function)
     def call(*args: Parameters.args, **named: Parameters.kwargs) -> Result:

@@ -133,7 +133,7 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
 
 
 def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
-    """The rows by task, backbone, budget, method and ranks. Equal keys are numbered."""
+    """The rows by task, backbone, budget, method, ranks, and a number that tells equal rows apart."""
     counted: Counter[tuple[Any, ...]] = Counter()
     rows = {}
     for row in plan.rows:

@@ -212,7 +212,7 @@ class Store(Source):
         return not self._lacks(record, name)
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
-        """Whether the store lists a run's artifacts without this one. False if the store does not answer."""
+        """Whether the store's list of a run's artifacts lacks this one. False if the store is silent."""
         try:
             return name not in {file.path for file in self.client.list_artifacts(record.run_id)}
         except BROKEN_STORE:
@@ -366,7 +366,7 @@ def _parts(items: list[Item], most: int) -> Iterator[list[Item]]:
 
 
 def parameters(config: bytes) -> dict[str, str]:
-    """The parameters in a `config.json` for MLflow's interface. Empty if it is malformed."""
+    """The parameters that MLflow shows for a run, from its `config.json`. Empty if that is malformed."""
     try:
         trial = json.loads(config).get("trial")
     except (ValueError, AttributeError, RecursionError):

@@ -116,7 +116,7 @@ def pair(
     input_slices: int,
     output_slices: int,
 ) -> tuple[Tensor, Tensor]:
-    """Multiplies out a site's middle and slices. Returns (down, up), shaped (r, in) and (out, r).
+    """Multiplies a site's factors, middle and slices out to one pair: down (r, in) and up (out, r).
 
     `shape` is the (out, in) of the site's weight, to which the last slices are cut.
     """

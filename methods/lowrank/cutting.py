@@ -217,7 +217,7 @@ class Cuttable(ABC):
         """Computes the current singular values."""
 
     def resized(self) -> None:  # noqa: B027 - most keep no note of their shapes
-        """Updates stored shapes after the parameters changed theirs."""
+        """Updates the shapes that containers have noted, after their parameters changed shape."""
 
 
 class TuckerTensors(Cuttable):

@@ -58,9 +58,9 @@ class LowRankMethod(Method):
         return None
 
     def masks(self, generator: torch.Generator) -> Masks | None:
-        """Returns the adapter's dropout, None if the method has none.
+        """Returns the adapter's dropout, or None if the method drops nothing.
 
-        Its seed is drawn after the adapter's start, so that the start does not depend on dropout.
+        The dropout's seed is drawn after the adapter's start, which therefore does not depend on dropout.
         """
         if not self.dropout:
             return None

@@ -89,7 +89,7 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
-        """All files except the manifest."""
+        """The names of all files except the manifest."""
         return [name for name in self._entries if name != MANIFEST]
 
     def read(self, name: str) -> bytes:

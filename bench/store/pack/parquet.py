@@ -47,7 +47,7 @@ class Decoded:
 
 
 def measure(content: bytes, metadata: pq.FileMetaData) -> Decoded:
-    """Adds up the pages of all columns.
+    """Adds up the bytes and values in the pages of all columns.
 
     Raises ValueError for column chunks that overlap or lie outside the file, an encoding that none of our
     writers uses, and an unreadable page header.

@@ -120,7 +120,7 @@ class _Merge:
 
 
 def _nested(source: Source) -> list[Record]:
-    """The searches and allocations."""
+    """The runs of searches and allocations in a source."""
     return [run for kind in RESULT_FORMS for run in source.records(kind)]
 
 
@@ -168,7 +168,7 @@ def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.Dat
 
 
 def _add_adapter(store: Store, source: Source, run: Record, stored: Record) -> None:
-    """Adds the adapter that a stored run lacks, if it has the stored hash."""
+    """Adds the adapter that a stored run lacks, if the adapter's hash is the one that was stored."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Artifact.ADAPTER
         source.copy(run, Artifact.ADAPTER, file)

@@ -142,7 +142,7 @@ class _Content:
         self._shared = Shared()
 
     def members(self) -> Iterator[tuple[str, bytes]]:
-        """Yields every file by its name in the experiment's folder, sorted."""
+        """Yields name (in the experiment's folder) and content of every file, sorted by name."""
         runs = iter(self._runs)
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(runs, BATCH)):
