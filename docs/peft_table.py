@@ -112,7 +112,7 @@ def copies(tensors: Any) -> dict[str, Tensor]:
 
 
 def size(method: Method) -> str:
-    """What sets the number of parameters, as text: nothing (`its own`), a rank, or a rank or a budget."""
+    """The choice that sets the number of parameters: "a rank", "a rank or a budget", or none ("its own")."""
     if not method.sizeable:
         return "its own"
     for budget in BUDGETS:

@@ -24,7 +24,7 @@ from reports.study import OWN_SIZE, Experiment, Study
 
 @dataclass(frozen=True)
 class Scored:
-    """Ranks that were tried, with their score."""
+    """One set of ranks that was tried, with its score."""
 
     label: str
     ranks: list[int]
@@ -68,7 +68,7 @@ class StoredAblation:
     components: list[ComponentWorth] = field(default_factory=list)
 
     def levels(self, most: int) -> list[tuple[str, list[ComponentWorth]]]:
-        """The first `most` components, grouped under a heading for each way to divide the update."""
+        """The first `most` components, as (heading, components) for each way to divide the update."""
 
         def heading(component: ComponentWorth) -> str:
             return f"Each {' and '.join(cut)}" if (cut := component.singled) else "The whole update"
@@ -77,7 +77,7 @@ class StoredAblation:
 
 
 def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | AllocationResult]]:
-    """Yields the parent run and the result of every search and allocation that has one.
+    """Yields each search and allocation that has a result, as its parent run and the result.
 
     Raises UserError for a malformed result.
     """
@@ -89,7 +89,10 @@ def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | All
 
 
 def read(study: Study) -> list[StoredAblation]:
-    """Reads all ablations of a study's experiments. Raises UserError for a malformed artifact."""
+    """Reads the searches, rank allocations and redundancy analyses of a study's experiments.
+
+    Raises UserError for a malformed artifact.
+    """
     ablations: list[StoredAblation] = []
     for experiment in study.experiments:
         for record, content in results(experiment):
@@ -134,7 +137,7 @@ def _allocation(experiment: Experiment, record: Record, content: AllocationResul
 
 
 def _common(kind: str, experiment: Experiment, record: Record, content: RankResult) -> StoredAblation:
-    """The fields that a search and an allocation have in common."""
+    """A search or an allocation, with the fields that both have filled in."""
     return StoredAblation(
         kind=kind,
         name=content.name,

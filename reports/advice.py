@@ -19,7 +19,7 @@ from reports.studies import StudyAnalysis, analyse_studies
 
 @dataclass(frozen=True)
 class RateAdvice:
-    """The learning rates of a method at a budget on a task that are about as good as its best."""
+    """The learning rates of one cell that score about as well as its best rate."""
 
     #: The number of the method's cell in the report.
     cell: int
@@ -44,13 +44,13 @@ class RateAdvice:
 
     @property
     def range(self) -> str:
-        """The range as text, with a mark at each end where rates beyond it were not tried."""
+        """The range as text, with "≤" or "≥" before an end beyond which no rate was tried."""
         below, above = "≤ " * self.is_lowest, "≥ " * self.is_highest
         return f"{below}{self.low:.2g} to {above}{self.high:.2g}"
 
 
 def rate_advice(analysis: StudyAnalysis) -> Iterator[RateAdvice]:
-    """Advice for each cell that has a complete study and a trial that succeeded."""
+    """Yields the advice for each cell that has a complete study and a trial that succeeded."""
     for number, studies in analysis.studies.items():
         cell = analysis.study.all_cells[number]
         if cell.studies is None or studies.offsets is None or studies.failed.all():

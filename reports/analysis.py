@@ -74,7 +74,7 @@ class Block:
     notes: tuple[str, ...] = ()
 
     def result(self, statistic: Statistic[Result]) -> Result | None:
-        """The result of a statistic. None if it could not be computed."""
+        """The result of a statistic. None if too little is known to compute the statistic."""
         return self.statistics.get(statistic)
 
     @property
@@ -83,7 +83,7 @@ class Block:
 
     @property
     def design(self) -> Design | None:
-        """The design of the comparisons, which determines what differences they detect. None if unknown."""
+        """The seeds, claims and noise that determine the detectable difference. None without known noise."""
         return self.result(POWER)
 
     @property
@@ -107,7 +107,7 @@ class Block:
 
     @property
     def held(self) -> str:
-        """The joint level as text, such as "95%". With several references, also that over all of them."""
+        """The joint level as text, such as "95%". With several references, also their common level."""
         together = f", those of all {self.families} references together with 95%"
         return f"{100 * self.level:.4g}%" + together * (self.families > 1)
 
@@ -130,7 +130,7 @@ class Block:
 
     @property
     def without_examples(self) -> tuple[TaskAndBackbone, ...]:
-        """The settings where some comparison covers seeds only, not test examples."""
+        """The settings where some comparison's interval covers seeds only, not test examples."""
         alone = {
             setting
             for comparison in self.all_comparisons
@@ -157,7 +157,7 @@ class Analysis:
 
 
 def analyse(study: Study, threshold: CustomThresholds = None) -> Analysis:
-    """Computes everything in a report beyond means. Raises UserError as `thresholds` does."""
+    """Computes all comparisons and statistics of a report. Raises UserError as `thresholds` does."""
     matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     of_cells = recipes(study)
     budgets = sorted(dict.fromkeys(cell.budget for cell in study.all_cells), key=block_order)
@@ -195,7 +195,7 @@ class Comparable:
 def comparable(
     study: Study, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe]
 ) -> Iterator[Comparable]:
-    """Yields the cells of a budget in comparable groups. For each metric the largest group comes first."""
+    """Yields a budget's methods in groups of one metric and recipe. A metric's largest group comes first."""
     by_metric = grouped(cells, lambda cell: measured(study.metrics[cell.number], cell.task))
     for (metric, task), of_metric in by_metric.items():
         groups = alike(of_cells, grouped(of_metric, lambda cell: cell.method))
@@ -210,7 +210,7 @@ def comparable(
 
 
 def measured(metric: str, task: str) -> tuple[str, str]:
-    """The metric and the task if scores have that task's unit. Otherwise the metric and an empty text."""
+    """The metric, with the task if scores have the task's unit, and otherwise with an empty text."""
     return metric, task if metric and METRICS.get(metric).in_units else ""
 
 
@@ -251,7 +251,7 @@ def _blocks(
 
 
 def _with_entrants(block: Block, methods: Mapping[str, Sequence[Cell]]) -> Block:
-    """The block with the methods that take part, and those left out with the reason."""
+    """Fills in the block's settings, the methods that ran on all of them, and why others are left out."""
     by_setting = grouped((cell for cells in methods.values() for cell in cells), lambda cell: cell.setting)
     # A setting where hardly anything has run yet would exclude every method.
     least = min(2, len(methods))
@@ -294,7 +294,7 @@ def _with_entrants(block: Block, methods: Mapping[str, Sequence[Cell]]) -> Block
 
 
 def _missing(settings: Iterable[TaskAndBackbone], on: Mapping[TaskAndBackbone, Cell]) -> str:
-    """The settings without runs of a method, as text. Empty if it has runs on all."""
+    """The settings without runs of a method, as text. Empty if the method has runs on all."""
     if unplanned := [setting for setting in settings if setting not in on]:
         return f"not planned on {listed(unplanned)}"
     return "; ".join(
@@ -311,7 +311,7 @@ def _with_reference(study: Study, block: Block, of_cells: Mapping[int, Recipe]) 
 
 
 def _needed(blocks: Sequence[Block]) -> list[int]:
-    """The cells whose predictions the blocks need."""
+    """The numbers of the cells whose predictions the blocks need."""
     return [
         number
         for block in blocks
@@ -325,7 +325,7 @@ def _needed(blocks: Sequence[Block]) -> list[int]:
 
 
 def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapses]) -> Block:
-    """Computes the block's comparisons and statistics."""
+    """The block with its comparisons and statistics, or unchanged without methods."""
     if not block.cells:
         return block
     everything, notes = against_reference(

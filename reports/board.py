@@ -48,7 +48,7 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class Heat:
-    """Methods × settings of one block, best mean first; methods without runs on some settings last."""
+    """The heat map of one block's methods, best mean first. Methods not run on all settings are last."""
 
     block: Block
     rows: tuple[HeatRow, ...]
@@ -134,7 +134,7 @@ class BoardRow:
 
 @dataclass(frozen=True)
 class Board:
-    """The results of one block on one setting, best mean first."""
+    """A table of one block's methods on one setting, best mean first, or of methods outside all blocks."""
 
     title: str
     budget: str
@@ -142,7 +142,7 @@ class Board:
 
 
 def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
-    """All results by setting, in the plan's order. No table ranks scores of different tasks together."""
+    """The tables of results by setting, in the plan's order. No table ranks scores of different tasks."""
     study = analysis.study
     looks = Looks(cell.family for cell in study.all_cells)
     front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, PARAMETERS.of)}
@@ -195,7 +195,7 @@ def _by_mean(cell: Cell) -> float:
 
 
 def _scale(study: Study, cells: Sequence[Cell]) -> tuple[float, float]:
-    """The range of a setting's strips, which covers every seed."""
+    """The ends of the axis of a setting's strips: the range of all seeds' scores, with a margin."""
     scores = [seed.score for cell in cells for seed in study.finished(cell.number) if seed.score is not None]
     if not scores:
         return 0.0, 1.0
@@ -221,7 +221,7 @@ class Forest:
 
 
 def forest(block: Block) -> Forest | None:
-    """The intervals of a block as strips. None without comparisons."""
+    """The positions of a block's differences and their intervals. None without comparisons."""
     if not block.comparisons:
         return None
     reach = _reach(block.comparisons, block.threshold)
@@ -236,7 +236,7 @@ def forest(block: Block) -> Forest | None:
 
 
 def _reach(comparisons: Sequence[AgainstReference], threshold: float) -> float:
-    """The end of the scale, beyond the threshold and every difference. Very wide intervals are cut off."""
+    """The size of the difference at the scale's ends. Only very wide intervals reach beyond the scale."""
     ends = [abs(end) for each in comparisons for end in each.interval or (each.effect.difference,)]
     farthest = max(abs(each.effect.difference) for each in comparisons)
     smallest = RESOLUTION * max(part.size for each in comparisons for part in each.effect.parts)

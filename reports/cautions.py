@@ -65,7 +65,7 @@ class _Trained:
 
     @property
     def validation(self) -> float | None:
-        """The runs' mean validation loss or score, at the selected states. None if a run did not store it."""
+        """The mean validation loss or score (`by`) of the runs' selected epochs. None if one is lacking."""
         measure = Measure.SELECTED_LOSS if self.by == "loss" else Measure.SELECTED_VALIDATION
         values = [run.measure(measure) for run in self.runs]
         stored = [value for value in values if value is not None]
@@ -113,7 +113,7 @@ def _below_the_head(trained: Sequence[_Trained]) -> Iterator[str]:
 
 
 def _runs(trained: Sequence[_Trained]) -> Iterator[str]:
-    """Yields warnings about single runs."""
+    """Yields warnings about runs whose adapter hardly acts or whose loss is no better than guessing."""
     signs: dict[str, Callable[[Record], bool]] = {
         f"the adapter changes outputs by less than {STILL:.0%} of their spread": _still,
         "the validation loss is no lower than that of a constant answer": _guessing,
@@ -135,7 +135,7 @@ def _guessing(run: Record) -> bool:
 
 
 def _tuning(rows: Sequence[TableRow]) -> Iterator[str]:
-    """Yields warnings about the tuning of rows."""
+    """Yields warnings about tunings with too few points, and with ties for the chosen point."""
     few: defaultdict[tuple[int, int], list[TableRow]] = defaultdict(list)
     for row in rows:
         if row.tuning and row.tuning.trials < (rates := len(row.tuning.grids.get("lr", ()))):
@@ -161,7 +161,7 @@ def plain_lora(cells: Iterable[Cell]) -> list[Cell]:
 def failed_references(
     cells: Sequence[Cell], references: Iterable[Cell], collapses: Mapping[int, Collapses]
 ) -> dict[int, str]:
-    """A sentence for each of these references that failed, by cell number.
+    """A sentence for each of these references with collapsed runs or below a head, by cell number.
 
     `collapses` are the collapsed runs of all cells, by cell number.
     """
@@ -174,7 +174,7 @@ def failed_references(
 
 
 def reference_failures(analysis: Analysis) -> list[str]:
-    """Sentences about failed references, and the best mean differences without the tasks they failed on."""
+    """Sentences about failed references, and about means without the tasks where these references failed."""
     study = analysis.study
     used = [number for block in analysis.blocks if block.reference for number in block.reference.cells]
     references = [study.all_cells[number] for number in dict.fromkeys(used)]
@@ -184,7 +184,7 @@ def reference_failures(analysis: Analysis) -> list[str]:
 
 
 def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> str:
-    """How a reference failed on its setting. Empty if it did not."""
+    """A text that says if a reference has collapsed runs or is below a head. Empty if neither."""
     if cell.family in NO_ADAPTERS or cell.gain is None:
         return ""
     unit, reasons = unit_of(cell.metric, cell.unit), []
@@ -210,7 +210,7 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
 def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
     """Yields the best mean difference with and without the tasks on which the reference failed.
 
-    `tasks` has the task of each cell where it failed, by the cell's number.
+    `tasks` has the task of each reference cell that failed, by the cell's number.
     """
     methods = [comparison for comparison in block.comparisons if comparison.family not in HEADS]
     if block.reference is None or not methods:
@@ -256,7 +256,7 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
 def above_reference(study: Study, block: Block) -> float | None:
     """The converged head's mean difference from a block's reference; positive is better.
 
-    None if the block has no reference, or if either has no score on one of the block's settings.
+    None if the block has no reference, or if head or reference lacks a score on one of the block's settings.
     """
     if block.reference is None:
         return None

@@ -1,4 +1,4 @@
-"""Collapsed runs. If any run collapsed, a few seeds cannot bound the frequency or size of collapses."""
+"""Finds collapsed runs. A few seeds cannot bound how often runs collapse, or how far."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Collapses:
 
 @dataclass(frozen=True)
 class _Levels:
-    """The levels of a setting on one split below which runs count as collapsed. Larger is better."""
+    """The scores that decide whether a run of a setting collapsed, on one split; larger is better."""
 
     #: The mean of the head alone. None if the setting has no such row.
     head: float | None
@@ -75,7 +75,7 @@ class _Levels:
     far: float
 
     def collapsed(self, gain: float, own: Sequence[float], *, is_head: bool) -> bool:
-        """Whether a run collapsed. `own` are the gains of the final runs of the same cell."""
+        """Whether a run with the score `gain` collapsed. `own` are the scores of its cell's final runs."""
         level = self.head if self.head is not None else median(own or [-math.inf])
         guessed = self.guessing is not None and not is_head and gain <= self.guessing
         return guessed or gain <= level - (1 - RESOLUTION) * self.far
@@ -100,14 +100,14 @@ def collapses(study: Study) -> dict[int, Collapses]:
 
 
 def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Yields whether each final run collapsed, without runs that failed for other reasons."""
+    """Yields for each final run whether it collapsed. Leaves out failures other than divergence."""
     gains = study.gains([cell.number])[1][0].tolist()
     yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
     yield from (True for seed in study.of_cell(cell.number) if seed.failure == DIVERGED)
 
 
 def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Yields whether each tuning trial of the chosen point collapsed."""
+    """Like `_final`, for the tuning trials of the chosen point."""
     if cell.tuning is None or cell.tuning.chosen is None:
         return
     sign = direction(cell.metric)
@@ -120,7 +120,7 @@ def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
 
 
 def at_chosen_point(experiment: Experiment, tuning: Tuned) -> list[Record]:
-    """The tuning trials of the chosen point."""
+    """The tuning trials of the point that tuning chose."""
     chosen = {axis: f"{value:g}" for axis, value in (tuning.chosen or {}).items()}
     records = [experiment.records[id_] for id_ in tuning.ids if id_ in experiment.records]
     return [record for record in records if _point(record) == chosen]
@@ -135,7 +135,7 @@ def _point(record: Record) -> dict[str, str]:
 
 
 def _levels(study: Study, cells: Sequence[Cell], *, of_final: bool) -> _Levels:
-    """The levels for final runs or tuning trials. `cells` are those of one setting and metric."""
+    """The levels for final runs, or else for tuning trials. `cells` are those of one setting and metric."""
     metric, sign = METRICS.get(cells[0].metric), direction(cells[0].metric)
     scores = [cell.mean if of_final else cell.validation for cell in cells]
     gains = [(cell, sign * score) for cell, score in zip(cells, scores, strict=True) if score is not None]

@@ -71,7 +71,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Move:
-    """A cell that both experiments have, with its change."""
+    """A cell that both experiments have, with the change of its score."""
 
     task: str
     backbone: str
@@ -122,7 +122,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two experiments, with its recipes."""
+    """One of the two experiments, with its cells by name and their recipes."""
 
     study: Study
     evidence: Evidence
@@ -270,13 +270,13 @@ def _equal(measured: Between) -> bool:
 
 
 def _signed(interval: Bounds, sign: float) -> Bounds:
-    """Converts the bounds of a gain to those of the score's difference."""
+    """Converts bounds for which larger is better to bounds in stored scores, by the metric's `sign`."""
     low, high = sorted(sign * bound for bound in interval)
     return low, high
 
 
 def _configured(before: _Side, after: _Side, common: Sequence[CellName]) -> list[Change]:
-    """Changes in the configuration of common cells, without cells that are not yet tuned."""
+    """Changes in the configuration of common cells. Leaves out cells not yet tuned on either side."""
     cells_of: defaultdict[tuple[str, str, str], list[CellName]] = defaultdict(list)
     sides = [(_configurations(side.study), side.cells) for side in (before, after)]
     for name in common:
@@ -305,7 +305,7 @@ def _configurations(study: Study) -> dict[int, dict[str, str]]:
 
 
 def _surroundings(before: Study, after: Study) -> list[Change]:
-    """Changes in provenance, with all values of either side."""
+    """Changes in the provenance of trials, each with all values of both sides."""
     values = [
         {key: ", ".join(sorted(counts)) for key, counts in provenance_counts(study).items()}
         for study in (before, after)

@@ -36,7 +36,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class IfFloor:
-    """The comparison with diverged runs counted at the floor of their setting."""
+    """The comparison if diverged runs had the score that `floor_of` gives for their setting."""
 
     #: The number of additional seed pairs.
     pairs: int
@@ -190,7 +190,7 @@ def against_reference(
 def judged(
     measured: Effect, if_floor: Effect | None, level: float, threshold: float, *, collapsed: bool
 ) -> Verdict:
-    """The verdict on an effect. With `if_floor` (diverged runs at the floor), the weaker of the two."""
+    """The weaker verdict on two effects: `measured`, and `if_floor` (diverged runs at the floor) if given."""
     verdicts = [
         verdict(version.interval(level), threshold, collapsed=collapsed)
         for version in (measured, if_floor)
@@ -201,7 +201,7 @@ def judged(
 
 @dataclass(frozen=True)
 class _Family:
-    """The common properties of the comparisons of one budget."""
+    """Makes the comparisons of one budget, with their common threshold and levels."""
 
     evidence: Evidence
     collapses: Mapping[int, Collapses]
@@ -275,7 +275,7 @@ class _Family:
 
 
 def _floored(study: Study, cell: int) -> dict[int, float]:
-    """The scores of a cell by seed (larger is better), with the floor for diverged runs."""
+    """The scores of a cell by seed; larger is better. Diverged runs have the score of `floor_of`."""
     seeds, sign = study.of_cell(cell), study.direction(cell)
     scores = {seed.seed: sign * seed.score for seed in seeds if seed.score is not None}
     if diverged := [seed.seed for seed in seeds if seed.failure == DIVERGED]:
@@ -323,7 +323,7 @@ def _limits(reference: Reference, comparisons: Sequence[AgainstReference]) -> li
 
 @dataclass(frozen=True)
 class Entrants:
-    """The methods of a block, as input of statistics."""
+    """The methods of a block with their comparisons: the input of each statistic."""
 
     evidence: Evidence
     #: The cells of each method, one per setting.
@@ -376,5 +376,5 @@ POWER = Statistic("power", _design, _design_lines)
 
 
 def level_column(level: float) -> dict[str, float]:
-    """The joint level of a block's intervals as a column, unless it is 95%."""
+    """A column with the joint level of a block's intervals. Empty if the level is 95%."""
     return {} if math.isclose(level, of_each(1)) else {"level": level}

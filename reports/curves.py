@@ -29,7 +29,7 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A method in one panel: for each epoch the mean over seeds with a value."""
+    """The curve of a method in one panel: for each epoch, the mean over the seeds that have a value."""
 
     panel: Panel
     cell: int
@@ -55,7 +55,7 @@ class Curve:
 
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
-    """The curves of the first panels with the converged head's levels, and notes on what is left out."""
+    """The curves of the first panels, the converged head's as flat lines, and notes on what is left out."""
     panels = _panels(study)
     notes = []
     if len(panels) > MOST_PANELS:
@@ -138,13 +138,13 @@ def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int
 
 
 def converged_validation(study: Study, task: str, backbone: str) -> float | None:
-    """The converged head's validation score on a setting. None if it has not run there or stored none."""
+    """The converged head's validation score on a setting. None if no run of the head stored one."""
     head = study.converged_head(TaskAndBackbone(task, backbone))
     return None if head is None else head.validation
 
 
 def _converged_levels(study: Study, curves: Sequence[Curve]) -> Iterator[Curve]:
-    """Yields the converged head's validation score as a line across each panel."""
+    """Yields a flat curve for each panel at the converged head's validation score."""
     for panel, shown in grouped(curves, lambda curve: curve.panel).items():
         head = study.converged_head(panel.setting)
         if head is None or head.validation is None:

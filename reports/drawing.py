@@ -89,7 +89,7 @@ TIP = "tip:"
 
 
 class Tips:
-    """Texts shown when marks of a figure are pointed at, by the marks' addresses."""
+    """The tooltips of a figure's marks, each by the URL of its mark: a link, or an invented one."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
@@ -182,7 +182,7 @@ class Drawn:
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
 
     def _mark(self, address: str, in_page: bool) -> str:
-        """The opening tag of a mark with its title, and its link if it has one."""
+        """The opening tag of the mark with this URL: its tooltip and, in the report's page, its link."""
         link = f' xlink:href="{address}"' if in_page and not address.startswith(TIP) else ""
         return f"<a{link}><title>{escape(visible_lines(self.tips.texts[address]))}</title>"
 

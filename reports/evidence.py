@@ -29,7 +29,7 @@ MOST_PREDICTIONS, MOST_TUNING_TRIALS = 4000, 4000
 
 
 class Evidence:
-    """The runs of a study that were read, with their predictions and tuning variance."""
+    """Contributions of test examples to the scores of runs, and the variance that tuning adds to cells."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Evidence:
         self.notes = tuple(notes)
 
     def on_setting(self, cells: tuple[int, int]) -> OnSetting | None:
-        """The first cell minus the second on one setting, paired by finished seeds; positive is better.
+        """The first cell's scores minus the second's on one setting, paired by seed; positive is better.
 
-        None if they share no finished seed.
+        None if the cells share no finished seed.
         """
         seeds, gains = self.study.gains(cells)
         if not seeds:
@@ -59,15 +59,15 @@ class Evidence:
         return scaled(part, self.study, cells[0], tuning)
 
     def on_settings(self, first: Sequence[int], second: Sequence[int]) -> list[OnSetting] | None:
-        """The differences on each of several settings. None if the cells share no seed on one of them."""
+        """Two methods' difference on each setting, as by `on_setting`. None if they share no seed on one."""
         parts = [self.on_setting(pair) for pair in zip(first, second, strict=True)]
         shared = [part for part in parts if part is not None]
         return shared if len(shared) == len(parts) else None
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
-        """The contributions of examples to each of these seeds of a cell; larger is better.
+        """The contributions of test examples to each of these seeds of a cell; larger is better.
 
-        None if they are unknown for some seed.
+        None if the contributions to some seed are unknown.
         """
         trial = {seed.seed: seed.trial_id for seed in self.study.finished(cell)}
         sign = self.study.direction(cell)
@@ -77,13 +77,13 @@ class Evidence:
 
 
 def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnSetting:
-    """Adds to a part its tuning variance, and the size and limits of scores in this cell's metric."""
+    """Adds to a difference its tuning variance, and the size and limit of scores in this cell's metric."""
     low, high = bounds(study.all_cells[cell].metric)
     return replace(part, tuning=tuning, size=study.size(cell), limit=high - low)
 
 
 def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
-    """The paired `differences` (seeds,), with contributions to both sides if they are known."""
+    """Analyses paired differences (seeds,), with test examples if both sides have contributions."""
     stored = [runs for runs in sides if runs is not None]
     if len(stored) < len(sides) or any(
         len({run.test_set for run in pair}) > 1 for pair in zip(*stored, strict=True)
@@ -106,7 +106,7 @@ def _table(runs: Sequence[ByExample]) -> Array:
 
 @dataclass(frozen=True)
 class Between:
-    """The difference of a cell between two studies, the second minus the first; positive is better."""
+    """A cell's scores in a second study minus its scores in a first; positive is better."""
 
     #: Shared seeds and their differences (seeds,). If empty, all seeds of both sides are compared.
     seeds: tuple[int, ...]
@@ -115,9 +115,9 @@ class Between:
 
 
 def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Between | None:
-    """The difference of a cell between two studies. None if one side has no finished run.
+    """A cell's scores in `after` minus its scores in `before`. None if one side has no finished run.
 
-    `cells` are the cell's numbers in the first and in the second study.
+    `cells` are the cell's numbers in `before` and in `after`.
     """
     sides = list(zip((before, after), cells, strict=True))
     (seeds_x, (x,)), (seeds_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
@@ -139,7 +139,7 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
 
 
 def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -> OnSetting:
-    """The first side minus the second, with contributions to both if they are stored."""
+    """Analyses unpaired scores, with test examples if both sides have contributions."""
     tested = Counter(run.test_set for runs in stored for run in runs)
     if len(stored) < 2 or 1 < len(tested) < tested.total():
         return of_groups(first, second)
@@ -153,7 +153,7 @@ def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -
 
 
 def gather(study: Study, cells: Iterable[int]) -> Evidence:
-    """Reads predictions and tuning of these cells, or of the first ones if there are too many runs."""
+    """Reads the predictions and tuning trials of these cells, each up to a limit of runs."""
     numbers = list(dict.fromkeys(cells))
     scored = [cell for number in numbers if (cell := study.all_cells[number]).metric]
     runs: dict[str, Run] = {}
@@ -196,7 +196,7 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
 
 
 def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], list[str]]:
-    """The variance that tuning adds to each tuned cell's mean score, and notes on unknown ones.
+    """The variance that tuning adds to each tuned cell's mean score, and notes where it is unknown.
 
     The error of a point's validation score has two parts: validation examples, estimated from stored
     predictions, and seeds, estimated from the final runs because most suites tune with a single seed. The

@@ -83,7 +83,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Claim:
-    """The claim of one block, over its settings or on one of them."""
+    """A sentence about one block, over its settings or on one of them, with the numbers behind it."""
 
     block: Block
     #: The setting. None: all settings of the block.
@@ -118,7 +118,7 @@ def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
 
 
 def sentences(analysis: Analysis) -> list[str]:
-    """Failed references and unbeaten heads first, then the claim of each block and setting."""
+    """Sentences about failed references and unbeaten heads, then the claim of each block and setting."""
     study = analysis.study
     faults = [*reference_failures(analysis), *unbeaten(study.all_cells)]
     return [*faults, *map(str, findings(study, analysis.blocks))]
@@ -188,9 +188,9 @@ def _at(values: Sequence[Item], place: int | None) -> Sequence[Item]:
 def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tuple[str, ...] | None]:
     """The method with the best mean score, and those statistically indistinguishable from it.
 
-    The method is None without a ranking, and if all means are equal. The others are None then too, and if no
-    pair has an interval. Methods that are not compared in pairs, because there are too many, are never the
-    best.
+    The method is None without a ranking, and if all means are equal. The others are None if the method is,
+    and if no pair has an interval. Methods that are not compared in pairs, because there are too many, are
+    never the best.
     """
     ranking = block.ranking
     if ranking is None or not ranking.paired:
@@ -220,7 +220,7 @@ def _detectable(block: Block, place: int | None) -> float | None:
 
 
 def chance(study: Study, block: Block, place: int | None = None) -> str:
-    """The largest difference to expect if all methods were equal, over all settings or on one.
+    """A sentence on the largest difference to expect by chance if all methods were equal.
 
     Empty for a single comparison, and if the noise is unknown.
     """
@@ -292,7 +292,7 @@ def _in_words(difference: Against, reference: str, size: str) -> str:
 
 
 def _driven(block: Block, comparison: AgainstReference) -> str:
-    """The task that drives a mean difference, as text. Empty if there is none."""
+    """A sentence on the task that drives a mean difference. Empty if no task does."""
     if not (moved := moved_without(block, comparison)):
         return ""
     most = max(moved, key=lambda rest: abs(rest.difference - comparison.effect.difference))

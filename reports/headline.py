@@ -14,7 +14,7 @@ MOST_NAMES = 1
 
 
 def answer(blocks: Sequence[Block]) -> str:
-    """The methods that are significantly better than the reference, and what may have gone undetected.
+    """Sentences on the methods significantly better than the reference, and on what may be undetected.
 
     Empty if nothing is compared.
     """
@@ -43,7 +43,7 @@ def better_methods(blocks: Iterable[Block]) -> dict[str, list[str]]:
 
 
 def next_step(blocks: Sequence[Block]) -> str:
-    """The seeds or data needed to detect a difference of the threshold. Empty if nothing is needed."""
+    """A sentence on the seeds or data needed to detect a difference of the threshold. Empty if none are."""
     undecided = [
         block
         for block in _compared(blocks)
@@ -71,7 +71,7 @@ def _compared(blocks: Iterable[Block]) -> list[Block]:
 
 
 def detectable(blocks: Iterable[Block]) -> str:
-    """The smallest differences that these designs detect, as a sentence; empty if none is known."""
+    """A sentence on the smallest differences that these blocks detect. Empty if none is known."""
     by_unit: dict[Unit, list[float]] = {}
     for block in blocks:
         if block.design and block.design.finds:

@@ -52,7 +52,7 @@ def overview(
 
 
 def counts(seeds: Sequence[Seed]) -> str:
-    """How many trials have finished, failed, and not run."""
+    """The numbers of finished, failed and missing trials, as text."""
     trials = distinct(seeds)
     finished = sum(seed.finished for seed in trials)
     failed = sum(seed.status == Status.FAILED for seed in trials)
@@ -83,7 +83,7 @@ def kept_score(kept: Mapping[int, Seed | None]) -> str:
 
 
 def complete_studies(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
-    """The numbers of complete and planned studies, and of those without a trial to keep, as text."""
+    """The numbers of complete and planned studies, and of complete ones that keep no trial, as text."""
     failed = sum(seed is None for seed in kept.values())
     return f"{len(kept)}/{studies.studies}" + (f" ({failed} without a trial)" if failed else "")
 

@@ -154,7 +154,7 @@ def _seed_data(study: Study) -> dict[str, Any]:
 
 
 def _short(metric: str, score: float | None) -> float | None:
-    """A score in percent as printed, since scripts round differently. A score with unit to seven digits."""
+    """A score for the page's script: in percent as printed, or else in its unit to seven digits."""
     if score is None:
         return None
     unit = unit_of(metric)
@@ -170,7 +170,7 @@ def _embedded(data: Any) -> str:
 
 
 def _differ_in(cells: Sequence[Cell]) -> str:
-    """The unit of differences between these cells. Rows without a result are ignored."""
+    """The unit, or units, of differences between these cells. Cells without a result are ignored."""
     units = (unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
     return " or ".join(dict.fromkeys(units)) or "points"
 
@@ -232,7 +232,7 @@ def _budgets(cells: Sequence[Cell]) -> list[Size]:
 
 @dataclass(frozen=True)
 class Phase:
-    """The number of trials and hours of tuning, a search or an allocation."""
+    """A phase before the final trials (tuning, search or allocation), with its trials and hours."""
 
     name: str
     trials: int

@@ -77,7 +77,7 @@ class ConfigurationDifference:
 
 @dataclass(frozen=True)
 class RerunWave:
-    """The runs of one wave whose configurations had run before, compared with their previous runs."""
+    """The runs first found in one folder whose configurations had run before, compared with those runs."""
 
     folder: str
     rows: int
@@ -141,7 +141,7 @@ def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str]
 
 
 def _read(file: Path, wave: int) -> PeftRun | None:
-    """Reads a run's file. None if it has no score. Raises UserError for any other problem."""
+    """Reads a run's file. None if the file has no score. Raises UserError for any other problem."""
     if file.stat().st_size > LARGEST_FILE:
         raise UserError(f"{file}: larger than {LARGEST_FILE:,} bytes, which no result of peft is")
     content = file.read_bytes()
@@ -183,7 +183,7 @@ def _number(value: Any, kind: type) -> Any:
 
 
 def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftComparison:
-    """Compares the rows of the newest folder. Earlier folders show the noise of reruns.
+    """Compares the rows of the newest folder, with the noise of reruns estimated from all folders.
 
     Raises UserError for unreadable input, for files of several metrics, and for a reference that is not among
     the newest rows.
@@ -222,7 +222,7 @@ def _noise(runs: Sequence[PeftRun]) -> RunNoise | None:
 
 
 def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: int) -> ConfigurationDifference:
-    """The difference of two rows. Its interval treats their questions as independent samples.
+    """One row's score minus another's. The interval treats both rows' questions as independent samples.
 
     All rows answer the same questions, so the interval is wider than necessary. The files do not tell which
     answers were right.
@@ -247,7 +247,7 @@ def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, claims: int) -> int:
 
 
 def _reruns(runs: Sequence[PeftRun], folders: Sequence[Path], noise: RunNoise | None) -> Iterator[RerunWave]:
-    """Yields the waves in which at least two configurations ran again."""
+    """Yields a comparison for each folder in which at least two configurations ran again."""
     before: dict[str, PeftRun] = {}
     for wave, folder in enumerate(folders):
         after = {run.name: run for run in runs if run.wave == wave}

@@ -76,7 +76,7 @@ def _kept(study: Study) -> Iterator[Seed]:
 
 
 def _name(seed: Seed, record: Record, trial: PlannedTrial) -> str:
-    """METHOD--NAME, unique by the trial's id."""
+    """The name METHOD--NAME of a trial's file, unique because it ends with part of the trial's id."""
     ranks = f"rank {record.tag(Tag.RANKS)}" if record.tag(Tag.RANKS) else ""
     words = (seed.backbone, seed.task, seed.method, ranks, f"seed {seed.seed}", trial.id[:8])
     method, *parts = (
@@ -206,7 +206,7 @@ def peft_study(folders: Sequence[Path]) -> Study:
 
 
 def _lines(number: int, run: PeftRun) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The planned part of a cell, and its seed."""
+    """A run as the columns of a cell that need no seed, and as the columns of the cell's only seed."""
     which = {
         "task": "image-gen" if run.questions is None else "MetaMathQA",
         "backbone": run.model,

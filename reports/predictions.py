@@ -132,13 +132,16 @@ def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
 
 
 def _silent(stored: Predictions) -> bool:
-    """Whether some example has no answer or an output that is not finite."""
+    """Whether some example has no answer, or an output that is NaN or infinite."""
     responses = stored.responses
     return bool((responses < 0).any() if responses.dtype.kind == "i" else (~np.isfinite(responses)).any())
 
 
 def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
-    """The contributions of examples. None if their mean is not the stored score, or if either is missing."""
+    """The contributions of examples. None without labels or a score, or if their mean is not the score.
+
+    Raises UserError if a plug-in's metric fails.
+    """
     if not len(stored.labels):
         return None
     with METRICS.blaming(metric.name):

@@ -37,7 +37,7 @@ class Provenance:
     why: str = ""
 
     def suite_text(self) -> str:
-        """The text of the suite when the trial started. Raises UserError if it is unknown."""
+        """The text of the suite when the trial started. Raises UserError if the text is unknown."""
         if self.start is None:
             raise UserError(f"the text of the trial's suite is not known: {self.why or UNKNOWN}")
         return self.start.suite.text
@@ -69,7 +69,7 @@ class Provenance:
 
 
 def provenance_of(source: Source, record: Record) -> Provenance:
-    """The stored provenance of a trial. A changed artifact does not raise: `why` names it."""
+    """The stored provenance of a trial. If its artifact was changed, `why` says so and nothing is raised."""
     try:
         config = source.content(record, Artifact.CONFIG, StoredConfig)
         start, why = (config.start, "an earlier version stored none") if config else (None, "")

@@ -51,7 +51,7 @@ class Ranking:
 
 
 def rank(entrants: Entrants) -> Ranking:
-    """Ranks methods by mean scores, and separates pairs by the seeds that both have."""
+    """Ranks methods by mean score, and compares each pair on the seeds that both have."""
     study, cells, level = entrants.evidence.study, entrants.cells, entrants.level
     means = _means(study, list(cells.values()))
     order = np.argsort(orders.ranks(means, None).mean, kind="stable")
@@ -99,7 +99,7 @@ def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
 
 
 def _pairs(evidence: Evidence, cells: Sequence[Sequence[int]]) -> list[tuple[int, int, Effect]]:
-    """The effects of all pairs that share a seed on every setting."""
+    """The indices and the difference of each pair of methods that share a seed on every setting."""
     return [
         (i, j, effect(parts))
         for i, first in enumerate(cells)
@@ -146,7 +146,7 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
 
 
 def _beaten(evidence: Evidence, points: Sequence[tuple[float, Cell]]) -> set[int]:
-    """The numbers of the cells that another one significantly beats. Points are as in `by_cost`."""
+    """The numbers of cells that another cell significantly beats at no more cost, among these points."""
     beaten: set[int] = set()
     # The best cells so far, one more than there are rivals, since a cell is no rival of itself.
     best: list[tuple[float, Cell]] = []
@@ -163,10 +163,10 @@ def _beaten(evidence: Evidence, points: Sequence[tuple[float, Cell]]) -> set[int
 
 
 def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The complete cells with the best means: better than all cells of the setting that cost no more.
+    """The Pareto front of means: in each setting, the complete cells better than all that cost no more.
 
-    Cells of equal cost and mean are all among them. Ordered by setting, from cheapest to costliest. Chance is
-    not considered.
+    Cells of equal cost and mean are all kept; cells without a cost are left out. Ordered by setting, from
+    cheapest to costliest. Noise is ignored.
     """
     best: list[Cell] = []
     for points in by_cost(cells, cost):
@@ -195,7 +195,7 @@ def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]
 def _beats(evidence: Evidence, other: tuple[float, Cell], own: tuple[float, Cell], claims: int) -> bool:
     """Whether `other` is significantly better, with intervals simultaneous over `claims` comparisons.
 
-    `other` and `own` each are a gain with its cell.
+    `other` and `own` each are a score (larger is better) with its cell.
     """
     if other[0] <= own[0]:
         return False

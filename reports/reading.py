@@ -76,7 +76,7 @@ def read_sources(
 
 
 def _of_seeds(experiments: Sequence[Experiment]) -> tuple[tuple[Experiment, ...], list[str]]:
-    """The experiments that were not tuned by studies, and notes on the others.
+    """The experiments that were not tuned by studies, and a note on each of the others.
 
     Raises UserError if none is left.
     """
@@ -93,7 +93,7 @@ def _of_seeds(experiments: Sequence[Experiment]) -> tuple[tuple[Experiment, ...]
 def _of_selection(
     selection: Selection, selected: Sequence[Experiment], experiments: Sequence[Experiment]
 ) -> Iterator[str]:
-    """Notes on the limits of a selection."""
+    """Yields notes on what a selection leaves out."""
     rows, every = (sum(len(each.rows) for each in group) for group in (selected, experiments))
     families = len(selection.compared)
     each = f", at {100 * of_each(families):.4g}% for each of the {families} references"
@@ -109,9 +109,9 @@ def _of_selection(
 
 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Appends an experiment's name to a row's name if an earlier row uses that for other trials.
+    """Makes the names of rows unique: a name already in use for other trials gets its experiment's appended.
 
-    Rows with the same trials get the name of the first.
+    Rows with the same trials get the name of the first such row.
     """
     names_of: defaultdict[tuple[str | None, ...], dict[tuple[str | None, ...], str]] = defaultdict(dict)
 
@@ -129,7 +129,7 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
 
 
 def read_experiment(source: Source) -> Experiment:
-    """Reads one experiment. Raises UserError if it is unreadable, has no suite, or has nothing to report.
+    """Reads one experiment. Raises UserError if unreadable, without a suite or without anything to report.
 
     There is something to report if a trial of its rows, a search or an allocation has finished.
     """
@@ -168,7 +168,7 @@ def read_experiment(source: Source) -> Experiment:
 
 
 def _notes(experiment: Experiment) -> Iterator[str]:
-    """Notes on the limits of an experiment."""
+    """Yields notes on an experiment's missing, repeated and doubtful trials."""
     name, records = experiment.name, experiment.records
     waiting = sum(None in row.trials.values() for row in experiment.rows)
     if waiting:
@@ -196,7 +196,7 @@ def _cut_prompts(cells: pd.DataFrame) -> Iterator[str]:
 
 
 def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells of these plans and their seeds, with the columns of `Cell` and `Seed`.
+    """The cells and the seeds of these plans as two frames, with the columns of `Cell` and of `Seed`.
 
     Rows planned by several experiments with the same trials are one cell.
     """
@@ -244,7 +244,7 @@ def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
 
 
 def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | None) -> dict[str, Any]:
-    """The columns of a seed, except its cell's number. `experiment` is the one with its run."""
+    """The columns of a seed, except its cell's number. `experiment` is the one that has `record`."""
     trial_id = row.trials[seed]
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
@@ -273,9 +273,9 @@ def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | Non
 
 
 def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
-    """The first experiment in which the trial has finished, otherwise the first with a run of it.
+    """The first experiment in which the trial finished, or else has a run, together with that run.
 
-    If none has a run, the first experiment and no run.
+    If the trial has no run, the first experiment and None.
     """
     runs = [(each, each.records[trial_id]) for each in experiments if trial_id and trial_id in each.records]
     finished = [(each, record) for each, record in runs if record.status == Status.FINISHED]
@@ -300,7 +300,7 @@ def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Stored], absent: str) -> Stored:
-    """Parses a tag's JSON, or `absent` if the run lacks the tag. Raises UserError if it is malformed."""
+    """Parses a tag's JSON, or the JSON `absent` if the run lacks the tag. Raises UserError if malformed."""
     text = record.tag(tag, absent)
     try:
         return form.validate_json(text)
@@ -310,7 +310,7 @@ def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Sto
 
 
 def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
-    """The range of ranks left after cutting, over runs and layers, as in "input 30 to 31, layer 6"."""
+    """The ranks left after training cut some, over runs and layers, such as "input 30 to 31, layer 6"."""
     by_mode: defaultdict[str, list[int]] = defaultdict(list)
     for of_run in cut:
         for name, ranks in of_run.items():

@@ -89,7 +89,7 @@ def recipes(study: Study) -> dict[int, Recipe]:
 
 
 def allowance(tuning: Tuned, most: int) -> dict[str, str]:
-    """The tuning that a suite allows every method. Methods without some axes try fewer points.
+    """The fields of the tuning that a suite allows every method. Methods without some axes try fewer points.
 
     `most` is the largest number of points tried by a method of the suite, for plans without a stored
     allowance.
@@ -110,7 +110,7 @@ def allowance(tuning: Tuned, most: int) -> dict[str, str]:
 
 
 def difference(first: Recipe, second: Recipe) -> Differences:
-    """The fields that differ, with both values."""
+    """The fields in which two recipes differ, each with both values."""
     return {
         key: (first.get(key, "none"), second.get(key, "none"))
         for key in dict.fromkeys([*first, *second])
@@ -138,7 +138,7 @@ class Alike:
         return [cell for cells in self.methods.values() for cell in cells]
 
     def differs(self, cells: Sequence[Cell]) -> Differences:
-        """The differences of these cells from this group's cells on the same settings."""
+        """The differences of these cells' recipes from the group's recipes on the same settings."""
         differences: Differences = {}
         for cell in cells:
             if (recipe := self._by_setting.get(cell.setting)) is not None:
@@ -168,7 +168,7 @@ def alike(of_cells: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]])
 
 @dataclass(frozen=True)
 class Mixture:
-    """A property that differs between trials but should not: its values, each with the names that have it."""
+    """A property that differs between trials but should not: its values, each with who has it."""
 
     what: str
     where: str

@@ -203,7 +203,7 @@ def figures_of(analysis: Analysis | StudyAnalysis) -> list[Drawn]:
 
 
 def _mixtures(study: Study, *, mixed: bool) -> tuple[Mixture, ...]:
-    """The properties in which trials differ. Raises UserError for serious ones unless `mixed`."""
+    """The mixtures among the trials. Raises UserError for serious ones unless `mixed`."""
     mixtures = find_mixtures(study)
     if not mixed:
         refuse_mixtures(mixtures)

@@ -37,7 +37,7 @@ class Selection:
     pairs: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
-        """Raises UserError for pairs beside methods or a reference, and for a pair without two names."""
+        """Raises UserError for pairs with methods or a reference, and for a pair of empty or equal names."""
         if self.pairs and (self.methods or self.reference):
             raise UserError("pairs say themselves what is compared: no methods or reference beside them")
         for pair in self.pairs:

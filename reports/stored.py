@@ -48,7 +48,7 @@ class Contents:
 def contents(uri: str) -> list[Contents]:
     """Every experiment of a store that has a suite or a trial, by name.
 
-    Raises UserError if there is no store, or if it cannot be read.
+    Raises UserError if there is no store, or if the store cannot be read.
     """
     try:
         counted = (_counted(store) for store in Store.every(uri))
@@ -147,19 +147,19 @@ class TrialContents:
 
     @property
     def place(self) -> StudyTrial | None:
-        """The trial's study and point. None if its row has no studies, or if it has no row."""
+        """The trial's study and point. None if the trial has no row, or a row without studies."""
         studies = self.row.studies if self.row else None
         return studies.trials.get(int(self.record.tag(Tag.SEED))) if studies else None
 
     def measure(self, measure: Measure) -> float | None:
-        """A measured number as stored. None if it is missing."""
+        """A measured number as stored. None if the store lacks the number."""
         return self.record.measure(measure)
 
 
 def trial_contents(uri: str, trial: str) -> TrialContents:
     """Reads the trial whose trial id or run id begins with `trial`.
 
-    Raises UserError if there is none or several, and for a store that cannot be read.
+    Raises UserError if no trial or several trials match, and for a store that cannot be read.
     """
     try:
         store, record = find_trial(uri, trial)
@@ -196,7 +196,7 @@ class CellContents:
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yields the provenance of the cell's seeds. If they differ, each text has a count of seeds."""
+        """Yields headings and texts of the seeds' provenance, with counts of seeds where they differ."""
         started = [dict(provenance.lines()) for _, provenance in self.seeds if provenance]
         for head in dict.fromkeys(head for lines in started for head in lines if head != "streams"):
             for text, count in Counter(lines.get(head, UNKNOWN) for lines in started).items():
@@ -218,7 +218,7 @@ def cell_contents(
 ) -> CellContents:
     """The cell with this number in `cells.csv` of a report on the same experiments and selection.
 
-    Raises UserError if it does not exist, and as `reports.reading.read` does.
+    Raises UserError if there is no such cell, and as `reports.reading.read` does.
     """
     study = read(uri, names, selection)
     if not 0 <= number < len(study.all_cells):

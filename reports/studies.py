@@ -171,9 +171,9 @@ class StudyAnalysis:
         return _score(cell.metric, effect([part]))
 
     def failed(self, seed: Seed) -> bool:
-        """Whether a trial diverged, or scored `FAILED` points or more below its method's best.
+        """Whether a trial diverged, or scored `FAILED` points or more below `CompleteStudies.best`.
 
-        The best is known only for cells with a complete study.
+        For a cell without a complete study, only divergence counts.
         """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None:
@@ -210,7 +210,7 @@ def analyse_studies(study: Study, threshold: CustomThresholds = None) -> StudyAn
 
 
 def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[str]]:
-    """The numbers of a cell's complete studies, and why others are left out."""
+    """The numbers of a cell's complete studies, and the reasons why its other studies are left out."""
     assert cell.studies is not None
     ended = kept_trials(cell.studies, seeds)
     numbers, reasons = [], []
@@ -278,8 +278,8 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
 def _chances(study: Study) -> dict[TaskAndBackbone, float]:
     """The score by chance on each setting; larger is better.
 
-    It is the mean score of a trial's answers, shuffled over the test examples. Without stored answers, it is
-    the setting's worst score, and 0 without a finished trial.
+    The score by chance is the mean score of a trial's answers, shuffled over the test examples. Without
+    stored answers, it is the setting's worst score, and 0 without a finished trial.
     """
     chances: dict[TaskAndBackbone, float] = {}
     finished = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.cell)
@@ -466,7 +466,7 @@ def _compared(study: Study, block: StudyBlock, complete: Mapping[int, CompleteSt
 def _against(
     study: Study, block: StudyBlock, entrant: Entrant, reference: Sequence[CompleteStudies], claims: int
 ) -> Entrant:
-    """Adds differences from the reference to the entrant. Unchanged if some setting has no shared study."""
+    """Adds differences from the reference to the entrant. Unchanged if both share no study on a setting."""
     cells = [study.all_cells[number] for number in entrant.cells]
     sides = list(zip(cells, entrant.studies, reference, strict=True))
     if not all({*own.numbers} & {*other.numbers} for _, own, other in sides):
@@ -504,7 +504,7 @@ def _difference(parts: Sequence[OnSetting], claims: int, threshold: float) -> Di
 
 
 def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int) -> Entrant:
-    """Adds the transfer of rates to the entrant. Unchanged on one setting, or if settings share no study."""
+    """Adds the entrant's `Transfer`. Unchanged for a single setting, and if the settings share no study."""
     if len(block.settings) < 2 or not set.intersection(*({*each.numbers} for each in entrant.studies)):
         return entrant
     cell = study.all_cells[entrant.cells[0]]
@@ -545,7 +545,7 @@ def _levels(
 def _gain(cell: Cell | None, complete: Mapping[int, CompleteStudies], k: int) -> float | None:
     """The score of a cell after k trials; for a cell without studies, its mean. Larger is better.
 
-    None if it is unknown.
+    None if the score is unknown.
     """
     if cell is None or cell.studies is None:
         return cell.gain if cell else None

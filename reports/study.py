@@ -112,7 +112,7 @@ class Seed(FrameLine):
 
     @property
     def validation(self) -> float | None:
-        """The validation score of the selected epoch, by the same metric. None if it is not stored."""
+        """The validation score of the selected epoch, by the same metric. None if no such score is stored."""
         return self["validation"]
 
     @property
@@ -202,7 +202,7 @@ class Cell(FrameLine):
 
 
 def measured(cells: Iterable[Cell]) -> str:
-    """Split, metric and unit of the scores of cells that all measure the same, or "no result"."""
+    """The split, metric and unit that the scores of all these cells share, as text, or "no result"."""
     scales = (
         f"{cell.evaluated} {cell.metric}" + f" in {cell.unit}" * bool(cell.unit)
         for cell in cells
@@ -214,8 +214,8 @@ def measured(cells: Iterable[Cell]) -> str:
 def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | None]:
     """The trial with the lowest validation loss of each complete study of a cell, by study number.
 
-    None for a study without a finished trial that stored its loss. A study is complete if all its points have
-    finished or failed.
+    None for a study without a finished trial that stored its loss. A study is complete here once all its
+    points have finished or failed.
     """
     by_study = grouped((seed for seed in seeds if seed.study is not None), lambda seed: seed.study)
     return {
@@ -320,7 +320,7 @@ class Study:
 
     @property
     def against(self) -> str:
-        """The reference as text."""
+        """The name of the reference, or "the reference" if there are several."""
         return "the reference" if len(self.compared) > 1 else "".join(self.compared) or "LoRA"
 
     @property
@@ -392,9 +392,8 @@ class Study:
     def metrics(self) -> dict[int, str]:
         """The metric of each cell, by number.
 
-        For a cell without a run it is the metric that other cells of its experiment have on the same setting,
-        failing that the metric of any cell on this setting, and failing that of any cell at all. Empty if no
-        cell has run.
+        A cell without a run has the metric of another cell on its setting, of its own experiment if possible,
+        or else the metric of any cell. Empty if no cell has run.
         """
         scored = [cell for cell in reversed(self.all_cells) if cell.metric]
         own = {(cell.experiment, cell.setting): cell.metric for cell in scored}
@@ -408,7 +407,7 @@ class Study:
         }
 
     def converged_head(self, setting: TaskAndBackbone) -> Cell | None:
-        """The cell of the converged head on a setting. None if it has not run there."""
+        """The cell of the converged head on a setting. None if the head has not run there."""
         cells = (cell for cell in self.all_cells if cell.setting == setting and cell.finished)
         return next((cell for cell in cells if cell.family == CONVERGED), None)
 

@@ -56,6 +56,7 @@ def render(
         markdown=study_tables.markdown(analysis, ()),
         trials=list(_trials(analysis)),
         answer=study_words.answer,
+        answers=study_words.answers(analysis),
         level_notes=study_words.level_notes,
         order_note=study_words.order_note,
         heading=study_words.heading,

@@ -219,13 +219,13 @@ def as_json(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
 
 
 def score(block: StudyBlock, entrant: Entrant, place: int | None = None) -> str:
-    """The score after `k` trials on the setting at index `place`, or the mean over settings."""
+    """The score after `k` trials as text: on the setting at index `place`, or the mean over settings."""
     estimate = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
     return block.unit.score(estimate.value)
 
 
 def difference(block: StudyBlock, entrant: Entrant) -> str:
-    """The difference after `k` trials with its interval."""
+    """The difference from the reference after `k` trials, with its interval, as text."""
     compared, unit = entrant.differences[block.k], block.unit
     between = (
         f"{unit.difference(compared.interval[0])} to {unit.difference(compared.interval[1])}"

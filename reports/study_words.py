@@ -30,14 +30,14 @@ def in_words(verdict: Verdict, size: str) -> str:
 
 
 def no_interval(difference: Difference) -> str:
-    """Why a difference has no interval."""
+    """The reason why a difference has no interval, as text."""
     if difference.effect.error is None:
         return f"no interval: {many(difference.effect.fewest, 'paired study').replace('studys', 'studies')}"
     return "no interval: no spread"
 
 
 def between(difference: Difference, unit: Unit, place: int | None = None) -> str:
-    """The interval of a difference over all settings or on one, or why it has none."""
+    """The interval of a difference as text, over all settings or on one, or why there is none."""
     interval = difference.interval if place is None else difference.intervals[place]
     if interval is None:
         return no_interval(difference)
@@ -76,9 +76,10 @@ def answer(block: StudyBlock) -> str:
 
 
 def answers(analysis: StudyAnalysis) -> list[str]:
-    """The answer of each block, or one sentence if no study is complete."""
+    """The answer of each block, or one sentence if too few studies are complete for any."""
     if not analysis.blocks:
-        return ["No study is complete."]
+        lacking = "Too few studies are complete to compare methods."
+        return [lacking if analysis.studies else "No study is complete."]
     several = len(analysis.blocks) > 1
     return [f"{heading(block)}: {answer(block)}" if several else answer(block) for block in analysis.blocks]
 
@@ -90,7 +91,7 @@ def _joined(names: Sequence[str]) -> str:
 def level_notes(block: StudyBlock) -> list[str]:
     """Sentences on how the converged head and full fine-tuning differ from the reference.
 
-    A sentence on where one of them ran replaces a mean that is unknown.
+    For a method that ran on some tasks only, the sentence names these tasks instead.
     """
     notes = []
     for level in (level for level in block.levels if level.family != FLOOR):

@@ -50,7 +50,7 @@ class Summary:
         return lines_of(self.seeds, Seed)
 
     def overview(self, name: str) -> Overview:
-        """The scores, with failures, the answer of studies and warnings."""
+        """A table of the scores, with failures, the answer of studies and warnings as notes."""
         answers, score_of = [], None
         if self.studies is not None:
             from reports import study_words

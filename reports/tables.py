@@ -104,7 +104,7 @@ class MainTable:
 
 
 def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[MainTable]:
-    """One table per backbone, with isorank, isoparameters, other budgets and then methods of fixed size.
+    """One table per backbone. Its blocks are isorank, isoparameters, other budgets and methods of fixed size.
 
     `blocks` are those of these cells. Nothing is marked without blocks, or with several references.
     """
@@ -179,7 +179,7 @@ def _rows(
     averaged: Mapping[str, Sequence[Column]],
     marks: Marks,
 ) -> list[MainRow]:
-    """Makes the rows of one budget. Verdict marks are at a metric's average if it has one."""
+    """Makes the rows of one budget. If a metric has an average, its verdict marks are there."""
     places: dict[int, int] = {}
     for own in grouped(cells, lambda cell: column_of[cell.number]).values():
         places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in own if cell.complete})

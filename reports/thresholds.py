@@ -54,7 +54,7 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
 def threshold_of(metric: str, matters: Mapping[str, float], cells: Sequence[Cell]) -> float:
     """The smallest difference that matters among these cells, which share a metric and its units.
 
-    For scores with units and without a custom threshold, it is `Metric.point` percent of LoRA's mean score
+    For scores with units and without a custom threshold, this is `Metric.point` percent of LoRA's mean score
     (of all cells' if LoRA has not run). 0 without any run, since there is no metric.
     """
     if metric in matters or not metric:

@@ -12,7 +12,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Unit:
-    """The display of the scores of one metric."""
+    """The factor, mark and unit with which scores of one metric are displayed."""
 
     #: The factor from a stored score to a displayed one.
     factor: float
@@ -57,5 +57,5 @@ def unit_of(metric: str, name: str = "") -> Unit:
 
 
 def minus(text: str) -> str:
-    """Writes a difference with a true minus sign. One that rounds to zero has no sign."""
+    """Writes a difference with a true minus sign, and without any sign if it rounds to zero."""
     return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")

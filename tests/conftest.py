@@ -137,7 +137,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def new_store(empty_store: Path) -> Callable[[Path], str]:
-    """Creates a store in a folder and returns its URI."""
+    """A function that creates an empty store in a folder and returns the store's URI."""
 
     def make(folder: Path) -> str:
         shutil.copyfile(empty_store, folder / "mlflow.db")
@@ -148,7 +148,7 @@ def new_store(empty_store: Path) -> Callable[[Path], str]:
 
 @pytest.fixture(scope="session")
 def call() -> Callable[..., Ended]:
-    """Calls the program in this process with arguments, like a shell."""
+    """A function that calls the program in this process with arguments, like a shell."""
     import contextlib
     import io
 

@@ -174,7 +174,7 @@ def _heads(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterato
 
 
 def _sides(sides: Mapping[str, str]) -> str:
-    """The methods with their sides, or the side that all share."""
+    """The methods, each with its side such as "better", or the side that all share, as text."""
     shared = set(sides.values())
     return (
         f"all {shared.pop()}"

@@ -113,7 +113,7 @@ def of_core_rate(study: Path, multiples: Path) -> Answer:
 
 
 def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
-    """The answer from the analysis of each part of a question, with what its evidence lacks.
+    """The answer from the analysis of each part of a question, with notes on missing evidence.
 
     With too few studies, its `short` is empty.
     """

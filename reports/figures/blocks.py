@@ -28,7 +28,7 @@ class Scope(TypedDict):
 
 
 def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
-    """Differences from the reference with their intervals, best at the top. None for fewer than two."""
+    """Differences from the reference with intervals, best at the top. None for fewer than two methods."""
     shown = sorted(block.comparisons, key=lambda c: -c.effect.difference)[:MOST_ROWS]
     if len(shown) < 2 or block.reference is None:
         return None
@@ -86,7 +86,7 @@ def _pairs(study: Study, block: Block, compared: AgainstReference) -> str:
 
 
 def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
-    """Ranks with their intervals, and groups of indistinguishable methods. None for fewer than two."""
+    """Ranks with intervals, and groups of indistinguishable methods. None for fewer than two methods."""
     if block.ranking is None or len(block.methods) < 2:
         return None
     ranking, letters, tips = block.ranking.ranks, block.ranking.letters or (), Tips()

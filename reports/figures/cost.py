@@ -164,7 +164,7 @@ def _dotted(free: Sequence[_Point]) -> str:
 
 
 def _limits(points: Sequence[_Point]) -> tuple[float, float]:
-    """Limits of the scores, without the head alone and collapsed methods far below the others."""
+    """Limits of the axis of scores. The head alone and collapsed methods far below may be outside."""
     scores = [p.score for p in points if p.cell.family != FLOOR] or [p.score for p in points]
     metric = points[0].cell.metric
     percent = bool(unit_of(metric).mark)
@@ -302,7 +302,7 @@ def _legend(ax: Axes, looks: Looks, dots: Sequence[_Point]) -> None:
 
 
 def _common_title(titles: Sequence[str]) -> str:
-    """The words with which all names of a family's methods begin, or else the first names."""
+    """The words that begin all names of a family's methods or, if there are none, the first names."""
     names = list(dict.fromkeys(titles))
     words = zip(*(name.split() for name in names), strict=False)
     shared = [each[0] for each in takewhile(lambda each: len(set(each)) == 1, words)]

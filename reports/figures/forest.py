@@ -79,9 +79,9 @@ def band(ax: Axes, threshold: float) -> None:
 
 
 def reach(rows: Iterable[ForestRow], threshold: float, levels: Iterable[float] = ()) -> Bounds:
-    """Limits around zero, the band, all values except outliers, and intervals not much wider than those.
+    """Limits of the axis that include zero, the band, all values except outliers, and most intervals.
 
-    A level is included unless it is farther outside than half the distance between the limits.
+    A level is included unless that would widen the axis by more than half on its side.
     """
     rows = list(rows)
     sizes = np.abs([row.value for row in rows])

@@ -130,7 +130,7 @@ def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None =
 
 
 def _inside(block: StudyBlock, differences: Sequence[float | None]) -> dict[int, float]:
-    """The differences that are not None, in units of the axis, by the index of their level."""
+    """The differences that are not None, by index, in units of the axis."""
     return {
         number: block.unit.factor * value for number, value in enumerate(differences) if value is not None
     }
@@ -156,7 +156,7 @@ def _draw_forest(
 
 
 def _label_lines(ax: Axes) -> None:
-    """Writes the names of levels above their lines, with neighbours at different heights."""
+    """Writes the name of each level above its line, neighbouring names at different heights."""
     low, high = ax.get_xlim()
     lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
     values = sorted((float(np.asarray(line.get_xdata())[0]), str(line.get_label())) for line in lines)
@@ -338,7 +338,7 @@ def _draw_trials(
 
 
 def _zeros(block: StudyBlock) -> list[float]:
-    """For each setting the reference's score after `k` trials, or the best method's; larger is better."""
+    """Per setting, the score after `k` trials of the reference or, without one, of the best method."""
     sign, places = direction(block.metric), range(len(block.settings))
     own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
     return [max(sign * e.scores[block.k][place].value for e in own or block.entrants) for place in places]

@@ -83,7 +83,7 @@ def _measured(unit: Unit) -> str:
 
 
 def _limits(curves: Sequence[Curve], unit: Unit) -> tuple[float, float]:
-    """Limits from scores after the first epochs, without the head alone and collapsed methods."""
+    """Limits of the axis: scores after the first epochs, except the head alone's and collapsed ones."""
     shown = [curve for curve in curves if curve.family != FLOOR] or curves
     values = unit.factor * np.concatenate(
         [curve.values[curve.epochs >= BEGUN * curve.epochs[-1]] for curve in shown]

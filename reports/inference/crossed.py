@@ -29,7 +29,7 @@ class OnSetting:
     pairs: int
     #: The difference of the methods' means or estimates.
     difference: float
-    #: The squared standard error over seeds. None for fewer than `LEAST_SEEDS` pairs.
+    #: The squared standard error over seeds. None for fewer than `LEAST_SEEDS` pairs, or too few trials.
     seeds: float | None
     #: The variance that test examples add. 0 if only seeds are known.
     examples: float = 0.0
@@ -48,7 +48,7 @@ class OnSetting:
 
     @property
     def error(self) -> Error | None:
-        """The error of the mean. None for fewer than `LEAST_SEEDS` pairs."""
+        """The error of `difference`. None if `seeds` is None: too few pairs, or too few trials for k."""
         if self.seeds is None:
             return None
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
@@ -56,14 +56,14 @@ class OnSetting:
 
 
 def of_seeds(differences: Array) -> OnSetting:
-    """Analyses differences (pairs,) over seeds only, without an error of test examples."""
+    """The mean of paired differences (pairs,), with its error over seeds but not over test examples."""
     pairs = len(differences)
     seeds = float(np.var(differences, ddof=1)) / pairs if pairs >= LEAST_SEEDS else None
     return OnSetting(pairs, float(differences.mean()), seeds)
 
 
 def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any = None) -> OnSetting:
-    """Analyses differences (pairs,) together with those of each example (pairs, examples).
+    """Like `of_seeds`, with the error over test examples from each example's differences (pairs, examples).
 
     With mean squares of seeds S, examples E and the rest R, over n pairs and e examples, the variance of the
     mean is estimated by (S + E - R) / ne (Searle, Casella and McCulloch, 1992, chapter 4). S / ne is the
@@ -101,7 +101,7 @@ def of_groups(first: Array, second: Array) -> OnSetting:
 
 
 def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array]) -> OnSetting:
-    """Like `of_groups`, with contributions of the same examples to either side, (seeds, examples)."""
+    """Like `of_groups`, with the error over test examples from each side's table (seeds, examples)."""
     alone = of_groups(first, second)
     examples = tables[0].shape[1]
     if alone.seeds is None or examples < 2:

@@ -46,7 +46,7 @@ class Effect:
         return self.error.interval(self.difference, level)
 
     def at_chosen_points(self, level: float) -> Bounds | None:
-        """Like `interval`, had the points chosen by tuning been fixed beforehand."""
+        """Like `interval`, for the points that tuning chose: without the variance that tuning adds."""
         return replace(self, error=self.error and replace(self.error, tuning=0.0)).interval(level)
 
 
@@ -56,7 +56,7 @@ def effect(parts: Sequence[OnSetting]) -> Effect:
 
 
 class Answer(StrEnum):
-    """The verdict on the size of a difference."""
+    """The size of a difference compared with the threshold."""
 
     BEYOND = "beyond"
     WITHIN = "within"
@@ -66,7 +66,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of one interval on a difference. The estimate's position in it does not matter."""
+    """The verdict on a difference from its interval alone, wherever the estimate lies in the interval."""
 
     answer: Answer
     #: "better" or "worse" if the interval excludes zero. Otherwise empty.
@@ -85,8 +85,8 @@ class Verdict:
 def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = False) -> Verdict:
     """The verdict of an interval: beyond the threshold, within it, or undecided.
 
-    Within means two one-sided tests (Schuirmann, 1987). It is never the verdict if runs of a side collapsed,
-    since an interval of a few runs does not cover rare collapses.
+    Within means two one-sided tests (Schuirmann, 1987). If runs of a side collapsed, the verdict is never
+    within, since an interval of a few runs does not cover rare collapses.
     """
     if interval is None:
         return Verdict(Answer.NONE)

@@ -85,8 +85,8 @@ class Error:
 
         (Howe, 1974; Zou and Donner, 2008.) So the few degrees of freedom of seeds widen only their own part,
         and a spread of seeds that is small by chance does not narrow the interval. A single Satterthwaite
-        approximation of both has too low coverage with few seeds on one task. The variances of the many
-        examples and of tuning count as known.
+        approximation for all sources has too low coverage with few seeds on one task. The variances of the
+        many examples and of tuning count as known.
         """
         tail = (1 + level) / 2
         of_seeds = float(t_quantile(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0

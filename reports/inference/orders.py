@@ -35,8 +35,8 @@ def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
     """Ranks from mean scores (settings, methods) and the separations of pairs (methods, methods).
 
     A method's place comes after all significantly better methods, and before all significantly worse ones.
-    Since pairs are simultaneous, so are the intervals of places (Klein, Wright and Wieczorek, 2020; Al
-    Mohamad, Goeman and van Zwet, 2022).
+    Comparisons of pairs hold simultaneously, and so do the intervals of places (Klein, Wright and Wieczorek,
+    2020; Al Mohamad, Goeman and van Zwet, 2022).
     """
     mean, place = places(means).mean(0), places(means.mean(0))
     if separations is None:

@@ -29,7 +29,7 @@ _BEST, _CHANCE = 0.85, 0.5
 
 @dataclass(frozen=True)
 class Design:
-    """The quantities on which the error of one comparison among several depends."""
+    """The seeds, claims and variances that determine the interval of one comparison among several."""
 
     #: The number of seeds on each setting.
     seeds: int
@@ -69,7 +69,7 @@ class Design:
     def finds(self) -> float | None:
         """The smallest true difference whose interval excludes zero with probability `POWER`.
 
-        A difference larger than the threshold by this amount is found to exceed it equally often.
+        Equally often, a difference larger than the threshold by this amount is found to exceed the threshold.
         None for fewer than `LEAST_SEEDS`.
         """
         return self._finds(self.seeds)
@@ -113,7 +113,8 @@ class Design:
     def needs(self, difference: float) -> int | None:
         """The smallest number of seeds that detects this difference with probability `POWER`.
 
-        None if it exceeds `MOST_SEEDS`, or if test examples or tuning vary too much for any number of seeds.
+        None if more than `MOST_SEEDS` are needed, or if test examples or tuning vary too much for any number
+        of seeds.
         """
         if (self._finds(MOST_SEEDS) or 0.0) > difference:
             return None
@@ -147,8 +148,8 @@ def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | N
 def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -> Design | None:
     """The design of these comparisons, with mean variances by source. None if the noise of all is unknown.
 
-    The variance over few seeds is usually too small, so the median would promise too much; so would leaving
-    out comparisons with collapsed runs. `claims` and `at_once` are as in `of_effect`.
+    Most variances over few seeds are too small, so their median would promise too much; so would leaving out
+    comparisons with collapsed runs. `claims` and `at_once` are as in `of_effect`.
     """
     designs = [design for each in effects if (design := of_effect(each, claims, at_once))]
     if not designs:
@@ -171,7 +172,7 @@ def of_runs(sd: float, settings: int, seeds: int, claims: int, examples: float =
 
 
 def _solve(chance: Callable[[float], float], error: Error) -> float:
-    """The difference at which an increasing probability reaches `POWER`."""
+    """The difference at which `chance`, a probability that increases with it, reaches `POWER`."""
     high = error.total
     while chance(high) < POWER:
         high *= 2
@@ -255,7 +256,7 @@ def of_assumed(
 
 
 def of_stored(stored: Design, *, tasks: int, studies: int, claims: int, points: float = 1.0) -> Design:
-    """Another design with the noise of stored studies at the same k.
+    """A design of this size with the noise of stored studies at the same k.
 
     `stored` comes from `power.of_effects` on effects from `studies.of_pair`. `points` is the number of points
     per study relative to the stored ones.

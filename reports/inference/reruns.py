@@ -1,8 +1,8 @@
 """How much a score varies when the same configuration runs again, apart from shifts common to all rows.
 
-The score of row i in wave w is modelled as g(mean) = row_i + shift_w: on the logit scale with binomial
-variance for shares of questions, otherwise on the score's own scale. The dispersion is Pearson's (McCullagh
-and Nelder, Generalized Linear Models, section 4.5).
+A wave is one round of runs. The score of row i in wave w is modelled as g(mean) = row_i + shift_w: on the
+logit scale with binomial variance for shares of questions, otherwise on the score's own scale. The dispersion
+is Pearson's (McCullagh and Nelder, Generalized Linear Models, section 4.5).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEAST, MOST = 1e-6, 1 - 1e-6
 class RunNoise:
     """The variance of a score over reruns of one configuration.
 
-    For shares it is `dispersion` · p(1 − p) / questions, otherwise `dispersion` itself.
+    For shares the variance is `dispersion` · p(1 − p) / questions, otherwise `dispersion` itself.
     """
 
     dispersion: float
@@ -64,7 +64,7 @@ def run_noise(
 
 
 def _fit(design: Array, score: Array, questions: int | None) -> tuple[Array, Array]:
-    """Fitted scores, and the inverse of each score's variance up to the dispersion."""
+    """The fitted score of each run, and its weight: the dispersion divided by the score's variance."""
     if not questions:
         coefficients, *_ = np.linalg.lstsq(design, score, rcond=None)
         return design @ coefficients, np.ones_like(score)

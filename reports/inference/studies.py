@@ -88,7 +88,7 @@ class CompleteStudies:
 
     @cached_property
     def strata(self) -> NDArray[np.int64]:
-        """Each trial's stratum (trials,): its position by rate in its study. One stratum without offsets."""
+        """Each trial's stratum (trials,): its place among its study's rates. All 0 without offsets."""
         if self.offsets is None:
             return np.zeros(self.trials, np.int64)
         return self.offsets.argsort(1).argsort(1).ravel()
@@ -101,7 +101,7 @@ class CompleteStudies:
 
     @cached_property
     def failed(self) -> NDArray[np.bool_]:
-        """Whether each trial (studies, points) is `FAILED` points or more below the best."""
+        """Whether each trial (studies, points) scored `FAILED` points or more below `best`."""
         return self.fails(self.scores)
 
     def fails(self, scores: Array) -> NDArray[np.bool_]:
@@ -110,7 +110,7 @@ class CompleteStudies:
 
     @cached_property
     def fall(self) -> float:
-        """The mean distance of failed trials below the best. Without failures, the distance of chance."""
+        """The mean distance of failed trials below `best`. Without failures, the distance of `chance`."""
         failed = self.scores[self.failed].mean() if self.failed.any() else min(self.chance, self.best)
         return float(self.best - failed)
 
@@ -207,8 +207,8 @@ def of_pair(method: CompleteStudies, reference: CompleteStudies, k: int) -> OnSe
 
     Studies that only one method has are ignored; see `paired` for errors. The squared standard error is that
     of a jackknife over studies plus the variance of failures, with the number of studies minus one as degrees
-    of freedom. It is None for fewer than `LEAST_SEEDS` studies, and if all studies but one have fewer than k
-    trials. Test examples are included if both methods have them, from the same test set.
+    of freedom. The error is None for fewer than `LEAST_SEEDS` studies, and if all studies but one have fewer
+    than k trials. Test examples are included if both methods have them, from the same test set.
     """
     method, reference = paired(method, reference)
     return _estimate([(1, method), (-1, reference)], k)
@@ -252,9 +252,9 @@ def _pseudo_weights(studies: CompleteStudies, k: int) -> Array:
 def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
     """The variance that failed trials add to the score after k trials.
 
-    If a share p of trials fails, all k fail with probability p^k, and the score loses that share of the fall.
-    By the delta method, the standard error is k p^(k - 1) times the fall times the standard error of p over
-    studies. By chance both p and its error may be too small, and the interval would miss. So p is the upper
+    If a share p of trials fails, all k fail with probability p^k, and the score loses that share of `fall`.
+    By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p over
+    studies. Few trials may show too small a p and error, and too narrow an interval. So p is the upper
     quartile compatible with the trials (Clopper and Pearson), and its standard error is at least half a
     trial, or one trial if none failed.
     """
@@ -278,7 +278,7 @@ def smoothed(studies: CompleteStudies, rates: Array) -> Array:
     """The typical score at each of these rates (offsets in decades).
 
     LOESS of degree 2 and span 0.75 (Cleveland and Devlin, 1988) through trials that did not fail. Where most
-    of the nearest quarter of all trials failed, it is the mean score of failures.
+    of the nearest quarter of all trials failed, the typical score is the mean score of failures.
     """
     curve = _loess(studies, studies.scores, rates)
     return np.where(_failing(studies, rates), studies.best - studies.fall, curve)
@@ -304,7 +304,7 @@ def _loess(studies: CompleteStudies, values: Array, rates: Array) -> Array:
 
 
 def _smoother(offsets: Array, rates: Array) -> Array:
-    """The matrix (rates, offsets) of LOESS."""
+    """The matrix (rates, offsets) that turns scores at offsets into their LOESS curve at rates."""
     weights = _tricube(offsets, rates, span=0.75)
     powers = (offsets - rates[:, None])[:, :, None] ** np.arange(3)
     normal = np.einsum("ro,rop,roq->rpq", weights, powers, powers)
@@ -327,8 +327,8 @@ def _tricube(offsets: Array, rates: Array, span: float) -> Array:
 def share_near(studies: CompleteStudies) -> float:
     """The share of trials that succeed at a rate whose smoothed score is within `NEAR` points of the maximum.
 
-    Since trials are stratified, this is the share of the window in which a trial succeeds. It is too low for
-    each method, since the maximum of a noisy curve is too high. A difference between methods is not affected.
+    Since trials are stratified, this estimates the share of the window near the best rate. The share
+    of each method is too low, since the maximum of a noisy curve is too high. Differences are not affected.
     """
     return float(_near(studies)[0].mean())
 
@@ -364,8 +364,8 @@ def share_failed(studies: CompleteStudies) -> float:
 def share_failed_interval(studies: CompleteStudies) -> Bounds:
     """The exact binomial interval of the share of failures (Clopper and Pearson, 1934), at `LEVEL`.
 
-    It is too wide for failures that depend on the rate: rates are stratified, so such failures vary less than
-    binomially.
+    The interval is too wide for failures that depend on the rate: rates are stratified, so such failures vary
+    less than binomially.
     """
     failed, trials, tail = int(studies.failed.sum()), studies.trials, (1 - LEVEL) / 2
     low = stats.beta.ppf(tail, failed, trials - failed + 1) if failed else 0.0
@@ -399,10 +399,10 @@ def _jackknife(
 def transfer(tasks: Sequence[CompleteStudies]) -> Array:
     """The change of score on each task (tasks,) from using the other tasks' best rate. Negative is a loss.
 
-    It is the smoothed score at the offset that is best on the other tasks (by the mean of their smoothed
-    scores), minus the smoothed score at the offset chosen by this task's own smoothed validation loss. Its
-    test scores do not choose the offset, since the best of them would be too high. Only studies that all
-    tasks have count. Raises ValueError for a single task.
+    The change is the smoothed score at the offset that is best on the other tasks (by the mean of their
+    smoothed scores), minus the smoothed score at the offset chosen by this task's own smoothed validation
+    loss. This task's test scores do not choose, since the best of them would be too high. Only studies that
+    all tasks have count. Raises ValueError for a single task.
     """
     if len(tasks) < 2:
         raise ValueError("tasks: 1, expected at least 2 for a transfer between them")
@@ -451,7 +451,7 @@ class Sources:
 
 
 def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
-    """The sources of variance of scores on one task. Noise is subtracted from those of methods and rates."""
+    """The variances of scores on one task by source. Noise is subtracted from those of methods and rates."""
     scores = [of_method(studies, k) for studies in methods]
     between = float(np.var([part.difference for part in scores], ddof=1)) if len(scores) > 1 else 0.0
     noise = float(np.mean([part.seeds or 0.0 for part in scores]))
@@ -462,7 +462,7 @@ def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
 
 
 def _about_the_curve(studies: CompleteStudies) -> tuple[float, float]:
-    """Two variances over trials that did not fail: of the smoothed score, and of scores about it."""
+    """Two variances over trials that did not fail: of the smoothed score, and of scores around the curve."""
     lasting = ~studies.failed.ravel()
     offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]
     smoother = _smoother(offsets, offsets)

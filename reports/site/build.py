@@ -186,7 +186,7 @@ def differences(expected: Files, folder: Path, beside: Collection[str] = ()) -> 
 
 
 def _differs(expected: str, have: str) -> str:
-    """The first difference between two texts. Empty if they are alike."""
+    """A text on the first difference, drawings and rounding aside. Empty if there is none."""
     if expected == have:
         return ""
     pairs = zip(*(DRAWING.sub("<svg></svg>", text).splitlines() for text in (expected, have)), strict=False)

@@ -34,7 +34,7 @@ class MethodPage:
 
     @cached_property
     def capabilities(self) -> dict[tuple[str, ...], list[str]]:
-        """The names of the method's variants by capabilities, without those whose runs stored none."""
+        """The names of the method's variants by their capabilities. Leaves out variants without stored ones."""
         words = {line.cell.method: stored for line in self.standings if (stored := capabilities(line.cell))}
         return grouped(words, lambda method: words[method])
 
@@ -53,7 +53,7 @@ class MethodPage:
 
 
 def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
-    """The standings by setting and block. Up to `MOST_LINES` of them have one empty heading instead."""
+    """The standings by heading: the setting and block, or one empty heading for up to `MOST_LINES`."""
     is_short = len(standings) <= MOST_LINES
     return grouped(standings, lambda line: "" if is_short else f"{line.cell.setting}: {line.block}")
 
@@ -79,7 +79,7 @@ def _page(name: str, standings: Sequence[Standing]) -> MethodPage:
 
 
 def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> str:
-    """The name of a method without variants and labels."""
+    """The title of a method's page: its name, without the words of a variant or label."""
     titles = list(dict.fromkeys(cell.title for cell in cells))
     plain = family.replace("_", "-")
     if equation and equation.name.lower().replace(" ", "-") != plain:

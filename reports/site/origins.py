@@ -25,7 +25,7 @@ class Origin:
 class SeedOrigin:
     """A planned seed with the number of its `Origin`, and the time at which it ended.
 
-    The number is None if it never ran. The time is empty unless it has ended.
+    `origin` is None if the seed never ran. `ended` is empty unless the seed has ended.
     """
 
     seed: Seed

@@ -87,7 +87,7 @@ class Published:
 
     @property
     def headlines(self) -> list[Claim]:
-        """The finding of each budget over all its settings, if a method has finished on all of them.
+        """The claim of each block over all its settings, if a method has finished on all of them.
 
         Rows of fixed size do not have LoRA's budget, so they are listed only if a suite has no budget. Empty
         for a suite tuned by studies.
@@ -170,7 +170,7 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 
 
 def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
-    """The suite that consists of these parts."""
+    """The suite that consists of these parts, with its report."""
     study = read_sources(as_one(parts), studies=True)
     when = f"of trials up to {day(_last(study.experiments[0]))}"
     if study.experiments[0].studied:

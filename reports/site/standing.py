@@ -86,7 +86,7 @@ def _gain(standing: Standing) -> float:
 
 
 def _uncompared(suite: str, analysis: Analysis | StudyAnalysis, cell: Cell) -> Standing:
-    """The standing of a cell that belongs to no block."""
+    """The standing of a cell that takes part in no block's comparison."""
     if isinstance(analysis, StudyAnalysis):
         score = analysis.score(cell.number)
         value, interval = (score.value, score.interval) if score else (cell.mean, _bounds(cell))
@@ -154,7 +154,7 @@ def _of_studies(suite: str, analysis: StudyAnalysis) -> Iterator[Standing]:
 
 
 def _study_claim(block: StudyBlock, difference: Difference, place: int) -> dict[str, Any]:
-    """The fields of a standing about a difference."""
+    """The fields of a `Standing` that show a difference from the reference."""
     effect, reason = difference.effect, no_study_interval(difference)
     return {
         "own": Gap(effect.parts[place].difference, difference.intervals[place], reason),

@@ -29,7 +29,7 @@ def endpoint_of(method: str, path: str) -> str:
 
 
 def first_of_each(fault: Fault) -> Choose:
-    """Chooses this fault for the first request to each endpoint, and none for later ones."""
+    """A function that chooses this fault for the first request to each endpoint, and none for later ones."""
     seen: set[str] = set()
 
     def choose(endpoint: str) -> Fault | None:
@@ -42,7 +42,7 @@ def first_of_each(fault: Fault) -> Choose:
 
 
 def share(fraction: float, *faults: Fault, seed: int = 0) -> Choose:
-    """Chooses one of these faults for a random share of all requests."""
+    """A function that chooses one of these faults for a random share of all requests."""
     chance = random.Random(seed)
     return lambda endpoint: chance.choice(faults) if chance.random() < fraction else None
 

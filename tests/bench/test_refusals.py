@@ -38,12 +38,12 @@ def imported(call: Call, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def field(base: dict[str, Any] = VISION, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
-    """Makes a request to plan a suite with these fields."""
+    """A function from a folder to the arguments that plan a suite with these fields."""
     return lambda folder: ("plan", write(folder, base, **changes))
 
 
 def text(content: str) -> Callable[[Path], tuple[object, ...]]:
-    """Makes a request to plan a suite with this text."""
+    """A function from a folder to the arguments that plan a suite with this text."""
 
     def made(folder: Path) -> tuple[object, ...]:
         (folder / "suite.yaml").write_text(content)
@@ -58,7 +58,7 @@ def run(*options: str, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
 
 
 def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]:
-    """Makes a request to plan a suite with a checkpoint whose config has these fields changed."""
+    """Like `field`, for a suite with a checkpoint whose config has these fields changed."""
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", kind, local_checkpoints.encoder(kind))
@@ -70,7 +70,7 @@ def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]
 
 
 def broken(name: str, content: bytes) -> Callable[[Path], tuple[object, ...]]:
-    """Makes a request to run a suite with a checkpoint whose file `name` has this content."""
+    """Like `field`, to run a suite with a checkpoint whose file `name` has this content."""
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", "vit", local_checkpoints.encoder("vit"))

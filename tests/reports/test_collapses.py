@@ -63,7 +63,7 @@ def results_with(right: Right, diverged: tuple[str, str, int] | None = None) -> 
 
 @pytest.fixture
 def stored(tmp_path: Path, new_store: NewStore) -> Callable[..., str]:
-    """Writes the results of a plan and returns the store's URI."""
+    """A function that writes a plan's results to a store of its own and returns the store's URI."""
     numbers = itertools.count()
 
     def make(result: ResultOf, changes: dict[str, Any] = WITH_HEAD) -> str:

@@ -49,7 +49,7 @@ def results_of(trial: Trial, row: Row) -> Result:
 
 @pytest.fixture
 def tuned(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
-    """Analyses a suite that was tuned and run, with changed `tuning` or `result`."""
+    """A function that writes the results of a tuned suite and returns their analysis."""
 
     def make(
         tuning: dict[str, Any] | None = None, result: ResultOf = results_of, name: str = "small"

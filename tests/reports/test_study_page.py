@@ -22,7 +22,7 @@ from reports.inference import studies as estimates
 from reports.inference.effects import effect, verdict
 from reports.inference.intervals import simultaneous
 from reports.reading import read
-from reports.report import write_report
+from reports.report import answers_of, write_report
 from reports.selection import Selection
 from reports.studies import StudyAnalysis, analyse_studies, block_budgets
 from reports.study import Study
@@ -295,6 +295,24 @@ def test_a_suite_without_a_complete_study_has_a_page_that_says_so(
     assert isinstance(done.analysis, StudyAnalysis)
     assert not done.analysis.blocks
     assert "No study" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_one_method_with_complete_studies_is_not_called_incomplete(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+
+    def only_lora(trial: Any, row: Any) -> Result | None:
+        return result(trial, row) if row.title == "LoRA" or trial.seed == 10_000 else None
+
+    write(uri, plan_of(**ONE_TASK, methods=["lora", "lotr"]), only_lora)
+    done = write_report(uri, [NAME], tmp_path / "out", log=False)
+    assert isinstance(done.analysis, StudyAnalysis)
+    assert done.analysis.studies
+    assert not done.analysis.blocks
+    (answer,) = answers_of(done.analysis)
+    assert answer in (tmp_path / "out" / "index.html").read_text()
+    assert "No study" not in answer
 
 
 def test_full_fine_tuning_of_another_suite_is_a_line_where_it_ran(

@@ -62,7 +62,7 @@ def only(analysis: Analysis, title: str = "isorank 2") -> AgainstReference:
 
 @pytest.fixture
 def analysed(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
-    """Analyses the results of plans given as changes of `FIVE`."""
+    """A function that writes results of plans, given as changes of `FIVE`, and returns their analysis."""
 
     def make(result_of: ResultOf, *plans: dict[str, Any]) -> Analysis:
         uri = new_store(tmp_path)

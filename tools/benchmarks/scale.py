@@ -115,7 +115,7 @@ class Times(Audience):
             self._last = self._now()
 
     def parts(self) -> dict[str, Counter[str]]:
-        """What each part of the run took. Without a trial, everything counts as its end."""
+        """The times and requests of each part of the run. Without a trial, all of them count as its end."""
         done = self._now()
         if self._first is None:
             return {"start": Counter(), "trials": Counter(), "end": done - self._began}
@@ -133,7 +133,7 @@ def tree_seconds(pid: int) -> float:
 
 
 def drive(suite: str, store: str, slots: str, services: str) -> None:
-    """Runs the suite as one driver and prints what it took."""
+    """Runs the suite as one driver and prints its times and requests."""
     EXECUTORS["instant"] = ("tools.benchmarks.scale:Instant", "no work")
     real = requests.Session.request
 
@@ -149,7 +149,7 @@ def drive(suite: str, store: str, slots: str, services: str) -> None:
 
 
 def driven(suite: Path, store: str, drivers: int, slots: int, services: dict[str, int]) -> dict[str, Any]:
-    """Runs drivers at the same time. Returns the sums of what each of them took."""
+    """Runs several drivers at once. Returns the sums of their times and requests."""
     command = [sys.executable, "-m", __spec__.name, "--drive", str(suite), store, str(slots)]
     running = [
         subprocess.Popen([*command, json.dumps(services)], stdout=subprocess.PIPE) for _ in range(drivers)

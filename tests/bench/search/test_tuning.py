@@ -114,7 +114,7 @@ def test_a_second_start_chooses_and_runs_nothing_again(tuned: tuple[Path, str, A
 
 
 def scripted_results(scores: dict[tuple[float, int], tuple[float, float] | None]) -> Callable[..., Result]:
-    """Gives a tuning trial the score and loss of its rate and seed; None is a failed trial."""
+    """A function that gives a trial the score and loss for its rate and seed; None is a failed trial."""
 
     def result(trial: Any, row: Any) -> Result:
         ended = scores[trial.recipe.lr, trial.seed]

@@ -83,7 +83,7 @@ def test_a_fault_at_the_first_request_to_every_endpoint_loses_and_repeats_nothin
 def test_requests_executed_without_answer_are_adopted(
     between: Proxy, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
-    """A claim whose answer was lost is adopted; an unknown run is closed."""
+    """If a claim's answer is lost, the claim is adopted; if a new run's answer is lost, the run is closed."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     made = plan(methods=["head_only"], training=SHORT)
     store = Store.create(between.uri, f"untold-{endpoint.rpartition('/')[0].rpartition('/')[2]}")

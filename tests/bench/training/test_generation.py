@@ -305,7 +305,7 @@ def test_bad_descriptions_are_refused(changes: dict[str, Any], message: str, tmp
 
 
 def hub_folder(folder: Path) -> Path:
-    """Small copies of MetaMathQA and GSM8K in the hub's form."""
+    """Writes small made-up stand-ins for MetaMathQA and GSM8K in the hub's layout."""
     problems = folder / "gsm8k" / "main"
     problems.mkdir(parents=True)
     for split, size in (("train", 60), ("test", 12)):

@@ -71,9 +71,9 @@ def adapter_and_head(adapter: Any) -> dict[str, Tensor]:
 
 @pytest.fixture
 def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
-    """A function that runs a trial and returns everything observed of it.
+    """A function that runs a trial and returns all it observed, with a `Diverged` in `error`.
 
-    `metrics` and `losses` replace those of validation; `meddle` receives the adapter.
+    `metrics` and `losses` replace validation's; `meddle` is called with the adapter before training.
     """
 
     def watched(
