@@ -58,7 +58,7 @@ class Audience:
         """
 
     def following(self, trials: float) -> None:
-        """Called before `phase`. `trials` is the work after the next trials, as a number of such trials."""
+        """Called before `phase`. `trials`: the work after that phase, in units of one of its trials."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
         """Context for preparing and running `count` trials of a plan on `slots` workers.

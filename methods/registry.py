@@ -47,7 +47,7 @@ class Registry:
         return sorted(self._plugin_points())
 
     def source_hash(self, name: str) -> str:
-        """Hex SHA-256 of the source of a name's plug-in. Empty for built-in and unknown names.
+        """Hex SHA-256 of the source of a name's plug-in. Empty for other names, or without Python files.
 
         Computed once per process, because the process keeps the code that it imported.
         """

@@ -178,7 +178,7 @@ def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tu
 
 
 def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
-    """Yields the answers of models that answer every example alike. Text generation has none."""
+    """Yields the answers of constant models: zeros, the mean or commonest classes. None for generation."""
     labels = stored.labels
     if "generation" in metric.kinds:
         return

@@ -52,8 +52,8 @@ def list_(
 ) -> None:
     """List stored suites with their complete, failed and missing trials; or methods, tasks or backbones.
 
-    The default geometry for counting methods is that of ViT-B and RoBERTa-base. A suite can also use other
-    backbones, from the hub or timm, and local folders.
+    Methods' parameters are counted for ViT-B and RoBERTa-base unless set otherwise. A suite can also use
+    other backbones, from the hub or timm, and local folders.
     """
     if advice and what is not Listed.METHODS:
         raise typer.BadParameter(f"--advice goes with `list methods`, not with {what}")

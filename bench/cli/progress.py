@@ -1,4 +1,4 @@
-"""A run at the terminal: its audience, and live progress of its trials."""
+"""Shows a run at the terminal: the `Audience` that prints, and live progress of the trials."""
 
 from __future__ import annotations
 

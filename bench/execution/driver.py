@@ -233,9 +233,10 @@ class _Driving:
                 self._away(error)
 
     def _deliver(self, run: TrialRun, send: Callable[[], bool]) -> bool:
-        """Sends a record by `send`. Returns whether nothing is left to send.
+        """Sends a record by `send`. Returns False if it has to wait.
 
-        A record that the store refuses, or repeatedly fails to take, is put aside, and work continues.
+        A record refused, or failing repeatedly, is put aside. Raises StoreError if a record could not even
+        be kept on disk.
         """
         try:
             return send()

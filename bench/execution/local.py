@@ -124,7 +124,8 @@ class Local(Executor):
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         """Lets one worker fill the cache for all workers while the others start.
 
-        Raises UserError if that worker finds that the trials cannot run, or if `STILLBORN` workers die at it.
+        Raises UserError if that worker finds that the trials cannot run, or if `STILLBORN` workers in a row
+        die preparing.
         """
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()

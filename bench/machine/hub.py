@@ -74,8 +74,8 @@ def snapshot(
 
     Cached for the life of the process, so that a moving branch cannot change under a running suite.
     `HF_ENDPOINT` names a mirror; with `HF_HUB_OFFLINE=1` or without a network, the hub's cache is used.
-    Raises UserError if there is no such repository or revision, if it is neither reachable nor in the cache,
-    or if a file differs from its hash in `locked`.
+    Raises UserError for a malformed id, an unknown, private or gated repository, an unknown revision, one
+    neither reachable nor cached, or a file unlike its hash in `locked`.
     """
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Metrics: scores, the direction that is better, and their variation with the test examples."""
+"""Metrics: scores, whether larger is better, and what each test example contributes."""
 
 from __future__ import annotations
 

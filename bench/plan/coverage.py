@@ -21,7 +21,7 @@ COARSE = 4.0
 
 
 def shared_points(plan: Plan) -> list[Setting]:
-    """The tuning points of a plan that all methods share. Empty without tuning."""
+    """The tuning points that all methods of a plan share. Empty without equal tuning."""
     section = plan.suite.equal_tuning
     return points(section.grids, section.grids, section.trials, Setting()) if section else []
 
@@ -46,7 +46,7 @@ def tuning_notes(plan: Plan) -> list[str]:
 
 
 def tied(settings: Sequence[Setting]) -> Iterator[str]:
-    """Yields a warning for each pair of confounded axes, whose values have correlated logarithms."""
+    """Yields a warning for every two hyper-parameters whose logarithms correlate over the settings."""
     values = {
         axis: [log(value) for setting in settings if (value := getattr(setting, axis)) is not None]
         for axis in AXES

@@ -336,7 +336,10 @@ def _check_weights(method: Method, spec: BackboneSpec) -> None:
 
 
 def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
-    """Raises UserError for a fitted head on a model without a head, or with settings of training."""
+    """Raises UserError if a fitted head meets a model that answers in words.
+
+    Also if its row has a centre or training settings.
+    """
     if not method.fits_head:
         return
     if isinstance(pair.model_input, TextInput) and pair.model_input.answers_by_words:

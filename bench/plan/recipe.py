@@ -126,7 +126,9 @@ class Recipe(Frozen):
         return self.weight_decay if decay == "as weight_decay" else decay
 
     def resolved(self, device: str, weights: str = "float32") -> Recipe:
-        """Replaces defaults that depend on other fields or the device by their values, as ids require.
+        """Replaces defaults that depend on other fields or the device by values.
+
+        So equal training has one id.
 
         `weights` is the dtype of the backbone's weights. Raises UserError for a precision they do not
         support.

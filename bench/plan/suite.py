@@ -305,7 +305,7 @@ class Suite(Frozen):
         )
 
     def check_paths(self) -> None:
-        """Raises UserError for a path in the suite that does not exist on this machine."""
+        """Raises UserError if a `local:` of a backbone or task source is missing on this machine."""
         paths = [("backbone", spec.local) for spec in self.backbones]
         paths += [(f"task '{row.task}'", row.source.local) for row in self.tasks if row.source]
         for field, path in paths:

@@ -1,4 +1,4 @@
-"""Detects changes since trials ran: in a plug-in's source, or in a few fields of a configuration."""
+"""Warns of changes since trials ran: another plug-in source, or a plan that differs in up to 3 fields."""
 
 from __future__ import annotations
 

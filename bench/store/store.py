@@ -313,7 +313,7 @@ class Store(Source):
 
     @insisting
     def send(self, record: Record, folder: Path | None = None) -> None:
-        """Writes a record. Writing it twice does no harm.
+        """Writes a record; twice does no harm. Raises StoreError if the store fails or refuses it.
 
         `folder` contains its artifacts. The status of an ended run is written last. If several runs of a
         trial finished, the first one with its adapter counts, and the others are marked as duplicates.

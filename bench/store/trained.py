@@ -55,9 +55,10 @@ class StoredTrial:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The method's ranks, or the ranks of modes and bonds after training cut them.
+        """The method's ranks, or those of modes and bonds after training cut them.
 
-        For AdaLoRA, which distributes ranks over layers, the method's rank is the mean over layers.
+        Empty for methods without ranks. For AdaLoRA, which distributes ranks over layers, the method's rank
+        is the mean over layers.
         """
         left = list(self.adapter.final_ranks().values())
         if left and all(len(ranks) == 1 for ranks in left):

@@ -28,7 +28,10 @@ def normalise_text(text: str) -> str:
 
 
 class _Replacements(dict[int, str]):
-    """Translation table that keeps letters, numbers, marks and symbols; other characters become spaces."""
+    """Keeps letters, numbers, marks and symbols. Drops variation selectors.
+
+    Other characters become spaces.
+    """
 
     def __missing__(self, code: int) -> str:
         character = chr(code)

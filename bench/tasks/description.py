@@ -162,7 +162,10 @@ class Description(Frozen):
             )
 
     def _written(self) -> None:
-        """Raises ValueError for generation fields in other tasks, and for incomplete generation tasks."""
+        """Raises ValueError for generation fields elsewhere.
+
+        Also for generation that is incomplete or from a hub.
+        """
         own = ("template", "loss_on", "new_tokens", "answer_after")
         if self.target != "generation":
             if set_ := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:

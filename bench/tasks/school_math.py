@@ -27,7 +27,7 @@ LONGEST = 1_300
 
 
 class Gsm8k(HubTexts):
-    """GSM8K (Cobbe et al., 2021): 7,473 word problems with solutions, 1,319 for testing."""
+    """GSM8K (Cobbe et al., 2021): word problems with solutions, 7,473 to train and 1,319 to test."""
 
     name = "gsm8k"
     repository = "openai/gsm8k"

@@ -130,7 +130,7 @@ def _check_names(
 
 
 def _as_written(value: Any) -> str:
-    """The value of a recipe's field as text in a row's name."""
+    """A recipe field's value, written as the row's name shows it."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 

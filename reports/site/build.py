@@ -78,7 +78,7 @@ class _Site:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """All standings. Rows without an ended seed appear only on their suite's page."""
+        """The standings of all rows with an ended seed. The others appear only on their suite's page."""
         every = (line for suite in self.suites for line in standings(suite.name, suite.analysis))
         return [line for line in every if line.cell.missing < line.cell.seeds]
 

@@ -139,10 +139,9 @@ def answer_of_all(suites: Sequence[Published]) -> str:
 
 
 def packs_in(folder: Path) -> list[Path]:
-    """The packs in a folder, by name.
+    """The packs in a folder, by name. Hidden files are ignored.
 
-    Raises UserError for a missing folder, one without packs, or one with files that are neither packs nor
-    Markdown.
+    Raises UserError for a missing folder, one without packs, or entries other than packs and .md.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of packs")

@@ -75,7 +75,7 @@ class TestCaRA(StackedOracle):
         return rank * (attention + mlp) + 2 * geometry.hidden + (2 if geometry.gated else 1) * geometry.mlp
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """Masks the activation of width r: ΔW·x is a sum over ranks, and the mask selects its terms."""
+        """Dropout on the r-wide activation: ΔW·x is a sum of r rank-one terms, each masked."""
         mask = SpiedDropout.mask(x[..., :RANK])
         terms = []
         for i in range(RANK):

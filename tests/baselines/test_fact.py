@@ -1,4 +1,4 @@
-"""Tests FacT slice by slice against dense versions of the paper and of the reference code's reshape."""
+"""Tests each FacT slice against dense tensors: the paper's, and those of the reference code's reshape."""
 
 from __future__ import annotations
 

@@ -53,10 +53,10 @@ def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter
 
 @dataclass
 class Resumed:
-    """A suite whose first two starts ended by a signal and which two more starts finished together.
+    """A suite started four times: two starts were signalled, then two ran at once and finished it.
 
-    `ends` has what `stop` returns of the first two, by signal, and of the third under `last`. `second` is the
-    fourth, which began beside the third.
+    `ends` has `stop`'s tuples of the first three: `SIGKILL`, `SIGINT`, `last`. `second` is the outcome of the
+    fourth.
     """
 
     ran: Ran

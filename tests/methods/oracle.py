@@ -295,7 +295,7 @@ class StackedOracle(LowRankOracle):
     heads: ClassVar[str] = "tied"
 
     def tensors(self, values: Values) -> dict[str, Tensor]:
-        """Builds each tensor densely, by the name of its container."""
+        """Returns each container's dense tensor, keyed by container name."""
         raise NotImplementedError
 
     def slices(self, values: Values, geometry: Geometry) -> Callable[[int, str], list[Tensor]]:

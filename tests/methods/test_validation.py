@@ -1,4 +1,4 @@
-"""Tests validation errors in the user's terms, and the fields of an identity."""
+"""Tests the wording of validation errors, suggested names, and which fields an identity has."""
 
 from __future__ import annotations
 

@@ -80,9 +80,9 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """Derives a result from the trial alone: task base, method edge, and noise shared by a seed.
+    """Derives a trial's result. None for runs that `LOST` calls missing.
 
-    None for the runs that are missing in `LOST`.
+    Right answers: the task's base plus the method's edge, a shift shared by the seed, and own noise.
     """
     lost = LOST.get((row.title, row.budget or "", row.task, trial.seed))
     if lost == "missing":

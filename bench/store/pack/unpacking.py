@@ -64,9 +64,9 @@ class _Merge:
         brought = [run for run in both.records() if both.part(run) is source]
 
         def is_same(run: Record) -> bool:
-            """Whether the store has this very run, so that only the run's adapter can be missing there.
+            """Whether the store has this very run: then only an adapter may need copying.
 
-            Other runs are copied completely, so that adapter and predictions belong together.
+            Other runs are copied whole, so that adapter and predictions match.
             """
             other = stored.get(run.trial_id)
             return other is not None and other.status == run.status and other.origin == run.origin

@@ -148,14 +148,14 @@ class _Content:
             while batch := list(islice(runs, BATCH)):
                 for run, artifacts in zip(batch, pool.map(self._artifacts, batch), strict=True):
                     for name, content in artifacts.items():
-                        if not self._is_shared(run, name, content):
+                        if not self._share(run, name, content):
                             yield f"artifacts/{run.origin}/{name}", content
         tables = {CURVES_TABLE: self._curves(), RUNS_TABLE: self._table(), **self._shared.tables()}
         experiment = {EXPERIMENT: _json(PackedExperiment(name=self._source.name).model_dump())}
         yield from sorted((tables | experiment).items())
 
-    def _is_shared(self, run: Record, name: Artifact, content: bytes) -> bool:
-        """Adds an artifact to the experiment's tables if it fits there. Returns whether it was added."""
+    def _share(self, run: Record, name: Artifact, content: bytes) -> bool:
+        """Puts a configuration or predictions into the shared tables if possible. Returns whether it did."""
         if name == Artifact.CONFIG:
             return self._shared.take_config(run, content)
         if name != Artifact.PREDICTIONS or self._adapters:

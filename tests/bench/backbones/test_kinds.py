@@ -43,7 +43,7 @@ def inputs_of(kind: str, size: int = 16) -> dict[str, Tensor]:
 
 
 def expected(kind: str, model: Any, inputs: dict[str, Tensor], **more: Any) -> Tensor:
-    """The features that the head of a kind should read, from transformers' own outputs."""
+    """The features that a head on this kind of model should get, from transformers' own outputs."""
     if kind == "vit_mae":
         # This model masks patches at random; a ViT with the same weights does not.
         config = transformers.ViTConfig(**{**model.config.to_dict(), "model_type": "vit"})
