@@ -300,8 +300,25 @@ class Experiment:
         return any(row.studies for row in self.rows)
 
 
+class CellsAndSeeds:
+    """Cells and seeds as data frames, and the same rows as typed lines."""
+
+    cells: pd.DataFrame
+    seeds: pd.DataFrame
+
+    @cached_property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """The cells in the order of their numbers, from 0."""
+        return lines_of(self.cells, Cell)
+
+    @cached_property
+    def all_seeds(self) -> tuple[Seed, ...]:
+        """The planned seeds, in the order of `seeds`."""
+        return lines_of(self.seeds, Seed)
+
+
 @dataclass(frozen=True)
-class Study:
+class Study(CellsAndSeeds):
     """The results of one or more experiments, from which all figures and tables of a report are made.
 
     `cells` is a data frame with one row per cell, and `seeds` one with one row per planned seed, whose column
@@ -326,15 +343,6 @@ class Study:
     @property
     def title(self) -> str:
         return ", ".join(experiment.name for experiment in self.experiments)
-
-    @cached_property
-    def all_cells(self) -> tuple[Cell, ...]:
-        """The cells in the order of their numbers, from 0."""
-        return lines_of(self.cells, Cell)
-
-    @cached_property
-    def all_seeds(self) -> tuple[Seed, ...]:
-        return lines_of(self.seeds, Seed)
 
     @cached_property
     def _finished(self) -> dict[int, list[Seed]]:

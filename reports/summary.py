@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -17,14 +16,14 @@ from reports.cautions import failed_references, guards, plain_lora, unbeaten
 from reports.collapses import collapses
 from reports.overview import overview
 from reports.reading import tabulate
-from reports.study import Cell, Experiment, Seed, Study, TableRow, lines_of
+from reports.study import CellsAndSeeds, Experiment, Study, TableRow
 
 if TYPE_CHECKING:
     from reports.studies import StudyAnalysis
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(CellsAndSeeds):
     """The results of a plan or a part of it, with `cells` and `seeds` as in `reports.study.Study`."""
 
     closing: str
@@ -40,14 +39,6 @@ class Summary:
     @property
     def complete(self) -> bool:
         return bool(self.cells["complete"].all())
-
-    @cached_property
-    def all_cells(self) -> tuple[Cell, ...]:
-        return lines_of(self.cells, Cell)
-
-    @cached_property
-    def all_seeds(self) -> tuple[Seed, ...]:
-        return lines_of(self.seeds, Seed)
 
     def overview(self, name: str) -> Overview:
         """A table of the scores, with failures, the answer of studies and warnings as notes."""

@@ -73,13 +73,13 @@ def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
     }
     first = answers["Question 1"]
     if first.short:
-        picture = Differences(analysed(EVERY))
+        picture = DifferencesPicture(analysed(EVERY))
         text = f"{picture.shown}\n\n{first.text}"
         answers["Question 1"] = replace(first, text=text, pictures=[picture])
     return answers
 
 
-class Differences(Picture):
+class DifferencesPicture(Picture):
     """The figure of question 1: every method's difference from LoRA."""
 
     name = "study"
