@@ -102,7 +102,7 @@ class DifferencesPicture(Picture):
 def of_core_rate(study: Path, multiples: Path) -> Answer:
     """Answers TensLoRA+'s claim: the effect of learning the core at 4 and at 16 times the rate.
 
-    The pack `multiples` has the trials at these rates, and `study` those at the single rate. They are
+    The pack `multiples` has the trials at these rates, and `study` those at 1 times the rate. They are
     compared on the tasks of `multiples`.
     """
     methods = tuple(f"{QKV_DEPTH} [core_lr={multiple}]" for multiple in (4.0, 16.0))
