@@ -1,4 +1,7 @@
-"""The figures of a report. Each function returns None or an empty list if there is nothing to draw."""
+"""The figures of a report.
+
+Each function returns None or an empty list if there is nothing to draw.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from reports.figures.training import training
 
 
 def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
-    """All figures for which the study has data."""
+    """All figures of a report for which the study has data."""
     study = analysis.study
     looks = Looks(cell.family for cell in study.all_cells)
     with styled():

@@ -12,9 +12,10 @@ from reports.units import unit_of
 
 
 def ablation(number: int, stored: StoredAblation, level: float | None = None) -> list[Drawn]:
-    """Score against each mode's rank, importance of each mode, and singular values by mode.
+    """The figures of an ablation: score by rank, importance of each mode, and singular values by mode.
 
-    `level` is the validation score of the converged head, if known.
+    `level` is the validation score of the converged head, if known. `number` distinguishes the names of the
+    figures of several ablations.
     """
     with styled():
         drawn = [_by_rank(number, stored, level), _importance(number, stored), _spectra(number, stored)]

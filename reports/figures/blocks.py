@@ -1,4 +1,4 @@
-"""The figures of one block: differences from the reference, and ranks."""
+"""The figures of one block: differences from the reference, and the ranks of methods by score."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ MOST_PAIRS = 10
 
 
 class Scope(TypedDict):
-    """The fields of a figure that tell which block it shows."""
+    """The fields of `Drawn` that say which block a figure shows."""
 
     budget: str
     settings: tuple[TaskAndBackbone, ...]
 
 
 def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
-    """Differences from the reference with intervals, best at the top. None for fewer than two methods."""
+    """The figure of differences from the reference with their intervals, best at the top.
+
+    None if fewer than two methods are compared with a reference.
+    """
     shown = sorted(block.comparisons, key=lambda c: -c.effect.difference)[:MOST_ROWS]
     if len(shown) < 2 or block.reference is None:
         return None
@@ -68,7 +71,7 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
 
 
 def _pairs(study: Study, block: Block, compared: AgainstReference) -> str:
-    """The tooltip of a difference: its interval, its verdict, and each seed pair's difference."""
+    """The tooltip of a difference: its interval, its verdict, and the difference of each seed pair."""
     unit, bounds = block.unit, no_interval(compared.effect.fewest)
     if compared.interval:
         bounds = " to ".join(unit.difference(bound) for bound in compared.interval)
@@ -86,7 +89,10 @@ def _pairs(study: Study, block: Block, compared: AgainstReference) -> str:
 
 
 def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
-    """Ranks with intervals, and groups of indistinguishable methods. None for fewer than two methods."""
+    """The figure of the methods' ranks by score, with intervals and groups of indistinguishable methods.
+
+    None for fewer than two methods.
+    """
     if block.ranking is None or len(block.methods) < 2:
         return None
     ranking, letters, tips = block.ranking.ranks, block.ranking.letters or (), Tips()

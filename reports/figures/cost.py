@@ -43,11 +43,12 @@ FAINT = 0.3
 
 @dataclass(frozen=True)
 class Cost:
-    """A kind of cost, and the texts of its figure."""
+    """A cost of methods, such as their parameters, with the texts of its figure."""
 
     name: str
     title: str
     label: str
+    #: Returns a cell's cost. None if it is unknown.
     of: CostOf
     caption: str = "Memory depends on the machine that ran the trial: see Provenance."
 
@@ -67,13 +68,11 @@ COSTS = (
 
 @dataclass(frozen=True)
 class _Point:
-    """A cell as a point of a figure."""
-
     cell: Cell
     cost: float
-    #: The mean score, in percent or in the unit of the targets.
+    #: The mean score, in percent or in the metric's own unit.
     score: float
-    #: Whether the cell is on the Pareto front: nothing is significantly better at no more cost.
+    #: Whether the cell is on the Pareto front: no cell that costs no more is significantly better.
     on_front: bool
 
     @property
@@ -83,7 +82,7 @@ class _Point:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The 95% interval of the score, in the same unit. None if unknown."""
+        """The 95% interval of `score`, in the same unit. None if unknown."""
         cell = self.cell
         if cell.low is None or cell.high is None:
             return None
@@ -92,7 +91,7 @@ class _Point:
 
 
 def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
-    """Score against a cost with the Pareto front, one figure per setting."""
+    """The figures of scores against a cost, one per setting. Each marks the Pareto front."""
     study = analysis.study
     front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, cost.of)}
     points = [
@@ -164,7 +163,7 @@ def _dotted(free: Sequence[_Point]) -> str:
 
 
 def _limits(points: Sequence[_Point]) -> tuple[float, float]:
-    """Limits of the axis of scores. The head alone and collapsed methods far below may be outside."""
+    """The limits of the score axis. The head alone and collapsed methods may lie outside."""
     scores = [p.score for p in points if p.cell.family != FLOOR] or [p.score for p in points]
     metric = points[0].cell.metric
     percent = bool(unit_of(metric).mark)
@@ -203,12 +202,12 @@ def _count(value: float, _: int) -> str:
 
 
 def _whiskered(dots: Sized) -> bool:
-    """Whether to draw intervals. Those of more than `MOST_WHISKERS` points would hide each other."""
+    """Whether to draw intervals. The intervals of more than `MOST_WHISKERS` points would hide each other."""
     return len(dots) <= MOST_WHISKERS
 
 
 def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks) -> None:
-    """Draws the line through the best means, and intervals."""
+    """Draws the line through the best means, and the intervals of points."""
     ax.plot(
         [point.cost for point in line],
         [point.score for point in line],
@@ -231,7 +230,7 @@ def _draw_dots(
     tips: Tips,
     tip: Callable[[_Point], str],
 ) -> None:
-    """Draws a dot per point, and an arrowhead at the edge for points outside the limits."""
+    """Draws a dot for each point. A point outside the limits becomes an arrowhead at the edge."""
     low, high = limits
     kinds = grouped(
         dots,
@@ -261,7 +260,7 @@ def _draw_dots(
 
 
 def _draw_free(ax: Axes, points: Sequence[_Point], free: Sequence[_Point], inside: Sequence[_Point]) -> None:
-    """Draws lines at the scores of methods without cost, and names the points outside the panel."""
+    """Draws lines at the scores of methods that cost nothing, and names the points outside the panel."""
     for point in free:
         if point in inside:
             ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
@@ -286,7 +285,7 @@ def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
 
 
 def _legend(ax: Axes, looks: Looks, dots: Sequence[_Point]) -> None:
-    """Names the families by their methods, if there are several families."""
+    """Draws a legend with the look of each family, if there are several families."""
     titles = {
         family: _common_title([point.cell.title for point in group])
         for family, group in grouped(dots, lambda point: point.cell.family).items()
@@ -302,7 +301,7 @@ def _legend(ax: Axes, looks: Looks, dots: Sequence[_Point]) -> None:
 
 
 def _common_title(titles: Sequence[str]) -> str:
-    """The words that begin all names of a family's methods or, if there are none, the first names."""
+    """The words with which all these names begin. Without common words, the first two names."""
     names = list(dict.fromkeys(titles))
     words = zip(*(name.split() for name in names), strict=False)
     shared = [each[0] for each in takewhile(lambda each: len(set(each)) == 1, words)]

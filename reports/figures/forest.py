@@ -1,4 +1,7 @@
-"""Forest plots: one row per method, its value with an interval. Used for differences and ranks."""
+"""Forest plots: a row for each method, with a value and its interval.
+
+They show differences, and ranks by score.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from reports.inference.intervals import Bounds
 
 #: The largest number of rows of one forest.
 MOST_ROWS = 40
-#: Values more than this many times as far from zero as the median and the threshold are marked at the edge.
+#: A value is an outlier, marked only at the edge, if it is farther from zero than this many times the
+#: threshold and this many times the median value.
 FAR = 6
 #: The dash patterns of lines across a forest, in order.
 DASHES = (":", "--", "-.")
@@ -22,7 +26,7 @@ DASHES = (":", "--", "-.")
 
 @dataclass(frozen=True)
 class ForestRow:
-    """A value in units of the axis, with its look and its tooltip."""
+    """A row of a forest plot: a value with its interval in units of the axis, its look and its tooltip."""
 
     name: str
     value: float
@@ -38,7 +42,11 @@ def height(rows: int) -> float:
 
 
 def forest(ax: Axes, rows: Sequence[ForestRow], limits: Bounds, tips: Tips) -> None:
-    """Draws the rows from top to bottom. Arrowheads mark values outside the limits."""
+    """Draws the rows from top to bottom.
+
+    If an interval continues outside the limits, an arrowhead marks that end. A value outside the limits is
+    written as a number.
+    """
     low, high = limits
     beside = blended_transform_factory(ax.transAxes, ax.transData)
     for place, row in enumerate(rows):
@@ -73,7 +81,7 @@ def forest(ax: Axes, rows: Sequence[ForestRow], limits: Bounds, tips: Tips) -> N
 
 
 def band(ax: Axes, threshold: float) -> None:
-    """Draws zero, and the band of differences too small to matter."""
+    """Draws a line at zero, and the band of differences that are too small to matter."""
     ax.axvspan(-threshold, threshold, color=RULE, alpha=0.6, lw=0)
     ax.axvline(0, color=MUTED, lw=0.8)
 
@@ -81,7 +89,8 @@ def band(ax: Axes, threshold: float) -> None:
 def reach(rows: Iterable[ForestRow], threshold: float, levels: Iterable[float] = ()) -> Bounds:
     """Limits of the axis that include zero, the band, all values except outliers, and most intervals.
 
-    A level is included unless that would widen the axis by more than half on its side.
+    `levels` are the positions of further lines. A level is included unless that would widen the axis by more
+    than half.
     """
     rows = list(rows)
     sizes = np.abs([row.value for row in rows])

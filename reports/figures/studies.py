@@ -1,4 +1,4 @@
-"""The figures of studies: differences after k trials, curves over k, and scores against rates."""
+"""The figures of studies: differences after k trials, scores by k, and scores by learning rate."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from reports.study_words import between, heading, in_words, setting_name, trials
 from reports.units import Unit
 from reports.words import many
 
-#: The prefix of the anchors of the table of trials, to which the trials' dots link.
+#: The prefix of the HTML anchors of trials in their table. The dot of a trial links to its anchor.
 ANCHOR = "trial-"
-#: The number of points below zero to which the panels of rates extend at most.
+#: The panels of learning rates extend at most this many points below zero.
 DEPTH = 15
 
 #: The colour of each method, by name.
@@ -38,7 +38,7 @@ Colours = Mapping[str, str]
 
 
 def draw(analysis: StudyAnalysis) -> list[Drawn]:
-    """All figures of the page of studies."""
+    """All figures of the page about studies."""
     looks = Looks(cell.family for cell in analysis.study.all_cells)
     drawn: list[Drawn] = []
     with styled():
@@ -57,7 +57,6 @@ def draw(analysis: StudyAnalysis) -> list[Drawn]:
 
 
 def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
-    """The score after k trials as a difference from the reference: the first figure of the page."""
     rows = list(_rows(block, looks, colours))
     levels = _inside(block, [level.difference for level in block.levels])
     tips, limits = Tips(), reach(rows, block.unit.factor * block.threshold, levels.values())
@@ -84,7 +83,6 @@ def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours)
 
 
 def _by_task(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
-    """The differences from the reference on each task."""
     figure, axes = panels(len(block.settings), height=0.3 + height(len(block.compared)))
     tips, texts = Tips(), []
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
@@ -144,7 +142,7 @@ def _draw_forest(
     levels: Mapping[int, float],
     tips: Tips,
 ) -> None:
-    """Draws differences as a forest, and levels as lines."""
+    """Draws differences as a forest plot, and `levels` as lines across it."""
     band(ax, block.unit.factor * block.threshold)
     forest(ax, rows, limits, tips)
     for number, value in levels.items():
@@ -156,7 +154,7 @@ def _draw_forest(
 
 
 def _label_lines(ax: Axes) -> None:
-    """Writes the name of each level above its line, neighbouring names at different heights."""
+    """Writes the name of each level above its line. Neighbouring names alternate in height."""
     low, high = ax.get_xlim()
     lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
     values = sorted((float(np.asarray(line.get_xdata())[0]), str(line.get_label())) for line in lines)
@@ -251,7 +249,7 @@ def _score_tip(entrant: Entrant, k: int, score: Estimate, unit: Unit) -> str:
 
 
 def _rates(analysis: StudyAnalysis, block: StudyBlock, number: int) -> Drawn:
-    """A panel per method and a dot per trial of its complete studies. Crosses are failed trials."""
+    """A panel per method, with a dot for each trial of its complete studies. Crosses are failed trials."""
     figure, axes = panels(len(block.entrants), columns=3, height=2.1)
     zeros, tips = _zeros(block), Tips()
     bottom = min(_lowest(entrant, zeros) for entrant in block.entrants)
@@ -311,7 +309,7 @@ def _draw_trials(
     bottom: float,
     tips: Tips,
 ) -> None:
-    """Draws the trials of a method on a setting, each linked to its row."""
+    """Draws a method's trials on one setting. Each dot links to the trial's line in the table of trials."""
     colour, factor = SERIES[place % len(SERIES)], block.unit.factor
     cell, studies = analysis.study.all_cells[entrant.cells[place]], entrant.studies[place]
     sign, numbers = direction(cell.metric), set(entrant.studies[place].numbers)
@@ -338,7 +336,7 @@ def _draw_trials(
 
 
 def _zeros(block: StudyBlock) -> list[float]:
-    """Per setting, the score after `k` trials of the reference or, without one, of the best method."""
+    """Each setting's zero: the score of the reference, or else of the best method, after `k` trials."""
     sign, places = direction(block.metric), range(len(block.settings))
     own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
     return [max(sign * e.scores[block.k][place].value for e in own or block.entrants) for place in places]

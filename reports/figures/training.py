@@ -18,14 +18,17 @@ from reports.units import Unit, unit_of
 #: The line styles that distinguish the methods of one family.
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
-#: The largest number of epochs with a mark. Of more epochs, evenly spaced ones are marked.
+#: The largest number of marked epochs on a curve. If there are more epochs, evenly spaced ones are marked.
 MOST_MARKS = 8
-#: The first part of the training, as a fraction. Its scores do not affect the limits of the panel.
+#: The scores in this first fraction of the training do not affect the limits of the panel.
 BEGUN = 0.25
 
 
 def training(curves: Sequence[Curve], looks: Looks) -> list[Drawn]:
-    """Validation score by epoch, one figure per setting and budget, if a curve has two epochs."""
+    """The figures of validation scores by epoch, one per setting and budget.
+
+    Curves with a single epoch are left out.
+    """
     by_panel = grouped((curve for curve in curves if len(curve.epochs) > 1), lambda curve: curve.panel)
     return [_figure(number, panel, shown, looks) for number, (panel, shown) in enumerate(by_panel.items())]
 
@@ -83,7 +86,7 @@ def _measured(unit: Unit) -> str:
 
 
 def _limits(curves: Sequence[Curve], unit: Unit) -> tuple[float, float]:
-    """Limits of the axis: scores after the first epochs, except the head alone's and collapsed ones."""
+    """The limits of the score axis. Left out are the first epochs, the head alone, and collapsed methods."""
     shown = [curve for curve in curves if curve.family != FLOOR] or curves
     values = unit.factor * np.concatenate(
         [curve.values[curve.epochs >= BEGUN * curve.epochs[-1]] for curve in shown]
@@ -110,7 +113,7 @@ def _ends(
 def _draw_marks(
     ax: Axes, curve: Curve, limits: tuple[float, float], looks: Looks, unit: Unit, tips: Tips
 ) -> None:
-    """Draws marks at some epochs, with the scores of the seeds."""
+    """Draws marks at some epochs. Their tooltips show the scores of the seeds."""
     count = len(curve.epochs)
     places = [
         place

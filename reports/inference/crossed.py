@@ -1,7 +1,8 @@
-"""Errors of a difference on one setting: seeds and test examples as crossed random effects, and tuning.
+"""The error of a difference between two methods on one setting, from seeds, test examples and tuning.
 
-Seeds are a sample of all seeds, and test examples a sample of all examples; every seed answers the same
-examples. The points chosen by tuning are a sample as well, on each setting separately.
+Seeds are a sample of all seeds, and test examples a sample of all examples. The two are crossed random
+effects, since every seed answers the same examples. The points chosen by tuning are a sample as well, drawn
+on each setting separately.
 """
 
 from __future__ import annotations
@@ -17,38 +18,42 @@ from scipy import stats
 
 from reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
 
-#: The number of simulated repetitions of a tuning, as a power of 2.
+#: The base-2 logarithm of the number of simulated repetitions of a tuning.
 _LOG_DRAWS = 11
 
 
 @dataclass(frozen=True)
 class OnSetting:
-    """The difference of two methods on one setting, and the variances of its error by source."""
+    """The difference between two methods on one setting, and the variance of its error from each source."""
 
-    #: The number of seed pairs, or of studies. Without shared seeds, the number on the side with fewer.
+    #: The number of seed pairs, or of paired studies. If the methods share no seeds: the number of seeds of
+    #: the method that has fewer.
     pairs: int
-    #: The difference of the methods' means or estimates.
+    #: The difference between the methods' means or estimates.
     difference: float
-    #: The squared standard error over seeds. None for fewer than `LEAST_SEEDS` pairs, or too few trials.
+    #: The squared standard error over seeds. None if there are fewer than `LEAST_SEEDS` pairs, or too few
+    #: trials for the score after k trials.
     seeds: float | None
-    #: The variance that test examples add. 0 if only seeds are known.
+    #: The variance that test examples add. 0 if the analysis covers seeds only.
     examples: float = 0.0
-    #: The variance that the tuning of both sides adds. 0 without tuning, or if unknown.
+    #: The variance that the tuning of both methods adds. 0 without tuning, or if the variance is unknown.
     tuning: float = 0.0
     #: The number of test examples. None if the analysis covers seeds only.
     count: int | None = None
-    #: The degrees of freedom of `seeds`. None: the number of pairs minus one.
+    #: The degrees of freedom of `seeds`. None means the number of pairs minus one.
     freedom: float | None = None
-    #: The mean difference of each example over seeds (examples,), and the identity of the test set.
+    #: Each example's difference between the methods, averaged over seeds (examples,).
     by_example: Array | None = field(default=None, repr=False)
+    #: The identity of the test set. Settings with equal identities share their test examples.
     test_set: Any = None
-    #: The typical size of scores, and the largest possible difference.
+    #: The typical size of scores.
     size: float = 1.0
+    #: The largest possible difference between two scores.
     limit: float = math.inf
 
     @property
     def error(self) -> Error | None:
-        """The error of `difference`. None if `seeds` is None: too few pairs, or too few trials for k."""
+        """The error of `difference`. None if `seeds` is None."""
         if self.seeds is None:
             return None
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
@@ -56,18 +61,21 @@ class OnSetting:
 
 
 def of_seeds(differences: Array) -> OnSetting:
-    """The mean of paired differences (pairs,), with its error over seeds but not over test examples."""
+    """The mean of paired differences (pairs,). Its error covers seeds but not test examples."""
     pairs = len(differences)
     seeds = float(np.var(differences, ddof=1)) / pairs if pairs >= LEAST_SEEDS else None
     return OnSetting(pairs, float(differences.mean()), seeds)
 
 
 def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any = None) -> OnSetting:
-    """Like `of_seeds`, with the error over test examples from each example's differences (pairs, examples).
+    """Like `of_seeds`, but the error covers test examples too.
 
-    With mean squares of seeds S, examples E and the rest R, over n pairs and e examples, the variance of the
-    mean is estimated by (S + E - R) / ne (Searle, Casella and McCulloch, 1992, chapter 4). S / ne is the
-    squared standard error over seeds; (E - R) / ne, at least 0, is the part added by examples.
+    `by_example` (pairs, examples) splits each pair's difference into the differences of single examples.
+
+    With mean squares S of seeds, E of examples and R of the residual, over n pairs and e examples, the
+    variance of the mean is estimated by (S + E - R) / ne (Searle, Casella and McCulloch, 1992, chapter 4).
+    Its first term S / ne is the squared standard error over seeds. The rest (E - R) / ne, at least 0, is the
+    variance that examples add.
     """
     alone = of_seeds(differences)
     pairs, examples = by_example.shape
@@ -87,9 +95,9 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
 
 
 def of_groups(first: Array, second: Array) -> OnSetting:
-    """The mean of `first` minus that of `second`, (seeds,) each, without shared seeds.
+    """The mean of `first` minus the mean of `second`, for groups of runs (seeds,) that share no seeds.
 
-    The error is Welch's, over seeds only.
+    The error covers seeds only. Its degrees of freedom are Welch's.
     """
     difference, fewer = float(first.mean() - second.mean()), min(len(first), len(second))
     if fewer < LEAST_SEEDS:
@@ -101,7 +109,10 @@ def of_groups(first: Array, second: Array) -> OnSetting:
 
 
 def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array]) -> OnSetting:
-    """Like `of_groups`, with the error over test examples from each side's table (seeds, examples)."""
+    """Like `of_groups`, but the error covers test examples too.
+
+    `tables` holds one table (seeds, examples) for each group.
+    """
     alone = of_groups(first, second)
     examples = tables[0].shape[1]
     if alone.seeds is None or examples < 2:
@@ -112,7 +123,7 @@ def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array])
 
 
 def _noise(by_example: Array) -> float:
-    """R / ne as in `of_seeds_and_examples`: the mean's variance due to neither seeds nor examples.
+    """The variance R / ne of `of_seeds_and_examples`, which neither seeds nor examples explain.
 
     `by_example` is (seeds, examples).
     """
@@ -128,10 +139,10 @@ def _noise(by_example: Array) -> float:
 
 
 def over_settings(parts: Sequence[OnSetting]) -> Error | None:
-    """The error of the mean over settings. None if a setting has fewer than `LEAST_SEEDS` pairs.
+    """The error of the mean over settings. None if the error on any setting is unknown.
 
-    Settings with the same test set (on several backbones) share its examples, so their covariance is
-    included.
+    Settings may share a test set, for example if one task runs on two backbones. Then their errors are
+    correlated, and the covariance is included.
     """
     errors = [part.error for part in parts]
     complete = [error for error in errors if error is not None]
@@ -153,14 +164,16 @@ def over_settings(parts: Sequence[OnSetting]) -> Error | None:
 
 
 def lottery(scores: Array, noise: Array) -> float:
-    """The variance of the chosen point's score over repetitions of its tuning.
+    """The variance of the score of the point that tuning chooses, over repetitions of the tuning.
 
-    Each repetition adds normal noise to the validation scores and chooses the best point again: a parametric
-    bootstrap (Efron and Tibshirani, 1993, section 6.5). Measured scores replace the points' true ones. Their
-    own noise spreads them, so the variance is rather too large, most of all for similar points.
+    Each simulated repetition adds normal noise to the validation scores and chooses the best point again.
+    This is a parametric bootstrap (Efron and Tibshirani, 1993, section 6.5), which takes the measured scores
+    for the true ones. Measured scores are already spread by noise, so the variance is rather too large, most
+    of all for similar points.
 
     `scores` (points,) are validation scores; larger is better. `noise` (points, points) is the covariance of
-    their errors; a common part cancels.
+    their errors. An error that all points have in common cancels. The variance is 0 for a single point or
+    without noise.
     """
     points, size = len(scores), float(np.trace(noise))
     if points < 2 or not size:

@@ -14,11 +14,12 @@ from reports.inference.intervals import Bounds, Error
 
 @dataclass(frozen=True)
 class Effect:
-    """The mean over settings of a mean difference over seed pairs, in units of the score."""
+    """The difference between two methods averaged over settings, in units of the score."""
 
+    #: The difference on each setting.
     parts: tuple[OnSetting, ...]
     difference: float
-    #: The error of the mean. None if a setting has fewer than `LEAST_SEEDS` pairs.
+    #: The error of `difference`. None if the error on any setting is unknown, for example with too few pairs.
     error: Error | None
 
     @property
@@ -40,13 +41,19 @@ class Effect:
         return effect([self.parts[place] for place in places])
 
     def interval(self, level: float) -> Bounds | None:
-        """The interval. None if the noise is unknown: too few pairs on a setting, or no variation at all."""
+        """The interval of the difference. None if its noise is unknown.
+
+        The noise is unknown if a setting has too few pairs, or if no run differs from another.
+        """
         if self.error is None or self.error.none:
             return None
         return self.error.interval(self.difference, level)
 
     def at_chosen_points(self, level: float) -> Bounds | None:
-        """Like `interval`, for the points that tuning chose: without the variance that tuning adds."""
+        """Like `interval`, but without the variance that tuning adds.
+
+        The interval is then valid for the points that tuning happened to choose.
+        """
         return replace(self, error=self.error and replace(self.error, tuning=0.0)).interval(level)
 
 
@@ -56,7 +63,7 @@ def effect(parts: Sequence[OnSetting]) -> Effect:
 
 
 class Answer(StrEnum):
-    """The size of a difference compared with the threshold."""
+    """Whether a difference is beyond the threshold, within it, or undecided."""
 
     BEYOND = "beyond"
     WITHIN = "within"
@@ -66,7 +73,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a difference from its interval alone, wherever the estimate lies in the interval."""
+    """The verdict on a difference. It depends only on the interval, not on the estimate in it."""
 
     answer: Answer
     #: "better" or "worse" if the interval excludes zero. Otherwise empty.
@@ -83,10 +90,11 @@ class Verdict:
 
 
 def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = False) -> Verdict:
-    """The verdict of an interval: beyond the threshold, within it, or undecided.
+    """The verdict that an interval gives: beyond the threshold, within it, or undecided.
 
-    Within means two one-sided tests (Schuirmann, 1987). If runs of a side collapsed, the verdict is never
-    within, since an interval of a few runs does not cover rare collapses.
+    "Within" is the result of two one-sided tests (Schuirmann, 1987). It is never given if runs of either
+    method `collapsed`, since the interval of a few runs does not cover rare collapses. Without an interval
+    there is no verdict.
     """
     if interval is None:
         return Verdict(Answer.NONE)

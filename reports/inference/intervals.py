@@ -1,4 +1,4 @@
-"""Intervals: levels for simultaneous claims, and standard errors by source."""
+"""Confidence intervals: their levels if several are simultaneous, and their errors by source."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ ALPHA = 0.05
 #: The smallest number of seeds with an interval. Two seeds have one degree of freedom, for which a 95%
 #: interval extends 12.7 standard errors to either side.
 LEAST_SEEDS = 3
-#: The decimals in which scores are compared, relative to their size if they have units. Further digits are
-#: rounding errors (float32 in older stores), by which equal differences would not have equal sums.
+#: The number of decimals to which scores are compared. For scores with units, decimals count relative to
+#: their size. Further digits are rounding errors: in the float32 of older stores, the sums of equal
+#: differences are not always equal.
 RESOLUTION_DIGITS = 6
 RESOLUTION = 10.0**-RESOLUTION_DIGITS
 
 
 def simultaneous(claims: int, level: float = LEVEL) -> float:
-    """The level of each of `claims` two-sided intervals that are simultaneous at `level` (Šidák, 1967).
+    """The level that each of `claims` two-sided intervals needs for joint coverage of `level` (Šidák, 1967).
 
     Independence is not required: for jointly normal estimates with any correlation, such as differences from
     one reference, the joint coverage is at least the product.
@@ -34,21 +35,27 @@ def simultaneous(claims: int, level: float = LEVEL) -> float:
 
 
 def of_each(families: int) -> float:
-    """The level of each family such that all `families` are simultaneous at `LEVEL` (Bonferroni).
+    """The level that each family of claims needs so that all `families` are simultaneous at `LEVEL`.
 
-    Valid for families with any dependence.
+    This is Bonferroni's correction. It is valid for families with any dependence.
     """
     return 1 - ALPHA / families
 
 
 def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
-    """Quantiles of Student's t. Unlike those of `scipy.stats`, quick for single numbers and to import."""
+    """Quantiles of Student's t distribution.
+
+    Unlike `scipy.stats`, this is quick for single numbers and quick to import.
+    """
     quantiles: Array = special.stdtrit(freedom, probability)
     return quantiles
 
 
 def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
-    """Half the width of Student's interval of a mean, given the standard deviation of `count` values."""
+    """Half the width of Student's interval of a mean, at `LEVEL`.
+
+    `sd` is the standard deviation of the `count` values averaged.
+    """
     count = np.asarray(count)
     half: Array = t_quantile((1 + LEVEL) / 2, count - 1) * np.asarray(sd) / np.sqrt(count)
     return half
@@ -56,14 +63,15 @@ def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Error:
-    """The variance of a mean over settings by source, in squared units of the score."""
+    """The error of a mean over settings: one variance per source, in squared units of the score."""
 
-    #: The squared standard error over seeds, and its degrees of freedom.
+    #: The squared standard error over seeds.
     seeds: float
+    #: The degrees of freedom of `seeds`.
     freedom: float
     #: The variance that test examples add.
     examples: float
-    #: The variance that tuning adds, since it might have chosen other points (`reports.inference.crossed`).
+    #: The variance that tuning adds, since a repeated tuning might choose other points (`crossed.lottery`).
     tuning: float = 0.0
     #: The typical size of scores.
     size: float = 1.0
@@ -81,19 +89,18 @@ class Error:
         return math.sqrt(self.seeds + self.examples) <= RESOLUTION * self.size
 
     def half(self, level: float = LEVEL) -> float:
-        """Half the width of the interval: the root of the summed squares of each source's half width.
+        """Half the width of the interval: the root of the sum of each source's squared half width.
 
-        (Howe, 1974; Zou and Donner, 2008.) So the few degrees of freedom of seeds widen only their own part,
-        and a spread of seeds that is small by chance does not narrow the interval. A single Satterthwaite
-        approximation for all sources has too low coverage with few seeds on one task. The variances of the
-        many examples and of tuning count as known.
+        The method is Howe's (1974; Zou and Donner, 2008). The few degrees of freedom of seeds widen only the
+        half width that belongs to seeds. A single Satterthwaite approximation for all sources would have too
+        low coverage with few seeds on one task. The variances due to test examples and tuning count as known.
         """
         tail = (1 + level) / 2
         of_seeds = float(t_quantile(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0
         return math.sqrt(of_seeds + float(special.ndtri(tail)) ** 2 * (self.examples + self.tuning))
 
     def interval(self, mean: float, level: float = LEVEL) -> Bounds:
-        """The interval of a mean, clipped to possible differences."""
+        """The interval around this mean. Neither end exceeds the largest possible difference."""
         half = self.half(level)
         return max(mean - half, -self.limit), min(mean + half, self.limit)
 
@@ -101,7 +108,8 @@ class Error:
 def welch(variances: Sequence[float], freedoms: Sequence[float]) -> tuple[float, float]:
     """The squared standard error of a mean over settings, and its degrees of freedom (Satterthwaite, 1946).
 
-    `variances` are the squared standard errors of the settings' means.
+    `variances` are the squared standard errors of the settings' means, and `freedoms` their degrees of
+    freedom.
     """
     total = sum(variances)
     if not total:

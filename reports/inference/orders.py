@@ -1,4 +1,4 @@
-"""Pairwise separations of methods, the possible ranks that follow from them, and compact letters."""
+"""The order of methods: pairs that differ significantly, the places of methods, and letters of groups."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ from reports.inference.intervals import LEVEL, RESOLUTION_DIGITS, Array, simulta
 
 @dataclass(frozen=True)
 class Ranks:
-    """Places among methods, 1 for the best. Ties share the mean of their places."""
+    """The places of methods, 1 for the best. Ties share the mean of their places."""
 
-    #: The mean over settings of the place on each setting. Descriptive, without an interval.
+    #: Each method's mean place: its place on every single setting, averaged over settings. It has no
+    #: interval.
     mean: Array
-    #: The place by mean score over settings, and the ends of its interval. None if unknown.
+    #: Each method's place by its mean score over settings.
     place: Array
+    #: The ends of the interval of `place`. None if no pair of methods has an interval.
     low: Array | None
     high: Array | None
 
 
 def places(values: Array) -> Array:
-    """Ranks along the last axis, largest value first."""
+    """The places of values along the last axis, 1 for the largest.
+
+    Values that agree to `RESOLUTION_DIGITS` decimals tie.
+    """
     ranked: Array = stats.rankdata(-np.round(values, RESOLUTION_DIGITS), axis=-1)
     return ranked
 
 
 def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
-    """Ranks from mean scores (settings, methods) and the separations of pairs (methods, methods).
+    """The places of methods, from their mean scores (settings, methods).
 
-    A method's place comes after all significantly better methods, and before all significantly worse ones.
-    Comparisons of pairs hold simultaneously, and so do the intervals of places (Klein, Wright and Wieczorek,
-    2020; Al Mohamad, Goeman and van Zwet, 2022).
+    `separations` (methods, methods) says which pairs differ significantly, as the function `separations`
+    returns it. A method's place comes after all significantly better methods and before all significantly
+    worse ones. Comparisons of pairs are simultaneous, and therefore the intervals of places are too (Klein,
+    Wright and Wieczorek, 2020; Al Mohamad, Goeman and van Zwet, 2022).
     """
     mean, place = places(means).mean(0), places(means.mean(0))
     if separations is None:
@@ -51,10 +57,12 @@ def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
 def separations(
     pairs: Sequence[tuple[int, int, Effect]], methods: int, level: float = LEVEL
 ) -> NDArray[np.int64] | None:
-    """A matrix (methods, methods): 1 if the row is significantly better than the column, -1 if worse.
+    """The significant differences between methods, as a matrix (methods, methods).
 
-    0 otherwise. Each of `pairs` has the indices of two methods and the effect of the first minus the second.
-    Intervals of all pairs are simultaneous at `level`. None if no pair has an interval.
+    An entry is 1 if the row's method is significantly better than the column's, -1 if it is significantly
+    worse, and otherwise 0. Each of `pairs` has the indices of two methods and the effect of the first minus
+    the second. The intervals of all pairs are simultaneous at `level`. Returns None if no pair has an
+    interval.
     """
     signs = np.zeros((methods, methods), dtype=np.int64)
     any_interval = False
@@ -68,9 +76,10 @@ def separations(
 
 
 def best_of_equals(errors: Sequence[float]) -> float:
-    """The expected largest mean of equal methods, above their true mean (Tippett, 1925).
+    """The expected lead of the best of several equal methods over their common true mean (Tippett, 1925).
 
-    `errors` are standard errors of independent normal means, at least one above zero.
+    `errors` are the standard errors of the methods' measured means, which count as independent and normal. At
+    least one must be above zero.
     """
     spread = np.array([error for error in errors if error])
     # In units of the largest error. Beyond eight of them the integrand is zero.
@@ -83,7 +92,8 @@ def best_of_equals(errors: Sequence[float]) -> float:
 def letters(separable: NDArray[np.bool_]) -> list[str]:
     """A compact letter display: methods that share a letter are statistically indistinguishable.
 
-    `separable` (methods, methods) is in the order of the table. Groups by insert and absorb (Piepho, 2004).
+    `separable` (methods, methods) says which pairs differ significantly. Methods are in the order of the
+    table. The groups are found by insert and absorb (Piepho, 2004).
     """
     methods = len(separable)
     groups: list[set[int]] = [set(range(methods))]
@@ -103,5 +113,5 @@ def letters(separable: NDArray[np.bool_]) -> list[str]:
 
 
 def letter(number: int) -> str:
-    """The letters a, b, … z, then a2, b2, …"""
+    """The letter of a group: a, b, … z for numbers 0 to 25, then a2, b2, …"""
     return "abcdefghijklmnopqrstuvwxyz"[number % 26] + (str(number // 26 + 1) if number >= 26 else "")

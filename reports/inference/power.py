@@ -1,4 +1,4 @@
-"""Detectable differences of a design, before and after running it."""
+"""The smallest difference that a planned or finished experiment can detect."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from reports.inference.effects import Effect
 from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Error, simultaneous, t_quantile, welch
 from reports.inference.studies import CompleteStudies, of_pair
 
-#: The probability of detecting a difference.
+#: The probability with which a difference should be detected.
 POWER = 0.8
 #: The largest number of seeds that is suggested.
 MOST_SEEDS = 1000
-#: The number of draws of the seeds' variances over which a probability is averaged, as a power of 2.
+#: The base-2 logarithm of a number of random draws. A probability is averaged over that many draws of the
+#: variances over seeds.
 _LOG_DRAWS = 8
-#: A factor for the mean of jackknife variances, from simulations. They vary more than variances of normal
-#: values, mostly at k ≥ 8, and an interval that is wide by chance detects less.
+#: A factor for the mean of jackknife variances, found by simulation. Jackknife variances vary more than
+#: variances of normal values, mostly at k ≥ 8, and an interval that is wide by chance detects less.
 _TAILS = 1.1
-#: A method's score at its best learning rate, and the score by chance.
+#: A method's assumed score at its best learning rate, and its score by chance.
 _BEST, _CHANCE = 0.85, 0.5
 
 
 @dataclass(frozen=True)
 class Design:
-    """The seeds, claims and variances that determine the interval of one comparison among several."""
+    """The size and the noise of an experiment. They determine the interval of one of its comparisons."""
 
     #: The number of seeds on each setting.
     seeds: int
-    #: The number of methods compared with the reference, with simultaneous intervals.
+    #: The number of methods compared with the reference. Their intervals are simultaneous.
     claims: int
-    #: The variance of one seed pair's difference, on each setting.
+    #: The variance over seeds of a paired difference, on each setting.
     spreads: tuple[float, ...]
-    #: The variances that test examples and tuning add to the mean over settings, for any number of seeds.
+    #: The variance that test examples add to the mean over settings, whatever the number of seeds.
     examples: float = 0.0
+    #: The variance that tuning adds to the mean over settings, whatever the number of seeds.
     tuning: float = 0.0
     #: The joint level of all intervals.
     at_once: float = LEVEL
@@ -67,10 +69,11 @@ class Design:
 
     @property
     def finds(self) -> float | None:
-        """The smallest true difference whose interval excludes zero with probability `POWER`.
+        """The smallest true difference that is detected with probability `POWER`.
 
-        Equally often, a difference larger than the threshold by this amount is found to exceed the threshold.
-        None for fewer than `LEAST_SEEDS`.
+        A difference is detected if its interval excludes zero. With the same probability, a difference that
+        exceeds the threshold by this amount gets the verdict beyond the threshold. None for fewer than
+        `LEAST_SEEDS` seeds.
         """
         return self._finds(self.seeds)
 
@@ -82,9 +85,9 @@ class Design:
 
     @property
     def margin(self) -> float | None:
-        """The smallest threshold within which equal methods are found equivalent with probability `POWER`.
+        """The smallest threshold at which equal methods get the verdict within, with probability `POWER`.
 
-        None for fewer than `LEAST_SEEDS`.
+        None for fewer than `LEAST_SEEDS` seeds.
         """
         if self.seeds < LEAST_SEEDS:
             return None
@@ -129,9 +132,9 @@ class Design:
 
 
 def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design of this comparison, one of `claims`. None if its noise is unknown.
+    """The design behind a measured comparison. None if the noise of the comparison is unknown.
 
-    `at_once` is the joint level of the intervals of all claims.
+    The comparison is one of `claims`. `at_once` is the joint level of their intervals.
     """
     if effect.error is None or effect.error.none:
         return None
@@ -146,10 +149,11 @@ def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | N
 
 
 def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design of these comparisons, with mean variances by source. None if the noise of all is unknown.
+    """One design for several measured comparisons, with their mean variances. None if no noise is known.
 
-    Most variances over few seeds are too small, so their median would promise too much; so would leaving out
-    comparisons with collapsed runs. `claims` and `at_once` are as in `of_effect`.
+    The mean is taken over all comparisons whose noise is known. A median would promise too much, since most
+    variances over few seeds are too small. Leaving out comparisons with collapsed runs would promise too much
+    as well. `claims` and `at_once` are as in `of_effect`.
     """
     designs = [design for each in effects if (design := of_effect(each, claims, at_once))]
     if not designs:
@@ -164,15 +168,16 @@ def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -
 
 
 def of_runs(sd: float, settings: int, seeds: int, claims: int, examples: float = 0.0) -> Design:
-    """The design of runs with standard deviation `sd` over seeds, independent on the sides of a pair.
+    """The design of paired runs with standard deviation `sd` over seeds.
 
-    `examples` is the variance that test examples add to a mean difference over settings.
+    The two runs of a pair count as independent. `examples` is the variance that test examples add to a mean
+    difference over settings.
     """
     return Design(seeds, claims, spreads=(2 * sd**2,) * settings, examples=examples)
 
 
 def _solve(chance: Callable[[float], float], error: Error) -> float:
-    """The difference at which `chance`, a probability that increases with it, reaches `POWER`."""
+    """The difference at which `chance` reaches `POWER`. `chance` increases with the difference."""
     high = error.total
     while chance(high) < POWER:
         high *= 2
@@ -184,29 +189,35 @@ def _solve(chance: Callable[[float], float], error: Error) -> float:
 
 @dataclass(frozen=True)
 class Response:
-    """Assumed scores of a method's trials: a parabola in the log rate, noise from seeds, and failures.
+    """A model of a method's scores: a parabola in the log of the learning rate, noise, and failures.
 
-    Scores are shares; 0.01 is a point.
+    Scores lie between 0 and 1, so that 0.01 is a point.
     """
 
-    #: The loss of score one decade from the optimum. Then, in decades, the width of the window and the
-    #: largest distance of an optimum from the window's centre.
+    #: The drop in score one decade away from the optimum.
     curvature: float = 0.04
+    #: The width of the window, in decades.
     decades: float = 1.0
+    #: The largest distance of an optimum from the window's centre, in decades.
     optima: float = 0.35
-    #: Standard deviations in units of the score: of a trial over seeds, of its answers, and of the validation
-    #: loss.
+    #: The standard deviation of a trial's quality over seeds, in units of the score.
     seeds: float = 0.0065
+    #: The standard deviation of the error of a test score.
     answers: float = 0.0035
+    #: The standard deviation of the error of a validation loss, in units of the score.
     validation: float = 0.007
-    #: The decades above the optimum from which a method fails, the share of seeds that fail at any rate, and
-    #: the score that a failure costs.
+    #: The distance above the optimum, in decades, beyond which every trial fails.
     cliff: float = np.inf
+    #: The share of trials that fail at random, at any rate.
     failures: float = 0.0
+    #: The score that a failure costs.
     fall: float = _BEST - _CHANCE
 
     def trials(self, numbers: Generator, offsets: Array, optimum: float) -> tuple[Array, Array]:
-        """Validation losses and test scores of trials at these offsets, of the same shape."""
+        """Simulated validation losses and test scores of trials, both in the shape of `offsets`.
+
+        `optimum` is the offset of the best rate.
+        """
         away, shape = offsets - optimum, offsets.shape
         failed = (away > self.cliff) | (numbers.random(shape) < self.failures)
         quality = -self.curvature * away**2 + numbers.normal(0, self.seeds, shape) - self.fall * failed
@@ -214,12 +225,19 @@ class Response:
         return losses, _BEST + quality + numbers.normal(0, self.answers, shape)
 
     def studies(self, numbers: Generator, offsets: Array, optimum: float) -> CompleteStudies:
-        """Simulated studies of a method with these offsets (studies, points)."""
+        """Simulated studies of a method with these offsets (studies, points).
+
+        `optimum` is the offset of the best rate.
+        """
         return CompleteStudies(*self.trials(numbers, offsets, optimum), offsets=offsets, chance=_CHANCE)
 
 
 def stratified(numbers: Generator, studies: int, points: int, decades: float = 1.0) -> Array:
-    """Offsets (studies, points): one uniform draw in each equal part of the window, in random order."""
+    """Random offsets (studies, points) that cover the window evenly within each study.
+
+    The window, `decades` wide, is split into as many equal intervals as a study has points. Each interval
+    gives one uniform draw, and their order is random.
+    """
     parts = numbers.permuted(np.tile(np.arange(points), (studies, 1)), axis=1)
     return ((parts + numbers.random((studies, points))) / points - 0.5) * decades
 
@@ -235,11 +253,12 @@ def of_assumed(
     examples: float = 0.0,
     repeats: int = 200,
 ) -> Design:
-    """The design of one comparison, out of `claims`, with this response on every task.
+    """The design of a comparison of two methods by studies, if `response` describes both on every task.
 
-    Its error is the mean over repeated simulated comparisons. `examples` is the variance that test examples
-    add to a difference on one task. Raises ValueError if there are too few studies for an interval, or if
-    fewer than k trials remain without one study.
+    The comparison is one of `claims`. Its variance over studies is the mean over `repeats` simulated
+    comparisons of scores after `k` trials. `examples` is the variance that test examples add to a difference
+    on one task. Raises ValueError if there are too few studies for an interval, or if fewer than k trials
+    remain without one study.
     """
     if studies < LEAST_SEEDS:
         raise ValueError(f"studies: {studies}, expected at least {LEAST_SEEDS}")
@@ -256,10 +275,10 @@ def of_assumed(
 
 
 def of_stored(stored: Design, *, tasks: int, studies: int, claims: int, points: float = 1.0) -> Design:
-    """A design of this size with the noise of stored studies at the same k.
+    """The design of a comparison of this size, with the noise of stored studies at the same k.
 
-    `stored` comes from `power.of_effects` on effects from `studies.of_pair`. `points` is the number of points
-    per study relative to the stored ones.
+    `stored` is the result of `of_effects` for effects from `studies.of_pair`. `points` is the number of
+    points per study, divided by the number in the stored studies.
     """
     spreads = stored.spreads if stored.settings == tasks else (fmean(stored.spreads),) * tasks
     examples = stored.examples * stored.settings / tasks

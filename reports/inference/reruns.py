@@ -1,8 +1,9 @@
-"""How much a score varies when the same configuration runs again, apart from shifts common to all rows.
+"""The variation of a score when the same configuration runs again.
 
-A wave is one round of runs. The score of row i in wave w is modelled as g(mean) = row_i + shift_w: on the
-logit scale with binomial variance for shares of questions, otherwise on the score's own scale. The dispersion
-is Pearson's (McCullagh and Nelder, Generalized Linear Models, section 4.5).
+A wave is one round of runs of all rows. A shift that all rows of a wave have in common does not count as
+variation. The score of row i in wave w is modelled as g(mean) = row_i + shift_w. If scores are shares of
+questions, g is the logit and the variance is binomial. Otherwise g is the identity. The dispersion is
+Pearson's (McCullagh and Nelder, Generalized Linear Models, section 4.5).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from scipy.special import expit, logit
 
 Array = NDArray[np.float64]
 
-#: Iterations of reweighted least squares. A dozen reach the last digit.
+#: The number of iterations of reweighted least squares. A dozen would reach the last digit.
 ITERATIONS = 50
 
-#: Bounds of a fitted share, so that its weight stays finite.
+#: The smallest and largest fitted share, so that weights stay finite.
 LEAST, MOST = 1e-6, 1 - 1e-6
 
 
@@ -27,7 +28,8 @@ LEAST, MOST = 1e-6, 1 - 1e-6
 class RunNoise:
     """The variance of a score over reruns of one configuration.
 
-    For shares the variance is `dispersion` · p(1 − p) / questions, otherwise `dispersion` itself.
+    If the score is a share p of questions, the variance is `dispersion` · p(1 − p) / questions. Otherwise it
+    is `dispersion` itself.
     """
 
     dispersion: float
@@ -35,7 +37,7 @@ class RunNoise:
     freedom: int
 
     def variance(self, score: float, questions: int | None) -> float:
-        """The variance of one run's score. `questions` is None unless the score is a share of them."""
+        """The variance of one run's score. If the score is no share of questions, `questions` is None."""
         return self.dispersion * (score * (1 - score) / questions if questions else 1.0)
 
 
@@ -44,9 +46,10 @@ def run_noise(
 ) -> RunNoise | None:
     """Estimates the run-to-run noise from rows that ran in several waves.
 
-    None if too few rows ran again to separate the noise from the shifts of waves. For shares of `questions`,
-    rows at 0 or 1 in any wave are left out, since they have no logit and no variance. For other scores
-    `questions` is None.
+    `rows`, `waves` and `scores` have one entry per run. For scores that are shares, `questions` is the number
+    of questions, and rows that score 0 or 1 in any wave are left out, since they have no logit and no
+    variance. For other scores `questions` is None. Returns None if too few rows ran again to separate the
+    noise from the shifts of waves.
     """
     row, wave, score = np.asarray(rows), np.asarray(waves), np.asarray(scores, float)
     if questions:

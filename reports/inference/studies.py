@@ -1,11 +1,11 @@
-"""The score after k trials of tuning, estimated from studies of a method, and its sensitivity to rates.
+"""The score after k trials of tuning, and a method's sensitivity to learning rates, estimated from studies.
 
-The estimand: somebody runs k trials, each at a fresh learning rate from the window and with a fresh seed, and
-keeps the trial with the lowest validation loss. Its expected test score is estimated. As a function of k this
-is the curve of Dodge et al. (2019) with test scores.
+Somebody runs k trials, each at a fresh learning rate from the window and with a fresh seed, and keeps the
+trial with the lowest validation loss. The score after k trials is the expected test score of the trial kept.
+As a function of k this is the curve of Dodge et al. (2019) with test scores.
 
 Larger scores are better, in the score's own units. Study numbers pair two methods: trial j of study s has the
-same offset from the window's centre and the same seed on both sides.
+same offset from the window's centre and the same seed for both methods.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, B
 
 #: The values of k for which the score is shown.
 TRIALS = (1, 2, 4, 8, 16)
-#: The points below its method's best at which a trial counts as failed.
+#: A trial counts as failed if it scores this many points or more below its method's best.
 FAILED = 10
-#: The quantile of the share of failures that determines their variance.
+#: The variance of failures is computed at this quantile of the share of failures.
 _OF_FAILURES = 0.75
-#: The points within which a rate's score counts as near the best.
+#: A rate counts as near the best if its score is at most this many points lower.
 NEAR = 1
 #: The number of rates in the window at which smoothed scores are computed.
 _RATES = 81
@@ -48,15 +48,17 @@ class CompleteStudies:
     scores: Array = field(repr=False)
     #: The studies' numbers, by default 0, 1, …
     numbers: tuple[int, ...] = ()
-    #: Rates in decades from the window's centre (studies, points), stratified within each study. None: rates
-    #: are independent.
+    #: Each rate's distance from the window's centre in decades (studies, points). Each study's rates are
+    #: stratified. None if rates are independent.
     offsets: Array | None = field(default=None, repr=False)
-    #: Each test example's contribution to a trial's score (studies, points, examples), such as whether its
-    #: answer is correct, and the test set's hashable identity.
+    #: Each test example's contribution to a trial's score (studies, points, examples), for example whether
+    #: its answer is correct.
     by_example: NDArray[Any] | None = field(default=None, repr=False)
+    #: A hashable identity of the test set.
     test_set: Any = None
-    #: The size of a point, and the score of a model that has learnt nothing.
+    #: The size of a point in units of the score.
     point: float = 0.01
+    #: The score of a model that has learnt nothing.
     chance: float = 0.0
 
     def __post_init__(self) -> None:
@@ -88,14 +90,17 @@ class CompleteStudies:
 
     @cached_property
     def strata(self) -> NDArray[np.int64]:
-        """Each trial's stratum (trials,): its place among its study's rates. All 0 without offsets."""
+        """Each trial's stratum (trials,): the place of its rate among the rates of its study, from 0.
+
+        Without offsets, all trials are in stratum 0.
+        """
         if self.offsets is None:
             return np.zeros(self.trials, np.int64)
         return self.offsets.argsort(1).argsort(1).ravel()
 
     @cached_property
     def best(self) -> float:
-        """The test score of the trial with the lowest validation loss; the mean over ties."""
+        """The test score of the trial with the lowest validation loss. Trials that tie give their mean."""
         losses = np.where(np.isnan(self.losses), np.inf, self.losses)
         return float(self.scores[losses == losses.min()].mean())
 
@@ -105,12 +110,15 @@ class CompleteStudies:
         return self.fails(self.scores)
 
     def fails(self, scores: Array) -> NDArray[np.bool_]:
-        """Whether trials with these scores failed. At exactly `FAILED` points, rounding does not decide."""
+        """Whether trials with these scores failed, by the rule of `failed`. Rounding errors are tolerated."""
         return self.best - scores >= (FAILED - RESOLUTION) * self.point
 
     @cached_property
     def fall(self) -> float:
-        """The mean distance of failed trials below `best`. Without failures, the distance of `chance`."""
+        """The mean amount by which failed trials score below `best`.
+
+        If no trial failed, the amount by which `chance` lies below `best`.
+        """
         failed = self.scores[self.failed].mean() if self.failed.any() else min(self.chance, self.best)
         return float(self.best - failed)
 
@@ -128,9 +136,9 @@ class CompleteStudies:
 
 
 def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[CompleteStudies, CompleteStudies]:
-    """The studies of both methods whose numbers both have.
+    """The studies of two methods, limited to the study numbers that both have.
 
-    Raises ValueError if there are none, or if the methods differ in the points of a study.
+    Raises ValueError if they share no number, or if their studies differ in the number of points.
     """
     shared = [number for number in method.numbers if number in reference.numbers]
     if not shared:
@@ -144,15 +152,17 @@ def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[Complet
 
 
 def kept_weights(losses: Array, k: int, strata: NDArray[np.int64] | None = None) -> Array:
-    """The probability of each trial (trials,) to be kept: to have the lowest loss of k drawn trials.
+    """Each trial's probability (trials,) to be kept: to have the lowest loss of k randomly drawn trials.
 
-    Without strata every subset of k is equally likely. Then the trial with rank i of N (1 for the lowest
-    loss) has probability C(N - i, k - 1) / C(N, k). Strata (trials,) are numbered from 0, and each study has
-    one trial in each stratum. Plain subsets of such trials would cover the window too evenly. So each of the
-    k falls into a random stratum, as a fresh rate would, and the trials of a stratum are equally likely.
-    Trials with equal loss share their probability.
+    Without `strata`, every subset of k trials is equally likely. The trial with rank i of N (1 for the lowest
+    loss) then has probability C(N - i, k - 1) / C(N, k).
 
-    NaN counts as infinite. Raises ValueError unless 1 <= k <= trials.
+    `strata` (trials,) numbers each trial's stratum from 0. Each study has one trial in each stratum, so plain
+    subsets of trials would cover the window too evenly. Instead, each of the k draws falls into a random
+    stratum, as a fresh rate would, and all trials of that stratum are equally likely.
+
+    Trials with equal loss share their probability. NaN counts as infinite. Raises ValueError unless 1 <= k <=
+    trials.
     """
     if not 1 <= k <= len(losses):
         raise ValueError(f"k: {k}, expected 1 to {len(losses)}, the number of trials")
@@ -168,13 +178,13 @@ def kept_weights(losses: Array, k: int, strata: NDArray[np.int64] | None = None)
 
 
 def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
-    """The probability (cases,) that k drawn trials include no barred one.
+    """The probability (cases,) that k randomly drawn trials include no barred trial.
 
-    `barred` (cases, strata) and `sizes` (strata,) count the barred and all trials of each stratum. The counts
-    drawn per stratum are multinomial, and no stratum gives more trials than it has. Their generating
-    functions multiply: j trials of a stratum have the weight 1 / j!, and avoid the a barred ones of its n
-    with probability C(n - a, j) / C(n, j). The coefficient at k is computed from the product's values on the
-    unit circle.
+    `barred` (cases, strata) and `sizes` (strata,) count the barred trials and all trials of each stratum. The
+    counts drawn per stratum are multinomial, and no stratum gives more trials than it has. Their generating
+    functions multiply. For j trials of a stratum, the weight is 1 / j!. They avoid the a barred ones of its n
+    trials with probability C(n - a, j) / C(n, j). The coefficient at k is computed from the product's values
+    on the unit circle.
     """
     drawn = np.arange(1, min(k, int(sizes.max())) + 1)
     left = sizes[:, None] - drawn + 1
@@ -190,7 +200,7 @@ def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
 
 
 def score_after(studies: CompleteStudies, k: int) -> float:
-    """The score after k trials, a U-statistic over subsets of k of the method's trials.
+    """The score after k trials: the test scores of all trials, weighted by `kept_weights`.
 
     Raises ValueError if there are fewer than k trials.
     """
@@ -198,17 +208,17 @@ def score_after(studies: CompleteStudies, k: int) -> float:
 
 
 def of_method(studies: CompleteStudies, k: int) -> OnSetting:
-    """The score of one method after k trials, with errors as in `of_pair`, in the form of a difference."""
+    """One method's score after k trials, in the field `difference`. Errors are as in `of_pair`."""
     return _estimate([(1, studies)], k)
 
 
 def of_pair(method: CompleteStudies, reference: CompleteStudies, k: int) -> OnSetting:
     """The difference between two methods' scores after k trials on one task, paired by study.
 
-    Studies that only one method has are ignored; see `paired` for errors. The squared standard error is that
-    of a jackknife over studies plus the variance of failures, with the number of studies minus one as degrees
-    of freedom. The error is None for fewer than `LEAST_SEEDS` studies, and if all studies but one have fewer
-    than k trials. Test examples are included if both methods have them, from the same test set.
+    Only studies that both methods have count. The squared standard error is a jackknife variance over studies
+    plus the variance of failures. Its degrees of freedom are the number of studies minus one. The error is
+    None for fewer than `LEAST_SEEDS` studies, or if fewer than k trials remain without one study. It covers
+    test examples if both methods have them, from the same test set. Raises the ValueErrors of `paired`.
     """
     method, reference = paired(method, reference)
     return _estimate([(1, method), (-1, reference)], k)
@@ -254,7 +264,7 @@ def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
 
     If a share p of trials fails, all k fail with probability p^k, and the score loses that share of `fall`.
     By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p over
-    studies. Few trials may show too small a p and error, and too narrow an interval. So p is the upper
+    studies. With few trials, the observed p and its error may be too small by chance. So p is the upper
     quartile compatible with the trials (Clopper and Pearson), and its standard error is at least half a
     trial, or one trial if none failed.
     """
@@ -269,7 +279,10 @@ def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
 
 
 def window(*tasks: CompleteStudies) -> Array:
-    """Evenly spaced offsets in the range tried on all tasks. Raises ValueError without offsets."""
+    """Evenly spaced offsets over the range that was tried on every task.
+
+    Raises ValueError if studies have no offsets.
+    """
     offsets = [_offsets(studies) for studies in tasks]
     return np.linspace(max(each.min() for each in offsets), min(each.max() for each in offsets), _RATES)
 
@@ -277,8 +290,9 @@ def window(*tasks: CompleteStudies) -> Array:
 def smoothed(studies: CompleteStudies, rates: Array) -> Array:
     """The typical score at each of these rates (offsets in decades).
 
-    LOESS of degree 2 and span 0.75 (Cleveland and Devlin, 1988) through trials that did not fail. Where most
-    of the nearest quarter of all trials failed, the typical score is the mean score of failures.
+    The score is a LOESS curve of degree 2 and span 0.75 (Cleveland and Devlin, 1988) through the trials that
+    did not fail. If most of the quarter of trials nearest to a rate failed, the typical score is `best` minus
+    `fall` instead, the mean score of failures.
     """
     curve = _loess(studies, studies.scores, rates)
     return np.where(_failing(studies, rates), studies.best - studies.fall, curve)
@@ -325,10 +339,11 @@ def _tricube(offsets: Array, rates: Array, span: float) -> Array:
 
 
 def share_near(studies: CompleteStudies) -> float:
-    """The share of trials that succeed at a rate whose smoothed score is within `NEAR` points of the maximum.
+    """The share of trials that did not fail and whose rate has a smoothed score near the maximum.
 
-    Since trials are stratified, this estimates the share of the window near the best rate. The share
-    of each method is too low, since the maximum of a noisy curve is too high. Differences are not affected.
+    Near means within `NEAR` points. Since rates are stratified, this estimates the share of the window that
+    is near the best rate. A single method's share is too low, since the maximum of a noisy curve is too high.
+    Differences between methods are not affected.
     """
     return float(_near(studies)[0].mean())
 
@@ -341,9 +356,9 @@ def _near(studies: CompleteStudies) -> tuple[NDArray[np.bool_], Array]:
 
 
 def range_near(studies: CompleteStudies) -> Bounds:
-    """The widest range of offsets around the best rate in which every trial is near the best.
+    """The widest range of offsets around the best rate in which every trial counts as near.
 
-    `share_near` defines near.
+    Trials count as near by the rule of `share_near`.
     """
     order = _offsets(studies).argsort()
     near, curve = _near(studies)
@@ -364,8 +379,8 @@ def share_failed(studies: CompleteStudies) -> float:
 def share_failed_interval(studies: CompleteStudies) -> Bounds:
     """The exact binomial interval of the share of failures (Clopper and Pearson, 1934), at `LEVEL`.
 
-    The interval is too wide for failures that depend on the rate: rates are stratified, so such failures vary
-    less than binomially.
+    The interval is too wide for failures that depend on the rate. Since rates are stratified, the number of
+    those failures varies less than a binomial number.
     """
     failed, trials, tail = int(studies.failed.sum()), studies.trials, (1 - LEVEL) / 2
     low = stats.beta.ppf(tail, failed, trials - failed + 1) if failed else 0.0
@@ -375,9 +390,10 @@ def share_failed_interval(studies: CompleteStudies) -> Bounds:
 def of_share(
     share: Callable[[CompleteStudies], float], method: CompleteStudies, reference: CompleteStudies
 ) -> OnSetting:
-    """The difference between two methods' shares, with its error by jackknife over paired studies.
+    """The difference between two methods' shares, with its error by a jackknife over paired studies.
 
-    There is no interval for fewer than `LEAST_SEEDS` studies, and if no study changes the difference.
+    `share` computes one method's share, for example `share_near`. There is no interval for fewer than
+    `LEAST_SEEDS` studies, nor if leaving out a study never changes the difference.
     """
     return _jackknife(lambda sides: share(sides[0]) - share(sides[1]), paired(method, reference))
 
@@ -397,12 +413,13 @@ def _jackknife(
 
 
 def transfer(tasks: Sequence[CompleteStudies]) -> Array:
-    """The change of score on each task (tasks,) from using the other tasks' best rate. Negative is a loss.
+    """Each task's change of score (tasks,) from using the best rate of the other tasks. Negative is a loss.
 
-    The change is the smoothed score at the offset that is best on the other tasks (by the mean of their
-    smoothed scores), minus the smoothed score at the offset chosen by this task's own smoothed validation
-    loss. This task's test scores do not choose, since the best of them would be too high. Only studies that
-    all tasks have count. Raises ValueError for a single task.
+    The best rate of the other tasks is the offset at which the mean of their smoothed scores is largest. It
+    is compared with the task's own rate: the offset at which the task's smoothed validation loss is lowest.
+    The change is the difference between the task's smoothed scores at the two offsets. The task's own rate is
+    not chosen by test scores, since the best of them would be too high. Only studies that all tasks have
+    count. Raises ValueError for a single task.
     """
     if len(tasks) < 2:
         raise ValueError("tasks: 1, expected at least 2 for a transfer between them")
@@ -427,31 +444,37 @@ def _chosen(studies: CompleteStudies, rates: Array) -> int:
 
 
 def of_transfer(tasks: Sequence[CompleteStudies]) -> OnSetting:
-    """The mean transfer over tasks, with its error by jackknife over studies that all tasks have."""
+    """The mean of `transfer` over tasks, with its error by a jackknife over studies that all tasks have."""
     return _jackknife(lambda sides: float(transfer(sides).mean()), _shared(tasks))
 
 
 def _shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
-    """The studies whose numbers all tasks have."""
     shared = [n for n in tasks[0].numbers if all(n in studies.numbers for studies in tasks)]
     return [studies.only(shared) for studies in tasks]
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Variances on one task by source, in squared units of the score, without failed trials."""
+    """The variance of scores on one task from each source, in squared units of the score."""
 
-    #: The variance of the methods' scores after k trials.
+    #: The variance between methods of their scores after k trials.
     method: float
-    #: The variances of the smoothed score over the window and of trials about it; means over methods.
+    #: The variance of a method's smoothed score over the window, without failed trials. The mean over
+    #: methods.
     rate: float
+    #: The variance of a method's trials around its smoothed score, without failed trials. The mean over
+    #: methods.
     seed: float
-    #: The variance of a trial's score over test sets of this size; mean over trials. None without examples.
+    #: The variance of a trial's score over test sets of this size. The mean over methods. None if no method
+    #: has contributions of examples.
     examples: float | None
 
 
 def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
-    """The variances of scores on one task by source. Noise is subtracted from those of methods and rates."""
+    """The variance of scores on one task from each source.
+
+    The noise of the estimates is subtracted from the variances between methods and between rates.
+    """
     scores = [of_method(studies, k) for studies in methods]
     between = float(np.var([part.difference for part in scores], ddof=1)) if len(scores) > 1 else 0.0
     noise = float(np.mean([part.seeds or 0.0 for part in scores]))
@@ -462,7 +485,7 @@ def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
 
 
 def _about_the_curve(studies: CompleteStudies) -> tuple[float, float]:
-    """Two variances over trials that did not fail: of the smoothed score, and of scores around the curve."""
+    """The variance of the smoothed score, and of scores around it, over trials that did not fail."""
     lasting = ~studies.failed.ravel()
     offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]
     smoother = _smoother(offsets, offsets)

@@ -28,16 +28,16 @@ from reports.site.standing import Standing, frame, standings
 from reports.study import TaskAndBackbone, block_order, grouped
 from reports.tables import INCOMPLETE
 
-#: The file that lists the site's files, so that a rebuild removes no others.
+#: The file that lists the site's files. A rebuild removes only files in this list.
 MANIFEST = "site-files.json"
 
 
 def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
-    """Writes the site of the packs in a folder, and returns its files.
+    """Writes the site of the packs in the folder `results`, and returns the site's files.
 
-    An earlier site is replaced. Raises UserError, with nothing written, for packs that
-    `reports.site.published` refuses, and for a folder with other contents (`force` keeps these and writes
-    beside them).
+    An earlier site in `out` is replaced. Raises UserError, with nothing written, if a pack is refused (see
+    `reports.site.published`) or if `out` has other contents. With `force`, other contents are kept and the
+    site is written beside them. Raises UserError also if the files cannot be written.
     """
     earlier = (out / MANIFEST).is_file()
     target = output_folder(out, "site", force=force or earlier)
@@ -50,9 +50,10 @@ def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
 
 
 def check_site(results: Path, out: Path) -> list[str]:
-    """A line for each file in `out` that differs from the site of the packs, is missing or does not belong.
+    """Compares the files in `out` with the site of the packs in `results`. Returns a line per difference.
 
-    Raises UserError for packs that `write_site` refuses.
+    A file may differ from the site's, be missing, or not belong to the site. Raises UserError if a pack is
+    refused.
     """
     return differences(site_files(packs_in(results)), out, beside=(MANIFEST,))
 
@@ -63,11 +64,11 @@ def site_files(packs: Sequence[Path]) -> Files:
 
 
 class _Line(NamedTuple):
-    """A row of the table of methods × settings."""
+    """A line of the table of methods × settings."""
 
-    #: The standing from which the row takes its name.
+    #: The standing from which the line takes its name.
     first: Standing
-    #: The method's standing on each setting of the site. None where the method has none.
+    #: The method's standing on each setting of the site. None on settings where the method has none.
     standings: Sequence[Standing | None]
 
 
@@ -78,13 +79,13 @@ class _Site:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """The standings of all rows with an ended seed. The others appear only on their suite's page."""
+        """The standings of all cells with an ended seed. Other cells appear only on their suite's page."""
         every = (line for suite in self.suites for line in standings(suite.name, suite.analysis))
         return [line for line in every if line.cell.missing < line.cell.seeds]
 
     @cached_property
     def pages(self) -> dict[str, MethodPage]:
-        """The pages of methods, by the key of their cells."""
+        """The pages of methods, by the method's `key`."""
         return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
 
     @cached_property
@@ -113,7 +114,7 @@ class _Site:
             yield f"methods/{page.file}", self._rendered("method", "../", **values, **shared)
 
     def _lines(self) -> list[_Line]:
-        """The rows of the table by suite, then by budget, best mean first."""
+        """The lines of the table, sorted by suite and then by budget. Each budget's best method is first."""
         groups = grouped(self.standings, lambda line: (line.suite, line.block, line.cell.method))
         lines = []
         for group in groups.values():
@@ -145,12 +146,15 @@ def _place(line: _Line) -> tuple[str, int, str, float]:
 
 
 def subscripts(text: str) -> Markup:
-    """Writes the word or braces after `_` as a subscript. A transpose belongs to the symbol before it."""
+    """HTML in which the word after `_`, or the text in braces after `_`, is a subscript.
+
+    A transpose sign is no part of the subscript, since it belongs to the symbol before `_`.
+    """
     return Markup(re.sub(r"_(?:\{([^}]*)\}|([^\Wᵀ]+))", r"<sub>\1\2</sub>", str(escape(text))))
 
 
 def _with_bar(page: str | bytes, bar: Markup) -> str:
-    """Adds a link back to the site to a report's page."""
+    """Adds the bar with the link back to the site to a report's page."""
     before, body, after = str(page).partition("<body>")
     assert body, "the page of a report has a body"
     return f"{before}{body}\n{bar}{after}"
@@ -170,7 +174,11 @@ AGREES = 1e-6
 
 
 def differences(expected: Files, folder: Path, beside: Collection[str] = ()) -> list[str]:
-    """A line for each file that differs, is missing, or is neither expected nor among `beside`."""
+    """Compares the files in a folder with the expected ones. Returns a line per difference.
+
+    A file may differ, be missing, or be neither expected nor in `beside`. Drawings and digits after the sixth
+    are not compared.
+    """
     if not folder.is_dir():
         return ["there is no such folder"]
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -186,7 +194,7 @@ def differences(expected: Files, folder: Path, beside: Collection[str] = ()) -> 
 
 
 def _differs(expected: str, have: str) -> str:
-    """A text on the first difference, drawings and rounding aside. Empty if there is none."""
+    """A text about the first difference apart from drawings and rounding. Empty if there is none."""
     if expected == have:
         return ""
     pairs = zip(*(DRAWING.sub("<svg></svg>", text).splitlines() for text in (expected, have)), strict=False)

@@ -13,7 +13,7 @@ HEADED = re.compile(r"\*\*(?P<name>[^*]+)\*\*(?: \((?P<source>[^)]*)\))?(?P<stop
 
 
 class Paragraph(NamedTuple):
-    """A paragraph, or a displayed equation."""
+    """A paragraph of text, or a displayed equation."""
 
     text: str
     displayed: bool
@@ -21,7 +21,7 @@ class Paragraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Equation:
-    """The text about a method."""
+    """The text about a method, with its equations."""
 
     name: str
     #: The paper or code. Empty if the text names none.
@@ -31,15 +31,16 @@ class Equation:
 
 @cache
 def notation() -> tuple[Paragraph, ...]:
-    """The symbols of the equations, and the parts common to all methods."""
+    """The introduction of the equations: their symbols, and what all methods have in common."""
     introduction = _text().split("\n## ")[0].partition("\n")[2]
     return tuple(_paragraph(block) for block in _blocks(introduction))
 
 
 def equation_of(family: str) -> Equation | None:
-    """The text of a registered method. None for one without a text, such as a plug-in's.
+    """The text about a registered method. None if there is no text, as for a method from a plug-in.
 
-    A text may cover several methods: FacT covers fact_tt and fact_tk. The longest matching name wins.
+    One text may cover several methods: the text named FacT covers fact_tt and fact_tk. If the method's name
+    begins with the names of several texts, the longest of them wins.
     """
     equations, name = _equations(), _plain(family)
     if begin := [head for head in equations if _begins(name, _plain(head))]:

@@ -13,16 +13,16 @@ from reports.site.equations import Equation, equation_of
 from reports.site.standing import Standing
 from reports.study import Cell, block_order, grouped
 
-#: The registered name shared by all types of the `peft` package. Each type counts as a separate method.
+#: The family of all methods from the `peft` package. On the site, each of its types is a method of its own.
 COLLECTION = "peft"
 
-#: The largest number of lines of one table.
+#: The largest number of lines in one table. Longer tables are split by setting and block.
 MOST_LINES = 40
 
 
 @dataclass(frozen=True)
 class MethodPage:
-    """A method with all its variants."""
+    """The page of a method and of all its variants."""
 
     #: The method's registered name.
     family: str
@@ -34,32 +34,35 @@ class MethodPage:
 
     @cached_property
     def capabilities(self) -> dict[tuple[str, ...], list[str]]:
-        """The names of the method's variants by their capabilities. Leaves out variants without stored ones."""
+        """The names of the method's variants, grouped by their capabilities.
+
+        Variants without stored capabilities are left out.
+        """
         words = {line.cell.method: stored for line in self.standings if (stored := capabilities(line.cell))}
         return grouped(words, lambda method: words[method])
 
     @cached_property
     def ranks(self) -> list[str]:
-        """The ranks of the method's variants, smallest first, without those whose ranks training cuts."""
+        """The ranks with which the method ran, smallest first, except in cells whose ranks training cuts."""
         cells = [standing.cell for standing in self.standings]
         tried = {cell.ranks for cell in cells if cell.ranks and not cell.left}
         return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])
 
     @property
     def suites(self) -> dict[str, dict[str, list[Standing]]]:
-        """The method's standings by suite, then by setting and budget, best first."""
+        """The method's standings by suite and by heading of a table, sorted by setting and then by budget."""
         in_order = sorted(self.standings, key=lambda line: (line.cell.setting, block_order(line.cell.budget)))
         return {suite: _parts(lines) for suite, lines in grouped(in_order, lambda line: line.suite).items()}
 
 
 def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
-    """The standings by heading: the setting and block, or one empty heading for up to `MOST_LINES`."""
+    """The standings by heading of a table: setting and block, or an empty heading for up to `MOST_LINES`."""
     is_short = len(standings) <= MOST_LINES
     return grouped(standings, lambda line: "" if is_short else f"{line.cell.setting}: {line.block}")
 
 
 def key(cell: Cell) -> str:
-    """The key of a method: its registered name, and for peft the type as well."""
+    """The key of a cell's method: the family, or for `peft` the family and the type."""
     return f"{COLLECTION}-{cell.title}" if cell.family == COLLECTION else cell.family
 
 
@@ -91,7 +94,10 @@ def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> s
 
 
 def file_name(name: str) -> str:
-    """A file name for any name. Unusual characters are replaced and a hash is added."""
+    """A file name for any name, without its ending.
+
+    If a name is long or has unusual characters, these are replaced and a hash is added.
+    """
     if re.fullmatch("[a-z0-9][a-z0-9_-]{0,60}", name):
         return name
     clean = re.sub("[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:40]

@@ -1,4 +1,4 @@
-"""Origins of a suite's numbers: each seed with its run, and the run's suite, code and machine."""
+"""Where a suite's numbers come from: each seed's run, and the run's suite, code and machine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ class Origin:
     """The suite, code, packages and machine that several trials share."""
 
     number: int
-    #: Headings and texts from `reports.provenance.Provenance.lines`.
+    #: Headings and texts, from `reports.provenance.Provenance.lines`.
     lines: tuple[tuple[str, str], ...]
+    #: The number of trials with this origin.
     trials: int
 
 
 @dataclass(frozen=True)
 class SeedOrigin:
-    """A planned seed with the number of its `Origin`, and the time at which it ended.
+    """A planned seed with the number of its `Origin`, and the time at which the seed's run ended.
 
-    `origin` is None if the seed never ran. `ended` is empty unless the seed has ended.
+    `origin` is None if the seed never ran. `ended` is empty unless the run has ended.
     """
 
     seed: Seed

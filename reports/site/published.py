@@ -1,4 +1,4 @@
-"""The suites in a folder of packs: one per experiment, merged from all packs that contain it."""
+"""The suites in a folder of packs. If several packs hold results of a suite, these are merged."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from reports.words import listed, many
 
 #: The formats of a suite's report on the site.
 FORMATS = ("html", "csv", "md", "latex")
-#: The figure in the index for a suite tuned by studies.
+#: The figure that the index shows for a suite tuned by studies.
 PICTURE = "figures/differences-0.svg"
 
 
 @dataclass(frozen=True)
 class Published:
-    """An experiment with its report."""
+    """A published suite with its report."""
 
-    #: The names of the packs that contain the experiment.
+    #: The names of the packs that contain results of the suite.
     packs: tuple[str, ...]
     analysis: Analysis | StudyAnalysis
     #: The report's files, by name.
@@ -62,14 +62,14 @@ class Published:
 
     @property
     def compares(self) -> bool:
-        """Whether a method is compared with the reference."""
+        """Whether any method is compared with the reference."""
         if isinstance(self.analysis, StudyAnalysis):
             return any(block.compared for block in self.analysis.blocks)
         return any(block.reference and block.comparisons for block in self.analysis.blocks)
 
     @property
     def better(self) -> dict[str, list[str]]:
-        """The methods that are significantly better than the reference, by block.
+        """The names of the methods that are significantly better than the reference, by block.
 
         For a suite that was not tuned by studies, methods of fixed size are left out.
         """
@@ -87,10 +87,11 @@ class Published:
 
     @property
     def headlines(self) -> list[Claim]:
-        """The claim of each block over all its settings, if a method has finished on all of them.
+        """The claim of each block over all its settings.
 
-        Rows of fixed size do not have LoRA's budget, so they are listed only if a suite has no budget. Empty
-        for a suite tuned by studies.
+        A block has no claim if no method has finished on all its settings. Methods of fixed size do not have
+        LoRA's budget, so their block counts only if the suite has no other. Empty for a suite tuned by
+        studies.
         """
         if isinstance(self.analysis, StudyAnalysis):
             return []
@@ -119,7 +120,10 @@ class Published:
 
 
 def answer_of_all(suites: Sequence[Published]) -> str:
-    """The methods that are significantly better than LoRA, by suite, and what may have gone undetected."""
+    """A sentence on the methods that are significantly better than LoRA, with their suites and budgets.
+
+    A second sentence says how large a difference may have gone undetected.
+    """
     better = [
         f"{first_few(names, 3)} ({suite.name}, {budget})"
         for suite in suites
@@ -139,9 +143,9 @@ def answer_of_all(suites: Sequence[Published]) -> str:
 
 
 def packs_in(folder: Path) -> list[Path]:
-    """The packs in a folder, by name. Hidden files are ignored.
+    """The packs in a folder, by name. Hidden files and .md files are ignored.
 
-    Raises UserError for a missing folder, one without packs, or entries other than packs and .md.
+    Raises UserError if the folder is missing, holds no pack, or holds anything else.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of packs")
@@ -156,8 +160,8 @@ def packs_in(folder: Path) -> list[Path]:
 def published(packs: Sequence[Path]) -> Iterator[Published]:
     """Yields the suites in these packs, by name.
 
-    Raises UserError for a pack that is refused, one without a finished trial, contradicting parts of a suite,
-    and trials that are not comparable.
+    Raises UserError if a pack is refused or has no finished trial, if results of a suite contradict each other, or
+    if trials are not comparable.
     """
     opened = [(path.name, source) for path in packs for source in open_pack(path)]
     for _, parts in sorted(grouped(opened, lambda part: part[1].name).items()):
@@ -169,7 +173,6 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 
 
 def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
-    """The suite that consists of these parts, with its report."""
     study = read_sources(as_one(parts), studies=True)
     when = f"of trials up to {day(_last(study.experiments[0]))}"
     if study.experiments[0].studied:

@@ -1,4 +1,4 @@
-"""Standings: a line for each cell of each suite, with its claim against the reference."""
+"""Standings: the score of each cell of a suite, and the comparison of its method with the reference."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Gap:
 
 @dataclass(frozen=True)
 class Standing:
-    """A cell with its position among the methods of its budget."""
+    """A cell with its score, and the comparison of its method with the reference of its block."""
 
     suite: str
     cell: Cell
-    #: The budget, with the differences from other blocks of the same budget.
+    #: The title of the block: the budget, and where needed the differences from other blocks of this budget.
     block: str
     #: The mean over seeds, or the score after `k` trials of tuning, in stored units.
     score: float | None
@@ -49,18 +49,21 @@ class Standing:
     interval: Bounds | None
     #: The number of trials of tuning. None for a mean over seeds.
     k: int | None = None
-    #: The reference. Empty if there is none.
+    #: The name of the reference. Empty if there is none.
     reference: str = ""
     is_reference: bool = False
-    #: The difference on the cell's own setting, then over all settings of the budget with its verdict.
+    #: The difference from the reference on the cell's own setting.
     own: Gap | None = None
+    #: The difference from the reference over all settings of the block.
     overall: Gap | None = None
+    #: The verdict on `overall`, in words.
     verdict: str = ""
-    #: "better", "worse", or empty.
+    #: "better" or "worse" if `overall` is significant. Otherwise empty.
     side: str = ""
-    #: Letters: methods with a common letter are statistically indistinguishable. Empty if unknown.
+    #: The method's letters. Methods that share a letter are statistically indistinguishable. Empty if
+    #: unknown.
     group: str = ""
-    #: Why the method is in no mean over all settings of its budget. Empty if it is.
+    #: The reason why the method is missing from the means over all settings. Empty if it is not missing.
     left_out: str = ""
 
     @property
@@ -69,7 +72,7 @@ class Standing:
 
 
 def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
-    """A standing for each cell, with the best of a setting first."""
+    """A standing for each cell of a suite, best score first. Cells without a score come last."""
     lines = (
         _of_studies(suite, analysis) if isinstance(analysis, StudyAnalysis) else _of_seeds(suite, analysis)
     )
@@ -81,7 +84,6 @@ def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
 
 
 def _gain(standing: Standing) -> float:
-    """The score; larger is better. A cell without a score comes last."""
     return -math.inf if standing.score is None else direction(standing.cell.metric) * standing.score
 
 
@@ -165,7 +167,7 @@ def _study_claim(block: StudyBlock, difference: Difference, place: int) -> dict[
 
 
 def frame(lines: Sequence[Standing]) -> pd.DataFrame:
-    """All standings as a table, in stored units."""
+    """The standings as a table with a line for each. Scores are in stored units."""
     return pd.DataFrame(map(_line, lines))
 
 
