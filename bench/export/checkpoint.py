@@ -24,10 +24,11 @@ WEIGHTS = "adapter_model.safetensors"
 
 @torch.no_grad()
 def write_checkpoint(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path) -> list[str]:
-    """Writes a PEFT checkpoint, and the original model if that is available nowhere else. Returns notes.
+    """Writes a PEFT checkpoint, and the original model too if it can be had nowhere else.
 
-    Raises UserError for a trial without an adapter and for an adapter of peft that does not fit the original
-    model's layers, and NotLowRank for an update without a form in peft.
+    Returns notes for the export's README.md. Raises UserError if the trial has no adapter, or if its adapter
+    is one of peft's own and does not fit the layers of the original model. Raises NotLowRank if peft cannot
+    represent the update.
     """
     if not adapter.bases:
         raise UserError("the trial trained a head only: there is no adapter; --merged writes the whole model")

@@ -1,4 +1,4 @@
-"""The form of an export in a library: names of layers, the head's place, and loading."""
+"""Everything in an export that depends on the library that loads it: layer names, the head, and loading."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from methods.quantised import Quantisation
 #: The file read by AutoImageProcessor and pipelines.
 PROCESSOR_FILE = "preprocessor_config.json"
 
-#: Notes on the base of an adapter that was trained on quantised weights.
+#: For each quantisation, a note that says with which weights an adapter trained on it can be used.
 QUANTISED: dict[Quantisation, str] = {
     "nf4": "The adapter belongs to the frozen model with all of its projections in nf4 (bitsandbytes, blocks "
     "of 64); on other weights its outputs are others. `load` rounds the weights so, in float32. To "
@@ -39,9 +39,10 @@ QUANTISED: dict[Quantisation, str] = {
 
 @dataclass(frozen=True)
 class BaseOrigin:
-    """The origin of the frozen model.
+    """Where the frozen model comes from.
 
-    `reference` is a folder, a file or a hub id, or None if the export contains the model.
+    `reference` is a folder, a file or a hub id. It is None if the export contains the model. `revision` is
+    the commit of a model from the hub, and None for other models.
     """
 
     reference: str | None
@@ -58,10 +59,10 @@ class BaseOrigin:
 
     @property
     def label(self) -> str:
-        """The origin's name in an export, without this machine's paths.
+        """The name of the frozen model in an export, without paths of this machine.
 
-        A name with `./` is in the export's folder: written there, or for the user to copy there (a model of
-        their own).
+        A name that begins with `./` is relative to the export's folder. The model is there if the export
+        contains it. If it is a checkpoint of the user's own, the user copies it there.
         """
         if self.reference is None:
             return f"./{ORIGINAL}"
@@ -69,12 +70,16 @@ class BaseOrigin:
 
 
 class Form(ABC):
-    """The parts of an export that depend on the library: names of layers, the head, and loading."""
+    """Base class of all that depends on the library that loads an export: layer names, head, loading.
+
+    The original model is the frozen model as that library has it. The backbone is the same model in the
+    harness, where some layers have other names or are split.
+    """
 
     #: The prefix of the encoder's modules in the original model, including the dot.
     prefix = ""
 
-    #: Whether weights of the adapted layers are (in, out).
+    #: Whether the original model holds the weights of the adapted layers as (in, out), not as (out, in).
     transposed = False
 
     def __init__(
@@ -89,7 +94,10 @@ class Form(ABC):
         return f"{self.prefix}{self.backbone.path(site).removeprefix('encoder.')}"
 
     def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
-        """The updates by dotted path of the original model's linear layers, joined where those are fused."""
+        """Returns one update for each adapted layer of the original model, by the layer's dotted path.
+
+        If several sites are a single layer of the original model, their updates are joined.
+        """
         layers: dict[str, Update] = {}
         parts: dict[str, dict[str, Update]] = {}
         for site, update in updates.items():
@@ -107,9 +115,9 @@ class Form(ABC):
         return layers
 
     def original_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The encoder's state, with split layers joined again as in the original model.
+        """Returns the encoder's state with the original model's layers: split layers are joined again.
 
-        Raises UserError if only some parts of a layer have a bias.
+        Raises UserError if some parts of a split layer have a bias and others have none.
         """
         original: dict[str, Tensor] = {}
         for name, tensor in state.items():
@@ -135,28 +143,31 @@ class Form(ABC):
 
     @abstractmethod
     def bare(self) -> nn.Module:
-        """An untrained model of the original's class for the task's classes; may be a shared instance."""
+        """Returns an untrained model of the class that loads the export, with an output for each class.
+
+        Two calls may return the same instance.
+        """
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Tensor]]:
-        """The head's state, by the path of each module of the exported model that it fills.
+        """Returns the head's tensors for the modules of the exported model: {path: {name: tensor}}.
 
         Empty if the head fits no module, or if there is no head.
         """
 
     def loose_head(self) -> dict[str, Tensor]:
-        """The state of a head that fits no module of the model. Empty for other heads."""
+        """Returns the tensors of a head that fits no module of the exported model. Empty for other heads."""
         return {}
 
     @abstractmethod
     def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Writes the frozen encoder with these tensors as its own model."""
+        """Writes the frozen model as a model of its own. `state` holds the encoder's tensors."""
 
     @abstractmethod
     def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Writes the encoder with these tensors and with its head.
+        """Writes the merged model with its head. `state` holds the encoder's tensors after the merge.
 
-        Raises UserError if no class of the library can hold them.
+        Raises UserError if no class of the library can hold these tensors.
         """
 
     @abstractmethod
@@ -164,7 +175,10 @@ class Form(ABC):
         """The JSON from which `bench.export.loading` builds the model."""
 
     def source(self, merged: bool) -> dict[str, Any]:
-        """The fields of `settings` about the weights: their origin, and whether merged or quantised."""
+        """The fields of `settings` about the weights: their origin, and whether merged or quantised.
+
+        `merged` says whether the exported weights contain the update.
+        """
         return {
             "merged": merged,
             "original": self.origin.label,
@@ -173,24 +187,23 @@ class Form(ABC):
         } | self._quantised()
 
     def _quantised(self) -> dict[str, Any]:
-        """The layers that were quantised in training. Empty if there were none."""
         if self.origin.quantise is None:
             return {}
         sites = self.backbone.geometry.sites(self.backbone.projections)
         return {"quantise": {"form": self.origin.quantise, "layers": list(map(self.path, sites))}}
 
     def base(self) -> dict[str, Any]:
-        """The fields of a PEFT configuration about the original model."""
+        """The fields of a PEFT configuration that name the original model."""
         return {"base_model_name_or_path": self.origin.label, "revision": self.origin.revision}
 
     def facts(self) -> dict[str, str]:
-        """The classes and the input, as text."""
+        """Facts for the export's README.md: the classes, and how inputs are prepared."""
         return {"classes": ", ".join(f"{index} {name}" for index, name in enumerate(self.classes))} | {
             "input": self.input()
         }
 
     def input(self) -> str:
-        """The preparation of inputs, as text."""
+        """Describes in words how inputs are prepared."""
         if isinstance(self.model_input, ImageInput):
             return in_words(self.model_input)
         return f"token ids of the backbone's own tokenizer, at most {self.model_input.max_tokens}"
@@ -207,11 +220,14 @@ class Form(ABC):
         return True
 
     def judged(self, outputs: Tensor) -> Tensor:
-        """The columns of the harness's outputs (batch, outputs) that an export's `logits` also has."""
+        """Selects the columns of the harness's outputs (batch, outputs) that an export also computes.
+
+        The export is checked by comparing its `logits` with these columns.
+        """
         return outputs
 
     def notes(self, merged: bool) -> list[str]:
-        """Notes for users of the export."""
+        """Returns notes for the export's README.md. `merged` says whether it is a merged model."""
         if merged:
             return ["The update is added to the backbone's weights: peft is not needed."]
         return (
@@ -240,7 +256,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors on the CPU that share no memory, as safetensors requires."""
+    """Copies the tensors to the CPU. The copies share no memory, as safetensors requires."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
 
 
@@ -261,9 +277,10 @@ def no_place(names: list[str]) -> UserError:
 
 
 def processor(images: ImageInput) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`, for the processor of BiT.
+    """The content of `preprocessor_config.json`, which prepares images as they were prepared in training.
 
-    That processor can resize the shortest edge or to a square, and then crops the centre.
+    It configures the `BitImageProcessor` of transformers. This processor resizes either the shortest edge or
+    the whole image to a square, and then crops the centre.
     """
     squashed = images.resize is not None
     side = {"height": images.resize, "width": images.resize} if squashed else {"shortest_edge": images.size}
@@ -284,7 +301,7 @@ def processor(images: ImageInput) -> dict[str, Any]:
 
 
 def timm_settings(images: ImageInput) -> dict[str, Any]:
-    """The `pretrained_cfg` in timm's `config.json`."""
+    """The `pretrained_cfg` in timm's `config.json`: how images are prepared."""
     squashed = images.resize is not None
     # timm resizes to ⌊size / crop_pct⌋: adding a half makes this exactly the intended integer.
     share = images.size / (images.resize + 0.5) if images.resize is not None else 1.0
@@ -310,7 +327,7 @@ def in_words(images: ImageInput) -> str:
 
 
 def differences(images: ImageInput, library: Literal["timm", "transformers"]) -> list[str]:
-    """Notes on differences between a library's pixels and those in training."""
+    """Returns notes on how the pixels that a library prepares differ from those in training."""
     notes = []
     if library == "transformers":
         notes.append(

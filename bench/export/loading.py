@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-#: The file with the model's class, its arguments and its way to answer.
+#: The file that holds the model's class and arguments, and says how logits follow from its outputs.
 SETTINGS = "loading.json"
 
 #: The file with the state of a head that fits no module of the model.
@@ -30,7 +30,7 @@ def load(folder: str | Path = ".", original: str | Path | None = None) -> Export
     """Loads the export in a folder, in float32, for evaluation.
 
     `original` is the location of the frozen model: a transformers folder or a timm safetensors file. By
-    default it is where the export says. Raises ValueError for a model of another library.
+    default the location comes from loading.json. Raises ValueError if loading.json names another library.
     """
     folder = Path(folder)
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -49,18 +49,19 @@ def load(folder: str | Path = ".", original: str | Path | None = None) -> Export
 
 
 class Export:
-    """A loaded model, with its head if that is beside the model."""
+    """A loaded export: the model and, if a file of its own holds the head, the head's tensors."""
 
     def __init__(self, model: Any, head: dict[str, Tensor] | None, settings: dict[str, Any]) -> None:
         self.model, self.head, self.settings = model, head, settings
 
     @torch.no_grad()
     def logits(self, **batch: Tensor) -> Tensor:
-        """Logits (batch, classes) of `pixel_values`, or of `input_ids` and `attention_mask`.
+        """Returns logits (batch, classes) of `pixel_values`, or of `input_ids` and `attention_mask`.
 
-        For a model that answers by words, they are the log-likelihoods of each class's words after prompts
-        padded on the right. For a model that writes its answers, they are (batch, 1): the log-likelihood of
-        the tokens marked in `scored`, such as an answer's.
+        A language model may have words for each class instead of a head. Its prompts are padded on the
+        right, and its logits are the log-likelihoods of each class's words after the prompt. For a language
+        model that writes its answers, the result is (batch, 1): the log-likelihood of the tokens that the
+        argument `scored` marks, for example those of an answer.
         """
         if "words" in self.settings:
             return _likelihoods_of_words(self, **batch)
@@ -75,7 +76,7 @@ class Export:
 
     @torch.no_grad()
     def write(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The tokens that a language model writes after prompts padded on the left."""
+        """Returns the tokens that a language model writes after the prompts, padded on the left."""
         end = self.settings["end"]
         written: Tensor = self.model.generate(
             input_ids=input_ids,
@@ -92,7 +93,7 @@ class Export:
         return written[:, input_ids.shape[1] :]
 
     def outputs(self, **batch: Tensor) -> Any:
-        """The model's own outputs. Arguments that it does not accept are left out."""
+        """Returns the model's own outputs. Arguments that the model does not accept are left out."""
         if self.settings["library"] == "timm":
             return self.model(batch["pixel_values"])
         inputs: dict[str, Any] = {name: batch[name] for name in self.settings["inputs"] if name in batch}
@@ -118,7 +119,7 @@ def _transformers_model(folder: Path, settings: dict[str, Any], original: str | 
 
 
 def _round(model: Any, form: str, layers: list[str]) -> None:
-    """Rounds the weights of layers to values of int8 or nf4, which are held in float32."""
+    """Rounds the weights of these layers to values that int8 or nf4 can hold. They stay float32 tensors."""
     from bitsandbytes import functional
 
     for path in layers:
@@ -163,7 +164,6 @@ def _timm_model(folder: Path, settings: dict[str, Any], original: str | Path | N
 
 
 def _place(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Path:
-    """The location of the frozen model on this machine."""
     return folder / settings["original"] if original is None else Path(original)
 
 
@@ -193,7 +193,7 @@ def pooled(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
     return features
 
 
-#: Features by the name of the pooling in training.
+#: The functions that compute the features (batch, hidden), by the name of the pooling in training.
 FEATURES = {
     "mean_of_tokens": mean_of_tokens,
     "mean_of_windows": mean_of_tokens,

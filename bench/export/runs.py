@@ -19,12 +19,16 @@ def export_run(
 ) -> Exported:
     """Writes the adapter and head of a finished trial into the folder `out`.
 
-    `run` is an MLflow run id or a trial id, or the beginning of one, in the store at that URI. `opened` lists
-    folders, or "hub", that a trial from a pack may open. `force` replaces files of an earlier export.
+    `store` is the URI of the store. `run` is an MLflow run id or a trial id, or the beginning of one.
+    `opened` matters only for a trial that came from a pack: it lists the folders that the trial may open, or
+    "hub" for the Hugging Face hub. `force` replaces files of an earlier export.
 
-    Raises UserError, and leaves `out` unchanged, for a run that is unknown, ambiguous or not finished; a
-    folder that is not empty; a backbone, method or file that changed since the trial; an update that cannot
-    be written in this form; and an export whose logits differ from the harness's.
+    Raises UserError, and leaves `out` unchanged, for each of these:
+    - the run is unknown, ambiguous or not finished
+    - `out` is not empty
+    - the backbone, the method or a file changed since the trial
+    - the update cannot be written in this form
+    - the export's logits differ from the harness's
     """
     target = output_folder(out, "export", force=force)
     with stored_trial(store, run, opened) as stored:

@@ -18,9 +18,10 @@ from methods import UserError
 
 
 class TimmForm(Form):
-    """A timm model, which has fused query, key and value, and its own classifier at the end.
+    """The form of an export for timm.
 
-    Raises UserError for a classifier that is not linear.
+    A timm model computes query, key and value in one layer, and ends in a classifier of its own, which
+    becomes the trained head. Raises UserError if this classifier is not a linear layer.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Exports for transformers: the class that loads each kind of backbone, and the place of our head."""
+"""Exports for transformers: the class that loads each kind of backbone, and where it has the head."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from bench.backbones.untrusted import ATTENTION
 from bench.export.form import PROCESSOR_FILE, BaseOrigin, Form, copies, differences, load_state, processor
 from bench.inputs import ImageInput, ModelInput
 
-#: A linear head is the classifier as a whole.
+#: The paths of a linear head: the whole head is the module named classifier.
 LINEAR: Mapping[str, str] = {"": "classifier"}
 
 
 @dataclass(frozen=True)
 class TransformersClass:
-    """A transformers class with the same logits as our encoder, pooling and head."""
+    """A transformers class that computes the same logits as the harness's encoder, pooling and head."""
 
     class_name: str
-    #: The paths of our head's parts in this class, by name in our head. "" is the whole head.
+    #: The path in this class of each module of the harness's head. The key "" is the whole head.
     head: Mapping[str, str] = field(default_factory=lambda: LINEAR)
-    #: Whether the class also reads the mean of the patches, which our head does not.
+    #: Whether the class's classifier also reads the mean of the patches. The harness's head never does.
     doubled: bool = False
 
 
-#: The classifiers by kind. Other kinds have none, because transformers' pooling or head differs. For those
-#: the encoder is exported with the head beside it.
+#: The classes with a classifier, by kind of backbone. For other kinds, the pooling or head of transformers
+#: differs from the harness's. Their encoder is exported with the head in a file beside it.
 CLASSIFIERS: dict[BackboneKind, TransformersClass] = {
     "roberta": TransformersClass("RobertaForSequenceClassification"),
     "xlm-roberta": TransformersClass("XLMRobertaForSequenceClassification"),
@@ -60,15 +60,15 @@ CLASSIFIERS: dict[BackboneKind, TransformersClass] = {
 
 @dataclass(frozen=True)
 class Target:
-    """The class that loads an export, and peft's name for its task."""
+    """The transformers class that loads an export, and peft's name for its task."""
 
     class_name: str
     #: peft's name of the task. None for image classification, which has none.
     task: str | None
-    #: Paths as in `TransformersClass`. Empty if the head is beside the model, or there is none.
+    #: Paths as in `TransformersClass`. Empty if the head is in a file beside the model or there is no head.
     head: Mapping[str, str]
     doubled: bool = False
-    #: Whether the class has the encoder below its `base_model_prefix`.
+    #: Whether the encoder is a submodule of the class. Its name is then the encoder's `base_model_prefix`.
     below_prefix: bool = True
     #: Arguments of the class besides its configuration.
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -88,7 +88,7 @@ LOADERS: dict[str | None, str] = {
 
 
 def classifier(kind: BackboneKind) -> Target:
-    """The target for a kind of backbone with a trained head."""
+    """Returns the target for a backbone of this kind with a trained head."""
     row = KINDS[kind]
     if classifier_class := CLASSIFIERS.get(kind):
         task = "SEQ_CLS" if row.reads == "texts" else None
@@ -98,7 +98,7 @@ def classifier(kind: BackboneKind) -> Target:
 
 
 def language_model(kind: BackboneKind) -> Target:
-    """The target for a decoder that answers prompts without a head."""
+    """Returns the target for a language model of this kind, which answers prompts without a head."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return Target(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind], "CAUSAL_LM", {})
@@ -110,21 +110,22 @@ def target_of(backbone: LoadedBackbone) -> Target:
 
 
 def head_class(backbone: LoadedBackbone) -> type[nn.Module]:
-    """The class of this backbone's head."""
+    """The class that this backbone's head should have, unless a plug-in made it."""
     kind: Kind = KINDS[backbone.info.kind]
     if backbone.module.answers is not None:
         return nn.Identity
     return nn.Linear if kind.make_head is pooling.linear_head else pooling.DenseHead
 
 
-#: The poolings of kinds that use token types.
+#: The poolings of the kinds of backbone whose models accept `token_type_ids`.
 SEGMENTED = (pooling.mean_of_tokens, pooling.first_token, pooling.first_token_as_masked)
 
 
 class TransformersForm(Form):
-    """A transformers model: a classifier with our head, an encoder with the head beside it, or a decoder.
+    """The form of an export for transformers.
 
-    The decoder is a language model without a head.
+    The model is a classifier that contains the trained head, an encoder with the head in a file beside it,
+    or a language model without a head.
     """
 
     def __init__(
@@ -186,13 +187,13 @@ class TransformersForm(Form):
 
     @property
     def _options(self) -> dict[str, Any]:
-        """The arguments for loading an original whose head may have another number of classes than ours."""
+        """The arguments that load the original model, even if its own head has another number of classes."""
         labels = {"num_labels": len(self.classes), "ignore_mismatched_sizes": True}
         return {**(labels if self.target.head else {}), **self._attention}
 
     @property
     def _attention(self) -> dict[str, str]:
-        """The attention implementation, if not the default of transformers."""
+        """The argument for the attention implementation. Empty if it is the default of transformers."""
         kind = self.kind.attention
         return {} if kind == ATTENTION else {"attn_implementation": kind}
 
@@ -246,7 +247,10 @@ class TransformersForm(Form):
             (folder / PROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _filled(self, state: Mapping[str, Tensor]) -> Any:
-        """A model of the original's class with the encoder's tensors, and a language model's output layer."""
+        """Returns a model of the target's class with the encoder's tensors.
+
+        A language model also gets its frozen output layer.
+        """
         model: Any = self.bare()
         load_state(model.get_submodule(self.prefix.removesuffix(".")), self.original_state(state))
         if self.answers is not None and (table := unembedding_of(self.backbone)) is not None:
@@ -278,7 +282,7 @@ class TransformersForm(Form):
         return settings
 
     def _inputs(self) -> list[str]:
-        """The arguments of a batch that the model accepts."""
+        """The names of a batch's tensors that the model accepts."""
         if self.kind.reads == "images":
             return ["pixel_values"]
         return ["input_ids", "attention_mask", *["token_type_ids"] * (self.kind.pool in SEGMENTED)]

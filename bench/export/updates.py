@@ -1,4 +1,4 @@
-"""Updates of linear layers, in the layout of the model's own library."""
+"""Updates of linear layers as the model's own library has them, which may keep several sites in one layer."""
 
 from __future__ import annotations
 
@@ -22,27 +22,34 @@ class Update:
 
 @dataclass(frozen=True)
 class Fused:
-    """A layer of the original model that was split on loading."""
+    """A layer of the original model that was split into several layers on loading.
+
+    For example, timm computes query, key and value in one layer. `parts` are the names of the layers into
+    which it was split.
+    """
 
     parts: tuple[str, ...]
-    #: Rows per head if rows are grouped by head, then by part. None if grouped by part only.
+    #: Rows per head and part, if the layer's rows are grouped by head, then by part. None if by part only.
     head_size: int | None = None
 
     def ordered(self, rows: Tensor) -> Tensor:
-        """Reorders rows, given part after part, to the layer's own order."""
+        """Returns rows in the order of the original layer. The argument has them one part after the other."""
         if self.head_size is None:
             return rows
         return rows.unflatten(0, (len(self.parts), -1, self.head_size)).transpose(0, 1).flatten(0, 2)
 
     def update(self, updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
-        """The layer's update, joined from those of its parts (see `fuse`)."""
+        """Joins the updates of the parts to one update of the original layer, as `fuse` does.
+
+        `widths` are the parts' output sizes.
+        """
         joint = fuse(updates, widths)
         bias = None if joint.bias is None else self.ordered(joint.bias)
         return Update(joint.down, self.ordered(joint.up), bias)
 
 
 def fused_layers(encoder: nn.Module) -> dict[str, Fused]:
-    """The layers that were split on loading, by path in the encoder."""
+    """The layers of an encoder that were split on loading, by their path in the encoder."""
     return {
         path: Fused(tuple(name for name, _ in module.named_children()), getattr(module, "head_size", None))
         for path, module in encoder.named_modules()
@@ -51,11 +58,11 @@ def fused_layers(encoder: nn.Module) -> dict[str, Fused]:
 
 
 def fuse(updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
-    """One update for layers that share their input and whose outputs, of these widths, are concatenated.
+    """Joins the updates of layers with the same input to the update of one layer with all their outputs.
 
-    The result is exact: the layers' down factors are stacked, and each up factor has its own rows and
-    columns, zero elsewhere. Its rank is that of the distinct down factors together. None stands for a layer
-    without an update.
+    `widths` are the layers' output sizes. None stands for a layer without an update. The result is exact.
+    Its down factor stacks the layers' down factors, where equal ones are kept once. Its up factor contains
+    each layer's up factor at rows and columns of its own, and zeros elsewhere.
     """
     downs: list[Tensor] = []
     places: dict[int, int] = {}

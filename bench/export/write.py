@@ -35,13 +35,14 @@ from bench.machine.outputs import earlier_files, output_folder
 from bench.machine.visible import markdown_text
 from methods import Adapter, UserError
 
-#: The largest allowed difference of logits from the harness's, relative to the largest logit (at least 1).
+#: How far an export's logits may differ from the harness's: by this times the harness's largest absolute
+#: logit, or by this alone if that logit is below 1.
 TOLERANCE = 1e-5
 
-#: The file that lists an export's files, so that `force` removes no others.
+#: The file that lists an export's files. A later export with `force` removes those that it lists.
 MANIFEST = "export.json"
 
-#: The file name of `bench.export.loading` in an export.
+#: The name that the copy of `bench/export/loading.py` has in an export.
 LOADER = "load_export.py"
 
 #: The code in the README.md of every export.
@@ -60,9 +61,9 @@ class Exported:
 
     folder: Path
     files: tuple[str, ...]
-    #: The largest difference of logits between the harness and the export, loaded as in its README.md.
+    #: The largest difference between the harness's logits and the export's, loaded as its README.md says.
     difference: float
-    #: Checks that were not possible, as sentences without a full stop.
+    #: Sentences without a full stop. Each names a check that was not possible.
     doubts: tuple[str, ...]
 
 
@@ -79,11 +80,12 @@ def write_export(
     merged: bool = False,
     force: bool = False,
 ) -> Exported:
-    """Writes an attached adapter and the head. Raises UserError as `export_run` does.
+    """Writes an attached adapter and the head into the folder `out`.
 
-    README.md contains `facts` and `doubts`. `model_input` is the preparation of examples in training, by
-    default the backbone's. Nothing is written to `out` before the export, loaded as in its README.md, gives
-    the logits of `backbone.module` on a fixed batch. The adapter is unchanged afterwards.
+    README.md contains `facts` and `doubts`. `model_input` says how examples were prepared in training; by
+    default, as the backbone prepares them. The export is written beside `out` first and loaded as its
+    README.md says. It moves to `out` only if it gives the logits of `backbone.module` on a fixed batch. The
+    adapter is unchanged afterwards. Raises UserError as `export_run` does.
     """
     target = output_folder(out, "export", force=force)
     form = form_of(backbone, spec, classes, model_input or backbone.info.input)
@@ -111,7 +113,6 @@ def write_export(
 
 
 def _write_loader(form: Form, merged: bool, folder: Path) -> None:
-    """Writes the code that loads an export, which is the same for all exports, and its settings."""
     text = resources("bench.export").joinpath("loading.py").read_text(encoding="utf-8")
     (folder / LOADER).write_text(text, encoding="utf-8")
     _write_json(folder / loading.SETTINGS, form.settings(merged))
@@ -148,7 +149,7 @@ def _write_merged(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path
 
 
 def _readme(facts: Mapping[str, str], notes: Iterable[str], difference: float, merged: bool) -> str:
-    """The README of an export. Its code is always the same; facts are escaped, notes are Markdown."""
+    """Returns the README of an export. `facts` are escaped. `notes` are Markdown already."""
     title = "A fine-tuned model" if merged else "A PEFT checkpoint"
     libraries = ("torch", "transformers", "timm", "peft")
     checked = ", ".join(f"{library} {version(library)}" for library in libraries)
@@ -173,7 +174,7 @@ def _readme(facts: Mapping[str, str], notes: Iterable[str], difference: float, m
 
 
 def _inputs(backbone: LoadedBackbone) -> dict[str, Tensor]:
-    """A fixed random batch. All texts but one are padded."""
+    """Returns a fixed random batch of 4 examples. All texts except the first are padded."""
     generator = torch.Generator().manual_seed(0)
     model_input, examples = backbone.info.input, 4
     if isinstance(model_input, ImageInput):
@@ -208,7 +209,10 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _loaded_logits(folder: Path, origin: BaseOrigin, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits of an export loaded as in its README.md. Raises UserError if that fails."""
+    """Returns the logits of an export that is loaded as its README.md says.
+
+    Raises UserError if loading or computing fails.
+    """
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
@@ -222,9 +226,9 @@ def _loaded_logits(folder: Path, origin: BaseOrigin, inputs: Mapping[str, Tensor
 
 
 def _check(logits: Tensor, expected: Tensor) -> float:
-    """Returns the largest difference of the logits.
+    """Returns the largest absolute difference between the logits.
 
-    Raises UserError if the difference is too large or NaN, or if shapes differ.
+    Raises UserError if it is larger than TOLERANCE allows or NaN, or if the shapes differ.
     """
     if logits.shape != expected.shape:
         raise UserError(
@@ -243,7 +247,10 @@ def _check(logits: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Context with an empty folder beside `target`, deleted afterwards. Raises UserError if unwritable."""
+    """Gives an empty folder beside `target` and deletes it at the end.
+
+    Raises UserError if files cannot be written there.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
@@ -255,9 +262,9 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Moves the finished export to its place. Replaces files of an earlier export or of the same name.
+    """Moves the finished export to `target`. Files of an earlier export or of the same name are replaced.
 
-    Raises UserError for a folder there that no export wrote and that has the name of a new file.
+    Raises UserError if `target` contains a folder with the name of a new file that no export wrote.
     """
     if not target.exists():
         folder.replace(target)
@@ -279,11 +286,13 @@ def _publish(folder: Path, target: Path) -> None:
 def form_of(
     backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str], model_input: ModelInput
 ) -> Form:
-    """The form of an export. `model_input` is the preparation of examples in training.
+    """Returns the form of an export. `model_input` says how examples were prepared in training.
 
-    Raises UserError for a plug-in's backbone that no library can load again, for a converged head where
-    transformers' classifier has a dense layer before the last, for weights in bfloat16, and for quantised
-    layers that the original model has fused or transposed.
+    Raises UserError for each of these:
+    - the backbone comes from a plug-in, and no library can load it again
+    - the head is a converged head, and the classifier of transformers has a dense layer before the last
+    - the frozen weights are not float32
+    - the sites are quantised, and the original model has them fused or transposed
     """
     _check_library(backbone)
     if spec.dtype != "float32":
@@ -302,7 +311,10 @@ def form_of(
 
 
 def _check_library(backbone: LoadedBackbone) -> None:
-    """Raises UserError if a transformers kind's encoder or head is not of the class expected for export."""
+    """Raises UserError if the encoder or head has not the class that an export for transformers needs.
+
+    Backbones that are not of transformers pass.
+    """
     kind = KINDS.get(backbone.info.kind)
     if kind is None:
         return

@@ -1,4 +1,4 @@
-"""The store: suites and trials, written to and read from MLflow. No other package uses MLflow."""
+"""The store: writes suites and trials to MLflow and reads them. No other package of `bench` uses MLflow."""
 
 import os
 

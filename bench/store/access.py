@@ -20,14 +20,15 @@ from bench.store.source import Source
 from bench.tasks.description import Description
 from methods import UserError
 
-#: The word that allows hub repositories, given in place of a folder.
+#: The word that users give in place of a folder to allow repositories of the Hugging Face hub.
 HUB = "hub"
 
 
 class Access:
-    """The folders that the user allows packs to open, with all subfolders, and whether the hub is allowed.
+    """What trials from packs may open: folders that the user allows, with all subfolders, and maybe the hub.
 
-    Raises UserError for a folder that does not exist.
+    `allowed` lists the folders and, if the hub is allowed, the word "hub". Raises UserError for a folder that
+    does not exist.
     """
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
@@ -38,15 +39,18 @@ class Access:
                 raise UserError(f"--open {folder}: there is no such folder; accepted are folders and '{HUB}'")
 
     def trial(self, trial: Trial) -> Trial:
-        """The trial with the paths of its backbone and data on this machine. Its id stays the same.
+        """Returns the trial with the paths that its backbone and data have on this machine.
 
-        Raises UserError as `backbone` and `task` do.
+        Its id stays the same. Raises UserError as `backbone` and `task` do.
         """
         places = {"backbone": self.backbone(trial.backbone), "task": self.task(trial.task)}
         return trial.model_copy(update=places)
 
     def backbone(self, spec: BackboneSpec) -> BackboneSpec:
-        """Resolves a backbone on this machine. Raises UserError if it may not be opened."""
+        """Returns the backbone with the path that it has on this machine.
+
+        Raises UserError if it may not be opened or is not there. Registered backbones may always be opened.
+        """
         if spec.name is not None:
             return spec
         if spec.hub is not None or spec.timm is not None:
@@ -56,7 +60,11 @@ class Access:
         return spec.model_copy(update={"local": self._place("its backbone", spec.local)})
 
     def task(self, row: TaskRow) -> TaskRow:
-        """Resolves a task's data on this machine. Raises UserError unless registered or allowed."""
+        """Returns the task with the path that its data have on this machine.
+
+        Raises UserError if the data may not be opened or are not there. Data of registered tasks may always
+        be opened.
+        """
         if row.data is not None:
             return row.model_copy(update={"data": self._data(row.data)})
         if row.source is None:
@@ -99,7 +107,7 @@ class Access:
 
 
 def _check_inside(what: str, place: Path, folder: Path) -> None:
-    """Raises UserError unless all files and folders below `place` resolve to ones inside `folder`."""
+    """Raises UserError if `place`, or a link anywhere below it, leads out of `folder`."""
     root = folder.resolve()
     seen, coming = set(), [place]
     while coming:

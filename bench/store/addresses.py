@@ -1,4 +1,7 @@
-"""Addresses of stores as messages show them. Apart from `connect`, since MLflow takes seconds to import."""
+"""Addresses of stores as messages show them.
+
+This module is not a part of `bench.store.connect`, because that imports MLflow, which takes seconds.
+"""
 
 from __future__ import annotations
 

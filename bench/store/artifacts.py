@@ -32,9 +32,9 @@ class ChangedError(UserError):
 
 
 def hashes(record: Record) -> dict[str, str]:
-    """The SHA-256 of each artifact, by name. Empty for runs of versions that stored none.
+    """Returns the stored SHA-256 of each artifact of a run, by the artifact's name.
 
-    Raises UserError for a malformed tag.
+    Empty for runs of earlier versions, which stored none. Raises UserError for a malformed tag.
     """
     text = record.tag(Tag.HASHES)
     try:
@@ -45,7 +45,10 @@ def hashes(record: Record) -> dict[str, str]:
 
 
 def digest(name: Artifact, file: Path) -> str:
-    """The SHA-256 of an artifact's file or, for predictions in a pack's compact form, of the values."""
+    """Returns the SHA-256 of an artifact's file.
+
+    For predictions in the compact form of packs, it is the SHA-256 of the values in the file instead.
+    """
     if name == Artifact.PREDICTIONS and (predictions := stored_compact(file.read_bytes())) is not None:
         return predictions.digest
     return sha256(file)
@@ -67,14 +70,14 @@ def check_content(record: Record, name: Artifact, file: Path) -> None:
 
 
 def remedy(record: Record, name: Artifact) -> str:
-    """Advice for an artifact that was changed or cannot be read."""
+    """Returns advice for the user about an artifact that was changed or cannot be read."""
     if name == Artifact.REDUNDANCY:
         return f"`tensorbench tools redundancy {record.run_id}` writes it again"
     return f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
 
 
 def broken(record: Record, name: Artifact, said: str) -> UserError:
-    """The error for an artifact that exists and cannot be read, for the reason `said`."""
+    """Returns the error for an artifact that exists but cannot be read. `said` is the reason."""
     return UserError(
         f"{name} of run {record.run_id} ({record.name}) is broken, or of another version of the harness: "
         f"{said}; {remedy(record, name)}"
@@ -82,21 +85,22 @@ def broken(record: Record, name: Artifact, said: str) -> UserError:
 
 
 def as_json(content: Wired) -> str:
-    """The text of a JSON artifact."""
+    """Returns the text of a JSON artifact."""
     return to_json(content, indent=1, inf_nan_mode="constants").decode("utf-8")
 
 
 def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired) -> None:
-    """Stores a JSON artifact."""
+    """Stores a JSON artifact of a run."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / name).write_text(as_json(content), encoding="utf-8")
         keep_files(client, run_id, Path(folder))
 
 
 def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Stores the files of a folder. On a local disk, each file appears completely or not at all.
+    """Stores the files of a folder as artifacts of a run.
 
-    MLflow itself leaves partial files if it is killed while it copies a folder.
+    On a local disk, each file appears completely or not at all. MLflow itself would leave a partial file if
+    the process is killed while MLflow copies the folder.
     """
     where = urlparse(client.get_run(run_id).info.artifact_uri)
     if where.scheme not in ("", "file"):

@@ -1,4 +1,4 @@
-"""Warns of changes since trials ran: another plug-in source, or a plan that differs in up to 3 fields."""
+"""Warns of changes since stored trials ran: changed source code of a plug-in, or a slightly changed suite."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REMEDIES = {
 
 
 def _registry(tag: Tag) -> Registry:
-    """The registry of the kind of part (method, task, backbone or metric) whose source the tag names."""
+    """The registry of methods, tasks, backbones or metrics, depending on the tag."""
     # Torch takes seconds to import, and results without plug-ins need none.
     from bench.backbones import BACKBONES
     from bench.tasks import TASKS
@@ -47,9 +47,11 @@ def _registry(tag: Tag) -> Registry:
 
 
 def plugin_sources(trial: Trial) -> dict[Tag, str]:
-    """Names and source hashes (SHA-256) of the parts of a trial that plug-ins provide.
+    """Returns tags about the plug-ins that provide a trial's method, task, backbone or metric.
 
-    They do not enter a trial's id, since most changes of source code change no result.
+    A tag's value is the name of, for example, the method, and the SHA-256 of the plug-in's source. There is
+    no tag for what comes with the harness. These tags do not enter the trial's id, since most changes of
+    source code change no result.
     """
     names = {
         Tag.METHOD_SOURCE: trial.method["method"],
@@ -62,9 +64,11 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
 
 
 def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
-    """Yields plug-in parts whose source changed since a plan's finished trials ran, with a warning each.
+    """Yields what plug-ins provide and changed since finished trials ran, for example (method 'x', warning).
 
-    For a plug-in that is not installed, trials are compared with one another.
+    A method, task, backbone or metric counts as changed if trials ran with another source of its plug-in than
+    the installed one. If the plug-in is not installed, it counts as changed if the trials themselves ran with
+    different sources.
     """
     stored: defaultdict[tuple[Tag, str], Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -85,9 +89,9 @@ def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
             )
 
 
-#: The largest number of differing fields of two trials that count as variants of each other.
+#: The largest number of fields in which a planned trial may differ from a stored one to be worth a warning.
 MOST_FIELDS = 3
-#: The largest number of stored configurations to read, and of messages.
+#: The largest number of stored configurations to read, and of warnings.
 MOST_READ, MOST_TOLD = 200, 3
 
 #: Method, backbone, task and seed.
@@ -97,10 +101,11 @@ _ABSENT = "nothing"
 
 
 def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list[str]:
-    """Warnings about finished trials that differ from open planned trials in a few fields.
+    """Returns warnings about finished trials that planned trials without a result almost repeat.
 
-    Each planned trial is compared with the most similar finished trial of its method, backbone, task and seed
-    that is not in the plan. Configurations are read only if such trials exist.
+    For example, the suite's number of epochs was changed by mistake, so that everything would run again. Each
+    planned trial is compared with the finished trials of its method, backbone, task and seed that are not in
+    the plan. There is a warning if the most similar one differs in at most `MOST_FIELDS` fields.
     """
     groups: defaultdict[tuple[str, ...], list[dict[str, tuple[Any, Any]]]] = defaultdict(list)
     left = MOST_READ
@@ -115,10 +120,7 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
 
 
 def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Record]]]:
-    """Yields each planned trial without a result, with finished trials that the plan lacks.
-
-    These have the same method, backbone, task and seed.
-    """
+    """Yields each planned trial without a result, with the finished trials to compare it with."""
     planned = {trial.id: trial for trial in plan.trials}
     finished: defaultdict[_Key, list[Record]] = defaultdict(list)
     for record in records.values():
@@ -136,7 +138,6 @@ def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, l
 
 
 def _stored(store: Source, record: Record) -> Trial | None:
-    """The trial of a record. None if its configuration cannot be read, which other commands report."""
     from bench.plan.trial import Trial
 
     try:
@@ -147,7 +148,6 @@ def _stored(store: Source, record: Record) -> Trial | None:
 
 
 def _differences(stored: Trial, planned: Trial) -> dict[str, tuple[Any, Any]]:
-    """The fields of two trials that enter ids and differ, each with the stored and the planned value."""
     before, now = _fields(stored), _fields(planned)
     return {
         path: (before.get(path, _ABSENT), now.get(path, _ABSENT))
@@ -171,7 +171,6 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _message(group: list[dict[str, tuple[Any, Any]]], every: bool) -> str:
-    """The warning about trials that differ in the same fields. `every` tells whether the list is complete."""
     count, fields = len(group), sorted(group[0])
     values = {field: {json.dumps(differences[field]) for differences in group} for field in fields}
     shown = [

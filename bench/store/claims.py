@@ -29,7 +29,7 @@ from bench.store.outbox import Outbox
 from bench.store.queries import PAGE, every_page
 from bench.store.store import Store
 
-#: Prefixes of the names of claims and of the keys of signs.
+#: The prefix of the names of claims, and of the keys of tags that are signs of life.
 PREFIX = "tensorbench-claim"
 SIGN = "driver."
 
@@ -38,7 +38,7 @@ THERE, GONE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
 
 #: Seconds between signs of life while the store answers, and between attempts while it does not.
 BEAT, PROBE = 10.0, 2.0
-#: Seconds without a sign after which a driver counts as dead. The waiting driver measures them by its own
+#: Seconds without a sign after which another driver counts as dead. Each driver measures them by its own
 #: clock, so that clocks of different machines are never compared.
 EXPIRY = 60.0
 
@@ -56,8 +56,8 @@ class Claims:
         self.driver = uuid.uuid4().hex[:12]
         #: The last sign of each driver, and the monotonic time when this driver first saw it.
         self._signs: dict[str, tuple[str, float]] = {}
-        #: The last time at which the store was unreachable or came back. Before that no driver could give a
-        #: sign, so none is late until `EXPIRY` seconds afterwards.
+        #: The last time at which the store was unreachable or came back. While it was unreachable, no driver
+        #: could give a sign. So no driver is late until `EXPIRY` seconds after this time.
         self._back = -math.inf
         self._beats = 0
         self._closing = threading.Event()
@@ -69,9 +69,10 @@ class Claims:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the signs of life, so that other drivers may run unsettled trials claimed by this one.
+        """Ends the signs of life, so that other drivers may run the unsettled trials that this one claimed.
 
-        Also closes open runs of this driver, such as a run whose creation the store could not confirm.
+        Also closes this driver's runs that are still open, for example because the connection broke while one
+        was created. Then removes what other dead drivers left, as `close_stale` and `sweep` do.
         """
         self._closing.set()
         self._ended.add(self.driver)
@@ -101,7 +102,6 @@ class Claims:
         self._client.set_experiment_tag(self._experiment, SIGN + self.driver, sign)
 
     def _keep_beating(self) -> None:
-        """Gives signs of life, and notices when the store becomes unreachable and when it is back."""
         last = time.monotonic()
         while not self._closing.wait(PROBE):
             if self._store.online and time.monotonic() < last + BEAT:
@@ -117,7 +117,7 @@ class Claims:
 
     @insisting
     def living(self) -> set[str]:
-        """The drivers that give signs of life, including this one."""
+        """Returns the drivers that are alive, including this one."""
         now = time.monotonic()
         try:
             signs = self.signs()
@@ -135,13 +135,16 @@ class Claims:
 
     @insisting
     def signs(self) -> dict[str, str]:
-        """The latest sign of life of every driver that has not closed, by driver."""
+        """Returns the latest sign of life of each driver, by driver. A driver that has closed has none."""
         tags = self._client.get_experiment(self._experiment).tags
         return {key.removeprefix(SIGN): sign for key, sign in tags.items() if key.startswith(SIGN)}
 
     @insisting
     def taken(self) -> dict[str, tuple[int, str]]:
-        """The latest attempt at each claimed trial, and the driver that claimed it."""
+        """Returns the number of each claimed trial's latest attempt, from 1, and the driver that claimed it.
+
+        Keys are trial ids.
+        """
         latest: dict[str, tuple[int, str]] = {}
         for claim in self._claims():
             trial, attempt = claim.name.split(".")[-2:]
@@ -153,7 +156,7 @@ class Claims:
         return ".".join((PREFIX, self._experiment, *parts))
 
     def _claims(self, *trial: str) -> Iterator[RegisteredModel]:
-        """Yields the claims on this experiment's trials, or on one of them."""
+        """Yields the claims on all trials of this experiment, or on the given trial."""
         start = self._name(*trial, "")
         models = every_page(
             lambda token: self._client.search_registered_models(
@@ -165,9 +168,10 @@ class Claims:
 
     @insisting
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
-        """Claims a trial, given what `taken` and `living` returned. Returns False if another driver has it.
+        """Claims a trial. Returns False if a living driver has claimed it already.
 
-        After success the driver must check whether the trial has been settled meanwhile.
+        `taken` and `living` are what the methods of these names returned. After a successful claim, the
+        driver must check whether the trial has been settled meanwhile.
         """
         attempt, driver = taken.get(trial, (0, ""))
         if driver == self.driver:
@@ -209,7 +213,7 @@ class Claims:
 
     @insisting
     def stale(self) -> list[Record]:
-        """The open runs of dead drivers."""
+        """Returns the runs of dead drivers that are still open."""
         # Read runs first: a driver gives its first sign before it opens a run.
         open_runs, living = self._store.running(), self.living()
 
@@ -224,14 +228,17 @@ class Claims:
 
     @insisting
     def silent(self) -> set[str]:
-        """The dead drivers whose signs still exist."""
+        """Returns the dead drivers whose last sign of life is still stored."""
         # Read signs first: a driver that gives its first sign in between is alive.
         there = self.signs()
         return there.keys() - self.living()
 
     @insisting
     def close_stale(self) -> int:
-        """Marks open runs of dead drivers as killed and deletes their signs. Returns the number of runs."""
+        """Marks open runs of dead drivers as killed, and deletes the signs of dead drivers.
+
+        Returns the number of these runs.
+        """
         stale = self.stale()
         for run in stale:
             self._store.end(run.run_id, Status.KILLED)
@@ -241,10 +248,10 @@ class Claims:
 
     @insisting
     def left(self) -> list[str]:
-        """The trials with a result that still have claims of dead drivers.
+        """Returns the trials that have a result but also claims of dead drivers, which are obsolete.
 
-        While another driver is at work, trials that did not finish are left out: that driver may have read
-        their claims and be about to retry them.
+        While another driver is alive, failed and pruned trials are left out. That driver may be about to
+        retry them, and may have read the claims on them already.
         """
         taken = self.taken()
         living = self.living() if taken else set()
@@ -260,7 +267,7 @@ class Claims:
         return [trial for trial, (_, driver) in taken.items() if driver not in living and done(trial)]
 
     def sweep(self) -> None:
-        """Deletes claims of dead drivers on trials that have their result."""
+        """Deletes the claims on the trials that `left` returns."""
         for trial in self.left():
             self.settle(trial)
 
@@ -276,31 +283,32 @@ LOOK = 0.5
 
 @dataclass(frozen=True)
 class Leftovers:
-    """The leftovers of dead drivers in one experiment."""
+    """What dead drivers left behind in one experiment."""
 
     experiment: str
     #: The trials with obsolete claims of dead drivers.
     claims: list[str]
     #: The open runs of dead drivers.
     runs: list[Record]
-    #: The dead drivers whose signs still exist.
+    #: The dead drivers whose last sign of life is still stored.
     drivers: list[str]
-    #: Records on this machine: those that the next start will send, and those that the store refused.
+    #: Folders of records on this machine's disk. The next start sends the waiting ones. The store refused the
+    #: other ones.
     waiting: list[Path]
     refused: list[Path]
 
 
 def experiments(uri: str) -> list[str]:
-    """The names of a store's experiments, without MLflow's Default."""
+    """Returns the names of a store's experiments, without the experiment Default that MLflow creates."""
     return [store.name for store in Store.every(uri) if store.name != "Default"]
 
 
 def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) -> Leftovers:
-    """Finds leftovers of dead drivers. `delete` removes them, except records on disk.
+    """Finds what dead drivers left behind in an experiment. `delete` removes it, except records on disk.
 
-    A driver on another machine shows that it is alive by signs of life only. So this function waits until
-    every such driver has given a sign, or none for `EXPIRY` seconds. First it calls `watching` with the
-    number of these drivers.
+    Only signs of life show whether a driver on another machine is alive. So this function waits until each
+    driver has given a new sign or counts as dead, for `EXPIRY` seconds at most. Before it waits, it calls
+    `watching` with the number of drivers that it waits for.
     """
     claims = Claims(store)
     _watch(claims, watching)
@@ -326,7 +334,6 @@ def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) ->
 
 
 def _watch(claims: Claims, watching: Callable[[int], None]) -> None:
-    """Waits until every driver has given a sign of life or has been silent for `EXPIRY` seconds."""
     first, until = claims.signs(), time.monotonic() + EXPIRY
     living = claims.living() - {claims.driver}
     if living:

@@ -1,8 +1,9 @@
 """Opens a tracking store: completes its tables, and follows its artifacts if they were moved.
 
 MLflow makes and upgrades its tables in 70 migrations, which are not one transaction in SQLite. If a process
-is killed in between, MLflow cannot continue. So the tables of a SQLite file are made in a temporary file.
-MLflow also stores absolute paths of artifacts; opening a copied or renamed database updates them.
+is killed in between, MLflow cannot continue. So the tables of a SQLite file are made in a temporary file,
+which is moved to its final name when it is complete. MLflow also stores absolute paths of artifacts. Opening
+a copied or renamed database updates them.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DE
 
 
 def open_engine(uri: str) -> Engine:
-    """An engine of the store's database, for our own queries."""
+    """Returns a SQLAlchemy engine of the store's database, for queries that do not go through MLflow."""
     return create_engine(uri, connect_args={"timeout": PATIENCE} if uri.startswith(SQLITE) else {})
 
 
 class StoreError(UserError):
-    """The store could not be read or written. A trial whose result could not be stored may be fine."""
+    """The store could not be read or written. If a trial was to be stored, the trial itself may be fine."""
 
 
 class StoreRefusedError(StoreError):
@@ -66,7 +67,10 @@ class StoreRefusedError(StoreError):
 
 
 class StoreFailedError(StoreError):
-    """The store reported an internal failure. If only one record keeps failing, it cannot be stored."""
+    """The store reported an internal failure.
+
+    If one record fails again and again while others are stored, this record cannot be stored at all.
+    """
 
 
 #: Attempts at a request whose answer is incomplete.
@@ -86,7 +90,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """The text of an error, without secrets and without the SQL of a database's error."""
+    """The text of an error, without secrets. If a database raised the error, without the SQL statement."""
     # Our own OSErrors already state the reason and the remedy.
     causes = () if isinstance(error, OSError) else chain(error)
     database = next((cause.orig for cause in causes if isinstance(cause, DBAPIError) and cause.orig), None)
@@ -102,7 +106,10 @@ def _cut(error: BaseException) -> bool:
 
 
 def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorator that repeats a function if the store's answer was incomplete. Repeating must be safe."""
+    """Decorates a function so that it is called again if the store's answer was incomplete.
+
+    The function must be safe to repeat, since the store may have carried out the first request.
+    """
 
     @wraps(function)
     def call(*args: Parameters.args, **named: Parameters.kwargs) -> Result:
@@ -119,7 +126,7 @@ def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters,
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """Context that converts errors of the store to StoreError or a subclass, and defers interrupts."""
+    """A context in which errors of the store become StoreError or a subclass. It also delays interrupts."""
     try:
         with interrupts.deferred():
             yield
@@ -130,7 +137,6 @@ def storing() -> Iterator[None]:
 
 
 def _kind(error: Exception) -> type[StoreError]:
-    """The subclass of StoreError for an error of the store."""
     if not isinstance(error, MlflowException):
         return StoreError
     if error.error_code in REFUSALS:
@@ -143,15 +149,16 @@ def _kind(error: Exception) -> type[StoreError]:
 
 
 def insisting(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorator that repeats a function as `asking_again` does, and converts errors as `storing` does."""
+    """Decorates a function to be repeated as by `asking_again`, with its errors converted as in `storing`."""
     return storing()(asking_again(function))
 
 
 def connect(uri: str, *, create: bool) -> MlflowClient:
-    """Returns a client of a store that answers.
+    """Connects to a store, makes sure that it answers, and returns MLflow's client.
 
-    Raises UserError for an address that is malformed or not supported, for a store that does not answer or,
-    unless `create` is set, does not exist yet, and for a missing database driver.
+    Raises UserError if the address is malformed or not supported, if the store does not answer, or if the
+    driver of its database is not installed. If the store is a file that does not exist, `create` decides
+    whether it is created or UserError is raised.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -274,7 +281,10 @@ def _client(uri: str) -> MlflowClient:
 
 
 def state_folder(uri: str) -> Path:
-    """This machine's folder for a store's state, made if missing: beside a SQLite file, or in the cache."""
+    """Returns the folder on this machine for waiting records and locks of a store. Makes it if missing.
+
+    It is beside a SQLite file. For other stores it is in the cache.
+    """
     if uri.startswith(SQLITE):
         folder = database_file(uri).parent / ".tensorbench" / database_file(uri).name
     else:
@@ -286,9 +296,9 @@ def state_folder(uri: str) -> Path:
 
 
 def with_driver(uri: str) -> str:
-    """Adds the driver of the extra `postgres` to an address that names none.
+    """Adds psycopg2 to a PostgreSQL address without a driver. It comes with the extra `postgres`.
 
-    SQLAlchemy 2.1 changed the default driver of `postgresql://`.
+    Otherwise SQLAlchemy would choose the driver, and its version 2.1 chooses another than earlier versions.
     """
     return re.sub(r"^postgresql://", "postgresql+psycopg2://", uri)
 
@@ -302,10 +312,11 @@ BEGUN, FILLED_BY_MIGRATIONS = {"experiments", "alembic_version"}, {"alembic_vers
 
 
 def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
-    """Makes the tables of a SQLite file that has none, or incomplete ones after a killed first start.
+    """Makes the tables of a SQLite file that has none, or that has only some after a killed first start.
 
-    A file with results is copied before MLflow upgrades its tables; `upgraded` removes the copy. `folder` is
-    on the same file system. Only one process at a time may call this function.
+    If MLflow is going to upgrade the tables of a file with results, the file is copied first. `upgraded`
+    removes the copy. `folder` is for temporary files and must be on the database's file system. Only one
+    process at a time may call this function.
     """
     from mlflow.store.db.base_sql_model import Base
 
@@ -325,7 +336,10 @@ def upgraded(database: Path) -> None:
 
 
 def interrupted_upgrade(database: Path) -> str:
-    """The command that undoes a killed upgrade, as the end of a message. Empty without one."""
+    """Returns the end of an error message: the command that undoes an upgrade that was killed.
+
+    Empty if no upgrade was killed.
+    """
     copy = _copy_of(database.resolve())
     if not copy.exists():
         return ""
@@ -334,9 +348,9 @@ def interrupted_upgrade(database: Path) -> str:
 
 
 def interrupted_start(engine: Engine) -> str:
-    """The end of a message: how to clear a server's database if its first start was killed.
+    """Returns the end of an error message: the SQL that clears a database whose first start was killed.
 
-    Empty for any other database. PostgreSQL undoes an interrupted start by itself, MySQL does not.
+    Empty for any other database. PostgreSQL undoes a killed start by itself, MySQL does not.
     """
     if not _only_begun(_tables(engine)):
         return ""
@@ -392,7 +406,8 @@ def _copy(database: Path) -> None:
         source.backup(target)
 
 
-#: Finds the runs of a trial without reading the tags of all runs. MLflow has no index of values.
+#: Adds an index that finds the runs of a trial without reading the tags of all runs. MLflow has no index of
+#: the values of tags.
 INDEX = "CREATE INDEX IF NOT EXISTS tensorbench_trials ON tags (value) WHERE key = 'trial_id'"
 
 
@@ -408,12 +423,12 @@ def index_trials(database: Path) -> None:
         connection.execute(INDEX)
 
 
-#: The folder of artifacts, beside the database.
+#: The name of the folder of artifacts, beside a SQLite file.
 ARTIFACTS = "mlartifacts"
 
 
 def artifacts_of(database: Path, experiment: str) -> str:
-    """The URI for storing a new experiment's artifacts."""
+    """Returns the URI of the folder for a new experiment's artifacts."""
     return (database.parent / ARTIFACTS / experiment).absolute().as_uri()
 
 

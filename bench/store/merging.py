@@ -1,4 +1,7 @@
-"""Merges parts of one experiment, from packs and a store, for reading, or refuses contradictory ones."""
+"""Reads the results of one experiment, from several packs or from packs and a store, as one experiment.
+
+Each pack's or store's results of the experiment are a part. Parts that contradict each other are refused.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ if TYPE_CHECKING:
 #: The largest accepted difference between two scores of one trial.
 AGREES = 1e-6
 
-#: The fields of a task's row that affect its examples. Name and source may differ between machines.
+#: The fields of a task that must be equal in all parts. Its name and its files may differ between machines.
 SIZES = ("train_size", "validation_size", "test_size")
 
-#: The settings in which trials of a row's studies differ, by their keys in `_content`.
+#: The keys of `_content` in which the trials of a row's studies differ.
 STUDIED = ("training lr", "training head_lr")
 
 #: The largest number of contradictions listed in an error.
@@ -34,10 +37,10 @@ MOST_LISTED = 10
 
 
 def brings_more(coming: Record, stored: Record | None) -> bool:
-    """Whether a run should replace its trial's stored run. True if nothing is stored (None).
+    """Whether a run that is merged should replace the stored run of the same trial.
 
-    A finished run replaces a stored run that did not finish. A failed or pruned run replaces one that is not
-    settled.
+    True if no run is stored (None). A finished run replaces a run that did not finish. A failed or pruned run
+    replaces a run that is not settled.
     """
     if stored is None:
         return True
@@ -47,7 +50,10 @@ def brings_more(coming: Record, stored: Record | None) -> bool:
 
 
 def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record]) -> bool:
-    """Whether a finished run has its trial's adapter while the stored finished run lacks it."""
+    """Whether a finished run has its adapter, while the finished run that is stored lacks it.
+
+    Each argument is a source with one of its runs.
+    """
     (there, run), (here, other) = coming, stored
     if not run.status == other.status == Status.FINISHED or not run.trial_id:
         return False
@@ -55,7 +61,7 @@ def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record])
 
 
 def refuse_other_scores(name: str, stored: Mapping[str, Record], coming: Iterable[Record]) -> None:
-    """Raises UserError for trials whose scores differ between two parts of experiment `name`.
+    """Raises UserError if a trial has different scores in two parts of the experiment `name`.
 
     `stored` maps trial ids to records.
     """
@@ -80,9 +86,9 @@ def _apart(stored: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[s
 
 
 def refuse_other_result(stored: tuple[Source, Record], coming: tuple[Source, Record]) -> None:
-    """Raises UserError for a search or an allocation whose results differ between two parts.
+    """Raises UserError if two parts have different results of the same search or allocation.
 
-    Each argument is a part with its run. A run without a result contradicts nothing.
+    Each argument is a part with its run of the search. A run without a result contradicts nothing.
     """
     here, there = result_of(*stored), result_of(*coming)
     if here is not None and there is not None and here != there:
@@ -95,13 +101,13 @@ def refuse_other_result(stored: tuple[Source, Record], coming: tuple[Source, Rec
 
 
 def result_of(source: Source, search: Record) -> SearchResult | AllocationResult | None:
-    """The result of a search or an allocation. None if it stored none."""
+    """Returns the stored result of a search or an allocation. None if there is none."""
     name, form = RESULT_FORMS[RunKind(search.tag(Tag.KIND))]
     return source.content(search, name, form)
 
 
 def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
-    """Merges the plans of all parts. None if no part has one.
+    """Merges the plans of all parts into one. Returns None if there are no plans.
 
     Raises UserError if two parts ran the same row differently.
     """
@@ -133,7 +139,7 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
 
 
 def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
-    """The rows by task, backbone, budget, method, ranks, and a number that tells equal rows apart."""
+    """The rows by task, backbone, budget, method and ranks. Rows equal in these are numbered from 1."""
     counted: Counter[tuple[Any, ...]] = Counter()
     rows = {}
     for row in plan.rows:
@@ -152,7 +158,7 @@ def _merged_row(
 ) -> PlannedRow:
     """Merges the seeds of a row that two plans have in common.
 
-    Raises UserError unless its trials are alike except for seeds and the rates of studies.
+    Raises UserError if its trials differ in more than their seeds and the rates of their studies.
     """
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
     contents_of_rows = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
@@ -181,7 +187,7 @@ def _merged_row(
 def _merged_studies(
     suite: str, where: str, first: StudyPlan | None, second: StudyPlan | None
 ) -> StudyPlan | None:
-    """Returns the larger of two rows' studies. None if neither row has studies.
+    """Returns the studies of the row that has more of them. None if neither row has studies.
 
     Raises UserError if only one row has studies, or if windows, points or common trials differ.
     """
@@ -197,7 +203,10 @@ def _merged_studies(
 
 
 def _content(trial: PlannedTrial) -> dict[str, Any]:
-    """The settings common to all seeds of a row, flattened. Hashes represent backbone and task."""
+    """A trial's fields that are the same for all seeds of a row, with keys such as `training lr`.
+
+    Backbone and task are compared by the hashes of weights and data.
+    """
     shared = trial.model_dump(include={"weights_hash", "evaluate", "protocol"})
     parts = {
         "method": trial.method,
@@ -221,9 +230,9 @@ def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapp
 
 
 class Joined(Source):
-    """Parts of one experiment, read as a single source.
+    """Several sources with results of one experiment, read as a single source.
 
-    Raises UserError if parts differ in a trial's score or a search's result, or ran the same row differently.
+    Raises UserError if they differ in a trial's score or a search's result, or ran the same row differently.
     """
 
     def __init__(self, parts: Sequence[Source]) -> None:
@@ -234,7 +243,6 @@ class Joined(Source):
         self._records = {kind: self._joined(kind) for kind in RunKind}
 
     def _joined(self, kind: RunKind) -> list[Record]:
-        """The runs of a kind that count. Remembers which part each run came from."""
         chosen: dict[str, Record] = {}
         #: All runs of each search and allocation, with their parts.
         nested: defaultdict[str, list[tuple[Source, Record]]] = defaultdict(list)
@@ -261,7 +269,7 @@ class Joined(Source):
         return sorted(chosen.values(), key=lambda record: (record.started, record.origin))
 
     def part(self, record: Record) -> Source:
-        """The part that contains a run."""
+        """Returns the source that a run comes from."""
         return self._of_run[record.run_id]
 
     @property

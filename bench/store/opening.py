@@ -1,4 +1,4 @@
-"""Opens results, whether experiments of a store, packs, or both, as `Source` objects."""
+"""Opens results as `Source` objects, whether they are experiments of a store, packs, or both."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ def is_pack(name: str) -> bool:
 
 
 def open_results(uri: str, names: Iterable[str]) -> list[Source]:
-    """Opens experiments, given by name in the store at `uri` or by a pack's file.
+    """Opens experiments and packs for reading.
 
-    A pack may contain several experiments. Parts of one experiment are read as one. The store is opened only
-    if needed. Raises UserError for a missing experiment, a pack that is refused
-    (`bench.store.pack.reading.open_pack`), and parts that contradict each other.
+    Each name is that of an experiment in the store at `uri`, or a pack's file. A pack may contain several
+    experiments. If the results of one experiment come from several packs or from a pack and the store, they
+    are read as one experiment. The store is opened only if needed.
+
+    Raises UserError if an experiment is missing, if a pack is refused (`bench.store.pack.reading.open_pack`),
+    or if the results of one experiment contradict each other.
     """
     opened = (
         open_pack(Path(name)) if is_pack(name) else [_existing(uri, name)] for name in dict.fromkeys(names)
@@ -47,7 +50,7 @@ def _existing(uri: str, name: str) -> Source:
 
 
 def stores_of(sources: Iterable[Source]) -> list[Store]:
-    """Those of the sources that are experiments of a store, without packs and joined sources."""
+    """Selects the sources that are experiments of a store. Packs and joined sources are left out."""
     unpacked = [source for source in sources if not isinstance(source, Packed | Joined)]
     if not unpacked:
         return []
@@ -57,7 +60,10 @@ def stores_of(sources: Iterable[Source]) -> list[Store]:
 
 
 def as_one(sources: Iterable[Source]) -> list[Source]:
-    """Joins sources that are parts of one experiment. Raises UserError if they contradict each other."""
+    """Joins the sources that have the same name, which hold results of the same experiment.
+
+    Raises UserError if they contradict each other.
+    """
     parts: defaultdict[str, list[Source]] = defaultdict(list)
     for source in sources:
         parts[source.name].append(source)
@@ -73,9 +79,9 @@ def pack(
 ) -> WrittenPack:
     """Writes experiments of a store, or of packs given by their files, into one pack.
 
-    `out` must end with `.tensorbench.zip`; `force` replaces an existing file; `adapters` includes trained
-    adapters. The same results give the same bytes. Raises UserError, with nothing written, for an experiment
-    that is missing or empty, and for an artifact that changed since it was stored.
+    `out` must end with `.tensorbench.zip`. `adapters` includes trained adapters. `force` replaces an existing
+    file. The same results give the same bytes. Raises UserError and writes nothing if `out` exists, if an
+    experiment is missing or empty, or if an artifact changed since it was stored.
     """
     from bench.store.pack.writing import write_pack
 
@@ -87,10 +93,11 @@ def unpack(
 ) -> list[MergedExperiment]:
     """Merges packs into a store, which is created if missing.
 
-    Trials in the store stay unchanged. After a kill, the same call continues. `listener` is called with the
-    number of trials written and their total. Raises UserError, with nothing written, for a pack that is
-    refused, for scores that differ from the store's or another pack's, and for a suite that was run
-    differently.
+    Trials in the store stay unchanged. If the process is killed, the same call continues where it ended.
+    `listener` is called with the number of trials written and their total.
+
+    Raises UserError and writes nothing if a pack is refused, if a trial's score in the store or in another
+    pack differs, or if the same suite was run differently there.
     """
     if other := next((file for file in files if not is_pack(str(file))), None):
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")

@@ -1,8 +1,8 @@
 """Records that have not reached the store yet, on this machine's disk.
 
-Each record is a folder, which appears completely or not at all. A process writes into its own folder and
-holds its lock until the process ends in any way. So no two processes send the same record, and later
-processes can tell which records were left behind.
+Each record is a folder, which appears completely or not at all. A process keeps its records in a folder of
+its own, and holds a lock on this folder until the process ends, even if it is killed. So no two processes
+send the same record, and later processes can tell which records were left behind.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from methods import UserError
 #: The name of the folder for records that the store refused.
 REFUSED = "refused"
 
-#: The file with a record's content, and its name in an earlier version.
+#: The name of the file with a record's content, now and in an earlier version.
 RECORD, LETTER = "record.json", "letter.json"
 
-#: Matches complete records. Those being written or removed begin with a dot.
+#: The pattern of names of complete records. Records that are being written or removed begin with a dot.
 COMPLETE = "[!.]*"
 
 
@@ -51,7 +51,7 @@ class Outbox:
         self._own = folder / _name_of(os.getpid())
 
     def keep(self, record: Record) -> Path:
-        """Writes a record to disk and returns its folder. Raises OSError if the disk refuses it."""
+        """Writes a record to disk and returns the record's folder. Raises OSError if that fails."""
         self._own.mkdir(parents=True, exist_ok=True)
         if self._own not in self._locks:
             self._locks[self._own] = FileLock(_lock_of(self._own))
@@ -67,9 +67,10 @@ class Outbox:
 
     @staticmethod
     def send(kept: Path, send: Callable[[Record, Path], None]) -> None:
-        """Sends a record and deletes it after it has arrived. Sending it twice does no harm.
+        """Sends the record in the folder `kept`, and deletes the folder after the record has arrived.
 
-        Raises UnreadableRecordError if the folder contains no record.
+        `send` is called with the record and the folder of its artifacts. It must be safe to send a record
+        twice. Raises UnreadableRecordError if the folder contains no record.
         """
         if not kept.exists():
             return
@@ -89,7 +90,7 @@ class Outbox:
         remove(sent)
 
     def waiting(self) -> list[Path]:
-        """The unsent records of this process."""
+        """Returns the folders of this process's unsent records."""
         return sorted(self._own.glob(COMPLETE))
 
     def close(self) -> None:
@@ -101,9 +102,10 @@ class Outbox:
             lock.release()
 
     def left(self) -> Iterator[Path]:
-        """Yields the folders of records that ended processes left behind, each process's under its lock.
+        """Yields the folders of records that ended processes left behind.
 
-        So no two processes get the same record at once.
+        While it yields the records of an ended process, it holds the lock of that process's folder. So no two
+        processes get the same record at once.
         """
         for lock_file in sorted(self._folder.glob("*.lock")):
             folder, lock = lock_file.with_suffix(""), FileLock(lock_file)
@@ -125,14 +127,14 @@ class Outbox:
                 lock.release()
 
     def everything(self) -> tuple[list[Path], list[Path]]:
-        """The waiting records of all processes, and the records that were put aside."""
+        """Returns the folders of all processes' waiting records, and of the records that were put aside."""
         records = sorted(self._folder.glob(f"*/{COMPLETE}"))
         refused = [record for record in records if record.parent.name == REFUSED]
         return [record for record in records if record not in refused], refused
 
     @staticmethod
     def refuse(kept: Path) -> Path:
-        """Puts aside a record that can never be sent. Returns its new folder."""
+        """Puts aside the record in the folder `kept`, so that it is never sent. Returns its new folder."""
         aside = kept.parent.parent / REFUSED / kept.name
         aside.parent.mkdir(exist_ok=True)
         if aside.exists():
@@ -142,7 +144,7 @@ class Outbox:
 
 @cache
 def _name_of(process: int) -> str:
-    """A random name for the folder of a process; a forked process gets another."""
+    """A random name for the folder of a process. A forked process has another number, and so another name."""
     return uuid.uuid4().hex[:12]
 
 
@@ -151,7 +153,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _read(kept: Path) -> Record:
-    """Reads the record in a folder. Raises UnreadableRecordError unless it is complete."""
+    """Reads the record in a folder. Raises UnreadableRecordError if it is incomplete or malformed."""
     try:
         if not (kept / "files").is_dir():
             raise ValueError("the folder of its files is not there")
@@ -186,7 +188,7 @@ class _Letter:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     def record(self, files: Path) -> Record:
-        """Converts to a record. Its texts are written beside its other artifacts."""
+        """Converts this to a record. Writes the texts into `files`, the folder of the record's artifacts."""
         for name, text in self.texts.items():
             (files / name).write_text(text, encoding="utf-8")
         return Record(

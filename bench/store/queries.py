@@ -1,7 +1,7 @@
-"""Queries of a tracking store, by MLflow's client and directly from its tables.
+"""Queries of a tracking store, through MLflow's client or directly from the tables of its database.
 
-Reading 10,000 runs from the tables takes a tenth of the client's time. The tables are no public interface of
-MLflow. If a later version changes them, the store uses the client instead.
+Reading 10,000 runs from the tables takes a tenth of the client's time. But the tables are no public interface
+of MLflow. If a later version changes them, the store uses the client instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ PAGE = 1000
 
 
 def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
-    """Yields all results of a paged query. `ask` requests the page of a token; None is the first page."""
+    """Yields the results on all pages of a query.
+
+    `ask` returns the page for a token. For None it returns the first page.
+    """
     page = ask(None)
     yield from page
     while page.token:
@@ -39,7 +42,10 @@ def experiments(client: MlflowClient) -> Iterator[Experiment]:
 
 
 def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> list[Record]:
-    """The runs that meet a condition in MLflow's search language, oldest first, without deleted ones."""
+    """Returns the runs that meet a condition, oldest first, without deleted runs.
+
+    `experiments` are ids. `condition` is in MLflow's search language.
+    """
     if not experiments:
         return []
     runs: Iterator[Run] = every_page(
@@ -67,10 +73,10 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
 
 
 def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | None:
-    """Every run of a kind, oldest first. None if the installed MLflow has other tables.
+    """Reads every run of a kind from the database, oldest first.
 
-    MLflow's client has checked that the database has the tables of the installed version. So errors of the
-    database never mean that the tables differ, and are raised unchanged.
+    Returns None if the installed version of MLflow defines other tables. Errors of the database are raised
+    unchanged: MLflow's client has checked that the database has the tables of the installed version.
     """
     try:
         from mlflow.entities import LifecycleStage
@@ -115,7 +121,11 @@ def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | N
 def read_curves(
     uri: str, experiment_id: str, key: str | None, runs: Collection[str]
 ) -> list[tuple[str, str, int, float]] | None:
-    """The points (run id, key, step, value) for `Source.curves`, sorted. None as in `read_tables`."""
+    """Reads the points (run id, key, step, value) of curves from the database, sorted.
+
+    `key` and `runs` are those of `Source.curves`. Returns None if the installed version of MLflow defines
+    other tables.
+    """
     try:
         from mlflow.entities import LifecycleStage
         from mlflow.store.tracking.dbmodels.models import SqlMetric, SqlRun

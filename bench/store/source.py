@@ -29,9 +29,9 @@ CURVE = ("run_id", "key", "step", "value")
 
 
 class Source(ABC):
-    """An experiment for reading, opened by `bench.store.opening.open_results`."""
+    """An experiment that can be read. `bench.store.opening.open_results` opens it."""
 
-    #: The errors of a source that cannot be read.
+    #: The errors that reading raises if the store or the file does not work.
     unreadable: ClassVar[tuple[type[Exception], ...]] = (OSError,)
 
     @property
@@ -42,22 +42,25 @@ class Source(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """The location for display: the store's address, or the names of the packs' files."""
+        """The location as messages show it: the store's address, or the names of the packs' files."""
 
     @property
     def link(self) -> str | None:
-        """The URL of a run in MLflow up to the run's id. None unless a server holds the experiment."""
+        """The URL to which a run's id is appended to see the run in MLflow.
+
+        None unless the experiment is on a tracking server.
+        """
         return None
 
     @abstractmethod
     def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
-        """Every run of a kind, oldest first. A pack has only the runs that count."""
+        """Returns every run of a kind, oldest first. A pack has only the runs that count."""
 
     @abstractmethod
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        """The content of a run's artifact. None if the run has no such artifact.
+        """Returns the content of a run's artifact. None if the run has no such artifact.
 
-        Raises UserError if it changed since it was stored, or cannot be read.
+        Raises UserError if the artifact changed since it was stored, or cannot be read.
         """
 
     @abstractmethod
@@ -73,16 +76,17 @@ class Source(ABC):
 
     @abstractmethod
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
-        """The points of all curves, or of one key and of the runs with these ids.
+        """Returns the points of curves: losses by step or by epoch, and validation scores by epoch.
 
-        Curves are losses by step or by epoch, and validation scores by epoch. The columns are `CURVE`, sorted
-        by run, key and step. If a step was logged twice, the last value counts.
+        Without `key`, these are the curves of all runs. With `key`, they are the curves with this key of the
+        runs whose ids are in `runs`. The columns are `CURVE`, sorted by run, key and step. If a step was
+        logged twice, the last value counts.
         """
 
     def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:
-        """The parsed content of a JSON artifact. None if the run has no such artifact.
+        """Returns the parsed content of a JSON artifact. None if the run has no such artifact.
 
-        Raises UserError if it exists and cannot be read.
+        Raises UserError if the artifact exists but cannot be read.
         """
         text = self.read(record, name)
         if text is None:
@@ -93,9 +97,9 @@ class Source(ABC):
             raise broken(record, name, explained(error, form)[0]) from error
 
     def plan(self) -> StoredPlan | None:
-        """The plan of the suite's latest start. None if none was stored.
+        """Returns the plan of the suite's latest start. None if no plan was stored.
 
-        Raises UserError if it cannot be read.
+        Raises UserError if the plan cannot be read.
         """
         # A start may have died between making its run and storing its plan.
         for run in reversed(self.records(RunKind.SUITE)):
@@ -104,7 +108,7 @@ class Source(ABC):
         return None
 
     def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
-        """The section `tuning` of a run's suite, for plans of versions that stored no allowed points.
+        """Reads the section `tuning` of the stored suite, for plans of versions without allowed points.
 
         None for other plans, and if no suite is stored that this version can read.
         """
@@ -118,7 +122,7 @@ class Source(ABC):
 
 
 def _completed(plan: StoredPlan, allowance: Tuning | None) -> StoredPlan:
-    """Fills in the defaults of the version that wrote the plan."""
+    """Fills in fields that the version that wrote the plan did not have."""
     trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
     rows = [_allowed(row, allowance) for row in plan.rows] if allowance else plan.rows
     return plan.model_copy(update={"trials": tuple(trials), "rows": tuple(rows)})

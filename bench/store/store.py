@@ -59,7 +59,10 @@ Item = TypeVar("Item")
 
 
 class Store(Source):
-    """One experiment of a tracking store: the runs of a suite's trials, of its plan and of its searches."""
+    """One experiment of an MLflow tracking store, which holds the runs of a suite.
+
+    There is a run for each trial and for each search, and a run that holds the plan.
+    """
 
     unreadable = BROKEN_STORE
 
@@ -67,7 +70,7 @@ class Store(Source):
         self.client = client
         self.experiment = experiment
         self.uri = uri
-        #: Whether the store accepted the last write. Otherwise records wait.
+        #: Whether the store could be reached at the last attempt. If not, records wait in the outbox.
         self.online = True
 
     @classmethod
@@ -95,7 +98,7 @@ class Store(Source):
 
     @classmethod
     def there(cls, uri: str, name: str) -> Store | None:
-        """Opens an experiment. None if it does not exist.
+        """Opens an experiment. Returns None if it does not exist.
 
         Raises UserError if the store cannot be used, or the experiment was deleted.
         """
@@ -105,7 +108,10 @@ class Store(Source):
 
     @classmethod
     def every(cls, uri: str) -> list[Store]:
-        """Opens all experiments of a store for reading, by name. Raises UserError if there is no store."""
+        """Opens all experiments of a store for reading, sorted by name.
+
+        Raises UserError if there is no store.
+        """
         client = connect(uri, create=False)
         stores = (cls(client, experiment, uri) for experiment in experiments(client))
         return sorted(stores, key=lambda store: store.name)
@@ -130,12 +136,12 @@ class Store(Source):
 
     @property
     def _served(self) -> bool:
-        """Whether the store is a tracking server (http), whose database is out of reach."""
+        """Whether the store is a tracking server (http), so that its database cannot be read directly."""
         return str(self.client.tracking_uri).startswith(("http://", "https://"))
 
     @property
     def local(self) -> bool:
-        """Whether the store is a file on this machine."""
+        """Whether the store is a SQLite file."""
         return self.uri.startswith(SQLITE)
 
     @property
@@ -145,13 +151,13 @@ class Store(Source):
 
     @property
     def outbox(self) -> Path:
-        """The folder on this machine for waiting records of this experiment."""
+        """The folder on this machine for records of this experiment that wait to be sent."""
         return state_folder(self.uri) / "outbox" / self.experiment.name
 
     # --- reading ---
 
     def records(self, kind: RunKind = RunKind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
-        """Every stored run of a kind, oldest first, or those of one trial.
+        """Returns the stored runs of a kind, oldest first. With `trial_id`, only the runs of this trial.
 
         Raises StoreError if the store cannot be read.
         """
@@ -167,15 +173,15 @@ class Store(Source):
         return [run for run in runs if run.tag(Tag.KIND) == kind]
 
     def running(self, driver: str | None = None) -> list[Record]:
-        """The open runs of every kind, of all drivers or of one."""
+        """Returns the runs of every kind that have not ended. With `driver`, only the runs of this driver."""
         whose = f" and tags.{Tag.DRIVER} = '{driver}'" if driver else ""
         runs = self._find(f"attributes.status = 'RUNNING'{whose}")
         return [run for run in runs if run.tag(Tag.KIND) in set(RunKind)]
 
     def ended_since(self, time: int) -> list[Record]:
-        """The trials' runs that ended since a time, in milliseconds since the epoch, oldest first.
+        """Returns the trials' runs that ended at or after `time`, in milliseconds since the epoch.
 
-        The driver of a run sets the time of its end by its own clock.
+        They are sorted by their start. The end of a run is stated by the clock of its driver's machine.
         """
         return self._find(f"tags.{Tag.KIND} = '{RunKind.TRIAL}' and attributes.end_time >= {time}")
 
@@ -184,9 +190,9 @@ class Store(Source):
         return find_runs(self.client, [self.experiment.experiment_id], condition)
 
     def artifact(self, record: Record, name: Artifact) -> Path | None:
-        """An artifact as a local file. None if the run has no such artifact.
+        """Returns a local file with the artifact's content. None if the run has no such artifact.
 
-        Raises UserError if it changed since it was stored, or cannot be read.
+        Raises UserError if the artifact changed since it was stored, or cannot be read.
         """
         where = urlparse(record.artifacts)
         if where.scheme in ("", "file"):
@@ -212,7 +218,7 @@ class Store(Source):
         return not self._lacks(record, name)
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
-        """Whether the store's list of a run's artifacts lacks this one. False if the store is silent."""
+        """Whether the run surely has no such artifact. False if the store does not answer."""
         try:
             return name not in {file.path for file in self.client.list_artifacts(record.run_id)}
         except BROKEN_STORE:
@@ -226,7 +232,7 @@ class Store(Source):
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
 
     def details(self, record: Record) -> tuple[dict[str, str], dict[str, int | None]]:
-        """The parameters of a run, and its artifacts with their sizes in bytes (None for a folder)."""
+        """Returns a run's parameters, and the sizes of its artifacts in bytes by name (None for a folder)."""
         listed = self.client.list_artifacts(record.run_id)
         params = self.client.get_run(record.run_id).data.params
         return dict(params), {file.path: file.file_size for file in listed}
@@ -261,7 +267,7 @@ class Store(Source):
 
     @insisting
     def begin(self, kind: RunKind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
-        """Reopens the newest run of this kind with these tags, or opens a new one. Returns its id."""
+        """Reopens the newest run of this kind with these tags, or opens a new run. Returns the run's id."""
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
 
         def same() -> list[Record]:
@@ -283,7 +289,10 @@ class Store(Source):
         return run_id
 
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
-        """Opens the run that holds the plan and encloses the trials' runs. Returns its id."""
+        """Opens the run that holds the plan, and stores the plan. Returns the run's id.
+
+        The trials' runs are nested in this run.
+        """
         # With torch, which reading a store does not need.
         from bench.plan.lock import stored_suite
 
@@ -299,7 +308,7 @@ class Store(Source):
 
     @insisting
     def keep(self, run_id: str, name: Artifact, content: Wired) -> None:
-        """Stores a JSON artifact."""
+        """Stores a JSON artifact of a run."""
         keep_json(self.client, run_id, name, content)
 
     @insisting
@@ -308,15 +317,16 @@ class Store(Source):
 
     @insisting
     def keep_folder(self, run_id: str, folder: Path, where: str) -> None:
-        """Stores all files of a folder as artifacts under `where`, in one request."""
+        """Stores all files of a folder as artifacts of a run, in its folder `where`, in one request."""
         self.client.log_artifacts(run_id, str(folder), where)
 
     @insisting
     def send(self, record: Record, folder: Path | None = None) -> None:
-        """Writes a record; twice does no harm. Raises StoreError if the store fails or refuses it.
+        """Writes a record into the store. Writing it twice does no harm.
 
-        `folder` contains its artifacts. The status of an ended run is written last. If several runs of a
-        trial finished, the first one with its adapter counts, and the others are marked as duplicates.
+        `folder` contains the record's artifacts. The status of an ended run is written last. If several runs
+        of a trial finished, one counts and the others are marked as duplicates: the first run that has its
+        adapter counts, or the first run if none has. Raises StoreError if the store fails or refuses.
         """
         client, run_id, ended = self.client, record.run_id, record.ended
         config = None if folder is None else folder / Artifact.CONFIG
@@ -342,10 +352,10 @@ class Store(Source):
             client.set_terminated(run_id, record.status.ended, ended)
 
     def _is_duplicate(self, record: Record, folder: Path | None) -> bool:
-        """Whether another finished run of the trial counts instead of this one.
+        """Whether another finished run of the trial counts instead of this run.
 
-        If only this run has the adapter (the others came from packs), this one counts, and the others are
-        marked as duplicates here.
+        If this run has its adapter and the other runs, which came from packs, have none, this run counts. The
+        other runs are then marked as duplicates.
         """
         # Only trials can have duplicate runs, not searches, allocations and suites.
         if not record.trial_id:
@@ -361,12 +371,14 @@ class Store(Source):
 
 
 def _parts(items: list[Item], most: int) -> Iterator[list[Item]]:
-    """Splits the items into lists of at most `most`."""
     return (items[start : start + most] for start in range(0, len(items), most))
 
 
 def parameters(config: bytes) -> dict[str, str]:
-    """The parameters that MLflow shows for a run, from its `config.json`. Empty if that is malformed."""
+    """Returns the parameters that MLflow shows for a run, from the content of its `config.json`.
+
+    Empty if the content is malformed.
+    """
     try:
         trial = json.loads(config).get("trial")
     except (ValueError, AttributeError, RecursionError):
@@ -399,7 +411,7 @@ def _not_deleted(experiment: Experiment, uri: str) -> Experiment:
 
 @asking_again
 def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
-    """The experiment of this name, created if missing. Raises UserError if it cannot be created."""
+    """Returns the experiment of this name. Creates it if missing. Raises UserError if that fails."""
     if experiment := client.get_experiment_by_name(name):
         return experiment
     location = None

@@ -47,18 +47,18 @@ class StoredTrial:
 
     @property
     def verified(self) -> bool:
-        """Whether the store has hashes of configuration and adapter, which loading then checked.
+        """Whether configuration and adapter were checked against stored hashes on loading.
 
-        Older versions stored no hashes.
+        False for trials of older versions, which stored no hashes.
         """
         return {Artifact.CONFIG, Artifact.ADAPTER} <= hashes(self.record).keys()
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The method's ranks, or those of modes and bonds after training cut them.
+        """The ranks left at the end of training, which are the method's ranks unless training cut some.
 
-        Empty for methods without ranks. For AdaLoRA, which distributes ranks over layers, the method's rank
-        is the mean over layers.
+        Empty for methods without ranks. AdaLoRA is an exception: since it ends with another rank in each
+        layer, this is the method's rank, which is the mean over layers.
         """
         left = list(self.adapter.final_ranks().values())
         if left and all(len(ranks) == 1 for ranks in left):
@@ -66,23 +66,27 @@ class StoredTrial:
         return self.method.size or ()
 
     def content(self, name: Artifact) -> bytes:
-        """The content of an artifact. Raises UserError if it is missing or changed."""
+        """Returns the content of an artifact of the trial. Raises UserError if it is missing or changed."""
         return _content(self.store, self.record, name)
 
     def keep(self, name: Artifact, content: Wired, tag: Tag) -> None:
-        """Stores an artifact on the trial's run, and sets the tag by which reports find the artifact."""
+        """Stores an artifact of the trial's run, and sets the tag by which reports find the artifact."""
         self.store.keep(self.record.run_id, name, content)
         self.store.tag(self.record.run_id, tag, YES)
 
 
 @contextmanager
 def stored_trial(store: str, run: str, opened: Sequence[str] = ()) -> Iterator[StoredTrial]:
-    """Loads adapter and head of a finished trial. The adapter is detached at the end.
+    """Loads the adapter and head of a finished trial. At the end of the context, the adapter is detached.
 
-    `run` is an MLflow run id or a trial id, or the beginning of one. `opened` lists folders, or "hub", that a
-    trial from a pack may open. Raises UserError for a run that is unknown, ambiguous or not finished, for a
-    missing or changed artifact, for a backbone or method that changed since, and for data or a backbone that
-    may not be opened.
+    `run` is an MLflow run id or a trial id, or the beginning of one. `opened` matters only for a trial that
+    came from a pack: it lists the folders that the trial may open, or "hub" for the Hugging Face hub.
+
+    Raises UserError for each of these:
+    - the run is unknown, ambiguous or not finished
+    - an artifact is missing or changed
+    - the backbone or the method changed since the trial
+    - the trial's data or backbone may not be opened
     """
     access = Access(opened)
     source, record = find_finished(store, run)
@@ -104,9 +108,10 @@ def stored_trial(store: str, run: str, opened: Sequence[str] = ()) -> Iterator[S
 def put_back(
     record: Record, trial: Trial, weights: bytes, backbone: LoadedBackbone, outputs: int
 ) -> Iterator[tuple[Method, Adapter]]:
-    """Puts a trial's stored adapter and head on its backbone. The adapter is detached at the end.
+    """Puts a trial's stored adapter and head on its backbone. At the end, the adapter is detached.
 
-    Raises UserError if `weights` do not belong to this method and backbone.
+    `weights` is the content of the stored file. `outputs` is the number of the head's outputs. Raises
+    UserError if the weights do not belong to this method and backbone.
     """
     state, method = _state(record, weights), from_identity(trial.method)
     model_input = trial.task.input(backbone.info.input)
@@ -121,7 +126,7 @@ def put_back(
 
 
 def find_finished(store: str, run: str) -> tuple[Store, Record]:
-    """Like `find_trial`, but also raises UserError for a trial that has not finished."""
+    """Finds a trial as `find_trial` does, but also raises UserError if it has not finished."""
     try:
         opened, record = find_trial(store, run)
     except BROKEN_STORE as error:
@@ -130,9 +135,9 @@ def find_finished(store: str, run: str) -> tuple[Store, Record]:
 
 
 def find_trial(store: str, run: str) -> tuple[Store, Record]:
-    """Finds the trial whose run id or trial id begins with `run`, and its experiment.
+    """Finds the run whose run id or trial id begins with `run`, and returns it with its experiment.
 
-    Raises UserError for none or several.
+    For a trial id, it is the trial's run that counts. Raises UserError if no run or several runs match.
     """
     client = connect(store, create=False)
     record = _find(client, run)
@@ -141,10 +146,6 @@ def find_trial(store: str, run: str) -> tuple[Store, Record]:
 
 
 def _find(client: MlflowClient, run: str) -> Record:
-    """The trial whose run id or trial id begins with `run`. Raises UserError for none or several.
-
-    A trial id refers to the trial's run that counts.
-    """
     every = [experiment.experiment_id for experiment in experiments(client)]
     records = find_runs(client, every, f"tags.{Tag.KIND} = '{RunKind.TRIAL}'")
     start = run.strip().lower()

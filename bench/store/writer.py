@@ -1,4 +1,4 @@
-"""Writes trials into the store, while they run and when they end."""
+"""Writes a trial into the store, while it runs and when it ends."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ def begin_trial(
     parent: str,
     tags: Mapping[Tag, str] = {},
 ) -> TrialRun:
-    """Opens the run of a trial, nested under the run `parent`, with the tags known before its start.
+    """Opens the run of a trial, with the tags that are known before the trial starts.
 
-    `rows` are the plan's rows with this trial. `tags` are added to those of every trial. `TrialRun.start`
-    follows when the trial starts, because only its worker knows the machine.
+    `rows` are the rows of the plan that contain the trial. `parent` is the id of the run in which the trial's
+    run is nested. `tags` are added to the tags that every trial has. When the trial starts, `TrialRun.start`
+    adds what only its worker knows, such as the hardware.
     """
     row = rows[0]
     budgets = [
@@ -73,10 +74,10 @@ def begin_trial(
 
 
 class TrialRun:
-    """Writes one trial.
+    """Writes the run of one trial: its start, its progress and its end.
 
-    Data that the store does not accept wait until `flush` succeeds: in memory while the trial runs, and on
-    disk after it has ended.
+    If the store does not accept data, they wait until `flush` succeeds. They wait in memory while the trial
+    runs, and on disk after it has ended.
     """
 
     def __init__(self, store: Store, run_id: str, metric: str, trial_id: str) -> None:
@@ -93,7 +94,7 @@ class TrialRun:
 
     @property
     def ended(self) -> bool:
-        """Whether the record is on disk, from where it will be sent."""
+        """Whether the trial has ended: its record is on disk and will be sent from there."""
         return self._kept is not None
 
     def _add(self, tags: Mapping[str, str], points: Iterable[Point], files: Mapping[Artifact, bytes]) -> None:
@@ -109,7 +110,11 @@ class TrialRun:
     def start(
         self, config: dict[str, Any], provenance: Mapping[str, str], start: Start | None = None
     ) -> None:
-        """Stores the resolved configuration, the worker's provenance, and the origin of the start."""
+        """Stores what is known when the trial starts.
+
+        `config` is the trial with all of its fields. `provenance` comes from the worker. `start` has the
+        suite's text, the versions of packages and the seeds.
+        """
         tags = {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         if start is not None:
             tags[Tag.SUITE_HASH] = start.suite.sha256
@@ -134,9 +139,10 @@ class TrialRun:
             self.flush()
 
     def end(self, ending: Record) -> bool:
-        """Writes the record to disk, after which nothing can be lost, then sends it.
+        """Writes the record to disk, after which nothing can be lost, and then sends it.
 
-        Returns whether it was sent. Raises StoreError if the disk refuses the record, and as `flush` does.
+        Returns whether it was sent. Raises StoreError if the record cannot be written to disk, or if sending
+        fails.
         """
         self._add(ending.tags, ending.points, ending.files)
         hashes = json.dumps(self._hashes, sort_keys=True)
@@ -156,14 +162,14 @@ class TrialRun:
         self._store.client.set_terminated(self.run_id, Status.KILLED)
 
     def put_aside(self) -> Path:
-        """Puts the record aside, so that it is never sent. Returns its new folder."""
+        """Puts aside the record on disk, so that it is never sent. Returns its new folder."""
         assert self._kept is not None
         return Outbox.refuse(self._kept)
 
     def flush(self) -> bool:
-        """Sends the pending record unless the store is known to be unreachable. Returns whether it was sent.
+        """Sends the data that wait. Returns False without sending if the store is known to be unreachable.
 
-        Raises StoreError if sending fails. The record then stays pending.
+        Raises StoreError if sending fails. The data then wait on.
         """
         if not self._store.online:
             return False
