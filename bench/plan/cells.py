@@ -1,4 +1,7 @@
-"""Cells of a suite: one method under one budget on one task and backbone, with its rows and trials."""
+"""The cells of a suite, from which the rows and trials of its plan are built.
+
+A cell is one method under one budget on one task and backbone.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,27 @@ from bench.records.words import Phase
 from bench.tasks import Task
 from methods import Geometry, Method, UserError, create
 
-#: Tables give parameters in percent of LoRA with this rank on query, key and value, as the paper does.
+#: The rank of LoRA, on query, key and value, whose number of parameters is 100% in tables and in the paper.
 REFERENCE_RANK = 4
 
-#: The centre for methods whose source states no rate, and for methods that train the backbone's weights.
+#: The default centre of methods whose paper states no learning rate, and of methods that train the
+#: backbone's own weights.
 CENTRE, CENTRE_OF_WEIGHTS = 5e-3, 1e-4
 
 #: The largest learning rate of AdamW that makes sense: each step moves every parameter by about the rate.
 LARGEST_RATE = 1.0
 
-#: Decimals of an offset and of a rate's mantissa. Rounding makes rates and ids equal on every machine.
+#: The numbers of decimals to which offsets and the mantissas of learning rates are rounded. Rounding makes
+#: rates and ids equal on every machine.
 DECIMALS, MANTISSA = 4, 3
 
 
 class Planned(NamedTuple):
-    """The rows of a cell, and its trials, each with its study and its position within the study."""
+    """The rows and trials of a cell.
+
+    Each trial comes with a pair of numbers, its study and its position within the study, by which a plan
+    orders its trials. Without studies, the first number is 0.
+    """
 
     rows: list[Row]
     trials: list[tuple[tuple[int, int], Trial]]
@@ -47,7 +56,8 @@ class RateWindow:
 
     centre: float
     decades: float
-    #: The head's learning rate. None without a head, or if only the head is trained, at the window's rates.
+    #: The head's learning rate. None if there is no head, or if the head is all that is trained. A head that
+    #: is trained alone has the window's rates.
     head_lr: float | None
 
     def rate(self, offset: float) -> float:
@@ -55,7 +65,7 @@ class RateWindow:
         return float(f"{self.centre * 10**offset:.{MANTISSA}e}")
 
     def setting(self, rate: float) -> Setting:
-        """The setting of a trial with this learning rate; the head has its own rate, or else the same."""
+        """Returns the rates of a trial with this learning rate. The head has `head_lr` or else the same."""
         return Setting(lr=rate, head_lr=self.head_lr or rate)
 
 
@@ -96,7 +106,7 @@ class PlanCell:
     head_follows: bool
     #: The labels that the suite gives to method, backbone and task.
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
-    #: The method's overrides of the recipe, as text for its label.
+    #: The recipe fields that the method's row sets, as text for the label: `lr=0.001, warmup=0.0`.
     overrides: str = ""
     #: The centre of the studies' learning rates that the method's row gives. None if it gives none.
     centre: float | None = None
@@ -105,7 +115,7 @@ class PlanCell:
 
     @property
     def target_count(self) -> int | None:
-        """The number of adapter parameters that the budget requests. None if it sets the ranks."""
+        """The number of adapter parameters that the budget requests. None if there is no such number."""
         return requested_parameters(self.budget, self.info.geometry)
 
     @property
@@ -163,7 +173,11 @@ class PlanCell:
         candidates: Sequence[CandidateSetting] = (),
         studies: StudyPlan | None = None,
     ) -> Row:
-        """Builds the row of these trials (ids by seed). `method` is the cell's method with other ranks."""
+        """Builds the row of the given trials.
+
+        `trials` maps seeds to trial ids. An id is None until tuning has chosen the seed's trial. If given,
+        `method` is the cell's method with other ranks.
+        """
         sized = method or self.method
         own, shown = self.own, self.shown
         count, peak = sized.count(self.info.geometry), sized.peak_count(self.info.geometry)
@@ -196,7 +210,7 @@ class PlanCell:
         )
 
     def planned(self) -> Planned:
-        """Returns the rows and trials of the cell, made by studies, by equal tuning, or by seeds."""
+        """Returns the cell's rows and trials: those of studies, of equal tuning, or a trial for each seed."""
         if self.suite.studies:
             return self._studied(self.suite.studies)
         if self.suite.equal_tuning:
@@ -205,10 +219,7 @@ class PlanCell:
         return Planned([self.row(_ids(trials))], [((0, place), t) for place, t in enumerate(trials)])
 
     def _studied(self, studies: Studies) -> Planned:
-        """Returns the row of the cell's studies, and its trials.
-
-        A fitted head has no learning rate and is the same for every seed, so it is a single trial.
-        """
+        # A fitted head has no learning rate and is the same for every seed, so it is a single trial.
         if self.method.fits_head:
             trial = self.trial(studies.seed(0, 0), self.suite.evaluate)
             return Planned([self.row(_ids([trial]))], [((0, 0), trial)])
@@ -233,7 +244,7 @@ class PlanCell:
         return Planned([self.row(_ids(trial for _, trial in trials), studies=plan)], trials)
 
     def _tuned(self, tuning: Tuning) -> Planned:
-        """Returns the cell's row, one tuning row for each setting, and the tuning trials."""
+        """Returns the cell's row, one row for each point of tuning, and the tuning trials."""
         grids = self.tunable(tuning.grids)
         rows: list[Row] = []
         trials: list[Trial] = []
@@ -267,13 +278,14 @@ class PlanCell:
         )
 
     def window(self) -> RateWindow:
-        """The learning rates of the cell's studies.
+        """The window of learning rates of the cell's studies.
 
-        The centre is that of the method's row. Without one it is the head's rate for `head_only`,
-        `CENTRE_OF_WEIGHTS` for full fine-tuning, and for other methods that of the suite's window: a number,
-        or the method's published rate (`CENTRE` if there is none).
+        Its centre is the one that the method's row gives. If the row gives none, the centre is the head's
+        rate for `head_only` and `CENTRE_OF_WEIGHTS` for full fine-tuning. For any other method, the suite's
+        window gives a number as centre, or says that the centre is the method's published rate (`CENTRE` if
+        none is published).
 
-        Raises UserError for a window beyond the learning rates that AdamW can use.
+        Raises UserError if the window reaches below `lr_floor` or above `LARGEST_RATE`.
         """
         studies, method = self.suite.studies, self.method
         assert studies is not None

@@ -1,4 +1,7 @@
-"""The sections of a suite that choose settings by validation: tuning, studies, search, allocation, pilot."""
+"""The sections of a suite that choose rates, scale, ranks or epochs on validation.
+
+They are `tuning` (equal tuning or studies), `search`, `allocation` and `pilot`.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from bench.plan.recipe import Epochs
 from bench.records.words import By
 from methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 
-#: The tuned axes besides ranks, in order: the adapter's learning rate, the method's scale, the head's
-#: learning rate, and the ratio of the core's rate to the adapter's.
+#: The hyper-parameters besides ranks that can be tuned, here called axes: the adapter's learning rate, the
+#: method's scale, the head's learning rate, and the ratio of the core's rate to the adapter's.
 AXES = ("lr", "scale", "head_lr", "core_lr")
 
 #: The largest seed of a search. Optuna's samplers take 32 bits, and each tried point adds 1.
@@ -53,13 +56,16 @@ Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class ChoosingSection(Frozen):
-    """The common fields of all sections that choose settings by validation before the final runs."""
+    """The fields that `tuning`, `search` and `allocation` share.
+
+    Each of these sections makes choices on validation before the final runs.
+    """
 
     #: The seeds of the tuning trials. None of them may be a seed of the final runs.
     seeds: SelectionSeeds = (1000,)
     #: The epochs of each tuning trial. None: as many as the final runs.
     epochs: Epochs | None = None
-    #: The validation result to compare. The loss distinguishes states with equal scores on a small split.
+    #: The validation result that is compared. On a small split many scores are equal, but hardly any losses.
     by: By = "loss"
 
     @field_validator("seeds", *AXES, "modes", check_fields=False)
@@ -75,7 +81,7 @@ class ChoosingSection(Frozen):
 
     @property
     def grids(self) -> dict[str, tuple[float, ...]]:
-        """The values to try by axis, in the order of AXES. Absent axes keep the suite's value."""
+        """The values to try for each axis, in the order of AXES. An absent axis keeps the suite's value."""
         return {axis: grid for axis in AXES if (grid := getattr(self, axis, None))}
 
 
@@ -101,10 +107,11 @@ class Tuning(ChoosingSection):
 
 
 class Window(Frozen):
-    """The learning rates of a study: log-uniform around a method's centre."""
+    """The window from which a study draws learning rates, log-uniformly around the method's centre."""
 
-    #: The centre for methods whose rows give none. `published`: the method's published rate, or
-    #: `bench.plan.cells.CENTRE` if there is none.
+    #: The centre of methods whose rows give none. `published`: the method's published rate, or
+    #: `bench.plan.cells.CENTRE` if none is published. `head_only` and full fine-tuning have other centres,
+    #: described at `bench.plan.cells.PlanCell.window`.
     around: Literal["published"] | PositiveFloat = "published"
     #: The width of the window in decades.
     decades: Annotated[PositiveFloat, Field(le=6)] = 1.0
@@ -119,10 +126,11 @@ class Window(Frozen):
 
 
 class Studies(Frozen):
-    """Independent tunings of every method on every task: `points` trials each, at fresh rates and seeds.
+    """Independent tunings of every method on every task.
 
-    A study keeps its trial with the lowest validation loss. Every trial is scored on the test split, but no
-    test score chooses anything. Seeds, and positions in the window of rates, are the same for all methods.
+    A study has `points` trials, each with a learning rate and a seed of its own, and keeps the trial with the
+    lowest validation loss. Every trial is scored on the test split, but no test score chooses anything. All
+    methods have the same seeds, and the same offsets of their rates from the centre.
     """
 
     #: The number of studies of each method. A single study would give no interval.
@@ -158,7 +166,7 @@ class Studies(Frozen):
         """The values of k for which the score after k trials is shown.
 
         They are the number of points of a study, and the powers of two up to twice that number. No k exceeds
-        the trials that remain without one study, which a jackknife leaves out.
+        the number of trials in all studies but one, because the jackknife leaves one study out.
         """
         most = min(2 * self.points, (self.studies - 1) * self.points)
         powers = (2**power for power in range(most.bit_length()) if 2**power <= most)
@@ -172,12 +180,13 @@ class Search(ChoosingSection):
     trials: Points
     #: The modes whose ranks are searched; other modes keep the heuristic's ranks. None: all modes.
     modes: Modes | None = None
-    #: Grids that are searched together with the ranks.
+    #: The values of rates and scale that are searched together with the ranks. None: not searched.
     lr: Grid | None = None
     scale: ScaleGrid | None = None
     head_lr: Grid | None = None
     core_lr: Grid | None = None
-    #: The objectives. `metric` is the result named by `by`; adding the parameters gives a Pareto front.
+    #: The objectives. `metric` is the result named by `by`. With the number of parameters as second objective,
+    #: the search gives a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
     #: The rule that ends a weak trial after an epoch. `auto`: the median rule with one objective and at least
     #: two epochs, otherwise none.
@@ -202,7 +211,8 @@ class Allocation(ChoosingSection):
     modes: Modes | None = None
     #: The number of ranks to try per mode, evenly spaced on a logarithmic scale.
     ranks: int = Field(6, ge=2, le=6)
-    #: The number of rank vectors from isorank to the heuristic's, both ends included. 0 skips the path.
+    #: The number of rank vectors on the path from equal ranks to the heuristic's ranks, both ends included.
+    #: 0 skips the path.
     path: int = Field(5, ge=0, le=12)
     #: The rank of every mode at the path's beginning.
     isorank: BudgetRank = 4
@@ -213,7 +223,7 @@ PILOT_RATES = (5e-4, 1.581e-3, 5e-3, 1.581e-2, 5e-2)
 
 
 class PilotStep(Frozen):
-    """A step of a pilot, which tries learning rates or numbers of epochs, each with all of `seeds`."""
+    """A step of a pilot. It tries several learning rates or numbers of epochs, each with all of `seeds`."""
 
     seeds: SelectionSeeds = (1000, 1001)
 
@@ -248,20 +258,21 @@ class Lengths(PilotStep):
 
 
 class Centres(PilotStep):
-    """Chooses each method's centre by a parabola through mean validation losses over the log rate.
+    """Chooses each method's centre from its mean validation losses at several learning rates.
 
-    The centre is the parabola's vertex. Methods whose rows give a centre keep it.
+    `bench.search.pilot.vertex` says how. A method whose row gives a centre keeps that centre.
     """
 
     #: The task on which rates are tried. None: the suite's first task.
     task: str | None = None
     rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=3)] = PILOT_RATES
-    #: Factors that shift a method's rates, by label, title or registered name.
+    #: Factors by which the rates of some methods are multiplied. The keys are labels, titles or registered
+    #: names of methods.
     multiples: dict[str, PositiveFloat] = {}
 
 
 class Pilot(Frozen):
-    """The steps of `tensorbench search` before the studies, using validation only. None skips a step."""
+    """The steps that `tensorbench search` runs before the studies, on validation only. None skips a step."""
 
     head_lr: HeadRates | None = HeadRates()
     epochs: Lengths | None = Lengths()

@@ -15,19 +15,19 @@ from bench.plan.settings import RATIOS, Grids, Setting, points
 #: The least absolute correlation at which two axes count as confounded.
 TIED = 0.5
 
-#: The largest ratio between neighbouring rates, or products of rate and scale, without a warning. The
-#: optimum of fine-tuning is about a decade wide, and a coarser grid may miss it.
+#: The largest ratio between neighbouring values of a grid that gives no warning. The best learning rates span
+#: about a decade, and a coarser grid may miss them.
 COARSE = 4.0
 
 
 def shared_points(plan: Plan) -> list[Setting]:
-    """The tuning points that all methods of a plan share. Empty without equal tuning."""
+    """Returns the points that equal tuning tries for a method with all axes. Empty without equal tuning."""
     section = plan.suite.equal_tuning
     return points(section.grids, section.grids, section.trials, Setting()) if section else []
 
 
 def tuning_notes(plan: Plan) -> list[str]:
-    """Warnings about a plan's tuning, made before it starts. Empty without tuning."""
+    """Returns warnings about a plan's equal tuning before it starts. Empty without equal tuning."""
     if plan.suite.equal_tuning is None:
         return []
     notes = [f"tuning: {note}" for note in coarse(plan.suite.equal_tuning.grids)]
@@ -46,7 +46,7 @@ def tuning_notes(plan: Plan) -> list[str]:
 
 
 def tied(settings: Sequence[Setting]) -> Iterator[str]:
-    """Yields a warning for every two hyper-parameters whose logarithms correlate over the settings."""
+    """Yields a warning for every two axes whose logarithms are correlated over these points of tuning."""
     values = {
         axis: [log(value) for setting in settings if (value := getattr(setting, axis)) is not None]
         for axis in AXES
@@ -61,7 +61,7 @@ def tied(settings: Sequence[Setting]) -> Iterator[str]:
 
 
 def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
-    """Yields a warning for each axis with values in its grid that no point has."""
+    """Yields a warning for each axis whose grid has values that none of these points of tuning has."""
     for axis, grid in grids.items():
         missing = sorted(set(grid) - {getattr(setting, axis) for setting in settings})
         if missing:

@@ -43,10 +43,10 @@ class Locked(Frozen):
 
 
 class Lock(Frozen):
-    """A suite's hub repositories, each at a commit.
+    """The content of a lock file: a suite's hub repositories, each fixed to a commit.
 
-    Keys of backbones are the names in the suite (`owner/model` or `timm:model`), with `@` and the revision if
-    the suite has several revisions of a repository. Keys of tasks are their names.
+    Keys of tasks are their names. Keys of backbones are the names in the suite (`owner/model` or
+    `timm:model`). If the suite has several revisions of one repository, `@` and the revision follow the name.
     """
 
     version: Literal[1] = VERSION
@@ -54,10 +54,10 @@ class Lock(Frozen):
     tasks: dict[str, Locked] = {}
 
     def apply(self, suite: Suite, path: Path) -> Suite:
-        """Returns the suite with every hub repository and its files fixed to the lock.
+        """Returns the suite with every hub repository fixed to its commit and file hashes in this lock.
 
-        `path` is the lock's file, for messages. Raises UserError for a repository that is not locked, or
-        locked at another revision than the suite gives.
+        `path` is the lock's file, for messages. Raises UserError for a repository that the lock lacks, or
+        locks at another revision than the suite gives.
         """
         backbones = []
         for spec in suite.backbones:
@@ -109,12 +109,12 @@ class Lock(Frozen):
 
 
 def at_revision(spec: BackboneSpec) -> str:
-    """The lock's key of a hub backbone that the suite uses at several revisions."""
+    """Returns a hub backbone's key in the lock of a suite that uses several revisions of it."""
     return f"{spec.hub_name}@{spec.revision or 'main'}"
 
 
 def stored_suite(suite: Suite) -> StoredSuite:
-    """The suite as stored with results: its fields, and the files of its lock."""
+    """Returns the suite as it is stored with results: its fields, and the commits and files of its lock."""
 
     def entry(repository: str | None, place: BackboneSpec | DataSource) -> dict[str, Any]:
         return {"repository": repository, "revision": place.revision, "files": dict(place.locked)}
@@ -141,6 +141,6 @@ def read_lock(path: Path) -> Lock:
 
 
 def hub_task(row: TaskRow) -> HubTask | None:
-    """The row's task if its data come from a hub, otherwise None. Raises UserError as `lookup` does."""
+    """Returns the row's task if its data come from a hub, else None. Raises UserError as `lookup` does."""
     task = row.lookup()
     return task if isinstance(task, HubTask) and task.source.local is None else None

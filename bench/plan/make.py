@@ -1,4 +1,4 @@
-"""Makes a plan from a suite: pairs of task and backbone, sizes under each budget, and their trials."""
+"""Makes a plan from a suite: pairs tasks with backbones, and sizes every method for every budget."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ OF_FORWARD = {"batch_size", "precision", "compile", "deterministic"}
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
-    """Makes the plan of a suite and starts nothing. `device` resolves precision `auto`, which enters ids.
+    """Makes the plan of a suite, and starts nothing.
 
-    With equal tuning, final trials appear as candidates of rows until one of them is chosen. Raises UserError
-    for a device other than cpu and cuda, and as `cells` does.
+    `device` decides the precision of recipes with precision `auto`, and thereby their trials' ids. With equal
+    tuning, a row lists the final trials of every point as candidates until a point is chosen. Raises
+    UserError for a device other than cpu and cuda, and as `cells` does.
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
@@ -61,7 +62,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
 
 
 def cells_of(plan: Plan, device: str) -> list[PlanCell]:
-    """The suite's cells (method, budget, task, backbone) of which the plan has rows."""
+    """Returns the suite's cells (method, budget, task, backbone) that have a row in the plan."""
     rows = {(row.method, row.backbone, row.task, row.budget, row.ranks) for row in plan.rows}
     keyed = {
         (*cell.shown, cell.budget.label if cell.budget else None, cell.method.size or ()): cell
@@ -71,7 +72,7 @@ def cells_of(plan: Plan, device: str) -> list[PlanCell]:
 
 
 class Pairing(NamedTuple):
-    """A task and a backbone of its modality, each with its description."""
+    """A task and a backbone of its modality, each as the suite's row and with its description."""
 
     task: TaskRow
     definition: Task
@@ -84,7 +85,7 @@ class Pairing(NamedTuple):
 
 
 def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, PlanCell]]:
-    """Yields every method under every budget, each with the index of its pair of task and backbone.
+    """Yields the cells of a suite, each with the index of its pair of task and backbone.
 
     Raises UserError for invalid names, ranks, budgets, sizes and pairings, and for too many trials.
     """
@@ -133,9 +134,9 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, PlanCell]]:
 
 
 def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
-    """Removes the core's rate from a recipe if the method has no core, since it has no effect there.
+    """Returns the recipe. If the method has no core, `core_lr` is set back to 1, as it has no effect.
 
-    Raises UserError if the method's own row gives such a rate.
+    Raises UserError if the row of a method without core gives `core_lr`.
     """
     if method.has_core:
         return recipe
@@ -146,7 +147,7 @@ def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
 
 @contextmanager
 def _naming(row: int) -> Iterator[None]:
-    """Context in which a UserError gets the index of the suite's method row as prefix."""
+    """Prefixes a UserError that is raised in this context with the index of the suite's method row."""
     try:
         yield
     except UserError as error:
@@ -155,15 +156,15 @@ def _naming(row: int) -> Iterator[None]:
 
 
 def _shown(value: Any) -> str:
-    """The value of a recipe's field as text in a row's name."""
+    """Returns the value of a recipe's field as text for the method's label."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _data(pair: Pairing) -> dict[str, Any]:
-    """Everything that a trial's examples depend on, except its seed and the number of examples.
+    """Returns everything that a trial's examples depend on, except its seed and the number of examples.
 
-    Raises UserError for a text backbone without tokenizer, and for `max_tokens` on images or beyond what the
-    backbone reads.
+    Raises UserError for a text backbone without tokenizer, and for a `max_tokens` that is given for images or
+    exceeds the backbone's limit.
     """
     task, info, model_input = pair.task, pair.info, pair.model_input
     if isinstance(model_input, TextInput):
@@ -221,10 +222,10 @@ def _pairs(suite: Suite) -> list[Pairing]:
 def _with_distinct_names(
     backbones: Sequence[tuple[BackboneSpec, BackboneInfo]],
 ) -> list[tuple[BackboneSpec, BackboneInfo]]:
-    """Gives the backbones distinct names, by which tables and searches identify them.
+    """Gives the backbones distinct names, because tables and searches identify a backbone by its name.
 
-    If several backbones have the same name, image sizes or labels are added to it. Raises UserError for names
-    that stay equal.
+    If several backbones have one name, their image sizes or labels are added to it. Raises UserError for
+    names that stay equal.
     """
     labelled: set[str] = set()
     for (spec, info), (other_spec, other) in combinations(backbones, 2):
@@ -300,8 +301,8 @@ def _check_number(suite: Suite, pairs: int, methods: int) -> None:
 def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
     """Raises UserError for ranks so large that smaller ranks are as powerful on this backbone.
 
-    Ranks set by a budget, and equal ranks given by a row, may exceed the smaller modes, as the paper's
-    isorank does. No rank may exceed the largest mode.
+    A rank may not exceed its mode. If a budget sets the ranks, or if all ranks of a row are equal, ranks may
+    exceed the smaller modes, as the paper's isorank does, but not the largest mode.
     """
     ranks, limits = method.size or (), method.rank_limits(geometry)
     if budget is not None or len(set(ranks)) == 1:
@@ -336,9 +337,9 @@ def _check_weights(method: Method, spec: BackboneSpec) -> None:
 
 
 def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
-    """Raises UserError if a fitted head meets a model that answers in words.
+    """Raises UserError if a fitted head cannot be used as the suite says.
 
-    Also if its row has a centre or training settings.
+    It cannot with a model that answers in words, with a centre, or with recipe fields of training.
     """
     if not method.fits_head:
         return
@@ -357,7 +358,7 @@ def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
 
 
 def _check_steps(method: Method, recipe: Recipe, pair: Pairing, suite: Suite) -> None:
-    """Raises UserError if training is too short for the method, as far as its length is known."""
+    """Raises UserError if training is too short for the method. Skipped if its length is not yet known."""
     for part in (None, suite.equal_tuning, suite.search, suite.allocation):
         trained = Setting().recipe(recipe, part.epochs if part else None)
         if trained.steps or pair.examples is not None:

@@ -20,8 +20,8 @@ from pydantic import (
 from methods import UserError
 from methods.validation import Frozen, Later, refuse_repeats
 
-#: The value of `adapter_weight_decay` that means the head's weight decay. Before the option existed, every
-#: adapter had this weight decay.
+#: The value of `adapter_weight_decay` with which the adapter has the head's weight decay. Every adapter had
+#: the head's weight decay before the option existed.
 AS_HEAD = "as weight_decay"
 
 #: Bounds against typing errors such as an extra zero.
@@ -108,7 +108,10 @@ class Recipe(Frozen):
         return self
 
     def step_count(self, examples: int) -> int:
-        """The number of optimizer steps for a number of training examples. Needs a resolved recipe."""
+        """Returns the number of optimizer steps for a number of training examples.
+
+        The recipe must be resolved.
+        """
         return self.steps or math.ceil(examples / self.batch_size) * (self.epochs or 0)
 
     def check_batch(self, task: str, available: int) -> None:
@@ -126,12 +129,10 @@ class Recipe(Frozen):
         return self.weight_decay if decay == "as weight_decay" else decay
 
     def resolved(self, device: str, weights: str = "float32") -> Recipe:
-        """Replaces defaults that depend on other fields or the device by values.
+        """Returns the recipe with values for the defaults that depend on other fields or on the device.
 
-        So equal training has one id.
-
-        `weights` is the dtype of the backbone's weights. Raises UserError for a precision they do not
-        support.
+        Trials with equal training then have one id, however their recipes are written. `weights` is the dtype
+        of the backbone's weights. Raises UserError for a precision that this dtype does not support.
         """
         precision, decay = self.precision, self.adapter_decay
         rounded = weights == "bfloat16"

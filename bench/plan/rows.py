@@ -25,7 +25,7 @@ Entry = TypeVar("Entry")
 
 
 class CandidateSetting(Frozen):
-    """A setting that tuning may choose, with its tuning trials and its final trials."""
+    """A choice of rates and scale that tuning may make, with its tuning trials and its final trials."""
 
     setting: Setting
     #: The trial id for every tuning seed.
@@ -35,7 +35,7 @@ class CandidateSetting(Frozen):
 
 
 class Choice(Frozen):
-    """The setting that tuning chose for a row, and the number of tied candidates."""
+    """The candidate that tuning chose for a row, and the number of other candidates with an equal result."""
 
     candidate: CandidateSetting
     tied: int
@@ -50,19 +50,23 @@ class Names(NamedTuple):
 
 
 class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
-    """A row of trials, one per seed, with the fields of `PlannedRow` and others that are not stored."""
+    """A row of a plan, with one trial per seed.
+
+    The fields of the base class `PlannedRow` are stored, the other fields are not.
+    """
 
     #: `method`, `backbone` and `task` without the suite's labels.
     own: Names
     #: The resolved task.
     definition: Task = Field(repr=False)
-    #: The purpose of the row's trials. None for a row of the tables (final trials or studies).
+    #: The purpose of the row's trials, such as "tuning". None for the rows that tables show, whose trials are
+    #: final trials or those of studies.
     phase: Phase | None = None
-    #: The settings that tuning may choose.
+    #: The candidates among which tuning chooses. Empty without equal tuning.
     candidates: tuple[CandidateSetting, ...] = Field((), repr=False)
 
     def tuned(self, choice: Choice) -> Row:
-        """Returns the row with the setting chosen by tuning, and that setting's trials."""
+        """Returns the row with the choice that tuning made, and with the final trials of this choice."""
         assert self.tuning is not None
         candidate = choice.candidate
         chosen = candidate.setting.model_dump(exclude_none=True)
@@ -95,8 +99,9 @@ SINGULAR = {
 class Part:
     """A selection of a suite's rows. An empty field selects everything.
 
-    Methods are given by registered name, title or label, tasks and backbones by name or label, and budgets as
-    in `budget_names`. Raises UserError if a field is a string instead of a list.
+    Methods are given by registered name, title or label. Tasks and backbones are given by name or label, and
+    budgets by one of the names that `budget_names` returns. Raises UserError if a field is a string instead
+    of a list.
     """
 
     tasks: Sequence[str] = ()
@@ -164,21 +169,23 @@ class Plan(ShowsOverview, Frozen):
         return self._part(kept)
 
     def _study(self, seed: int) -> int | None:
-        """The number of a seed's study. None in a suite without studies."""
+        """Returns the number of the study to which a seed belongs. None in a suite without studies."""
         return self.suite.studies.place(seed)[0] if self.suite.studies else None
 
     def of(self, phase: Phase | None) -> Plan:
-        """Restricts the plan to rows of one purpose, such as "tuning". None: the rows that tables show."""
+        """Restricts the plan to rows of one phase, such as "tuning". None: to the rows that tables show."""
         return self._part([row for row in self.rows if row.phase == phase])
 
     def _part(self, rows: Sequence[Row]) -> Plan:
-        """A plan with only these rows and their trials."""
         ids = {id_ for row in rows for id_ in row.trials.values()}
         trials = tuple(trial for trial in self.trials if trial.id in ids)
         return Plan(suite=self.suite, rows=tuple(rows), trials=trials)
 
     def with_choices(self, chosen: Mapping[int, Choice]) -> Plan:
-        """Adds the final trials that tuning has chosen. The keys are indices of `rows`."""
+        """Returns the plan with the final trials that tuning has chosen.
+
+        `chosen` maps the index of a row in `rows` to its choice.
+        """
         rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
         new: list[tuple[tuple[int, int], Trial]] = []
         for index, choice in chosen.items():
@@ -191,7 +198,7 @@ class Plan(ShowsOverview, Frozen):
 
     @property
     def counts(self) -> str:
-        """The number of trials and their seeds or studies as text, such as `6 trials, seeds 0,1`."""
+        """The number of trials and their seeds or studies as text: `6 trials, seeds 0,1`, for example."""
         final, tuning = self.of(None), self.of("tuning")
         if self.suite.studies:
             return f"{len(final.trials)} trials, {self.studies_label}"
@@ -203,7 +210,7 @@ class Plan(ShowsOverview, Frozen):
 
     @property
     def studies_label(self) -> str:
-        """The plan's studies: "3 of 5 studies of 8 points", say. Empty without studies."""
+        """The plan's studies as text: "3 of 5 studies of 8 points", for example. Empty without studies."""
         studies = self.suite.studies
         if studies is None:
             return ""
@@ -212,9 +219,10 @@ class Plan(ShowsOverview, Frozen):
         return f"{part}{studies.studies} studies of {studies.points} points"
 
     def rate(self, row: Row) -> str:
-        """The learning rate of a row's trials, or the window of its studies, in words.
+        """Returns the learning rate of a row's trials, or the window of its studies, as text.
 
-        A fitted head has none ("–"), and a row whose tuning has not chosen is "tuned".
+        Returns "–" for a fitted head, which has no learning rate, and "tuned" for a row whose rate is still
+        to be chosen by tuning.
         """
         if row.studies:
             return row.studies.window
@@ -228,7 +236,7 @@ class Plan(ShowsOverview, Frozen):
         return {trial.id: trial.recipe for trial in self.trials}
 
     def overview(self) -> Overview:
-        """The plan's rows with their sizes, rates and numbers of trials."""
+        """Returns the rows that tables show, with their sizes, rates and numbers of trials."""
         final = self.of(None).rows
         missed = sum(row.within is False for row in final)
         return Overview(
@@ -243,7 +251,10 @@ class Plan(ShowsOverview, Frozen):
         )
 
     def stored(self) -> StoredPlan:
-        """The tables' rows and their trials. Tuning trials appear only in the `tuning` of their row."""
+        """Returns the plan as it is stored: the rows that tables show, and their trials.
+
+        Tuning trials are not among these trials. Their ids are in the field `tuning` of their row.
+        """
         final = self.of(None)
         return StoredPlan(
             suite=self.suite.name,

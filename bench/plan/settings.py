@@ -1,4 +1,4 @@
-"""The tuned settings besides ranks: learning rates of adapter, head and core, and the method's scale."""
+"""Points of tuning: choices of the adapter's, head's and core's learning rates, and the method's scale."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bench.plan.recipe import Recipe
 from methods import Method
 from methods.validation import Frozen, validate
 
-#: The axes whose values are multiples of another value.
+#: The axes whose values are factors: `scale` of the method's own scale, and `core_lr` of `lr`.
 RATIOS = ("scale", "core_lr")
 
-#: The values to try, by axis. Absent axes keep the suite's value.
+#: The values to try for each axis (see `AXES`). An absent axis keeps the suite's value.
 Grids = Mapping[str, Sequence[float]]
 
 
 class Setting(Frozen):
-    """A choice of learning rates and scale, such as a point of the grids. None keeps the suite's value."""
+    """A choice of learning rates and scale, such as a point of tuning. None keeps the suite's value."""
 
     lr: float | None = None
     #: A factor of the method's scale in the suite (by default the published scale).
@@ -34,10 +34,10 @@ class Setting(Frozen):
     core_lr: float | None = None
 
     def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
-        """Returns the recipe with this setting's rates and, if given, another number of epochs.
+        """Returns the recipe with these rates and, if given, another number of epochs.
 
-        With `head_follows`, a head without its own rate uses the adapter's. Raises UserError for a rate below
-        the recipe's floor.
+        If `head_follows` and `head_lr` is None, the head gets the adapter's rate. Raises UserError for a rate
+        below the recipe's `lr_floor`.
         """
         lr = self.lr or recipe.lr
         update: dict[str, Any] = {
@@ -50,7 +50,7 @@ class Setting(Frozen):
         return validate(Recipe, recipe.model_dump() | update, f"training with {self.label}")
 
     def method(self, method: Method) -> Method:
-        """The method with this setting's scale."""
+        """Returns the method with its scale multiplied by this scale."""
         if self.scale is None or self.scale == 1:
             return method
         return method.model_copy(update={"scale": getattr(method, "scale") * self.scale})  # noqa: B009
@@ -63,9 +63,9 @@ class Setting(Frozen):
         )
 
     def edges(self, grids: Grids) -> tuple[str, ...]:
-        """The axes on which this setting is at or beyond an end of its grid.
+        """Returns the axes whose value is the lowest or highest of its grid, or outside the grid.
 
-        Better values may lie outside the grid there.
+        On these axes, better values may lie outside the grid. Grids of one value do not count.
         """
         return tuple(
             axis
@@ -84,9 +84,9 @@ def applicable(
 ) -> Grids:
     """Drops the grids that have no effect on a method with this number of adapter parameters.
 
-    Some methods have no scale, and most have no core. `head_only` has only a head rate: `lr` if
-    `head_follows` and there is no grid of `head_lr`. Without `has_head` (a model that answers in words) no
-    head is tuned. A fitted head has no rate.
+    Some methods have no scale, most have no core, and a fitted head has no learning rate. For `head_only`,
+    only the grid of `head_lr` has an effect. If there is none and `head_follows`, the grid of `lr` has an
+    effect on its head. Without `has_head`, that is for a model that answers in words, no head is tuned.
     """
     if method.fits_head:
         return {}
@@ -101,9 +101,10 @@ def applicable(
 
 
 def published(method: Method) -> Setting:
-    """A method's published rates, and its published scale as a factor of the method's own scale.
+    """Returns a method's published rates, and its published scale as a factor of the method's own scale.
 
-    None for values that the method's source does not state. Without a head's rate, the adapter's is used.
+    A value is None if the method's paper does not state it. If the paper states no rate of the head, the
+    adapter's rate stands for it.
     """
     scale = method.published_scale
     if scale is not None:
@@ -114,11 +115,12 @@ def published(method: Method) -> Setting:
 
 
 def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> list[Setting]:
-    """Returns `count` different points on these axes of the grids, or all points if there are fewer.
+    """Returns `count` different points on the grids, or all points if there are fewer.
 
-    The first is `first`, which need not lie on the grids; an axis that it leaves open gets the middle of its
-    grid. The others follow a design over all grids that is the same for every method. Axes that a method
-    lacks are dropped, and so are points that then coincide. A smaller `count` gives a prefix of a larger one.
+    The first point is `first`, which need not lie on the grids. Where `first` is None on an axis, the point
+    has the middle value of the grid. The other points follow `design` over all grids, which is the same for
+    every method. Axes that are not in `axes` are then dropped, because the method lacks them, and so are
+    points that have become equal. The points for a smaller `count` are the first ones for a larger `count`.
     """
     kept = [axis for axis in grids if axis in axes]
     sizes = tuple(map(len, grids.values()))
@@ -142,11 +144,12 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
 
 @cache
 def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
-    """The first `count` cells of a grid, ordered so that every prefix covers pairs of axes evenly.
+    """Returns the first `count` points of a grid, in an order that covers each pair of axes evenly.
 
-    The order begins in the middle. Each next cell has the fewest values, and pairs of values, in common with
-    earlier cells; ties go to the cell with the least correlation of axes (the sum over pairs of axes of the
-    fourth power of their covariance). Each cell occurs once. The order is deterministic.
+    `sizes` are the numbers of values on each axis, and a point is an index on each axis. The first point is
+    the middle of the grid. Each next point is new, and has the fewest single values and pairs of values in
+    common with the earlier points. Ties go to the point that keeps the axes least correlated, by the sum over
+    pairs of axes of the fourth power of their covariance. The order is deterministic.
     """
     cells = np.array(list(product(*map(range, sizes)))).reshape(prod(sizes), len(sizes))
     deviations = [math.sqrt((size**2 - 1) / 3) or 1.0 for size in sizes]

@@ -1,4 +1,4 @@
-"""The suite, which spans all trials. It is validated completely before any work starts."""
+"""The suite that a user writes, validated completely before any work starts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
 
 def _once(value: Any) -> Any:
-    """The part of a suite's row that no other row may share: a task's name, a budget's label, …"""
+    """Returns what must be unique in a list of a suite: a task's name, or a budget's label, for example."""
     if isinstance(value, TaskRow):
         return value.task
     if isinstance(value, Budget):
@@ -44,20 +44,23 @@ def _once(value: Any) -> Any:
 
 
 def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
-    """The name in tables of a row that has no label."""
+    """Returns the name that tables show for a row without label."""
     if isinstance(row, BackboneSpec):
         return row.name or row.hub_name
     return row.task if isinstance(row, TaskRow) else row.method
 
 
 def _way(tuning: Any) -> str:
-    """The tag of a `tuning` section's class: `Studies` if `studies` or `points` is set, else `Tuning`."""
+    """Returns the tag of a `tuning` section's class: `Studies` if `studies` or `points` is given.
+
+    Otherwise it is the tag of `Tuning`.
+    """
     described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
     return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
 
 
 def _read_limit(value: Any) -> float | str | None:
-    """Reads seconds, or a multiple such as `5x`. None stays None. Raises ValueError for anything else."""
+    """Reads a time in seconds, or a multiple such as `5x`. None stays None. Otherwise raises ValueError."""
     if value is None:
         return None
     text = str(value)
@@ -72,7 +75,7 @@ Timeout = Annotated[float | str | None, BeforeValidator(_read_limit)]
 
 
 class Limit(Frozen):
-    """The trial limit given for one run, validated like a suite's."""
+    """The time limit for the trials of one run, validated like the suite's `trial_timeout`."""
 
     trial_timeout: Timeout = None
 
@@ -156,7 +159,7 @@ class Suite(Frozen):
     @field_validator("seeds")
     @classmethod
     def _seeds_once(cls, seeds: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        """Refuses seeds together with studies, which have their own, and a suite with neither."""
+        """Refuses seeds together with studies, which have their own, and a suite without seeds or studies."""
         studied = isinstance(info.data.get("tuning"), Studies)
         if studied and seeds:
             raise ValueError("the trials of studies have seeds of their own: leave these out, or tuning")
@@ -196,7 +199,10 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _rates_of_studies(self) -> Self:
-        """Refuses rates, splits and pilots that conflict with studies, and centres or a pilot without any."""
+        """Refuses rates, splits and pilots that conflict with studies.
+
+        In a suite without studies, refuses centres and a pilot.
+        """
         centred = next((row for row in self.methods if row.centre is not None), None)
         if self.studies is None:
             if centred:
@@ -262,12 +268,12 @@ class Suite(Frozen):
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The sections that the suite has and only `tensorbench search` runs: "a search", "a pilot", …"""
+        """The names of the suite's sections that only `tensorbench search` runs: "a search", for example."""
         sections = {"a search": self.search, "an allocation": self.allocation, "a pilot": self.pilot}
         return tuple(name for name, section in sections.items() if section)
 
     def read_from(self, file: SourceFile, lock: SourceFile | None) -> Suite:
-        """The suite with the texts of its files, which are stored with trials."""
+        """Returns the suite with the texts of its file and its lock, which are stored with trials."""
         suite = self.model_copy()
         suite._file, suite._lock = file, lock
         return suite
@@ -283,9 +289,9 @@ class Suite(Frozen):
         return self._lock
 
     def beside(self, folder: Path) -> Suite:
-        """Makes relative paths absolute, starting at `folder`.
+        """Returns the suite with its relative paths made absolute. They are relative to `folder`.
 
-        So a stored trial finds its folders from any working folder.
+        A stored trial then finds its data and backbone from any working folder.
         """
 
         def absolute(place: Located) -> Located:
@@ -333,5 +339,5 @@ class Suite(Frozen):
 
 
 def source_text(name: str, text: str) -> SourceFile:
-    """A file's text, with its hash."""
+    """Returns a file's name and text with the text's SHA-256."""
     return SourceFile(name=name, sha256=sha256_of(text.encode()), text=text)

@@ -14,11 +14,11 @@ from methods.validation import validate
 
 
 def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -> Suite:
-    """Reads and validates a suite, and applies the lock file beside it if `locked`.
+    """Reads and validates a suite. If `locked`, applies the lock file beside it, if there is one.
 
-    `source` is a suite's file, or a dictionary of its fields, which has no lock. Relative paths start at the
-    file's folder, or for a dictionary at the working folder. Raises UserError naming file, field, value and
-    accepted values.
+    `source` is a suite's file, or a dictionary of its fields, which has no lock. Relative paths in a file
+    start at the file's folder, and those in a dictionary at the working folder. Raises UserError with the
+    file, field, value and accepted values.
     """
     if isinstance(source, Mapping):
         suite = validate(Suite, dict(source), "suite")

@@ -32,7 +32,7 @@ from methods.validation import Frozen, Label, Later, refuse_repeats, silent
 #: The prefix of a recipe's fields in `each`.
 TRAINING = "training."
 
-#: The allowed names of suites and of users' data, as a pattern and in words.
+#: The rule for names of suites and of users' data, as a pattern and in words.
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 NAME_RULE = "at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
 
@@ -45,12 +45,12 @@ class Budget(Frozen):
 
     #: The same value for every rank.
     isorank: BudgetRank | None = None
-    #: The rank of LoRA on query, key and value whose number of parameters is requested. Ranks follow the
-    #: paper's heuristic.
+    #: A rank of LoRA on query, key and value. The budget is LoRA's number of parameters at this rank, and the
+    #: ranks of other methods follow the paper's heuristic.
     isoparameters: BudgetRank | None = None
     #: The requested number of adapter parameters. Ranks come as near to it as possible.
     parameters: Annotated[int, Field(gt=0, le=10**12)] | None = None
-    #: The relative difference between count and budget above which tables flag a row.
+    #: The relative difference between a row's number of parameters and the budget above which tables flag it.
     tolerance: float = Field(0.05, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -79,7 +79,8 @@ class Verbalizer(Frozen):
 
     #: The prompt. `{text}` is replaced by the text, `{first}` and `{second}` by the texts of a pair.
     prompt: str
-    #: The answer of each class, in the task's order, as it follows the prompt, with any leading space.
+    #: The answer words of each class, in the order of the task's classes. They follow the prompt as written,
+    #: so most begin with a space.
     words: Annotated[tuple[str, ...], Field(min_length=2)]
 
     @field_validator("prompt")
@@ -115,8 +116,8 @@ class TaskRow(Frozen):
     metric: str | None = None
     #: The number of tokens to which texts are cut.
     max_tokens: PositiveInt = 128
-    #: The length to which a batch of texts is padded: `max_tokens`, or its longest text, for which texts of
-    #: similar length are grouped.
+    #: The length to which a batch of texts is padded: `max_tokens`, or the batch's longest text. With
+    #: `longest`, texts of similar length are batched together.
     padding: Annotated[Padding, Later()] = "longest"
     #: The side in pixels of the square to which images are squashed before their centre is cut out. None: the
     #: central square is resized to the backbone's size.
@@ -126,7 +127,7 @@ class TaskRow(Frozen):
     normalise: bool | Literal["imagenet"] = True
     #: Whether all seeds share a random split, or each seed draws its own. Official splits are always shared.
     split: Literal["fixed", "per_seed"] = "fixed"
-    #: If given, a decoder without a head answers a prompt.
+    #: The prompt that the backbone (a decoder) answers in words, without a head, and its answer words.
     verbalizer: Verbalizer | None = None
     #: For a hub task: a data source that replaces the task's own repository.
     source: DataSource | None = None
@@ -193,13 +194,16 @@ class TaskRow(Frozen):
         return resolve(self.task, self.data, self.source, self.fractions, self.metric)
 
     def train_examples(self, task: Task) -> int | None:
-        """The number of training examples. None if known only after loading the data."""
+        """Returns the number of training examples. None if it is known only after loading the data."""
         if self.train_size is not None or (self.split == "per_seed" and task.sizes is None):
             return self.train_size
         return split_count(task, "train")
 
     def scored_examples(self, task: Task, split: SplitName) -> int | None:
-        """The approximate number of scored examples in a split. None if known only after loading the data."""
+        """Returns the approximate number of scored examples in a split.
+
+        None if it is known only after loading the data.
+        """
         place = SPLITS.index(split)
         available = split_count(task, split)
         if task.total is not None and task.redealt is not None:
@@ -208,10 +212,11 @@ class TaskRow(Frozen):
         return min(counts, default=None)
 
     def input(self, model_input: ModelInput, task: Task | None = None) -> ModelInput:
-        """Adapts a backbone's form of input to the row's task.
+        """Returns a backbone's form of input with this row's preparation of images or texts.
 
-        `task` is the row's task, looked up if None. Raises UserError for a field that belongs to the other
-        modality, and for a verbalizer or written answers that do not fit the backbone or the task.
+        `task` is the row's task. If it is None, it is looked up. Raises UserError for a field of the row that
+        applies only to the other modality, and for a verbalizer or written answers that do not fit the
+        backbone or the task.
         """
         if isinstance(model_input, ImageInput):
             self._refuse(("padding", "verbalizer"), "images")
@@ -230,7 +235,7 @@ class TaskRow(Frozen):
         )
 
     def _writing(self, model_input: TextInput, task: Task) -> Writing | None:
-        """The mode of written answers. None for a task without them.
+        """Returns how answers are written. None for a task without written answers.
 
         Raises UserError if the task has written answers and the backbone is no decoder.
         """
@@ -241,10 +246,10 @@ class TaskRow(Frozen):
         return Writing(task.new_tokens)
 
     def _prompt(self, model_input: TextInput, task: Task) -> Prompt | None:
-        """The prompt of the row's verbalizer. None without a verbalizer.
+        """Returns the prompt of the row's verbalizer. None without a verbalizer.
 
-        Raises UserError for a backbone that cannot answer a prompt, a task with written answers, a prompt
-        without a place for the texts, and unless there is one answer per class.
+        Raises UserError for a backbone that is no decoder, for a task with written answers, for a prompt
+        without a place for the texts, and for a number of answers that differs from the number of classes.
         """
         if self.verbalizer is None:
             return None
@@ -266,7 +271,7 @@ class TaskRow(Frozen):
         return prompt
 
     def split_seed(self, seed: int) -> int | None:
-        """The seed of the random split for a trial with this seed. None if all seeds share a split."""
+        """Returns the seed of the random split for a trial's seed. None if all seeds share one split."""
         return seed if self.split == "per_seed" else None
 
     def _refuse(self, names: tuple[str, ...], modality: str) -> None:
@@ -276,10 +281,11 @@ class TaskRow(Frozen):
 
 
 class MethodRow(Frozen):
-    """A method with its options. With `each`, one row per combination of the listed values.
+    """A method with its options.
 
-    Fields of the recipe are listed under `training`, as in `each: {training: {lr: [1e-4, 1e-3]}}`, or as
-    `training.lr`.
+    `each` lists several values for some options, and the row then stands for every combination of the values.
+    `each` may also list values for fields of the recipe, as `{training: {lr: [1e-4, 1e-3]}}` or as
+    `{training.lr: [1e-4, 1e-3]}`.
     """
 
     method: str
@@ -363,7 +369,7 @@ class MethodRow(Frozen):
         }
 
     def variants(self) -> Iterator[tuple[MethodRow, Method]]:
-        """Yields every combination of `each`, as a row without `each` and its method.
+        """Yields a row without `each`, and its method, for every combination of the values in `each`.
 
         Raises UserError for a name that is neither an option of the method nor a field of a row.
         """

@@ -39,7 +39,7 @@ class Trial(Frozen):
     @field_validator("recipe", mode="before")
     @classmethod
     def _of_an_earlier_version(cls, recipe: Any) -> Any:
-        """Adds the fields that did not exist yet when a recipe was stored."""
+        """Adds the fields that did not exist yet when the recipe was stored."""
         return earlier(Recipe) | recipe if isinstance(recipe, dict) else recipe
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Reads and writes the YAML of suites and locks, within bounds far beyond any honest file."""
+"""Reads and writes the YAML of suites and locks. Limits of size and depth keep out hostile files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Resolver(VersionedResolver):
 
 
 class _Composer(Composer):
-    """Counts the values with every alias expanded, and stops at the limit."""
+    """Counts the values with every alias expanded, and raises ComposerError above `MAX_VALUES`."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)
@@ -109,12 +109,15 @@ def _yaml() -> YAML:
 
 
 def read(path: Path) -> Any:
-    """Reads the values of a YAML file. Raises OSError, and ValueError like `parse`."""
+    """Reads the values of a YAML file. Raises OSError and ValueError as `read_text` and `parse` do."""
     return parse(read_text(path))
 
 
 def read_text(path: Path) -> str:
-    """Reads the text of a YAML file. Raises OSError, and ValueError for a long file or invalid UTF-8."""
+    """Reads the text of a YAML file.
+
+    Raises OSError, and ValueError for a file longer than `MAX_BYTES` or not in UTF-8.
+    """
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -126,7 +129,7 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str) -> Any:
-    """Parses a YAML text. Raises ValueError with the problem and its position."""
+    """Parses a YAML text. Raises ValueError with the problem and its line and column."""
     try:
         with warnings.catch_warnings():
             # YAML 1.1 requires a dot in floats; here 1e-3 is a number as well.
