@@ -48,9 +48,9 @@ def describe(spec: BackboneSpec | str) -> BackboneInfo:
 def load(spec: BackboneSpec | str) -> LoadedBackbone:
     """Loads a backbone on the CPU, frozen and in eval mode, with a head of two classes in float32.
 
-    The encoder is in the spec's `dtype`; a bfloat16 encoder's forward must run under bf16 autocast. With
-    `quantise`, the sites' weights are then quantised. Raises UserError as `describe` does, for missing or
-    unexpected encoder weights, and for `quantise` without bitsandbytes.
+    The encoder has the spec's `dtype`. Forward passes of a bfloat16 encoder must run under bf16 autocast. If
+    the spec has `quantise`, the sites' weights are then quantised. Raises UserError as `describe` does, for
+    missing or unexpected encoder weights, and for `quantise` without bitsandbytes.
     """
     spec = BackboneSpec.model_validate(spec)
     if spec.quantise:
@@ -69,7 +69,7 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
 
 
 def _answerable(spec: BackboneSpec, info: BackboneInfo) -> BackboneInfo:
-    """The description. Errors of a registered backbone's tokenizer name the plug-in that provides it."""
+    """Returns the description with a tokenizer whose errors name the plug-in that provides the backbone."""
     if spec.name is None or not isinstance(info.input, TextInput):
         return info
     return replace(info, input=replace(info.input, blaming=partial(BACKBONES.blaming, spec.name)))

@@ -1,4 +1,4 @@
-"""Answers of language models: logits of tokens, written answers, and answers by class words."""
+"""Answers of language models without a head: texts that they write, or scores of each class's words."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from methods.errors import UserError
 
 
 def has_vocabulary(backbone: LoadedBackbone) -> bool:
-    """Whether the backbone can turn its states into logits of tokens."""
+    """Whether the backbone can turn its hidden states into logits of tokens."""
     if not getattr(backbone.info.input, "decodes", False):
         return False
     return _tied(backbone) or backbone.unembedding is not None
 
 
 def unembedding_of(backbone: LoadedBackbone) -> Tensor | None:
-    """The argument `unembedding` for `token_logits`, on the encoder's device.
+    """Returns the weight (vocabulary, hidden) of the output layer, on the encoder's device.
 
-    None if the output layer is tied to the input embeddings, or if the backbone has none.
+    None if the output layer is tied to the input embeddings, or if the backbone has no output layer.
     """
     if _tied(backbone) or backbone.unembedding is None:
         return None
@@ -34,9 +34,10 @@ def unembedding_of(backbone: LoadedBackbone) -> Tensor | None:
 
 
 def token_logits(encoder: Any, states: Tensor, unembedding: Tensor | None) -> Tensor:
-    """Logits (..., vocabulary) in float32 from states (..., hidden).
+    """Computes logits (..., vocabulary) in float32 from a language model's hidden states (..., hidden).
 
-    `unembedding` is (vocabulary, hidden). None means the encoder's input embeddings.
+    `unembedding` is the weight (vocabulary, hidden) of the output layer. If it is None, the encoder's input
+    embeddings are used.
     """
     table = encoder.get_input_embeddings().weight if unembedding is None else unembedding
     logits = F.linear(states, table.to(states.dtype)).float()
@@ -50,11 +51,11 @@ def _tied(backbone: LoadedBackbone) -> bool:
 
 
 class Writer:
-    """Replaces pooling and head of a language model that writes answers. Outputs are (batch, 3).
+    """Replaces pooling and head of a language model that writes its answers. Outputs are (batch, 3).
 
-    The first output is 0 until `evaluate` writes whether the answer is correct; the second is the
-    log-likelihood of the predicted tokens, the third their number. `limit` is the largest number of input
-    tokens of the model, and `new_tokens` the largest number of tokens of an answer.
+    The first output is 0, which evaluation replaces by whether the written answer is correct. The second is
+    the log-likelihood of the tokens to predict, and the third is the number of these tokens. `limit` is the
+    largest number of tokens that the model can read, and `new_tokens` the largest number that it may write.
     """
 
     def __init__(self, tokenizer: Any, unembedding: Tensor | None, new_tokens: int, limit: int) -> None:
@@ -62,9 +63,9 @@ class Writer:
         self.new_tokens, self.limit = new_tokens, limit
 
     def __call__(self, encoder: Any, *, input_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
-        """Computes the outputs. All inputs are (batch, tokens). `scored` marks the tokens to predict.
+        """Computes the outputs (batch, 3). All inputs are (batch, tokens).
 
-        The first token is never scored.
+        `scored` is nonzero for the tokens to predict. The first token of a text is never one of them.
         """
         states = decoded(encoder, input_ids, attention_mask)[:, :-1]
         predicted, following = scored[:, 1:].bool(), input_ids[:, 1:]
@@ -74,10 +75,10 @@ class Writer:
         return torch.stack([torch.zeros_like(likelihood), likelihood, predicted.sum(1).to(likelihood)], 1)
 
     def write(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        """Greedily continues prompts (batch, tokens) padded on the left. Returns only the new text.
+        """Greedily continues prompts (batch, tokens) that are padded on the left. Returns only the new texts.
 
-        An answer stops before the token that ends a text, after `new_tokens` tokens, or where prompt and
-        answer have `limit` tokens. Other prompts of the batch do not affect it.
+        A text stops before the tokenizer's end token, after `new_tokens` tokens, or when prompt and answer
+        together have `limit` tokens. Other prompts of the batch do not affect it.
         """
         # Without this, a compiled encoder is compiled again for each length of keys and values. A decorator
         # would import torch's compiler together with this module, which takes a second.
@@ -128,11 +129,12 @@ def _before(row: list[int], end: int) -> list[int]:
 
 
 class Answers:
-    """Replaces pooling and head: outputs are the log-likelihoods of each class's words, (batch, classes).
+    """Replaces pooling and head of a language model that answers a prompt by the words of a class.
 
-    `words` are the token ids of each class's words. `unembedding` is as in `token_logits`. The score of a
-    class is the sum over its tokens of log p(token | prompt and previous tokens). Classes whose words share
-    all tokens but the last share a forward pass.
+    Outputs (batch, classes) are the log-likelihoods of each class's words after the prompt: the sum over the
+    words' tokens of log p(token | prompt and previous tokens). `words` are the token ids of each class's
+    words, and `unembedding` is as in `token_logits`. Classes whose words share all tokens but the last share
+    a forward pass.
     """
 
     def __init__(self, words: Sequence[Sequence[int]], unembedding: Tensor | None) -> None:
@@ -157,14 +159,18 @@ class Answers:
         return torch.stack(scores, 1)
 
     def _likelihoods(self, encoder: Any, states: Tensor) -> Tensor:
-        """Returns log p of every token (batch, positions, vocabulary), given states (batch, positions, d)."""
+        """Returns log p of every token (batch, positions, vocabulary).
+
+        `states` are the hidden states (batch, positions, hidden).
+        """
         return F.log_softmax(token_logits(encoder, states, self.unembedding), -1)
 
 
 def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun: tuple[int, ...]) -> Tensor:
-    """The states (batch, 1 + n, hidden) at each prompt's last token and at the n tokens of `begun` after it.
+    """Returns hidden states (batch, 1 + n, hidden) after appending the n tokens of `begun` to each prompt.
 
-    Prompts are padded on the right.
+    They are the states at the prompt's last token and at the n tokens. Prompts (batch, tokens) are padded on
+    the right, and `lengths` (batch, 1) are their numbers of tokens.
     """
     places = torch.arange(len(begun) + 1, device=ids.device)
     if begun:
@@ -178,7 +184,7 @@ def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun
 
 
 def check_answers(backbone: LoadedBackbone, model_input: ModelInput) -> None:
-    """Raises UserError for a model that should answer by words but cannot turn states into tokens."""
+    """Raises UserError if the model should answer in words but cannot compute logits of tokens."""
     if isinstance(model_input, TextInput) and model_input.answers_by_words and not has_vocabulary(backbone):
         raise UserError(
             f"backbone '{backbone.info.name}' cannot answer a prompt: its checkpoint has no lm_head, and its "
@@ -194,10 +200,10 @@ def put_head(
     *,
     fitted: bool = False,
 ) -> None:
-    """Puts a fresh head on the backbone, or `Answers` for a prompt, or a `Writer` for written answers.
+    """Puts a fresh head on the backbone, or what replaces it for a language model that answers in words.
 
-    `fitted` is as in `LoadedBackbone.reset`. Raises UserError as `check_answers` does, and for words without
-    tokens.
+    That is `Answers` if `model_input` has a prompt, and a `Writer` if answers are written. `fitted` is as in
+    `LoadedBackbone.reset`. Raises UserError as `check_answers` does, and for words without tokens.
     """
     backbone.reset(classes, generator, fitted=fitted)
     if not isinstance(model_input, TextInput) or not model_input.answers_by_words:

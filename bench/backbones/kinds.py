@@ -1,7 +1,7 @@
-"""The kinds of backbones: a row for each model type of transformers, and timm's vision transformers.
+"""The kinds of backbones: one for each supported model type of transformers, and `timm` for timm's models.
 
-docs/guides/own-backbone.md describes how to add one. Paths are the same in every version of transformers that
-pyproject.toml admits, unless a row says otherwise.
+docs/guides/own-backbone.md describes how to add a kind. Paths of layers are the same in every version of
+transformers that pyproject.toml admits, unless a kind says otherwise.
 """
 
 from __future__ import annotations
@@ -28,28 +28,31 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 CLIP: Normalisation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-#: A weight for masked images only, not used in our forward passes.
+#: Weights that a checkpoint may lack, because only training on masked images uses them.
 MAY_MISS = ("mask_token",)
 
-#: Weights of transformers' task models outside the encoder: heads and old buffers. Each name is a part
-#: of a dotted key.
+#: Weights that a checkpoint may have besides the encoder's: heads and old buffers of transformers' task
+#: models. Each name is one component of a dotted key.
 MAY_EXCEED = (
     *("pooler", "classifier", "cls_classifier", "distillation_classifier", "pre_classifier", "cls"),
     *("lm_head", "qa_outputs", "decoder", "mask_token", "position_ids"),
 )
 
-#: Names of a language model's output layer in checkpoints.
+#: The names that a language model's output layer may have in a checkpoint.
 UNEMBEDDINGS = {"lm_head.weight", "embed_out.weight"}
 
-#: The shape fields of most configurations.
+#: The names that most configurations give to the fields of a geometry.
 SHAPE = Shape()
 
-#: Paths of the projections, containing `{layer}`.
+#: The dotted path of each projection in an encoder, with `{layer}` for the layer's index.
 Layout = Mapping[str, str]
 
 
 def _layout(layer: str, *paths: str) -> Layout:
-    """Maps projections to paths below `layer`, in the order of PROJECTIONS (GATED_PROJECTIONS if seven)."""
+    """Maps projections to paths below `layer`.
+
+    Six paths are in the order of PROJECTIONS, seven in the order of GATED_PROJECTIONS.
+    """
     names = GATED_PROJECTIONS if len(paths) == len(GATED_PROJECTIONS) else PROJECTIONS
     return {projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(names, paths, strict=True)}
 
@@ -81,19 +84,19 @@ _OF_GATED_T5 = _layout(
     _T5_BLOCK, *_T5_ATTENTION, *(f"layer.1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo"))
 )
 
-#: The paths of attention in ViT and DINOv2 of transformers 4, for wrapped models.
+#: The paths of attention in ViT and DINOv2 of transformers 4, for models of users (`bench.backbones.plain`).
 _OLD = (
     *("attention.attention.query", "attention.attention.key", "attention.attention.value"),
     "attention.output.dense",
 )
 
 
-#: Resizes an encoder's position embeddings in place for an image side in pixels.
+#: A function of an encoder and an image side in pixels. It resizes the position embeddings in place.
 Resize = Callable[[Any, int], None]
 
 
 def resized_parameter(encoder: Any, size: int) -> None:
-    """Resizes position embeddings held as a parameter, by the model's own interpolation."""
+    """Resizes position embeddings that are a parameter, by the model's own interpolation."""
     embeddings = encoder.embeddings
     special = embeddings.position_embeddings.shape[1] - embeddings.patch_embeddings.num_patches
     resized = _interpolated(encoder, size, special)
@@ -103,7 +106,7 @@ def resized_parameter(encoder: Any, size: int) -> None:
 
 
 def resized_table(encoder: Any, size: int) -> None:
-    """Resizes position embeddings held as a table, as in CLIP and SigLIP."""
+    """Resizes position embeddings that are an `nn.Embedding`, by the model's own interpolation."""
     embeddings = encoder.embeddings
     special = embeddings.num_positions - embeddings.num_patches
     resized = _interpolated(encoder, size, special)[0]
@@ -114,7 +117,10 @@ def resized_table(encoder: Any, size: int) -> None:
 
 
 def _interpolated(encoder: Any, size: int, special: int) -> torch.Tensor:
-    """Position embeddings (1, positions, hidden) for an image size. `special` positions are not patches."""
+    """Returns position embeddings (1, positions, hidden) that are interpolated to an image side in pixels.
+
+    `special` is the number of positions that are not patches.
+    """
     patches = (size // encoder.config.patch_size) ** 2
     tokens = torch.empty(1, patches + special, encoder.config.hidden_size)
     with torch.no_grad():
@@ -128,7 +134,7 @@ def _first_line(documented: Any) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """A model type of transformers: its layout, its pooling and its head."""
+    """A kind of backbone: a model type of transformers, with its layout, its pooling and its head."""
 
     #: The class of the bare encoder in transformers.
     model_class: str
@@ -139,31 +145,32 @@ class Kind:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     #: The normalisation of pixels if the checkpoint has none. None: the kind reads texts.
     normalisation: Normalisation | None = None
-    #: The configuration's fields for the sizes of the model.
+    #: The names of the configuration's fields for the sizes of the model.
     shape: Shape = SHAPE
-    #: Paths of fused layers, and the names of their parts below each path.
+    #: The path of each fused layer, with the names of the layers into which it is split.
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: Whether a fused layer's channels are query, key and value of each head in turn.
+    #: Whether a fused layer's outputs are ordered by head: query, key and value of each head in turn.
     fused_by_head: bool = False
     #: Paths of layers with weight (in, out), which are converted to Linear.
     transposed: tuple[str, ...] = ()
     #: Resizes position embeddings. None: the forward pass accepts any image size.
     resize: Resize | None = None
-    #: Model types that contain this kind, each with the field of its configuration that holds the
-    #: configuration of this kind.
+    #: Composite model types that contain an encoder of this kind, such as `clip`, each with the field of its
+    #: configuration that holds the encoder's configuration.
     within: Mapping[str, str] = field(default_factory=dict)
     #: Weights outside the encoder that a checkpoint may have, beyond `MAY_EXCEED`.
     may_exceed: tuple[str, ...] = ()
     attention: str = ATTENTION
-    #: The longest texts in training, in tokens, if the configuration has no limit.
+    #: The number of tokens of the longest pretraining texts. None if the configuration gives a limit.
     trained_tokens: int | None = None
     #: Whether positions are numbered from the padding token's id + 1.
     positions_after_padding: bool = False
-    #: Required values of configuration fields, on which pooling relies.
+    #: The values that fields of the configuration must have, because pooling relies on them.
     needs: Mapping[str, Any] = field(default_factory=dict)
     #: Fields of the configuration to set after loading.
     sets: Mapping[str, Any] = field(default_factory=dict)
-    #: For random models: values of published checkpoints that differ from the defaults.
+    #: Values for the configuration of a backbone with random weights, where transformers' defaults do not
+    #: suit. Most are those of published checkpoints.
     usual: Mapping[str, Any] = field(default_factory=dict)
     #: A remark for the table of kinds.
     remark: str = ""
@@ -174,24 +181,24 @@ class Kind:
 
     @property
     def decodes(self) -> bool:
-        """Whether the kind is a language model that reads texts from left to right."""
+        """Whether the kind is a decoder, a language model that reads texts from left to right."""
         return self.pool is pooling.last_token
 
     @property
     def pools(self) -> str:
-        """The features that the head reads, as text."""
+        """The features that the head reads, in words."""
         return _first_line(self.pool)
 
     @property
     def head(self) -> str:
-        """The layers of the head, as text."""
+        """The layers of the head, in words."""
         return _first_line(self.make_head)
 
 
 def _decoder(
     model_class: str, layout: Layout = _OF_DECODER, usual: Mapping[str, Any] | None = None, **more: Any
 ) -> Kind:
-    """A decoder of Llama's design."""
+    """Makes the kind of a decoder of Llama's design."""
     return Kind(
         model_class,
         (layout,),
@@ -204,7 +211,7 @@ def _decoder(
 
 
 def _t5(model_class: str, trained_tokens: int, remark: str) -> Kind:
-    """An encoder of T5's design, alone or taken from a complete model."""
+    """Makes the kind of an encoder of T5's design, alone or taken from a complete model."""
     return Kind(
         model_class,
         (_OF_GATED_T5, _OF_T5),
@@ -460,7 +467,7 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-#: Model types of other designs, and why they have no row.
+#: Model types that cannot be backbones, each with the reason.
 NO_KINDS = {
     "swin": "its width changes between layers, and methods here need layers of one width",
     "convnext": "it has convolutions and no attention, and methods here adapt attention and MLP",
@@ -475,7 +482,7 @@ TIMM = "timm"
 #: All names of kinds.
 NAMES = (*KINDS, TIMM)
 
-#: Accepted model types of configurations, each with the kind of its encoder.
+#: The accepted model types of configurations, each with the kind of its encoder.
 MODEL_TYPES = {name: name for name in KINDS} | {
     container: name for name, kind in KINDS.items() for container in kind.within
 }

@@ -1,4 +1,4 @@
-"""Methods on a user's own model, for a training loop of their own."""
+"""Puts methods on a user's own model, to be trained in the user's own loop."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from methods.errors import shown
 def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     """Freezes a model except for its head and puts an adapter of the method on it, in place.
 
-    `model` must contain exactly one transformers encoder, of a kind marked in docs/reference/backbones.md. It
-    may be a classifier or language model of transformers, a module of your own, or the result of
-    `bench.backbones.load`. Everything outside the encoder is the head, except a language model's output
-    layer, which stays frozen. The model's `parameters()` then include the adapter's, so that an optimizer or
-    transformers' Trainer trains adapter and head. Raises UserError for any other model, for a model with an
-    adapter, for a parameter outside the encoder that belongs to no submodule, for a method that only a trial
-    can fit (`Method.fits_head`), and as `Method.check` does.
+    `model` is a classifier or language model of transformers, a module of your own, or the result of
+    `bench.backbones.load`. It must contain exactly one transformers encoder, of a kind marked in
+    docs/reference/backbones.md. Everything outside the encoder is the head, except a language model's output
+    layer, which stays frozen. Afterwards the model's `parameters()` include the adapter's, so that an
+    optimizer or transformers' Trainer trains adapter and head.
+
+    Raises UserError for any other model, for a model that already has an adapter, for a parameter outside the
+    encoder that belongs to no submodule, for a method that fits its head without a training loop
+    (`Method.fits_head`), and as `Method.check` does.
     """
     if not isinstance(method, Method):
         raise UserError(f"wrap(): method should be made by methods.create, got {shown(method)}")
@@ -68,7 +70,7 @@ def _plain(model: Any) -> _PlainBackbone:
 
 
 def _encoder(model: nn.Module) -> tuple[str, Any]:
-    """The path and the module of a model's only encoder.
+    """Returns the path and the module of a model's only encoder.
 
     Raises UserError for a model without an encoder of a known kind, for a model that is itself an encoder,
     and for a second transformers model beside the encoder.
@@ -93,7 +95,7 @@ def _encoder(model: nn.Module) -> tuple[str, Any]:
 
 
 def _model_type(module: Any) -> str | None:
-    """The type of a transformers model. None for any other module, such as a layer with a configuration."""
+    """Returns the type of a transformers model. None for any other module, such as one of its layers."""
     is_model = hasattr(module, "base_model_prefix") and hasattr(module, "config")
     return getattr(module.config, "model_type", None) if is_model else None
 
@@ -103,7 +105,7 @@ def _within(path: str, other: str) -> bool:
 
 
 def _head(model: Any, encoder: str) -> nn.Module:
-    """Everything outside the encoder, except a language model's output layer.
+    """Returns everything outside the encoder at path `encoder`, except a language model's output layer.
 
     Raises UserError for a parameter outside the encoder that belongs to no submodule.
     """

@@ -1,6 +1,7 @@
-"""Pooling of an encoder's features, and the heads that read them.
+"""Functions that run an encoder and pool its features, and functions that make heads for these features.
 
-docs/reference/backbones.md shows the first line of each docstring.
+docs/reference/backbones.md shows the first line of each docstring: the features that a function returns
+(batch, hidden), or the layers of the heads that it makes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 
 def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
-    """the mean of the last states over the tokens of the mask"""
+    """the mean of the last hidden states over all tokens that are not padding"""
     states = encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state
     return _mean(states, attention_mask)
 
@@ -25,32 +26,34 @@ def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tenso
 def mean_of_one_segment(
     encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
 ) -> Tensor:
-    """the mean of the last states over the tokens of the mask
+    """the mean of the last hidden states over all tokens that are not padding
 
-    For a model without segments, whose tokenizer may still return them.
+    This function is for models without segments. It ignores `token_type_ids`, which their tokenizers may
+    still return.
     """
     return mean_of_tokens(encoder, input_ids=input_ids, attention_mask=attention_mask)
 
 
 def first_token(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
-    """the last state of the first token"""
+    """the last hidden state of the first token"""
     return encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state[:, 0]
 
 
 def first_token_of_one_segment(
     encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
 ) -> Tensor:
-    """the last state of the first token
+    """the last hidden state of the first token
 
-    For a model without segments, whose tokenizer may still return them.
+    This function is for models without segments. It ignores `token_type_ids`, which their tokenizers may
+    still return.
     """
     return first_token(encoder, input_ids=input_ids, attention_mask=attention_mask)
 
 
 def first_token_as_masked(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
-    """the last state of the first token
+    """the last hidden state of the first token
 
-    For a model that also masks its embeddings and needs the two-dimensional mask.
+    This function is for DeBERTa, which also masks its embeddings and so needs the mask as (batch, tokens).
     """
     return encoder(attention_mask=attention_mask, **texts).last_hidden_state[:, 0]
 
@@ -58,9 +61,10 @@ def first_token_as_masked(encoder: nn.Module, *, attention_mask: Tensor, **texts
 def last_token(
     encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
 ) -> Tensor:
-    """the last state of the last token of the mask
+    """the last hidden state of the last token that is not padding
 
-    For a decoder, whose earlier tokens have not seen the whole text. Padding may be on either side.
+    This function is for decoders, whose earlier tokens have not seen the whole text. Padding may be on either
+    side.
     """
     states = decoded(encoder, input_ids, attention_mask)
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -69,7 +73,10 @@ def last_token(
 
 
 def decoded(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The last states (batch, tokens, hidden) of a decoder, with positions counted from the first token."""
+    """Returns the last hidden states (batch, tokens, hidden) of a decoder.
+
+    Positions are counted from the first token that is not padding.
+    """
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
     texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
     states: Tensor = encoder(**texts, use_cache=False).last_hidden_state
@@ -79,9 +86,10 @@ def decoded(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Te
 def mean_of_windows(
     encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
 ) -> Tensor:
-    """the mean of the last states over the tokens of the mask
+    """the mean of the last hidden states over all tokens that are not padding
 
-    For a model without segments whose layers attend within windows, which a mask per query would disable.
+    This function is for ModernBERT, which has no segments and whose layers attend within windows. The
+    four-dimensional mask that `mean_of_tokens` gives to the encoder would disable the windows.
     """
     return _mean(
         encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, attention_mask
@@ -96,7 +104,8 @@ def class_token(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
 def class_token_unmasked(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
     """the class token after the final layer norm, no patch masked
 
-    For a masked autoencoder, which shuffles patches by noise: increasing noise keeps their order.
+    This function is for masked autoencoders, which sort patches by random noise. Increasing noise keeps the
+    order of the patches.
     """
     embeddings: Any = encoder.embeddings
     order = torch.arange(embeddings.patch_embeddings.num_patches, device=pixel_values.device)
@@ -115,15 +124,15 @@ def pooled_by_attention(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
 
 
 def mean_of_patches(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
-    """the mean of the patches, layer-normed"""
+    """the mean of the patches' last hidden states, after a layer norm"""
     return encoder(pixel_values=pixel_values).pooler_output
 
 
 def _for_every_query(attention_mask: Tensor) -> Tensor:
-    """Reshapes (batch, tokens) to a boolean mask (batch, 1, 1, tokens), the same for every head and query.
+    """Reshapes a mask (batch, tokens) to a boolean mask (batch, 1, 1, tokens) for all heads and queries.
 
-    With a two-dimensional mask, transformers waits for the device in every step to check whether it masks
-    anything.
+    If the mask had two dimensions, transformers would wait for the device in every step to check whether any
+    token is masked.
     """
     return attention_mask[:, None, None, :].bool()
 
@@ -137,9 +146,10 @@ def _mean(states: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 class DenseHead(nn.Module):
-    """Dropout, dense, activation, dropout, projection, as in transformers' text classifiers.
+    """A head with one hidden layer, as in transformers' text classifiers.
 
-    `before` is the first dropout's probability, `after` the second's.
+    Its layers are dropout, dense, activation, dropout, and a linear layer to the classes. `before` and
+    `after` are the probabilities of the first and the second dropout.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from methods.backbone import Geometry
 
 SEED = 0
 
-#: The hash of `byte_tokenizer` in plans. It must change whenever its tokens change.
+#: The hash of `byte_tokenizer` in plans. It must be changed whenever the tokenizer's tokens change.
 BYTE_TOKENIZER = "byte-tokenizer-260-v1"
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -26,7 +26,7 @@ _COUNTED = ("vit", "dinov2", "bert", "roberta", TIMM)
 
 
 def byte_tokenizer(max_tokens: int) -> Any:
-    """A tokenizer without download: one token per UTF-8 byte between `<s>` and `</s>`, padding id 1."""
+    """Makes a tokenizer that needs no download. A text becomes its UTF-8 bytes between `<s>` and `</s>`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -54,9 +54,9 @@ def byte_tokenizer(max_tokens: int) -> Any:
 
 @dataclass(frozen=True)
 class RandomBackbone:
-    """A model of any kind and shape with random weights, equal at every load.
+    """A backbone of any kind and geometry with random weights, which are the same at every load.
 
-    Vision kinds use `image_size` and `patch` in pixels, text kinds `vocabulary` and `max_tokens`.
+    Vision kinds use `image_size` and `patch`, both in pixels. Text kinds use `vocabulary` and `max_tokens`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The registered backbones. A new backbone is one more entry here."""
+"""The registered backbones. To register another one, add a constant to this module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from methods.registry import Registry
 
 
 def check_entry(name: str, entry: Any) -> None:
-    """Raises UserError unless a registered object is a `BackboneEntry`."""
+    """Raises UserError unless the object registered as `name` is a `BackboneEntry`."""
     where = f"backbone '{name}'"
     if isinstance(entry, type):
         raise UserError(f"{where}: {entry.__name__} is a class: register an instance, `{entry.__name__}()`")
@@ -32,7 +32,7 @@ def check_entry(name: str, entry: Any) -> None:
 
 
 def check_info(info: Any) -> None:
-    """Raises UserError for an invalid description, naming the field, its value and what is accepted."""
+    """Raises UserError for an invalid `BackboneInfo`, with the field, its value and what is accepted."""
     if not isinstance(info, BackboneInfo):
         raise UserError(f"describe() should return a BackboneInfo, got a {type(info).__name__}")
     names = info.geometry.projections if isinstance(info.geometry, Geometry) else PROJECTIONS

@@ -1,4 +1,4 @@
-"""The fields of configurations that describe a geometry, and counts of encoders."""
+"""Reads geometries from transformers' configurations, and counts the parameters of encoders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ ATTENTION_ONLY = PROJECTIONS[:4]
 
 @dataclass(frozen=True)
 class Shape:
-    """The names of the configuration fields that hold a geometry. `gated` is the field for a gated MLP."""
+    """The names of the configuration fields that hold a geometry.
+
+    `gated` is the field that says whether the MLP is gated, or None if the MLP never is.
+    """
 
     hidden: str = "hidden_size"
     heads: str = "num_attention_heads"
@@ -21,7 +24,7 @@ class Shape:
     gated: str | None = None
 
     def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
-        """The geometry of a configuration. `encoder` is the number of the encoder's parameters."""
+        """Reads the geometry from a configuration. `encoder` is the encoder's number of parameters."""
         return Geometry(
             hidden=getattr(config, self.hidden),
             heads=getattr(config, self.heads),
@@ -32,19 +35,22 @@ class Shape:
         )
 
     def is_gated(self, config: Any) -> bool:
-        """Whether the MLP has a gate with its own linear layer."""
+        """Whether the MLP has a gate with a linear layer of its own."""
         return bool(self.gated and getattr(config, self.gated))
 
     def width(self, config: Any) -> int:
-        """The inner width of the MLP."""
+        """Returns the inner width of the MLP."""
         return getattr(config, self.mlp)
 
     def projections(self, config: Any) -> tuple[str, ...]:
-        """The projections that every layer has."""
+        """Returns the projections that adapters see in every layer."""
         return GATED_PROJECTIONS if self.is_gated(config) else PROJECTIONS
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
-        """Fields with values for a configuration of this geometry, gates excluded."""
+        """Returns the fields, with values, from which a configuration of this geometry can be made.
+
+        The field `gated` is not among them.
+        """
         return {
             self.hidden: geometry.hidden,
             self.heads: geometry.heads,
@@ -63,9 +69,9 @@ class AlwaysGated(Shape):
 
 @dataclass(frozen=True)
 class DinoShape(Shape):
-    """The shape of DINOv2, whose configuration gives the MLP's width as a ratio.
+    """The shape of DINOv2, whose configuration gives the MLP's width as a multiple of the hidden size.
 
-    A gated MLP has two thirds of that width, rounded up to a multiple of eight, and no sites.
+    A gated MLP has two thirds of that width, rounded up to a multiple of eight. It has no sites.
     """
 
     mlp: str = "mlp_ratio"
@@ -109,7 +115,7 @@ class DecoderShape(Shape):
 
 @dataclass(frozen=True)
 class T5Shape(Shape):
-    """The shape of T5, whose heads have a size of their own, and whose MLP is gated from version 1.1 on."""
+    """The shape of T5, whose configuration gives the head size, and whose MLP is gated since version 1.1."""
 
     hidden: str = "d_model"
     heads: str = "num_heads"
@@ -148,11 +154,12 @@ def with_encoder(
     layer_scale: bool = False,
     spare_tokens: int = 0,
 ) -> Geometry:
-    """The geometry with `encoder`, the encoder's number of parameters, computed from the arguments.
+    """Returns the geometry with `encoder`, the encoder's number of parameters, computed in closed form.
 
-    Vision: `patches` of `patch` × `patch` pixels, a class token and `spare_tokens` further tokens (such as a
-    mask token), and a final norm. Text: `vocabulary`, `positions`, two token types and a norm. Every layer
-    has four attention maps and two MLP maps with biases, two norms, and with `layer_scale` two scales.
+    A vision encoder has `patches` patches of `patch` × `patch` pixels, a class token, `spare_tokens` further
+    tokens (such as a mask token), and a final norm. A text encoder has `vocabulary` tokens, `positions`
+    positions, two token types, and a norm of the embeddings. Every layer has six projections with biases, two
+    norms, and if `layer_scale` two vectors of scales.
     """
     d, mlp = geometry.hidden, geometry.mlp
     layer = 4 * (d * d + d) + 2 * d * mlp + d + mlp + 4 * d + (2 * d if layer_scale else 0)

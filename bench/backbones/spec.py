@@ -1,4 +1,4 @@
-"""A backbone as described in a suite."""
+"""A backbone as a suite gives it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from methods.validation import Label, silent
 
 
 class BackboneSpec(Lockable):
-    """A backbone in a suite: one source, and for vision an image size.
+    """A backbone in a suite. It has exactly one source: `name`, `hub`, `local` or `timm`.
 
-    A plain string is a registered name. The sources are `name` (registered), `hub` (a transformers hub id),
-    `local` (a folder written by `save_pretrained`) and `timm` (a timm model name, or `hf_hub:owner/model`).
-    With `timm`, `local` may give a safetensors file with weights. `revision` is a branch, tag or commit of a
-    hub repository. `image_size` is in pixels, by default the backbone's own. `dtype` is the dtype of the
-    encoder's weights, regardless of the checkpoint: `bfloat16` takes half the memory and trains under bf16
-    autocast. `quantise` is the quantisation of all projections. Trained parameters stay in float32.
+    `name` is a registered name, for which a suite may also give a plain string. `hub` is a repository of
+    transformers on the hub, `local` a folder written by `save_pretrained`, and `timm` a timm model, such as
+    `vit_small_patch16_224` or `hf_hub:owner/model`. With `timm`, `local` may give a safetensors file with the
+    model's weights. `revision` is a branch, tag or commit of a hub repository.
+
+    `image_size` is in pixels, by default the backbone's own. `dtype` is the dtype of the encoder's weights,
+    whatever the checkpoint's: `bfloat16` takes half the memory and trains under bf16 autocast. `quantise` is
+    the quantisation of all projections. Trained parameters stay in float32.
     """
 
     name: str | None = None
@@ -73,15 +75,15 @@ class BackboneSpec(Lockable):
 
     @property
     def hub_name(self) -> str | None:
-        """The hub repository as written in a suite, or `timm:` and a timm model. None if not from a hub."""
+        """The hub repository or `timm:` with the timm model, as the suite gives it. None if from no hub."""
         if self.local is not None or self.name is not None:
             return None
         return self.hub or f"timm:{self.timm}"
 
     def described(self, info: BackboneInfo) -> BackboneInfo:
-        """Adapts the description of the source to this backbone's dtype and quantisation.
+        """Returns the description with the name and hash of weights in this dtype and quantisation.
 
-        Rounded weights count as different from the source's, in tables and in a trial's id.
+        So weights that are rounded differ from those of the source in tables and in a trial's id.
         """
         for rounding in (self.dtype, self.quantise):
             if rounding not in ("float32", None):
@@ -90,11 +92,11 @@ class BackboneSpec(Lockable):
         return info
 
     def pinned(self, info: BackboneInfo) -> BackboneSpec:
-        """The same backbone, fixed to the commit in `info`. Unchanged if it is not from a hub."""
+        """Returns the backbone fixed to the commit in `info`. Unchanged if it does not come from a hub."""
         return self if self.hub_name is None else self.at(info.weights_hash.rpartition("@")[2])
 
     def at(self, commit: str) -> BackboneSpec:
-        """The same repository at a commit."""
+        """Returns the same backbone at a commit of its hub repository."""
         return self.model_copy(update={"revision": commit, "timm": self.timm and self.timm.partition("@")[0]})
 
 

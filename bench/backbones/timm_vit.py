@@ -44,12 +44,15 @@ PATHS = {
 
 
 def own_pooling(encoder: Any, *, pixel_values: Tensor) -> Tensor:
-    """Features after the model's own pooling and norm, before its classifier."""
+    """Computes features (batch, hidden): the model's outputs after its own pooling and norm."""
     return encoder.forward_head(encoder.forward_features(pixel_values), pre_logits=True)
 
 
 def plain_vit(info: BackboneInfo, size: int, patch: int) -> LoadedBackbone:
-    """timm's plain vision transformer of the described shape, with fresh weights."""
+    """Makes timm's plain vision transformer of the described geometry, with random weights.
+
+    `size` is the side of its images at which it is built, and `patch` that of its patches, in pixels.
+    """
     from timm.models.vision_transformer import VisionTransformer
 
     geometry = info.geometry
@@ -69,24 +72,24 @@ def plain_vit(info: BackboneInfo, size: int, patch: int) -> LoadedBackbone:
 
 @dataclass(frozen=True)
 class TimmBackbone:
-    """A timm model with weights from `weights` (safetensors) or from the model's own hub repository."""
+    """A timm model with weights from the safetensors file `weights`, or else from its hub repository."""
 
     model: str
     weights: Path | None = None
-    #: Branch, tag or commit of the hub repository. None: the one in the model's name, or the main branch.
+    #: A branch, tag or commit of the hub repository. None: the one in the model's name, or the main branch.
     revision: str | None = None
     locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Builds the model without weights (see `BackboneEntry`).
+        """Describes the model, which it builds without weights (see `BackboneEntry`).
 
-        Raises UserError for an unknown model (naming the nearest), one that is no plain vision transformer, a
-        missing file, or an unreachable hub.
+        Raises UserError for an unknown model (with the nearest names), for a model that is no plain vision
+        transformer, for a missing file, and for an unreachable hub.
         """
         return self._describe(self.blueprint(), image_size)
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        """Loads the weights (see `BackboneEntry`).
+        """Loads the model with its weights (see `BackboneEntry`).
 
         Raises UserError as `describe` does, and for weights that are missing, incomplete or do not fit.
         """
@@ -101,10 +104,10 @@ class TimmBackbone:
         return LoadedBackbone(info, encoder, own_pooling, partial(nn.Linear, features), [PATHS])
 
     def blueprint(self) -> Blueprint:
-        """The model's blueprint.
+        """Finds the model's blueprint, in timm or in the config of its hub repository.
 
-        Raises UserError for a model that timm does not know (naming the nearest), for a hub config that is
-        not one of timm or has invalid fields, and as `snapshot` does.
+        Raises UserError for a model that timm does not know (with the nearest names), for a hub config that
+        is not one of timm or has invalid fields, and as `snapshot` does.
         """
         import timm
 
@@ -199,7 +202,7 @@ class _Settings(BaseModel):
 
 
 def _settings(file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of pretraining in a repository's config. Raises UserError naming an invalid field."""
+    """Returns the pretraining settings in a repository's config. Raises UserError for an invalid field."""
     inner = config.get("pretrained_cfg") or {}
     if not isinstance(inner, dict):
         raise UserError(f"{file}: pretrained_cfg should be an object, got {shown(inner)}")
@@ -214,7 +217,7 @@ def _settings(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """Architecture, arguments and pretraining settings of a timm model."""
+    """The architecture, its arguments, and the pretraining settings of a timm model."""
 
     architecture: str
     arguments: dict[str, Any]
@@ -229,9 +232,9 @@ class Blueprint:
         ).eval()
 
     def hub(self, model: str) -> tuple[str, str | None]:
-        """The hub repository of the weights, and the revision in the model's name (None without one).
+        """Returns the hub repository of the weights, and the revision in the model's name.
 
-        Raises UserError if timm knows no repository.
+        The revision is None if the name has none. Raises UserError if timm knows no repository.
         """
         named = _hub_name(model)
         repository = named[0] if named else self.settings.get("hf_hub_id")
@@ -249,7 +252,7 @@ def _hub_name(model: str) -> tuple[str, str | None] | None:
 
 
 def _architecture(folder: Path) -> str | None:
-    """The architecture that a snapshot's config.json names, without its tag. None if there is none."""
+    """Reads the architecture, without its tag, from a snapshot's config.json. None if it names none."""
     file = folder / "config.json"
     named = read_object(file).get("architecture") if file.is_file() else None
     return named.partition(".")[0] if isinstance(named, str) else None

@@ -1,4 +1,4 @@
-"""Refuses checkpoints that choose code to run, or weights other than the hashed ones."""
+"""Refuses checkpoints whose configuration chooses code to run, or weights other than the hashed ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.errors import UserError, did_you_mean
 #: The attention implementation of most kinds: torch's own. `Kind.attention` names the others.
 ATTENTION = "sdpa"
 
-#: Accepted names in a config. transformers would download and run a kernel for any other name.
+#: The names accepted in a config. For any other name, transformers would download a kernel and run it.
 _KNOWN_ATTENTION = (ATTENTION, "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 _ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -33,9 +33,10 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError for a config.json that chooses code or other weights, or has an adapter beside it.
+    """Raises UserError for a config.json that chooses code or other weights, or lies beside an adapter.
 
-    Code in the repository (`auto_map`) is accepted but never run: transformers' own classes are used.
+    A config may name code in its repository (`auto_map`), but that code is never run: transformers' own
+    classes are used.
     """
     for field in _ATTENTION_FIELDS:
         if (value := settings.get(field)) is not None and value not in _KNOWN_ATTENTION:
@@ -54,9 +55,9 @@ def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
 
 
 def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
-    """Raises UserError for a timm config with an unknown model or arguments that the model lacks.
+    """Raises UserError for a timm config with an unknown model, or with arguments that its class lacks.
 
-    Arguments of `timm.create_model` itself are refused, since they load weights or code.
+    So arguments of `timm.create_model` itself, which could load weights or code, are refused.
     """
     import timm
 
@@ -77,7 +78,7 @@ def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
 
 
 def _arguments_of_timm(architecture: str) -> list[str]:
-    """The argument names of a timm model's class."""
+    """Returns the names of the arguments that a timm model's class accepts."""
     import timm
     import torch
 

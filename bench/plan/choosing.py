@@ -185,8 +185,8 @@ class Search(ChoosingSection):
     scale: ScaleGrid | None = None
     head_lr: Grid | None = None
     core_lr: Grid | None = None
-    #: The objectives. `metric` is the result named by `by`. With the number of parameters as second objective,
-    #: the search gives a Pareto front.
+    #: The objectives. `metric` is the result named by `by`. With the number of parameters as a second
+    #: objective, the search gives a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
     #: The rule that ends a weak trial after an epoch. `auto`: the median rule with one objective and at least
     #: two epochs, otherwise none.
