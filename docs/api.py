@@ -1,7 +1,7 @@
 """Writes the API reference from docstrings: `python docs/api.py FOLDER`.
 
-Raises SystemExit, with a line for each fault, for public names without a docstring and for docstrings that
-name something that does not exist.
+Raises SystemExit with a line for each fault. A public name without a docstring is a fault, and so is a
+docstring that names something that does not exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pdoc
 from pdoc.doc import Class, Doc, Function, Module
 
-#: The modules that users and plug-ins import. All others may move.
+#: The modules that users and plug-ins import. Other modules may move.
 PUBLIC = (
     "bench",
     "bench.run",
@@ -44,7 +44,7 @@ PUBLIC = (
 
 PACKAGES = ("bench", "methods", "baselines", "reports")
 
-#: A dotted name of ours in a docstring, between backquotes.
+#: Matches a dotted name from these packages, between backquotes in a docstring.
 NAMED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?:\(\))?`")
 
 
@@ -90,7 +90,7 @@ def _bases(doc: Function) -> tuple[type, ...]:
 
 
 def _exists(dotted: str) -> bool:
-    """Whether a dotted name leads to a module or to a member of one."""
+    """Whether a dotted name leads to a module or to a member of a module."""
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         try:

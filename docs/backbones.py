@@ -1,6 +1,6 @@
 """Runs the conformance checks on every kind of backbone and writes their table: `python docs/backbones.py`.
 
-It takes about half a minute. Raises SystemExit, and writes nothing, if a check fails.
+This takes about half a minute. Raises SystemExit, and writes nothing, if a check fails.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the k
 
 HEADINGS = ("kind", "reads", "sites", "the head reads", "head", "checks")
 
-#: The row of all models of timm, without checks. timm builds them itself, so they are none of `KINDS`.
+#: The line of the table for all models of timm, without checks. timm builds these models itself, so `KINDS`
+#: has no entry for them.
 TIMM_ROW = (
     "`timm`",
     "images",
@@ -30,9 +31,9 @@ TIMM_ROW = (
 
 
 def table(checks: Mapping[str, str]) -> str:
-    """The table and its remarks, in Markdown, with the outcome of each kind's checks.
+    """The table of kinds of backbones, and remarks on them, in Markdown.
 
-    Kinds that differ only in their name share a row.
+    `checks` has the outcome of each kind's checks. Kinds that differ only in their name share a line.
     """
     rows: dict[tuple[str, ...], list[str]] = {}
     for name in NAMES:
@@ -56,7 +57,7 @@ def _row(name: str) -> tuple[str, ...]:
 
 
 def stated(page: str) -> str:
-    """The part of a page between the marks."""
+    """The text of a page between the marks `BEGIN` and `END`."""
     return page.partition(BEGIN)[2].partition(END)[0].strip("\n")
 
 
@@ -67,9 +68,9 @@ def checks_of(page: str) -> dict[str, str]:
 
 
 def run_checks() -> dict[str, str]:
-    """Runs the checks of each kind. Returns the passed out of the applicable ones, such as "24/24", by kind.
+    """Runs the conformance checks of each kind of backbone, and returns the outcome by kind.
 
-    Raises SystemExit if a check fails.
+    For example, "23/24" means that 23 of 24 applicable checks passed. Raises SystemExit if a check fails.
     """
     checks, failed = {}, []
     for name in NAMES:

@@ -1,4 +1,7 @@
-"""Writes the table of kinds and their exports into docs/guides/export.md: `python docs/export_table.py`."""
+"""Writes the table of exports by kind of backbone: `python docs/export_table.py`.
+
+The table is in docs/guides/export.md.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ HEADINGS = ("kind", "the original model", "the head", "peft's loader", "one laye
 
 
 def rewritten(text: str) -> str:
-    """The page with the current table. Kinds that differ only in name and class share a row."""
+    """The page with the current table. Kinds that differ only in name and class share a line."""
     rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for named, model, *rest in map(_row, NAMES):
         rows.setdefault(tuple(rest), []).append((named, model))

@@ -1,6 +1,6 @@
 """Puts the tables of `python -m tools.gpu --out DIR` into performance.md: `python docs/gpu_tables.py DIR`.
 
-Raises SystemExit, and writes nothing, if DIR has no results or only those of a CPU, which mean nothing.
+Raises SystemExit, and writes nothing, if DIR has no results of a GPU. Results of a CPU mean nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ BEGIN, END = (
 
 
 def tables(folder: Path) -> str:
-    """The tables of a run below the name of its GPU. Raises SystemExit without results of a GPU."""
+    """The tables of the run in a folder, below the name of its GPU.
+
+    Raises SystemExit if the folder has no results of a GPU.
+    """
     try:
         lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
         page = (folder / "results.md").read_text(encoding="utf-8")

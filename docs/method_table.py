@@ -1,6 +1,6 @@
-"""Writes the table of reference/methods.md from the methods themselves.
+"""Writes the table of methods from the methods themselves: `python docs/method_table.py [PAGE]`.
 
-python docs/method_table.py [PAGE]: without PAGE, reference/methods.md.
+PAGE is reference/methods.md by default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HEADINGS = ("method", "at rank 4", "at LoRA's budget", "sites", "scale", "rate")
 #: The geometry of ViT-B and RoBERTa-base.
 SHAPE = Geometry(768, 12, 12, 3072)
 RANK = 4
-#: The words of `targets` for the sites that a method adapts.
+#: The value of `targets` that stands for these projections.
 SITES = {
     ("query", "value"): "qv",
     ("query", "key", "value"): "qkv",
@@ -31,7 +31,10 @@ SITES = {
 
 
 def table() -> str:
-    """One row for each adapter with a closed-form count; peft's other types have their own table."""
+    """The table of methods in Markdown, with a line for each method and variant, and a list of exceptions.
+
+    Methods without an adapter are left out. So are peft's types, which have a table of their own.
+    """
     templates = [template for name in METHODS if name != "peft" for template in METHODS.get(name).listed()]
     adapters = [template for template in templates if template.projections]
     rows = [HEADINGS, ("---",) * len(HEADINGS), *map(_row, adapters)]
@@ -80,7 +83,7 @@ def _sites(template: Method) -> str:
 
 
 def _dropouts(templates: Sequence[Method]) -> Iterator[str]:
-    """The defaults of dropout other than zero, and the methods without dropout."""
+    """The default values of dropout other than zero, and the methods without this option."""
     by_default = grouped(templates, lambda template: _default(template, "dropout"))
     named = {"–": "not an option of"}
     yield from (
@@ -98,7 +101,7 @@ def _fitted(template: Method) -> Method:
 
 
 def _frozen(template: Method) -> str:
-    """Size of the frozen tensors at LoRA's budget in float32, and whether they are stored. Empty if none."""
+    """The MiB of a method's frozen tensors at LoRA's budget, and whether they are stored. Empty if none."""
     if not template.sizeable:
         return ""
     numbers, kept = (count(SHAPE) for count in (_fitted(template).frozen_count, _fitted(template).kept_count))

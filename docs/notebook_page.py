@@ -13,7 +13,7 @@ PAGE = NOTEBOOK.with_name("notebook.md")
 
 
 def page() -> str:
-    """The cells of the notebook with their stored outputs."""
+    """The cells of the notebook with their stored outputs, in Markdown."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     return "\n\n".join(part for cell in cells for part in _parts(cell)) + "\n"
 

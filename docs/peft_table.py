@@ -1,6 +1,6 @@
-"""Writes the table of peft's types in reference/peft.md by training each on a tiny model.
+"""Writes the table of peft's types by training each on a tiny model: `python docs/peft_table.py [PAGE]`.
 
-python docs/peft_table.py [PAGE]: without PAGE, reference/peft.md.
+PAGE is reference/peft.md by default.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parent / "reference" / "peft.md"
 BEGIN, END = "<!-- docs/peft_table.py -->\n", "<!-- end -->\n"
 HEADINGS = ("types", "size", "differs")
 
-#: The tiny model on which each type is trained, its rank, and the number of steps.
+#: The tiny model on which each type is trained, the rank of its adapter, and the number of steps.
 TINY, RANK, STEPS = Geometry(24, 3, 2, 96, encoder=1), 2, 4
 
 #: Budgets tried for each type. A type that fits none of them is sized by its rank only.
@@ -41,12 +41,15 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
-#: The capabilities of every type whose row does not deny them.
+#: The usual capabilities. A type's line in the table mentions them only if the type lacks them.
 USUAL = ("merges", "exact zero start", "unequal shapes")
 
 
 def table() -> str:
-    """One row for all types and shorthands of peft that are alike, then a list of the refused types."""
+    """The table of peft's types in Markdown, then a list of the refused types.
+
+    Types that are alike share a line.
+    """
     types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
     alike, refused = dict[tuple[str, ...], list[str]](), dict[str, list[str]]()
     for kind in types:
@@ -66,7 +69,7 @@ def table() -> str:
 
 
 def row(method: Method) -> tuple[str, ...]:
-    """The row of a type, without its name. Raises an error if it fails at anything that a trial requires."""
+    """The entries of a type's line in the table, without its name. Raises the errors of `trained`."""
     method = method.isorank(RANK) if method.sizeable else method
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
@@ -79,7 +82,10 @@ def row(method: Method) -> tuple[str, ...]:
 
 
 def trained(method: Method) -> None:
-    """Raises AssertionError, or peft's error, unless a trial could train the method."""
+    """Trains a method on the tiny model as a trial would.
+
+    Raises AssertionError or peft's error if the training fails or leaves traces in the backbone.
+    """
     backbone = SkeletonBackbone.random(TINY)
     x, labels = torch.randn(8, TINY.hidden), torch.randint(3, (8,))
     frozen = copies(dict(backbone.module.named_parameters()))
@@ -123,7 +129,7 @@ def size(method: Method) -> str:
 
 
 def reason(error: UserError, kind: str) -> str:
-    """The reason in `REFUSED` for refusing a type. Raises AssertionError if there is none."""
+    """The reason why a type is refused, from `REFUSED`. Raises AssertionError if there is none."""
     if kind in REFUSED:
         return REFUSED[kind]
     raise AssertionError(f"{kind} is neither known to work nor refused with a reason: {error}")

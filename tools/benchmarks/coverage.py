@@ -2,10 +2,11 @@
 
     python -m tools.benchmarks.coverage [--repeats 400]
 
-Prints the tables of docs/explanations/statistics.md. A simulated example's contribution is
-the sum of the method's mean, an effect of the run (0.7 points, normal or skewed to the left like a gamma
-distribution of shape 4), an effect of the example under the method, and noise. With 1,000 examples the last
-two add 0.33 and 0.35 points to a run's score. A collapsed run scores 30 points less.
+Prints the tables of docs/explanations/statistics.md. Each example's contribution is simulated as the sum of
+four terms: the method's mean, an effect of the run, an effect of the example under the method, and noise.
+Effects of runs have a standard deviation of 0.7 points. They are normal, or skewed to the left like a gamma
+distribution of shape 4. With 1,000 examples, the last two terms give a run's score standard deviations of
+0.33 and 0.35 points. A collapsed run scores 30 points less.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from reports.inference.intervals import LEVEL, Array, simultaneous, t_half
 METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
 COLLAPSE = 0.3
-#: Tuning: the number of validation examples, the standard deviation of a point's validation score, and that
-#: of the part of an example's contribution that all points share.
+#: For tuning: the number of validation examples, the standard deviation of a point's validation score, and
+#: the standard deviation of the term that all points share in an example's contribution.
 VALIDATED, OF_VALIDATION, OF_VALIDATED = 400, 0.02, 0.3
 
-#: Random draws with mean zero and unit variance.
+#: A function that draws random numbers with mean zero and unit variance.
 Noise = Callable[..., Array]
-#: The contributions of a setting, (methods, seeds, examples).
+#: The contributions of examples on one task, (methods, seeds, examples).
 Table = Array
 
 
@@ -43,26 +44,27 @@ def normal(numbers: Generator, size: Sequence[int]) -> Array:
 
 
 def skewed(numbers: Generator, size: Sequence[int]) -> Array:
-    """Draws in which a rare run is much worse than the others and none is much better."""
+    """Draws with a long left tail: a rare run is much worse than the others, and none is much better."""
     return (4 - numbers.gamma(4, size=size)) / 2
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way in which results are generated."""
+    """A way to simulate results."""
 
     noise: Noise
     tasks: int
     seeds: int = 5
     examples: int = 1000
-    #: The beginning of the scenario's name, by default the name of the noise.
+    #: The first words of the scenario's name. By default the name of the noise.
     what: str = ""
-    #: The chance that a run of the first task collapses, and the number of collapsing methods, the reference
-    #: first.
+    #: The chance that a run of the first task collapses.
     collapses: float = 0.0
+    #: The number of methods whose runs may collapse. They are the first ones, beginning with the reference.
     collapsing: int = METHODS
-    #: The factor on run effects of the first task, and further factors by method.
+    #: A factor on the effects of runs on the first task.
     noisy: float = 1.0
+    #: Factors on the effects of runs by method, repeated until every method has one.
     factors: Sequence[float] = (1.0,)
 
     @property
@@ -71,7 +73,7 @@ class Scenario:
         return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
 
     def draw(self, numbers: Generator, means: Array) -> list[Table]:
-        """One table per task. `means` (methods,) begins with the reference."""
+        """Simulates a table of contributions for each task. `means` (methods,) begins with the reference."""
         return [self._setting(numbers, means[:, None, None], task == 0) for task in range(self.tasks)]
 
     def _setting(self, numbers: Generator, means: Array, first: bool) -> Table:
@@ -88,19 +90,19 @@ class Scenario:
 
 
 def parts(tables: Sequence[Table], method: int, reference: int = 0) -> list[OnSetting]:
-    """A report's data on a pair of methods: differences by seed and by example."""
+    """The differences of a method from the reference on each task, with errors over seeds and examples."""
     differences = (table[method] - table[reference] for table in tables)
     return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
 
 
-#: The quantities of one repeat, each with its value: the share of cases in which it was true, or points.
+#: Names of quantities with their values in one repeat. A value is a share of cases, or a number of points.
 Counted = Iterator[tuple[str, float]]
 Quantity = Callable[[Scenario, Generator], Counted]
 Rows = dict[str, list[float]]
 
 
 def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
-    """Compares 14 methods with one reference, all of them equal."""
+    """Compares 14 methods with a reference. All have the same true score."""
     tables = scenario.draw(numbers, np.zeros(METHODS))
     effects = [effect(parts(tables, method)) for method in range(1, METHODS)]
     errors = [contrast.error for contrast in effects if contrast.error is not None]
@@ -144,9 +146,10 @@ def _holds(part: OnSetting, level: float = LEVEL) -> bool:
 
 
 def finding(scenario: Scenario, numbers: Generator) -> Counted:
-    """Counts detections of the difference that a design detects 80% of the time.
+    """Counts how often a difference is detected that a design promises to detect 80% of the time.
 
-    Noise is either that of runs without collapses, as a plan assumes, or that of 14 stored comparisons.
+    The design's noise is either that of runs without collapses, as a plan assumes, or that of 14 simulated
+    comparisons.
     """
     tables = scenario.draw(numbers, np.zeros(METHODS))
     stored = power.of_effects([effect(parts(tables, method)) for method in range(1, METHODS)], METHODS - 1)
@@ -174,7 +177,7 @@ def _assumed(scenario: Scenario) -> power.Design:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Two methods, each tuned on every task by validation scores."""
+    """Two methods, each tuned on every task by its validation scores."""
 
     tasks: int
     #: The standard deviation of the true scores of a method's points of tuning.
@@ -190,7 +193,11 @@ class Tuning:
         return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
 
     def once(self, numbers: Generator) -> tuple[Effect, float, float]:
-        """An estimate, its true value if the methods are tuned again, and its true value at chosen points."""
+        """Simulates one comparison. Returns the estimated effect and two true values of it.
+
+        The first is the true value if the methods are tuned again, and the second the true value at the
+        chosen points.
+        """
         gains, true_gains, gains_at_points = [], [], []
         for _ in range(self.tasks):
             scores = numbers.normal(0, self.spread, (2, self.points))
@@ -211,7 +218,7 @@ class Tuning:
         return effect(gains), float(np.mean(true_gains)), float(np.mean(gains_at_points))
 
     def _validated(self, numbers: Generator, scores: Array) -> Table:
-        """The contribution of each validation example at each point, (points, examples)."""
+        """The contribution of each validation example at each point (points, examples)."""
         noise = math.sqrt((OF_VALIDATION**2 - OF_RUNS**2) * VALIDATED)
         runs = OF_RUNS * numbers.normal(size=(self.points, 1))
         shared = OF_VALIDATED * numbers.normal(size=VALIDATED)
@@ -220,9 +227,11 @@ class Tuning:
 
 
 def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
-    """Coverage of the full interval and of that at chosen points.
+    """The coverage of two intervals: the full interval, and the interval for the chosen points.
 
-    Both are counted for methods that are tuned again, the latter also for the chosen points themselves.
+    Returns three shares of repeats. In the first two, the full interval and then the other one contain the
+    true value if the methods are tuned again. In the third, the interval for the chosen points contains the
+    true value at these points.
     """
     held = []
     for _ in range(repeats):
@@ -245,7 +254,10 @@ def means(scenario: Scenario, numbers: Generator) -> Counted:
 
 
 def orderings(scenario: Scenario, numbers: Generator) -> Counted:
-    """Counts how often intervals of ranks hold, for ten methods that differ by a tenth of a point each."""
+    """Counts how often intervals of ranks contain the true ranks.
+
+    The ten methods have scores that are a tenth of a point apart.
+    """
     means = -0.001 * np.arange(10.0)
     tables = scenario.draw(numbers, means)
     pairs = [(i, j, effect(parts(tables, i, j))) for i in range(10) for j in range(i + 1, 10)]
@@ -262,9 +274,9 @@ def orderings(scenario: Scenario, numbers: Generator) -> Counted:
 
 
 def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
-    """Coverage of one interval on one task by number of test examples.
+    """The coverage of the interval on one task, by number of test examples.
 
-    Counts intervals with the examples' variance, and intervals from seeds alone.
+    Each entry has two coverages: with the variance of examples included, and from seeds alone.
     """
     coverages: dict[str, list[float]] = {}
     for examples in (400, 1000, 2000):
@@ -291,7 +303,7 @@ def table(heads: Sequence[str], rows: dict[str, list[float]]) -> str:
 QUANTITIES = (comparisons, means, orderings, finding)
 USUAL = [Scenario(noise, tasks) for noise in (normal, skewed) for tasks in (1, 4)]
 
-#: Adverse scenarios.
+#: Scenarios that are unfavourable to the intervals.
 HARD = [
     Scenario(normal, 1, what="a fifth of LoRA's runs collapse", collapses=0.2, collapsing=1),
     Scenario(normal, 4, what="a fifth of LoRA's runs on one task collapse", collapses=0.2, collapsing=1),
@@ -317,7 +329,7 @@ TUNINGS = [
 
 
 def counted(scenarios: Sequence[Scenario], quantities: Sequence[Quantity], repeats: int) -> Rows:
-    """The mean of each quantity over repeats, one for each scenario."""
+    """For each quantity, its mean over repeats in each scenario."""
     rows: Rows = {}
     for scenario in scenarios:
         values_by_name: defaultdict[str, list[float]] = defaultdict(list)

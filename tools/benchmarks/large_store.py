@@ -1,11 +1,11 @@
-"""Writes a store of 10,000 finished trials and times the commands that read it, each in its own process.
+"""Writes a store of 10,000 finished trials, and times the commands that read it, each in its own process.
 
     python -m tools.benchmarks.large_store FOLDER [--trials 10000]
     python -m tools.benchmarks.large_store FOLDER --study
 
 The scores, times and predictions are made up. `run` on the finished suite must take at most 20 seconds of a
-core, `report` 40 seconds and 1 GiB. With `--study` the store is that of a typical study of the
-field, to look at its report: 20 methods, 4 tasks, 3 budgets and 5 seeds.
+core, `report` 40 seconds and 1 GiB. With `--study`, the store is instead that of a typical study of the
+field: 20 methods, 4 tasks, 3 budgets and 5 seeds. It serves to look at the report.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ STUDY: dict[str, Any] = {
 }
 
 
-#: Points of true accuracy by which each method of `STUDY` exceeds LoRA on every task.
+#: The points of true accuracy by which methods of a family exceed LoRA on every task of `STUDY`.
 EDGES = {"full": 3.0, "head_only": -12.0, "tenslora": 1.0, "lorta": -1.0, "peft": -0.4}
 
 
 def make(folder: Path, trials: int) -> tuple[Path, str, int]:
-    """Writes a store of at least this many finished trials, all of whole seeds.
+    """Writes a store of at least `trials` finished trials. Every seed is complete.
 
     Returns the suite's file, the store's URI, and the number of trials.
     """
@@ -99,9 +99,9 @@ def make(folder: Path, trials: int) -> tuple[Path, str, int]:
 
 
 def study_result(trial: Trial, row: Row) -> Result:
-    """The result of a trial of `STUDY`: its method's quality, with noise from seed and examples.
+    """A made-up result of a trial of `STUDY`: the method's quality, with noise from seed and examples.
 
-    The answers of one seed on one task are wrong mostly on the same examples for all methods.
+    On one task, all methods are wrong mostly on the same examples.
     """
     own = np.random.default_rng(int(trial.id, 16))
     task = np.random.default_rng(SUITE["tasks"].index(row.task))
@@ -125,7 +125,7 @@ def study_result(trial: Trial, row: Row) -> Result:
 
 
 def _capable(trial: Trial, row: Row) -> Result:
-    """The result with the method's capabilities, which take a fifth of a second to determine."""
+    """A result with the method's capabilities, which take a fifth of a second to determine."""
     tags = {Tag.CAPABILITIES: _capabilities(json.dumps(trial.method))}
     return replace(study_result(trial, row), tags=tags)
 
@@ -160,7 +160,7 @@ def write_study(folder: Path) -> str:
 
 
 def timed(*arguments: str) -> str:
-    """Runs the program and describes its time."""
+    """Runs the program with these arguments, and describes its time and memory."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "bench", *arguments], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

@@ -2,9 +2,9 @@
 
     python -m tools.benchmarks.overhead
 
-Runs `head_only` with one seed first, so that assets and prepared data are cached. Then it runs the whole
-suite into a fresh store and times it from the start: imports, planning, loading, storing and the summary all
-count as overhead.
+First `head_only` runs with one seed, so that assets and prepared data are cached. Then the whole suite runs
+into a fresh store. Its time is measured from the start: imports, planning, loading, storing and the summary
+all count as overhead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUITE = Path(__file__).parents[2] / "suites" / "quickstart.yaml"
 
 
 def timed() -> None:
-    """Runs the program on the suite in this process and measures each part of its trials."""
+    """Runs the suite in this process, and prints the share of time outside training and evaluation."""
     started = time.perf_counter()
     from bench.cli.program import main
     from bench.training import trial

@@ -1,8 +1,8 @@
-"""Time and peak memory of planning and preparing a CSV file of a million reviews.
+"""Measures the time and peak memory of planning and preparing a CSV file of a million reviews.
 
     python -m tools.benchmarks.own_data [ROWS]
 
-Each step runs in a process of its own, so that its peak is its own.
+Each step runs in a process of its own, so that its peak memory is not that of an earlier step.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m tools.benchmarks.packs FOLDER [--trials 1000]
 
-`pack` must return in 20 seconds with a file of at most 3 MiB. Times of reading and unpacking are printed too.
+`pack` must return within 20 seconds, with a file of at most 3 MiB. The times of reading and unpacking are
+printed too.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ STEPS = 200
 
 
 def fill(uri: str, suite: Path) -> None:
-    """Gives every trial the files of a real one: configuration, logits, and a loss per step."""
+    """Gives every trial the files of a real trial: configuration, logits, and a loss per step."""
     trials = {trial.id: trial for trial in make_plan(load_suite(suite)).trials}
     points = []
     for record in Store.existing(uri, "large").records():

@@ -1,12 +1,13 @@
-"""Measures drivers on stores of several sizes, with trials that take no time.
+"""Measures the processor time and requests of drivers on stores of several sizes.
 
     python -m tools.benchmarks.scale FOLDER [--store postgres] [--stored 1000 10000] [--drivers 4]
 
-For each size a store is filled with made-up results, and drivers with `--slots` slots each then run the
-`--trials` that are missing. It prints processor times (which do not depend on other load of the machine),
-requests to the server, and statements to a SQLite file. Each is given for the start (up to the first trial),
-per trial, for the end, and for another start on the finished suite. A trial's record, with its files and one
-report of progress, is written as always. `--store postgres` is an MLflow server over PostgreSQL.
+For each size, a store is filled with made-up results. Drivers with `--slots` slots each then run the
+`--trials` that are missing. These trials take no time, but their records are written as always, with files
+and one report of progress. The command prints processor times (which do not depend on other load of the
+machine), requests to the server, and statements to a SQLite file. Each is given for the start (up to the
+first trial), per trial, for the end, and for another start on the finished suite. `--store postgres` is an
+MLflow server over PostgreSQL.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ from tests.bench.services import Postgres, Server
 from tests.stored import TABLES, Result, usual_ending, write
 from tools.benchmarks.large_store import SUITE as LARGE
 
-#: Few rows and many seeds.
+#: A suite of few rows, so that many trials need many seeds.
 SUITE = LARGE | {"methods": LARGE["methods"][:3]}
 
-#: Requests to the server by endpoint, and statements to a SQLite file, of this process.
+#: The requests to the server by endpoint, and the statements to a SQLite file, that this process has sent.
 sent: Counter[str] = Counter()
 
 
@@ -90,7 +91,7 @@ class Instant(Executor):
 
 
 class Times(Audience):
-    """Takes processor times and counts requests at the start, the first trial, the last one and the end."""
+    """Takes processor times and counts requests, at the start, the first and last trial, and the end."""
 
     def __init__(self, services: dict[str, int]) -> None:
         #: Processes that serve the driver, by name.
@@ -115,7 +116,7 @@ class Times(Audience):
             self._last = self._now()
 
     def parts(self) -> dict[str, Counter[str]]:
-        """The times and requests of each part of the run. Without a trial, all of them count as its end."""
+        """The times and requests of each part of the run. If no trial ran, all of them count as the end."""
         done = self._now()
         if self._first is None:
             return {"start": Counter(), "trials": Counter(), "end": done - self._began}
@@ -127,7 +128,7 @@ class Times(Audience):
 
 
 def tree_seconds(pid: int) -> float:
-    """The processor time of a process and of all its children, also of those that have ended."""
+    """The processor time of a process and all its children, including children that have ended."""
     root = psutil.Process(pid)
     return float(sum(sum(process.cpu_times()[:4]) for process in [root, *root.children(recursive=True)]))
 
@@ -149,7 +150,7 @@ def drive(suite: str, store: str, slots: str, services: str) -> None:
 
 
 def driven(suite: Path, store: str, drivers: int, slots: int, services: dict[str, int]) -> dict[str, Any]:
-    """Runs several drivers at once. Returns the sums of their times and requests."""
+    """Runs several drivers at once, and returns the sums of their times and requests."""
     command = [sys.executable, "-m", __spec__.name, "--drive", str(suite), store, str(slots)]
     running = [
         subprocess.Popen([*command, json.dumps(services)], stdout=subprocess.PIPE) for _ in range(drivers)
@@ -176,7 +177,10 @@ def driven(suite: Path, store: str, drivers: int, slots: int, services: dict[str
 
 
 def fill(folder: Path, stored: int, trials: int) -> tuple[Path, str]:
-    """A suite file, and a SQLite store that lacks only `trials` of its results."""
+    """Writes a suite, and a SQLite store with all its results except the last `trials`.
+
+    Returns the suite's file and the store's URI.
+    """
     file, uri = folder / "large.yaml", f"sqlite:///{folder / 'mlflow.db'}"
     file.write_text(yaml.safe_dump(SUITE | {"seeds": [0]}))
     of_a_seed = len(make_plan(load_suite(file)).trials)
@@ -206,7 +210,7 @@ def copy(source: str, server: str, database: str) -> None:
 
 @contextmanager
 def opened(folder: Path, kind: str, stored: int, trials: int) -> Iterator[tuple[Path, str, dict[str, int]]]:
-    """The suite file, the URI of the filled store, and the processes behind it."""
+    """Provides the suite's file, the URI of the filled store, and the ids of the processes behind it."""
     folder.mkdir()
     # PostgreSQL's user must be able to enter.
     folder.chmod(0o755)

@@ -2,12 +2,13 @@
 
     python -m tools.benchmarks.study_coverage [--repeats 1000]
 
-Scores over rates are those of `reports.inference.power.Response`: a parabola of 4 points a decade², a
-window of one decade, seeds of .65 points, answers of .35, validation noise of .7. The optima of the two
-methods are .31 and -.28 decade from the centre. Both have the same stratified rates, 8 points a study. Test
-examples add .25 points to a difference. True values come from a million independent trials. All repeats of a
-scenario are computed at once, and the first two are checked against `of_pair`. A thousand repeats take about
-five minutes.
+Trials are simulated by `reports.inference.power.Response`: the score is a parabola in the log of the rate, 4
+points lower one decade from its optimum. The window is one decade wide. Standard deviations are 0.65 points
+over seeds, 0.35 for answers and 0.7 for validation losses. The optima of the two methods lie 0.31 decades
+above and 0.28 decades below the window's centre. Both methods have the same stratified rates, 8 points per
+study. Test examples add 0.25 points to a difference. True values come from a million independent trials. All
+repeats of a scenario are computed at once, and the first two are checked against `of_pair`. A thousand
+repeats take about five minutes.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ OF_EXAMPLES = 0.0025**2
 class Scenario:
     method: Response
     reference: Response
-    #: Whether optima are exchanged between tasks, and whether all tasks share their rates.
+    #: Whether every second task exchanges the optima of the two methods.
     exchanged: bool = True
+    #: Whether all tasks have the same rates.
     shared_rates: bool = False
 
     def optima(self, task: int) -> tuple[float, float]:
@@ -68,7 +70,7 @@ SCENARIOS = {
 
 @lru_cache
 def true_scores(response: Response, optimum: float, trials: int = 1_000_000) -> Array:
-    """The true score after k independent trials, for each k in `TRIALS`."""
+    """The true score after k independent trials (ks,), for each k in `TRIALS`."""
     numbers = np.random.default_rng(1)
     offsets = numbers.uniform(-0.5, 0.5, trials) * response.decades
     losses, scores = response.trials(numbers, offsets, optimum)
@@ -80,9 +82,10 @@ def true_scores(response: Response, optimum: float, trials: int = 1_000_000) -> 
 
 
 def kept(losses: Array, strata: NDArray[np.int64], size: int) -> Array:
-    """Applies `kept_weights` to losses (repeats, trials) with `size` trials per stratum.
+    """The weights of `kept_weights` for many repeats at once, and for each k in `TRIALS`.
 
-    The result is (TRIALS, repeats, trials).
+    `losses` and `strata` are (repeats, trials), with `size` trials per stratum. The result is (ks, repeats,
+    trials).
     """
     order = losses.argsort(1)
     member = np.take_along_axis(strata, order, 1)[:, :, None] == np.arange(POINTS)
@@ -106,14 +109,16 @@ def kept(losses: Array, strata: NDArray[np.int64], size: int) -> Array:
 
 @dataclass(frozen=True)
 class Side:
-    """One method's trials (repeats, studies, points) and its scores after k trials."""
+    """One method's trials (repeats, studies, points), and its scores after each k in `TRIALS`."""
 
     losses: Array
     scores: Array
     offsets: Array
-    #: Scores (TRIALS, repeats), pseudo-values (studies, TRIALS, repeats), and the variance from failures.
+    #: The scores after k trials (ks, repeats).
     estimate: Array
+    #: The pseudo-values of the jackknife over studies (studies, ks, repeats).
     pseudo: Array
+    #: The variance that failed trials add (ks, repeats).
     failures: Array
 
     def studies(self, repeat: int) -> CompleteStudies:
@@ -157,15 +162,18 @@ def side(numbers: Generator, response: Response, offsets: Array, optimum: float)
 
 @dataclass(frozen=True)
 class Drawn:
-    """Errors of many repeats' differences, and squared standard errors: (tasks, TRIALS, repeats) each."""
+    """Many simulated comparisons of a method with a reference."""
 
+    #: The method and the reference on each task.
     sides: list[tuple[Side, Side]]
+    #: The errors of the differences after each k in `TRIALS` (tasks, ks, repeats).
     off: Array
+    #: The squared standard errors of the differences over studies (tasks, ks, repeats).
     variance: Array
     studies: int
 
     def errors(self, tasks: int, level: float = LEVEL) -> tuple[Array, Array]:
-        """The errors of means over this many tasks, and the half-widths of their intervals."""
+        """The errors of mean differences over this many tasks, and half the widths of their intervals."""
         variance = self.variance[:tasks]
         total = variance.sum(0)
         freedom = (self.studies - 1) * total**2 / (variance**2).sum(0)
@@ -269,7 +277,7 @@ def coverage(repeats: int) -> None:
 
 
 def power(repeats: int) -> None:
-    """The power that a design predicts and its simulated outcome, for four tasks and ten claims."""
+    """Prints the power that a design predicts and the simulated power, for four tasks and ten claims."""
     heads = ("detectable, points", "found", "margin, points", "equivalent within it")
     print(row("power", *heads))
     print(row(*["---"] * 5))

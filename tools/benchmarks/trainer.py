@@ -1,11 +1,11 @@
-"""Times a trial of the quickstart beside transformers' Trainer with peft, on the same sentences.
+"""Compares the time of a trial of the quickstart with that of transformers' Trainer with peft.
 
     python -m tools.benchmarks.trainer [--rounds 5]
 
-Either trains LoRA r=4 on query, key and value of the same checkpoint for as many steps, validates after each
-epoch and scores the test sentences. Times are from the loaded checkpoint and tokenised sentences to the test
-score, in turns. The two differ in what the Trainer does by default: it batches sentences of any length, and
-its head reads the first token.
+Both train LoRA r=4 on query, key and value of the same checkpoint, with the same sentences and as many steps.
+Both validate after each epoch and score the test sentences. Times are from the loaded checkpoint and
+tokenised sentences to the test score, in turns. The two differ in what the Trainer does by default: it
+batches sentences of any length, and its head reads the first token.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def sentences(split: Split) -> list[dict[str, Any]]:
 
 
 class ByTrainer:
-    """The same training by transformers' Trainer and peft."""
+    """The training of a trial by transformers' Trainer and peft."""
 
     def __init__(self, trial: Trial, resources: Resources) -> None:
         from transformers import AutoTokenizer, BertForSequenceClassification
@@ -119,7 +119,10 @@ def ours(trial: Trial, resources: Resources) -> float:
 
 
 def rounds(count: int) -> Iterator[tuple[str, float, float]]:
-    """Yields precisions with the seconds of a trial and of a Trainer's run; the first round warms up."""
+    """Yields a precision, the seconds of a trial, and the seconds of a Trainer's run.
+
+    The first round warms up and is not yielded.
+    """
     resources, precisions = Resources("cpu"), ("fp32", "bf16")
     trials = {precision: trial_of(precision) for precision in precisions}
     others = {precision: ByTrainer(trial, resources) for precision, trial in trials.items()}

@@ -1,12 +1,12 @@
-"""Runs all checks and measurements that need a GPU, by one command that a bare machine can run.
+"""Runs all checks and measurements that need a GPU.
 
     python -m tools.gpu --out DIR
 
-It needs torch, transformers, peft and timm, a few wheels that it lists, and no network. Each result is
-written to DIR at once, as a line of `results.jsonl` and in the tables of `results.md`, which
-`python docs/gpu_tables.py DIR` puts into docs/explanations/performance.md. The most important steps come
-first, each with a time limit, and an interrupted run keeps its results so far. `--device cpu` runs a reduced
-form of all steps, whose numbers mean nothing.
+The machine needs torch, transformers, peft and timm, and a few packages that the command lists. It needs no
+network. Each result is written at once, as a line of DIR/results.jsonl and in the tables of DIR/results.md.
+`python docs/gpu_tables.py DIR` puts these tables into docs/explanations/performance.md. The most important
+steps come first, and each has a time limit. An interrupted run keeps its results so far. `--device cpu` runs
+a reduced form of all steps, whose numbers mean nothing.
 """
 
 from __future__ import annotations

@@ -34,20 +34,21 @@ from methods import METHODS, Adapter, Method, NotLowRank
 from . import tables, toys
 from .runner import Row
 
-#: The tolerance for outputs and gradients between GPU and CPU, relative to the largest entry if that exceeds
-#: one: covers rounding and another order of sums.
+#: The largest accepted difference of outputs and gradients between GPU and CPU. It is relative to the largest
+#: entry if that exceeds one. It covers rounding and another order of sums.
 ONE_PASS = {torch.float64: 1e-10, torch.float32: 1e-4}
 
-#: The tolerance for losses of a training, relative to the first loss. Losses are float32 for every backbone,
-#: and AdamW turns a nearly zero gradient into a whole step.
+#: The largest accepted difference of the losses of a training, relative to the first loss. Losses are float32
+#: for every backbone, and AdamW turns a nearly zero gradient into a whole step.
 TRAINING = {torch.float64: 1e-5, torch.float32: 1e-2}
 
-#: The tolerance between bf16 autocast and float32 on one device: bf16 has eight bits.
+#: The largest accepted difference between bf16 autocast and float32 on one device: bf16 has eight bits.
 BF16 = 0.1
 
 TRAINED_STEPS, BATCH = 20, 8
 
-#: A text decoder with shared heads and a gate. It has no dropout, which would draw other numbers on a GPU.
+#: A text decoder with shared heads and a gate. It has no dropout, which would draw other random numbers on a
+#: GPU.
 TRAINED_ON: BackboneKind = "llama"
 
 #: The conformance checks that use the device, most important first, and the kind of backbone for all of them.
@@ -64,17 +65,17 @@ CHECKED = (
 )
 CHECKED_ON: BackboneKind = "vit"
 
-#: Exports use a registered backbone, which the export loads by itself.
+#: The backbone for exports. It is a registered backbone, since an export loads it by its name.
 EXPORTED = "tiny-random-bert"
 
 NAMES = {torch.float64: "float64", torch.float32: "float32"}
 
 
 def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Row]:
-    """Runs all checks of all methods, or of these names, check by check.
+    """Runs all checks of all methods, or of the methods with these names.
 
-    An interrupted run therefore has the first checks of every method. Convolutions run without TF32, which
-    would round the backbone.
+    The first check runs for every method before the second check begins. So an interrupted run has the first
+    checks of every method. Convolutions run without TF32, which would round the backbone.
     """
     methods = listed(names)
     checks: list[tuple[str, float | None, Callable[[Method], str | None]]] = [
@@ -102,7 +103,7 @@ def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Ro
 
 
 def listed(names: Sequence[str] | None = None) -> list[Method]:
-    """Every method as lists show it, at small ranks."""
+    """Every method with its listed variants, at small ranks. `names` limits them to these methods."""
     methods: dict[str, Method] = {}
     for name in names or [method_name for method_name, _ in METHODS.available()]:
         for case in conformance_cases(METHODS.get(name).listed(), backbones=("vit",), checks=("detach",)):
@@ -113,7 +114,7 @@ def listed(names: Sequence[str] | None = None) -> list[Method]:
 def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float:
     """The largest difference, relative to the largest entry if that exceeds one.
 
-    Raises CheckFailed if it exceeds `allowed`, or if an entry is not finite.
+    Raises CheckFailed if the difference exceeds `allowed`, or if an entry is not finite.
     """
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     expect(bool(torch.isfinite(actual).all()), f"{what}: not finite")
@@ -125,7 +126,10 @@ def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float
 
 
 def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
-    """Checks that outputs and gradients on the GPU are the CPU's, with an adapter away from its start."""
+    """Checks that outputs and gradients on the GPU equal those on the CPU.
+
+    The adapter is moved away from its start. Returns the largest difference as text.
+    """
     subject, sent = Subject(method, TRAINED_ON), Subject(method, TRAINED_ON, device=device)
     (here, adapter), (there, other) = subject.randomised(dtype), subject.randomised(dtype)
     there.module.to(device)
@@ -143,7 +147,10 @@ def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
 
 
 def _put(method: Method, dtype: torch.dtype, device: str) -> tuple[LoadedBackbone, Adapter]:
-    """Attaches a fresh adapter without dropout on the CPU, so that singular vectors have the same signs."""
+    """Attaches a fresh adapter without dropout, and moves it to the device.
+
+    It is attached on the CPU, so that singular vectors have the same signs for all devices.
+    """
     if "dropout" in type(method).model_fields:
         method = method.model_copy(update={"dropout": 0.0})
     subject = Subject(method, TRAINED_ON)
@@ -156,7 +163,7 @@ def _put(method: Method, dtype: torch.dtype, device: str) -> tuple[LoadedBackbon
 def _trained(
     method: Method, dtype: torch.dtype, device: str, **options: bool
 ) -> tuple[list[float], dict[str, Tensor], Tensor]:
-    """Losses, state and final outputs of a training by the harness's own loop."""
+    """The losses, the state of adapter and head, and the final outputs of a training by the harness."""
     backbone, adapter = _put(method, dtype, device)
     losses, recipe = toys.Losses(), toys.recipe(TRAINED_STEPS, BATCH, **options)
     data = toys.data(backbone, 5 * BATCH, 16, device)
@@ -175,12 +182,12 @@ def _alike(actual: list[float], expected: list[float], allowed: float) -> str:
 
 
 def steps(device: str, dtype: torch.dtype, method: Method) -> str:
-    """Checks that a training on the GPU has the CPU's losses."""
+    """Checks that a training on the GPU has the same losses as on the CPU."""
     return _alike(_trained(method, dtype, device)[0], _trained(method, dtype, "cpu")[0], TRAINING[dtype])
 
 
 def half(device: str, method: Method) -> str:
-    """Checks that a training under bf16 autocast has losses near those of float32."""
+    """Checks that the losses of a training under bf16 autocast are near those under float32."""
     exact, rounded = (_trained(method, torch.float32, device, bf16=bf16)[0] for bf16 in (False, True))
     return _alike(rounded, exact, BF16)
 
@@ -198,7 +205,7 @@ def conforms(device: str, check: str, method: Method) -> str | None:
 
 
 def exports(device: str, method: Method) -> str:
-    """Exports an adapter from the GPU, and checks the export loaded as in its README on the CPU.
+    """Exports an adapter from the GPU, and checks the outputs of the export after loading it on the CPU.
 
     Raises NotApplicable for methods without an adapter, and for those that are not low-rank.
     """

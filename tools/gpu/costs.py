@@ -1,4 +1,4 @@
-"""Step times by the rounds of `tensorbench tools perf`, each row written once measured."""
+"""Measures step times as `tensorbench tools perf` does, and yields each row as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.probes import perf
 from . import tables
 from .runner import Row
 
-#: Methods that begin with a long decomposition of every weight run last.
+#: Methods that begin with a long decomposition of every weight. They run last.
 SLOW_STARTS = ("DoTA", "LoRA-XS")
 
 
@@ -31,10 +31,11 @@ def speed(
     names: Sequence[str] = tuple(perf.ALL),
     rank_modes: Sequence[str] = ("isoparameters",),
 ) -> Iterator[Row]:
-    """Times the contenders of `perf` on a backbone; a failing contender becomes a row.
+    """Times the methods that `perf` compares, on one backbone.
 
-    The floor and the reference run first, and the step fails without them. After the first round every
-    contender has a row, which later rounds refine.
+    The floor (one trained bias) and the reference run first, and the step fails if one of them fails. Any
+    other method that fails gives a row with its error. After the first round every method has a row, which
+    later rounds refine.
     """
     loaded = _loaded(backbone, device)
     inputs, labels = perf._batch(loaded, batch, device)
@@ -78,7 +79,7 @@ def speed(
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, device: str) -> LoadedBackbone:
-    """A backbone with a head on the device, kept for the next step because large ones take long to create."""
+    """A backbone with a head, on the device. It is kept, because large backbones take long to create."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -89,7 +90,7 @@ def _loaded(name: str, device: str) -> LoadedBackbone:
 
 
 def _turned(chosen: Sequence[perf.Contender], index: int) -> list[perf.Contender]:
-    """Rotates the contenders so that each round starts with another, as `perf` does."""
+    """Rotates the methods so that each round starts with another one, as `perf` does."""
     place = index % len(chosen)
     return [*chosen[place:], *chosen[:place]]
 

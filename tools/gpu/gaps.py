@@ -1,4 +1,7 @@
-"""Measures whether a training step waits for the GPU, counted by torch and seen in its profile."""
+"""Measures how often a training step waits for the GPU, and how much of the time the GPU works.
+
+Torch's warnings count the waits, and its profile gives the GPU's work.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ from .runner import Row
 
 NOT_MEASURED = "not measured: no card"
 
-#: Two trainings of these numbers of steps are compared. This cancels one-time costs, such as the evaluation
-#: and fetching the losses. Both numbers are below `LOSS_EVERY`.
+#: The numbers of steps of two trainings that are compared. The comparison cancels one-time costs, such as the
+#: evaluation and fetching the losses. Both numbers are below `LOSS_EVERY` of the training loop.
 FEW, MORE = 8, 24
 
-#: The beginning of torch's warning.
+#: The text that identifies torch's warning about a wait for the GPU.
 SYNCHRONISES = "called a synchronizing CUDA operation"
 
 LONGEST = 64
 
 
 def gaps(device: str, backbone: str, batch: int, names: Sequence[str] | None = None) -> Iterator[Row]:
-    """The waits of each method's step for the GPU, and the share of time in which the GPU works."""
+    """Yields for each method how often a step waits for the GPU, and the share of time the GPU works."""
     loaded = load(backbone)
     loaded.module.to(device)
     loaded.reset(toys.CLASSES, torch.Generator().manual_seed(0))
@@ -80,7 +83,7 @@ def _on_card(training: Callable[[int], float]) -> Row:
 
 
 def _seen(training: Callable[[int], float], steps: int) -> tuple[int, int, float]:
-    """The waits of a training for the GPU, its kernels and copies, and their milliseconds."""
+    """The number of waits for the GPU, the number of kernels and copies, and their total milliseconds."""
     waits = _waits(training, steps)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         training(steps)

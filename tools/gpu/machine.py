@@ -1,4 +1,7 @@
-"""Describes the machine and measures the two rates that bound everything on it."""
+"""Describes the machine, and measures its rates of matrix products and of copies.
+
+These two rates bound everything that runs on the machine.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ LIBRARIES = ("torch", "transformers", "peft", "timm")
 
 
 def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator[Row]:
-    """Yields names and versions, then the rates of products of `side`-wide matrices and of copies.
+    """Yields rows of names and versions, then rows of the rates of matrix products and of copies.
 
-    Copies are of `copied_mib` MiB. Each rate is measured for `seconds`.
+    Matrices are `side` × `side`, and copies have `copied_mib` MiB. Each rate is measured for at least
+    `seconds` seconds.
     """
     from importlib.metadata import version
 
@@ -54,7 +58,7 @@ def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator
 
 
 def _seconds(statement: str, least: float, **names: torch.Tensor) -> float:
-    """The median time of a statement by torch's timer, which waits for the device."""
+    """The median seconds of a statement by torch's timer, which waits for the device."""
     threads = torch.get_num_threads()
     return Timer(statement, globals=names, num_threads=threads).blocked_autorange(min_run_time=least).median
 

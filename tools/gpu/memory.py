@@ -1,4 +1,4 @@
-"""Checks that running out of memory fails one trial with that reason and leaves the next unaffected."""
+"""Checks that a trial without enough memory fails with that reason, and does not affect the next trial."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .runner import Row
 from .toys import own_cache
 from .trials import trials
 
-#: MiB of memory beyond the backbone's own: too little for a step with a large batch.
+#: The MiB of memory that a trial may take beyond the memory in use: too little for a step with a large batch.
 SPARE = 64
 
 
 def runs_out(device: str, backbone: str, batch: int) -> Iterator[Row]:
-    """Runs a trial, one that runs out of memory, and the first again.
+    """Runs a small trial, then one that runs out of memory, then the small trial again.
 
     On a GPU the second trial meets the allocator's limit. A CPU has no limit, so the trial's second forward
     pass raises the error.
@@ -72,7 +72,7 @@ def _outcome(ending: Record) -> str:
 
 @contextmanager
 def _limited(device: str) -> Iterator[None]:
-    """Limits this process to little more of the GPU's memory than it uses now."""
+    """Limits this process to little more GPU memory than it uses now."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(torch.device(device)).total_memory
     held = torch.cuda.memory_reserved(device) + SPARE * 2**20
@@ -87,7 +87,7 @@ def _limited(device: str) -> Iterator[None]:
 
 @contextmanager
 def _simulated() -> Iterator[None]:
-    """Makes the second forward of a backbone run out of memory."""
+    """Makes the second forward pass of a backbone run out of memory."""
     calls = 0
 
     def count(module: nn.Module, _: Any) -> None:

@@ -32,7 +32,10 @@ KEPT_LINES = 12
 
 @dataclass(frozen=True)
 class Step:
-    """A step. `run` is "module:function", called with the options; `seconds` is its limit."""
+    """A check or measurement with a time limit of `seconds`.
+
+    `run` is "module:function". The function is called with `options` and yields rows.
+    """
 
     name: str
     run: str
@@ -60,7 +63,7 @@ class Results:
 
 
 def read(folder: Path) -> list[Row]:
-    """The rows of a run without a truncated last line."""
+    """The rows of a run, without a last line that was cut off."""
     lines = (folder / RESULTS).read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
@@ -68,7 +71,8 @@ def read(folder: Path) -> list[Row]:
 class Runner:
     """Runs steps within a total time of `seconds`.
 
-    `start` is how multiprocessing starts processes: "spawn", since CUDA does not support forks.
+    `start` is the start method of multiprocessing. It is "spawn" by default, since CUDA does not support
+    forks.
     """
 
     def __init__(
@@ -168,7 +172,7 @@ def _death(code: int) -> str:
 
 
 def serve(link: Connection) -> None:
-    """The main loop of a process: runs the steps it receives."""
+    """The main loop of the separate process: runs the steps that arrive through `link`."""
     wheels.refuse()
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The steps, most important first: measurements on a GPU, and a reduced form for the CPU."""
+"""The steps, most important first. There are full steps for a GPU, and a reduced form of them for the CPU."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from .runner import Step
 
-#: The default total time in minutes. The limits of all steps but the compiled ones fit into it.
+#: The default total time in minutes. It suffices for the limits of all steps except the compiled ones.
 MINUTES = 9
 
 #: One method of each kind: matrices, tensors over a layer and over the model, a high rank, own layers, full
-#: fine-tuning and the head alone. The reduced form checks these; the tests check all methods on a CPU.
+#: fine-tuning and the head alone. The reduced form checks only these, since the tests check all methods on a
+#: CPU.
 FAMILIES = ("lora", "tenslora", "lorta", "cara", "quanta", "loretta_adp", "full", "head_only")
 
-#: Methods checked for gaps, in order; the time may not suffice for all.
+#: The methods whose gaps are measured, in this order. The time may not suffice for all.
 LOOKED_AT = ("lora", "lotr", "lorta", "cara", "quanta", "full", "tenslora")
 
 #: Methods timed by the reduced form.
@@ -76,7 +77,7 @@ def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
 
 
 def on_cpu() -> list[Step]:
-    """The same steps on toy models: they show that the code runs, and their numbers mean nothing."""
+    """The same steps on toy models. They show that the code runs, and their numbers mean nothing."""
     device = "cpu"
     return [
         _step("machine", 20, "machine:machine", device=device, side=256, copied_mib=16, seconds=0.1),

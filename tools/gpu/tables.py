@@ -1,4 +1,7 @@
-"""The page of a run: its rows as Markdown tables. Later rows replace earlier rows on the same subject."""
+"""The page of a run, with its rows as Markdown tables.
+
+Later rows replace earlier rows on the same subject.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ STEPS, MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY = (
     *("steps", "machine", "correctness", "speed", "gaps", "trials", "memory"),
 )
 
-#: Shown in cells without value.
+#: The text of a table's entries without a value.
 NONE = "–"
 
 
@@ -79,7 +82,7 @@ TABLES = {
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """All tables with rows; the steps last."""
+    """The page with all tables that have rows. The table of steps comes last."""
     parts = []
     for name in (MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY, STEPS):
         chosen = [row for row in rows if row["table"] == name]
@@ -99,7 +102,7 @@ def _table(table: Table, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _correctness(rows: Sequence[dict[str, Any]]) -> str:
-    """One row per method and one column per check, with failures listed below."""
+    """The table of correctness, with a line per method and a column per check. Failures are listed below."""
     latest = {(row["method"], row["check"]): row for row in rows}
     checks = list(dict.fromkeys(check for _, check in latest))
     allowed = {check: row.get("allowed") for (_, check), row in latest.items()}

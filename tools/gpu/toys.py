@@ -1,4 +1,4 @@
-"""Small random data and backbones for the steps: without download, the same on every machine."""
+"""Small random data for the steps. They need no download and are the same on every machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAD = 1
 
 
 def texts(number: int, longest: int, seed: int = 0) -> TextSplit:
-    """Random tokens of a small vocabulary in texts of half of `longest` to `longest` tokens."""
+    """Texts of random tokens from a small vocabulary, with half of `longest` to `longest` tokens each."""
     drawn = torch.Generator().manual_seed(seed)
     lengths = torch.randint(longest // 2, longest + 1, (number,), generator=drawn)
     tokens = torch.randint(4, 200, (int(lengths.sum()),), generator=drawn, dtype=torch.int32)
@@ -32,7 +32,7 @@ def texts(number: int, longest: int, seed: int = 0) -> TextSplit:
 
 
 def images(number: int, side: int, seed: int = 0) -> ImageSplit:
-    """Noise images of this many pixels per side."""
+    """Images of random pixels, `side` × `side` each."""
     drawn = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (number, 3, side, side), generator=drawn, dtype=torch.uint8)
     labels = torch.randint(CLASSES, (number,), generator=drawn)
@@ -41,7 +41,7 @@ def images(number: int, side: int, seed: int = 0) -> ImageSplit:
 
 
 def data(backbone: LoadedBackbone, number: int, longest: int, device: str) -> PreparedData:
-    """This many training examples in the form that the backbone reads, and a few for validation."""
+    """`number` random training examples in the form that the backbone reads, and a few for validation."""
     model_input = backbone.info.input
     if isinstance(model_input, ImageInput):
         train, rest = images(number, model_input.size), images(8, model_input.size, seed=1)
@@ -66,7 +66,7 @@ def recipe(steps: int, batch: int, *, bf16: bool = False, deterministic: bool = 
 
 @contextmanager
 def own_cache() -> Iterator[Path]:
-    """Provides an empty temporary cache folder for trials, here and in the workers."""
+    """Makes an empty temporary folder the cache of this process, and of workers that it starts."""
     before = os.environ.get("TENSORBENCH_CACHE")
     with TemporaryDirectory() as folder:
         os.environ["TENSORBENCH_CACHE"] = folder

@@ -1,4 +1,4 @@
-"""Measures the trials per hour of a GPU with the workers of `--executor local`."""
+"""Measures how many trials per hour a GPU runs with the workers of `--executor local`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ WARMUP_SEED = 10_000
 def an_hour(
     device: str, backbones: Sequence[str], slots: Sequence[int], each: int, steps: int, batch: int
 ) -> Iterator[Row]:
-    """Yields the trials per hour of each backbone with each number of busy slots, all workers being warm.
+    """Yields the trials per hour for each backbone and each number of busy slots.
 
-    Each measurement runs `each` trials, or twice the number of slots if that is more.
+    All workers are warm. Each measurement runs `each` trials, or twice the number of slots if that is more.
     """
     with own_cache() as folder, _workers(device, max(slots)) as workers:
         for backbone in backbones:
@@ -60,7 +60,10 @@ def an_hour(
 
 
 def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **training: Any) -> list[Trial]:
-    """Trials that differ only in their seed, on digits or on random sentences written into `folder`."""
+    """Trials that differ only in their seed.
+
+    Their task is digits or, for backbones that read text, random sentences that are written into `folder`.
+    """
     fields: dict[str, Any] = {
         "name": "card",
         "backbones": [backbone],
@@ -84,7 +87,7 @@ def _digits() -> dict[str, Any]:
 
 
 def _sentences(folder: Path) -> dict[str, Any]:
-    """A table of 700 random sentences as long as CoLA's."""
+    """Writes 700 random sentences as long as CoLA's, and returns their description as a task."""
     file, drawn = folder / "sentences.csv", random.Random(0)
     words = ["".join(drawn.choices("abcdefghijklm", k=3)) for _ in range(200)]
     lines = [

@@ -1,4 +1,4 @@
-"""The packages that the command needs beyond torch, transformers, peft and timm, and those it must not need.
+"""The packages that `tools.gpu` needs beyond torch, transformers, peft and timm, and those it must not need.
 
 Only the standard library is imported here, so that this module works where everything else is missing.
 """
@@ -9,8 +9,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-#: Distributions by imported name. Those that others require are listed too, because pip is called with
-#: --no-deps. The harness is included, since its version is recorded.
+#: The distributions, by the name under which each is imported. Those that others require are listed too,
+#: because pip is called with --no-deps. The harness is included, since its version is recorded.
 WHEELS = {
     "bench": "tensorpeft-bench",
     "platformdirs": "platformdirs",
@@ -28,7 +28,7 @@ WHEELS = {
     "threadpoolctl": "threadpoolctl",
 }
 
-#: Not needed on a GPU machine: the store, the search and the hub's data sets.
+#: Packages that a GPU machine does not need: the store, the search and the hub's data sets.
 UNNEEDED = ("mlflow", "optuna", "datasets")
 
 

@@ -33,7 +33,10 @@ def _timed(plan: Plan, store: Store, place: Local) -> float:
 
 
 def throughput(folder: Path, trials: int = 12, rounds: int = 3, steps: int = 150) -> Report:
-    """Compares the time of two workers with that of one, in turns. Workers have one thread and are warm."""
+    """Compares the time of two workers with the time of one worker, in alternating rounds.
+
+    Each worker has one thread and is warm.
+    """
     ratios, times = [], []
     places = {count: Local([Slot(f"cpu/{i}", "cpu", 1) for i in range(count)]) for count in (1, 2)}
     tasks = [{"task": "digits", "train_size": 600, "validation_size": 100, "test_size": 100}]

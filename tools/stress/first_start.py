@@ -1,8 +1,8 @@
-"""Opens a store as a first start does, and kills itself on the way.
+"""A script that opens a store as a first start does, and kills itself on the way.
 
-A script: `first_start.py STATEMENT HOW URI` ends by SIGKILL before the database gets the statement with this
-number, counted from 1. With 0 it sends all statements and prints their number. HOW is `bench`, or `mlflow` to
-open the store as earlier versions did.
+`first_start.py STATEMENT HOW URI` ends itself by SIGKILL just before it sends the database the statement with
+number STATEMENT. Statements are counted from 1. With 0 it sends all statements and prints their number. HOW
+is `bench`, or `mlflow` to open the store as earlier versions did.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A driver whose only worker cannot end by itself.
+"""A script that runs a driver whose only worker cannot end by itself.
 
-A script: `outliving.py HOW SUITE PIDS` runs a trial of the suite whose worker holds Python's lock (`busy`),
-is stopped (`stopped`) or has started a process (`parent`). The file PIDS then has the ids of the
-processes that must not outlive the driver.
+`outliving.py HOW SUITE PIDS` runs a trial of the suite. HOW says why the worker cannot end: it holds Python's
+lock (`busy`), is stopped (`stopped`) or waits after it started another process (`parent`). The script writes
+the ids of the processes that must not outlive the driver into the file PIDS.
 """
 
 from __future__ import annotations

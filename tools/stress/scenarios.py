@@ -1,7 +1,7 @@
 """Faults that runs meet on clusters, caused on purpose with real processes and servers.
 
-Each scenario works in a folder of its own, raises AssertionError if a promise is broken, and returns a report
-of the events. The tests run small versions, and `python -m tools.stress` the full ones.
+Each scenario works in a folder of its own and returns a report of the events. It raises AssertionError if a
+promise is broken. The tests run small versions, and `python -m tools.stress` runs the full ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Report = dict[str, Any]
 
 
 def write_suite(folder: Path, trials: int, steps: int = 30, **changes: Any) -> Path:
-    """Writes a suite of two methods on half as many seeds as `trials`. `changes` replace its fields."""
+    """Writes a suite of `trials` trials: two methods on half as many seeds. `changes` replace its fields."""
     suite = {
         "name": "stress",
         "backbones": ["tiny-random-vit"],
@@ -58,9 +58,9 @@ def records(store: str) -> list[Record]:
 
 
 def check(suite: Path, store: str) -> Counter[str]:
-    """Checks that each trial finished exactly once and no open run, unsent record or claim is left.
+    """Checks that each trial finished exactly once, and that nothing is left over.
 
-    Returns the number of runs by status.
+    No run may be open, and no claim or unsent record may remain. Returns the number of runs by status.
     """
     opened = Store.existing(store, "stress")
     records = opened.records()
@@ -94,7 +94,7 @@ def kills(
     worker_kills: int = 16,
     driver_kills: int = 2,
 ) -> Report:
-    """Kills random workers throughout and the driver now and then, restarting the same command."""
+    """Kills random workers and sometimes the driver, and restarts the same command until it completes."""
     suite, store, chance = write_suite(folder, trials, steps), sqlite(folder), random.Random(0)
     victims = ["driver"] * driver_kills + ["worker"] * worker_kills
     # Each trial is held at least once.
@@ -148,7 +148,7 @@ def first_statements(folder: Path, store: str, how: Literal["bench", "mlflow"] =
 
 
 def first_killed(folder: Path, store: str, last: int, how: Literal["bench", "mlflow"] = "bench") -> None:
-    """Opens a store in a process that is killed before this statement."""
+    """Opens a store in a process that is killed before it sends the statement with number `last`."""
     assert _first_start(folder, store, last, how).returncode == -signal.SIGKILL
 
 
@@ -168,9 +168,9 @@ def first_starts(folder: Path, kills: int = 12) -> Report:
 
 
 def outlive(folder: Path, how: Literal["busy", "stopped", "parent"]) -> Report:
-    """Kills a driver whose worker holds Python's lock, is stopped, or has started a process.
+    """Kills a driver whose worker cannot end by itself, and checks that all its processes end.
 
-    Checks that all these processes end.
+    The worker holds Python's lock (`busy`), is stopped (`stopped`) or has started a process (`parent`).
     """
     pids = folder / "pids"
     arguments = (how, write_suite(folder, 2), pids)
@@ -186,7 +186,7 @@ def outlive(folder: Path, how: Literal["busy", "stopped", "parent"]) -> Report:
 
 
 def outliving_workers(folder: Path) -> Report:
-    """Kills a driver of each of the three kinds."""
+    """Runs `outlive` for each of its three kinds of worker."""
     report: Report = {}
     for how in ("busy", "stopped", "parent"):
         (folder / how).mkdir()
@@ -250,7 +250,7 @@ def outage(
     both: bool = True,
     options: tuple[str, ...] = ("--executor", "local", "--workers", "2"),
 ) -> Report:
-    """Stops the MLflow server, then PostgreSQL, while two drivers run trials, and restarts each.
+    """Stops and restarts the MLflow server, and then PostgreSQL, while two drivers run trials.
 
     Both drivers share one experiment on a server over PostgreSQL. Unless `both`, PostgreSQL is not stopped.
     """
@@ -322,7 +322,7 @@ def faults(folder: Path, trials: int = 6) -> Report:
 
 
 def silence(folder: Path, trials: int = 6, seconds: float = 45) -> Report:
-    """The server of two drivers accepts every request and answers none for a while during trials."""
+    """Runs two drivers on a server that for a while accepts every request but answers none."""
     return {"trials": trials, "seconds silent": seconds, **_behind(folder, trials, silent=seconds)}
 
 
@@ -368,7 +368,7 @@ def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: 
 
 
 def containers(folder: Path, trials: int = 24) -> Report:
-    """Runs two drivers in separate process namespaces on one store and host name, as in two containers.
+    """Runs two drivers on one store in separate process namespaces, as in two containers with one host name.
 
     One driver runs all trials except the one that the other holds.
     """
@@ -394,7 +394,7 @@ def containers(folder: Path, trials: int = 24) -> Report:
 
 
 def stops(folder: Path, trials: int = 12, seconds: float = 75) -> Report:
-    """Suspends a worker for a while, then another for good. Trials have a time limit."""
+    """Suspends a worker for a while, and then suspends it for good. Trials have a time limit."""
     suite, store = write_suite(folder, trials, trial_timeout=seconds + 15), sqlite(folder)
     began = time.monotonic()
     with driver(suite, store, "--executor", "local", "--workers", "1", held=True) as run:
@@ -446,7 +446,7 @@ def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:
 
 
 def many_writers(folder: Path, trials: int = 96, drivers: int = 8) -> Report:
-    """Starts several drivers of one worker each at once on a SQLite store that does not exist yet."""
+    """Starts several drivers at once, each with one worker, on a SQLite store that does not exist yet."""
     suite, store = write_suite(folder, trials), sqlite(folder)
     began = time.monotonic()
     with ExitStack() as stack:
