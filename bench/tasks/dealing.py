@@ -1,4 +1,7 @@
-"""Deals a task's examples into splits, respecting duplicates, groups and class shares."""
+"""Deals a task's examples into splits.
+
+Duplicates and groups stay together, and every split gets its share of each class.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from methods.errors import UserError
 
 
 def normalise_text(text: str) -> str:
-    """Normalises a text for the search of duplicates, by version 1 of the rules.
+    """Normalises a text by version 1 of `Task.rules`. Duplicates are texts that become equal.
 
-    Removes case, punctuation and differences of spaces and Unicode form, but also emoji and the vowel signs
-    of many scripts.
+    Case, punctuation, spacing and Unicode form are normalised. Emoji and the vowel signs of many scripts are
+    lost too, which version 2 corrects.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     # A text without letters or digits, such as an emoticon, keeps its signs.
@@ -28,9 +31,9 @@ def normalise_text(text: str) -> str:
 
 
 class _Replacements(dict[int, str]):
-    """Keeps letters, numbers, marks and symbols. Drops variation selectors.
+    """A table for `str.translate` that keeps letters, numbers, marks and symbols.
 
-    Other characters become spaces.
+    Variation selectors are dropped. All other characters become spaces.
     """
 
     def __missing__(self, code: int) -> str:
@@ -45,13 +48,16 @@ _REPLACEMENTS = _Replacements()
 
 
 def normalise_text_2(text: str) -> str:
-    """Like `normalise_text`, by version 2 of the rules: keeps vowel signs, emoji and signs such as +."""
+    """Normalises a text by version 2 of `Task.rules`.
+
+    Unlike `normalise_text`, it keeps vowel signs, emoji and symbols such as +.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(folded.translate(_REPLACEMENTS).split()) or folded.strip()
 
 
 def first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]:
-    """For each position, the first position with an equal key."""
+    """Returns for each position the first position with an equal key: [0, 1, 0] for the keys a, b, a."""
     if isinstance(keying, np.ndarray):
         _, first, which = np.unique(keying, return_index=True, return_inverse=True)
         return first[which]
@@ -61,7 +67,10 @@ def first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]
 
 
 def _joined(size: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each position, the smallest position connected to it by the pairs `first[i]`, `second[i]`."""
+    """Returns for each position the smallest position in its connected component.
+
+    The edges are the pairs (`first[i]`, `second[i]`) of positions below `size`.
+    """
     # A slow import, needed only to prepare data.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -79,18 +88,20 @@ def _linked(firsts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def link(*keyings: Sequence[Hashable]) -> list[int]:
-    """The group number of each example: equal keys in any of `keyings` join examples, transitively.
+    """Returns the group number of each example, which is the position of the group's first example.
 
-    A group's number is the position of its first example.
+    Each of `keyings` has one key per example. Two examples with equal keys in any of them are in one group.
+    If a is in a group with b, and b with c, all three are in one group.
     """
     numbers: list[int] = _linked([first_places(keying) for keying in keyings]).tolist()
     return numbers
 
 
 def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
-    """Group numbers: texts whose sets of words have a Jaccard index of `percent` or more, transitively.
+    """Returns the group number of each text, which is the position of the group's first text.
 
-    A group's number is the position of its first text.
+    Two texts are in one group if the Jaccard index of their sets of words is at least `percent`. If a is in a
+    group with b, and b with c, all three are in one group.
     """
     words = [set(normalise_text(text).split()) for text in texts]
     frequency = Counter(word for text in words for word in text)
@@ -111,22 +122,23 @@ def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
 
 
 def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
-    """Positions of the items in a pseudo-random order that depends only on `name` and the items."""
+    """Returns the items' positions in a pseudo-random order that depends only on `name` and the items."""
     digests = (hashlib.sha256(f"{name}\0{item}".encode()).digest() for item in items)
     return np.argsort(np.fromiter(digests, dtype="S32"), kind="stable")
 
 
-#: The number of equal parts into which sorted regression targets are cut, to be dealt like classes.
+#: Sorted regression targets are cut into this number of equal ranges, which are dealt like classes.
 PARTS = 10
 
-#: In version 2 of the rules, there are fewer than `PARTS` if each would have fewer examples than this.
+#: The smallest size of such a range by version 2 of `Task.rules`. Small data give fewer ranges.
 LEAST = 20
 
 
 def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
-    """The strata of each example: its classes or its range of targets. Every split gets its share of each.
+    """Returns the strata of each example: its classes, or the number of the range that holds its target.
 
-    Examples without any class form a stratum, and so do all examples of a generation task.
+    `deal` gives every split its share of each stratum. Multi-label examples without a class form a stratum of
+    their own. All examples of a generation task are in one stratum.
     """
     if task.target == "multi-label":
         return [label or (len(task.classes),) for label in labels]
@@ -148,11 +160,12 @@ def blocks(
     groups: Sequence[Hashable] | NDArray[Any] | None,
     splits: Sequence[SplitName] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The positions of kept examples, and the number of each one's block. Blocks are never separated.
+    """Returns the positions of the M examples to keep, and the block number of each, both int64 (M,).
 
-    A block is a set of examples that no split separates: duplicates, or a group. Duplicates with different
-    labels are dropped, except in official `splits`, and except for ratings and answers (floats and texts),
-    which need not agree.
+    A block is a set of examples that go to the same split: duplicates, or a group. `contents` has equal
+    values for duplicates, and `groups` has equal values for a group. Duplicates with different classes are
+    dropped, unless the data have official `splits`. Regression targets and written answers of duplicates may
+    differ.
     """
     kept = np.arange(len(labels))
     keyings = [first_places(keying) for keying in (contents, groups) if keying is not None]
@@ -175,11 +188,15 @@ def deal(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Deals examples into splits. Returns the positions of each split's examples.
 
-    Blocks (see `blocks`) are dealt large ones first, each to the split whose shares of classes it disturbs
-    least. Official test and validation splits keep their examples; a missing validation split is dealt from
-    train. Positions are shuffled, so that the first n of a split are a fair sample. A `seed` changes deal and
-    order. Raises UserError if a split is empty or lacks a class, if fractions do not add up to 100, for a
-    suite's fractions with official splits, and if every example duplicates one with another label.
+    Blocks (see `blocks`, also for `contents` and `groups`) are dealt in order of size, the largest first.
+    Each goes to the split whose shares of the classes it disturbs least. If `splits` is given, official
+    validation and test splits keep their examples, and a missing one is dealt from train. Positions are
+    shuffled, so that the first n of a split are a fair sample. Every `seed` gives another deal and another
+    order. None gives the deal that all seeds share.
+
+    Raises UserError if a split is empty, if a split lacks a class that the task requires, if fractions do not
+    add up to 100, if a suite gives fractions for official splits, and if no example is left because every one
+    has a duplicate with another label.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
     if not len(kept) and len(labels):
@@ -230,8 +247,8 @@ def _share_out(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Deals each block (see `blocks`) to the split whose distance from its shares of the strata grows least.
 
-    `numbers`: the block of each position in `kept`. `parts`: the strata of each example. Blocks of equal size
-    are ordered by `name` and their smallest id.
+    `numbers` has the block of each position in `kept`, and `parts` the strata of each example. Blocks of
+    equal size are dealt in a pseudo-random order that depends on `name` and on the smallest id of each.
     """
     if not len(kept):
         return {}
@@ -257,10 +274,10 @@ def _share_out(
 
 
 def _growth(counts: Counter[int], have: Counter[int], total: Counter[int], share: int) -> int:
-    """The increase of a split's distance from its share caused by a block with these class counts.
+    """Returns how much a block with these class counts would increase a split's distance from its share.
 
     The distance is chi-square: the sum over classes of (have - expected)² / expected, where expected is
-    `share` percent of `total`. In integer units of 10⁻¹², so that every machine deals alike.
+    `share` percent of `total`. It is an integer in units of 10⁻¹², so that every machine deals alike.
     """
     return sum(
         (n * n * 100 - 2 * n * (share * total[c] - 100 * have[c])) * 10**12 // (share * total[c])

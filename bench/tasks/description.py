@@ -1,4 +1,4 @@
-"""The description of a user's data set in a suite: location, columns and target."""
+"""A suite's description of a user's own data: location, columns and target."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bench.metrics.metric import Kind
 from bench.tasks.task import SplitName
 from methods.validation import Frozen, Later, identity
 
-#: A single file, or one for each official split.
+#: A single file, or a mapping of official splits to one file each.
 Files = Path | dict[SplitName, Path]
 
-#: The fields that give the location of the data.
+#: The fields of `Description` that give the location of the data. Each is named after a format.
 FORMATS = ("csv", "parquet", "jsonl", "images", "image_list", "dataset", "hub")
 
-#: The names of official splits in folders, columns and data sets.
+#: Names that data use for official splits, and the split that each means.
 SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
@@ -33,7 +33,10 @@ _Words = Annotated[str, Field(min_length=1)]
 
 
 class Description(Frozen):
-    """A user's own data. Exactly one of the fields in `FORMATS` gives the location of the data."""
+    """A user's own data. Exactly one of the fields in `FORMATS` gives their location.
+
+    For a generation task, a suite gives the columns `prompt` and `answer` instead of `text` and `label`.
+    """
 
     #: Comma-separated values with a line of column names, in UTF-8; `.tsv` files are separated by tabs.
     csv: Files | None = None
@@ -44,11 +47,13 @@ class Description(Frozen):
     images: Path | None = None
     #: A text file with an image's path and its label on each line. Paths are relative to the list's folder.
     image_list: Files | None = None
-    #: A folder that `datasets` wrote by `save_to_disk`.
+    #: A folder written by `save_to_disk` of the library `datasets`.
     dataset: Path | None = None
-    #: A data set on a hub, `owner/name`. `config` is its folder of files, if it has several configurations.
+    #: A data set on the Hugging Face hub, `owner/name`.
     hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
+    #: The folder with the files of one configuration, if the hub data set has several.
     config: Annotated[str, Later()] = ""
+    #: A branch, tag or commit of the hub data set. None: the main branch.
     revision: str | None = None
 
     #: The column of texts, or the two columns of pairs.
@@ -61,9 +66,9 @@ class Description(Frozen):
     #: The names of the classes in their order, or the values of the label column with their names.
     classes: tuple[_Words, ...] | dict[str, _Words] | None = None
     target: Kind = "single label"
-    #: Only for generation tasks, which have `prompt` and `answer` instead of `text` and `label`: the text
-    #: around a prompt. The next three fields are those of `Task`.
+    #: Only for generation: a text in which `{prompt}` stands for an example's prompt. The backbone reads it.
     template: Annotated[str, Later()] = "{prompt}"
+    # These three fields are also only for generation, and documented in `Task`.
     loss_on: Annotated[Literal["answer", "all"], Later()] = "answer"
     new_tokens: Annotated[PositiveInt, Later()] = 64
     answer_after: Annotated[tuple[_Words, ...], Later()] = ()
@@ -72,7 +77,8 @@ class Description(Frozen):
     #: A metric's name. None: accuracy (single label), f1_macro (multi-label), pearson (regression) or
     #: exact_match (generation).
     metric: _Words | None = None
-    #: False accepts splits that lack a class, such as small official ones with many classes.
+    #: Whether a split in which a class has no example is an error. False helps with many classes and small
+    #: official splits.
     every_class: bool = True
     #: The unit of a regression's targets.
     unit: str = ""
@@ -80,15 +86,15 @@ class Description(Frozen):
     group: _Words | None = None
     #: The column with the official split of each row.
     split_by: _Words | None = None
-    #: Further names of official splits, beyond `SPLIT_WORDS`: a mapping of the data's names to ours.
+    #: A mapping of the data's own names of official splits to ours. If given, it replaces `SPLIT_WORDS`.
     splits: dict[str, SplitName] | None = None
-    #: Percentages of train, validation and test, or of train and validation if the test split is official.
+    #: Percentages of train, validation and test, which add up to 100. An official split has 0. None: a
+    #: default that depends on the official splits.
     fractions: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _generation(cls, values: Any) -> Any:
-        """Renames the columns of prompts and answers to those of inputs and labels."""
+    def _rename_prompt_and_answer(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not values.keys() & {"prompt", "answer"}:
             return values
         if lacking := {"prompt", "answer"} - values.keys():
@@ -100,8 +106,7 @@ class Description(Frozen):
 
     @field_validator("classes", mode="before")
     @classmethod
-    def _texts(cls, classes: Any) -> Any:
-        """Converts the numbers and booleans of YAML to class names."""
+    def _class_names_as_texts(cls, classes: Any) -> Any:
         if isinstance(classes, dict):
             return {_text(value): name for value, name in classes.items()}
         return [_text(name) for name in classes] if isinstance(classes, list) else classes
@@ -125,22 +130,21 @@ class Description(Frozen):
             raise ValueError(f"{formats[0]} has images by their paths; text and image do not apply to it")
         if lacking := sorted(needs - there):
             raise ValueError(f"{formats[0]} needs {', '.join(lacking)}: the name of a column")
-        self._fits()
+        self._check_contradictions()
         return self
 
     def _columns_of(self, kind: str) -> tuple[set[str], set[str]]:
-        """The fields that a format requires, and others that it accepts."""
+        """Returns the fields that a format requires, and the further fields that it accepts."""
         if kind in ("images", "image_list"):
             return set(), set()
         if kind == "hub":
             return {"label"}, {"text", "image", "config", "revision"}
         return {"label"}, {"text", "image", "group", "split_by"}
 
-    def _fits(self) -> None:
-        """Raises ValueError for fields that contradict each other."""
+    def _check_contradictions(self) -> None:
         if self.target == "regression" and self.classes is not None:
             raise ValueError("a regression has no classes")
-        self._written()
+        self._check_generation()
         if self.unit and self.target != "regression":
             raise ValueError("unit goes with target: regression")
         several = isinstance(self.label, tuple)
@@ -161,11 +165,7 @@ class Description(Frozen):
                 "hub takes single labels and regressions; load others and save them with datasets"
             )
 
-    def _written(self) -> None:
-        """Raises ValueError for generation fields elsewhere.
-
-        Also for generation that is incomplete or from a hub.
-        """
+    def _check_generation(self) -> None:
         own = ("template", "loss_on", "new_tokens", "answer_after")
         if self.target != "generation":
             if set_ := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
@@ -182,7 +182,7 @@ class Description(Frozen):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The class names as far as the description lists them."""
+        """The class names in their order. Empty if the description does not list them."""
         classes = self.classes or ()
         return tuple(dict.fromkeys(classes.values())) if isinstance(classes, dict) else classes
 
@@ -192,14 +192,20 @@ class Description(Frozen):
 
     @property
     def paths(self) -> dict[str, Path]:
-        """The paths in the description, by field: `csv`, or `csv.train`. Empty for a data set on a hub."""
+        """The files and folders of the data. Empty for a data set on the hub.
+
+        The keys are names of fields: `csv` for a single file, `csv.train` for the file of a split.
+        """
         source = getattr(self, self.format)
         if isinstance(source, dict):
             return {f"{self.format}.{split}": path for split, path in source.items()}
         return {} if isinstance(source, str) else {self.format: source}
 
     def beside(self, folder: Path) -> Self:
-        """The description with absolute paths; relative ones start at `folder`. Unchanged for a hub."""
+        """Returns the description with absolute paths. Relative paths start at `folder`.
+
+        A description of a data set on the hub is returned unchanged.
+        """
         source = getattr(self, self.format)
         if isinstance(source, str):
             return self
@@ -214,12 +220,15 @@ class Description(Frozen):
         return self.model_copy(update={self.format: absolute(source)})
 
     def official(self, word: Any) -> SplitName | None:
-        """The split that a word in the data names. None for any other word."""
+        """Returns the official split that a word in the data means, such as validation for "dev".
+
+        None if the word means no split.
+        """
         words = {name.casefold(): split for name, split in (self.splits or SPLIT_WORDS).items()}
         return words.get(str(word).strip().casefold())
 
     def identity(self) -> dict[str, Any]:
-        """The fields that affect the examples, without paths."""
+        """Returns the fields that affect the examples, as JSON. The location of the data is not included."""
         free = {*FORMATS, "unit", "metric", "revision", "every_class"}
         return identity(self, include=set(type(self).model_fields) - free)
 

@@ -11,7 +11,10 @@ from methods.errors import UserError
 
 
 class Digits(Task):
-    """Ten digits by 13 writers. Who wrote which digit is not published, so splits share the writers."""
+    """Images of the ten digits by 13 writers, in ten classes.
+
+    It is not published who wrote which image, so images by the same writer are in several splits.
+    """
 
     name = "digits"
     modality = "vision"
@@ -22,9 +25,10 @@ class Digits(Task):
     license = "CC-BY-4.0"
 
     def examples(self) -> Examples:
-        """One example per digit, grey as RGB. Its id is its position in scikit-learn's arrays.
+        """Returns one example per image, converted from grey to RGB.
 
-        Raises UserError if the installed scikit-learn has other data.
+        An example's id is its position in scikit-learn's arrays. Raises UserError if the installed
+        scikit-learn has other data.
         """
         from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Tasks whose data are parquet files in a hub repository, or in a folder with the same files."""
+"""Tasks whose data are parquet files in a hub repository, or in a local folder with the same files."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from bench.tasks.table_files import Table, embedded_images, is_text, read_parque
 from bench.tasks.task import DataSource, Examples, SplitName, Task
 from methods.errors import UserError
 
-#: The ids in the repository's n-th split start at n times this number.
+#: Ids start at 0 in the first split of `HubTask.parts`, at this number in the second, and so on.
 _SPLIT_STRIDE = 10**9
 
 
 class HubTask(Task):
-    """A task of a repository's parquet files.
-
-    `parts` maps the repository's splits to ours. A missing validation split is dealt from train; if all
-    values are None, everything is dealt. Splits in `optional` may be absent. Code in a repository is never
-    run.
-    """
+    """A task whose data are the parquet files of a hub repository. Code in a repository is never run."""
 
     repository: ClassVar[str]
-    #: The folder of this task's files in the repository. Empty if it has no such folders.
+    #: The folder of this task's files in the repository. Empty if the files have no folder of their own.
     config: ClassVar[str] = ""
+    #: The repository's names of splits, mapped to ours. If all values are None, the repository's splits are
+    #: ignored and all examples are dealt. If validation is missing, it is dealt from train.
     parts: ClassVar[dict[str, SplitName | None]]
+    #: The keys of `parts` that the repository need not have.
     optional: ClassVar[frozenset[str]] = frozenset()
+    #: The column of labels.
     label: ClassVar[str] = "label"
-    #: Whether labels may be class names.
+    #: Whether the label column may hold class names instead of class numbers.
     named: ClassVar[bool] = False
 
     def __init__(self) -> None:
@@ -48,7 +47,10 @@ class HubTask(Task):
         return task
 
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
-        """As `Task.altered`. Raises UserError for fractions if validation or test is always official."""
+        """Returns a copy, as `Task.altered` does.
+
+        Raises UserError for fractions if the repository always has an official validation or test split.
+        """
         if fractions is not None and self.official & {"validation", "test"}:
             raise UserError(
                 f"task '{self.name}': fractions go with splits that are dealt, and its are official"
@@ -67,12 +69,12 @@ class HubTask(Task):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """Patterns that match the repository's files of this task."""
+        """Glob patterns of this task's files in the repository."""
         return (f"{self.config}/*.parquet" if self.config else "*.parquet",)
 
     @property
     def official(self) -> frozenset[SplitName | None]:
-        """Our splits that the repository always has."""
+        """The official splits, by our names, that the repository always has."""
         return frozenset(of for part, of in self.parts.items() if part not in self.optional)
 
     @property
@@ -85,7 +87,7 @@ class HubTask(Task):
 
     @property
     def data_hash(self) -> str:  # type: ignore[override]
-        """Repository and commit, or the hash of a local folder's files.
+        """Identifies the data by repository and commit, or by a hash of the files in a local folder.
 
         Raises UserError if the commit is not available, or if files are missing.
         """
@@ -98,7 +100,7 @@ class HubTask(Task):
         return f"sha256:{digest.hexdigest()}"
 
     def folder(self) -> Path:
-        """The folder with the parquet files, downloaded if necessary.
+        """Returns the folder with the parquet files, downloaded if necessary.
 
         Raises UserError for a local folder that does not exist, and as `snapshot` does.
         """
@@ -110,10 +112,11 @@ class HubTask(Task):
         return snapshot(self.where, self.commit, self.patterns, "dataset", self.source.locked)
 
     def examples(self) -> Examples:
-        """One example per row. Its id is its row plus a billion times the position of its split.
+        """Returns one example per row.
 
-        Raises UserError as `folder` does, for missing files, and for columns, types or classes that
-        contradict the task.
+        An example's id is its row in its split, plus 10⁹ times the position of the split in `parts`. Raises
+        UserError as `folder` does, for missing files, and for columns, types or classes that contradict the
+        task.
         """
         tables = {part: self._table(part, files) for part, files in self._files().items()}
         (first, names), *remaining = [
@@ -159,12 +162,13 @@ class HubTask(Task):
 
     @abstractmethod
     def inputs(self, tables: Mapping[str, Table]) -> Sequence[Any]:
-        """The inputs of the repository's splits, one split after the other."""
+        """Returns the inputs of all tables, one after the other. The keys are the repository's splits."""
 
     def _files(self) -> dict[str, list[Path]]:
-        """The files of each split.
+        """Returns the files of each split that the repository has.
 
-        Raises UserError for a split without files, with some missing, or with files in two places.
+        Raises UserError for a required split without files, and for a split of which files are missing or are
+        in two places.
         """
         within = self.folder() / self.config
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
@@ -178,7 +182,7 @@ class HubTask(Task):
             inner = file.relative_to(within)
             hidden = any(name.startswith(".") for name in inner.parts)
             # The name of a file takes precedence over that of its folder.
-            for name in (_begins(file), *inner.parts[-2:-1]):
+            for name in (_beginning(file), *inner.parts[-2:-1]):
                 if name in part_files and file.is_file() and not hidden:
                     part_files[name].append(file)
                     break
@@ -242,20 +246,21 @@ class HubTask(Task):
 
 
 def _place(file: Path, part: str) -> str:
-    """A pattern for a split's file: names beginning with the split's, or all names in the file's folder.
+    """Returns a glob pattern of the files that a split's file belongs to.
 
-    A split with two patterns has its files twice.
+    The pattern is either all files in the folder that begin with the split's name, or all files in the
+    folder. If a split's files give two patterns, the repository has them twice.
     """
-    return f"{file.parent}/{part}*" if _begins(file) == part else f"{file.parent}/*"
+    return f"{file.parent}/{part}*" if _beginning(file) == part else f"{file.parent}/*"
 
 
-def _begins(file: Path) -> str:
-    """The part of a file's name before the first hyphen or the ending, which may be a split's name."""
+def _beginning(file: Path) -> str:
+    """Returns "train" for train-00000-of-00002.parquet, and for train.parquet."""
     return file.stem.split("-")[0]
 
 
 class HubTexts(HubTask):
-    """Texts in one column, or pairs in two."""
+    """A hub task of texts in one column, or of pairs of texts in two columns."""
 
     modality = "text"
 
@@ -272,7 +277,7 @@ class HubTexts(HubTask):
 
 
 class HubImages(HubTask):
-    """Images in one column, as encoded bytes or in the form of `datasets.Image`."""
+    """A hub task of images in one column, as encoded bytes or in the form of `datasets.Image`."""
 
     modality = "vision"
     columns = ("image",)

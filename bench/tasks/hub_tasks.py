@@ -6,7 +6,7 @@ from bench.tasks.hub import HubImages, HubTexts
 
 
 class _Glue(HubTexts):
-    """A GLUE task (Wang et al., 2019). Test labels are hidden, so the development set is the test."""
+    """A GLUE task (Wang et al., 2019). Test labels are hidden, so the development set is the test split."""
 
     repository = "nyu-mll/glue"
     parts = {"train": "train", "validation": "test"}
@@ -14,7 +14,10 @@ class _Glue(HubTexts):
 
 
 class Cola(_Glue):
-    """CoLA (Warstadt et al., 2019): 8,551 sentences from linguistics literature, 1,043 for testing."""
+    """CoLA (Warstadt et al., 2019): sentences from linguistics literature.
+
+    8,551 are for training and validation, 1,043 for testing.
+    """
 
     name = config = "cola"
     columns = ("sentence",)
@@ -25,7 +28,10 @@ class Cola(_Glue):
 
 
 class Mrpc(_Glue):
-    """MRPC (Dolan and Brockett, 2005): 3,668 pairs of sentences from news, 408 for testing."""
+    """MRPC (Dolan and Brockett, 2005): pairs of sentences from the news.
+
+    3,668 are for training and validation, 408 for testing.
+    """
 
     name = config = "mrpc"
     columns = ("sentence1", "sentence2")
@@ -35,7 +41,10 @@ class Mrpc(_Glue):
 
 
 class Sst2(_Glue):
-    """SST-2 (Socher et al., 2013): 67,349 phrases from film reviews, 872 sentences for testing."""
+    """SST-2 (Socher et al., 2013): texts from film reviews.
+
+    67,349 phrases are for training and validation, 872 sentences for testing.
+    """
 
     name = config = "sst2"
     columns = ("sentence",)
@@ -45,9 +54,10 @@ class Sst2(_Glue):
 
 
 class Stsb(_Glue):
-    """STS-B (Cer et al., 2017): 5,749 pairs of sentences, 1,500 for testing.
+    """STS-B (Cer et al., 2017): pairs of sentences.
 
-    The paper reports Pearson's and Spearman's correlation. The metric here is Pearson's.
+    5,749 are for training and validation, 1,500 for testing. GLUE reports Pearson's and Spearman's
+    correlation. This task uses Pearson's.
     """
 
     name = config = "stsb"
@@ -60,7 +70,11 @@ class Stsb(_Glue):
 
 
 class Qqp(_Glue):
-    """QQP (Quora, 2017): 363,846 pairs of questions, 40,430 for testing. The paper also reports F1."""
+    """QQP (Quora, 2017): pairs of questions.
+
+    363,846 are for training and validation, 40,430 for testing. GLUE reports accuracy and F1. This task uses
+    accuracy.
+    """
 
     name = config = "qqp"
     columns = ("question1", "question2")
@@ -70,7 +84,10 @@ class Qqp(_Glue):
 
 
 class Mnli(_Glue):
-    """MNLI matched (Williams et al., 2018): 392,702 pairs, 9,815 for testing, in the genres of train."""
+    """MNLI (Williams et al., 2018): pairs of sentences, tested on the genres of the train split (matched).
+
+    392,702 are for training and validation, 9,815 for testing.
+    """
 
     name = "mnli"
     config = "mnli"
@@ -82,7 +99,7 @@ class Mnli(_Glue):
 
 
 class MnliMismatched(Mnli):
-    """MNLI mismatched: the same training pairs, 9,832 for testing in other genres."""
+    """MNLI with the same training pairs as `Mnli`, tested on 9,832 pairs of other genres (mismatched)."""
 
     name = "mnli-mm"
     parts = {"train": "train", "validation_mismatched": "test"}
@@ -90,7 +107,10 @@ class MnliMismatched(Mnli):
 
 
 class Qnli(_Glue):
-    """QNLI (Rajpurkar et al., 2016, in GLUE's form): 104,743 pairs, 5,463 for testing."""
+    """QNLI (Rajpurkar et al., 2016, in GLUE's form): pairs of a question and a sentence.
+
+    104,743 are for training and validation, 5,463 for testing.
+    """
 
     name = config = "qnli"
     columns = ("question", "sentence")
@@ -100,7 +120,10 @@ class Qnli(_Glue):
 
 
 class Rte(_Glue):
-    """RTE (Dagan et al., 2006, and its successors): 2,490 pairs, 277 for testing."""
+    """RTE (Dagan et al., 2006, and later rounds of the challenge): pairs of sentences.
+
+    2,490 are for training and validation, 277 for testing.
+    """
 
     name = config = "rte"
     columns = ("sentence1", "sentence2")
@@ -122,7 +145,10 @@ stratified striped studded swirly veined waffled woven wrinkled zigzagged
 
 
 class Dtd(HubImages):
-    """Partition 1 of DTD's ten official ones: 1,880 photographs each for train, validation and test."""
+    """DTD (Cimpoi et al., 2014): photographs of 47 textures, in the first of ten official partitions.
+
+    Train, validation and test have 1,880 photographs each.
+    """
 
     name = "dtd"
     repository = "HuggingFaceM4/DTD_Describable-Textures-Dataset"
@@ -135,13 +161,16 @@ class Dtd(HubImages):
 
 
 class DtdMerged(Dtd):
-    """DTD's partition 1 with train and validation merged: 3,760, from which validation is dealt."""
+    """DTD with the train and validation splits of `Dtd` merged to 3,760 photographs.
+
+    A tenth of them is dealt to validation.
+    """
 
     name = "dtd-merged"
     repository = "tanganke/dtd"
     config = ""
     parts = {"train": "train", "validation": "train", "test": "test"}
-    #: In this repository, train and validation are one file already.
+    #: This repository has train and validation in one file already, so its validation split may be absent.
     optional = frozenset({"validation"})
     fractions = (90, 10, 0)
     description = "photographs of 47 textures, partition 1, its train and validation merged"
@@ -151,7 +180,7 @@ DTD, DTD_MERGED = Dtd(), DtdMerged()
 
 
 class EuroSat(HubImages):
-    """EuroSAT: 27,000 patches of 64×64 pixels. No split was published, so all patches are dealt."""
+    """EuroSAT: 27,000 satellite images of 64×64 pixels. It has no official split, so all images are dealt."""
 
     name = "eurosat"
     repository = "timm/eurosat-rgb"
@@ -161,7 +190,7 @@ class EuroSat(HubImages):
         *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
         *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
     )
-    #: The usual 80 / 20, with a tenth of the 80 for validation.
+    #: The usual 80 percent for training and 20 for testing, with a tenth of the 80 for validation.
     fractions = (72, 8, 20)
     description = "satellite images of 640 m of land, by what covers it"
     license = "MIT, by its repository; Sentinel-2 data are free to use"

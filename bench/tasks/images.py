@@ -1,4 +1,4 @@
-"""Reads encoded images from untrusted bytes."""
+"""Decodes images from untrusted bytes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from PIL import Image, ImageOps
 from bench.tasks.task import LazyImages
 from methods.errors import UserError
 
-#: The modes that are converted to RGB: up to 8 bits per channel, palette, grey, or with transparency.
+#: The accepted modes of PIL: up to 8 bits per channel, with a palette, grey, or with transparency. All are
+#: converted to RGB.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
-#: The accepted formats. PIL knows many more, but runs programs for some (EPS), and its readers for most of
-#: them are hardly tested.
+#: The accepted formats. PIL reads many more, but runs another program for some (EPS), and its code for most
+#: others is hardly tested.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 _END_OF_JPEG = b"\xff\xd9"
 
 
 class EncodedImages(LazyImages):
-    """Images as bytes in files or table cells, decoded on access.
+    """A sequence of encoded images, in files or in the cells of a table, each decoded when it is accessed.
 
-    `content` reads the bytes of an item, and `where` is its name in messages. Access raises UserError for an
-    image that `decoded` refuses.
+    `content(item)` returns the encoded bytes of an item. `where(item)` returns its name for messages. Access
+    raises UserError for an image that `decoded` refuses.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class EncodedImages(LazyImages):
         self._content, self._where = content, where
 
     def check(self) -> None:
-        """Raises UserError for an image that cannot be read. Decodes as little as possible."""
+        """Raises UserError for an image that cannot be read. Decodes pixels only if there is no other way."""
         for item in self.items:
             self._read(_check, item)
 
@@ -51,10 +52,10 @@ class EncodedImages(LazyImages):
 
 
 def decoded(content: bytes) -> NDArray[np.uint8]:
-    """The image in RGB (height, width, 3), rotated by its EXIF data, without transparency.
+    """Decodes an image to RGB (height, width, 3), rotated by its EXIF data, without transparency.
 
     Raises ValueError for an unknown format, an incomplete file, more pixels than PIL accepts, more than 8
-    bits per channel, and several pictures, as in an animation.
+    bits per channel, and a file with several pictures, such as an animation.
     """
     with _explained():
         image = _opened(content)
@@ -65,9 +66,9 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
 
 
 def _check(content: bytes) -> None:
-    """Raises ValueError for an image that `decoded` refuses, without decoding its pixels where possible.
+    """Raises ValueError for an image that `decoded` refuses. Decodes pixels only if there is no other way.
 
-    If a JPEG has its end marker, only `decoded` notices damaged pixels.
+    A JPEG with an end marker is not decoded, so damage to its pixels goes unnoticed.
     """
     with _explained():
         image = _opened(content)

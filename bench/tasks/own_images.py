@@ -1,4 +1,4 @@
-"""Image files described in a suite, by folders of classes or by a list."""
+"""Finds the image files that a suite describes, in folders of classes or in a list."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Picture:
     path: Path
     label: str
     split: SplitName | None
-    #: The image's name in messages.
+    #: The name in messages: the line of the list, or the file.
     line: str
 
 
 def pictures_of(description: Description) -> list[Picture]:
-    """All described images.
+    """Returns all images of a description that has `images` or `image_list`.
 
     Raises UserError for a folder or list that cannot be read or is empty, and for an image that is missing or
     outside the folder of its list.
@@ -43,7 +43,9 @@ def _by_class(description: Description, folder: Path) -> list[Picture]:
     pictures = []
     for split, home in homes:
         for of_class in _folders(home):
-            files = sorted(file for file in of_class.rglob("*") if file.is_file() and _seen(of_class, file))
+            files = sorted(
+                file for file in of_class.rglob("*") if file.is_file() and _visible(of_class, file)
+            )
             if not files:
                 raise UserError(f"{of_class} has no image")
             for file in files:
@@ -55,9 +57,9 @@ def _by_class(description: Description, folder: Path) -> list[Picture]:
 
 
 def _homes(description: Description, folder: Path) -> list[tuple[SplitName | None, Path]]:
-    """The folders that contain class folders, each with its split.
+    """Returns the folders that contain class folders, each with its official split or None.
 
-    Raises UserError for splits mixed with other folders, unless the description lists the splits.
+    Raises UserError if folders of splits lie beside other folders, unless the description lists the splits.
     """
     below = _folders(folder)
     # A class may be called train as well: then its folder contains images, not folders.
@@ -77,8 +79,8 @@ def _homes(description: Description, folder: Path) -> list[tuple[SplitName | Non
     return splits or [(None, folder)]
 
 
-def _seen(folder: Path, file: Path) -> bool:
-    """Whether neither the file nor any folder between it and `folder` is hidden."""
+def _visible(folder: Path, file: Path) -> bool:
+    """Whether neither the file nor any folder between it and `folder` has a name with a leading dot."""
     return not any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
@@ -99,7 +101,10 @@ def _listed(file: Path, split: SplitName | None) -> list[Picture]:
 
 @lru_cache(maxsize=32)
 def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
-    """For each line of a list: the path, the label, and the line's name in messages."""
+    """Reads a list of images. Returns path, label and the line's name in messages for each line.
+
+    `size` and `changed` describe the file's state, so that a cached list is read again after a change.
+    """
     pictures = []
     with file.open(encoding="utf-8-sig") as stream:
         for number, text in enumerate(stream, 1):
@@ -116,7 +121,10 @@ def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
 
 
 def inside(root: Path, name: str, line: str) -> Path:
-    """The file of this name below a folder. Raises UserError if the file is elsewhere or missing."""
+    """Returns the path of the image file `name`, relative to `root`.
+
+    Raises UserError, beginning with `line`, if the path leads out of `root` or there is no such file.
+    """
     try:
         path = (root / name).resolve()
         if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):

@@ -1,4 +1,4 @@
-"""Converts label columns to classes and numbers. Every error names the line."""
+"""Converts the label columns of described data to labels. Every error names the line."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from bench.tasks.description import Description
 from bench.tasks.table_files import as_answer
 from methods.errors import UserError, did_you_mean, shown
 
-#: The largest number of values of a label column. With more it contains something else.
+#: The largest number of different values in a label column. A column with more is refused as no label.
 MOST_CLASSES = 10_000
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
-#: The label values of a file or split, and its class names. With class names, values are class numbers.
+#: The values in the label column of one file or split, and the class names stored with it. If there are class
+#: names, the values are class numbers.
 Part = tuple[Iterable[Any], Sequence[str] | None]
 
 
 def read_labels(
     description: Description, parts: Sequence[Part], line: Callable[[int], str]
 ) -> tuple[tuple[str, ...], Sequence[Any]]:
-    """The classes, and the label of each row as in `Examples`.
+    """Returns the names of the classes, and the label of each row in the form of `Examples`.
 
-    With several label columns, a value in `parts` is a tuple. `line` gives a row's name in messages. Raises
-    UserError for a label that is missing, of the wrong type, or not one of the classes, and for too few or
-    too many different labels.
+    If the description has several label columns, each value in `parts` is a tuple. `line(row)` returns a
+    row's name in messages. Raises UserError for a label that is missing, of the wrong type, or not one of the
+    classes, and for too few or too many different labels.
     """
-    reader = _Reader(description, line)
+    reader = _ValueReader(description, line)
     values = [value for part, _ in parts for value in part]
     if description.target == "generation":
         return (), [reader.answer(value, row) for row, value in enumerate(values)]
@@ -59,9 +60,10 @@ def read_labels(
 
 
 def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[str, str] | None:
-    """Maps a part's class numbers to those of earlier parts, by name. None if names are missing or equal.
+    """Maps a part's class numbers to those of earlier parts, by class name.
 
-    `stored_names` are the names of earlier parts, in their order. New names are added to this list.
+    None if the part has no class names, or the same as earlier parts. `stored_names` are the class names of
+    earlier parts in the order of their numbers. New names are added to this list.
     """
     if names is None or not stored_names or list(names) == stored_names:
         return None
@@ -69,15 +71,13 @@ def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[st
     return {str(number): str(stored_names.index(name)) for number, name in enumerate(names)}
 
 
-def _class_key(reader: _Reader, key: str, row: int, renumbered: Mapping[str, str] | None) -> str:
+def _class_key(reader: _ValueReader, key: str, row: int, renumbered: Mapping[str, str] | None) -> str:
     if renumbered is not None and key not in renumbered:
         raise reader.unknown(key, row, renumbered)
     return key if renumbered is None else renumbered[key]
 
 
-class _Reader:
-    """Reads single values of the label columns."""
-
+class _ValueReader:
     def __init__(self, description: Description, line: Callable[[int], str]) -> None:
         self._description, self._line = description, line
         self.column = description.label if isinstance(description.label, str) else "label"
@@ -97,7 +97,7 @@ class _Reader:
         return number
 
     def flagged(self, values: Sequence[Any], row: int) -> tuple[int, ...]:
-        """The indices of the label columns that hold a 1. Raises UserError unless all hold 0 or 1."""
+        """Returns the indices of the label columns that hold 1. Raises UserError unless all hold 0 or 1."""
         numbers = []
         for number, (value, column) in enumerate(zip(values, self._description.label or (), strict=True)):
             flag = None if is_blank(value) else _FLAGS.get(self._key(value, row, column).casefold())
@@ -107,9 +107,10 @@ class _Reader:
         return tuple(numbers)
 
     def keys(self, value: Any, row: int) -> list[str]:
-        """The labels of a row, as texts that identify the classes.
+        """Returns the labels in a row's value, as texts that identify the classes.
 
-        Multi-label rows may have none. Raises UserError for a missing label and a value that is no class.
+        Multi-label rows may have no label. Raises UserError for a missing label, and for a value that cannot
+        be a class, such as 0.5.
         """
         if self._description.target == "single label":
             if is_blank(value):
@@ -139,7 +140,7 @@ class _Reader:
     def unknown(
         self, key: str, row: int, accepted: Iterable[str], stored_names: Sequence[str] = ()
     ) -> UserError:
-        """The error for a label that is not a class."""
+        """Returns the error for a label that is not one of the classes."""
         numbered = key in map(str, range(len(stored_names)))
         name = f" ({shown(stored_names[int(key)])})" if numbered else ""
         near = "" if key.removeprefix("-").isdecimal() else did_you_mean(key, accepted)
@@ -152,9 +153,9 @@ class _Reader:
 def _classes(
     description: Description, column: str, keys: Iterable[str], stored_names: Sequence[str], rows: int
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes, and the class number of each value in the column.
+    """Returns the names of the classes, and the class number of each value in the column.
 
-    Classes come from the description, otherwise from names stored with the data, otherwise from the values.
+    The names come from the description, otherwise from those stored with the data, otherwise from the values.
     """
     keys = list(keys)
     names = description.names or tuple(stored_names)
@@ -174,7 +175,7 @@ def _classes(
 
 
 def _check_number(description: Description, column: str, values: Sequence[str], rows: int) -> None:
-    """Raises UserError for too few or too many values to be classes."""
+    """Raises UserError if the column has too few or too many different values to be classes."""
     if len(values) < 2:
         only = f"every row has {shown(values[0])}" if values else "no row has any"
         raise UserError(f"column '{column}' has one class only: {only}; there must be at least two")
@@ -201,6 +202,6 @@ def is_blank(value: Any) -> bool:
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """The first names for a message, and the number of further names."""
+    """Joins names for a message: the first `most`, then "and 5 more" for the rest."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Reads the rows of data described in a suite: inputs, labels, groups and official splits."""
+"""Reads the rows of data that a suite describes: inputs, labels, groups and official splits."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows, split after split, in the form of `Examples`."""
+    """The rows of described data, in the form of `Examples`."""
 
-    #: Reads the inputs. Making a task needs only the other fields.
+    #: Reads the inputs. They are read only when needed, since making a task needs only the other fields.
     inputs: Callable[[], Sequence[Any]]
     classes: tuple[str, ...]
     labels: Sequence[Any]
@@ -48,8 +48,8 @@ class Rows:
 def read_rows(description: Description) -> Rows:
     """Reads the described data.
 
-    Raises UserError for files that cannot be read, and, naming its line, for a row that contradicts the
-    description.
+    Raises UserError for files that cannot be read, and for a row that contradicts the description. Errors
+    about a row name its line.
     """
     if description.format in ("images", "image_list"):
         return _picture_rows(description, pictures_of(description))
@@ -66,7 +66,7 @@ def _names(columns: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _tables(description: Description) -> Iterator[tuple[SplitName | None, Table]]:
-    """Yields the tables of the data, each with the official split given by its file or name."""
+    """Yields the tables of the data. Each comes with its official split, or None if it has none."""
     source, kind = getattr(description, description.format), description.format
     fields = ("text", "image", "label", "group", "split_by")
     names = list(dict.fromkeys(chain.from_iterable(_names(getattr(description, field)) for field in fields)))
@@ -124,7 +124,7 @@ def _check_inputs(description: Description, table: Table, split: SplitName | Non
 
 
 class _TableRows:
-    """The rows of all tables, numbered consecutively."""
+    """The rows of several tables, numbered from 0 through all tables."""
 
     def __init__(self, description: Description, tables: Sequence[tuple[SplitName | None, Table]]) -> None:
         self._description, self._tables = description, tables
@@ -134,7 +134,7 @@ class _TableRows:
         return min(bisect(self._starts, row), len(self._tables)) - 1
 
     def line(self, row: int) -> str:
-        """The name of a row in messages."""
+        """Returns the name of a row in messages."""
         number = self._table(row)
         return self._tables[number][1].line(row - self._starts[number])
 
@@ -142,7 +142,7 @@ class _TableRows:
         return [value for _, table in self._tables for value in table.columns[name].to_pylist()]
 
     def labels(self) -> tuple[tuple[str, ...], Sequence[Any]]:
-        """The classes, and the label of each row."""
+        """Returns the names of the classes, and the label of each row."""
         column, parts = self._description.label, list[Part]()
         for _, table in self._tables:
             values = [table.columns[name].to_pylist() for name in _names(column)]
@@ -153,7 +153,7 @@ class _TableRows:
         return read_labels(self._description, parts, self.line)
 
     def groups(self) -> list[str] | None:
-        """The key of each row's group. None without a group column."""
+        """Returns the key of each row's group. None if there is no group column."""
         if (name := self._description.group) is None:
             return None
         groups = []
@@ -166,7 +166,7 @@ class _TableRows:
         return groups
 
     def splits(self) -> list[SplitName]:
-        """The official split of each row. Empty if the data have none."""
+        """Returns the official split of each row. Empty if the data have no official splits."""
         description = self._description
         if (name := description.split_by) is None:
             return [split for split, table in self._tables if split for _ in range(len(table.columns))]
@@ -186,7 +186,10 @@ class _TableRows:
             raise UserError(f"{self.line(row)}: no value in column '{column}'")
 
     def inputs(self) -> Sequence[Any]:
-        """The texts or images. Raises UserError for an image missing or outside the folder of its table."""
+        """Returns the texts or images of all rows.
+
+        Raises UserError for an image that is missing or outside the folder of its table.
+        """
         description = self._description
         if description.text is not None:
             columns = [self._values(name) for name in _names(description.text)]
@@ -208,7 +211,7 @@ class _TableRows:
         return EncodedImages(range(self._starts[-1]), content, lambda row: f"{self.line(row)}: its image")
 
     def image_files(self) -> Iterator[Path]:
-        """Yields the files named in a table of paths."""
+        """Yields the image file of each row, for tables that hold paths."""
         assert self._description.image is not None
         sources = list(self._description.paths.values())
         for row, path in enumerate(self._values(self._description.image)):
@@ -216,9 +219,9 @@ class _TableRows:
 
 
 def _official(splits: list[SplitName]) -> list[SplitName] | None:
-    """The official splits. None if there are none or only train: all rows are then dealt.
+    """Returns the official splits, or None if all rows are to be dealt: no split is official, or only train.
 
-    Raises UserError for official splits without train.
+    Raises UserError if there are official splits without train.
     """
     if splits and "train" not in splits:
         raise UserError(f"there is no train split, only {' and '.join(sorted(set(splits)))}")
@@ -246,7 +249,7 @@ def _picture_rows(description: Description, pictures: Sequence[Picture]) -> Rows
 
 
 def files_of(description: Description) -> list[tuple[str, Path]]:
-    """Every file of the data, with a name independent of its location."""
+    """Returns every file of the data with a name. The name stays the same if the data are moved."""
     if description.format in ("images", "image_list"):
         root = description.images
         return [
@@ -263,7 +266,7 @@ def files_of(description: Description) -> list[tuple[str, Path]]:
 
 
 def content_hash(description: Description) -> str:
-    """Hex SHA-256 over all files, independent of their folder."""
+    """Returns the hex SHA-256 over names and contents of all files. Moving the data does not change it."""
     digest = hashlib.sha256()
     for name, file in files_of(description):
         digest.update(f"{name} {sha256(file)}\n".encode())

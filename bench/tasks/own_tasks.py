@@ -1,4 +1,4 @@
-"""Tasks made from data that a suite describes."""
+"""Makes tasks from data that a suite describes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from bench.tasks.table_files import blank_row
 from bench.tasks.task import SPLITS, DataSource, Examples, SplitName, Task
 from methods.errors import UserError
 
-#: The version, incremented when the same description would give different examples than before.
+#: The version of the code that reads described data. Increment it if the same description would give other
+#: examples than before.
 READING_VERSION = 2
 
-#: Folders of public data that our suites expect beside them, and their sources.
+#: The names of folders with public data that this project's suites read, and the pages that tell where to get
+#: the data.
 PUBLISHED = {"vtab-1k": "https://github.com/ZhangYuanhan-AI/NOAH/#data-preparation"}
 
 #: The default metric for each kind of target.
@@ -44,9 +46,10 @@ def resolve(
     fractions: tuple[int, int, int] | None = None,
     metric: str | None = None,
 ) -> Task:
-    """The task named by a suite's row: registered, or described by `data`.
+    """Returns the task that a suite names: a registered one, or one made from the description `data`.
 
-    Reads described data, so it should be called once per row. Raises UserError for an unknown name, for data
+    `source`, `fractions` and `metric` replace the task's own unless they are None. Described data are read,
+    which may take long, so call this once per task of a suite. Raises UserError for an unknown name, for data
     that cannot be read, and for a source, fractions or a metric that do not fit the task.
     """
     task: Task = TASKS.get(name) if data is None else described(name, data)
@@ -59,7 +62,7 @@ def resolve(
 
 
 def described(name: str, description: Description) -> Task:
-    """Makes the described task.
+    """Makes a task with this name from described data.
 
     Raises UserError for the name of a registered task, and for data that are unreadable or contradict
     `description`.
@@ -83,7 +86,7 @@ def described(name: str, description: Description) -> Task:
 
 
 def _where_from(path: Path) -> str:
-    """The end of a message about a missing path: where to get the public data that our suites expect."""
+    """Returns the end of a message about a missing path: the page in `PUBLISHED` for its data, if any."""
     places = [
         f"; {place} says where to get {folder}" for folder, place in PUBLISHED.items() if folder in path.parts
     ]
@@ -92,7 +95,11 @@ def _where_from(path: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _own(name: str, description: str, stamps: tuple[tuple[str, str, int, int], ...]) -> OwnTask:
-    """Makes the task. While its files do not change, later calls return the same one."""
+    """Makes a task from files on this machine.
+
+    `stamps` holds the name, path, size and last change of every file. While these stay the same, later calls
+    return the same task.
+    """
     return OwnTask(name, Description.model_validate_json(description))
 
 
@@ -135,7 +142,7 @@ def _identity(of_task: str, description: Description, classes: Sequence[str]) ->
 
 
 def _fractions(description: Description, official: Collection[SplitName]) -> tuple[int, int, int]:
-    """The percentages of train, validation and test for rows without an official split."""
+    """Returns the percentages of train, validation and test, given the names of the official splits."""
     if description.fractions is not None:
         return description.fractions
     lacking = [split for split in SPLITS if split not in official]
@@ -160,7 +167,7 @@ class OwnTask(Task):
         self.data_hash = f"sha256:{content_hash(description)}"
 
     def examples(self) -> Examples:
-        """One example per row. Its id is its row, counted through all files and folders."""
+        """Returns one example per row. Its id is the row's number, counted through all files."""
         with _blaming(self.name):
             rows = read_rows(self._description)
             inputs, template = rows.inputs(), self._description.template
@@ -173,8 +180,6 @@ class OwnTask(Task):
 
 
 class _OfHub(HubTask):
-    """A task made from a data set on the hub, described by its columns."""
-
     named = True
 
     def __init__(self, name: str, description: Description) -> None:

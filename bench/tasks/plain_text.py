@@ -1,4 +1,4 @@
-"""Texts that no task trains on, on which forgetting is measured."""
+"""Texts on which forgetting is measured. No task trains on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TextName = Literal["newspapers", "finewiki"]
 class PlainText:
     """The first `documents` documents of a source, each cut to `tokens` tokens.
 
-    `source` identifies the content permanently.
+    `source` identifies the content permanently. `read(count)` returns the texts of the first documents.
     """
 
     documents: int
@@ -37,7 +37,7 @@ class PlainText:
 
 
 def editorials(count: int) -> list[str]:
-    """The first editorials of the New York Times in VADER's archive, joined from their sentences."""
+    """Returns the first editorials of the New York Times in VADER's archive, joined from their sentences."""
     sentences = ((source.partition("_")[0], text) for source, _, text in rows("nytEditorialSnippets"))
     documents = [" ".join(text for _, text in group) for _, group in groupby(sentences, lambda pair: pair[0])]
     return documents[:count]
@@ -50,9 +50,9 @@ FILE = "data/enwiki/000_00000.parquet"
 
 
 def articles(count: int) -> list[str]:
-    """The texts of the first articles of FineWiki. Reads only a part of the 2.5 GB file.
+    """Returns the texts of the first articles of FineWiki, without downloading the whole file of 2.5 GB.
 
-    Raises UserError if the file is neither reachable nor in the hub's cache.
+    Raises UserError if the file can be neither reached nor found in the hub's cache.
     """
     import pyarrow
     from pyarrow import parquet
@@ -86,9 +86,9 @@ TEXTS: dict[TextName, PlainText] = {
 
 
 def plain_tokens(name: TextName, model_input: TextInput) -> tuple[Tensor, ...]:
-    """The token ids (tokens,) of each document, from the cache if possible.
+    """Returns the token ids of each document, int64 (tokens,). They are cached.
 
-    Raises UserError for texts that are not available or cannot be stored.
+    Raises UserError if the text is not available, or if the tokens cannot be stored.
     """
     text = TEXTS[name]
     key: dict[str, Any] = {

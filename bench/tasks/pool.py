@@ -1,4 +1,7 @@
-"""A task's examples, ready to be dealt into splits. Computed once and cached, for plans as well."""
+"""Deals a task's examples into splits, and checks a suite's sizes against them.
+
+Deals are computed once and cached, so that plans and trials share them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from bench.tasks.reading import image_content, read_examples, read_images, read_
 from bench.tasks.task import SPLITS, Examples, SplitName, Task
 from methods.errors import UserError
 
-#: The version of the stored form of deals and pools.
+#: The version of the form in which deals and pools are stored.
 _VERSION = 1
 
 #: The numbers of examples to use from train, validation and test. None means all.
@@ -31,7 +34,7 @@ Sizes = tuple[int | None, int | None, int | None]
 
 
 class ExampleSource:
-    """A task's examples, read on first use."""
+    """A task and its examples, which are read on first use."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -42,7 +45,7 @@ class ExampleSource:
 
     @cached_property
     def contents(self) -> NDArray[np.bytes_]:
-        """A hash of 16 bytes per example, equal for duplicates."""
+        """A hash of 16 bytes per example (N,), equal for duplicates."""
         if self.task.modality == "text":
             texts = read_texts(self.task, self.examples)
             return as_contents(text_content(text, self.task.rules) for text in texts)
@@ -54,7 +57,7 @@ def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
 
 
 def dealt(source: ExampleSource) -> dict[SplitName, NDArray[np.int64]]:
-    """The positions of each split in the deal that all seeds share, from the cache if possible.
+    """Returns the positions of each split's examples in the deal that all seeds share. The deal is cached.
 
     Raises UserError for examples that cannot be read, and as `dealing.deal` does.
     """
@@ -72,9 +75,10 @@ def dealt(source: ExampleSource) -> dict[SplitName, NDArray[np.int64]]:
 
 
 def same_contents(source: ExampleSource) -> dict[str, NDArray[np.int64]]:
-    """The `ids` (N,) of all examples, and in `same` (N,) the first position of an example with equal content.
+    """Returns which of a task's N examples have the same content, as two int64 arrays (N,). They are cached.
 
-    From the cache if possible. Raises UserError for examples that cannot be read.
+    `ids` has the id of each example. `same` has the first position at which its content occurs. Raises
+    UserError for examples that cannot be read.
     """
 
     def build(folder: Path) -> None:
@@ -86,7 +90,11 @@ def same_contents(source: ExampleSource) -> dict[str, NDArray[np.int64]]:
 
 
 def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
-    """Whether the cache has `same_contents`, and the pool if `per_seed` is True, the deal if it is False."""
+    """Whether the cache has a task's `same_contents`.
+
+    If `per_seed` is True, the cache must also have the task's pool. If it is False, the cache must also have
+    the deal that all seeds share.
+    """
     keys = {f"contents-{task.name}": _key(task)}
     if per_seed is not None:
         keys |= {f"pool-{task.name}": _key(task)} if per_seed else {f"deal-{task.name}": _deal_key(task)}
@@ -95,10 +103,13 @@ def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
 
 @dataclass(frozen=True)
 class Pool:
-    """The M examples from which the splits of every seed are dealt.
+    """The M examples from which each seed deals its own splits.
 
-    `kept`: int64 (M,), positions among all examples. `numbers`: int64 (M,), blocks (see `dealing.blocks`).
-    `labels` (M, …), as `as_tensor` returns them. `splits`: official splits, as indices into SPLITS.
+    - `kept`: int64 (M,), positions among all examples.
+    - `numbers`: int64 (M,), the block of each example (see `dealing.blocks`).
+    - `labels`: (M, …), in the form that `as_tensor` returns.
+    - `ids`: int64 (M,).
+    - `splits`: int64 (M,), official splits as indices into SPLITS. None if the data have no official splits.
     """
 
     kept: NDArray[np.int64]
@@ -108,14 +119,17 @@ class Pool:
     splits: NDArray[np.int64] | None
 
     def deal(self, task: Task, seed: int) -> dict[SplitName, NDArray[np.int64]]:
-        """The positions in the pool of each split's examples. Raises UserError as `dealing.deal` does."""
+        """Returns the positions in this pool of the examples of each split, as `seed` deals them.
+
+        Raises UserError as `dealing.deal` does.
+        """
         labels = as_labels(task, torch.from_numpy(self.labels))
         splits = None if self.splits is None else [SPLITS[code] for code in self.splits.tolist()]
         return deal(task, labels, self.ids, self.ids, self.numbers, splits, seed)
 
 
 def pool_of(source: ExampleSource) -> Pool:
-    """The pool of a task, from the cache if possible. Raises UserError for examples that cannot be read."""
+    """Returns the pool of a task. It is cached. Raises UserError for examples that cannot be read."""
 
     def build(folder: Path) -> None:
         of = source.examples
@@ -141,9 +155,10 @@ def _deal_key(task: Task) -> dict[str, Any]:
 
 
 def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
-    """Raises UserError for sizes and splits that the data do not allow, as far as a plan can know.
+    """Raises UserError for sizes and splits that the data do not allow.
 
-    `seeds` are the seeds that each deal a split; None means the split shared by all seeds.
+    Data that are not on this machine are checked only by the task's declared sizes. `seeds` are the seeds
+    that deal their own splits. None among them means the split that all seeds share.
     """
     for split, size, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
         check_size(task, split, size, available)
@@ -164,10 +179,10 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
 
 
 def split_count(task: Task, split: SplitName) -> int | None:
-    """The number of examples in a split shared by all seeds. None if a plan does not know it.
+    """Returns the number of examples in a split that all seeds share. None if it is not known.
 
-    The number is unknown before a download, and for images to be dealt, which would all have to be decoded.
-    Raises UserError for data that cannot be split.
+    Without declared sizes, the number is not known before a download. Nor is it for images that must be
+    dealt, since all of them would have to be decoded. Raises UserError for data that cannot be split.
     """
     if task.sizes is not None:
         return task.sizes[SPLITS.index(split)]
@@ -181,7 +196,7 @@ def _dealt_counts(task: Task) -> dict[SplitName, int]:
 
 @lru_cache(maxsize=32)
 def _check_images(task: Task) -> None:
-    """Raises UserError for an image that cannot be read. Checks the same images only once."""
+    """Raises UserError for an image that cannot be read. The cache notes that images have been checked."""
     source = ExampleSource(task)
 
     def check(folder: Path) -> None:
@@ -193,7 +208,10 @@ def _check_images(task: Task) -> None:
 
 @lru_cache(maxsize=32)
 def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
-    """Checks the splits of each seed. Cached, since several rows may have the same splits."""
+    """Raises UserError for splits that are too small, or whose labels the task's metric cannot score.
+
+    The result is remembered, since several rows of a plan may have the same splits.
+    """
     source = ExampleSource(task)
     for seed in seeds:
         if seed is None:
@@ -216,7 +234,11 @@ def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> No
 
 
 def check_size(task: Task, split: str, size: int | None, available: int, seed: int | None = None) -> None:
-    """Raises UserError for a subset that is empty or larger than its split. None selects all."""
+    """Raises UserError unless `size` is from 1 to `available`, the size of the whole split.
+
+    A size of None is accepted and means the whole split. `seed` is for the message: the seed that deals the
+    split, if it has one of its own.
+    """
     if size is not None and not 1 <= size <= available:
         by = "" if seed is None else f" as seed {seed} deals it"
         raise UserError(
@@ -226,9 +248,10 @@ def check_size(task: Task, split: str, size: int | None, available: int, seed: i
 
 
 def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:
-    """The numbers of used examples per split, and of test examples that are also in train.
+    """Returns how many examples of each split are used, and how many test examples are also in train.
 
-    None for a task that has not been prepared.
+    `split_seed` is the seed that deals the splits. None means the deal that all seeds share. Returns None if
+    the cache lacks what is needed, because the task has not been prepared.
     """
     if not contents_at_hand(task, per_seed=split_seed is not None):
         return None
@@ -244,9 +267,10 @@ def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes 
 
 
 def repeated_tests(task: Task, train: NDArray[np.int64], test: NDArray[np.int64]) -> int | None:
-    """The number of test examples that also occur in train. None if the contents are not cached.
+    """Returns the number of test examples that also occur in train. None if the contents are not cached.
 
-    `train` and `test` are ids. Texts are compared after normalisation (`Task.rules`), images by their pixels.
+    `train` and `test` are ids of examples. Texts are compared after normalisation by `Task.rules`, images by
+    their pixels.
     """
     if not contents_at_hand(task):
         return None

@@ -1,4 +1,4 @@
-"""Prepares the splits of a task for a kind of model input, once, and reads them from the cache."""
+"""Prepares a task's splits for a backbone: token ids of texts, or pixels of images. They are cached."""
 
 from __future__ import annotations
 
@@ -44,13 +44,11 @@ from methods.validation import Frozen, Later, identity
 #: The number of texts tokenised in one call.
 _TEXTS_AT_ONCE = 1000
 
-#: The file with all examples from which seeds deal.
+#: The name of the file with the pool: all examples from which each seed deals its own splits.
 POOL_FILE = "pool.safetensors"
 
 
 class _Key(Frozen):
-    """The identity of prepared examples."""
-
     task: str
     task_identity: str
     split: Annotated[Literal["fixed", "per_seed"], Later()] = "fixed"
@@ -59,7 +57,7 @@ class _Key(Frozen):
 class _TextKey(_Key):
     tokenizer_hash: str
     max_tokens: int
-    #: A prompt's template, followed by its answer words.
+    #: The template of a prompt, followed by the words that it accepts as answers.
     prompt: Annotated[tuple[str, ...] | None, Later()] = None
 
 
@@ -71,11 +69,11 @@ class _ImageKey(_Key):
 def data_key(
     task: Task, model_input: ModelInput, max_tokens: int = 128, *, per_seed: bool = False
 ) -> dict[str, Any]:
-    """The identity of the prepared examples as JSON, computed without the data.
+    """Returns the identity of prepared examples as JSON, without reading the data.
 
-    `per_seed` means that each seed has its own split. A trial's id must also cover the seed, the sizes of the
-    subsets, the padding of texts and, for images, `mean` and `std`. Raises UserError for a backbone of
-    another modality, `max_tokens` below 1, and a `resize` below the image size.
+    `per_seed` means that each seed has its own splits. The seed, the sizes of subsets, the padding of texts,
+    and `mean` and `std` of images are not included, so a trial's id must add them. Raises UserError for a
+    backbone of another modality, `max_tokens` below 1, and a `resize` below the image size.
     """
     if task.modality != model_input.modality:
         raise UserError(
@@ -112,13 +110,14 @@ def prepare(
     test_size: int | None = None,
     split_seed: int | None = None,
 ) -> PreparedData:
-    """Prepares the splits of a task for a kind of model input, from the cache if possible.
+    """Returns the splits of a task, prepared for a backbone's input. They are cached.
 
-    Texts are cut to `max_tokens` or the model's limit, whichever is less. Images are resized as in
-    `ImageInput`, with antialiasing. A size selects the first examples of its split, which are a fair sample;
-    None selects all. With a `split_seed`, that seed deals the examples. Raises UserError for a size beyond
-    the split, for another modality, for data that are not available or cannot be stored, and for labels with
-    which the metric is undefined or nothing can be learned.
+    Texts are cut to `max_tokens` or the model's limit, whichever is less. Images are resized with
+    antialiasing, as `ImageInput` states. A size selects the first examples of its split, which are a fair
+    sample, and None selects all. If `split_seed` is given, this seed deals the examples into splits of its
+    own. Raises UserError for a size beyond the split, for a backbone of another modality, for data that are
+    not available or cannot be stored, and for labels for which the metric is undefined or from which nothing
+    can be learned.
     """
     sizes = (train_size, validation_size, test_size)
     for split, size, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
@@ -146,10 +145,10 @@ def prepare(
 
 
 def _folder(task: Task, model_input: ModelInput, key: dict[str, Any], sizes: Sizes, per_seed: bool) -> Path:
-    """The folder of the prepared splits, or of the pool from which seeds deal.
+    """Returns the folder of the prepared splits or, if `per_seed`, of the pool.
 
-    Only texts within the sizes are tokenised: perhaps a few hundred of a million rows. All images are
-    prepared, since all must be decoded to find duplicates.
+    Of shared splits, only the texts within `sizes` are tokenised, perhaps a few hundred of a million rows.
+    All images are prepared, since all must be decoded to find duplicates.
     """
     source = ExampleSource(task)
     if isinstance(model_input, ImageInput):
@@ -166,7 +165,7 @@ def _folder(task: Task, model_input: ModelInput, key: dict[str, Any], sizes: Siz
 
 
 def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> dict[str, Tensor]:
-    """Reads the first `size` examples of a prepared split, or all.
+    """Reads the first `size` examples of a prepared split, or all if `size` is None.
 
     Raises UserError as `check_size` does.
     """
@@ -184,7 +183,7 @@ def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> dict[
 
 
 def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...]) -> list[dict[str, Tensor]]:
-    """Deals the splits of a seed from a prepared pool, and cuts each to its size."""
+    """Deals the splits of a seed from the prepared pool. Keeps the first examples of each, by `sizes`."""
     arrays = load_file(folder / POOL_FILE)
     numbers, splits = arrays.pop("blocks"), arrays.pop("splits", None)
     pool = Pool(np.arange(len(numbers)), numbers, arrays["labels"], arrays["ids"], splits)
@@ -225,7 +224,7 @@ def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key:
 def build_texts(
     source: ExampleSource, model_input: TextInput, max_tokens: int, sizes: Sizes, folder: Path
 ) -> None:
-    """Writes one file per split with its first texts, as many as `sizes` states.
+    """Tokenises the first texts of each split, by `sizes`, and writes one file per split to `folder`.
 
     Raises UserError for a size beyond the split, and for texts that cannot be read, dealt or tokenised.
     """
@@ -240,7 +239,7 @@ def build_texts(
 
 
 def build_text_pool(source: ExampleSource, model_input: TextInput, max_tokens: int, folder: Path) -> None:
-    """Writes one file with the pool's texts, from which the splits of every seed are dealt.
+    """Tokenises the texts of the pool, from which each seed deals its splits, and writes them to one file.
 
     Raises UserError for texts that cannot be read or tokenised.
     """
@@ -249,7 +248,7 @@ def build_text_pool(source: ExampleSource, model_input: TextInput, max_tokens: i
 
 
 def build_images(source: ExampleSource, model_input: ImageInput, folder: Path) -> None:
-    """Writes one file per split.
+    """Resizes all images, deals them into splits, and writes one file per split to `folder`.
 
     Raises UserError for images that cannot be read or dealt, or need more memory than is free.
     """
@@ -259,7 +258,7 @@ def build_images(source: ExampleSource, model_input: ImageInput, folder: Path) -
 
 
 def build_image_pool(source: ExampleSource, model_input: ImageInput, folder: Path) -> None:
-    """Writes one file with the pool's images, from which the splits of every seed are dealt.
+    """Resizes the images of the pool, from which each seed deals its splits, and writes them to one file.
 
     Raises UserError for images that cannot be read, or need more memory than is free.
     """
@@ -283,7 +282,7 @@ def _labels_and_ids(source: ExampleSource, positions: NDArray[np.int64]) -> Arra
 def _tokenised(
     source: ExampleSource, model_input: TextInput, max_tokens: int, positions: NDArray[np.int64]
 ) -> Arrays:
-    """The arrays of the texts at these positions, which must be in ascending order."""
+    """Returns the arrays of the texts at these positions, which must be in ascending order."""
     task, batches = source.task, list[Arrays]()
     used = np.zeros(len(source.examples.labels), dtype=bool)
     used[positions] = True
@@ -309,10 +308,10 @@ def _tokenised(
 
 @contextmanager
 def _resized(source: ExampleSource, model_input: ImageInput, folder: Path) -> Iterator[Arrays]:
-    """Context with the arrays of all images. A file in the folder holds the pixels until the context ends.
+    """A context that decodes and resizes all images, and yields their arrays.
 
-    Decoding also sets the source's `contents`. Raises UserError for images that cannot be read, or need more
-    memory than is free.
+    The pixels lie in a file in `folder`, which is removed when the context ends. Decoding also sets the
+    source's `contents`. Raises UserError for images that cannot be read, or need more memory than is free.
     """
     task, size, count = source.task, model_input.size, len(source.examples.inputs)
     # Memory for the pixels in the page cache, and for two copies of those being written.

@@ -1,4 +1,7 @@
-"""VADER's archive: sentences, each rated by 20 people from -4 to 4 (Hutto and Gilbert, ICWSM 2014)."""
+"""Tasks from VADER's archive of sentences (Hutto and Gilbert, ICWSM 2014).
+
+Twenty people rated each sentence from -4 (most negative) to 4 (most positive).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from bench.tasks.task import Examples, Task
 
 
 def rows(member: str) -> list[tuple[str, float, str]]:
-    """Source, mean rating and text of each row in a file of the archive.
+    """Returns source, mean rating and text of each row in a file of the archive.
 
-    Raises UserError if the archive cannot be downloaded.
+    `member` is the file's name without its ending, such as "tweets". Raises UserError if the archive cannot
+    be downloaded.
     """
     folder = fetch("vader-sentiment") / "vaderSentiment-3.3.2" / "additional_resources"
     with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
@@ -25,12 +29,12 @@ def rows(member: str) -> list[tuple[str, float, str]]:
     return [(source, float(rating), html.unescape(text).strip()) for source, rating, text in fields]
 
 
-#: The least distance from zero of a mean rating of 20 people. Nearer ones are neutral or disputed.
+#: Sentences whose mean rating is nearer to zero than this are left out as neutral or disputed.
 _LEAST_RATING = 0.5
 
 
 class _RatedSentences(Task):
-    """Sentences labelled by the sign of their mean rating. Omits ratings strictly within ±0.5."""
+    """Sentences labelled by the sign of their mean rating, without those rated strictly within ±0.5."""
 
     modality = "text"
     paired = False
@@ -40,7 +44,7 @@ class _RatedSentences(Task):
     member: ClassVar[str]
 
     def examples(self) -> Examples:
-        """One example per rated sentence. Its id is its row in the file, from 0."""
+        """Returns one example per sentence that is not left out. Its id is its row in the file, from 0."""
         texts, labels, ids, sources = [], [], [], []
         for row, (source, rating, text) in enumerate(rows(self.member)):
             if abs(rating) >= _LEAST_RATING:
@@ -51,12 +55,12 @@ class _RatedSentences(Task):
         return Examples(texts, labels, ids, groups=link(near_duplicates(texts), sources))
 
     def _source_of(self, row_id: str) -> str:
-        """The source of a row. Rows with the same source share a split."""
+        """Returns the source of a row, given its id in the file. Rows of one source go to the same split."""
         return row_id
 
 
 class MovieSentiment(_RatedSentences):
-    """Sentences from film reviews, evenly balanced."""
+    """Sentences from film reviews, with about as many positive as negative ones."""
 
     name = "movie-sentiment"
     sizes = (7052, 1510, 1510)
@@ -65,7 +69,7 @@ class MovieSentiment(_RatedSentences):
 
 
 class AmazonSentiment(_RatedSentences):
-    """Sentences from customers' reviews of five products. Splits never separate a review."""
+    """Sentences from customers' reviews of five products. All sentences of a review go to the same split."""
 
     name = "amazon-sentiment"
     metric = "matthews"
@@ -78,7 +82,7 @@ class AmazonSentiment(_RatedSentences):
 
 
 class TweetSentiment(_RatedSentences):
-    """Tweets, about 200 of them contrived variants of others. A variant shares its original's split."""
+    """Tweets. About 200 of them are contrived variants of others and go to the split of their original."""
 
     name = "tweet-sentiment"
     metric = "matthews"
@@ -93,8 +97,8 @@ MOVIE, AMAZON, TWEETS = MovieSentiment(), AmazonSentiment(), TweetSentiment()
 class RatingPairs(Task):
     """Pairs of film review sentences. The target is the first's mean rating minus the second's.
 
-    Twenty people rated each sentence from -4 to 4. The pairs are ours: a fixed shuffle of all sentences, two
-    by two, so that every sentence is in one pair only. Only the first of several near-duplicates is used.
+    Twenty people rated each sentence from -4 to 4. The pairs are our own, made from a fixed shuffle of all
+    sentences, so that every sentence is in at most one pair. Of several near-duplicates, the first is used.
     """
 
     name = "rating-pairs"
@@ -109,7 +113,7 @@ class RatingPairs(Task):
     description = "pairs of film review sentences, by how much the first is rated higher"
 
     def examples(self) -> Examples:
-        """One example per pair. Its id is the row of its first sentence in the file, from 0."""
+        """Returns one example per pair. Its id is the row of its first sentence in the file, from 0."""
         rated = rows("movieReviewSnippets")
         first = near_duplicates([text for _, _, text in rated])
         alone = [row for row, number in enumerate(first) if row == number]

@@ -1,4 +1,4 @@
-"""Reads a task's examples and checks them against its declaration. Errors name the row."""
+"""Reads a task's examples and checks them against the task's attributes. Errors name the row."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ ROUNDED = 1e-4
 
 
 def read_examples(task: Task) -> Examples:
-    """The task's examples with checked labels and ids. `read_texts` and `read_images` check the inputs.
+    """Returns the task's examples with checked labels, ids, splits and groups.
 
-    Numbers of numpy become Python's own. Raises UserError for a task without examples, for an invalid label,
-    id, split or group, and for regression targets that float32 cannot represent.
+    The inputs are checked only when `read_texts` or `read_images` reads them. Numbers of numpy are converted
+    to Python's. Raises UserError for a task without examples, for an invalid label, id, split or group, and
+    for regression targets that float32 cannot represent.
     """
     with TASKS.blaming(task.name):
         examples = task.examples()
@@ -50,7 +51,7 @@ def read_examples(task: Task) -> Examples:
 
 
 def read_texts(task: Task, examples: Examples) -> Iterator[Any]:
-    """Yields the texts or pairs of texts. Raises UserError unless all have the type of the first."""
+    """Yields the texts or pairs of texts. Raises UserError for an input of another type than the first."""
     paired = isinstance(examples.inputs[0], tuple) and task.target != "generation"
     accepted = "texts are all strings, or all tuples of two strings"
     with TASKS.blaming(task.name):
@@ -72,21 +73,21 @@ def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
 
 
 def text_content(text: str | tuple[str, str], rules: Literal[1, 2] = 1) -> bytes:
-    """A hash of 16 bytes, equal for texts or pairs that are duplicates by `Task.rules`."""
+    """Returns a hash of 16 bytes, equal for texts or pairs of texts that are duplicates by `Task.rules`."""
     normalise = normalise_text if rules == 1 else normalise_text_2
     shared = "\0".join(map(normalise, text if isinstance(text, tuple) else (text,)))
     return hashlib.sha256(shared.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def image_content(image: NDArray[np.uint8]) -> bytes:
-    """A hash of 16 bytes, equal for duplicate images."""
+    """Returns a hash of 16 bytes, equal for images with the same pixels."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()[:16]
 
 
 def _check(
     task: Task, what: str, values: Iterable[Any], read: Callable[[Any], Value], accepted: str
 ) -> list[Value]:
-    """The values as `read` returns them. Raises UserError if `read` raises TypeError or ValueError."""
+    """Applies `read` to every value. If it raises TypeError or ValueError, raises UserError for that row."""
     return [_read(task, what, row, value, read, accepted) for row, value in enumerate(values)]
 
 
@@ -101,7 +102,7 @@ def _read(task: Task, what: str, row: int, value: Any, read: Callable[[Any], Val
 
 
 def _label(task: Task) -> tuple[Callable[[Any], Any], str]:
-    """The function that reads a label, and the accepted labels in words."""
+    """Returns a function that checks and converts a label, and a description of the accepted labels."""
     if task.target == "regression":
         return _number, "targets are finite numbers"
     if task.target == "generation":
@@ -140,7 +141,10 @@ def _check_rounding(task: Task, labels: list[float]) -> None:
 
 
 def _integer(least: int, beyond: int) -> Callable[[Any], int]:
-    """Returns a function that accepts integers (numpy's as well) from `least` to below `beyond`."""
+    """Returns a function that converts an integer of Python or numpy to int.
+
+    The function raises TypeError for other types, and ValueError unless `least` <= value < `beyond`.
+    """
 
     def read(value: Any) -> int:
         number = operator.index(value)

@@ -1,4 +1,4 @@
-"""The registered tasks. A new task is one more line here."""
+"""The registry of tasks. To add a task of this project, add a line to `TASKS`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Words = Annotated[str, Field(min_length=1)]
 
 
 class _Declared(Frozen):
-    """The declared attributes of a task, documented in `Task`."""
+    """Checks the types and values of a task's attributes, which are documented in `Task`."""
 
     name: _Words
     modality: Modality
@@ -57,9 +57,10 @@ class _Declared(Frozen):
 
 
 def check_task(name: str, task: Any) -> None:
-    """Raises UserError unless a registered object is a task with all declarations.
+    """Raises UserError unless `task` is an instance of `Task` with complete and valid attributes.
 
-    A `data_hash` that is a property is not evaluated, since it may read files.
+    `name` is the name in the registry, and must be the task's own. A `data_hash` that is a property is not
+    evaluated, since it may read files.
     """
     where = f"task '{name}'"
     if isinstance(task, type):
@@ -84,7 +85,7 @@ def check_task(name: str, task: Any) -> None:
     objective(task)
 
 
-#: The tasks by name. Plug-ins add more by entry points.
+#: The tasks by name. Plug-ins add tasks in the entry-point group `tensorbench.tasks`.
 TASKS = Registry(
     "task",
     {

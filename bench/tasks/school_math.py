@@ -1,4 +1,4 @@
-"""Grade-school mathematics: GSM8K, and MetaMathQA as trained on in peft's comparison of methods."""
+"""Tasks of grade-school mathematics: GSM8K, and MetaMathQA as peft's comparison of methods uses it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from methods.errors import UserError
 #: The prompt. As in peft's comparison, the answer follows without a space.
 PROMPT = "Question: {question} Think step by step.\nAnswer:"
 
-#: The phrases that precede the final number, in the order in which they are searched.
+#: The phrases that precede the final number in an answer. The first that occurs in an answer counts.
 PHRASES = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
 
-#: The largest number of characters in a used question and answer of MetaMathQA.
+#: Pairs of MetaMathQA are left out if question and answer together have more characters than this.
 LONGEST = 1_300
 
 
@@ -53,8 +53,8 @@ class MetaMath(HubTexts):
     """MetaMathQA (Yu et al., 2023) as in peft's comparison of methods.
 
     The train split has the first 20,000 pairs of MetaMathQA with at most 1,300 characters. The validation
-    split has 50 problems of GSM8K's train split, the first in numpy's permutation of seed 0. The test split
-    is GSM8K's. The loss includes the question's tokens.
+    split has 50 problems of GSM8K's train split: the first 50 in numpy's permutation with seed 0. The test
+    split is GSM8K's. The loss includes the question's tokens.
     """
 
     name = "metamath"
@@ -85,7 +85,7 @@ class MetaMath(HubTexts):
 
     @property
     def data_hash(self) -> str:  # type: ignore[override]
-        """Both repositories with their commits, or the hash of the folder's files.
+        """Identifies the data by both repositories and their commits, or by a hash of a local folder's files.
 
         Raises UserError if a commit is not available, or if files are missing.
         """
@@ -96,7 +96,10 @@ class MetaMath(HubTexts):
         return f"sha256:{digest.hexdigest()}"
 
     def examples(self) -> Examples:
-        """The examples. MetaMathQA's ids are its rows, GSM8K's are -1 minus its own ids."""
+        """Returns the examples of all three splits.
+
+        The id of a pair of MetaMathQA is its row. The id of a problem of GSM8K is -1 minus its id in `Gsm8k`.
+        """
         rows = self._kept()
         problems = self._problems().examples()
         assert problems.splits is not None  # GSM8K's own
@@ -117,7 +120,7 @@ class MetaMath(HubTexts):
         )
 
     def _problems(self) -> Gsm8k:
-        """GSM8K from the hub, or from the folder gsm8k in a local source."""
+        """Returns GSM8K from the hub or, if the source is a local folder, from the folder gsm8k in it."""
         local = self.source.local
         return self.problems if local is None else self.problems.at(DataSource(local=local / "gsm8k"))
 
@@ -128,7 +131,7 @@ class MetaMath(HubTexts):
         return file
 
     def _kept(self) -> list[tuple[int, str, str]]:
-        """Row number, query and response of the first rows within the length limit.
+        """Returns row number, query and response of the first pairs of MetaMathQA that are not too long.
 
         Raises UserError for a file that is missing or malformed.
         """

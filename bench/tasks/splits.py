@@ -1,4 +1,4 @@
-"""The examples of a split as tensors, and their batches."""
+"""Splits: their examples as tensors, and the batches that a backbone reads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from bench.tasks.objective import Objective, extracted, same
 class TextSplit:
     """N tokenised texts, end to end in one buffer.
 
-    `tokens`: int32 (total tokens,). `starts`: int64 (N,), the beginning of each text. `lengths`: int64 (N,),
-    always on the CPU, where batches are planned. `labels` (N, …), in the form of `Objective`. `ids`: int64
-    (N,), always on the CPU. `pad_id`: the padding token. `seconds`: int64 (N,), the beginning of a pair's
-    second text; None if the tokenizer does not distinguish the two. `width`: the width of every batch; None:
-    that of its longest text.
+    - `tokens`: int32 (total tokens,), the token ids of all texts.
+    - `starts`: int64 (N,), the position in `tokens` at which each text begins.
+    - `lengths`: int64 (N,), the number of tokens in each text. Always on the CPU, where batches are planned.
+    - `labels`: (N, …), in the form that `Objective` describes.
+    - `ids`: int64 (N,). Always on the CPU.
+    - `pad_id`: the id of the padding token.
+    - `seconds`: int64 (N,), the position in each text at which the second text of a pair begins. None if the
+      texts are no pairs, or if the tokenizer does not distinguish the two texts.
+    - `width`: the width of every batch, in tokens. None if each batch is as wide as its longest text.
     """
 
     tokens: Tensor
@@ -30,7 +34,7 @@ class TextSplit:
     pad_id: int
     seconds: Tensor | None = None
     width: int | None = None
-    #: The number of prompts, or of prompts with their answers, that were cut to the largest length.
+    #: The number of prompts (for generation, of prompts with their answers) that were too long and were cut.
     cut: int = 0
 
     def __len__(self) -> int:
@@ -38,11 +42,11 @@ class TextSplit:
 
     @property
     def uneven(self) -> Tensor | None:
-        """The lengths by which batches are formed. None if all batches have the same width."""
+        """The number of tokens in each text, int64 (N,). None if all batches have the same width."""
         return self.lengths if self.width is None else None
 
     def to(self, device: torch.device | str) -> TextSplit:
-        """The same split with the tensors read by `batch` and `targets` on `device`."""
+        """Returns the same split on `device`. Tensors that are always on the CPU stay there."""
         return replace(
             self,
             tokens=self.tokens.to(device),
@@ -54,8 +58,8 @@ class TextSplit:
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """Returns `input_ids` and `attention_mask`, int64 (B, tokens), padded on the right.
 
-        Pairs also have `token_type_ids` if the tokenizer distinguishes the two texts. `indices`: int64 (B,),
-        best on the CPU, which avoids waiting for an accelerator.
+        Pairs of texts also get `token_type_ids` if the tokenizer distinguishes the two texts. `indices` are
+        int64 (B,). They should be on the CPU, since reading them from an accelerator would wait for it.
         """
         device = self.tokens.device
         lengths = self.lengths[indices.cpu()]
@@ -81,8 +85,10 @@ class TextSplit:
 class ImageSplit:
     """N square images.
 
-    `pixels`: uint8 (N, 3, size, size). `labels` (N, …), in the form of `Objective`. `ids`: int64 (N,), always
-    on the CPU. `mean` and `std`: float32 (1, 3, 1, 1), of pixels between 0 and 1.
+    - `pixels`: uint8 (N, 3, size, size).
+    - `labels`: (N, …), in the form that `Objective` describes.
+    - `ids`: int64 (N,). Always on the CPU.
+    - `mean` and `std`: float32 (1, 3, 1, 1), by which batches are normalised, for pixels between 0 and 1.
     """
 
     pixels: Tensor
@@ -91,14 +97,14 @@ class ImageSplit:
     mean: Tensor
     std: Tensor
 
-    #: All images have the same size, so batches are not formed by length.
+    #: None means that all examples have the same size, as in `TextSplit.uneven`.
     uneven = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> ImageSplit:
-        """The same split with the tensors read by `batch` and `targets` on `device`."""
+        """Returns the same split on `device`. The ids stay on the CPU."""
         return replace(
             self,
             pixels=self.pixels.to(device),
@@ -108,9 +114,9 @@ class ImageSplit:
         )
 
     def batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """Returns `pixel_values`, float32 (B, 3, size, size), normalised. `indices`: int64 (B,).
+        """Returns `pixel_values`, float32 (B, 3, size, size), normalised. `indices` are int64 (B,).
 
-        `augment` changes the uint8 images (B, 3, size, size) on their device.
+        `augment` is applied first, to uint8 images (B, 3, size, size) on the split's device.
         """
         pixels = self.pixels[send(indices, self.pixels.device)]
         if augment is not None:
@@ -130,7 +136,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def answers_of(tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """The correct answers, decoded from the arrays of `bench.tasks.tokens.written`."""
+    """Returns the correct answers, decoded from the arrays that `bench.tasks.tokens.written` made."""
     content, sizes = bytes(tensors["answer_bytes"].tolist()), tensors["answer_sizes"]
     ends = sizes.cumsum(0).tolist()
     return tuple(content[end - size : end].decode() for end, size in zip(ends, sizes.tolist(), strict=True))
@@ -138,11 +144,14 @@ def answers_of(tensors: dict[str, Tensor]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class WrittenSplit(TextSplit):
-    """N prompts, each followed by its answer.
+    """N tokenised texts for generation. Each is a prompt followed by its correct answer.
 
-    `prompts`: int64 (N,), on the CPU, the number of tokens in each prompt. `answers`: the correct answers.
-    `phrases`: texts that precede the relevant part of an answer. `trains_prompts`: whether the loss includes
-    the prompt's tokens.
+    The fields in addition to those of `TextSplit` are:
+
+    - `prompts`: int64 (N,), the number of tokens in each prompt. Always on the CPU.
+    - `answers`: the correct answers as texts.
+    - `phrases`: phrases that precede the final part of an answer (see `objective.extracted`).
+    - `trains_prompts`: whether the loss includes the prompt's tokens.
     """
 
     prompts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
@@ -151,7 +160,7 @@ class WrittenSplit(TextSplit):
     trains_prompts: bool = False
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """Returns the batch of the texts with `scored` (B, tokens), which marks the tokens to predict."""
+        """Returns the batch of `TextSplit.batch` and `scored`, int64 (B, tokens): 1 for tokens to predict."""
         batch = super().batch(indices)
         mask = batch["attention_mask"]
         places = torch.arange(mask.shape[1], device=mask.device)
@@ -168,7 +177,7 @@ class WrittenSplit(TextSplit):
         return tokens.masked_fill_(place < 0, self.pad_id), (place >= 0).long()
 
     def correct(self, indices: Tensor, texts: Sequence[str]) -> list[bool]:
-        """Whether each written text is a correct answer to its example."""
+        """Returns for each written text whether it is a correct answer to its example."""
         return [
             same(extracted(text, self.phrases), extracted(self.answers[index], self.phrases))
             for index, text in zip(indices.tolist(), texts, strict=True)
@@ -191,10 +200,10 @@ class PreparedData:
 
     @property
     def classes(self) -> int:
-        """The number of outputs of a head for these data."""
+        """The number of outputs of the backbone per example for these data."""
         return self.objective.outputs
 
     def to(self, device: torch.device | str) -> PreparedData:
-        """The same data with each split on `device` (see `TextSplit.to`)."""
+        """Returns the same data with each split on `device` (see `TextSplit.to`)."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
         return replace(self, train=train, validation=validation, test=test)

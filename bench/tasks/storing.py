@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-#: Arrays that hold their examples end to end, with the arrays of the examples' lengths.
+#: The names of arrays that hold all examples end to end, each with the name of the array of their lengths.
 END_TO_END = {"tokens": "lengths", "answer_bytes": "answer_sizes"}
 
-#: Arrays of N examples, by name. Their shape is (N, ...), except for `END_TO_END` and the scalar `pad_id`.
+#: Arrays of N examples, by name. Shapes are (N, ...), except for those in `END_TO_END` and the scalar
+#: `pad_id`.
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -22,7 +23,7 @@ def joined(batches: list[Arrays]) -> Arrays:
 
 
 def taken(arrays: Arrays, positions: NDArray[np.int64]) -> Arrays:
-    """Selects the examples at these positions, in this order."""
+    """Returns the arrays of the examples at these positions, in this order."""
     return {
         name: values[_indices(arrays, name, positions)] if values.shape else values
         for name, values in arrays.items()
@@ -40,6 +41,6 @@ def _indices(arrays: Arrays, name: str, positions: NDArray[np.int64]) -> NDArray
 
 
 def write(arrays: Arrays, file: Path) -> None:
-    """Writes the arrays as safetensors."""
+    """Writes the arrays to a safetensors file."""
     # save_file would hide the system's error number, which identifies a full disk.
     file.write_bytes(save(arrays))

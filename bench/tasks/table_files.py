@@ -1,4 +1,7 @@
-"""Reads tables from files, and the line of each row for messages. Never runs code from a file."""
+"""Reads tables from CSV, JSONL, parquet and `datasets` files. Never runs code from a file.
+
+Every table can tell the line of a row, for messages.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
 
-#: A lone surrogate, which JSON can express and UTF-8 cannot.
+#: Half of a surrogate pair, which JSON can express and UTF-8 cannot.
 _HALF = re.compile("[\ud800-\udfff]")
 
 #: The names of JSON types in messages.
@@ -29,17 +32,17 @@ _KINDS = {str: "texts", bool: "true or false", list: "lists", dict: "objects", f
 
 @dataclass(frozen=True)
 class Table:
-    """Some columns of one file, or of one split of a data set."""
+    """Selected columns of one file, or of one split of a data set."""
 
     columns: pa.Table
     #: Returns the name of a row (from 0) in messages, such as "reviews.csv, line 17".
     line: Callable[[int], str]
-    #: The class names, for label columns that store them.
+    #: The class names of each column that stores class names, in the order of their numbers.
     class_names: dict[str, list[str]]
 
 
 def read_csv(file: Path, names: Sequence[str]) -> Table:
-    """Reads columns of a CSV file as texts. An empty value is null.
+    """Reads the columns `names` of a CSV file as texts. An empty value is null.
 
     Raises UserError for a file that cannot be read, and for missing or repeated columns.
     """
@@ -74,7 +77,7 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
 
 
 def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> None:
-    """Raises UserError if another character separates the file's columns."""
+    """Raises UserError if the columns are separated by semicolons, bars or unexpected tabs."""
     for other in ";\t|":
         if len(have) == 1 and set(names) <= {name.strip('"') for name in have[0].split(other)}:
             raise UserError(
@@ -83,9 +86,9 @@ def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> N
 
 
 def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields each row below the header and the number of its first line. Values may span several lines.
+    """Yields each row below the header, with the number of its first line. Values may span several lines.
 
-    Skips empty lines, as pandas does.
+    Empty lines are skipped, as pandas does.
     """
     limit = csv.field_size_limit(2**31 - 1)
     try:
@@ -103,13 +106,16 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_line(file: Path, delimiter: str, row: int) -> int:
-    """The line, counted from 1, on which a row begins."""
+    """Returns the line, counted from 1, on which a row begins. Rows are counted from 0."""
     line, _ = next(islice(_csv_rows(file, delimiter), row, None), (row + 2, []))
     return line
 
 
 def _csv_fault(file: Path, delimiter: str, columns: int) -> str:
-    """The message for a broken CSV file: its first row with too many values, or else an open quote."""
+    """Returns the message for a broken CSV file. It names the first row with too many values.
+
+    If there is no such row, a double quote is never closed, and the message names the line of the last row.
+    """
     line = 1
     for line, fields in _csv_rows(file, delimiter):
         if len(fields) > columns:
@@ -121,10 +127,11 @@ def _csv_fault(file: Path, delimiter: str, columns: int) -> str:
 
 
 def read_jsonl(file: Path, names: Sequence[str], texts: Sequence[str], answers: Sequence[str] = ()) -> Table:
-    """Reads columns of a file with one JSON object per line.
+    """Reads the columns `names` of a file with one JSON object per line.
 
-    Columns in `texts` hold strings. In `answers`, numbers and booleans become texts as in JSON. Raises
-    UserError for a file that cannot be read, a missing column, and values of different types.
+    Columns in `texts` must hold strings. In the columns in `answers`, numbers and booleans are converted to
+    texts. Raises UserError for a file that cannot be read, for a missing column, and for a column with values
+    of different types.
     """
     import pyarrow as pa
 
@@ -152,7 +159,7 @@ def read_jsonl(file: Path, names: Sequence[str], texts: Sequence[str], answers: 
 
 
 def as_answer(value: Any) -> Any:
-    """Writes a number or a boolean as in JSON. Returns other values unchanged."""
+    """Converts a number or a boolean to a text, written as in JSON. Returns other values unchanged."""
     return json.dumps(value) if isinstance(value, (bool, int, float)) else value
 
 
@@ -169,9 +176,10 @@ def _object(file: Path, number: int, text: str) -> dict[str, Any]:
 def _check_kinds(
     file: Path, name: str, values: Iterable[tuple[int, Any]], expected: type | None = None
 ) -> None:
-    """Raises UserError naming the line of a value that is not of type `expected` or has half a character.
+    """Raises UserError for a value of another type than `expected`, and for a text with a lone surrogate.
 
-    By default, the first value's type is expected. Values of None are accepted.
+    Without `expected`, all values must have the type of the first. None is accepted. The error names the
+    line.
     """
     for line, value in values:
         if value is None:
@@ -190,10 +198,10 @@ def _check_kinds(
 
 
 def read_parquet(files: Sequence[Path], names: Sequence[str], where: str = "") -> Table:
-    """Reads columns of parquet files with equal columns, one after the other.
+    """Reads the columns `names` of parquet files and joins their rows, in the order of the files.
 
-    `where` is the table's name in messages, by default the first file. Raises UserError for a file that
-    cannot be read, and for a missing column.
+    `where` is the table's name in messages, by default that of the first file. Raises UserError for a file
+    that cannot be read, and for a missing column.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -207,10 +215,10 @@ def read_parquet(files: Sequence[Path], names: Sequence[str], where: str = "") -
 
 
 def read_dataset(folder: Path, names: Sequence[str]) -> dict[str, Table]:
-    """Reads columns of a folder written by `save_to_disk`, by split; "" is a data set without splits.
+    """Reads the columns `names` of a folder written by `save_to_disk`. Returns a table for each split.
 
-    Values are read from disk on use. Raises UserError for a folder that cannot be read, and for a missing
-    column.
+    A data set without splits has a single table, with the key "". Values are read from disk when they are
+    used. Raises UserError for a folder that cannot be read, and for a missing column.
     """
     import datasets
 
@@ -228,7 +236,7 @@ def read_dataset(folder: Path, names: Sequence[str]) -> dict[str, Table]:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """The class names that `datasets` stored with a table, by column. Empty without any."""
+    """Returns the class names that `datasets` stored with a table, by column. Empty if it stored none."""
     import datasets
 
     if b"huggingface" not in (schema.metadata or {}):
@@ -239,7 +247,7 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def check_columns(where: str, names: Iterable[str], have: Sequence[str]) -> None:
-    """Raises UserError for a missing column, with the nearest name."""
+    """Raises UserError for a column in `names` that is not in `have`. The error suggests the nearest name."""
     for name in names:
         if name not in have:
             near = did_you_mean(name, have)
@@ -250,7 +258,7 @@ def check_columns(where: str, names: Iterable[str], have: Sequence[str]) -> None
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Converts errors of the libraries that read a file to a UserError. Refuses spreadsheets."""
+    """A context that converts errors from reading a file to UserError, and refuses spreadsheets."""
     from pyarrow import ArrowException
 
     if file.suffix.lower() in _SPREADSHEETS:
@@ -284,7 +292,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def blank_row(column: Any) -> int | None:
-    """The first row in a column of texts that is null or only spaces. None if there is none."""
+    """Returns the first row in a column of texts that is null or only spaces. None if no row is."""
     from pyarrow import compute, types
 
     texts = compute.cast(column, column.type.value_type) if types.is_dictionary(column.type) else column
@@ -294,10 +302,10 @@ def blank_row(column: Any) -> int | None:
 
 
 def embedded_images(column: Any, where: Callable[[int], str]) -> Any:
-    """The encoded images of a column as an array of bytes. Raises UserError unless all are embedded.
+    """Returns the encoded images of a column as an array of bytes. Raises UserError unless all are embedded.
 
-    `where` gives the name of a row in messages. The path that `datasets.Image` stores beside the bytes is
-    never followed, since it could name any file of this machine and any address.
+    `where(row)` returns the name of a row in messages. The path that `datasets.Image` stores beside the bytes
+    is never followed, since it could name any file on this machine or any web address.
     """
     from pyarrow import compute, types
 

@@ -21,18 +21,22 @@ from methods.errors import UserError, shown
 
 SplitName = Literal["train", "validation", "test"]
 
-#: The version of `bench.tasks.dealing` and `bench.tasks.preparing`, incremented when results change.
+#: The version of `bench.tasks.dealing` and `bench.tasks.preparing`. Increment it if a change gives a task
+#: other splits or other prepared data.
 PREPARATION_VERSION = 1
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 class DataSource(Lockable):
-    """The source of a hub task's data: another repository or revision, or a folder."""
+    """The source of a hub task's data: a hub repository at a revision, or a local folder.
+
+    Fields that are None stand for the task's own repository and its main branch.
+    """
 
     #: A folder with the repository's parquet files under the same names.
     local: Path | None = None
-    #: Another repository with the same columns.
+    #: A repository that replaces the task's own. It must have the same columns.
     hub: str | None = None
     #: A branch, tag or commit of the repository. None: the main branch.
     revision: str | None = None
@@ -45,7 +49,10 @@ class DataSource(Lockable):
 
 
 class LazyImages(Sequence[NDArray[np.uint8]]):
-    """RGB images as arrays (height, width, 3). `decode` makes each from its item on access."""
+    """A sequence of RGB images, uint8 (height, width, 3), each decoded when it is accessed.
+
+    The image at index i is `decode(items[i])`. A slice is a `LazyImages` too.
+    """
 
     def __init__(self, items: Sequence[Any], decode: Callable[[Any], NDArray[np.uint8]]) -> None:
         self.items, self._decode = items, decode
@@ -67,15 +74,18 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
 
 @dataclass(frozen=True)
 class Examples:
-    """A task's raw examples, in a fixed order.
+    """A task's raw examples, in a fixed order. Each field has one entry per example.
 
-    `inputs`: all strings, all tuples of two strings, or RGB images as uint8 arrays (height, width, 3), in a
-    list or in a lazy sequence such as `LazyImages`.
-    `labels`: class indices, tuples of them (multi-label), numbers (regression) or answers (generation).
-    `ids`: integers that identify the examples in their source permanently. `groups`: equal keys for examples
-    that no split may separate, such as near-duplicates or parts of one review; None without such groups.
-    Exact duplicates need no key. `splits`: the official split of each example; None if the splits are ours
-    to deal. Raises UserError for fields of different lengths, and for repeated ids.
+    - `inputs`: strings, tuples of two strings, or RGB images as uint8 arrays (height, width, 3). All have the
+      same type. Images may be in a lazy sequence such as `LazyImages`.
+    - `labels`: class indices (single label), tuples of class indices (multi-label), numbers (regression) or
+      correct answers (generation).
+    - `ids`: integers that identify the examples in their source permanently.
+    - `groups`: keys. Examples with equal keys go to the same split, for example the sentences of one review,
+      or near-duplicates. Exact duplicates need no key. None if there are no groups.
+    - `splits`: the official split of each example. None if the data have no official splits.
+
+    Raises UserError for fields of different lengths, and for repeated ids.
     """
 
     inputs: Sequence[str] | Sequence[tuple[str, str]] | Sequence[NDArray[np.uint8]]
@@ -97,7 +107,7 @@ class Examples:
 
 
 class Task(ABC):
-    """Data, their labels, and how they are scored. To add one, write a subclass in a file of its own::
+    """A data set with labels and a metric. To add a task, write a subclass in a file of its own::
 
         class Flowers(Task):
             name = "flowers"
@@ -114,15 +124,17 @@ class Task(ABC):
         FLOWERS = Flowers()
 
     and name the instance in `bench.tasks.TASKS`, or in your package's entry-point group `tensorbench.tasks`.
-    Splitting, subsets, tokenising, resizing and caching are shared.
+    Splitting, subsets, tokenising, resizing and caching work for every task.
 
-    `metric` is the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
-    classes); plug-ins add more in `tensorbench.metrics`. `target` is "single label", "multi-label",
-    "regression" (no classes) or "generation" (a decoder writes an answer to each input, a prompt). Increment
-    `version` when `examples`, `fractions` or the label rule change: with `data_hash` it identifies the
-    prepared data and enters every trial's id. `fractions` are the percentages of train, validation and test,
-    or of train and validation if the test split is official. `sizes` are the sizes of the splits, if they can
-    be stated before anything is downloaded.
+    - `metric`: the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
+      classes). Plug-ins add metrics in the entry-point group `tensorbench.metrics`.
+    - `target`: "single label", "multi-label", "regression" (no classes) or "generation" (each input is a
+      prompt, to which a decoder writes an answer).
+    - `version`: increment it when `examples`, `fractions` or the rule for labels change. Together with
+      `data_hash` it identifies the prepared data, and both enter every trial's id.
+    - `fractions`: the percentages of train, validation and test, which add up to 100. If the test split is
+      official, the percentages of train and validation, and 0.
+    - `sizes`: the sizes of train, validation and test, if they are known without a download.
     """
 
     name: str
@@ -133,10 +145,11 @@ class Task(ABC):
     paired: bool | None = None
     #: The unit of a regression's targets.
     unit: str = ""
-    #: For generation: whether the loss includes the prompt's tokens, the largest number of tokens of an
-    #: answer, and the phrases that precede its final part (see `bench.tasks.objective.extracted`).
+    #: For generation: the tokens that the loss covers, those of the answer or also those of the prompt.
     loss_on: Literal["answer", "all"] = "answer"
+    #: For generation: the largest number of tokens that the backbone may write.
     new_tokens: int = 64
+    #: For generation: phrases that precede the final part of an answer (see `objective.extracted`).
     answer_after: tuple[str, ...] = ()
     metric: str = "accuracy"
     data_hash: str
@@ -144,36 +157,39 @@ class Task(ABC):
     description: str
     license: str
     fractions: tuple[int, int, int] = (70, 15, 15)
-    #: A suite's percentages, which replace the task's own.
+    #: The fractions that a suite gave instead of the task's own. None if it gave none.
     redealt: tuple[int, int, int] | None = None
-    #: Whether a split without examples of some class is refused.
+    #: Whether a split in which a class has no example is an error.
     every_class: bool = True
     sizes: tuple[int, int, int] | None = None
-    #: The total number of examples, if a suite changes the fractions of a task with `sizes`.
+    #: The total number of examples. Set if a suite changes the fractions of a task that states `sizes`.
     total: int | None = None
-    #: The version of the rules in `bench.tasks.dealing` for duplicates and splits. Registered tasks keep
-    #: version 1, with which results were published; described data use version 2.
+    #: The version of the rules for duplicates and splits in `bench.tasks.dealing`. Registered tasks keep
+    #: version 1, with which results were published. Data that a suite describes use version 2.
     rules: Literal[1, 2] = 1
-    #: Whether the task's examples are on this machine, where a plan can check them.
+    #: Whether the task's examples are on this machine, so that a plan can check them.
     at_hand: bool = False
 
     @abstractmethod
     def examples(self) -> Examples:
-        """All examples, downloaded if necessary. Raises UserError if they are not available."""
+        """Returns all examples, downloaded if necessary. Raises UserError if they are not available."""
 
     @property
     def outputs(self) -> int:
-        """The number of outputs of the head."""
+        """The number of outputs of the backbone per example, in the form that `Objective` describes."""
         return {"regression": 1, "generation": 3}.get(self.target, len(self.classes))
 
     def at(self, source: DataSource) -> Task:
-        """The same task with another data source. Raises UserError if it has only one source."""
+        """Returns a copy of the task that reads its data from `source`.
+
+        Raises UserError if the task brings its own data, which this default assumes.
+        """
         raise UserError(f"task '{self.name}' brings its own data and takes no source")
 
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
-        """The task with other percentages of train, validation and test, or another metric.
+        """Returns a copy with other percentages of train, validation and test, or with another metric.
 
-        None keeps the task's own. Another value changes the task's identity.
+        None keeps the task's own. Any other value changes the task's identity.
         """
         task = copy(self)
         if fractions is not None:
@@ -184,17 +200,21 @@ class Task(ABC):
         return task
 
     def shares(self, official: Collection[SplitName]) -> tuple[int, int, int]:
-        """The percentages of train, validation and test if the `official` splits are given."""
+        """Returns the percentages of train, validation and test, given the names of the official splits."""
         return self.fractions
 
     def pinned(self) -> DataSource | None:
-        """The source of exactly the data that `data_hash` identifies. None for a task with one source."""
+        """Returns the source with the exact commit of the data that `data_hash` identifies.
+
+        None for a task that brings its own data.
+        """
         return None
 
     def identity_hash(self) -> str:
-        """A hash of data, labels, splits, preparation and metric, computed without reading the examples.
+        """Returns a hash of everything about the task that affects its splits, labels and scores.
 
-        Raises UserError for a `data_hash` that is not a text or cannot be computed.
+        The examples are not read. Raises UserError for a `data_hash` that is empty, not a text, or cannot be
+        computed.
         """
         data_hash = self.data_hash
         if not isinstance(data_hash, str) or not data_hash:

@@ -1,4 +1,4 @@
-"""Simulated woven texture, sound or with a defect (Megahed et al., 2025)."""
+"""A task of simulated woven textile, sound or with a defect (Megahed et al., 2025)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bench.tasks.task import Examples, LazyImages, Task
 
 
 class Textile(Task):
-    """Three classes of texture: 1,000 sound images, 500 with a local defect, 500 with a faulty weave.
+    """Images of textile in three classes: 1,000 sound, 500 with a local defect, 500 with a faulty weave.
 
-    No two images are near-duplicates (docs/reference/tasks.md describes the check), so the split needs no
-    groups.
+    No two images are near-duplicates, so the examples need no groups. docs/reference/tasks.md describes this
+    check.
     """
 
     name = "textile"
@@ -28,7 +28,10 @@ class Textile(Task):
     license = ASSETS["textile"].license
 
     def examples(self) -> Examples:
-        """One example per image of 250×250 pixels. Its id is its position, by class, then file name."""
+        """Returns one example per image of 250×250 pixels.
+
+        An example's id is the position of its image in an order by class, then by file name.
+        """
         folder = fetch("textile") / "conformal_clip_data" / "data" / "textile_images" / "simulated"
         paths = [
             (path, k) for k, name in enumerate(self.classes) for path in sorted((folder / name).iterdir())

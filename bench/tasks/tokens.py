@@ -15,6 +15,11 @@ from methods.errors import UserError
 
 
 def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -> Arrays:
+    """Tokenises texts or pairs of texts, each cut to `max_tokens` tokens.
+
+    Returns the arrays of `flat` and, for pairs, `seconds` as in `TextSplit`. Raises UserError if `max_tokens`
+    leaves no room beside the tokenizer's special tokens.
+    """
     paired = isinstance(texts[0], tuple)
     if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
         raise UserError(
@@ -34,12 +39,12 @@ def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -
 def prompted(
     tokenizer: Any, prompt: Prompt, max_tokens: int, texts: Sequence[Any]
 ) -> tuple[list[list[int]], list[bool]]:
-    """The token ids of each text's prompt, and whether the prompt was cut.
+    """Returns the token ids of each text in its prompt, and for each text whether its prompt was cut.
 
-    Prompts begin with the `bos_token` if the tokenizer adds it, and have no end token, since an answer
-    follows. A prompt that exceeds `max_tokens` together with its answer is cut from the left, so that the
-    question at its end remains. Raises UserError for a prompt without a place for the texts, for words
-    without tokens, and if `max_tokens` leaves no room for the text.
+    Prompts begin with the `bos_token` if the tokenizer adds one. They have no end token, since an answer
+    follows. A prompt that exceeds `max_tokens` together with the longest answer is cut from the left, so that
+    the question at its end remains. Raises UserError for a prompt whose template has no placeholder for the
+    texts, for answer words without tokens, and if `max_tokens` leaves no room for the text.
     """
     prompt.check(paired=isinstance(texts[0], tuple))
     longest = max(map(len, prompt.word_tokens(tokenizer)))
@@ -58,12 +63,18 @@ def prompted(
 
 
 def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Sequence[str]) -> Arrays:
-    """The arrays of N prompts, each followed by its answer and the token that ends a text.
+    """Tokenises N prompts, each followed by its answer and the token that ends a text.
 
-    The arrays are `tokens`, end to end, with `lengths` of examples; `prompts`, the number of tokens in each
-    prompt; `cut`, whether an example exceeded `max_tokens`; and `answer_bytes` with `answer_sizes`, the
-    correct answers in UTF-8. A prompt that leaves no room is cut from the left, an answer from the right.
-    Raises UserError if the tokenizer has no end token, and if `max_tokens` leaves no room.
+    Returns these arrays:
+
+    - `tokens`, the examples end to end, and `lengths` (N,), the number of tokens in each example.
+    - `prompts` (N,), the number of tokens in each prompt.
+    - `cut` (N,), whether an example exceeded `max_tokens`.
+    - `answer_bytes`, the correct answers in UTF-8 end to end, and `answer_sizes` (N,), their bytes.
+
+    An example that is too long loses the end of its answer. A prompt that leaves no room for an answer is cut
+    from the left first. Raises UserError if the tokenizer has no token that ends a text, and if `max_tokens`
+    leaves no room for a prompt and an answer.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the backbone's tokenizer has no token that ends a text, with which answers end")
@@ -96,13 +107,13 @@ def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Se
 
 
 def beginning(tokenizer: Any) -> list[int]:
-    """The token with which this tokenizer begins a text, in a list. Empty if that is no `bos_token`."""
+    """Returns the `bos_token` in a list if the tokenizer begins texts with it, otherwise an empty list."""
     begun: list[int] = tokenizer("")["input_ids"][:1]
     return begun if begun and begun[0] == tokenizer.bos_token_id else []
 
 
 def flat(rows: Sequence[Sequence[int]]) -> Arrays:
-    """Concatenates the tokens of all rows. Also returns the length of each row."""
+    """Returns `tokens`, those of all rows end to end, and `lengths`, the number of tokens in each row."""
     return {
         "tokens": np.fromiter(chain.from_iterable(rows), dtype=np.int32),
         "lengths": np.array([len(row) for row in rows]),
