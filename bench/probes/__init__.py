@@ -1,1 +1,1 @@
-"""Measurements outside of suites: speed and redundancy."""
+"""Measurements outside of suites: the speed of methods, and the redundancy of trained adapters."""

@@ -1,4 +1,4 @@
-"""Lower bounds of a training step: one trained bias, and a method's own matrix products."""
+"""Two lower bounds of a training step: the time with one trained bias, and a method's multiplications."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from methods import Adapter, Backbone, Site
 
 
 def _product(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
-    """The operations of a matrix product, by its factors' shapes, in the form that torch's counter calls."""
+    """Counts the operations of a matrix product by the shapes of its factors. Called by torch's counter."""
     return 2 * math.prod(left) * right[-1]
 
 
@@ -26,9 +26,9 @@ IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
 
 
 class OneBias(Adapter):
-    """An adapter with one trained bias, the first in the backbone. No adapter can cost less.
+    """An adapter that trains only one bias, the first in the backbone. No adapter can cost less.
 
-    If no projection has a bias, as in Llama, the first projection temporarily gets one.
+    If no projection has a bias, as in Llama, the first projection has one until the adapter is detached.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -56,24 +56,27 @@ class OneBias(Adapter):
 
 
 def autocast(kind: str, bf16: bool) -> AbstractContextManager[object]:
-    """The context for forward passes on this kind of device: autocast to bfloat16, or no change."""
+    """Returns the context of forward passes: autocast to bfloat16 if `bf16`, else no change.
+
+    `kind` is the type of the device, such as "cuda".
+    """
     return torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
 def training_loss(
     module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool
 ) -> Tensor:
-    """The loss of a batch, including the method's own term if it has one."""
+    """Computes the loss of a batch, including the method's own term if it has one."""
     with autocast(labels.device.type, bf16):
         loss = F.cross_entropy(module(**inputs).float(), labels)
     return loss if (extra := adapter.extra_loss()) is None else loss + extra
 
 
 def multiplications(module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor) -> int:
-    """Counts the multiplications of all matrix products and convolutions of a training step.
+    """Counts the multiplications of all matrix products and convolutions in a training step.
 
-    Forward and backward count. Attention counts as its two products, whatever kernel runs it. Elementwise
-    work (sums, norms, dropout, the optimizer) is left out. No gradient is left on a parameter.
+    The forward and the backward pass count. Attention counts as its two products, whatever kernel runs it.
+    Elementwise work (sums, norms, dropout, the optimizer) does not count. No gradient is left on a parameter.
     """
     counter = FlopCounterMode(display=False, custom_mapping=dict(IN_PLACE))
     with sdpa_kernel(SDPBackend.MATH), counter:

@@ -28,14 +28,15 @@ from methods import METHODS, Adapter, Backbone, Method, UnknownNameError, UserEr
 from methods.backbone import TARGETS, Targets
 from methods.tenslora import VARIANTS
 
-#: Steps before the timed ones in every round. They compile, and allocate memory that later steps reuse,
-#: which takes more than one step.
+#: The numbers of untimed and of timed steps in every round. The untimed steps come first: they compile, and
+#: allocate memory that later steps reuse. More than one step is needed for that.
 WARMUP, TIMED = 3, 2
 
-#: The steps of the training whose first ones are timed, so many that nothing planned for its end occurs.
+#: The length in steps of the training whose first steps are timed. It is so long that the timed steps include
+#: nothing that a method does late in training.
 TRAINING = 10_000
 
-#: The rank of the reference of every ratio: peft's LoRA on query, key and value.
+#: The rank of the LoRA (peft's, on query, key and value) that other methods are compared with.
 REFERENCE_RANK = 4
 
 RANK_MODES = ("isorank", "isoparameters")
@@ -51,9 +52,10 @@ TEXT_TOKENS = 128
 
 @dataclass(frozen=True)
 class Timing:
-    """The measurements of one timed method: medians over rounds, in milliseconds and MiB.
+    """The measurements of one timed method.
 
-    The `ratio_…` are medians of the ratios within each round.
+    Fields that end in `_ms` are milliseconds, and `peak_mib` is MiB, both as medians over rounds. Fields that
+    begin with `ratio_` are medians over rounds of the ratio of two times of the same round.
     """
 
     method: str
@@ -69,34 +71,36 @@ class Timing:
     #: The 95% bootstrap interval of the ratio over rounds.
     ratio_to_lora_low: float
     ratio_to_lora_high: float
-    #: The ratio to the LoRA nearest to the budget on the method's own layers (FacT and CaRA, for example,
-    #: adapt all linear layers).
+    #: The ratio to a LoRA that adapts the method's own layers, at the rank nearest to the budget. FacT and
+    #: CaRA, for example, adapt all linear layers.
     ratio_to_lora_on_sites: float
-    #: The ratio to the floor, which trains one bias.
+    #: The ratio to the time of the floor, which trains one bias.
     ratio_to_floor: float
     #: The number of multiplications of all matrix products in a step, frozen layers included.
     multiplications: int
-    #: The ratio to the floor's time scaled by the method's multiplications relative to the floor's. It is 1
-    #: if the method's products run as fast as the backbone's and nothing else takes time.
+    #: `ratio_to_floor`, divided by the ratio of the method's multiplications to the floor's. It is 1 if the
+    #: method's matrix products run as fast as the backbone's and nothing else takes time.
     ratio_to_own_floor: float
     peak_mib: float | None
-    #: A forward in evaluation mode: of the bare backbone, with the adapter, and with the update merged. The
-    #: last two also as ratios to the first. None if the update cannot be merged.
+    #: The time of a forward pass in evaluation mode: of the backbone alone, with the adapter, and with the
+    #: update merged. The ratios are those of the last two times to the first. Both fields about merging are
+    #: None if the update cannot be merged.
     bare_ms: float
     adapted_ms: float
     merged_ms: float | None
     ratio_adapted: float
     ratio_merged: float | None
-    #: The adapter's size on disk, and in memory including frozen tensors.
+    #: The adapter's size in bytes, on disk and in memory. Its frozen tensors count in memory.
     adapter_bytes: int
     loaded_bytes: int
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method to time, with the function that puts it on the backbone.
+    """A method to time, with the function that puts its adapter on the backbone.
 
-    `targets` is the smallest set of LoRA's targets that covers the method's sites.
+    `targets` names the smallest set of projections, among those that LoRA can adapt, that contains all of the
+    method's projections.
     """
 
     label: str
@@ -109,7 +113,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class _Round:
-    """One round of a timed method: the fastest time of each part of a step, and further measurements."""
+    """The measurements of a method in one round. Times are those of the fastest of the timed steps."""
 
     forward_ms: float
     backward_ms: float
@@ -127,10 +131,10 @@ class _Round:
 
 
 def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Contender]:
-    """One trained bias (the floor), LoRAs to compare with, and every named method at every rank mode.
+    """Returns the floor, the LoRAs to compare with, and every named method in every rank mode.
 
-    Raises UserError for an unknown name, and for a named method that does not fit this backbone or budget.
-    With `all`, such methods are left out with a warning.
+    The floor trains one bias. Raises UserError for an unknown name, and for a method that does not fit this
+    backbone or the budget. If `names` is `["all"]`, such methods are left out with a warning.
     """
     reference = create("lora", rank=REFERENCE_RANK)
     budget = reference.count(backbone.geometry)
@@ -163,7 +167,6 @@ def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: Loaded
 
 
 def _targets(method: Method) -> Targets:
-    """The smallest set of targets that covers the method's projections."""
     return next(name for name, projections in TARGETS.items() if set(method.projections) <= set(projections))
 
 
@@ -182,9 +185,9 @@ def measure(
 ) -> Iterator[list[Timing]]:
     """Times all `contenders`. After each round, yields the timings over all rounds so far.
 
-    `notify(done, all, label)` is called before a method is timed, and in the first round `first(label, rank
-    mode, step in ms)` afterwards. `backbone_name` is a registered name; names of shapes begin with `SHAPES`.
-    Raises UserError for an unknown backbone or rank mode, and as `contenders` does.
+    `backbone_name` is a registered name. `notify(done, all, label)` is called before a method is timed. In
+    the first round, `first(label, rank mode, step in ms)` is called after it. Raises UserError for an unknown
+    backbone or rank mode, and as `contenders` does.
     """
     for mode in rank_modes:
         if mode not in RANK_MODES:
@@ -222,7 +225,7 @@ def _round(
 ) -> _Round:
     """Puts a method's adapter on the backbone, warms it up, times it and detaches it.
 
-    Takes the number of multiplications from an earlier round if there was one.
+    The number of multiplications is counted only in the first round, when `earlier` is empty.
     """
     adapter = contender.put(backbone, torch.Generator().manual_seed(0))
     try:
@@ -251,7 +254,10 @@ def _round(
 
 
 def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
-    """The timing of each method, with medians over rounds, in the order of `contenders`."""
+    """Returns the timing of each method over its rounds, in the order of `measured`.
+
+    The first method must be the floor, and the second the LoRA that others are compared with.
+    """
     totals = {
         contender: np.array([each.step_ms for each in rounds]) for contender, rounds in measured.items()
     }
@@ -291,7 +297,7 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
 
 
 def _at_inference(rounds: Sequence[Inference]) -> dict[str, Any]:
-    """The fields of a `Timing` about forwards in evaluation mode."""
+    """Returns the fields of a `Timing` about forward passes in evaluation mode."""
     merged = [(each.merged, each.bare) for each in rounds if each.merged is not None]
     return {
         "bare_ms": statistics.median(each.bare for each in rounds),
@@ -303,7 +309,7 @@ def _at_inference(rounds: Sequence[Inference]) -> dict[str, Any]:
 
 
 def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
-    """Draws the step time relative to LoRA's with its interval, and the peak memory beside it."""
+    """Draws each method's step time relative to LoRA's, with its interval, and its peak memory."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
@@ -327,10 +333,10 @@ def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
 
 
 def _templates(names: Sequence[str]) -> list[Method]:
-    """The methods with these names, including variants of TensLoRA.
+    """Returns the methods with these names, which may be names of TensLoRA's variants.
 
-    Raises UserError for an unknown name, and for a method without training steps. With `all`, such methods
-    are left out.
+    Raises UserError for an unknown name, and for a method without training steps. If `names` is `["all"]`,
+    such methods are left out.
     """
     templates: list[Method] = []
     for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
@@ -364,7 +370,7 @@ def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, 
 def _steps(
     module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool, number: int
 ) -> Iterator[tuple[float, float, float]]:
-    """Yields (forward, backward, optimizer) of each step, in milliseconds."""
+    """Yields the times (forward, backward, optimizer) of each step, in milliseconds."""
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-4, fused=True)
     module.train()
     kind = labels.device.type
@@ -389,7 +395,7 @@ def _steps(
 
 
 def _interval(ratios: np.ndarray) -> tuple[float, float]:
-    """The 95% bootstrap interval of the median."""
+    """Returns the 95% bootstrap interval of the median."""
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return float(low), float(high)

@@ -1,11 +1,14 @@
-"""Redundancy of a trained adapter: the multilinear spectrum of its update, and the value of its parts.
+"""Redundancy of a trained adapter: the spectrum of its update along each mode, and the worth of its parts.
 
-The updates of the attention projections form one fifth-order tensor, input × head size × head × projection ×
-layer, for any method. Its unfoldings are never built: their Gram matrices are computed from low-rank pairs.
-The output projection has its heads on its input side, so its mode of hidden size is its output side. A key or
-value head shared by query heads occurs in the tensor once for each query head. As a component, the shared
-head is a head of its own site only, not part of a query head. Updates of the MLP have no heads and are not in
-the tensor, but they count as components.
+For any method, the updates of the attention projections form one fifth-order tensor with the modes input,
+head size, head, projection and layer. Its unfoldings are never built: their Gram matrices are computed from
+low-rank pairs. The heads of the output projection are on its input side, so its output side takes the place
+of the input mode. A key or value head that several query heads share occurs in the tensor once for each of
+them.
+
+Parts of the update are called components: a layer, a projection, a head, a site, or a head of a site. A
+shared key or value head is a head of its site only, and is left out of the component of a head over all
+sites. Updates of the MLP have no heads and are not in the tensor, but they belong to components.
 """
 
 from __future__ import annotations
@@ -32,22 +35,27 @@ ATTENTION = PROJECTIONS[:4]
 
 MODES = ("input", "head_size", "head", "projection", "layer")
 
-#: The share of the squared norm in the first `rank_99` singular values.
+#: The share of the squared norm that the first `rank_99` singular values must have.
 HELD = 0.99
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The update of an attention projection: `split` @ `unsplit`, shaped (heads, head size, r) and (r, d)."""
+    """The update of an attention projection as a product of low rank, `split` @ `unsplit`.
+
+    `split` (heads, head size, r) is the factor of the side that is split into heads, and `unsplit` (r, d)
+    that of the other side, of hidden size d.
+    """
 
     split: Tensor
     unsplit: Tensor
 
 
 def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
-    """The attention updates, in float64.
+    """Returns the updates of the attention projections, in float64.
 
-    Raises NotLowRank for an adapter without factors, and UserError for one that adapts no attention.
+    Raises NotLowRank for an adapter without factors, and UserError for an adapter that changes no attention
+    projection.
     """
     updates = {}
     for site, (down, up) in adapter.factors().items():
@@ -63,7 +71,7 @@ def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
 
 
 def gram_matrices(updates: Mapping[Site, Pair]) -> dict[str, Tensor]:
-    """The Gram matrix of each mode's unfolding, (n, n), computed from the pairs only."""
+    """Computes the Gram matrix (n, n) of each mode's unfolding, where n is the size of the mode."""
     layers = sorted({site.layer for site in updates})
     projections = [name for name in ATTENTION if any(site.projection == name for site in updates)]
     first = next(iter(updates.values()))
@@ -103,7 +111,7 @@ def gram_matrices(updates: Mapping[Site, Pair]) -> dict[str, Tensor]:
 
 
 def inner_product(left: Pair | None, right: Pair | None) -> float:
-    """The sum of the entrywise product of two updates. None is an update of zero."""
+    """Returns the sum over the entrywise product of two updates. None stands for an update of zero."""
     if left is None or right is None:
         return 0.0
     split = torch.einsum("hjr,hjs->rs", left.split, right.split)
@@ -111,15 +119,16 @@ def inner_product(left: Pair | None, right: Pair | None) -> float:
 
 
 def singular_values(gram: Tensor) -> list[float]:
-    """The singular values of an unfolding from its Gram matrix, in descending order."""
+    """Computes the singular values of an unfolding, in descending order, from its Gram matrix."""
     values: list[float] = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).tolist()
     return values
 
 
 def effective_rank(values: Sequence[float]) -> float:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007, "The effective rank").
+    """Returns the exponential of the entropy of singular values, each divided by their sum.
 
-    Equal values give their number, zeros give 0.
+    For n equal values the result is n. If all values are 0, it is 0. Source: Roy and Vetterli 2007, "The
+    effective rank: a measure of effective dimensionality".
     """
     total = torch.tensor(values, dtype=torch.float64)
     if not float(total.sum()):
@@ -129,7 +138,7 @@ def effective_rank(values: Sequence[float]) -> float:
 
 
 def held_rank(values: Sequence[float]) -> int:
-    """How many of the largest singular values make up 99% of the squared norm. 0 if all are zero."""
+    """Returns how many of the largest singular values have 99% of the squared norm. 0 if all are zero."""
     energy = torch.tensor(values, dtype=torch.float64).square().cumsum(0)
     if not float(energy[-1]):
         return 0
@@ -137,7 +146,7 @@ def held_rank(values: Sequence[float]) -> int:
 
 
 def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, Spectrum]:
-    """Singular values, effective rank and the rank that makes up 99% of the squared norm, for each mode."""
+    """Returns each mode's singular values, effective rank, and the rank with 99% of the squared norm."""
     spectra = {}
     for mode, gram in gram_matrices(pairs(adapter, geometry)).items():
         values = singular_values(gram)
@@ -149,7 +158,7 @@ def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, Spectrum]:
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the update by layer, projection and head. None in a field means all."""
+    """A part of the update, given by layer, projection and head. None in a field means all."""
 
     layer: int | None = None
     projection: str | None = None
@@ -160,7 +169,7 @@ class Component:
 
 
 def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
-    """The complete update, every layer, projection, head and site, and every head of each site."""
+    """Returns the complete update, every layer, projection, head and site, and every head of a site."""
     layers = sorted({site.layer for site in sites})
     names = [name for name in geometry.projections if any(site.projection == name for site in sites)]
     attention = [site for site in sites if site.projection in ATTENTION]
@@ -179,12 +188,12 @@ def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
 
 
 def heads_of(site: Site, geometry: Geometry) -> int:
-    """The number of heads of an attention projection."""
+    """Returns the number of heads of an attention projection. Key and value may have fewer than query."""
     return geometry.kv_heads if site.projection in SHARED_HEADS else geometry.heads
 
 
 def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
-    """‖ΔW‖² of every site from the factors: (heads,) for attention and (1,) for the MLP."""
+    """Computes ‖ΔW‖² of every site, as (heads,) for attention projections and as (1,) for the MLP's."""
     norms = {}
     for site, (down, up) in adapter.factors().items():
         down, up = (factor.detach().double().cpu() for factor in (down, up))
@@ -209,9 +218,9 @@ class Plain(NamedTuple):
 
 @dataclass(frozen=True)
 class MergedBackbone:
-    """A backbone with merged update, from which parts of the update can be removed temporarily.
+    """A backbone with merged update, from which a component of the update can be removed temporarily.
 
-    A trained bias belongs to its site and is not divided among heads.
+    A trained bias is removed with its site, but not with a single head.
     """
 
     geometry: Geometry
@@ -248,7 +257,7 @@ class MergedBackbone:
 
 @contextmanager
 def merged(adapter: Adapter, device: str) -> Iterator[MergedBackbone]:
-    """Context that moves the backbone to `device` and merges the update until its end."""
+    """Moves the backbone to `device`, and merges the update for the duration of this context."""
     adapter.backbone.module.to(device)
     before = _plain(adapter)
     adapter.merge()
@@ -266,11 +275,12 @@ def _plain(adapter: Adapter) -> dict[Site, Plain]:
 def analyse(
     store: str, run: str, device: str = "cpu", *, drops: bool = True, opened: Sequence[str] = ()
 ) -> Redundancy:
-    """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
+    """Analyses a finished trial's adapter, and stores the result with its run as `redundancy.json`.
 
-    `drops` measures the drop of the validation metric when a layer, a projection, a head or a site is set to
-    zero; single heads of single sites get only a share. `opened` lists folders, or "hub", that a trial from a
-    pack may open. Raises UserError as `stored_trial` does, and as `pairs` does.
+    Every component gets its share of the update's squared norm. If `drops`, layers, projections, heads and
+    sites, but not heads of single sites, also get the drop of the validation metric when they are set to
+    zero. `opened` lists the folders, or "hub", that a trial from a pack may open. Raises UserError as
+    `stored_trial` does, and as `pairs` does.
     """
     with stored_trial(store, run, opened) as stored:
         geometry = stored.backbone.geometry
@@ -314,7 +324,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """The drop of the validation metric without each part. Positive if the metric gets worse."""
+    """Measures the drop of the validation metric without each component. Positive if it gets worse."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     data = Resources(device).data(trial, backbone.info.input)
     sign = data.objective.metric.sign
@@ -332,7 +342,10 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
 
 
 def draw(analyses: Sequence[Redundancy], file: Path) -> None:
-    """Plots the spectra in a panel per mode. Raises UserError if the file cannot be written."""
+    """Plots the spectra of several analyses, in a panel for each mode.
+
+    Raises UserError if the file cannot be written.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

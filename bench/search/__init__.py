@@ -1,1 +1,1 @@
-"""Choices made by validation: ranks within a budget, its allocation to modes, and tuned settings."""
+"""Choices made on validation: ranks within a budget, its allocation to modes, rates, scale and epochs."""

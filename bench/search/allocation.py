@@ -1,4 +1,4 @@
-"""The allocation of a budget to a method's modes: a sweep of each mode, and a path from equal ranks."""
+"""Runs an allocation: a sweep of each mode's rank, and a path from equal ranks to the heuristic's."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from methods import UserError
 
 
 def log_spaced(low: int, high: int, count: int) -> list[int]:
-    """At most `count` different ranks from low to high, both included, evenly spaced by logarithm."""
+    """Returns at most `count` ranks from `low` to `high`, both included, evenly spaced by logarithm."""
     steps = max(count - 1, 1)
     return sorted({round(low * (high / low) ** (i / steps)) for i in range(count)})
 
 
 def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, int, Ranks]]:
-    """Varies the rank of each mode in turn, from 1 to its limit. Returns (mode, rank, all ranks) for each.
+    """Varies the rank of each mode in turn, and scales the ranks of the other modes to the budget.
 
-    The ranks of the other modes keep the heuristic's proportion and are scaled to the budget.
+    The varied rank takes at most `count` values from 1 to its limit. The other ranks keep the heuristic's
+    proportions. Returns triples (mode, varied rank, all ranks). If no ranks of the other modes are small
+    enough for the budget, the triple is left out.
     """
     vectors = []
     for index in space.free:
@@ -36,7 +38,10 @@ def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, in
 
 
 def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
-    """At most `count` vectors from start to end, both included, with ranks evenly spaced by logarithm."""
+    """Returns at most `count` rank vectors from `start` to `end`, both included.
+
+    The ranks of each mode are evenly spaced by logarithm.
+    """
     steps = max(count - 1, 1)
     vectors = [
         tuple(round(a * (b / a) ** (i / steps)) for a, b in zip(start, end, strict=True))
@@ -46,10 +51,10 @@ def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
 
 
 class RankAllocation:
-    """The sweeps and the path over ways to share one cell's budget among the modes of its method.
+    """The allocation of one cell: rank vectors that share its budget among the modes of its method.
 
-    Raises UserError for a method with a single mode, an unknown mode, a budget below the smallest ranks, and
-    a path that would begin above the budget.
+    Raises UserError for a method with a single mode, for an unknown mode, for a budget below the smallest
+    ranks, and for a path that would begin with more parameters than it ends with.
     """
 
     def __init__(self, cell: PlanCell, section: Allocation) -> None:
@@ -81,7 +86,7 @@ class RankAllocation:
         return list(dict.fromkeys(map(space.affordable, points)))
 
     def run(self, nested: Nested) -> AllocationResult:
-        """Runs all rank vectors, then the best and the heuristic's on the suite's seeds."""
+        """Runs all rank vectors, then the best one of the sweeps and the heuristic's on the suite's seeds."""
         method, section = self.cell.method, self.section
         sizes = [method.with_size(ranks) for ranks in self.vectors]
         rows, trials = nested.trials(sizes, section.seeds, "allocation", epochs=section.epochs)

@@ -1,23 +1,24 @@
-"""The importance of each mode's rank, by Optuna's evaluators."""
+"""The importance of each mode's rank for the score, by several evaluators of Optuna."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 
-#: The least number of points for a statement about importance.
+#: The smallest number of points from which importance is computed.
 FEWEST = 5
 
 
 def importances(
     names: Sequence[str], points: Sequence[tuple[Sequence[int], float]]
 ) -> dict[str, dict[str, float]]:
-    """The share of each mode in the variation of the score, by evaluator. Empty for too few points.
+    """Returns the share of each mode in the variation of the score, for each evaluator.
 
-    A point has the ranks of the modes, in the order of `names`, and a score (larger is better). fANOVA
-    (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the log-ranks; PED-ANOVA (Watanabe
-    et al. 2023) compares the distribution of the better half of the points with that of all. A mode whose
-    rank never varied is left out.
+    `points` are pairs of ranks, in the order of `names`, and a score of which larger values are better. A
+    mode whose rank never varies is left out. Empty for fewer than `FEWEST` points, and if no rank or no score
+    varies. fANOVA (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the log-ranks.
+    PED-ANOVA (Watanabe et al. 2023) compares the distribution of the better half of the points with that of
+    all points.
     """
     import optuna
     from optuna.importance import (

@@ -1,4 +1,4 @@
-"""The trials of a search or an allocation: ordinary trials, nested under a run that holds the result."""
+"""Runs the trials of a search or an allocation, nested in the store under a run that holds its result."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from bench.records.search_results import RESULT_FORMS, Finalist, RankResult
 from bench.records.words import Phase, RunKind, Status, Tag
 from methods import Method
 
-#: A context that shows the progress of a plan's trials, given their number and the slots. It yields the
-#: function to call with every event.
+#: A function of a plan, the number of its trials that run, and the number of slots. It returns a context that
+#: shows the progress of the trials, and that yields the function to call with every event.
 Watch = Callable[[Plan, int, int], AbstractContextManager[Report]]
 
 
 class Nested:
-    """The run of one cell's search or allocation, which encloses the runs of its trials.
+    """The run of one cell's search or allocation in the store, which is the parent of its trials' runs.
 
-    A context manager: entering opens the run, leaving closes it. `retried` holds, by trial id, the runs of
-    failures to retry.
+    It is a context manager: entering opens the run, and leaving closes it. `retried` maps the id of each
+    failed trial that is to run again to its failed run.
     """
 
     def __init__(
@@ -72,20 +72,20 @@ class Nested:
         return self._driver.claims.driver
 
     def living(self) -> set[str]:
-        """The drivers that give signs of life, including this one."""
+        """Returns the ids of the drivers that still give signs of life, this driver included."""
         return patiently(self.store, self._driver.claims.living)
 
     def keep(self, result: RankResult) -> None:
-        """Sets the result that the parent run will hold as `search.json` or `allocation.json`."""
+        """Sets the result that is stored with this run, as `search.json` or `allocation.json`, at its end."""
         self._result = result
 
     def trials(
         self, methods: Sequence[Method], seeds: Sequence[int], phase: Phase | None, **options: Any
     ) -> tuple[list[Row], list[Trial]]:
-        """Builds the trials of these sizes of the cell's method, seed by seed, and a row for each size.
+        """Builds trials of the cell's method with other ranks, and a row for each of these `methods`.
 
-        They are scored on validation, or on the suite's split if `phase` is None. `options` are those of
-        `PlanCell.trial`.
+        Trials are ordered by seed. They are scored on validation, or on the suite's split if `phase` is None.
+        `options` are those of `PlanCell.trial`.
         """
         evaluate = "validation" if phase else self.cell.suite.evaluate
         made = {
@@ -106,9 +106,9 @@ class Nested:
         phase: Phase | None,
         listen: Report | None = None,
     ) -> dict[str, Record]:
-        """Runs those of the trials that have no result. Returns the records of all trials, by trial id.
+        """Runs the trials that have no result. Returns the records of all trials with a result, by trial id.
 
-        A trial that another search pruned counts as without result, since this search might let it continue.
+        A trial that was pruned before counts as without result, since this search might let it continue.
         `listen` is called with every event, and may raise Pruned on a progress event.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
@@ -117,7 +117,6 @@ class Nested:
         repeated = {**self.retried, **pruned}
 
         def has_result(trial: Trial) -> bool:
-            """Whether `records` has a result of the trial that is not to be repeated."""
             record = records.get(trial.id)
             return record is not None and record.settled and record.run_id != repeated.get(trial.id)
 
@@ -150,24 +149,27 @@ class Nested:
         return {trial.id: records[trial.id] for trial in trials if has_result(trial)}
 
     def compare(self, methods: Mapping[str, Method], **options: Any) -> tuple[Finalist, ...]:
-        """Runs these sizes of the method, given by label, on the suite's own seeds. Returns the results."""
+        """Runs the cell's method with other ranks on the suite's seeds, and returns a result for each.
+
+        `methods` maps a label of each result to the method. `options` are those of `PlanCell.trial`.
+        """
         rows, trials = self.trials(list(methods.values()), self.cell.suite.seeds, None, **options)
         self.run(rows, trials, None)
         return tuple(Finalist(label=label, **tried(row)) for label, row in zip(methods, rows, strict=True))
 
 
 def study_name(cell: PlanCell) -> str:
-    """The name of a cell's search or allocation, independent of the suite's labels."""
+    """Returns the name of a cell's search or allocation. Labels in the suite do not change it."""
     # Stored searches are found by this name, which earlier versions gave them.
     budget = cell.budget.label if cell.budget else "own size"
     return " · ".join((cell.suite.name, cell.own.method, cell.own.task, cell.own.backbone, budget))
 
 
 def about(cell: PlanCell) -> dict[str, Any]:
-    """Method, task, backbone and budget of a cell, as the fields of `RankResult`."""
+    """Returns the method, task, backbone and budget of a cell, by the names of fields of `RankResult`."""
     return {**cell.shown._asdict(), "budget": cell.budget.label if cell.budget else None}
 
 
 def tried(row: Row) -> dict[str, Any]:
-    """Ranks, number of parameters and trials of a row, as the fields of `Tried`."""
+    """Returns the ranks, number of parameters and trials of a row, by the names of fields of `Tried`."""
     return {"ranks": row.ranks, "parameters": row.parameters, "trials": row.trials}

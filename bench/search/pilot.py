@@ -1,4 +1,4 @@
-"""The pilot before studies: chooses head rates, epochs and centres by validation, and writes the suite."""
+"""Runs a pilot: chooses head rates, epochs and centres on validation, and writes a suite with them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ from methods.validation import validate
 #: The registered name of the method that trains only the head.
 HEAD = "head_only"
 
-#: Runs trials, and returns the record that counts for each ended trial, by trial id.
+#: A function that runs trials with their rows. It returns the record of each ended trial, by trial id. If a
+#: trial has several runs, it is the record of the run that counts.
 Run = Callable[[Sequence[Row], Sequence[Trial]], Mapping[str, Record]]
 
 
 @dataclass
 class Choices:
-    """The choices of a pilot, with the losses behind them."""
+    """The choices of a pilot, with the mean losses on which they are based."""
 
-    #: The head's learning rate and the epochs, by task.
+    #: The chosen learning rate of the head, and the chosen epochs, by task.
     head_lr: dict[str, float] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
-    #: The centre of each of the suite's method rows, by index.
+    #: The chosen centres, by index of the method's row in the suite.
     centres: dict[int, float] = field(default_factory=dict)
-    #: A line per choice: the tried values with their mean validation losses.
+    #: A line for each choice, with the tried values and their mean validation losses. After the choice of a
+    #: task's epochs, a line with the methods' mean scores.
     lines: list[str] = field(default_factory=list)
-    #: A line per choice that could not be made.
+    #: A line for each choice that could not be made.
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -52,7 +54,7 @@ class Choices:
 
 @dataclass
 class _Step:
-    """The trials of a pilot's step, by the subject of the choice, such as a task, and the tried value."""
+    """The trials of a pilot's step, with the subject of the choice (such as a task) and the tried value."""
 
     rows: list[Row] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
@@ -68,10 +70,10 @@ class _Step:
         choices: Choices,
         epochs: int | None = None,
     ) -> list[str]:
-        """Adds trials of a cell at this rate, one per seed, as trials of `value` for `subject`.
+        """Adds trials of a cell at this learning rate, one for each seed. Returns their ids.
 
-        The trials use the choices of earlier steps for the cell's task; `epochs` replaces the chosen number.
-        Returns the ids of the trials.
+        They are the trials with which `value` is tried for `subject`. They follow the choices of earlier
+        steps for the cell's task. If given, `epochs` replaces the chosen number.
         """
         task = cell.task.task
         rates = cell.window()
@@ -88,7 +90,7 @@ class _Step:
         return list(ids.values())
 
     def losses(self, records: Mapping[str, Record]) -> dict[Any, dict[float, float]]:
-        """The mean validation loss of each value, by subject. Infinite if a trial failed or is missing."""
+        """Returns the mean validation loss of each value, by subject. Infinite if a trial has no loss."""
         means: dict[Any, dict[float, float]] = defaultdict(dict)
         for (subject, value), ids in self.ids.items():
             stored = [records[id_].measure(Measure.SELECTED_LOSS) for id_ in ids if id_ in records]
@@ -98,7 +100,7 @@ class _Step:
 
 
 def check_pilot(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
-    """Raises UserError for a step that does not fit these cells. Called before any trial."""
+    """Raises UserError for a step that does not fit these cells. To be called before any trial."""
     suite = cells[0].suite
     tasks = {cell.task.task for cell in cells}
     if pilot.head_lr is not None and (
@@ -124,7 +126,7 @@ def check_pilot(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
 
 
 def run_pilot(pilot: Pilot, cells: Sequence[PlanCell], run: Run) -> Choices:
-    """Runs the steps of a pilot, each with the choices of earlier steps. No trial is scored on test."""
+    """Runs the steps of a pilot, each with the choices of earlier steps. The test split is not used."""
     choices = Choices()
     if pilot.head_lr is not None:
         _choose_head_rates(pilot.head_lr, cells, run, choices)
@@ -198,11 +200,12 @@ def _choose_centres(section: Centres, cells: Sequence[PlanCell], run: Run, choic
 
 
 def vertex(losses: Mapping[float, float]) -> float:
-    """The vertex of a parabola of the mean loss over the logarithm of the rate.
+    """Returns the learning rate with the lowest mean loss, by a parabola over the logarithm of the rate.
 
-    The parabola goes through the rate with the lowest loss and its two neighbours only, so that distant
-    collapses do not bend it. Without two finished neighbours the result is that rate. The result is rounded
-    to half a decade and clipped to the tried rates.
+    `losses` maps tried rates to mean losses. The parabola goes through the rate with the lowest loss and its
+    two neighbours only, so that collapses at distant rates do not bend it. If a neighbour is missing or has
+    no finite loss, the rate with the lowest loss is taken instead. The result is rounded to half a decade and
+    kept within the tried rates.
     """
     rates = sorted(losses)
     best = min(range(len(rates)), key=lambda i: losses[rates[i]])
@@ -215,7 +218,7 @@ def vertex(losses: Mapping[float, float]) -> float:
 
 
 def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tuple[float, float]) -> float:
-    """The x of the lowest point of the parabola through three points, of which `mid` is the lowest."""
+    """Returns the x of the vertex of the parabola through three points (x, y). `mid` must be the lowest."""
     (x0, y0), (x1, y1), (x2, y2) = left, mid, right
     rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
     if rise == fall:
@@ -224,7 +227,7 @@ def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tu
 
 
 def _any_ended(subject: str, losses: Mapping[float, float], choices: Choices) -> bool:
-    """Whether any value finished on all seeds. Otherwise notes that no choice is possible."""
+    """Whether any value finished on all seeds. If not, notes in `choices` that no choice is possible."""
     if any(map(math.isfinite, losses.values())):
         return True
     choices.missing.append(f"{subject}: at every tried value a trial failed")
@@ -242,34 +245,38 @@ def _line(subject: str, choice: float, losses: Mapping[float, float], edge: bool
 
 
 def _rows_of_lengths(section: Lengths, cells: Sequence[PlanCell]) -> set[int]:
-    """The rows whose losses choose the epochs, by index: the given methods, or all with an adapter."""
+    """Returns the indices of the rows whose losses choose the epochs.
+
+    These are the rows of the section's methods, or else all rows with an adapter.
+    """
     if section.methods is None:
         return {cell.number for cell in _adapted(cells) if not cell.method.trains_weights}
     return set().union(*(_rows_named("pilot.epochs.methods", name, cells) for name in section.methods))
 
 
 def _multiples(section: Centres, cells: Sequence[PlanCell]) -> dict[int, float]:
-    """The factors of the rates, by row index."""
+    """Returns the factors by which rates are multiplied, by index of the method's row."""
     named = {name: _rows_named("pilot.centres.multiples", name, cells) for name in section.multiples}
     return {number: section.multiples[name] for name, rows in named.items() for number in rows}
 
 
 def _scores(task: str, by_method: Mapping[str, Sequence[str]], records: Mapping[str, Record]) -> str:
-    """A line with the mean validation score of each method."""
+    """Returns a line with the mean validation score of each method."""
     values = {method: scores(records, ids) for method, ids in by_method.items()}
     means = (f"{method} {fmean(own):.4f}" if own else f"{method} –" for method, own in values.items())
     return f"{task}: validation scores at this length: {', '.join(means)}"
 
 
 def _adapted(cells: Sequence[PlanCell]) -> Iterator[PlanCell]:
-    """The cells that train an adapter or the backbone, not only the head."""
+    """Returns the cells that train an adapter or the backbone, not only the head."""
     return (cell for cell in cells if cell.method.count(cell.info.geometry) > 0)
 
 
 def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:
-    """The indices of the rows with this name in tables, otherwise with this title or registered name.
+    """Returns the indices of the rows that tables show under this name.
 
-    Raises UserError if there are none.
+    If there are none, returns those of the methods with this title or registered name. Raises UserError if
+    there are none of these either.
     """
     labels = {cell.number: cell.shown.method for cell in cells}
     if exact := {number for number, label in labels.items() if label == name}:
@@ -281,7 +288,11 @@ def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:
 
 
 def check_target(suite: Suite, out: Path) -> None:
-    """Raises UserError unless `out` suits the suite with a pilot's choices: its name, ending and folder."""
+    """Raises UserError if the suite with a pilot's choices cannot be written to `out`.
+
+    The file's name must be a valid name of another suite, and its ending `.yaml` or `.yml`. Relative paths in
+    the suite must lead to the same places from the file's folder.
+    """
     if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")
     if out.stem == suite.name:
@@ -294,14 +305,17 @@ def check_target(suite: Suite, out: Path) -> None:
 
 
 def _paths(suite: Suite) -> list[object]:
-    """The paths on this machine that the suite names."""
+    """Returns the paths on this machine that the suite gives, or None where it gives none."""
     backbones = [spec.local for spec in suite.backbones]
     sources = [row.source and row.source.local for row in suite.tasks]
     return [*backbones, *sources, *(row.data and row.data.paths for row in suite.tasks)]
 
 
 def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
-    """The fields of the suite as its author wrote them, with the choices in place of the pilot."""
+    """Returns the fields of the suite as its author wrote them, with a pilot's choices filled in.
+
+    The suite gets the name `name`, and its field `pilot` is left out.
+    """
     values: dict[str, Any] = parse(suite.source.text)
     values = {key: value for key, value in values.items() if key != "pilot"} | {"name": name}
     tasks: list[dict[str, Any]] = [
@@ -322,7 +336,7 @@ def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
 
 
 def write_suite(suite: Suite, choices: Choices, out: Path) -> None:
-    """Writes the suite with the choices, preceded by the losses that they are based on.
+    """Writes the suite with a pilot's choices. Comments above it list the losses that they are based on.
 
     Raises UserError if the file cannot be written.
     """

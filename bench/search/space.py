@@ -1,4 +1,4 @@
-"""The rank vectors within a budget, and ranks computed from shares of the budget."""
+"""The rank vectors of a method within a budget, and how Optuna draws from them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ Ranks = tuple[int, ...]
 
 
 class RankSpace:
-    """The rank vectors of a method whose number of parameters does not exceed a budget.
+    """The rank vectors of a method with which its number of parameters does not exceed a budget.
 
-    For a method with one rank these are all ranks within the budget. With several ranks, a vector belongs to
-    the space only if no rank could be raised by one. With `below`, vectors that leave part of the budget
-    unused belong to it as well. `modes` names the ranks that vary (None: all); other modes keep their ranks
-    in `method`. Raises UserError for a mode that the method lacks, and for a budget below the smallest
-    vector.
+    `modes` names the modes whose ranks vary. None: all modes. The other modes keep the ranks that they have
+    in `method`. If several ranks vary, the space contains only vectors of which no rank could be raised by
+    one within the budget. With `below`, and if a single rank varies, it contains smaller vectors as well.
+    Raises UserError for a mode that the method lacks, and for a budget below the smallest vector.
     """
 
     def __init__(
@@ -41,16 +40,16 @@ class RankSpace:
         for mode in modes or ():
             if mode not in self.names:
                 raise UnknownNameError(f"mode of {method.label}:", mode, self.names)
-        #: Indices of the ranks that vary.
+        #: The indices of the ranks that vary.
         self.free = [i for i, name in enumerate(self.names) if modes is None or name in modes]
-        #: A single rank may leave part of the budget unused, since no other rank could use it.
+        #: Whether vectors may leave part of the budget unused, as they may if a single rank varies.
         self.below = below or len(self.free) == 1
         self._fixed = {i: rank for i, rank in enumerate(method.size or ()) if i not in self.free}
         self.smallest = self._with({})
         if self.count(self.smallest) > budget:
             raise too_small(method.label, budget, self.count(self.smallest))
         full = method.rank_limits(geometry)
-        #: The largest rank of each mode: a larger one is useless or exceeds the budget.
+        #: The largest rank of each mode. A larger rank would gain nothing or exceed the budget.
         self.limits = tuple(
             self._fixed.get(i) or self._largest({}, i, full[i]) for i in range(len(self.names))
         )
@@ -59,11 +58,14 @@ class RankSpace:
         return self.method.with_size(ranks).count(self.geometry)
 
     def _with(self, ranks: Mapping[int, int]) -> Ranks:
-        """The vector with `ranks`, by index of the mode; further modes have their fixed rank, or else 1."""
+        """Returns the vector with these `ranks` by index. Other modes have their fixed rank, or else 1."""
         return tuple(ranks.get(i) or self._fixed.get(i) or 1 for i in range(len(self.names)))
 
     def _largest(self, ranks: Mapping[int, int], index: int, limit: int | None) -> int:
-        """The largest rank, up to `limit`, of the mode at `index` within the budget, given other `ranks`."""
+        """Returns the largest rank of the mode at `index` within the budget, at most `limit`.
+
+        `ranks` are ranks of other modes, by index.
+        """
 
         def fits(rank: int) -> bool:
             return self.count(self._with({**ranks, index: rank})) <= self.budget
@@ -76,17 +78,20 @@ class RankSpace:
         return fitting + bisect_left(larger, True, key=lambda rank: not fits(rank))
 
     def affordable(self, ranks: Ranks) -> Ranks:
-        """Returns these ranks or, if they exceed the budget, the largest within it in the same proportion."""
+        """Returns these ranks if they are within the budget.
+
+        Otherwise returns the largest ranks within the budget in the same proportions.
+        """
         return ranks if self.count(ranks) <= self.budget else self.ranks(ranks) or self.smallest
 
     def ranks(
         self, weights: Sequence[float], *, budget: int | None = None, fixed: Mapping[int, int] | None = None
     ) -> Ranks | None:
-        """The largest vector within the budget in proportion to the weights.
+        """Returns the largest vector within the budget whose ranks are in proportion to the weights.
 
-        Proportional ranks are rounded down. Then the rank furthest below its proportion is raised until the
-        budget is used up. `fixed` holds ranks, by index, that do not change. None if these alone exceed the
-        budget.
+        Proportional ranks are rounded down. Then the rank that is furthest below its proportion is raised by
+        one, again and again, until the budget is used up. `fixed` are ranks, by index, that do not change.
+        None if the budget is exceeded even if all other ranks are 1.
         """
         budget = self.budget if budget is None else budget
         held = {**self._fixed, **(fixed or {})}
@@ -116,10 +121,11 @@ class RankSpace:
             ranks = _raised(ranks, min(raised, key=lambda i: ranks[i] / weights[i]))
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Ranks:
-        """The vector that an Optuna trial draws.
+        """Draws a vector by an Optuna trial.
 
-        A single rank is drawn itself. Several ranks are proportional to weights limit^share, with a share in
-        [0, 1] drawn for each; with `below`, the budget is drawn as well.
+        If a single rank varies, the rank is drawn itself. Otherwise a share between 0 and 1 is drawn for each
+        mode, and the ranks are in proportion to limit^share, where limit is the mode's largest rank. With
+        `below`, the budget is drawn as well.
         """
         if len(self.free) == 1:
             (index,) = self.free
@@ -136,7 +142,7 @@ class RankSpace:
         return ranks
 
     def parameters(self, ranks: Ranks) -> dict[str, float]:
-        """Optuna's parameters from which `suggest` draws this vector, if it is in the space."""
+        """Returns the parameters of an Optuna trial for which `suggest` draws this vector of the space."""
         if len(self.free) == 1:
             (index,) = self.free
             return {f"rank of {self.names[index]}": ranks[index]}
@@ -171,7 +177,7 @@ class RankSpace:
                 yield from self._vectors({**chosen, index: rank})
 
     def size(self, most: int) -> int:
-        """The number of vectors, counted up to `most`."""
+        """Counts the vectors of the space, up to `most`."""
         return sum(1 for _ in islice(self.vectors(), most))
 
 

@@ -1,4 +1,4 @@
-"""Optuna's storage for the studies of searches."""
+"""The database in which Optuna keeps searches."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ PATIENCE = 120
 
 
 def default_storage(store: str) -> str:
-    """The URL of Optuna's database: beside a store that is a file, otherwise in the working folder."""
+    """Returns the URL of Optuna's database, which lies beside a store that is a file.
+
+    For any other store, it lies in the working folder.
+    """
     if not store.startswith(SQLITE):
         return f"{SQLITE}optuna.db"
     return f"{SQLITE}{Path(store.removeprefix(SQLITE)).parent / 'optuna.db'}"
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """Opens Optuna's storage at a database URL. Raises UserError if it cannot be used."""
+    """Opens Optuna's database at a URL. Raises UserError if it cannot be used."""
     url = with_driver(url)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -48,8 +51,8 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 def _take_turns(engine: Engine) -> None:
     """Makes every transaction on a SQLite file exclusive.
 
-    Optuna takes a waiting trial by reading and then writing it under a lock on its row. SQLite has no row
-    locks, so two processes could take the same trial.
+    To take a waiting trial, Optuna reads and then writes it under a lock on its row. SQLite has no row locks,
+    so two processes could take the same trial.
     """
 
     @event.listens_for(engine, "connect")

@@ -1,4 +1,4 @@
-"""A search over ranks by Optuna: by validation, within a budget, resumable, in several processes."""
+"""A search over ranks within a budget by Optuna. Several processes can share it, and it can be resumed."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from bench.training.loop import Pruned
 from methods import UserError
 from methods.validation import earlier
 
-#: The number of draws from the model that may repeat tried points before points are drawn at random. Also
-#: the number of random draws that may repeat before the remaining points are listed.
+#: The number of draws from the model of tried points. If none gives an untried point, as many points are
+#: drawn at random. If none of these is untried either, the first untried point is taken.
 DRAWS = 100
 #: Seconds between two reads of the trials of other processes.
 LOOK = 1.0
 #: Seconds after which a running trial without a driver's name counts as abandoned.
 UNSIGNED = 60
-#: The study attribute that tells whether a head without its own grid uses the rates of `lr`.
+#: The attribute of Optuna's study that tells whether a head without a grid of its own has the rates of `lr`.
 FOLLOWS = "whether the head has the rate of lr"
-#: The study attribute with the result that ranks points.
+#: The attribute of Optuna's study with the result, loss or score, by which points are ranked.
 BY = "ranked by"
 
-#: The states of points that were tried.
+#: The states of Optuna trials whose points have been tried.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -61,7 +61,7 @@ class SampledPoint:
 
     @property
     def key(self) -> str:
-        """The point as a text, from which `of` restores it."""
+        """The point as text, from which `of` restores it."""
         return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
 
     @classmethod
@@ -74,7 +74,8 @@ class SampledPoint:
 class RankSearch:
     """The search over ranks of one cell.
 
-    Raises UserError for a space or a pruner that does not fit, and for a stored study of another search.
+    Raises UserError for a search that does not fit the cell's method, budget or number of epochs, and if
+    Optuna's database has a different search under this name.
     """
 
     def __init__(
@@ -87,12 +88,12 @@ class RankSearch:
         self.budget = cell.target_count or method.count(geometry)
         self.metric = METRICS.get(cell.definition.metric)
         self.two = search.objectives != "metric"
-        #: The factor that makes larger values of a point better.
+        #: 1 if larger values of a point are better, and -1 if smaller ones are.
         self.sign = self.metric.sign if search.by == "score" else -1.0
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
         self.grids = cell.tunable(search.grids)
         settings = prod(len(grid) for grid in self.grids.values())
-        #: The number of points, counted until it exceeds the requested trials.
+        #: The number of points of the space, counted until it exceeds the number of points to try.
         self.size = self.space.size(search.trials // settings + 1) * settings
         self.exhaustive = self.size <= search.trials
         self.trials = min(search.trials, self.size)
@@ -116,7 +117,7 @@ class RankSearch:
         return optuna.pruners.MedianPruner() if pruner == "median" else optuna.pruners.NopPruner()
 
     def _epochs(self) -> int | None:
-        """The number of validations of a trial. None if the size of the training split is unknown."""
+        """Returns the number of epochs of a trial, rounded up. None if it depends on data not yet loaded."""
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
@@ -124,7 +125,7 @@ class RankSearch:
         return ceil(recipe.steps / ceil(examples / recipe.batch_size)) if examples else None
 
     def _described(self) -> dict[str, Any]:
-        """Everything that must be equal whenever a study is continued, in the types of JSON."""
+        """Returns everything that must be equal when a search is resumed, in the types of JSON."""
         trial = self.cell.trial(self.search.seeds[0], "validation", epochs=self.search.epochs)
         content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
         # The location of a task's data may change, since `data` identifies them.
@@ -183,15 +184,16 @@ class RankSearch:
 
     @property
     def note(self) -> str:
-        """A note for the user if the space has fewer points than requested trials. Otherwise empty."""
+        """A note for the user if the space has fewer points than the suite requests. Otherwise empty."""
         if self.trials == self.search.trials:
             return ""
         return f"the space has only {self.size} points: all are tried, and the search ends there"
 
     def run(self, nested: Nested) -> None:
-        """Tries points until the requested number is done.
+        """Tries points until the requested number has been tried, by this or by other processes.
 
-        Raises UserError if the study or the store cannot be read or written, and for a lost trial.
+        Raises UserError if Optuna's database or the store cannot be read or written, and for a trial that was
+        lost with its worker.
         """
         try:
             self._try_again(nested)
@@ -223,7 +225,7 @@ class RankSearch:
             self._take(nested)
 
     def _trials(self) -> list[FrozenTrial]:
-        """The trials of Optuna's study. Trials to be retried have the state of interrupted ones, FAIL."""
+        """Returns the trials of Optuna's study. Trials to be retried have the state FAIL."""
         attributes, trials = self._study.user_attrs, []
         for trial in self._study.get_trials(deepcopy=False):
             if f"again {trial.number}" in attributes:
@@ -233,9 +235,9 @@ class RankSearch:
         return trials
 
     def _try_again(self, nested: Nested) -> None:
-        """Marks points as untried if their failures are to be retried, or their trials are not stored.
+        """Marks points as untried if they failed and are to be retried, or if their trials are not stored.
 
-        Optuna itself never changes an ended trial.
+        An attribute of the study marks them, since Optuna never changes a trial that has ended.
         """
         # Read the study first: another process stores a trial before the study gets its result.
         trials, stored = self._trials(), latest(patiently(nested.store, nested.store.records))
@@ -248,7 +250,7 @@ class RankSearch:
                 self._study.set_user_attr(f"again {trial.number}", True)
 
     def _release(self, nested: Nested) -> None:
-        """Marks running trials of ended processes as failed, so that their points are tried again."""
+        """Marks running trials as failed if their process has ended, so that their points are tried again."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         # Read after the trials: a driver gives a sign of life before it takes a trial.
         living, now = nested.living(), time.monotonic()
@@ -263,7 +265,10 @@ class RankSearch:
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> SampledPoint | None:
-        """The point of the first interrupted trial whose point is still untried. None without one."""
+        """Returns the first point whose trial was interrupted and that is still untried. None without one.
+
+        `taken` are the keys of points that were tried, run or wait.
+        """
         for trial in trials:
             key = trial.user_attrs.get("key")
             if trial.state == TrialState.FAIL and key and key not in taken:
@@ -271,10 +276,11 @@ class RankSearch:
         return None
 
     def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> SampledPoint:
-        """An untried point: first the heuristic's within the budget, then draws from a model of tried points.
+        """Returns an untried point.
 
-        A space that will be tried completely is drawn from uniformly, without a model. Points are drawn on a
-        copy of the study, so that repeated draws leave no trace in it.
+        The first point of a search has the heuristic's ranks. Later points are drawn from a model of the
+        tried points, or uniformly if all points of the space are to be tried. Draws are made on a copy of
+        Optuna's study, so that draws of tried points leave no trace in it.
         """
         if not taken:
             assert self.cell.method.size
@@ -313,7 +319,7 @@ class RankSearch:
         return SampledPoint(ranks, Setting.model_validate(chosen))
 
     def _parameters(self, point: SampledPoint) -> dict[str, Any]:
-        """Optuna's parameters from which `_suggest` makes this point."""
+        """Returns the parameters of an Optuna trial for which `_suggest` makes this point."""
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
     def _take(self, nested: Nested) -> None:
@@ -331,10 +337,10 @@ class RankSearch:
             self._study.tell(trial, values, state, skip_if_finished=True)
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> Sequence[float] | None:
-        """Runs the point of an Optuna trial and returns the values of its objectives.
+        """Runs the point of an Optuna trial and returns the values of the objectives.
 
-        None if another process has the point, or enough points were tried. Raises TrialPruned for a trial
-        that was pruned or has no result, and UserError for one that was lost.
+        None if another process has the point, or if enough points have been tried. Raises TrialPruned if a
+        trial was pruned or has no result, and UserError if it was lost with its worker.
         """
         trial.set_user_attr("driver", nested.driver)
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
@@ -385,9 +391,10 @@ class RankSearch:
         return (value, parameters) if self.two else (value,)
 
     def finish(self, nested: Nested) -> SearchResult:
-        """Searches, then compares the best point and the heuristic, within the budget, on the suite's seeds.
+        """Searches, and then compares the best point with the heuristic's ranks on the suite's seeds.
 
-        Both use the rates and the scale of the best point if these were searched.
+        Both have the rates and the scale of the best point if these were searched. The heuristic's ranks are
+        reduced to the budget if they exceed it.
         """
         self.run(nested)
         result = self.result()
@@ -405,7 +412,7 @@ class RankSearch:
         return result
 
     def result(self) -> SearchResult:
-        """The result of the search before the final trials."""
+        """Returns the result of the search so far, without the comparison on the suite's seeds."""
         points = [self._point(trial) for trial in self._trials() if trial.state in DONE]
         complete = [(point, merit) for point in points if (merit := self._merit(point)) is not None]
         # On ties the smaller point is best, then the earlier one.
@@ -424,7 +431,7 @@ class RankSearch:
         )
 
     def _merit(self, point: SearchPoint) -> float | None:
-        """The number by which points are ranked; larger is better. None if the point is not complete."""
+        """Returns the number by which points are ranked. Larger is better. None for an incomplete point."""
         value = point.value if self.search.by == "score" else point.loss
         return None if value is None else self.sign * comparable(value)
 

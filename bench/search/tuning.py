@@ -1,4 +1,4 @@
-"""Equal tuning: every method gets equally many tuning trials, and its best setting is fixed."""
+"""Chooses the rates and scale of each row from its tuning trials, in suites with equal tuning."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from bench.store.store import Store
 def with_choices(plan: Plan, store: Store, records: Iterable[Record] | None = None) -> Plan:
     """Adds the final trials of every row whose tuning trials have all ended.
 
-    `records` are those of the store, read here if None.
-
-    A row chooses the setting with the best mean validation loss or score over the tuning seeds, as the suite
-    says. Ties go to the better mean of the other measure, then to the first setting. Settings with fewer
-    failed seeds come first. A choice from an earlier start stays, even if a tuning trial was retried since.
+    `records` are those of the store. If None, they are read from it. For each row, the candidates with the
+    fewest failed seeds are compared by their mean validation loss or score over the tuning seeds, as the
+    suite says. Ties go to the candidate with the better mean of the other one of the two, and then to the
+    first candidate. A choice that is already stored stays, even if a tuning trial was retried since.
     """
     waiting = {i: row for i, row in enumerate(plan.rows) if row.tuning and row.tuning.chosen is None}
     if not waiting:
@@ -54,7 +53,7 @@ def _best(row: Row, records: Mapping[str, Record]) -> Choice:
 
 
 def _stored_choice(row: Row, stored: Tuned | None) -> Choice | None:
-    """The choice of the stored tuning. None without one, or if its setting is no candidate of the row."""
+    """Returns the choice of the stored tuning. None without one, or if it is no candidate of the row."""
     for candidate in row.candidates:
         if stored and candidate.setting.model_dump(exclude_none=True) == stored.chosen:
             return Choice(candidate=candidate, tied=stored.tied)
@@ -62,9 +61,9 @@ def _stored_choice(row: Row, stored: Tuned | None) -> Choice | None:
 
 
 def _locked(plan: StoredPlan | None) -> dict[frozenset[str], Tuned]:
-    """The stored tuning of each row that has a choice, by the ids of its tuning trials.
+    """Returns the stored tuning of each row that has a choice, by the ids of its tuning trials.
 
-    The ids are a set, since plans of earlier versions have another order.
+    The ids are a set, since plans of earlier versions have them in another order.
     """
     tuned = [row.tuning for row in plan.rows if row.tuning] if plan else []
     return {frozenset(entry.ids): entry for entry in tuned if entry.chosen is not None}
