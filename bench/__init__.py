@@ -1,6 +1,6 @@
 """Tensor PEFT Bench: tensor methods of parameter-efficient fine-tuning, compared under matched budgets.
 
-The names for notebooks are here. Each is imported on first use.
+This module offers the names that notebooks need. Each is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ _HOMES = {
 
 
 def _refuse_hidden(*packages: str) -> None:
-    """Raises ImportError if another project's folder or file hides one of our packages.
+    """Raises ImportError if a file or folder of the user hides one of our packages.
 
-    Python looks beside a notebook or script first.
+    Python looks for packages beside a notebook or script first.
     """
     home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     for name in packages:

@@ -8,7 +8,7 @@ from bench.machine import interrupts
 
 
 def main() -> None:
-    """Runs the program. Interrupts are caught before any slow import."""
+    """Runs the command line program. Interrupts are caught even during its slow imports."""
     interrupts.install()
     try:
         with interrupts.deferred():

@@ -1,4 +1,7 @@
-"""Downloads everything that a suite needs and locks hub repositories, for workers without a network."""
+"""Downloads everything that a suite needs, so that the suite can run on machines without a network.
+
+Repositories of the Hugging Face hub are locked: a file beside the suite names the commit of each.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,22 @@ from bench.tasks.plain_text import plain_tokens
 
 
 def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:
-    """Locks the hub repositories of a suite, then loads every backbone and prepares every data set.
+    """Downloads the backbones and data of a suite, and writes the commits of its hub repositories to a lock.
 
-    Repositories in the lock stay at their commit, unless `update` or if the suite now gives another
-    revision. Returns the lock's path, or None if the suite uses no hub. Raises UserError for the first part
-    that is unavailable or differs from the lock.
+    A repository that is already in the lock stays at its commit. It moves to the newest commit of its
+    revision if `update` is true, or if the suite now names another revision. Every backbone is loaded and
+    every data set is prepared, so that errors show now.
+
+    Args:
+        path: The suite's file.
+        update: Whether to replace the commits in the lock by the newest.
+        notify: Called with the name of each step.
+
+    Returns:
+        The path of the lock, or None if the suite uses no hub repository.
+
+    Raises:
+        UserError: if something is not available or differs from the lock.
     """
     suite, lock_file = load_suite(path, locked=False), lock_path(path)
     old = read_lock(lock_file) if lock_file.exists() and not update else Lock()
@@ -79,7 +93,7 @@ def _locked(
     kind: RepositoryKind,
     old: Locked | None,
 ) -> Locked:
-    """Downloads and hashes a repository's files. If `old` has the same commit, hashes must be the same."""
+    # If `old` has the same commit, `snapshot` compares the hashes.
     same = old is not None and (old.repository, old.revision) == (repository, commit)
     folder = snapshot(repository, commit, patterns, kind, old.locked if old and same else ())
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
@@ -90,7 +104,7 @@ def _locked(
 
 
 def _warm(suite: Suite, notify: Callable[[str], None]) -> None:
-    """Loads every backbone and prepares the data of every pair, so that a run finds them on disk."""
+    # Afterwards a run finds everything on disk.
     plan = make_plan(suite)
     infos = {}
     for spec in dict.fromkeys(trial.backbone for trial in plan.trials):

@@ -1,4 +1,4 @@
-"""Forecasts a suite's trials, time, memory and disk before anything starts."""
+"""Forecasts how many trials a suite runs, and how much time, memory and disk space they need."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ if TYPE_CHECKING:
     from bench.records.record import Record
     from bench.store.store import Store
 
-#: For measuring the machine's speed: the width of a square weight, the number of positions, and the number of
-#: repetitions.
+#: The speed of a machine is measured with ROUNDS products of POSITIONS × WIDTH inputs and a weight of
+#: WIDTH × WIDTH.
 WIDTH, POSITIONS, ROUNDS = 768, 1024, 3
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A trial that would run, or a similar one if the trial itself is not known yet."""
-
     trial: Trial
     workload: Workload
     parameters: int
+    #: Whether `trial` is the trial that would run. If that is not known yet, `trial` is a similar one.
     resolved: bool
 
 
@@ -61,10 +60,11 @@ class _Part:
 def make_forecast(
     plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu", saving: Saving = PLAIN
 ) -> Forecast:
-    """Estimates the costs of a plan and of its suite's search, allocation or pilot. Starts nothing.
+    """Estimates the trials, time, memory and disk space of a plan. Starts nothing.
 
-    Times are those of stored trials with the same method, backbone and task. Otherwise they are proportional
-    to the number of operations, at the speed of the suite's stored trials or, without any, of this machine.
+    The trials of the suite's search, allocation or pilot are included. The time of a trial is estimated from
+    stored trials with the same method, backbone and task. If there are none, it is proportional to the
+    number of operations, at the speed of the suite's other stored trials, or else of this machine.
     """
     opened, notes = _opened(store, plan.suite.name)
     records: list[Record] = []
@@ -114,7 +114,6 @@ def make_forecast(
 
 
 def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
-    """The suite's experiment if it exists, and a note if it cannot be read."""
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         return None, []
     from bench.store.store import Store
@@ -126,7 +125,6 @@ def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
 
 
 def _advice(trials: list[Trial], device: str) -> tuple[str, ...]:
-    """A note if bf16 would make these trials faster on this processor."""
     if device != "cpu" or any(trial.recipe.precision == "bf16" for trial in trials):
         return ()
     from bench.training.numerics import computes_bf16
@@ -144,7 +142,6 @@ def _open(part: _Part, settled: set[str]) -> list[_Job]:
 
 
 def _run_parts(plan: Plan) -> list[_Part]:
-    """The trials of `tensorbench run`: tuning, then final trials."""
     final, tuning = _Part("final", "run"), _Part("tuning", "run")
     trials = {trial.id: trial for trial in plan.trials}
     seen: set[str] = set()
@@ -162,7 +159,10 @@ def _run_parts(plan: Plan) -> list[_Part]:
 
 
 def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
-    """The trials of `tensorbench search`. Methods that cannot be searched are added to the notes."""
+    """The trials of the suite's search, allocation or pilot.
+
+    Appends a note to `notes` for each method that has nothing to search.
+    """
     import optuna
 
     from bench.search.allocation import RankAllocation
@@ -208,7 +208,7 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
 
 
 def _pilot_part(pilot: Pilot, cells: list[PlanCell]) -> _Part:
-    """The trials of a pilot, assuming that its first steps choose the suite's own values."""
+    # Assumes that the first steps of the pilot choose the suite's own values.
     # Imported late, since it takes seconds.
     from bench.search.pilot import run_pilot
 
@@ -236,9 +236,10 @@ def _jobs(cell: PlanCell, trials: list[Trial], *, resolved: bool = False) -> Ite
 
 
 def _seconds_per_operation(device: str) -> float:
-    """Seconds per frozen weight and position, forward and backward, measured with a matrix product.
+    """Measures the seconds per frozen weight and position of a forward and a backward pass.
 
-    Real trials take longer: they also validate and move data, and layers do more than multiply by weights.
+    The measurement is a matrix product. Real trials take longer: they also validate and move data, and layers
+    do more than multiply by weights.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The input of a backbone, the interface between backbones and tasks."""
+"""Describes the input of a backbone. Tasks prepare their examples according to this description."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from methods.errors import UserError, shown
 
 Modality = Literal["text", "vision"]
 
-#: The largest side of an image in pixels. With patches of 16 pixels it has 65,536 tokens.
+#: The largest accepted side of an image in pixels. With patches of 16 pixels the image has 65,536 tokens.
 MAX_PIXELS = 4096
 
-#: The placeholders for texts in a prompt.
+#: Matches the placeholders for texts in a prompt.
 _PLACE = r"\{(?:text|first|second)\}"
 
-#: The width of a batch of texts: that of its longest text, or the largest allowed width.
+#: The length to which the texts of a batch are padded: that of the longest text, or the largest accepted one.
 Padding = Literal["longest", "max_tokens"]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt about a text, and the words that stand for each class as its answer.
+    """A question about a text for a language model, and the answer that stands for each class.
 
-    `template` contains `{text}`, or `{first}` and `{second}` for pairs. Words follow the filled template
-    as they are written: no space is added.
+    `template` contains `{text}`, or `{first}` and `{second}` for pairs of texts. `words` has the answer of
+    each class. It follows the filled template directly, without a space between them.
     """
 
     template: str
     words: tuple[str, ...]
 
     def check(self, *, paired: bool, where: str = "") -> None:
-        """Raises UserError unless the template has exactly the placeholders of a single text, or of a pair.
+        """Raises UserError if the template has other placeholders than a single text or a pair needs.
 
         The message begins with `where`.
         """
@@ -46,7 +46,7 @@ class Prompt:
             )
 
     def filled(self, text: str | tuple[str, str]) -> str:
-        """The prompt with a text or a pair filled in."""
+        """The template with its placeholders replaced by a text or by a pair of texts."""
         if isinstance(text, str):
             return self.template.replace("{text}", text)
         before, _, after = self.template.partition("{first}")
@@ -59,11 +59,12 @@ class Prompt:
         return re.split(_PLACE, self.template)[-1]
 
     def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
-        """The token ids of each class's words.
+        """The token ids of the words of each class.
 
-        Words are tokenised after the prompt's end, since many tokenizers begin a text with a space. If prompt
-        and words would share a token, the words are tokenised alone. Raises UserError for words without
-        tokens, with unknown tokens, and with equal tokens.
+        Words are tokenised together with the end of the prompt, since many tokenizers add a space at the
+        beginning of a text. If a token would contain characters of both, the words are tokenised alone.
+        Raises UserError if the words of a class have no tokens, an unknown token, or the same tokens as the
+        words of another class.
         """
         # A letter replaces the text, since nothing else may precede the words.
         before = "a" + self.end
@@ -90,43 +91,44 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Writing:
-    """The mode in which a language model writes its answers, of at most `new_tokens` tokens."""
+    """Says that a language model writes its answers as free text of at most `new_tokens` tokens."""
 
     new_tokens: int
 
 
 @dataclass(frozen=True)
 class TextInput:
-    """Text as token ids.
+    """The input of a backbone that reads texts as token ids."""
 
-    `tokenizer_hash` identifies the tokenizer's files and is empty without a tokenizer. `blaming` makes a
-    context in which errors of loading or using the tokenizer name their source. `decodes`: whether the
-    backbone is a language model. With a `prompt` the model answers by class words, with `writing` in
-    free text.
-    """
-
+    #: Identifies the files of the tokenizer. Empty without a tokenizer.
     tokenizer_hash: str
+    #: The largest number of tokens of a text.
     max_tokens: int
     load_tokenizer: Callable[[], Any] = field(compare=False)
     padding: Padding = "longest"
     modality: Modality = "text"
+    #: Makes a context in which errors of loading or using the tokenizer name the backbone that it comes from.
     blaming: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
+    #: Whether the backbone is a language model.
     decodes: bool = False
+    #: If given, a language model answers with the words of a class.
     prompt: Prompt | None = None
+    #: If given, a language model answers with free text.
     writing: Writing | None = None
 
     @property
     def answers_by_words(self) -> bool:
-        """Whether a language model answers in words, without a head."""
+        """Whether a language model answers with words. Then there is no head."""
         return self.prompt is not None or self.writing is not None
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Square RGB images of `size` pixels, normalised per channel with `mean` and `std`.
+    """The input of a backbone that reads square RGB images of `size` × `size` pixels.
 
-    The central square of an image is resized (bicubic). With `resize`, the image is resized to a square of
-    `resize` pixels regardless of its aspect ratio (bilinear), and the centre is cropped.
+    Each channel is normalised with its `mean` and `std`. By default the central square of an image is resized
+    with bicubic interpolation. If `resize` is given, the whole image is resized to `resize` × `resize` pixels
+    with bilinear interpolation, whatever its aspect ratio, and its central `size` × `size` pixels are used.
     """
 
     size: int

@@ -1,4 +1,7 @@
-"""The smallest differences that a suite can find, given the noise of stored results or assumed noise."""
+"""Computes the smallest differences between methods that a suite can find.
+
+They depend on the noise of scores, which is taken from stored results or assumed.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +25,24 @@ from reports.studies import analyse_studies, block_budgets
 from reports.study import OWN_SIZE, REFERENCE, grouped
 from reports.thresholds import DEFAULT, CustomThresholds, thresholds
 
-#: Assumed standard deviations of a run's score over seeds, in units of the score.
+#: The standard deviations of a run's score over seeds that are assumed without stored runs.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
 
-#: The assumed share of test examples on which two methods disagree for all seeds. Single runs disagree on
-#: more, but most of that differs between seeds and is part of the standard deviation over seeds. The medians
-#: over the published leaderboard's tasks are .007 to .028.
+#: The assumed share of test examples on which two methods disagree whatever their seeds. Two single runs
+#: disagree on more examples, but most of these change with the seeds, so that the standard deviation over
+#: seeds includes them. On the published leaderboard, the medians over tasks are .007 to .028.
 DISAGREEMENT = 0.025
 
 
 @dataclass(frozen=True)
 class Power:
-    """The smallest difference in one metric that can be found under one budget, at one level of noise."""
+    """The smallest difference that a suite can find in one metric under one budget, given some noise."""
 
     budget: str
     metric: str
-    #: The task, if scores have a unit. Otherwise empty.
+    #: The task, if its scores have a unit of their own. Otherwise empty, and all tasks count together.
     task: str
+    #: The size of the comparison, its noise, and the differences that it can find.
     design: Design
     #: Whether the noise comes from stored runs. Otherwise it is assumed.
     stored: bool
@@ -46,20 +50,23 @@ class Power:
     uncounted: tuple[str, ...]
     #: The smallest difference that matters, in units of the metric.
     threshold: float
-    #: The number of trials per study in a suite with studies, whose design counts studies as seeds. None in
-    #: other suites.
+    #: The number of trials in a study. None if the suite has no studies. If it has, `design` counts studies
+    #: in place of seeds.
     k: int | None = None
 
     @property
     def share(self) -> bool:
-        """Whether noise and differences are fractions of the score, since its size in units is unknown."""
+        """Whether noise and differences are fractions of the score.
+
+        That is so if the metric has units and no run is stored, because the size of scores is then unknown.
+        """
         return METRICS.get(self.metric).in_units and not self.stored
 
     @property
     def sd(self) -> float:
-        """The standard deviation of a run's score over seeds, or of a study's score.
+        """The standard deviation of a run's score over seeds, or of a study's score over studies.
 
-        Computed from the spread of differences, as if the two compared methods were independent.
+        It is computed from the variance of differences, as if the two compared methods were independent.
         """
         return math.sqrt(fmean(self.design.spreads) / 2)
 
@@ -86,16 +93,23 @@ class Power:
 
 
 def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThresholds = None) -> list[Power]:
-    """The power of every budget and metric of a plan, and of every task whose scores have a unit.
+    """The smallest differences that a plan can find, for each budget and metric.
 
-    The noise is that of the suite's stored runs, otherwise each of `ASSUMED`; `sd` replaces both. Assumed
-    noise includes seeds and, by `DISAGREEMENT`, test examples, but neither collapsed runs nor chance in
-    tuning.
+    A metric with units gives one result per task, because the units of tasks differ. In a suite with studies,
+    scores are those after k trials, where k is the number of points in a study.
 
-    For a suite with studies, scores are those after k trials, where k is the number of points in a study.
+    Args:
+        plan: The plan of the suite.
+        store: The address of a store. Its runs of this suite determine the noise. If it has none, noise is
+            assumed: each standard deviation of `ASSUMED` gives a result or, in a suite with studies, the
+            defaults of `Response` give one. Assumed noise includes test examples by `DISAGREEMENT`, but no
+            collapsed runs. Without studies, it also lacks the chance in tuning.
+        sd: The standard deviation of scores over seeds to assume, whether or not runs are stored.
+        threshold: The smallest differences that matter. None: the default of each metric.
 
-    Raises UserError for fewer studies than intervals need, for an invalid threshold, and for a threshold in
-    units with assumed noise, which is relative to the score.
+    Raises:
+        UserError: if there are fewer studies than an interval needs, or if a threshold is invalid. Also if a
+            threshold has units but no run is stored, because assumed noise is relative to the score.
     """
     tuning, rows = plan.suite.studies, plan.of(None).rows
     studies = len({row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials})
@@ -143,11 +157,11 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
 
 
 def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:
-    """The variance that test examples are assumed to add to a mean difference over tasks and backbones.
+    """The variance that test examples are assumed to add to a mean difference, and the tasks left out.
 
-    `rows` has one row for each task on a backbone. Also returns the tasks left out, because the number or the
-    effect of their test examples is unknown. If each seed deals its own split, the standard deviation over
-    seeds already includes the test examples.
+    The mean is over `rows`, one for each task on a backbone. A task is left out if the number or the effect
+    of its test examples is unknown. A task whose split differs between seeds adds no variance, because the
+    standard deviation over seeds includes its test examples.
     """
     tasks, scored = {task.shown: task for task in suite.tasks}, METRICS.get(metric)
     added, uncounted = 0.0, []
@@ -167,7 +181,7 @@ def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float,
 def _assumed(
     tuning: Studies, point: float, sd: float | None, tasks: int, studies: int, claims: int
 ) -> Design:
-    """A design with the noise assumed for an accuracy, in a unit in which a point of accuracy is `point`."""
+    """The design of a suite with studies and assumed noise. `point` is the size of a point of the metric."""
     response = Response(decades=tuning.lr.decades)
     if sd is not None:
         response = replace(response, seeds=sd / point)
@@ -177,7 +191,10 @@ def _assumed(
 
 
 def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """Designs and thresholds by budget, metric and task, from studies of the plan's number of points."""
+    """Maps budget, metric and task to the design and the threshold of stored studies.
+
+    Only studies with as many points as the plan's count.
+    """
     try:
         analysis = analyse_studies(read(store, [plan.suite.name], studies=True))
     except UserError:
@@ -195,7 +212,8 @@ def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
     """A design of the planned size with the noise of a stored design.
 
-    `settings` counts tasks on backbones. If the stored number differs, all get the mean of stored spreads.
+    `settings` is the number of tasks on backbones. If the stored number differs, each gets the mean of the
+    stored variances.
     """
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings
@@ -207,7 +225,7 @@ def _budget(row: Row) -> str:
 
 
 def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """Designs and thresholds from stored runs, by budget, metric and task."""
+    """Maps budget, metric and task to the design and the threshold of stored runs."""
     try:
         study = read(store, [plan.suite.name])
     except UserError:

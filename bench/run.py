@@ -1,4 +1,4 @@
-"""Runs a suite's trials, searches and allocations, for Python and for the command line."""
+"""Runs the trials, searches and allocations of a suite. Python and the command line both use this module."""
 
 from __future__ import annotations
 
@@ -46,24 +46,31 @@ if TYPE_CHECKING:
 
 
 class Audience:
-    """Listens to a run. This class does nothing; the terminal's subclass prints."""
+    """Is told what a run does. Its methods do nothing. A subclass may print, as the command line does."""
 
     def opened(self, sent: int, closed: int) -> None:
-        """Called before the first trial, with the numbers of earlier starts' records sent and runs closed."""
+        """Called when the store has been opened.
+
+        `sent` records that earlier processes left behind were sent, and `closed` of their runs were closed.
+        """
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        """Called before the trials of one purpose: `phase`, such as "tuning", or None for the final trials.
+        """Called before trials of one purpose run, such as "tuning". None: the final trials.
 
-        `waiting` of the trials of `plan` remain to run.
+        `plan` has the trials of this purpose. `waiting` of them have no result yet.
         """
 
     def following(self, trials: float) -> None:
-        """Called before `phase`. `trials`: the work after that phase, in units of one of its trials."""
+        """Called before tuning, with the time that the final trials will take.
+
+        The unit of `trials` is the mean time of a tuning trial.
+        """
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
-        """Context for preparing and running `count` trials of a plan on `slots` workers.
+        """Makes a context in which `count` trials of a plan are prepared and run on `slots` workers.
 
-        Entered before `phase` is called. Yields the function to call with every event.
+        The context is entered before `phase` is called. It yields a function, which is called with every
+        event.
         """
         return nullcontext(lambda event: None)
 
@@ -71,48 +78,50 @@ class Audience:
         """Called before a search begins."""
 
     def allocating(self, name: str, allocation: RankAllocation) -> None:
-        """Called before an allocation."""
+        """Called before a sweep over allocations begins. `name` is its name."""
 
     def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
-        """Called after a search, with the record that counts for every trial."""
+        """Called after a search. `records` maps the id of each trial to the record that counts."""
 
     def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
-        """Called after an allocation, with the record that counts for every trial."""
+        """Called after a sweep over allocations. `records` maps each trial's id to the record that counts."""
 
     def chosen(self, choices: Sequence[str]) -> None:
-        """Called after a pilot, with a line for each choice."""
+        """Called after a pilot, with a line of text for each of its choices."""
 
     def note(self, text: str) -> None:
-        """Called with a note for the user before the work starts."""
+        """Called with a note that the user should read."""
 
 
 @dataclass(frozen=True, repr=False)
 class SuiteRun(ShowsOverview):
-    """The plan that ran, and a summary of its results."""
+    """The plan that `run_suite` has run, and a summary of its results."""
 
-    #: The selected part of the plan, with the choices of equal tuning.
+    #: The selected part of the suite's plan, with the trials that tuning has chosen.
     plan: Plan
     summary: Summary
 
     @property
     def complete(self) -> bool:
-        """Whether every selected trial has finished."""
+        """Whether every trial of the selected part has finished."""
         return self.summary.complete
 
     def overview(self) -> Overview:
-        """The scores of the rows, with the same notes as at the terminal."""
+        """The scores of all rows as a table, with the notes that the command line prints."""
         return self.summary.overview(self.plan.suite.name)
 
 
 @dataclass(frozen=True)
 class SearchRun:
-    """Results of a suite's searches or allocations, one per method, task, backbone and budget.
+    """The results of `search_suite`.
 
-    A pilot writes a file instead and has no results here.
+    There is one result for each method, task, backbone and budget. A pilot has none, since it writes its
+    choices to a file.
     """
 
     results: tuple[SearchResult | AllocationResult, ...]
-    #: Whether all final trials and all trials of allocations have finished, or a pilot chose everything.
+    #: Whether all final trials and all trials of allocations have finished. For a pilot: whether it has made
+    #: all its choices.
     complete: bool
 
 
@@ -137,10 +146,11 @@ class _Work:
         *,
         retry_failed: bool,
     ) -> Plan:
-        """Runs a plan's trials for one purpose: `phase`, such as "tuning", or None for the final trials.
+        """Runs the trials of a plan that have one purpose, such as "tuning". None: the final trials.
 
-        `plan` is the selected part of `full_plan`, and `records` are those of the store; a failure stored
-        later is another driver's, and counts. Returns the full plan with choices made meanwhile.
+        `plan` is the selected part of `full_plan`, and `records` are those of the store. A trial that another
+        driver has failed since then is not run again. Returns the full plan, with the choices of tuning that
+        have been made meanwhile.
         """
         store, executor, part = self.store, self.executor, plan.of(phase)
         failed = failures(records) if retry_failed else {}
@@ -179,13 +189,12 @@ class _Work:
         kind: Literal[RunKind.SEARCH, RunKind.ALLOCATION],
         retried: Mapping[str, str],
     ) -> list[Nested]:
-        """A `Nested` for each cell: the run that encloses the trials of its search or allocation."""
+        """Makes for each cell the MLflow run that encloses the trials of its search or allocation."""
         return [
             Nested(cell, kind, self.driver, self.executor, self.audience.watch, retried) for cell in cells
         ]
 
     def search(self, section: Search, nests: Sequence[Nested], storage: str) -> Iterator[SearchResult]:
-        """Runs the search over ranks of each cell, and yields its result."""
         studies = open_storage(storage)
         # Build all searches, which checks them, before the first trial.
         searches = [RankSearch(nest.cell, section, studies, nest.name) for nest in nests]
@@ -197,7 +206,6 @@ class _Work:
             yield result
 
     def allocate(self, section: Allocation, nests: Sequence[Nested]) -> Iterator[AllocationResult]:
-        """Runs the sweep over allocations of each cell, and yields its result."""
         # Build all allocations, which checks them, before the first trial.
         allocations = [RankAllocation(nest.cell, section) for nest in nests]
         for allocation, nest in zip(allocations, nests, strict=True):
@@ -217,11 +225,22 @@ def run_suite(
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SuiteRun:
-    """Runs a suite's trials into MLflow: tuning trials first, then the final ones.
+    """Runs the trials of a suite and stores their results in MLflow.
 
-    Finished trials are kept, so a stopped run continues where it was. `suite` is a suite or the path of its
-    file. With `retry_failed` only failed trials run. Raises UserError before any work if the suite cannot run
-    as requested. A trial that fails does not raise: its reason is stored.
+    Tuning trials run first, and then the final trials. Trials with a result do not run again, so a run that
+    was stopped continues where it was.
+
+    Args:
+        suite: A suite, or the path of its file.
+        store: The address of the MLflow store.
+        place: Where trials run.
+        part: Which part of the suite runs. By default everything.
+        retry_failed: Whether to run the failed trials again, and only these.
+        audience: Is told what happens. None: nobody.
+
+    Raises:
+        UserError: before any trial runs, if the suite cannot run as requested. A trial that fails raises
+            nothing. The reason is stored.
     """
     audience = audience or Audience()
     with make_executor(place) as executor:
@@ -272,13 +291,27 @@ def search_suite(
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SearchRun:
-    """Runs a suite's `search` and `allocation` for each method, task, backbone and budget, or its `pilot`.
+    """Runs the sections `search` and `allocation` of a suite, or its section `pilot`.
 
-    A pilot writes the suite with its choices to `out`. Points that were tried are kept, so a stopped search
-    continues where it was. `storage` is Optuna's database, by default beside the store. `trials` and
-    `sampler_seed` replace those of the suite's search. A search tries one point at a time, so without
-    `workers` or `slots_per_device` it uses one worker. Raises UserError before any work if the suite cannot
-    run as requested.
+    A search or an allocation runs for each method, task, backbone and budget. Points that were tried are
+    kept, so a search that was stopped continues where it was. A search tries one point at a time. Therefore
+    it uses one worker, unless the place sets `workers` or `slots_per_device`.
+
+    Args:
+        suite: A suite, or the path of its file.
+        store: The address of the MLflow store.
+        place: Where trials run.
+        part: Which part of the suite is searched. By default everything.
+        storage: The address of Optuna's database. None: a file beside a store that is a file, otherwise in
+            the working folder.
+        trials: Replaces `trials` of the section `search`.
+        sampler_seed: Replaces `seed` of the section `search`.
+        out: Where a pilot writes the suite with its choices.
+        retry_failed: Whether to run failed trials again.
+        audience: Is told what happens. None: nobody.
+
+    Raises:
+        UserError: before any trial runs, if the suite cannot run as requested.
     """
     if part.seeds or part.studies:
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
@@ -323,7 +356,7 @@ def search_suite(
 def _run_step(
     work: _Work, full_plan: Plan, retry_failed: bool, rows: Sequence[Row], trials: Sequence[Trial]
 ) -> dict[str, Record]:
-    """Runs the trials of a pilot's step that have no result yet. Returns each trial's record, by id."""
+    """Runs those trials of a pilot's step that have no result. Returns the records that count by trial id."""
     unique = tuple({trial.id: trial for trial in trials}.values())
     part = Plan(suite=full_plan.suite, rows=tuple(rows), trials=unique)
     both = Plan(suite=part.suite, rows=full_plan.rows + part.rows, trials=full_plan.trials + part.trials)
@@ -334,7 +367,6 @@ def _run_step(
 
 
 def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path) -> SearchRun:
-    """Writes the suite with a pilot's choices, unless one of the choices was impossible."""
     audience.chosen(choices.lines)
     for missing in choices.missing:
         audience.note(missing)
@@ -345,7 +377,7 @@ def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path
 
 
 def _check_distinct(cells: Sequence[PlanCell]) -> None:
-    """Raises UserError for rows that differ only in their ranks, since they would share one search."""
+    """Raises UserError if rows differ in their ranks alone, since they would share one search."""
     for name, rows in Counter(map(study_name, cells)).items():
         if rows > 1:
             raise UserError(
@@ -355,7 +387,7 @@ def _check_distinct(cells: Sequence[PlanCell]) -> None:
 
 
 def _complete(result: SearchResult | AllocationResult, records: dict[str, Record]) -> bool:
-    """Whether a choice was made, and every trial behind the result has a score."""
+    """Whether there are final trials, and every trial of the result has a score."""
     points: list[Tried] = [*result.final]
     if isinstance(result, AllocationResult):
         points += [*result.points, *result.path]
@@ -368,7 +400,7 @@ def _loaded(suite: Suite | Path | str) -> Suite:
 
 
 def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience) -> Suite:
-    """The suite with the place's trial limit, if any. Raises UserError for an invalid limit."""
+    """The suite with the place's `trial_timeout`, if it has one. Raises UserError if that is invalid."""
     if place.trial_timeout is not None:
         limit = validate(Limit, {"trial_timeout": place.trial_timeout}, "this run")
         suite = suite.model_copy(update={"trial_timeout": limit.trial_timeout})
@@ -382,10 +414,10 @@ def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience)
 def _with_search(
     suite: Suite, trials: int | None, seed: int | None, storage: str | None, out: Path | str | None
 ) -> Suite:
-    """The suite with these values in its search.
+    """The suite with these values of `trials` and `seed` in its section `search`.
 
-    Raises UserError for a suite with no search, allocation or pilot, for values that are invalid or given
-    without a search, for `out` without a pilot or the reverse, and as `check_target` does.
+    Raises UserError if the suite has no search, allocation or pilot, and if a value is invalid or no section
+    uses it. Also if a pilot cannot write to `out`.
     """
     if not suite.searched:
         raise UserError(f"suite '{suite.name}' has no section 'search', 'allocation' or 'pilot'")

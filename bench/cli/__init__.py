@@ -1,1 +1,1 @@
-"""The command line: commands and their output. Commands import slow libraries only when they run."""
+"""The command line: the commands and what they print. Slow libraries are imported when a command runs."""

@@ -1,4 +1,4 @@
-"""Prints results of conformance checks and of verification."""
+"""Prints the results of `tensorbench check` and `tensorbench verify`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _PASSED, _FAILED, _REFUSED = "[green]✓[/green]", "[bold red]✗[/bold red]", "
 
 
 def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
-    """Prints counts of checks per method over all backbones, failures, and checks that did not apply."""
+    """Prints the results of the conformance checks of methods.
+
+    A table counts the checks of each method over all backbones. Below it are the failures and the checks that
+    did not apply.
+    """
     statuses = get_args(Status)
     table = plain_table("", "method", *statuses, unbroken=statuses, folded=("method",))
     for preset in dict.fromkeys(result.preset for result in results):
@@ -46,7 +50,7 @@ def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
 
 
 def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    """Prints a line for each finding about one task or backbone, then the number of checks by status."""
+    """Prints the findings about one task or backbone, a line for each, and counts them by status."""
     console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
     marks = {"passed": _PASSED, "failed": _FAILED, "not applicable": _REFUSED}
     width = max(len(finding.check) for finding in findings)
@@ -58,7 +62,6 @@ def print_findings(console: Console, title: str, findings: Sequence[Finding]) ->
 
 
 def _refusals(results: Sequence[CheckResult]) -> list[str]:
-    """One line for each check that does not apply and each reason, with the methods concerned."""
     methods: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
         if result.status == "not applicable":
@@ -70,7 +73,7 @@ def _refusals(results: Sequence[CheckResult]) -> list[str]:
 
 
 def print_verification(console: Console, verification: Verification) -> None:
-    """Prints broken items, items that cannot be checked, reruns and notes, then a summary."""
+    """Prints the outcome of `tensorbench verify`: broken items, unchecked items, reruns, and a summary."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)

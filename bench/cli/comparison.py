@@ -17,14 +17,14 @@ from reports.units import unit_of
 if TYPE_CHECKING:
     from reports.compare import Change, Comparison, Move
 
-#: The largest number of cells to name that only one experiment has.
+#: If only one experiment has some cells, at most this many of them are named.
 MOST_NAMED = 8
-#: The terminal width in columns from which both means fit beside their difference and the verdict.
+#: On terminals with at least this many columns the means of both experiments are always shown.
 ROOM = 100
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Prints changes, then cells, then cells that only one experiment has."""
+    """Prints what differs between two experiments: configuration, scores of common cells, and other cells."""
     if comparison.changes:
         console.print(_changes(comparison.names, comparison.changes))
     elif comparison.moves:
@@ -44,7 +44,6 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def _close(console: Console, comparison: Comparison) -> None:
-    """Prints how many cells changed, why some were not compared, and the kind of interval and threshold."""
     moves = comparison.moves
     tested = [move for move in moves if move.interval is not None]
     console.print(
@@ -75,7 +74,6 @@ def _close(console: Console, comparison: Comparison) -> None:
 
 
 def _matters(metric: str, unit: str, thresholds: Sequence[float]) -> str:
-    """The smallest and the largest of the thresholds for one metric as text, or the only one."""
     size, low, high = unit_of(metric, unit).size, min(thresholds), max(thresholds)
     return f"{size(low)} of {metric}" if low == high else f"{size(low)} to {size(high)} of {metric}"
 

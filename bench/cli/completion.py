@@ -1,4 +1,7 @@
-"""Shell completion of arguments. It must be quick, so nothing here imports torch."""
+"""Completes arguments when a user presses the tab key in a shell.
+
+Completion must be quick, so this module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ Complete = Callable[[typer.Context, str], list[str]]
 
 SUITE_ENDINGS = (".yaml", ".yml")
 
-#: File names that are safe: zsh evaluates the completions, and shells insert a word without quoting it.
+#: Matches file names that are safe to offer. Shells insert completions without quotes, zsh evaluates them.
 _PLAIN = re.compile(r"[\w .,:@/+=~-]+")
 
 
 def one_of(*words: str) -> Complete:
-    """Returns a completion that offers those of `words` that begin with the typed text."""
+    """Makes a function that offers the words that begin with the typed text."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         return [word for word in words if word.startswith(incomplete)]
@@ -27,7 +30,7 @@ def one_of(*words: str) -> Complete:
 
 
 def suite_files(context: typer.Context, incomplete: str) -> list[str]:
-    """The suite files and folders whose paths begin with the typed text."""
+    """Offers the suite files and folders whose paths begin with the typed text."""
     folder, slash, start = incomplete.rpartition("/")
     try:
         paths = sorted(Path(folder + slash).iterdir())
@@ -41,7 +44,10 @@ def suite_files(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def methods(context: typer.Context, incomplete: str) -> list[str]:
-    """Completes the last name in a list of methods with commas. Returns one whole list per match."""
+    """Completes the last name in a list of methods. For example `lora,do` becomes `lora,dora`.
+
+    Returns the whole list once for every method that matches.
+    """
     from methods import METHODS
 
     before, comma, last = incomplete.rpartition(",")

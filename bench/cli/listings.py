@@ -1,4 +1,7 @@
-"""The lists of the command `list`. Rows are cached, since computing them imports torch, MLflow and more."""
+"""Makes and prints the lists of `tensorbench list`.
+
+The rows of lists are cached on disk, since computing them imports torch, MLflow and more.
+"""
 
 from __future__ import annotations
 
@@ -26,24 +29,24 @@ if TYPE_CHECKING:
     from methods import Method
     from reports.advice import RateAdvice
 
-#: A row of a list: cells by heading.
+#: A row of a list: maps column names to contents.
 Row = dict[str, Any]
 
 SQLITE = "sqlite:///"
 
-#: The packages on whose source rows depend.
+#: Cached rows are computed again if the source of one of these packages changes.
 SOURCES = ("methods", "baselines", "bench", "reports")
 
-#: Libraries on which rows depend: peft's methods are counted by building them.
+#: Cached rows are computed again if the version of one of these libraries changes.
 LIBRARIES = ("peft", "torch", "transformers", "timm")
 
-#: The rank for isorank counts, and of the LoRA that sets the budget.
+#: Methods are counted with all their ranks equal to this one, and within the budget of LoRA at this rank.
 RANK = 4
 
 #: Bytes per number in float32.
 FLOAT32 = 4
 
-#: The largest number of classes of a task to list by name.
+#: The classes of a task are listed by name if there are at most this many.
 MOST_CLASSES = 10
 
 
@@ -96,7 +99,7 @@ def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
 
 
 def print_advice(console: Console, advice: Sequence[RateAdvice]) -> None:
-    """Prints the learning rates to start from, one row per method, budget and task."""
+    """Prints the learning rates to start from, with one row per method, budget, task and backbone."""
     several = ["experiment"] * (len({each.experiment for each in advice}) > 1)
     heads = [*several, "budget", "task", "backbone", "start", "within a point of the best", "share", "trials"]
     table = plain_table(
@@ -116,7 +119,7 @@ def print_advice(console: Console, advice: Sequence[RateAdvice]) -> None:
 
 
 def stored_rows(uri: str) -> list[Row]:
-    """The contents of a store, one row per experiment.
+    """Lists the experiments of a store, with counts of their trials.
 
     The rows of a SQLite store are cached until its file changes. Other stores are read at every call.
     """
@@ -135,10 +138,11 @@ def stored_rows(uri: str) -> list[Row]:
 
 
 def count_methods(geometry: Geometry) -> list[Row]:
-    """Every method with its parameters at isorank 4, and its parameters and ranks nearest to LoRA r=4.
+    """Lists all methods with their numbers of parameters on a backbone of this geometry.
 
-    The bytes of frozen tensors, and of those that a stored adapter contains, are counted in float32. All
-    numbers are None for a method that cannot be counted here, or that exceeds the budget at every rank.
+    The numbers are given at rank 4, and at the ranks nearest to the budget of LoRA r=4. Also given are the
+    bytes of frozen tensors in float32, in memory and in a stored adapter. All numbers are None for a method
+    that cannot be counted from a geometry alone, or that exceeds the budget at every rank.
     """
 
     def rows(name: str, method: type[Method]) -> list[Row]:
@@ -148,7 +152,7 @@ def count_methods(geometry: Geometry) -> list[Row]:
 
 
 def task_rows() -> list[Row]:
-    """Every task with its modality, classes and metric."""
+    """Lists all tasks with modality, classes, metric and description."""
 
     def compute() -> list[Row]:
         from bench.tasks import TASKS
@@ -159,7 +163,7 @@ def task_rows() -> list[Row]:
 
 
 def backbone_rows() -> list[Row]:
-    """Every registered backbone with its kind, input and geometry."""
+    """Lists all registered backbones with kind, input, geometry and description."""
 
     def compute() -> list[Row]:
         from bench.backbones import BACKBONES
@@ -170,9 +174,10 @@ def backbone_rows() -> list[Row]:
 
 
 def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
-    """Returns rows from the cache folder unless `of`, our source or a library changed since.
+    """Returns rows from the cache folder, or computes and caches them.
 
-    With plug-ins of this kind rows are always computed, since a change of their source is not noticed.
+    They are computed if there are none, or if `of`, our source or a library has changed since. If plug-ins of
+    this kind are installed, rows are always computed, because changes of the plug-ins are not noticed.
     """
     if entry_points(group=f"tensorbench.{kind}"):
         return compute()
@@ -188,7 +193,6 @@ def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
 
 
 def _state() -> list[str]:
-    """The hash of our source, and the versions of the libraries on which rows depend."""
     files = []
     for package in SOURCES:
         spec = find_spec(package)
@@ -228,7 +232,6 @@ def _task_row(name: str, task: Task) -> Row:
 
 
 def _answers(task: Task) -> str:
-    """The classes of a task (only their number if there are many), or the kind of its answers."""
     if task.target == "generation":
         return "written answers"
     if task.target == "regression":

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def step_table(rows: Sequence[Timing], title: str) -> Table:
-    """The table of a training step's times, of their ratios to LoRA's and the floor's, and of memory."""
+    """The table of the time and memory of a training step, with one row per method and rank mode.
+
+    Further columns are the ratios of the times to those of LoRA, and to those of a backbone of which only one
+    bias is trained.
+    """
     times = ("forward", "backward", "step ms")
     ratios = ("of LoRA", "same sites", "of floor", "own floor")
     table = _table(title, "params", *times, *ratios, "MiB")
@@ -39,7 +43,10 @@ def step_table(rows: Sequence[Timing], title: str) -> Table:
 
 
 def inference_table(rows: Sequence[Timing], title: str) -> Table:
-    """The table of the times of a forward without adapter, with the adapter and merged, and of sizes."""
+    """The table of inference times and of adapter sizes, with one row per method and rank mode.
+
+    The times are those of a forward pass without the adapter, with the adapter, and with the update merged.
+    """
     table = _table(title, "bare ms", "adapted", "merged", "bytes on disk", "with all frozen")
     for row in rows:
         table.add_row(
@@ -55,7 +62,6 @@ def inference_table(rows: Sequence[Timing], title: str) -> Table:
 
 
 def _table(title: str, *numbers: str) -> Table:
-    """An empty table for one row per method and rank mode."""
     headings = ("rank mode", *numbers)
     table = plain_table(title, "method", *headings, texts=("rank mode",), unbroken=headings)
     table.columns[0].min_width = 12
@@ -63,7 +69,11 @@ def _table(title: str, *numbers: str) -> Table:
 
 
 def print_redundancy(console: Console, redundancy: Redundancy) -> None:
-    """Prints effective ranks of modes, and the value of layers, projections and heads."""
+    """Prints the analysis of a trained adapter's update.
+
+    One table has the effective rank of each mode. The other has each layer's, projection's and head's share
+    of the update's squared norm, and the drop of the metric without it.
+    """
     title = f"{redundancy.method} {joined(redundancy.ranks)} · trial {redundancy.trial_id}"
     table = plain_table(title, "mode", "size", "effective rank", "rank of 99%", "largest singular values")
     for mode, values in redundancy.modes.items():

@@ -1,4 +1,4 @@
-"""The consoles of commands, and options that several commands share."""
+"""The consoles that commands print on, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from bench.plan.rows import Part
     from reports.selection import Selection
 
-#: Types in signatures of commands, each replaced by `object` here. Their modules are imported only when a
-#: command runs, since that takes seconds.
+#: Names of types in the signatures of commands, which are replaced by `object` when options are read. The
+#: modules with these types are imported only when a command runs, since that takes seconds.
 IMPORTED_LATE = dict.fromkeys(("Part", "Place", "Selection"), object)
 
 Item = TypeVar("Item")
 
 
 class VisibleConsole(Console):
-    """Escapes control characters, so that no untrusted name or message controls the terminal.
+    """A console that escapes control characters, so that no untrusted text controls the terminal.
 
-    rich's own control codes are not text and pass unchanged.
+    The control codes of rich itself pass unchanged.
     """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -44,27 +44,27 @@ class VisibleConsole(Console):
             yield segment if control else Segment(visible(text), style)
 
     def on_broken_pipe(self) -> None:
-        """Stops printing after a reader such as `head` has closed the pipe. The command continues."""
+        """Stops printing when the reader of a pipe, such as `head`, has ended. The command continues."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def _width(terminal: bool) -> int | None:
-    """The columns of a console. None (rich's choice) for terminals and with COLUMNS set, otherwise 120."""
+    # None leaves the choice to rich.
     return None if terminal or os.environ.get("COLUMNS", "").isdigit() else 120
 
 
 out = VisibleConsole(width=_width(sys.stdout.isatty()), emoji=False)
 err = VisibleConsole(stderr=True, width=_width(sys.stderr.isatty()), emoji=False)
 
-#: A comma that is not a thousands separator.
+#: Matches a comma that is not a thousands separator.
 COMMA = re.compile(r",(?!\d{3}(?!\d))")
-#: A pair of brackets without brackets inside.
+#: Matches a pair of brackets with no brackets inside.
 BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 
 
 def split_names(text: str) -> list[str]:
-    """Splits names at commas, except within brackets, as in `LoRA (rank=8, scale=2)`."""
+    """Splits names at commas, except at commas in brackets. `LoRA (rank=8, scale=2)` is one name."""
     outside = text
     while pair := BRACKETS.search(outside):
         outside = outside.replace(pair[0], " " * len(pair[0]))
@@ -73,9 +73,9 @@ def split_names(text: str) -> list[str]:
 
 
 def split_pairs(text: str) -> list[tuple[str, str]]:
-    """Parses pairs of a method and its reference from `METHOD,… : REFERENCE`.
+    """Parses `METHOD,… : REFERENCE` to pairs of a method and its reference.
 
-    Raises BadParameter for any other form.
+    `A,B : C` gives (A, C) and (B, C). Raises BadParameter for any other form.
     """
     sides = re.split(r"\s:\s", text)
     if len(sides) != 2 or not all(map(str.strip, sides)):
@@ -92,7 +92,7 @@ def split_numbers(text: str) -> list[int]:
 
 
 def split_ranges(text: str) -> list[int]:
-    """Parses integers and ranges such as 0-2 (both ends included), separated by commas.
+    """Parses numbers and ranges that are separated by commas. For example `0-2,5` gives 0, 1, 2 and 5.
 
     Raises BadParameter for anything else, and for a range that ends below its start.
     """
@@ -106,12 +106,12 @@ def split_ranges(text: str) -> list[int]:
 
 
 def joined(values: list[list[Item]] | None) -> list[Item] | None:
-    """Concatenates the values of a repeated option. None if the option was not given."""
+    """Joins the lists of an option that may be repeated. None if the option was not given."""
     return [item for items in values for item in items] if values else None
 
 
 def names_option(*options: str, help: str, complete: completion.Complete | None = None) -> Any:
-    """An option that takes several names, separated by commas or given by repeating the option."""
+    """Makes an option that takes several names. They are separated by commas, or the option is repeated."""
     return typer.Option(
         *options,
         parser=split_names,
@@ -125,7 +125,7 @@ def names_option(*options: str, help: str, complete: completion.Complete | None 
 def split_thresholds(text: str) -> list[tuple[str, float]]:
     """Parses thresholds such as `accuracy=0.01,matthews=0.02` to pairs of metric and number.
 
-    A number alone gets the metric "". Raises BadParameter for anything that is no number.
+    The metric of a number alone is "". Raises BadParameter if a threshold is not a number.
     """
     thresholds = []
     for part in text.split(","):
@@ -140,10 +140,10 @@ def split_thresholds(text: str) -> list[tuple[str, float]]:
 
 
 def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[str, float] | None:
-    """The values of the option `Threshold`: a number by metric, or one number for all metrics.
+    """Converts the values of the option `--threshold` to a number for each metric, or one for all metrics.
 
-    None if the option was not given. Raises UserError for a metric with two numbers, and for a number without
-    a metric beside other numbers.
+    Returns None if the option was not given. Raises UserError if a metric has several thresholds, and if a
+    number without a metric is given together with others.
     """
     pairs = joined(values) or []
     named = dict(pairs)
@@ -365,9 +365,10 @@ def report_part_options(
 
 
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator that builds arguments of a command from options.
+    """A decorator for commands that builds some arguments of a command from several options each.
 
-    Each keyword names an argument, and its function has the options as parameters and returns the argument.
+    For example, `with_options(place=place_options)` gives the command all options of `place_options`. What
+    that function makes of them becomes the command's argument `place`.
     """
 
     def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:
@@ -398,7 +399,7 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
 
 
 def experiment_of(name: str) -> str:
-    """The experiment's name if `name` is a suite's file. Any other name is returned unchanged."""
+    """The name of the suite in the file `name`. A name that is not a suite's file is returned unchanged."""
     if not name.endswith(completion.SUITE_ENDINGS):
         return name
     from bench.plan.suite_file import load_suite
@@ -407,10 +408,10 @@ def experiment_of(name: str) -> str:
 
 
 def check_store(uri: str, *names: str) -> None:
-    """Raises UserError for a file that is neither a pack nor a suite, and for a missing SQLite store.
+    """Raises UserError for a SQLite store that does not exist, and for files among `names` of a wrong type.
 
-    No store is needed if all `names` are packs. The module of the store raises such errors too, but its
-    import takes seconds.
+    The files may be packs and suites. If all `names` are packs, no store is needed. The store's own module
+    finds these mistakes too, but takes seconds to import.
     """
     from bench.records.pack_format import ENDING
 

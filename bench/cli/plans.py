@@ -1,4 +1,4 @@
-"""Prints plans."""
+"""Prints plans: what a suite would run, how long it would take, and which differences it could find."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from reports.units import PERCENT, unit_of
 if TYPE_CHECKING:
     from bench.power import Power
 
-#: The largest number of tuning points to show.
+#: At most this many points of tuning are shown.
 MOST_POINTS = 24
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Prints one table for each task and backbone."""
+    """Prints the rows of a plan, with one table for each task and backbone, and the points of tuning."""
     final, tuning = plan.of(None), plan.of("tuning")
     console.print(f"[bold]{plan.suite.name}[/bold]: {plan.counts}")
     _print_splits(console, plan)
@@ -64,13 +64,11 @@ def _print_splits(console: Console, plan: Plan) -> None:
 
 
 def _centre(studies: StudyPlan) -> tuple[str, str]:
-    """The centre of the studies' learning rates and the head's own rate (– without one), as text."""
     head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
     return f"{studies.centre:g}", head
 
 
 def _print_points(console: Console, plan: Plan) -> None:
-    """Prints the points that every method tries in tuning, and warnings about gaps between the points."""
     assert plan.suite.equal_tuning is not None
     axes, shared = list(plan.suite.equal_tuning.grids), shared_points(plan)
     table = plain_table("Points of tuning", "", *(axis.replace("_", " ") for axis in axes))
@@ -87,7 +85,7 @@ def _print_points(console: Console, plan: Plan) -> None:
 
 
 def print_forecast(console: Console, expected: Forecast) -> None:
-    """Prints trials and time for each part of a suite, and memory and disk in total."""
+    """Prints the expected number of trials, time, memory and disk space."""
     estimate = expected.overview()
     table = plain_table("Estimate", *estimate.lines[0], texts=estimate.texts)
     for line in estimate.lines:
@@ -101,7 +99,7 @@ def print_forecast(console: Console, expected: Forecast) -> None:
 
 
 def print_power(console: Console, powers: Sequence[Power]) -> None:
-    """Prints the smallest differences that a suite could find, and the assumptions."""
+    """Prints the smallest differences that a suite could find, and what was assumed about its scores."""
     k = powers[0].k if powers else None
     unit, plural = ("run", "seeds") if k is None else ("study", "studies")
     heads = ("metric", "tasks", plural, "compared", f"sd of a {unit}", "detectable", "equivalent")
@@ -140,7 +138,6 @@ def _power_cells(power: Power) -> Iterator[str]:
 
 
 def _assumed(studies: bool) -> str:
-    """A sentence with the assumptions behind the power of a suite without stored runs."""
     from bench.power import DISAGREEMENT
 
     disagreement = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
@@ -160,7 +157,10 @@ def _assumed(studies: bool) -> str:
 
 
 def print_tuning(console: Console, plan: Plan) -> None:
-    """Prints, for each row, its number of tuning trials and the chosen rates, by task and backbone."""
+    """Prints the rates that tuning chose, with one table for each task and backbone.
+
+    Prints no table for a plan without tuning.
+    """
     rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
         by = next(tuned.by for row, tuned in rows if (row.task, row.backbone) == (task, backbone))

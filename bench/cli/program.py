@@ -1,4 +1,4 @@
-"""The command line program: its commands, and how errors and interrupts are shown."""
+"""The command line program `tensorbench`. Collects the commands, and shows errors and interrupts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.cli import list_commands, result_commands, suite_commands, tool_comma
 from bench.cli.options import err
 from bench.machine import interrupts
 
-#: The new names of version 0.1's commands.
+#: Maps the name of a command in version 0.1 to the command that replaced it.
 RENAMED = {
     "ls": "list",
     "methods": "list methods",
@@ -33,8 +33,6 @@ RENAMED = {
 
 
 class _PlainFlags:
-    """Removes the type that help shows beside flags, which take no value."""
-
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             parsed: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
@@ -47,6 +45,7 @@ class _PlainFlags:
     def get_params(self, ctx: Any) -> list[Any]:
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for parameter in parameters:
+            # Help would show a type beside flags, which take no value.
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
         return parameters
@@ -61,7 +60,10 @@ class Group(_PlainFlags, TyperGroup):
 
 
 class Program(Group):
-    """All commands. Shows errors that users can fix without a traceback, unless with --debug."""
+    """The group of all commands. Shows the errors that users can fix without a traceback.
+
+    With `--debug` every error has a traceback.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in RENAMED:
@@ -143,7 +145,7 @@ def _options(
 
 
 def main() -> None:
-    """Runs a command. `bench.__main__` calls it."""
+    """Runs the command that the program's arguments name."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
     # Python crashes if an interrupt arrives while it evaluates a string, such as an annotation here.

@@ -1,4 +1,4 @@
-"""Shows a run at the terminal: the `Audience` that prints, and live progress of the trials."""
+"""Shows at the terminal what a run does, with the live progress of its trials."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from bench.records.record import Progress
 from bench.records.words import Status
 
-#: The terminal width from which a line has room for a long bar and all details of a trial.
+#: On terminals with at least this many columns a trial's line has all details.
 WIDE = 110
-#: The terminal width from which a line has room for more details than the epoch.
+#: On terminals with at least this many columns a trial's line has the loss.
 MEDIUM = 72
 
 
 def worker_lines(console: Console) -> Bars:
-    """Progress with a line for each worker: its trial, shortened to fit, and how far it has come."""
+    """Makes the lines that show the workers: the name of each worker's trial, and how far it has come."""
     return Bars(
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, justify="right")),
@@ -46,9 +46,10 @@ def worker_lines(console: Console) -> Bars:
 
 
 class RunDisplay:
-    """Live progress of a run, one line per worker. Without a terminal, one line per ended trial.
+    """Shows the progress of a run: one line per worker and, when a trial has ended, a line that stays.
 
-    `following` is the work after these trials, expressed as a number of trials of the same duration.
+    If the console is not a terminal, only the lines of ended trials are printed. The remaining time includes
+    the work that follows these trials. `following` is that work, in units of the duration of one trial.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class RunDisplay:
             for row in plan.rows
             for seed, id_ in row.trials.items()
         }
-        #: Each trial's study as text, such as "study 2 of 0–4", by trial id. Empty without studies.
+        #: Maps each trial's id to its study as text, such as "study 2 of 0–4". Empty without studies.
         self._studies = {
             id_: f"study {row.studies.trials[seed].study} of 0–{row.studies.studies - 1}"
             for row in plan.rows
@@ -133,7 +134,6 @@ class RunDisplay:
         return f"{self._done}/{self._total} trials{self._on}" + f", {self._study}" * bool(self._study)
 
     def _show(self, worker: str, what: str, detail: str) -> None:
-        """Updates the line of a worker."""
         if worker not in self._lines:
             self._lines[worker] = self._workers.add_task("", total=None, detail="")
         where = f"[dim]{escape(worker)}[/dim] " if worker else ""
@@ -141,7 +141,6 @@ class RunDisplay:
 
 
 def _which(row: Row, seed: int) -> str:
-    """The seed of a row's trial as text or, in a row with studies, its study and point, counted from 0."""
     if row.studies is None:
         return f"seed {seed}"
     trial = row.studies.trials[seed]
@@ -149,7 +148,6 @@ def _which(row: Row, seed: int) -> str:
 
 
 def _progress_text(progress: Progress, width: int) -> str:
-    """The progress of a running trial, shortened to the width of the terminal."""
     parts = [f"epoch {progress.epoch}", f"{100 * progress.step / progress.steps:.0f}%"]
     if progress.losses and width >= MEDIUM:
         parts.append(f"loss {progress.losses[-1][1]:.3f}")
@@ -183,7 +181,7 @@ def _ended(name: str, event: Event) -> str:
 
 
 class Terminal(Audience):
-    """The audience of a command: prints progress and results on `out`, and notes on `err`."""
+    """Prints the progress and the results of a command on the console `out`, and notes on `err`."""
 
     def __init__(self, out: Console, err: Console) -> None:
         self._out, self._err = out, err

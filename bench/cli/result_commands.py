@@ -1,4 +1,4 @@
-"""The commands on stored results: `show`, `report`, `export`, `verify`, `pack` and `unpack`."""
+"""The commands that read stored results: `show`, `report`, `export`, `verify`, `pack` and `unpack`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from bench.machine.visible import visible
 if TYPE_CHECKING:
     from reports.selection import Selection
 
-#: The exit code of `verify` if nothing is broken but something could not be checked.
+#: The exit code of `verify` if nothing is broken, but something could not be checked.
 NOT_CHECKABLE = 3
 
 
@@ -194,7 +194,6 @@ def _compare(
     thresholds: float | dict[str, float] | None,
     as_json: bool,
 ) -> None:
-    """Prints the changes between two experiments, each given by its store and its name."""
     from bench.cli.comparison import print_comparison
     from reports.compare import compare
 
@@ -208,7 +207,6 @@ def _compare(
 def _compare_peft(
     folders: list[Path], reference: str, target: Path | None, as_json: bool, *, force: bool
 ) -> None:
-    """Prints or writes which differences in peft's comparison exceed the noise of its runs."""
     from bench.machine.outputs import output_folder, replace_files
     from reports.peft_comparison import REFERENCE, as_markdown, compare_peft
     from reports.peft_comparison import as_json as peft_json
@@ -273,7 +271,6 @@ def export(
 
 
 def _export_peft_files(store: str, experiment: str, target: Path, *, force: bool) -> None:
-    """Writes the results of an experiment as files of peft's method_comparison."""
     check_store(store, experiment)
     from bench.machine.outputs import output_folder, replace_files
     from reports.peft_files import peft_files

@@ -1,4 +1,4 @@
-"""Prints tables of results."""
+"""Prints the results of runs, searches and allocations as tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def print_search(console: Console, search: SearchResult, records: Mapping[str, Record]) -> None:
-    """Prints the result of a search: its points, the importance of modes, and the final runs."""
+    """Prints the result of a search: the best points, the importance of modes, and the final runs."""
     states = Counter(trial.state for trial in search.trials)
     console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
     complete = [trial for trial in search.trials if trial.state == PointState.COMPLETE]
@@ -63,12 +63,15 @@ def print_search(console: Console, search: SearchResult, records: Mapping[str, R
 
 
 def _badness(point: SearchPoint, sign: float) -> float:
-    """The number that sorts points from best to worst: the loss, or else the score, negated if needed."""
     return point.loss if point.loss is not None else -sign * (point.value or 0.0)
 
 
 def print_allocation(console: Console, allocation: AllocationResult, records: Mapping[str, Record]) -> None:
-    """Prints the scores of an allocation: one mode varied at a time, isorank to heuristic, final runs."""
+    """Prints the results of a sweep over allocations.
+
+    The first table varies the rank of one mode at a time. The next one goes in steps from equal ranks to the
+    heuristic. Then come the importance of modes and the final runs.
+    """
     heads = (", ".join(allocation.modes), "params", "validation, mean ± 95% t-interval")
     table = plain_table(
         f"{allocation.method} · {allocation.budget}: one mode at a time", "mode", "rank", *heads
@@ -108,7 +111,6 @@ def _print_final(console: Console, search: RankResult, records: Mapping[str, Rec
 
 
 def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
-    """Ranks, parameters and mean score as texts; the mean with a t-interval if enough trials finished."""
     metrics = scores(records, tried.trials.values())
     text = f"{fmean(metrics):.4f}" if metrics else "[red]–[/red]"
     if len(metrics) >= LEAST_SEEDS:
@@ -119,10 +121,10 @@ def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """Prints warnings, then one table for each task and backbone.
+    """Prints the results of a run, with one table for each task and backbone.
 
-    The warnings are about failed baselines, collapsed runs, and tasks on which no adapter beats the converged
-    head.
+    Above the tables it prints whether the reference failed, and on which tasks no adapter beats the converged
+    head. Below them it prints failed and missing trials, and other warnings.
     """
     cells = summary.all_cells
     for sentence in (*summary.failures, *unbeaten(cells)):
@@ -168,11 +170,8 @@ def _seeds(cell: Cell) -> str:
 
 
 def _print_studies(console: Console, summary: Summary) -> None:
-    """Prints scores after k trials of tuning by task and backbone, and the differences over tasks.
-
-    Prints nothing without studies. Scores have an interval from three complete studies that differ; otherwise
-    they are means over each study's trial of lowest validation loss, or –.
-    """
+    # A score has an interval if three complete studies that differ are there. Otherwise it is a mean over the
+    # studies' trials of lowest validation loss, or –.
     if summary.studies is None:
         return
     cells = summary.all_cells
@@ -196,10 +195,6 @@ def _print_studies(console: Console, summary: Summary) -> None:
 
 
 def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
-    """Prints each method's difference from the reference over all tasks, and a summary sentence.
-
-    Methods are grouped in blocks: only those of one budget, metric and recipe are compared.
-    """
     from reports.study_words import answer, in_words
 
     for block in analysis.blocks:
@@ -224,6 +219,6 @@ def _interval(unit: Unit, interval: tuple[float, float] | None) -> str:
 
 
 def _complete(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
-    """The numbers of complete and planned studies as text, in red if all trials of a study failed."""
+    # Red if all trials of a study failed.
     count = complete_studies(studies, kept)
     return f"[red]{count}[/red]" if None in kept.values() else count

@@ -18,14 +18,14 @@ from bench.store.addresses import shown_uri
 from reports.provenance import Provenance
 from reports.stored import CellContents, TrialContents
 
-#: The parts of a trial's configuration to show, by the prefix of their keys.
+#: The sections of a trial's configuration that are shown: the prefixes of their keys.
 PARTS = ("method", "task", "recipe")
 
 COLOURS = {Status.FINISHED: "green", Status.FAILED: "red", Status.RUNNING: "cyan"}
 
 
 def print_trial(console: Console, trial: TrialContents) -> None:
-    """Prints everything about one trial: configuration, results, and their location."""
+    """Prints a stored trial: its identity, its results, its configuration, and where its files are."""
     record = trial.record
     console.print(f"[bold]{escape(record.name)}[/bold]", highlight=False)
     console.print(_grid((*_identity(trial), *_outcome(trial), *_surroundings(trial))), highlight=False)
@@ -35,7 +35,7 @@ def print_trial(console: Console, trial: TrialContents) -> None:
 
 
 def print_cell(console: Console, contents: CellContents) -> None:
-    """Prints a cell of a report's tables, its seeds, and the origin of its numbers."""
+    """Prints a cell of a report: its score, the trial of each seed, and the origin of these numbers."""
     cell = contents.cell
     line = " · ".join((cell.method, cell.budget, cell.task, cell.backbone))
     console.print(f"[bold]{escape(line)}[/bold]", highlight=False)
@@ -93,7 +93,7 @@ def _identity(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _final_ranks(record: Record) -> Iterator[tuple[str, str]]:
-    """The ranks left after training: one line for all modes, and one per projection with a rank per layer."""
+    # One line for all modes and bonds, and one line for each projection that has a rank per layer.
     ranks: Mapping[str, Sequence[int]] = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
     single = [f"{name} {left[0]}" for name, left in ranks.items() if len(left) == 1]
     if single:
@@ -144,7 +144,6 @@ def _outcome(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
-    """The adapter's size and the time of a forward with the adapter, as pairs of heading and text."""
     stored, loaded = trial.measure(Measure.ADAPTER_BYTES), trial.measure(Measure.LOADED_BYTES)
     if stored is not None:
         frozen = "" if loaded is None else f", {loaded:,.0f} in memory including frozen tensors"
@@ -161,7 +160,6 @@ def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
 
 
 def _forgetting(trial: TrialContents) -> str:
-    """The change of the loss on text that no task trains on, as text with both losses."""
     change = trial.measure(Measure.FORGETTING)
     if change is None:
         return "not measured"
@@ -201,10 +199,9 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 
 def _when(milliseconds: int) -> str:
-    """A point in time, in this machine's time zone."""
+    # In this machine's time zone.
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M")
 
 
 def _span(provenance: Provenance) -> str:
-    """The beginning and end of a trial, in this machine's time zone."""
     return _when(provenance.started) + ("" if provenance.ended is None else f" to {_when(provenance.ended)}")

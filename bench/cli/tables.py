@@ -1,4 +1,4 @@
-"""Tables, bars and numbers shared by several listings."""
+"""Tables, progress bars and formatted numbers that several commands print."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from methods.registry import Registry
 if TYPE_CHECKING:
     from reports.study import Cell
 
-#: The past seconds from which the remaining time is estimated. A single step's pace says little.
+#: The remaining time is estimated from the progress in this many past seconds.
 PACE = 300.0
 
 Shown = TypeVar("Shown")
@@ -38,10 +38,11 @@ def plain_table(
     unbroken: Collection[str] = (),
     folded: Collection[str] = (),
 ) -> Table:
-    """A table with these columns. The first and those in `texts` hold text, the others numbers.
+    """Makes an empty table with a column for each heading.
 
-    On a narrow terminal, cells of the columns in `unbroken` stay on one line, and cells of the columns in
-    `folded` continue on the next line instead of being cut.
+    The first column and the columns in `texts` contain text. All other columns contain numbers. If the
+    terminal is narrow, cells of columns in `unbroken` stay on one line, and cells of columns in `folded`
+    continue on the next line. All other cells are shortened.
     """
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
@@ -55,7 +56,10 @@ def plain_table(
 
 
 def fitted(console: Console, table: Table, *spare: str) -> Table:
-    """Drops columns with these headings, in order, until the table fits the terminal."""
+    """Returns the table without some columns, if it is wider than the terminal.
+
+    The columns with the headings `spare` are left out one after the other, until the table fits.
+    """
     for heading in spare:
         if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
             break
@@ -66,7 +70,10 @@ def fitted(console: Console, table: Table, *spare: str) -> Table:
 
 
 class RowTable:
-    """A table of a plan's or a summary's rows, with a heading where the budget changes."""
+    """A table with one line for each method, in groups by budget. It shows a plan's rows or a run's cells.
+
+    `measured` are the headings of further columns.
+    """
 
     def __init__(self, title: str, *measured: str) -> None:
         numbers = ("params", "% LoRA", "budget", *measured)
@@ -101,7 +108,10 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
 
 
 def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
-    """Yields the result of `show` for every registered name. Skips broken plug-ins with a warning."""
+    """Calls `show` with each name of a registry and the class or object of that name, and yields the results.
+
+    A plug-in for which this fails is skipped with a warning.
+    """
     for name, target in registry.available():
         try:
             with registry.blaming(name):
@@ -117,7 +127,7 @@ def joined(numbers: Iterable[int]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Formats seconds by the two largest units: hours and minutes, minutes and seconds, or seconds."""
+    """Formats a number of seconds, as in `2 h 05 m`, `3 m 20 s` or `7 s`."""
     rounded = round(seconds)
     if rounded >= 3600:
         return f"{rounded // 3600} h {rounded // 60 % 60:02} m"
@@ -125,7 +135,7 @@ def duration(seconds: float) -> str:
 
 
 class TimeLeft(ProgressColumn):
-    """The remaining time at the pace so far."""
+    """A column with the remaining time, as in `3 m 20 s left`."""
 
     def render(self, task: Task) -> Text:
         seconds = None if task.finished else task.time_remaining
@@ -133,7 +143,7 @@ class TimeLeft(ProgressColumn):
 
 
 def progress_bars(console: Console) -> Bars:
-    """Lines with description, bar and time left, as wide as the terminal. Empty without a terminal."""
+    """Makes progress bars with a description and the remaining time. Nothing is shown without a terminal."""
     return Bars(
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=console.width // 3),

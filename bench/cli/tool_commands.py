@@ -1,4 +1,4 @@
-"""The commands of `tools`: speed, redundancy, the site of published results, and downloads."""
+"""The commands `tools perf`, `tools redundancy`, `tools site` and `tools fetch`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bench.cli.options import (
 )
 from bench.machine.memory import MIB
 
-#: The least number of rounds of `perf`, whatever their duration, since an interval needs some.
+#: `perf` measures at least this many rounds, however long they take, since an interval needs some.
 FEWEST_ROUNDS = 3
 
 TimedBackbone = Annotated[

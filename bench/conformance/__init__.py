@@ -1,8 +1,7 @@
 """The conformance checks that every method, task and backbone must pass, including those of plug-ins.
 
-Checks of methods need no network; checks of a task read its examples, and of a backbone load its weights.
-
-In the tests of a plug-in:
+Checks of methods need no network. Checks of a task read its examples, and checks of a backbone load its
+weights. At the terminal, `tensorbench check NAME` runs the checks. The tests of a plug-in run them like this:
 
     from bench.conformance import Case, check_case, conformance_cases
 
@@ -10,13 +9,18 @@ In the tests of a plug-in:
     def test_conformance(case: Case) -> None:
         check_case(case)
 
-A case is one check of one method on one tiny random backbone. The methods are the class's `presets`, and on
-BERT variants that show every pair of options (without compiling). Presets run on every kind of backbone for
-checks that involve the backbone's modules: merging, detaching, training, storing. Checks that depend on the
-method alone (its count, gradients, seeds) run on BERT; `backbones=["vit"]` runs all of them there. Presets
-also run on two decoders, with shared heads, another head size and a gated MLP, for checks that depend on
-shapes. A check that does not apply to a method is skipped with its reason. At the terminal: `tensorbench
-check NAME`, for a method, a task or a backbone.
+A case is one check of one method on one tiny random backbone. By default the following cases run:
+
+- Checks that involve the backbone's modules (merging, detaching, training, storing) run for the presets of
+  the method's class on every kind of backbone.
+- Checks that depend on the method alone (its count, gradients, seeds) run for the presets on BERT. With
+  `backbones=["vit"]` everything runs on ViT.
+- Checks that depend on shapes also run for the presets on two decoders. These have shared heads and a gated
+  MLP, and one has a head size of its own.
+- All of these checks but compiling run on BERT for further variants of the method, in which every pair of
+  options occurs.
+
+A check that does not apply to a method is skipped with a reason.
 """
 
 from bench.conformance.backbones import check_backbone, check_kind

@@ -1,4 +1,4 @@
-"""Checks of a loaded backbone, alone and with methods on it."""
+"""The conformance checks of a backbone, alone and with methods attached."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from bench.inputs import TextInput
 from methods import Method, create
 from methods.backbone import Site
 
-#: A method with matrices, and one with a tensor over the whole model.
+#: The methods that are attached to a backbone: one with matrices, one with a tensor over the whole model.
 ATTACHED: tuple[Method, ...] = (
     create("lora", rank=2),
     create("tenslora", variant="att_qkv_depth").isorank(2),
 )
 
-#: The checks of methods that involve the backbone's modules. `start` is left out, since it demands deltas
-#: closer to zero than the rounding of real weights.
+#: The names of the checks of methods that involve the backbone's modules. `start` is left out. It demands
+#: updates so close to zero that the rounding of real weights would fail it.
 BACKBONE_CHECKS = ("training", "merge", "detach", "interruption", "transients", "state")
 
 
 def check_backbone(name: str) -> list[Finding]:
-    """Loads a registered backbone, downloading it if necessary, and runs two methods on it.
+    """Checks a registered backbone alone and with two methods. Downloads its weights if necessary.
 
-    Raises UserError for an unknown name, and for a backbone that cannot be described or loaded.
+    Raises UserError if the name is unknown, and if the backbone cannot be described or loaded.
     """
     BACKBONES.get(name)
     return _check(name, partial(describe, name), partial(load, name), ATTACHED)
 
 
 def check_kind(kind: BackboneKind, methods: Sequence[Method] = ATTACHED) -> list[Finding]:
-    """Runs the checks for a kind of backbone on a small random model. Downloads nothing."""
+    """Checks a small random backbone of a kind, alone and with these methods. Downloads nothing."""
     entry = tiny(kind)
     return _check(entry.name, partial(entry.describe, None), partial(load_tiny, kind), methods)
 
@@ -83,7 +83,6 @@ def _check(
 
 
 def _described(name: str, info: BackboneInfo, second: BackboneInfo, backbone: LoadedBackbone) -> str:
-    """`describe` is repeatable, and `load` returns what it describes."""
     expect(info.name == name, f"describe() calls it '{info.name}', it is registered as '{name}'")
     expect(second == info, "asked twice, describe() says something else")
     expect(backbone.info == info, "load() gives a backbone with another description than describe()")
@@ -93,12 +92,10 @@ def _described(name: str, info: BackboneInfo, second: BackboneInfo, backbone: Lo
 
 
 def _loaded_again(second: LoadedBackbone, backbone: LoadedBackbone) -> None:
-    """The weights are equal at every load."""
     expect(second.fingerprint() == backbone.fingerprint(), "loaded twice, its weights are others")
 
 
 def _frozen(backbone: LoadedBackbone) -> str:
-    """The encoder is on the CPU, in float32, frozen and in eval mode."""
     encoder = backbone.module.encoder
     for name, parameter in encoder.named_parameters():
         expect(parameter.device.type == "cpu", f"{name} is on {parameter.device}, not on the CPU")
@@ -110,7 +107,7 @@ def _frozen(backbone: LoadedBackbone) -> str:
 
 
 def _head(backbone: LoadedBackbone) -> None:
-    """`reset` draws the complete head from the generator alone and leaves the encoder unchanged."""
+    # `reset` should draw the complete head from its generator alone, and leave the encoder unchanged.
     before = backbone.fingerprint()
     heads = []
     for seed, ambient in ((2, 0), (2, 1), (3, 1)):
@@ -134,14 +131,13 @@ def _head(backbone: LoadedBackbone) -> None:
 
 
 def _tokenizer(text_input: TextInput, loaded: list[Any]) -> None:
-    """The tokenizer loads and can pad. Appends it to `loaded`."""
     tokenizer = text_input.load_tokenizer()
     expect(tokenizer.pad_token_id is not None, "it has no padding token, so that texts cannot be batched")
     loaded.append(tokenizer)
 
 
 def _sites(subject: LoadedSubject) -> str:
-    """Every site runs in a forward, so that an adapter there has an effect."""
+    # An adapter has an effect only at a site that runs in a forward pass.
     backbone = subject.backbone()
     run: set[Site] = set()
     sites = backbone.geometry.sites(backbone.projections)
@@ -155,7 +151,6 @@ def _sites(subject: LoadedSubject) -> str:
 
 
 def _forward(subject: LoadedSubject) -> None:
-    """Logits are finite and of the right shape, and no forward changes the encoder."""
     backbone, batch = subject.backbone(), subject.batch()
     before = snapshot(backbone)
     logits: Tensor = outputs(backbone, batch)

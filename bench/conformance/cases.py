@@ -1,4 +1,4 @@
-"""Cases: one check of one method on one backbone, and their results."""
+"""The conformance checks of methods: makes and runs cases, each of one check, one method and one backbone."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ class Case:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of a case. `message` is the reason of a failure or a skip, or a remark."""
+    """The result of a case.
 
+    `message` is the reason of a failure, the reason why the check does not apply, or a remark.
+    """
+
+    #: The label of the method.
     preset: str
     backbone: BackboneKind
     check: str
@@ -48,14 +52,20 @@ def conformance_cases(
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a method: its presets on every backbone, and `variations` on the first.
+    """Makes the cases of a method: its presets on every backbone, and its `variations` on the first.
 
-    Default `backbones` are `BACKBONES`; presets also run on `DECODERS` for checks that depend on shapes. A
-    check that is not `on_each` runs on the first backbone only. `Method` objects are their own presets,
-    without variations. `checks` selects by name from `CHECKS`; None selects those that run by default. Slow
-    checks (compiling) run for presets only. `quick` leaves out variations and, unless `checks` names them,
-    slow checks. Raises UserError if the name of the method or of a check is unknown, or if the method's
-    plug-in fails to import.
+    Args:
+        method: The registered name of a method, or its class. If it is one or more `Method` objects, these
+            are the presets, and there are no variations.
+        backbones: The kinds of backbones. None: `BACKBONES`, and `DECODERS` for presets in checks that depend
+            on shapes. A check that is not `on_each` runs on the first kind only.
+        checks: The names of checks in `CHECKS`. None: those that run by default. Slow checks (compiling) run
+            for presets only.
+        quick: Whether to leave out variations, and slow checks that `checks` does not name.
+
+    Raises:
+        UserError: if the name of a method or of a check is unknown, or if the method's plug-in fails to
+            import.
     """
     varied: Sequence[Method] = ()
     if isinstance(method, str | type):
@@ -89,11 +99,11 @@ def conformance_cases(
 
 
 def variations(presets: Sequence[Method]) -> list[Method]:
-    """Variants of the first preset that, with the presets, show every possible pair of option values.
+    """Makes variants of the first preset, so that every pair of option values occurs in a variant or preset.
 
-    Options are the fields with a fixed set of values (Literal, bool), except `shared_heads` and those in
-    `unvaried`. Combinations are left out if the method refuses them, if an option has no effect in them, or
-    if they equal a preset.
+    Options are the fields of types `Literal` and `bool`, except `shared_heads` and the fields in the method's
+    `unvaried`. A combination of values is left out if the method refuses it, if an option has no effect in
+    it, or if it equals a preset.
     """
     base = presets[0]
     # The first backbone's geometry has no shared heads.
@@ -150,17 +160,17 @@ def _sized(template: Method) -> Method:
 
 
 def check_case(case: Case) -> str:
-    """Runs one case and returns its remark, if any.
+    """Runs a case and returns the remark of its check. Empty without a remark.
 
-    Raises AssertionError if the method is wrong, any error that the method raised, and NotApplicable (a skip
-    in pytest) if the check does not apply. torch's random state is restored.
+    Raises AssertionError if the method fails the check, and NotApplicable if the check does not apply, which
+    pytest shows as skipped. Errors of the method are raised unchanged. torch's random state is restored.
     """
     with undisturbed():
         return CHECKS[case.check].run(Subject(case.method, case.backbone)) or ""
 
 
 def run_case(case: Case) -> CheckResult:
-    """Runs one case and returns its result. Errors of the method become failures."""
+    """Runs a case and returns its result. If the case raises an error, the result is a failure."""
     began = time.perf_counter()
     finding = judge(case.check, lambda: check_case(case))
     seconds = time.perf_counter() - began
@@ -174,7 +184,7 @@ def run_checks(
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[CheckResult]:
-    """Runs the cases of `conformance_cases` and returns their results."""
+    """Runs the cases that `conformance_cases` makes of these arguments, and returns their results."""
     return [
         run_case(case) for case in conformance_cases(method, backbones=backbones, checks=checks, quick=quick)
     ]

@@ -1,4 +1,4 @@
-"""Results of checks, and the isolated torch state in which checks run."""
+"""Runs checks without effects on torch's state, and records their results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Status = Literal["passed", "failed", "not applicable"]
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check. `message` is the reason of a failure or a skip, or a remark."""
+    """The result of a check.
+
+    `message` is the reason of a failure, the reason why the check does not apply, or a remark.
+    """
 
     check: str
     status: Status
@@ -25,7 +28,7 @@ class Finding:
 
 
 def judge(check: str, run: Callable[[], str | None]) -> Finding:
-    """Runs a check and returns its result. Errors of the checked object become failures."""
+    """Runs a check and returns its result. If the check raises an error, the result is a failure."""
     try:
         return Finding(check, "passed", run() or "")
     except NotApplicable as reason:
@@ -38,7 +41,10 @@ def judge(check: str, run: Callable[[], str | None]) -> Finding:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Context in which torch has one thread and its own random state; both are restored."""
+    """Context in which torch uses one thread and starts from random seed 0.
+
+    The number of threads and the random state are restored at the end.
+    """
     threads = torch.get_num_threads()
     # Several threads make such small tensors many times slower if other processes run.
     torch.set_num_threads(1)

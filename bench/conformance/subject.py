@@ -1,4 +1,4 @@
-"""Subjects of checks: a method on a private copy of a tiny random backbone."""
+"""Gives each check of a method its own copy of a tiny random backbone. Also compares tensors for checks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from methods.backbone import Geometry, Site
 from methods.base import Method
 from methods.errors import UserError
 
-#: Head size and numbers of heads, layers and projections all differ. The MLP is cut into four squares.
+#: The geometry of most tiny backbones. Its head size and its numbers of heads, layers and projections all
+#: differ. The MLP is four times as wide as the hidden size.
 GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
 
-#: Shapes of decoders, with shared key and value heads and a gated MLP whose width is no multiple of the
-#: hidden size. In the second, all heads together are wider than the hidden size.
+#: Two geometries of decoders. Query heads share key and value heads, and the MLP is gated. Its width is no
+#: multiple of the hidden size. In OWN_HEAD_SIZE, all heads together are wider than the hidden size.
 SHARED_HEADS = Geometry(hidden=36, heads=9, layers=2, mlp=60, kv_heads=3, gated=True)
 OWN_HEAD_SIZE = Geometry(hidden=24, heads=6, layers=2, mlp=60, kv_heads=2, head_size=6, gated=True)
 
-#: Shapes of T5's encoders, with both designs of the MLP and as many key and value heads as query heads.
+#: Two geometries of T5's encoders, with a plain and with a gated MLP.
 PLAIN_T5 = Geometry(hidden=24, heads=3, layers=2, mlp=96, head_size=6)
 GATED_T5 = Geometry(hidden=24, heads=3, layers=2, mlp=60, head_size=10, gated=True)
 
+#: The geometry of the tiny backbone of each kind. Other kinds have `GEOMETRY`.
 GEOMETRIES: dict[BackboneKind, Geometry] = {
     "t5": PLAIN_T5,
     "mt5": GATED_T5,
@@ -40,26 +42,28 @@ GEOMETRIES: dict[BackboneKind, Geometry] = {
     **dict.fromkeys(("qwen3", "gemma", "gemma2", "gemma3_text"), OWN_HEAD_SIZE),
 }
 
-#: The backbones for all checks. Checks that depend on the method alone run on the first only.
+#: The kinds of backbones on which checks run. Checks that depend on the method alone run on the first only.
 BACKBONES: tuple[BackboneKind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
 
-#: Decoders, which have unequal shapes. Presets run on them for checks that depend on shapes.
+#: The kinds of decoders on which checks that depend on shapes run as well. Their projections have unequal
+#: shapes.
 DECODERS: tuple[BackboneKind, ...] = ("llama", "qwen3")
 
+#: The number of classes of the head.
 CLASSES = 3
 
-#: A rank above the numbers of heads and layers in `GEOMETRY`, so that it exceeds these modes.
+#: The rank of methods in checks. It is larger than the modes of heads and of layers in `GEOMETRY`.
 RANK = 4
 
 Gradients = dict[str, Tensor | None]
 
 
 class CheckFailed(AssertionError):  # noqa: N818 - reads as the outcome that it is
-    """The method violates the interface."""
+    """Raised by a check if the method does not do what its interface promises."""
 
 
 class NotApplicable(unittest.SkipTest):
-    """The check does not apply to this method, for the reason in the message. pytest skips the test."""
+    """Raised by a check that does not apply to the method, with the reason. pytest then skips the test."""
 
 
 def expect(condition: bool, message: str) -> None:
@@ -70,7 +74,7 @@ def expect(condition: bool, message: str) -> None:
 def expect_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     """Raises CheckFailed if shapes differ, `actual` is not finite, or a difference exceeds `tolerance`.
 
-    Differences are relative to the largest expected entry, or absolute if that is below one.
+    Differences are divided by the largest absolute value in `expected` if that is above one.
     """
     shapes = tuple(actual.shape), tuple(expected.shape)
     expect(shapes[0] == shapes[1], f"{what}: shape {shapes[0]}, not {shapes[1]}")
@@ -82,7 +86,7 @@ def expect_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) 
 
 
 def expect_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raises CheckFailed unless both states are equal bit for bit."""
+    """Raises CheckFailed unless both have the same names, and tensors that are equal bit for bit."""
     expect(list(actual) == list(expected), f"{what}: names differ: {sorted(set(actual) ^ set(expected))[:4]}")
     for name, tensor in expected.items():
         expect(same_bits(actual[name], tensor), f"{what}: {name} differs")
@@ -93,16 +97,19 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone:
-    """A random backbone of a kind, for 16 tokens or images of 16 pixels.
+    """Describes a tiny backbone of a kind, for 16 tokens or images of 16 × 16 pixels.
 
-    By default, its geometry is that of its kind in `GEOMETRIES`, or else `GEOMETRY`.
+    By default its geometry is that of the kind in `GEOMETRIES`, or else `GEOMETRY`.
     """
     geometry = geometry or GEOMETRIES.get(kind, GEOMETRY)
     return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
 
 
 def load_tiny(kind: BackboneKind, geometry: Geometry | None = None) -> LoadedBackbone:
-    """Loads a tiny backbone of a kind with every weight random, biases and norms too. Equal every time."""
+    """Loads a tiny backbone of a kind. All its weights are random, also biases and norms.
+
+    The weights are the same at every call.
+    """
     backbone = tiny(kind, geometry).load(None)
     draws = torch.Generator().manual_seed(1)
     # A fresh model has zero biases and nearly equal logits, which would hide mistakes.
@@ -117,7 +124,10 @@ _pristine = cache(load_tiny)
 
 @dataclass(frozen=True)
 class Subject:
-    """A sized method and the backbones on which it is checked. Backbones and batches are on `device`."""
+    """A method with ranks, and the kind of backbone on which it is checked.
+
+    Backbones and batches are on `device`.
+    """
 
     method: Method
     kind: BackboneKind
@@ -126,7 +136,7 @@ class Subject:
     def backbone(
         self, dtype: torch.dtype = torch.float32, geometry: Geometry | None = None
     ) -> LoadedBackbone:
-        """A private copy of the backbone, unaffected by other checks."""
+        """Makes a copy of the backbone that no other check has changed."""
         backbone = copy.deepcopy(self._original(geometry))
         backbone.reset(CLASSES, torch.Generator().manual_seed(2))
         with torch.no_grad():
@@ -153,7 +163,10 @@ class Subject:
         backbone: LoadedBackbone | None = None,
         method: Method | None = None,
     ) -> tuple[LoadedBackbone, Adapter]:
-        """An attached adapter with parameters moved from their start, so that its update is not zero."""
+        """Attaches the method, and adds noise to the adapter's parameters so that its update is not zero.
+
+        Returns the backbone and the adapter.
+        """
         backbone = backbone or self.backbone(dtype)
         adapter = self.attach(backbone, method=method)
         scatter(adapter)
@@ -161,7 +174,7 @@ class Subject:
 
     @property
     def geometry(self) -> Geometry:
-        """The backbone's own geometry, including the size of its encoder."""
+        """The geometry of the tiny backbone."""
         return self._original().geometry
 
     @property
@@ -170,7 +183,7 @@ class Subject:
         return self.method.count(self.geometry) > 0
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
-        """A batch of three examples. The last text is padded."""
+        """Makes a batch of three examples. If they are texts, the last one is padded."""
         draws = torch.Generator().manual_seed(seed)
         if isinstance(self._original().info.input, TextInput):
             ids = torch.randint(4, 200, (3, 6), generator=draws)
@@ -182,7 +195,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class LoadedSubject(Subject):
-    """A sized method on a backbone as loaded, of any shape. `tokenizer` belongs to a text backbone."""
+    """A method with ranks, and a loaded backbone of any size on which it is checked.
+
+    `tokenizer` is needed if the backbone reads texts.
+    """
 
     loaded: LoadedBackbone
     tokenizer: Any = None
@@ -191,7 +207,7 @@ class LoadedSubject(Subject):
         return self.loaded
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
-        """A batch of three examples: images of noise, or texts of numbers with the last one padded."""
+        # Images of noise, or texts of numbers.
         draws = torch.Generator().manual_seed(seed)
         model_input = self.loaded.info.input
         if isinstance(model_input, ImageInput):
@@ -217,7 +233,7 @@ def scatter(adapter: Adapter, amount: float = 0.1, seed: int = 5) -> None:
 
 @torch.no_grad()
 def outputs(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> Tensor:
-    """Returns the logits of a batch in eval mode."""
+    """Computes the logits of a batch in eval mode."""
     backbone.module.eval()
     return backbone.module(**batch)
 
@@ -229,13 +245,16 @@ def loss(logits: Tensor) -> Tensor:
 
 
 def trained(adapter: Adapter, backbone: LoadedBackbone) -> dict[str, nn.Parameter]:
-    """Adapter and head parameters, by name."""
+    """Maps names to the parameters of the adapter and of the head."""
     head = {f"head.{name}": parameter for name, parameter in backbone.head.named_parameters()}
     return {**adapter.named_parameters(), **head}
 
 
 def gradients(adapter: Adapter, backbone: LoadedBackbone, logits: Tensor) -> Gradients:
-    """The loss's gradients for adapter and head, by name. The parameters' `.grad` is None afterwards."""
+    """Maps the names of the adapter's and the head's parameters to the gradients of `loss(logits)`.
+
+    Afterwards the `.grad` of every parameter is None.
+    """
     parameters = trained(adapter, backbone)
     loss(logits).backward()
     collected = {name: parameter.grad for name, parameter in parameters.items()}
@@ -256,7 +275,7 @@ def expect_same_gradients(actual: Gradients, expected: Gradients, tolerance: flo
 
 
 def snapshot(backbone: LoadedBackbone) -> dict[str, Tensor]:
-    """Copies all parameters and buffers, including the head's."""
+    """Copies all parameters and buffers of a backbone and its head."""
     module = backbone.module
     return {
         name: tensor.detach().clone()
@@ -269,7 +288,10 @@ def sites_of(method: Method, geometry: Geometry = GEOMETRY) -> set[Site]:
 
 
 def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:
-    """Dotted paths at which modules and adapter hold tensors other than parameters and buffers."""
+    """The attributes of adapter and modules that hold a tensor which is neither a parameter nor a buffer.
+
+    They are given as dotted paths, such as `adapter.cache.0`.
+    """
     lasting = {id(tensor) for tensor in (*backbone.module.parameters(), *backbone.module.buffers())}
     lasting |= {id(parameter) for parameter in adapter.named_parameters().values()}
     places: set[str] = set()

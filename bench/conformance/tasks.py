@@ -1,4 +1,4 @@
-"""Checks of a task on its real examples."""
+"""The conformance checks of a task, on its real examples."""
 
 from __future__ import annotations
 
@@ -20,20 +20,17 @@ from bench.tasks.task import Examples
 
 @dataclass(frozen=True)
 class _Read:
-    """A task's examples, a hash per example that is equal for duplicates, and the inputs themselves.
-
-    For images, the inputs are replaced by the hashes.
-    """
-
     examples: Examples
+    #: A hash of each example's input. Duplicates have equal hashes.
     contents: list[bytes]
+    #: The inputs themselves if they are texts. The hashes if they are images.
     exact: list[Any]
 
 
 def check_task(name: str) -> list[Finding]:
-    """Reads a task's examples twice and deals them into splits.
+    """Checks a task: reads its examples twice, and divides them into splits.
 
-    Raises UserError for an unknown name, and for a task with missing declarations.
+    Raises UserError if the name is unknown, and if the task lacks a declaration.
     """
     task: Task = TASKS.get(name)
     read: list[_Read] = []

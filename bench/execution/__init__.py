@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from bench.execution.place import Place
     from methods.registry import Registry
 
-#: The built-in executors by name: the class, and its description in `--help`. Plug-ins register a class in
-#: the entry-point group `tensorbench.executors`.
+#: Maps the name of each built-in executor to its class and its description in `--help`. Plug-ins register a
+#: class in the entry-point group `tensorbench.executors`.
 EXECUTORS = {
     "inline": ("bench.execution.inline:Inline", "this process"),
     "local": ("bench.execution.local:Local", "processes of this machine"),
     "ray": ("bench.execution.ray:RayCluster", "a cluster"),
 }
 
-#: The fields of a place that only some executors support.
+#: The fields of `Place` that only some executors support.
 OPTIONS = ("workers", "slots_per_device", "ray_address", "worker_memory")
 
 
@@ -44,10 +44,10 @@ def executors() -> Registry:
 
 
 def make_executor(place: Place) -> Executor:
-    """Makes the executor for a place. The caller must enter it.
+    """Makes the executor that a place names. The caller must use it in a `with` statement.
 
-    Raises UserError for an unknown executor, for an option that the executor does not support, and as
-    `Executor.open` does.
+    Raises UserError for an unknown executor, and for an option that the executor does not support. Also
+    raises the errors of `Executor.open`.
     """
     from methods.errors import UserError
 

@@ -1,7 +1,8 @@
-"""Drives trials through an executor into the store: claims, starts, results, losses, outages.
+"""The driver: claims trials in the store, hands them to an executor, and stores their results.
 
-Only the driver writes to the store; an executor runs trials and reports events. So all executors give the
-same guarantees, and workers need neither the store nor its address.
+The driver also runs lost trials again and bridges outages of the store. Only the driver writes to the store.
+Executors only run trials and report events. So results are stored in the same way with every executor, and
+workers need neither the store nor its address.
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ Answer = TypeVar("Answer")
 #: Seconds between two reads of other drivers' claims, and between two calls to an unreachable store.
 LOOK = 2.0
 
-#: Seconds by which clocks of machines may differ before a driver claims trials that another one settled.
+#: The largest expected difference between the clocks of two machines, in seconds.
 SKEW = 10.0
 
-#: Seconds that an idle driver waits for a server that does not answer, and for a SQLite file that cannot be
-#: used, for instance because another process has locked it.
+#: Seconds that an idle driver waits for a server that does not answer (PATIENCE), or for a SQLite file that
+#: cannot be used (FILE_PATIENCE), for instance because another process has locked it.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
 
-#: Automatic further attempts at a trial that was lost with its worker or node. Failures of the trial itself,
-#: including `out of memory`, would recur and are retried on request only.
+#: The number of automatic further attempts at a trial that was lost with its worker or node. A trial that
+#: failed by itself, for instance because memory ran out, would fail again. It is retried on request only.
 TIMES = 2
-#: Seconds before the first further attempt, and the factor by which each delay exceeds the previous one.
+#: WAIT is the number of seconds before the first further attempt. Each later delay is GROWTH times as long as
+#: the delay before.
 WAIT, GROWTH = 2.0, 10.0
 
 
 def patiently(store: Store, ask: Callable[[], Answer]) -> Answer:
-    """Calls `ask`, which reads the store. Repeats it in an outage of the store until it succeeds.
+    """Returns the answer of `ask`, which reads the store. During an outage it is called again and again.
 
     Raises StoreError if the outage lasts too long, and at once if the store refuses the request.
     """
@@ -70,12 +72,12 @@ def _patience(store: Store) -> float:
 
 
 def failures(records: Iterable[Record]) -> dict[str, str]:
-    """The run id of each failed trial, by trial id."""
+    """Maps the id of each failed trial to the id of its failed run."""
     return {id_: record.run_id for id_, record in latest(records).items() if record.status == Status.FAILED}
 
 
 def pending(plan: Plan, records: Iterable[Record]) -> list[Trial]:
-    """The plan's trials without a result, in the plan's order. A failure counts as a result."""
+    """The plan's trials that have neither finished nor failed, in the plan's order."""
     settled = {id_ for id_, record in latest(records).items() if record.decided}
     return [trial for trial in plan.trials if trial.id not in settled]
 
@@ -92,14 +94,22 @@ def execute(
     retried: Mapping[str, str] = {},
     records: Iterable[Record] | None = None,
 ) -> None:
-    """Runs and stores the trials. Returns when all are settled, by this driver or another.
+    """Runs trials of a plan and stores their results.
 
-    `plan` has the rows of the trials, and `records` are those of the store, read here if None. Runs are
-    nested under the run `parent`, by default the suite's, and get `tags`. `retried` maps trial ids to runs
-    whose results do not count, such as failures to retry. `notify` is called with every event, and may raise
-    Pruned on a progress event. An interrupt ends the running trials and marks their runs as killed. Raises
-    StoreError if an outage of the store does not end; records of trials that ended meanwhile are then in the
-    outbox.
+    Returns when all `trials` are settled. Other drivers may run some of them. An interrupt ends the running
+    trials and marks their runs as killed.
+
+    Args:
+        plan: The plan with the rows of the trials.
+        notify: Called with every event. May raise Pruned on a progress event, which prunes the trial.
+        parent: The id of the MLflow run under which the trials' runs are nested. None: the suite's run.
+        tags: Tags for every trial's run.
+        retried: Maps trial ids to runs whose results do not count, such as failures to retry.
+        records: The records of the store. None: they are read from the store.
+
+    Raises:
+        StoreError: if an outage of the store does not end. The records of trials that ended during the outage
+            are then in the outbox.
     """
     with nullcontext(parent) if parent else suite_run(session, plan) as run_id:
         records = session.store.records() if records is None else list(records)
@@ -107,7 +117,7 @@ def execute(
 
 
 class Retries:
-    """The lost trials that one driver retries, with the times of their next attempts."""
+    """Decides whether and when a driver runs lost trials again."""
 
     def __init__(self) -> None:
         self._lost: Counter[str] = Counter()
@@ -115,7 +125,7 @@ class Retries:
         self._due: dict[str, float] = {}
 
     def another(self, trial: str) -> bool:
-        """Counts a loss of the trial. Returns whether it is retried (once it is `due`)."""
+        """Counts a loss of the trial and returns whether to run the trial again, as soon as it is `due`."""
         self._lost[trial] += 1
         if self._lost[trial] > TIMES:
             return False
@@ -123,7 +133,7 @@ class Retries:
         return True
 
     def due(self, trial: str) -> bool:
-        """Whether a trial may run now."""
+        """Whether the delay before the trial's next attempt is over. True for trials that were never lost."""
         return time.monotonic() >= self._due.get(trial, 0.0)
 
 
@@ -154,14 +164,14 @@ class _Driving:
         self.queue = longest_first(plan, trials, records) if executor.slots > 1 else list(trials)
         self.limits = Limits(plan.suite.trial_timeout, plan, records)
         self.running: dict[str, TrialRun] = {}
-        #: Ended trials whose records are still in the outbox, or whose claims are not settled.
+        #: Ended trials whose records still wait in the outbox, or whose claims have not been released.
         self.unsent: dict[str, TrialRun] = {}
         self.retries = Retries()
-        #: How often a reachable store has failed to take a run's record, by run id.
+        #: By run id: how many times the store could be reached but failed to store the run's record.
         self.strikes: Counter[str] = Counter()
         #: The monotonic time of the last read of other drivers' claims.
         self.looked = -LOOK
-        #: The time of the last read of other drivers' results, in seconds since the epoch.
+        #: The time when other drivers' results were last read, in seconds since the epoch.
         self.refreshed = max((record.ended or 0 for record in records), default=0) / 1000
         #: The monotonic time at which the current outage began. None without an outage.
         self.away_since: float | None = None
@@ -189,7 +199,7 @@ class _Driving:
             self._write(run.flush if run.ended else run.kill)
 
     def _write(self, write: Callable[[], object]) -> bool:
-        """Writes to the store unless it is unreachable. Returns whether the write succeeded."""
+        """Calls `write` unless the store is unreachable. Returns whether the write succeeded."""
         if not self.store.online:
             return False
         try:
@@ -206,7 +216,7 @@ class _Driving:
         self.away_since = self.away_since or time.monotonic()
 
     def _caught_up(self) -> bool:
-        """Sends the waiting records. Returns whether none is left."""
+        """Sends the waiting records. Returns whether all could be sent."""
         for trial, run in list(self.unsent.items()):
             if not self._deliver(run, run.flush):
                 return False
@@ -221,28 +231,24 @@ class _Driving:
         return True
 
     def _tell(self, write: Callable[[], object]) -> None:
-        """Calls `write`, which sends news of a running trial. Unsent news is kept for later.
-
-        If the store refuses the write, for instance to a deleted run, it will also refuse the trial's record,
-        where the error is handled.
-        """
         try:
             write()
         except StoreError as error:
+            # A store that refuses, for instance because the run was deleted, will also refuse the trial's
+            # record, where the error is handled.
             if not isinstance(error, StoreRefusedError):
                 self._away(error)
 
     def _deliver(self, run: TrialRun, send: Callable[[], bool]) -> bool:
-        """Sends a record by `send`. Returns False if it has to wait.
+        """Calls `send`, which sends a run's record. Returns False if the record has to wait.
 
-        A record refused, or failing repeatedly, is put aside. Raises StoreError if a record could not even
-        be kept on disk.
+        A record that the store refuses, or repeatedly fails to store, is put aside. Raises StoreError if the
+        record could not be written to disk either.
         """
         try:
             return send()
         except StoreError as error:
             if not run.ended:
-                # The record could not be written to this machine's disk either.
                 raise
             self.strikes[run.run_id] += isinstance(error, StoreFailedError)
             if isinstance(error, StoreRefusedError) or self.strikes[run.run_id] == STRIKES:
@@ -253,7 +259,6 @@ class _Driving:
         return True
 
     def _fill(self) -> None:
-        """Claims and submits trials while there are free slots."""
         if not (self.queue and self.executor.free) or time.monotonic() < self.looked + LOOK:
             return
         try:
@@ -276,10 +281,8 @@ class _Driving:
             self._away(error)
 
     def _drop_settled(self, taken: Mapping[str, tuple[int, str]]) -> None:
-        """Drops queued trials that other drivers have settled recently, without claiming each of them.
-
-        If clocks differ, a settled trial may stay in the queue; claiming it shows that it is settled.
-        """
+        # This only saves claims. A settled trial may stay in the queue, for instance because clocks differ by
+        # more than SKEW. Then its settlement shows when the trial is claimed.
         now = time.time()
         if now < self.refreshed + LOOK:
             return
@@ -293,7 +296,6 @@ class _Driving:
             self.notify(Event(trial, "elsewhere"))
 
     def _settles(self, record: Record) -> bool:
-        """Whether a record is the result of its trial: finished or failed, and not to be retried."""
         return record.decided and record.run_id != self.retried.get(record.trial_id)
 
     def _begin(self, trial: Trial) -> None:
@@ -314,7 +316,6 @@ class _Driving:
         self.executor.submit(trial, self.limits.seconds(trial))
 
     def _receive(self, event: Event) -> None:
-        """Stores what an event reports, and passes the event to `notify`."""
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
             config = trial.model_dump(mode="json", exclude_none=True)
@@ -326,7 +327,6 @@ class _Driving:
         self.notify(event)
 
     def _start(self, event: Event) -> Start:
-        """The origin of a starting trial: texts of suite and lock, library versions, seeds of streams."""
         suite, trial = self.plan.suite, event.trial
         split = trial.task.split_seed(trial.seed)
         return Start(
@@ -351,7 +351,7 @@ class _Driving:
         self.looked = -LOOK
 
     def _wait(self) -> None:
-        """Waits while nothing runs here, for the end of an outage or for trials of other drivers.
+        """Waits for the end of an outage, or for trials of other drivers. Called while no own trial runs.
 
         Raises StoreError if an outage lasts too long.
         """

@@ -1,4 +1,7 @@
-"""Estimates the time, memory and disk of trials, to order them and to refuse too large ones."""
+"""Estimates the time, memory and disk space that trials need.
+
+The estimates decide the order of trials, and refuse trials that do not fit on this machine.
+"""
 
 from __future__ import annotations
 
@@ -31,30 +34,30 @@ if TYPE_CHECKING:
 #: The assumed number of training examples of a task that does not state its sizes.
 UNKNOWN_SIZE = 10_000
 
-#: MiB of a trial's record without its weights: predictions, configuration, metrics.
+#: The assumed size of a trial's record without its weights (predictions, configuration, metrics), in MiB.
 RECORD_MIB = 1
-#: MiB of disk to keep free for everything else.
+#: The disk space to keep free for everything else, in MiB.
 SPARE_MIB = 200
-#: MiB of a process with torch and the libraries loaded.
+#: The memory of a process that has loaded torch and the other libraries, in MiB.
 PROCESS_MIB = 400
 
-#: Temporary memory of a backward pass, in multiples of the activations that one layer keeps. Measured
-#: (docs/guides/decoders.md); the same with and without checkpointing, for any batch size.
+#: The temporary memory of a backward pass, as a multiple of the memory of one layer's activations. Measured
+#: in docs/guides/decoders.md. It is the same for any batch size, with and without checkpointing.
 PASSING_LAYERS = 5
 
-#: Method, backbone and task by their names in rows and stored trials. Trials with the same workload have
-#: steps of the same time.
+#: The names of a method, a backbone and a task, as rows and stored trials have them. All trials of a workload
+#: are assumed to need the same time per step.
 Workload = tuple[str, str, str]
-#: The setting that tuning appends to a method's name. It does not affect the time of a step.
+#: Matches the rates that tuning appends to a method's name. They do not change the time of a step.
 SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 
 
 def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
-    """Sorts trials from the longest to the shortest, study by study. The sort is stable.
+    """Sorts trials from the longest to the shortest. In a plan with studies, each study is sorted by itself.
 
-    A trial's length is its number of steps times the seconds per step: the median of stored trials with the
-    same workload, or an estimate proportional to floating-point operations. Trials on one seed's split stay
-    together, at the position of the longest, because a worker holds one such split.
+    The durations come from `Pace`. Some tasks are split anew for each seed. Trials with the same split then
+    stay together, at the position of the longest, because a worker holds one split at a time. The sort is
+    stable.
     """
     pace = Pace(plan, records)
     by_id = workloads(plan)
@@ -73,10 +76,12 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
 
 
 class Pace:
-    """Seconds per step: measured on stored trials of the same workload, or estimated from operations.
+    """Estimates how long the trials of a plan run.
 
-    The seconds per operation are the median over the plan's measured workloads, or `per_operation` if none is
-    measured. Without either, times are only comparable with each other.
+    If the store has trials of the same workload, the estimate is their median time per step times the number
+    of steps. Otherwise the floating-point operations of a step are multiplied by a number of seconds per
+    operation. That number is the median over the measured workloads of the plan. If no workload is measured,
+    `per_operation` takes its place. With the default of 1, times can only be compared with each other.
     """
 
     def __init__(self, plan: Plan, records: Iterable[Record], per_operation: float = 1.0) -> None:
@@ -87,7 +92,7 @@ class Pace:
             workload_of(row): by_id[id_] for row in plan.rows for id_ in row.trials.values() if id_ in by_id
         }
         paces = [self.measured[work] / step_flops(t) for work, t in planned.items() if work in self.measured]
-        #: Whether the store has trials of a workload of this plan.
+        #: Whether the store has measured times of at least one workload of this plan.
         self.stored = bool(paces)
         self._per_operation = statistics.median(paces) if paces else per_operation
 
@@ -97,7 +102,10 @@ class Pace:
 
 
 def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
-    """The estimated time of final trials without a result, divided by the mean time of `tuning` trials."""
+    """The estimated time of a plan's final trials, in units of the mean time of the trials `tuning`.
+
+    Final trials are those at the rates that tuning chose or will choose. Trials with a result are left out.
+    """
     pace, by_id = Pace(plan, records), {trial.id: trial for trial in plan.trials}
     settled = {record.trial_id for record in records if record.decided}
     final: dict[str, float] = {}
@@ -112,7 +120,7 @@ def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -
 
 
 def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
-    """The seconds per step of each finished trial with measured times, by workload."""
+    """Maps each workload to the seconds per step of its finished trials."""
     times: dict[Workload, list[float]] = defaultdict(list)
     for record in records:
         seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
@@ -130,14 +138,15 @@ def workload_of_record(record: Record) -> Workload:
 
 
 def workloads(plan: Plan) -> dict[str, Workload]:
-    """The workload of each trial of a plan, by trial id."""
+    """Maps the id of each trial of a plan to the trial's workload."""
     return {id_: workload_of(row) for row in plan.rows for id_ in row.trials.values() if id_}
 
 
 def step_count(trial: Trial) -> int:
-    """The number of optimizer steps, estimated if the task does not state its number of examples.
+    """The number of optimizer steps of a trial.
 
-    A fitted head takes one pass over the examples.
+    It is an estimate if the task does not state its number of examples. For methods that fit a head on the
+    frozen features, it is the number of batches of one pass over the data.
     """
     task = trial.task.lookup()
     examples = trial.task.train_examples(task)
@@ -150,18 +159,22 @@ def step_count(trial: Trial) -> int:
 
 
 def step_flops(trial: Trial) -> float:
-    """The operations of a step up to a constant factor: encoder weights × positions × batch."""
+    """A number proportional to the floating-point operations of a training step.
+
+    It is the product of the encoder's weights, the input positions of an example and the batch size.
+    """
     weights = encoder_weights(describe(trial.backbone).geometry)
     return weights * positions_of(trial) * trial.recipe.batch_size
 
 
 def activation_mib(trial: Trial, saving: Saving) -> float:
-    """A rough estimate, in MiB, of the peak memory of a step's activations.
+    """A rough estimate of the peak memory of a training step's activations, in MiB.
 
-    Each layer keeps the inputs of its parts for the backward pass: for each position four times the hidden
-    size, query, key, value, the output of attention, and the MLP's inner states. With checkpointing only the
-    inputs of layers are kept, and everything for one layer. The temporary memory of one layer's backward pass
-    is added. Attention scores, which fused kernels do not keep, and logits over a vocabulary are ignored.
+    For the backward pass each layer keeps, for each position, four vectors of the hidden size, the query, the
+    key, the value, the output of attention, and the inner states of the MLP. With checkpointing each layer
+    keeps only its input, and one layer at a time keeps everything. The temporary memory of one layer's
+    backward pass is added. Attention scores are ignored, because fused kernels do not keep them. Logits over
+    a vocabulary are ignored as well.
     """
     info, recipe = describe(trial.backbone), trial.recipe
     geometry = info.geometry
@@ -175,18 +188,22 @@ def activation_mib(trial: Trial, saving: Saving) -> float:
 
 
 def positions_of(trial: Trial) -> float:
-    """The number of 16-pixel patches of an image, or the largest number of tokens of a text."""
+    """The number of positions of an example: patches of 16 × 16 pixels, or the largest number of tokens."""
     size = describe(trial.backbone).input
     return (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
 
 
 def encoder_weights(geometry: Geometry) -> int:
-    """The number of entries in all layers' weight matrices: most of a backbone's parameters, never more."""
+    """The number of weights in the projections of all layers, which are most of a backbone's parameters."""
     return geometry.layers * sum(math.prod(geometry.shape(name)) for name in geometry.projections)
 
 
 def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
-    """Raises UserError if results would not fit into the outbox, or into a store on disk."""
+    """Raises UserError if a disk has too little free space for the results of these trials.
+
+    Results are written to the outbox, and to the store if it is a file on this machine. The disk with the
+    cache of data and weights also needs some free space.
+    """
     ids = {trial.id for trial in trials}
     parameters = {id_: row.parameters for row in plan.rows for id_ in row.trials.values() if id_ in ids}
     sizes = list(map(record_mib, parameters.values()))
@@ -203,12 +220,12 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
 
 
 def record_mib(parameters: int) -> float:
-    """The size of a trial's record in MiB, given its number of adapter parameters."""
+    """The estimated size of a trial's record in MiB, from its number of adapter parameters."""
     return RECORD_MIB + 4 * parameters / MIB
 
 
 def check_memory(trials: list[Trial], workers: int) -> None:
-    """Raises UserError if the workers' processes and weights alone exceed the free memory."""
+    """Raises UserError if the free memory is too small even for the workers' processes and weights."""
     workers = min(workers, len(trials))
     needed, available = workers * worker_mib(trials), available_mib()
     if needed > available:
@@ -219,7 +236,7 @@ def check_memory(trials: list[Trial], workers: int) -> None:
 
 
 def worker_mib(trials: list[Trial]) -> float:
-    """The least memory of a worker in MiB. A worker holds one backbone at a time."""
+    """The least memory of a worker in MiB: the process, and the largest backbone in float32."""
     specs = {trial.backbone for trial in trials}
     return PROCESS_MIB + max(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
 

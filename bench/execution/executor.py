@@ -13,9 +13,9 @@ from bench.training.saving import Saving
 
 
 class Executor(ABC):
-    """Runs trials. An executor is a context manager: leaving it ends every worker."""
+    """Runs trials and reports events. Used in a `with` statement, whose end ends every worker."""
 
-    #: The fields of a place that the executor supports, out of `bench.execution.OPTIONS`.
+    #: The fields of `Place` in `bench.execution.OPTIONS` that the executor supports.
     options: ClassVar[frozenset[str]] = frozenset()
     #: The number of trials that run at once.
     slots: int
@@ -26,15 +26,15 @@ class Executor(ABC):
 
     def __init__(self, device: str, saving: Saving) -> None:
         self.device, self._saving = device, saving
-        #: Keys of prepared trials (see `needed`).
+        #: The preparations that were made, as texts of `needed`.
         self._prepared: set[str] = set()
 
     @classmethod
     @abstractmethod
     def open(cls, place: Place) -> Self:
-        """Makes the executor for a place. The caller must enter it.
+        """Makes the executor for a place. The caller must use it in a `with` statement.
 
-        Raises UserError for options that conflict, and for resources that this machine lacks.
+        Raises UserError if options conflict, and if this machine lacks a resource.
         """
 
     def __enter__(self) -> Self:
@@ -51,11 +51,17 @@ class Executor(ABC):
         report: Report = lambda event: None,
         timeout: float | str | None = None,
     ) -> None:
-        """Fetches data and weights wherever trials may run. Raises UserError for missing ones.
+        """Fetches the data and weights of trials on every machine that may run them.
 
-        `report` is called when a worker is silent. `timeout` is the suite's `trial_timeout`. Executors that
-        hear signs of life from their workers (`local`) raise UserError if there is none for that many
-        seconds, at least `bench.execution.watch.LEAST`. A timeout given as a multiple is ignored here.
+        Args:
+            trials: The trials to prepare.
+            report: Called with an event when a worker is silent.
+            timeout: The suite's `trial_timeout`: seconds, or a multiple such as `5x`. If it is in seconds,
+                `local` raises UserError when its worker gives no sign of life for that long, but not before
+                `bench.execution.watch.LEAST` seconds. Other executors ignore it.
+
+        Raises:
+            UserError: if data or weights are missing.
         """
         self._saving.check(trials)
         new = [trial for trial in trials if needed(trial) not in self._prepared]
@@ -65,7 +71,7 @@ class Executor(ABC):
 
     @abstractmethod
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Prepares trials (at least one) that need something not prepared before.
+        """Prepares trials. At least one is given, and none of them has been prepared.
 
         `limit` is the longest accepted silence of a worker in seconds. None: no limit.
         """
@@ -77,15 +83,16 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, trial: Trial, limit: float | None = None) -> None:
-        """Gives a trial to a worker, which is ended after `limit` seconds. None: no limit."""
+        """Gives a trial to a worker. The worker is ended after `limit` seconds. None: no limit."""
 
     @abstractmethod
     def step(self, report: Report) -> None:
-        """Waits for about a second (or runs the trial, if inline) and reports events.
+        """Waits for about a second, and calls `report` with each event of that time.
 
-        Every submitted trial ends with one event: finished, failed, pruned, or lost with its worker. A trial
-        beyond its limit has failed, and a trial without progress is reported as silent. If `report` raises
-        Pruned on a progress event, that trial is pruned.
+        An inline executor runs the whole trial instead of waiting. Every submitted trial ends with exactly
+        one event: finished, failed, pruned, or lost with its worker. A trial that exceeds its limit is
+        reported as failed, and a trial without progress as silent. If `report` raises Pruned on a progress
+        event, the trial of that event is pruned.
         """
 
     @abstractmethod

@@ -15,7 +15,7 @@ from methods import UserError
 
 
 class Inline(Executor):
-    """The executor without workers. If the process crashes, the run stops."""
+    """Runs trials in this process, without workers. If a trial crashes the process, the run stops."""
 
     options = frozenset({"workers"})
     slots = 1
@@ -28,7 +28,6 @@ class Inline(Executor):
 
     @classmethod
     def open(cls, place: Place) -> Self:
-        """Makes the executor. Raises UserError for several workers, and for a missing device."""
         if place.workers not in (None, 1):
             raise UserError(
                 f"--workers {place.workers}: --executor inline runs one trial at a time; for more take "
@@ -44,11 +43,10 @@ class Inline(Executor):
         return 0 if self._next else 1
 
     def submit(self, trial: Trial, limit: float | None = None) -> None:
-        """Sets the next trial. The limit is ignored, since no other process could enforce it."""
+        # The limit is ignored, since no other process could enforce it.
         self._next = trial
 
     def step(self, report: Report) -> None:
-        """Runs the submitted trial to its end."""
         trial, self._next = self._next, None
         if trial is None:
             return

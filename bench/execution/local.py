@@ -48,18 +48,18 @@ from methods import UserError
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-#: After this many consecutive workers died before they were ready, no further one is started.
+#: If this many workers in a row die before they are ready, no further worker is started.
 STILLBORN = 3
 
-#: The smallest memory limit of a worker in MiB: torch and the libraries alone take 350 to 550.
+#: The smallest accepted memory limit of a worker in MiB. Torch and the libraries alone take 350 to 550.
 LEAST_MEMORY = 512
-#: The largest memory limit in MiB: the system counts bytes in 63 bits.
+#: The largest accepted memory limit in MiB. The system counts bytes with 63 bits.
 MOST_MEMORY = 2**43 - 1
 
 #: PR_SET_PDEATHSIG from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
 
-#: Environment variables for the number of threads of numerical libraries.
+#: The environment variables that tell numerical libraries how many threads to use.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -67,13 +67,13 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 class Slot:
     """One worker's share of the machine: part of a device, threads and memory."""
 
-    #: The device and the slot's number on it, as in `cuda:0/1`.
+    #: The device and the slot's number, as in `cuda:0/1`.
     name: str
     device: str
     threads: int
     #: The worker's limit of private memory in MiB. None: no limit.
     memory: int | None = None
-    #: The worker's options to save memory.
+    #: The options with which the worker saves memory.
     saving: Saving = PLAIN
 
 
@@ -84,15 +84,18 @@ class _Worker:
     #: The driver's end of the pipe.
     link: Connection
     trial: Trial | None = None
-    #: Whether the worker reported that it is ready. If it dies afterwards, its trial is the cause.
+    #: Whether the worker has reported that it is ready. If it dies afterwards, its trial is to blame.
     ready: bool = False
-    #: The worker's reason why it could not prepare the trials. Empty if it could, None before its answer.
+    #: Why the worker could not prepare the trials. Empty if it could. None before the worker answers.
     prepared: str | None = None
     watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 class Local(Executor):
-    """One process per slot, spawned when first needed. Each loads a backbone once."""
+    """Runs trials in one process per slot. A process is started when it is first needed.
+
+    A process keeps its backbone from trial to trial.
+    """
 
     options = frozenset({"workers", "slots_per_device", "worker_memory"})
 
@@ -108,11 +111,6 @@ class Local(Executor):
 
     @classmethod
     def open(cls, place: Place) -> Self:
-        """Makes the executor with a slot for each worker.
-
-        Raises UserError for a missing device, for more workers than slots, and for a memory limit that this
-        machine cannot enforce.
-        """
         memory = place.worker_memory
         if memory is not None and sys.platform != "linux":
             raise UserError("--worker-memory: only Linux limits the memory of a process")
@@ -122,11 +120,7 @@ class Local(Executor):
         return cls([Slot(*slot, memory, place.saving) for slot in slots])
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Lets one worker fill the cache for all workers while the others start.
-
-        Raises UserError if that worker finds that the trials cannot run, or if `STILLBORN` workers in a row
-        die preparing.
-        """
+        # The first worker fills the cache for all workers while the others start.
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
         for _ in range(STILLBORN):
@@ -164,7 +158,7 @@ class Local(Executor):
 
     @staticmethod
     def _send(worker: _Worker, message: tuple[str, Any]) -> None:
-        """Sends a message to a worker. If the worker is dead, listening to it will show that."""
+        # If the worker is dead, listening to it will show that.
         with suppress(OSError):
             worker.link.send(message)
 
@@ -186,7 +180,6 @@ class Local(Executor):
                 self._replace_stillborn(worker)
 
     def _look_after(self, worker: _Worker, report: Report) -> None:
-        """Ends a worker whose trial exceeded its limit, and reports silence."""
         if worker.trial is None:
             return
         event = overdue(worker.trial, worker.slot.name, worker.watch)
@@ -198,7 +191,6 @@ class Local(Executor):
         report(event)
 
     def processes(self) -> list[psutil.Process]:
-        """The worker processes."""
         return [psutil.Process(worker.process.pid) for worker in self._workers]
 
     def stop(self) -> None:
@@ -226,7 +218,7 @@ class Local(Executor):
         return worker
 
     def _remove(self, worker: _Worker) -> None:
-        """Waits for the end of a worker, and ends the processes that the worker started."""
+        """Waits until the worker has ended, and then ends the processes that it started."""
         worker.process.join()
         kill_group(_pid(worker.process))
         if self._guard:
@@ -236,9 +228,9 @@ class Local(Executor):
         self._free.append(worker.slot)
 
     def _replace_stillborn(self, worker: _Worker) -> None:
-        """Gives the trial of a worker that died before it was ready to a new worker.
+        """Starts a new worker in place of one that died before it was ready, and gives it the same trial.
 
-        Raises UserError if `STILLBORN` workers in a row have died so.
+        Raises UserError if `STILLBORN` workers in a row have died before they were ready.
         """
         trial = worker.trial
         assert trial is not None
@@ -249,7 +241,7 @@ class Local(Executor):
         self._give(self._start(), trial, worker.watch.limit)
 
     def _heard(self, worker: _Worker, report: Report) -> bool:
-        """Handles the worker's messages. Returns False if the worker is dead and no message can follow."""
+        """Handles the worker's messages. Returns False if the worker is dead and all messages are read."""
         while True:
             try:
                 if not worker.link.poll():
@@ -284,10 +276,11 @@ class Local(Executor):
 
 @contextmanager
 def _environment(slot: Slot) -> Iterator[None]:
-    """Context with the environment in which a worker is started.
+    """Context for starting a worker, which inherits environment variables and blocked signals.
 
-    The worker inherits the number of threads, which libraries read on import. SIGINT and SIGTERM are blocked
-    in the worker: a terminal or a batch system sends them to all processes, but the driver ends its workers.
+    The variables set the number of threads, which libraries read when they are imported. SIGINT and SIGTERM
+    are blocked, because a terminal or a batch system sends them to all processes. The driver ends the workers
+    itself.
     """
     before = {key: os.environ.get(key) for key in THREADS}
     os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))
@@ -317,7 +310,6 @@ def _died(process: SpawnProcess) -> str:
 
 
 def _serve(link: Connection, slot: Slot) -> None:
-    """Runs a worker: serves the driver's requests until either process ends."""
     _end_with_driver()
     warnings.showwarning = lambda message, *_: print(f"warning: {visible(str(message))}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
@@ -342,10 +334,13 @@ def _serve(link: Connection, slot: Slot) -> None:
 
 
 def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:
-    """Name, device and threads of each slot. The slots share the cores of this process equally.
+    """The name, the device and the number of threads of each slot on a device.
 
-    There are `workers` slots, by default one per core or `slots_per_device` (by default one) per GPU. Raises
-    UserError for more workers than slots on GPUs, and for `slots_per_device` on a CPU.
+    On a CPU there are `workers` slots, by default one per core. On GPUs there are `slots_per_device` slots
+    per GPU (by default one), of which the first `workers` are used. The slots share the cores of this process
+    equally.
+
+    Raises UserError if there are more workers than slots on the GPUs, and for `slots_per_device` on a CPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device == "cpu":
@@ -368,8 +363,8 @@ def local_slots(device: str, workers: int | None, slots_per_device: int | None) 
 def _limit_memory(mib: int) -> None:
     """Limits this process's private writable memory. Allocations beyond the limit fail.
 
-    Libraries, mapped files and reserved addresses do not count. RLIMIT_AS would count them, which is three
-    times as much in a process with torch.
+    The limit is RLIMIT_DATA, which does not count libraries, mapped files and reserved addresses. RLIMIT_AS
+    counts them. With torch loaded, that is three times as much.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = mib * MIB
@@ -389,7 +384,7 @@ class _Line:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Context in which the worker gives signs of life. Nobody listens to an idle worker."""
+        """Context in which the worker gives signs of life. The driver does not listen to an idle worker."""
         self._busy.set()
         yield
         self._busy.clear()
@@ -420,10 +415,10 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
 
 
 def _end_with_driver() -> None:
-    """Ties this process's end to its driver's, and makes it the leader of all processes that it starts.
+    """Makes sure that this worker ends when its driver ends. Also starts a new process group.
 
-    On Linux the system ends this process together with the driver's thread that started it. On other systems,
-    and for processes that this one started, the driver's guard process does so.
+    On Linux the system kills the worker when the driver's thread that started it ends. On other systems the
+    driver's guard process kills it. The guard also kills the processes that the worker started.
     """
     os.setsid()
     if sys.platform == "linux":

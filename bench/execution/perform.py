@@ -1,4 +1,4 @@
-"""The work of every worker: preparing trials and running them one by one."""
+"""Prepares trials in a worker, and runs them one by one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.training.numerics import check_precision
 from bench.training.trial import Resources, run_trial
 from methods import UserError
 
-#: The kind of event with which a trial ends, by its status. A lost trial may run again.
+#: The kinds of events with which a trial ends, and the kind for each status. A lost trial may run again.
 End = Literal["finished", "failed", "pruned", "lost"]
 ENDS: dict[Status, End] = {
     Status.FINISHED: "finished",
@@ -33,21 +33,22 @@ ENDS: dict[Status, End] = {
     Status.KILLED: "lost",
 }
 
-#: Out-of-memory messages in RuntimeErrors of torch on a CPU, C++ and cuBLAS.
+#: Texts by which other errors of torch (on a CPU), C++ and cuBLAS say that memory ran out.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a trial: start, progress, silence, or its end, here or in another driver."""
+    """Something that happened to a trial, such as its start, its progress, or its end."""
 
     trial: Trial
+    #: What happened. "elsewhere" means that another driver has settled the trial.
     kind: Literal["started", "progress", "silent", "elsewhere"] | End
-    #: The name of the worker that runs the trial. Empty if the driver runs it.
+    #: The name of the worker that runs the trial. Empty if the driver's own process runs it.
     worker: str = ""
-    #: For a started trial: versions, commit and hardware that its results depend on.
+    #: For a start: the versions, the commit and the hardware that may influence the result.
     provenance: dict[str, str] | None = None
-    #: For a started trial: the version of every package in the worker.
+    #: For a start: the version of every package in the worker.
     libraries: dict[str, str] | None = None
     progress: Progress | None = None
     ending: Record | None = None
@@ -59,19 +60,20 @@ Report = Callable[[Event], None]
 
 
 def started(trial: Trial, worker: str, resources: Resources) -> Event:
-    """The start event of a trial in this process, on the device of its resources."""
+    """Makes the event that says that a trial starts in this process."""
     tags = provenance(str(resources.device)) | resources.saving.provenance()
     return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
 
 def ended(trial: Trial, worker: str, ending: Record) -> Event:
+    """Makes the event that says with which record a trial has ended."""
     return Event(trial, ENDS[ending.status], worker, ending=ending)
 
 
 def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """The event to report if a trial has exceeded its limit or gone silent, otherwise None.
+    """The event to report if a trial has exceeded its time limit or gone silent, otherwise None.
 
-    After a timeout the caller must end the worker.
+    If the event ends the trial, the caller must end the worker.
     """
     if watch.limit is not None and watch.late:
         return ended(trial, worker, failed("timeout", too_long(watch.limit), ""))
@@ -82,8 +84,9 @@ def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
 def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
     """The event to report if the worker that prepares trials has gone silent, otherwise None.
 
-    `trial` is the first of the trials. Raises UserError if the worker gives no sign of life for too long. The
-    total time is not limited, since a download may take longer than any trial.
+    `trial` is the first of these trials, and the event names it. Raises UserError if the worker has given no
+    sign of life for too long. The time of preparation as a whole is not limited, since a download may take
+    longer than any trial.
     """
     if watch.given_up:
         raise UserError(
@@ -97,9 +100,10 @@ def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
 
 
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
-    """Fetches and prepares everything that trials need, so that missing parts show before training.
+    """Fetches and prepares the backbones and data of trials, so that mistakes show before any training.
 
-    Raises UserError for missing or unsuitable parts, and if a backbone and its data do not fit in memory.
+    Raises UserError if anything is missing or unsuitable, and if a backbone and its data do not fit in
+    memory.
     """
     resources.saving.check(trials)
     check_precision(trials, resources.device)
@@ -120,15 +124,15 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out."""
     by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return by_type or any(said in str(error) for said in NO_MEMORY)
 
 
 def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
-    """Prepares trials in a worker. Returns the reason why they cannot run, or an empty text.
+    """Prepares trials like `prepare_all`, but returns the message of a UserError instead of raising it.
 
-    The reason is text, because not every exception can be sent between processes.
+    Returns an empty text if the trials can run. Workers use this because not every exception can be sent to
+    another process.
     """
     try:
         prepare_all(trials, resources)
@@ -138,7 +142,7 @@ def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
 
 
 def needed(trial: Trial) -> str:
-    """A text that is equal for trials that need the same preparation."""
+    """A text that describes the preparation of a trial. Trials with equal texts are prepared once."""
     read = {"backbone", "weights_hash", "task", "data", "forgetting"}
     content = trial.model_dump(mode="json", include=read)
     split = trial.task.split_seed(trial.seed)
@@ -151,11 +155,13 @@ def perform(
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...] = (),
 ) -> Record:
-    """Runs a trial and returns its record. Any error of the trial, even SystemExit, gives a failed record.
+    """Runs a trial and returns its record. Errors of the trial, even SystemExit, become failed records.
 
-    If memory runs out and the resources' `saving` allows it, the trial starts again with smaller
-    micro-batches and reports only new progress. Raises `interrupts`, and errors of `report` other than
-    Pruned, since neither is a failure of the trial.
+    If memory runs out and `resources.saving` allows it, the trial starts again with smaller micro-batches.
+    Progress that was reported before is not reported again.
+
+    Errors that are no failure of the trial are raised: the types in `interrupts`, and every error of `report`
+    except Pruned.
     """
     saving = resources.saving
     news = _News(report)
@@ -182,11 +188,11 @@ def perform(
 
 
 class _News:
-    """Passes on a trial's progress, except what an earlier attempt already reported."""
+    """Passes on the progress of a trial. Leaves out progress that an earlier attempt has reported."""
 
     def __init__(self, report: Callable[[Progress], None]) -> None:
         self._report = report
-        #: The last reported steps of a loss and of a validation.
+        #: The step of the last reported loss, and the step of the last reported validation.
         self._loss = self._validation = -1
 
     def __call__(self, progress: Progress) -> None:
@@ -206,7 +212,7 @@ def _attempt(
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...],
 ) -> Record:
-    #: The error raised by the listener, which is no failure of the trial.
+    #: The error that `report` raised, which is no failure of the trial.
     raised: BaseException | None = None
 
     def watched(progress: Progress) -> None:

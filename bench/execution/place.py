@@ -9,23 +9,25 @@ from bench.training.saving import PLAIN, Saving
 
 @dataclass(frozen=True)
 class Place:
-    """The executor, the device and the limits of a run's trials."""
+    """The executor, the device, and the limits of the trials of a run."""
 
-    #: The executor's name, such as those in `bench.execution.EXECUTORS`.
+    #: The name of the executor: one of `bench.execution.EXECUTORS`, or a plug-in's.
     executor: str = "inline"
     #: The device: auto, cpu, cuda or cuda:N.
     device: str = "auto"
-    #: The number of trials at once. None: all slots (`slots_per_device` per GPU, or one per CPU core).
+    #: The number of trials that run at once. None: `slots_per_device` per GPU, or one per CPU core. The
+    #: executor `inline` always runs one.
     workers: int | None = None
     #: The number of trials that share a GPU. None: one.
     slots_per_device: int | None = None
     #: The address of a running Ray cluster: auto or HOST:PORT. None: RAY_ADDRESS, or a new local cluster.
     ray_address: str | None = None
-    #: The memory limit per worker in MiB. None: no limit.
+    #: The memory limit of each worker in MiB. None: no limit.
     worker_memory: int | None = None
-    #: The limit of a trial in seconds, or as a multiple (`5x`) of similar trials' time. None: the suite's.
+    #: The time limit of a trial: seconds, or a multiple such as `5x` of the time of similar trials. None: the
+    #: suite's limit.
     trial_timeout: float | str | None = None
-    #: Options that save memory without changing results.
+    #: The options that save memory without changing results.
     saving: Saving = PLAIN
 
 

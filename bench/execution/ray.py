@@ -47,7 +47,7 @@ try:
 except ImportError as error:
     raise UserError("--executor ray needs Ray: pip install 'tensorpeft-bench[ray]'") from error
 
-#: Seconds after which the cluster's slots are counted again.
+#: Seconds after which the slots of the cluster are counted again.
 LOOK = 5.0
 
 #: Seconds that a Ray cluster may take to accept a connection.
@@ -69,16 +69,17 @@ class _Handle:
 
 @dataclass(frozen=True)
 class SlotShare:
-    """The resources that a slot takes from a node."""
+    """The GPUs and CPU cores of a node that one trial occupies."""
 
-    #: A fraction means that several slots share a GPU.
+    #: The number of GPUs. A fraction means that several trials share a GPU.
     gpus: float
     cpus: int
 
     @classmethod
     def of_gpus(cls, slots_per_device: int | None) -> SlotShare:
-        """A slot's share: 1 / `slots_per_device` of a GPU, and the cores that every GPU node has per slot.
+        """The share of a trial on GPUs: 1 / `slots_per_device` of a GPU, and some cores.
 
+        The cores of each node with GPUs are divided by its number of slots. The smallest quotient counts.
         Raises UserError if no node has a GPU.
         """
         slots = slots_per_device or 1
@@ -90,10 +91,9 @@ class SlotShare:
 
     @classmethod
     def of_cpus(cls, workers: int | None) -> SlotShare:
-        """A slot's share without GPUs: all cores divided by `workers`, at most those of the smallest node.
+        """The share of a trial without GPUs: the cores of the cluster divided by `workers`.
 
-        One core without `workers`.
-
+        The share is at most the number of cores of the smallest node. It is one core if `workers` is None.
         Raises UserError if no node has a core to offer.
         """
         cores = [int(node["CPU"]) for node in _living_resources() if node.get("CPU")]
@@ -104,9 +104,10 @@ class SlotShare:
 
 
 class RayCluster(Executor):
-    """Runs trials on the cluster to which this process is connected; leaving the executor disconnects.
+    """Runs trials on the Ray cluster to which this process is connected.
 
-    `limit` is the largest number of trials at once; None allows as many as fit.
+    `limit` is the largest number of trials that run at once. None: as many as fit. At the end of the `with`
+    statement the process disconnects from the cluster.
     """
 
     options = frozenset({"workers", "slots_per_device", "ray_address"})
@@ -115,7 +116,7 @@ class RayCluster(Executor):
     def __init__(self, device: str, share: SlotShare, limit: int | None, saving: Saving) -> None:
         super().__init__(device, saving)
         self._share, self._limit = share, limit
-        #: The least memory of a trial in bytes. 0 before trials are prepared.
+        #: The memory that each trial reserves, in bytes. 0 before trials are prepared.
         self._memory = 0
         self._workers: list[_Handle] = []
         self._looked = -LOOK
@@ -124,10 +125,10 @@ class RayCluster(Executor):
 
     @classmethod
     def open(cls, place: Place) -> Self:
-        """Connects to a cluster, or starts one on this machine if no address is known.
+        """Connects to the Ray cluster that `place` or RAY_ADDRESS names, or else starts one on this machine.
 
-        The device is auto, cpu or cuda. `slots_per_device` trials share a GPU; on CPUs the workers share the
-        cores, as in `Local`. Raises UserError for a cluster that cannot be reached or used.
+        Trials run on GPUs if the device is `cuda`, or if it is `auto` and the cluster has GPUs. Raises
+        UserError if the cluster cannot be reached or used.
         """
         device = place.device
         _connect(place.ray_address)
@@ -152,10 +153,7 @@ class RayCluster(Executor):
         ray.shutdown()
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Prepares once on each node with room. A node that joins later prepares with its first trial.
-
-        Raises UserError if no node has room, or if a node cannot prepare the trials. `limit` is ignored.
-        """
+        # Prepares once on each node with room. A node that joins later prepares with its first trial.
         # Preparation needs a slot on every node, and idle actors occupy slots.
         for idle in [worker for worker in self._workers if worker.trial is None]:
             self._remove(idle)
@@ -195,7 +193,7 @@ class RayCluster(Executor):
         return max(0, self._room() - sum(worker.trial is not None for worker in self._workers))
 
     def _room(self) -> int:
-        """The number of slots, counted again every few seconds, since nodes come and go."""
+        # Counted again every few seconds, since nodes come and go.
         if time.monotonic() > self._looked + LOOK:
             self._slots_now, self._looked = self._capacity(), time.monotonic()
         return self._slots_now
@@ -218,10 +216,8 @@ class RayCluster(Executor):
         worker.heard = worker.actor.events.remote()
 
     def _replace_waiting(self) -> None:
-        """Gives trials whose actors wait for a node to idle actors, if there are more actors than slots.
-
-        After a loss of nodes, idle actors may occupy all remaining slots.
-        """
+        # After a loss of nodes, idle actors may occupy all remaining slots while others wait in vain for one.
+        # An idle actor then takes the trial of a waiting actor.
         for waiting in [worker for worker in self._workers if worker.trial and not worker.placed]:
             idle = next((worker for worker in self._workers if worker.trial is None), None)
             if idle is None or len(self._workers) <= self._room():
@@ -268,7 +264,6 @@ class RayCluster(Executor):
             self._look_after(worker, report)
 
     def _look_after(self, worker: _Handle, report: Report) -> None:
-        """Ends a worker whose trial exceeded its limit, and reports silence."""
         worker.watch.listen(at_work=worker.placed)
         if worker.trial is None or worker not in self._workers:
             return
@@ -288,7 +283,6 @@ class RayCluster(Executor):
         ray.kill(worker.actor)
 
     def _options(self) -> dict[str, float]:
-        """The resources that Ray reserves for a worker."""
         return {"num_gpus": self._share.gpus, "num_cpus": self._share.cpus, "memory": self._memory}
 
     def _room_on(self, resources: Mapping[str, float]) -> int:
@@ -297,7 +291,6 @@ class RayCluster(Executor):
         return int(min(resources.get(name, 0) / amount for name, amount in needs.items() if amount))
 
     def _capacity(self) -> int:
-        """The current number of slots on all nodes, at most the limit."""
         slots = sum(self._room_on(resources) for resources in _living_resources())
         return min(slots, self._limit or slots)
 
@@ -307,7 +300,7 @@ def _living_resources() -> list[dict[str, float]]:
 
 
 def _connect(address: str | None) -> None:
-    """Connects to the cluster at `address` or RAY_ADDRESS, or to a new local cluster without either.
+    """Connects to the Ray cluster at `address`, or else at RAY_ADDRESS, or else to a new local cluster.
 
     Raises UserError if the cluster cannot be reached.
     """
@@ -333,9 +326,10 @@ def _connect(address: str | None) -> None:
 
 
 def _check_reachable(source: str, address: str) -> None:
-    """Raises UserError for a malformed address, or one where nothing listens (Ray would try for a minute).
+    """Raises UserError if an address is malformed, or if nothing listens there.
 
-    `auto` and `local` are not checked. `source` is the option or variable with the address.
+    Ray itself would try for a minute. `auto` and `local` are not checked. `source` is the option or the
+    variable that gave the address.
     """
     if address in ("auto", "local"):
         return
@@ -352,7 +346,7 @@ def _check_reachable(source: str, address: str) -> None:
 
 
 class _Slot:
-    """A worker on a node, as an actor. It runs a trial and answers requests for events concurrently."""
+    """A Ray actor that runs trials on a node. Meanwhile it answers requests for events in another thread."""
 
     def __init__(self, device: str, saving: Saving) -> None:
         self._resources = Resources(device, saving)

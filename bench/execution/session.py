@@ -1,4 +1,8 @@
-"""A driver's session on an experiment: sends leftover records, closes leftover runs, holds claims."""
+"""The session of a driver on an experiment: what a driver does before and after it runs trials.
+
+At its start the driver sends records and closes runs that earlier processes left behind. At its end it
+releases its claims.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +28,18 @@ from methods import UserError
 CLOSING = 4.0
 #: Seconds for the last writes during an outage.
 BRIEFLY = 0.5
-#: Seconds for the last writes at a normal end: nobody waits, and another process may lock the file.
+#: Seconds for the last writes at a normal end. They may be many, since another process may lock the file.
 AT_LEISURE = 60.0
 
-#: The number of failures of a reachable store after which a record is put aside.
+#: A record is put aside when a reachable store has failed to store it this many times.
 STRIKES = 3
 
 
 def within(seconds: float, close: Callable[[], None]) -> bool:
-    """Runs `close`, but waits at most `seconds`, so that no unreachable server delays the exit.
+    """Calls `close` and waits at most `seconds` for its end, so that no unreachable server delays the exit.
 
-    Returns whether `close` ended. The next start closes whatever stays open in the store.
+    Returns whether `close` has ended. A StoreError of `close` is ignored. Whatever stays open in the store is
+    closed at the next start.
     """
 
     def closing() -> None:
@@ -49,19 +54,19 @@ def within(seconds: float, close: Callable[[], None]) -> bool:
 
 @dataclass(frozen=True)
 class Session:
-    """A driver at work on an experiment. It gives signs of life, and other drivers see its claims."""
+    """A driver that works on an experiment. Other drivers see its signs of life and its claims."""
 
     store: Store
     claims: Claims
-    #: The number of earlier processes' records sent at the start.
+    #: The number of records of earlier processes that were sent at the start.
     sent: int
-    #: The number of dead drivers' open runs closed at the start.
+    #: The number of open runs of dead drivers that were closed at the start.
     closed: int
-    #: Plug-in changes already warned about.
+    #: The plug-ins of which a change has been warned about.
     _warned: set[str] = field(default_factory=set, repr=False)
 
     def warn_of_changed_plugins(self, records: Iterable[Record]) -> None:
-        """Warns once per plug-in whose source differs from that of stored results."""
+        """Warns once of each plug-in whose source changed after some of these trials ran."""
         for plugin, warning in changed_plugins(records):
             if plugin not in self._warned:
                 self._warned.add(plugin)
@@ -70,10 +75,10 @@ class Session:
 
 @contextmanager
 def session(store: Store) -> Iterator[Session]:
-    """Context with a driver's session, which ends the driver's claims on exit.
+    """Context with the session of a new driver. Its claims end on exit.
 
-    On entry it sends the records and closes the runs that earlier processes left behind. Raises StoreError
-    in an outage.
+    On entry the driver sends the records and closes the runs that earlier processes left behind. Raises
+    StoreError if the store cannot be reached.
     """
     claims = Claims(store)
     claims.open()
@@ -90,7 +95,11 @@ def session(store: Store) -> Iterator[Session]:
 
 @contextmanager
 def suite_run(session: Session, plan: Plan) -> Iterator[str]:
-    """Context that keeps the suite's own run open and yields its id. The run holds the plan for reports."""
+    """Context that opens an MLflow run for the suite itself and yields the run's id.
+
+    The run holds the plan, which reports read. It is marked as finished on a normal exit and as killed after
+    an error.
+    """
     store = session.store
     run_id = store.begin_suite(plan, session.claims.driver)
     status: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
@@ -104,7 +113,7 @@ def suite_run(session: Session, plan: Plan) -> Iterator[str]:
 
 
 def _send_left(store: Store, claims: Claims) -> int:
-    """Sends the records that ended processes left in this machine's outbox. Returns their number.
+    """Sends the records that ended processes left in this machine's outbox, and returns how many were sent.
 
     A record that a reachable store rejects does not delay other records. Raises StoreError in an outage.
     """
@@ -132,5 +141,5 @@ def _sent(kept: Path, store: Store, claims: Claims) -> bool:
 
 
 def put_aside(error: UserError, path: Path) -> None:
-    """Warns of a record that cannot be stored."""
+    """Warns that the store does not accept a record, and in which folder the record is kept."""
     warnings.warn(f"{error}; the record is kept at {path}", stacklevel=2)

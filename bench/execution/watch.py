@@ -1,4 +1,4 @@
-"""Time limits and stall detection for running trials."""
+"""Time limits of running trials, and the detection of trials that make no progress."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ from bench.records.words import Status
 BEAT = 5.0
 #: Seconds without a sign of life after which a worker counts as not answering.
 DEAF = 3 * BEAT
-#: Seconds without progress after which a trial is shown as silent: if its worker does not answer (SILENT),
-#: and if its worker answers (IDLE), as in a long validation. REPEAT: seconds until the trial is shown again.
+#: Seconds without progress after which a trial is shown as silent. SILENT applies if the worker gives no sign
+#: of life. IDLE applies if it does, as in a long validation. REPEAT is the time until it is shown again.
 SILENT, IDLE, REPEAT = 30.0, 60.0, 5.0
-#: The largest number of seconds that counts between two steps of the driver. A driver that was suspended or
-#: waited for the store did not listen in between.
+#: If more seconds than this pass between two steps of the driver, only this many count. A driver that was
+#: suspended, or that waited for the store, did not listen in between.
 LISTENED = 5.0
-#: The shortest limit in seconds that a multiple gives, and the shortest in preparation: loading a backbone
-#: takes some time.
+#: The shortest limit in seconds, for preparation and for a timeout that is a multiple such as `5x`. Loading a
+#: backbone takes some time.
 LEAST = 60.0
 
 
 @dataclass(frozen=True)
 class Silence:
-    """The seconds for which a trial has made no progress, and whether its worker answers."""
+    """A time in which a trial has made no progress."""
 
     seconds: float
+    #: Whether the worker still gives signs of life.
     answers: bool
     #: Whether the worker is still preparing trials.
     preparing: bool = False
 
 
 class Watch:
-    """Measures a trial's time in its worker, as far as the driver listened. `limit` is in seconds."""
+    """Measures how long a trial has run, and how long its worker has been silent.
+
+    Only time in which the driver listened to the worker counts. `limit` is the trial's time limit in seconds.
+    """
 
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
@@ -48,39 +52,41 @@ class Watch:
         self._spent = self._progressed = self._answered = self._shown = 0.0
 
     def listen(self, *, at_work: bool) -> None:
-        """Adds the time since the last call if the worker is at work. To be called regularly."""
+        """Adds the time since the last call if the worker is at work. The driver calls this regularly."""
         now = time.monotonic()
         if at_work:
             self._spent += min(now - self._last, LISTENED)
         self._last = now
 
     def answered(self) -> None:
-        """Records a sign of life of the worker."""
+        """Notes a sign of life of the worker."""
         self._answered = self._spent
 
     def progressed(self) -> None:
-        """Records progress of the trial."""
+        """Notes that the trial has made progress."""
         self._progressed = self._answered = self._spent
 
     @property
     def late(self) -> bool:
-        """Whether the trial has exceeded its limit."""
         return self.limit is not None and self._spent > self.limit
 
     @property
     def unanswered(self) -> float:
-        """Seconds since the worker's last sign of life."""
+        """The seconds since the worker's last sign of life."""
         return self._spent - self._answered
 
     @property
     def given_up(self) -> bool:
-        """Whether the last sign of life is older than both the limit and `LEAST`. False without a limit."""
+        """Whether the worker's last sign of life is older than the limit and than `LEAST` seconds.
+
+        False without a limit.
+        """
         return self.limit is not None and self.unanswered > max(LEAST, self.limit)
 
     def silence(self) -> Silence | None:
-        """The trial's silence if it should be shown now, otherwise None.
+        """The silence to show now, or None.
 
-        A silence is shown once it is long enough, and again every `REPEAT` seconds.
+        The silence of a trial is shown when it is long enough, and again every `REPEAT` seconds.
         """
         quiet, answers = self._spent - self._progressed, self.unanswered < DEAF
         if quiet < (IDLE if answers else SILENT) or self._spent < self._shown + REPEAT:
@@ -90,10 +96,11 @@ class Watch:
 
 
 class Limits:
-    """The time limit of each trial of a plan. `timeout` is the suite's: seconds, or a multiple (`5x`).
+    """The time limit of each trial of a plan.
 
-    A multiple refers to the time per step of trials of the same method, backbone and task, in the store and
-    in this run. Before the first of them has finished there is no limit.
+    `timeout` is the suite's `trial_timeout`: seconds, or a multiple such as `5x`. A multiple refers to the
+    median time per step of finished trials with the same method, backbone and task, in the store and in this
+    run. There is no limit until the first of them has finished.
     """
 
     def __init__(self, timeout: float | str | None, plan: Plan, records: Iterable[Record]) -> None:
@@ -102,7 +109,7 @@ class Limits:
         self._paces = seconds_per_step(records)
 
     def seconds(self, trial: Trial) -> float | None:
-        """The limit of a trial in seconds. None without a limit."""
+        """The time limit of a trial in seconds. None: no limit."""
         if not isinstance(self._timeout, str):
             return self._timeout
         paces = self._paces.get(self._workloads[trial.id])
@@ -111,7 +118,7 @@ class Limits:
         return max(LEAST, float(self._timeout.removesuffix("x")) * step_count(trial) * median(paces))
 
     def learn(self, trial: Trial, ending: Record) -> None:
-        """Notes the time per step of a finished trial, for the limits of similar ones."""
+        """Notes the time per step of a finished trial, for the limits of similar trials."""
         seconds, steps = ending.metrics.get(Measure.SECONDS), ending.metrics.get(Measure.STEPS)
         if ending.status == Status.FINISHED and seconds and steps:
             self._paces.setdefault(self._workloads[trial.id], []).append(seconds / steps)

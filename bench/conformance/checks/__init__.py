@@ -1,6 +1,7 @@
-"""The checks. Each takes a `Subject` and returns, or raises `CheckFailed` or `NotApplicable`.
+"""The conformance checks of methods, as functions of a `Subject`.
 
-A returned text is a remark shown with the result.
+A check raises `CheckFailed` if the method fails it, and `NotApplicable` if it does not apply to the method.
+Otherwise the check may return a text, which is shown with the result.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from bench.conformance.subject import Subject
 
 @dataclass(frozen=True)
 class Check:
-    """A check of one property, named after the function that runs it."""
+    """A check, and for which cases it runs. Its name is that of its function."""
 
     run: Callable[[Subject], str | None]
-    #: Whether the check runs on every kind of backbone, because it involves the backbone's modules. Checks
-    #: that depend on the method alone run on the first kind.
+    #: Whether the check runs on every kind of backbone, because it involves the backbone's modules. Otherwise
+    #: it depends on the method alone, and runs on the first kind.
     on_each: bool = True
     #: Whether the check also runs on decoders, whose projections have unequal shapes.
     of_shapes: bool = False

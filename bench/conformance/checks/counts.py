@@ -1,4 +1,4 @@
-"""Checks of a method's own statements: identity, count, ranks and adapted sites."""
+"""Checks of what a method says about itself: its identity, its count, its ranks and the sites it adapts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from methods import METHODS, Method, from_identity
 from methods.backbone import Geometry
 from methods.errors import UserError
 
-#: Head size equal to, above and below the number of heads; 3, 1 and 5 layers.
+#: The geometries on which parameters of real adapters are counted. The head size is equal to the number of
+#: heads in the first, above it in the second and below it in the third. They have 3, 1 and 5 layers.
 COUNTED = (Geometry(16, 4, 3, 64), Geometry(24, 2, 1, 96), Geometry(24, 6, 5, 96))
 
-#: ViT-S/14, and a shape in which no two modes are equal. Used for counting only.
+#: The geometries on which counts are computed without building an adapter: that of ViT-S/14, and one in which
+#: no two modes have equal sizes.
 FITTED = (Geometry(384, 6, 12, 1536), Geometry(320, 5, 7, 1280))
 
 
 def identity(subject: Subject) -> None:
-    """The identity survives JSON and restores the method. Options named in `idle` change no outputs."""
+    """Checks that the method's identity, written as JSON and read again, restores an equal method.
+
+    Also checks that options in `idle` do not change outputs.
+    """
     method = subject.method
     stored = json.loads(json.dumps(method.identity()))
     expect(bool(method.label.strip()), "the label is empty")
@@ -42,7 +47,7 @@ def identity(subject: Subject) -> None:
 
 
 def _in_training(subject: Subject, method: Method) -> Tensor:
-    """Outputs in training mode with moved parameters, which depend on start, forward and dropout."""
+    # These outputs depend on the start, the forward and dropout.
     backbone, _ = subject.randomised(method=method)
     backbone.module.train()
     torch.default_generator.manual_seed(7)
@@ -51,7 +56,6 @@ def _in_training(subject: Subject, method: Method) -> Tensor:
 
 
 def _variants(method: Method) -> Iterator[tuple[str, Method]]:
-    """Yields the method with one option changed, for every option with another known value."""
     for name, value in method:
         for other in _other_values(value, type(method).model_fields[name].annotation):
             # Some combinations of values are invalid.
@@ -70,7 +74,6 @@ def _other_values(value: Any, annotation: Any) -> list[Any]:
 
 
 def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Method]) -> None:
-    """Giving a method a size leaves its other options unchanged."""
     small, large = (dict(method.isorank(rank)) for rank in (2, 3))
     for name, other in _variants(method):
         if small[name] != large[name]:
@@ -81,7 +84,10 @@ def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Me
 
 
 def count(subject: Subject) -> str:
-    """`peak_count` is the number of parameters that train at the start, on several geometries and ranks."""
+    """Checks that `peak_count` is the number of parameters that train at the start.
+
+    Several geometries and ranks are tried. Returns how many were counted and how many the method refused.
+    """
     counted, refusals = 0, []
     for geometry in (None, *COUNTED):
         for method in _sizes(subject.method):
@@ -114,9 +120,10 @@ def _sizes(method: Method) -> list[Method]:
 
 
 def isorank(subject: Subject) -> None:
-    """`isorank` makes all ranks equal, and a higher rank never gives fewer parameters.
+    """Checks that `isorank` makes all ranks equal, and that a higher rank never gives fewer parameters.
 
-    `with_size` sets the requested ranks, each rank has a name and a limit, and options are unchanged.
+    Also checks that `with_size` sets the requested ranks, that each rank has a name and a limit, and that
+    both methods leave all other options unchanged.
     """
     method = _sizeable(subject)
     counts = []
@@ -139,9 +146,10 @@ def isorank(subject: Subject) -> None:
 
 
 def fit(subject: Subject) -> str:
-    """`fit` comes near to a budget, keeps options, and refuses a budget of zero.
+    """Checks that `fit` comes near to a budget, keeps all other options, and refuses a budget of zero.
 
-    With a single rank, no neighbouring rank is nearer. With several, `fit_tolerance` limits the distance.
+    If the method has one rank, no neighbouring rank may be nearer to the budget. If it has several, the count
+    may differ from the budget by `fit_tolerance`. Returns the largest difference in percent of the budget.
     """
     method, worst = _sizeable(subject), 0.0
     for geometry in FITTED:
@@ -197,7 +205,10 @@ def _sizeable(subject: Subject) -> Method:
 
 
 def sites(subject: Subject) -> None:
-    """Exactly the declared projections of every layer are adapted. A backbone that lacks one is refused."""
+    """Checks that the method adapts exactly the declared projections, in every layer.
+
+    Also checks that the method refuses a backbone that lacks one of them.
+    """
     backbone = subject.backbone()
     adapter = subject.attach(backbone)
     if subject.method.projections:

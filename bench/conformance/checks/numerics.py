@@ -1,4 +1,4 @@
-"""Checks of other computations: lower precision, recomputation, dropout, compiled code."""
+"""Checks of a method in bf16, with recomputed activations, with dropout, and in compiled code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from methods.base import Method
 
 
 def bfloat16(subject: Subject) -> None:
-    """Under bf16 autocast everything is finite and close to float32, and parameters stay in float32."""
+    """Checks that outputs under bf16 autocast are close to those in float32.
+
+    Also checks that outputs and gradients are finite, and that parameters and gradients are in float32.
+    """
     backbone, batch = subject.backbone(), subject.batch()
     bare = outputs(backbone, batch)
     _, adapter = subject.randomised(backbone=backbone)
@@ -50,7 +53,10 @@ def bfloat16(subject: Subject) -> None:
 
 
 def checkpointing(subject: Subject) -> None:
-    """Non-reentrant gradient checkpointing gives the same gradients, with dropout on."""
+    """Checks that recomputing activations in the backward pass does not change outputs and gradients.
+
+    Dropout is on. Also checks that no tensors are kept after the backward pass.
+    """
     method = subject.method
     if "dropout" in type(method).model_fields:
         method = method.model_copy(update={"dropout": 0.2})
@@ -81,7 +87,7 @@ def checkpointing(subject: Subject) -> None:
 
 
 def dropout(subject: Subject) -> None:
-    """Dropout acts in training only."""
+    """Checks that the method's dropout acts in training mode and not in eval mode."""
     if "dropout" not in type(subject.method).model_fields:
         raise NotApplicable("has no dropout")
     batch = subject.batch()
@@ -111,9 +117,10 @@ def dropout(subject: Subject) -> None:
 
 
 def streams(subject: Subject) -> str | None:
-    """The method leaves the backbone's dropout unchanged, unless `shifts_dropout` gives a reason.
+    """Checks that the method does not change which activations the backbone's dropout drops.
 
-    So all methods of a seed see the same dropout. Checks the method as it is, and with dropout if it has any.
+    Then dropout in the backbone is the same for all methods of a seed. A method may give a reason in
+    `shifts_dropout` and change it. The method is checked as it is and, if it has dropout, with dropout on.
     """
     if reason := _shifts(subject, subject.method):
         raise NotApplicable(reason)
@@ -124,9 +131,9 @@ def streams(subject: Subject) -> str | None:
 
 
 def _shifts(subject: Subject, method: Method) -> str:
-    """The method's reason to change the draws of the backbone's dropout. Empty if they stay the same.
+    """The method's `shifts_dropout`, which is empty if the backbone's dropout does not change.
 
-    Raises CheckFailed for a reason without a change, and for a change without a reason.
+    Raises CheckFailed if it gives a reason but nothing changes, or if something changes without a reason.
     """
     states = []
     for adapted in (False, True):
@@ -151,12 +158,15 @@ def _shifts(subject: Subject, method: Method) -> str:
 
 
 def compiled(subject: Subject) -> str:
-    """torch.compile gives the same outputs and gradients, traced through autograd (aot_eager)."""
+    """Checks that torch.compile with the backend `aot_eager` gives the same outputs and gradients."""
     return _compiled(subject, "aot_eager", 1e-5)
 
 
 def inductor(subject: Subject) -> str:
-    """torch.compile gives the same outputs and gradients with generated code (inductor)."""
+    """Checks that torch.compile with the backend `inductor` gives the same outputs and gradients.
+
+    Unlike `aot_eager`, this backend generates code.
+    """
     if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
         raise NotApplicable("there is no C++ compiler")
     return _compiled(subject, "inductor", 1e-4)

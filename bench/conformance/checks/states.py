@@ -1,4 +1,4 @@
-"""Checks of an adapter's stored state, and of its start from a seed."""
+"""Checks of an adapter's stored state, and of the start that a seed gives it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from methods.errors import UserError
 
 
 def state(subject: Subject) -> None:
-    """A saved adapter gives the same outputs on a copy of the backbone.
+    """Checks that an adapter that was saved and loaded on a copy of the backbone gives the same outputs.
 
-    A state with a wrong name or shape is refused and changes nothing.
+    Also checks that a state with a wrong name or shape is refused and changes nothing.
     """
     backbone, adapter = subject.randomised()
     saved, trained = adapter.state(), adapter.named_parameters()
@@ -60,9 +60,10 @@ def state(subject: Subject) -> None:
 
 
 def seeds(subject: Subject) -> str | None:
-    """Only the generator determines the start. The global random state is neither read nor changed.
+    """Checks that the start of an adapter depends on the seed of its generator, and on nothing else random.
 
-    Two seeds give different starts, unless `fixed_start` gives a reason or the start is made of constants and
+    Also checks that attaching does not change the global random states of torch, random and numpy. Two seeds
+    must give different starts, unless the method gives a reason in `fixed_start`, or starts from constants or
     the backbone's weights.
     """
     starts = []

@@ -1,4 +1,4 @@
-"""Checks that nothing is left on the backbone after a forward, an error, or detaching."""
+"""Checks that an adapter leaves nothing on the backbone after a forward, an error, or `detach`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from methods.adapter import Adapter
 
 
 def detach(subject: Subject) -> None:
-    """`detach` restores modules, weights and `requires_grad`: after training, merging or an interruption."""
+    """Checks that `detach` restores the backbone's modules, weights and `requires_grad`.
+
+    It is called after training, after a forward that raised, and after merging.
+    """
     for state in ("trained", "interrupted", *(() if subject.method.not_mergeable else ("merged",))):
         backbone, batch = subject.backbone(), subject.batch()
         module = backbone.module
@@ -82,8 +85,6 @@ class _Interruption(Exception):  # noqa: N818
 
 
 def _interrupt(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> None:
-    """Runs a forward that raises just before the head."""
-
     def stop(*_: Any) -> None:
         raise _Interruption
 
@@ -98,7 +99,7 @@ def _interrupt(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> None:
 
 
 def interruption(subject: Subject) -> None:
-    """A forward that raises leaves nothing behind, and the next one is correct."""
+    """Checks that a forward that raises leaves no tensors behind, and that the next forward is correct."""
     backbone, adapter = subject.randomised()
     batch, other = subject.batch(), subject.batch(seed=9)
     expected = outputs(backbone, batch)
@@ -110,7 +111,10 @@ def interruption(subject: Subject) -> None:
 
 
 def transients(subject: Subject) -> None:
-    """No tensor of a forward outlives it, and changed parameters are used by the next forward."""
+    """Checks that no temporary tensor is kept after a forward or a backward pass.
+
+    Also checks that the next forward uses changed parameters.
+    """
     backbone, adapter = subject.randomised()
     places = transient_tensors(adapter, backbone)
     names = {name for name, _ in backbone.module.named_parameters()}
@@ -136,7 +140,11 @@ def transients(subject: Subject) -> None:
 
 
 def hold(subject: Subject) -> None:
-    """Outputs inside `hold` equal those outside, and its end releases its tensors, even after an error."""
+    """Checks that outputs inside `Adapter.hold` equal those outside.
+
+    Also checks that no tensors are kept at its end, even after an error, and that changed parameters then
+    take effect.
+    """
     backbone, adapter = subject.randomised()
     batch = subject.batch()
     expected = outputs(backbone, batch)

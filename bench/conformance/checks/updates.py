@@ -1,4 +1,4 @@
-"""Checks of the update: its start, its training, the agreement of its forms, its scale."""
+"""Checks of a method's update: its start, its training, its factors, its merging and its scale."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from methods.errors import NotLowRank, UserError
 
 
 def start(subject: Subject) -> str | None:
-    """A fresh adapter changes nothing, unless `nonzero_start` gives a reason."""
+    """Checks that a fresh adapter does not change outputs, and that its update is zero.
+
+    If the method gives a reason in `nonzero_start`, checks instead that the update is not zero.
+    """
     backbone, batch = subject.backbone(), subject.batch()
     before = outputs(backbone, batch)
     adapter = subject.attach(backbone)
@@ -48,7 +51,10 @@ def start(subject: Subject) -> str | None:
 
 
 def training(subject: Subject) -> None:
-    """Only adapter and head get gradients and change, and by the second step all of them do."""
+    """Checks that training changes all parameters of adapter and head, and no others.
+
+    Every parameter of adapter and head must have a gradient in the second step, and have changed after it.
+    """
     backbone, batch = subject.backbone(), subject.batch()
     adapter = subject.attach(backbone)
     moving, module = trained(adapter, backbone), backbone.module
@@ -82,7 +88,10 @@ def training(subject: Subject) -> None:
 
 
 def factors(subject: Subject) -> str | None:
-    """`factors` and `deltas` agree with `delta`. A method without a low-rank form raises NotLowRank."""
+    """Checks that the adapter's `factors` and `deltas` give the same updates as `delta`.
+
+    If the updates are not low-rank, `factors` must raise NotLowRank.
+    """
     backbone, adapter = subject.randomised(torch.float64)
     if subject.method.not_mergeable:
         return _no_weights(subject, adapter)
@@ -109,7 +118,7 @@ def factors(subject: Subject) -> str | None:
 
 
 def _no_weights(subject: Subject, adapter: Adapter) -> str:
-    """An update that changes no weights raises NotLowRank in `factors`, `delta` and `deltas`."""
+    # Without a change of weights, `factors`, `delta` and `deltas` must raise NotLowRank.
     site = next(iter(adapter.bases))
     for name, call in (
         ("factors", adapter.factors),
@@ -125,7 +134,10 @@ def _no_weights(subject: Subject, adapter: Adapter) -> str:
 
 
 def merge(subject: Subject) -> None:
-    """Merged and unmerged forwards agree, and `unmerge` restores every bit."""
+    """Checks that merging does not change outputs, and that `unmerge` restores the weights bit for bit.
+
+    If the method gives a reason in `not_mergeable`, checks that `merge` refuses and changes nothing.
+    """
     if reason := subject.method.not_mergeable:
         _merge_refuses(subject)
         raise NotApplicable(reason)
@@ -168,7 +180,10 @@ def _merge_refuses(subject: Subject) -> None:
 
 
 def scale(subject: Subject) -> None:
-    """Doubling the scale doubles the update, in the factors and in the forward."""
+    """Checks that doubling the scale doubles the update, its factors and its biases.
+
+    Also checks that the forward agrees with the merged update at the doubled scale.
+    """
     if "scale" not in type(subject.method).model_fields:
         raise NotApplicable("has no scale")
     _, adapter = subject.randomised(torch.float64)
@@ -191,7 +206,7 @@ def scale(subject: Subject) -> None:
 
 
 def gradcheck(subject: Subject) -> None:
-    """Gradients in float64 agree with finite differences."""
+    """Checks that gradients in float64 agree with finite differences."""
     if subject.method.approximates_gradient:
         raise NotApplicable(subject.method.approximates_gradient)
     backbone, adapter = subject.randomised(torch.float64)
