@@ -33,7 +33,7 @@ from ..methods.toy import ToyBackbone
 
 
 def owners(geometry: Geometry) -> list[str]:
-    """The projection that each slice of a layer belongs to, in the order of the slices."""
+    """The projection of each slice of a layer, in the order of the slices."""
     pieces = -(-geometry.mlp // geometry.hidden)
     return [
         name for name in geometry.projections for _ in range(pieces if name in ("gate", "fc1", "fc2") else 1)
@@ -121,7 +121,10 @@ class TestTensorTrain(FacTOracle):
     def test_dropout_of_entries_where_downs_are_joined_and_outputs_sliced(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Drops entries of ΔW, an option of CaRA alone, on FacT, whose slices have downs of their own."""
+        """Tests dropout of single entries of ΔW.
+
+        Only CaRA has this option. It is tested on FacT, because FacT's slices have down factors of their own.
+        """
         geometry = EVEN[0]
         method: Any = self.method()
         parametrisation = method.parametrise(geometry, torch.Generator().manual_seed(0))

@@ -30,7 +30,8 @@ from ..methods.oracle import (
 )
 from ..methods.toy import ToyBackbone
 
-#: Geometries of full attention, with a hidden size of four prime factors and with a prime one.
+#: Geometries of full attention: one with a hidden size of four prime factors, and one with a prime hidden
+#: size.
 SMALL, PRIME = Geometry(24, 4, 2, 96), Geometry(23, 1, 1, 92)
 LARGE, LLAMA = Geometry(1024, 16, 24, 4096), Geometry(4096, 32, 32, 11008)
 QKV = {"targets": "qkv"}
@@ -44,9 +45,9 @@ def product(cores: list[Tensor]) -> Tensor:
 
 
 def train(values: Values, prefix: str, layer: int | None = None) -> Tensor:
-    """The full tensor of the train whose cores have this prefix.
+    """The full tensor of the tensor train whose cores have this prefix.
 
-    With `layer`, the cores of all layers are stacked, and that layer's are taken.
+    If `layer` is given, each core is a stack over layers, and this layer's core is taken.
     """
     cores = [value for key, value in values.items() if key.startswith(f"{prefix}.")]
     return product(cores if layer is None else [core[layer] for core in cores])

@@ -1,7 +1,7 @@
 """Checks against dense updates, inherited by a test class for each method.
 
-A subclass constructs the method and computes its updates from the parameters by the paper's formula, with
-einsum and none of our code.
+A subclass constructs the method and computes its updates from the parameters by the paper's formula. It uses
+einsum and none of the code under test.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from methods.lowrank import Masks
 from .toy import ToyBackbone, scatter
 
 BASE = Geometry(768, 12, 12, 3072)
-#: SmolLM2-135M.
+#: The geometry of SmolLM2-135M.
 SMOLLM2 = Geometry(576, 9, 30, 1536, kv_heads=3, gated=True)
-#: Few common sizes; heads ≠ head size everywhere, hidden ≠ heads².
+#: Geometries in which few sizes coincide: the head size differs from the heads, and the hidden size from
+#: heads².
 EVEN = (Geometry(24, 4, 3, 96), Geometry(30, 5, 2, 120), Geometry(16, 2, 1, 64))
-#: Shared heads, and a gated MLP that is no whole number of slices. The attention is wider than, narrower than
-#: or as wide as d; in the last case the MLP is narrower than d.
+#: Geometries with shared heads, and with a gated MLP that is no whole number of slices. The attention is
+#: wider than, narrower than or as wide as d. In the last geometry the MLP is narrower than d.
 UNEQUAL = (
     Geometry(24, 9, 2, 60, kv_heads=3, head_size=4, gated=True),
     Geometry(40, 9, 2, 100, kv_heads=3, head_size=4, gated=True),
@@ -38,7 +39,7 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 RANK, SCALE = 3, 1.7
 
 Values = dict[str, Tensor]
-#: Updates of the weight (out, in) and the bias (out,) or None, for every adapted site.
+#: The updates of the weight (out, in) and of the bias (out,), or None for the bias, by adapted site.
 Dense = dict[Site, tuple[Tensor, Tensor | None]]
 
 
@@ -48,11 +49,13 @@ class DenseOracle:
     name: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {"rank": RANK, "scale": SCALE}
     geometries: ClassVar[tuple[Geometry, ...]] = EVEN + UNEQUAL
-    #: A pattern of the parameters that start at zero. If any do, only they get a gradient in the first step.
+    #: A regular expression for the names of the parameters that start at zero. If any do, only they get a
+    #: gradient in the first step.
     zero: ClassVar[str] = "$^"
-    #: (options, geometry, count) from the paper or by hand.
+    #: Numbers of parameters from the paper or by hand, as (options, geometry, count).
     published: ClassVar[list[tuple[dict[str, Any], Geometry, int]]] = []
-    #: (options, size, count) nearest to the budget of LoRA r=4 on query, key and value of a base model.
+    #: The size nearest to the budget of LoRA r=4 on query, key and value of a base model, and its number of
+    #: parameters, as (options, size, count).
     budgets: ClassVar[list[tuple[dict[str, Any], tuple[int, ...], int]]] = []
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
@@ -122,7 +125,7 @@ class DenseOracle:
             self.check_updates(geometry)
 
     def test_counts(self) -> None:
-        """Compares the formula with the built parameters, as `attach` does."""
+        """Compares the formula with `count`, and with the parameters that `attach` builds."""
         for geometry in self.geometries:
             for rank in (1, 3, 7):
                 method = self.method(rank=rank)
@@ -221,11 +224,12 @@ class DenseOracle:
 class LowRankOracle(DenseOracle):
     """Checks for every method whose updates are low-rank pairs."""
 
-    #: "input" or "update"; subclasses with dropout between the two factors override `dropped`.
+    #: Where dropout acts: "input" or "update". Subclasses with dropout between the two factors override
+    #: `dropped`.
     dropout_at: ClassVar[str] = "input"
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """The update of the output (…, out) in training, without bias, under the masks of `SpiedDropout`."""
+        """The change of a site's output (…, out) in training, without bias, under `SpiedDropout`'s masks."""
         weight, _ = self.dense(values, geometry)[site]
         if self.dropout_at == "update":
             return x @ (weight * SpiedDropout.mask(weight)).T
@@ -286,12 +290,13 @@ class LowRankOracle(DenseOracle):
 
 
 class StackedOracle(LowRankOracle):
-    """Checks for every method that stacks sites: its dense tensor belongs to the model with full attention.
+    """Checks for every method that stacks sites into a tensor.
 
-    Slices are averaged over query heads that share a head, or cut, one matrix at a time.
+    The dense tensor is that of the model with full attention. If query heads share a key or value head, that
+    head's update is the mean of their slices, or the slices are cut. Either is computed one matrix at a time.
     """
 
-    #: The option `shared_heads` that `dense` implements.
+    #: The value of the option `shared_heads` that `dense` implements.
     heads: ClassVar[str] = "tied"
 
     def tensors(self, values: Values) -> dict[str, Tensor]:
@@ -299,7 +304,10 @@ class StackedOracle(LowRankOracle):
         raise NotImplementedError
 
     def slices(self, values: Values, geometry: Geometry) -> Callable[[int, str], list[Tensor]]:
-        """The scaled slices of a layer's projection, each (H·h or d, d), the second mode d-sized."""
+        """Returns a function of layer and projection that gives the projection's scaled slices.
+
+        Each slice is (H·h or d, d), with the d-sized mode second.
+        """
         raise NotImplementedError
 
     def turned(self, geometry: Geometry) -> set[str]:
@@ -332,7 +340,7 @@ class StackedOracle(LowRankOracle):
         )
 
     def shared(self, full: Tensor, geometry: Geometry) -> Tensor:
-        """Reduces full attention's (H·h, d) to the (K·h, d) of key or value."""
+        """Reduces an update of full attention (H·h, d) to the update (K·h, d) of key or value."""
         size, group = geometry.head_size, geometry.heads // geometry.kv_heads
         if self.heads == "cut":
             return full[: geometry.kv_heads * size]
@@ -350,7 +358,7 @@ class StackedOracle(LowRankOracle):
         assert self.method(shared_heads="cut").count(SMOLLM2) == self.method().count(SMOLLM2)
 
     def test_containers_hold_the_tensors(self) -> None:
-        """The tensors rebuilt by the containers' library are equal to ours."""
+        """The tensors rebuilt by the containers' library are equal to the oracle's."""
         _, adapter = self.attached(self.geometries[0])
         for path, full in self.tensors(values_of(adapter)).items():
             container = adapter.parametrisation.get_submodule(path)
@@ -420,7 +428,7 @@ class SpiedDropout:
 
 
 def trained_forward(backbone: ToyBackbone, adapter: Any) -> dict[Site, tuple[Tensor, Tensor, Tensor]]:
-    """(input, output, output of the frozen layer alone) of every adapted site, in training mode."""
+    """For every adapted site in training mode: its input, its output, and the output of the frozen layer."""
     seen: dict[Site, tuple[Tensor, Tensor, Tensor]] = {}
     for site, base in adapter.bases.items():
 

@@ -52,7 +52,7 @@ def scattered(method: Method, sd: float = 1.0) -> tuple[ToyBackbone, LowRankAdap
 
 
 def dense(adapter: LowRankAdapter) -> list[Tensor]:
-    """Builds every tensor densely from the bare parameters, with none of our code."""
+    """Builds every tensor densely from the bare parameters, without the code under test."""
     parameters = [parameter.detach() for parameter in adapter.named_parameters().values()]
     if is_train(adapter):
         bonds = itertools.pairwise("abcdefg"[: len(parameters) + 1])

@@ -23,7 +23,7 @@ from .toy import GEOMETRY, ToyBackbone, attached, gradients
 
 @contextmanager
 def linear_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """Context that yields a list, to which every call of `F.linear` adds the shape of its weight."""
+    """Yields a list to which every call of `F.linear` adds the shape of its weight."""
     shapes: list[tuple[int, ...]] = []
     apply = F.linear
 
@@ -136,7 +136,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-#: d² = 16,384; the largest activation has 1 · 2 · 512 entries.
+#: A geometry in which d² = 16,384 entries exceed those of the largest activation, 1 · 2 · 512.
 WIDE = Geometry(128, 4, 2, 512)
 
 
@@ -204,7 +204,7 @@ def test_reentrant_checkpointing_is_refused_rather_than_train_nothing() -> None:
 
 
 class _HalfFrozen(Parametrisation):
-    """A fixed down and a trained up, middle and bias, which `contract` returns as they are."""
+    """A fixed down factor and a trained up factor, middle and bias, which `contract` returns unchanged."""
 
     def __init__(self, geometry: Geometry, sites: list[Site]) -> None:
         super().__init__()

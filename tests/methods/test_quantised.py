@@ -25,14 +25,14 @@ pytestmark = pytest.mark.skipif(
     reason="bitsandbytes is not installed: pip install 'tensorpeft-bench[quantised]'",
 )
 
-#: A kind with equal shapes and biases, and one with unequal shapes and no biases.
+#: Two kinds of backbones: one with equal shapes and biases, and one with unequal shapes and no biases.
 QUANTISED: list[tuple[str, Quantisation]] = [("bert", "int8"), ("llama", "nf4")]
 #: The largest relative error of a weight, by norm: int8 rounds to 255 even steps, nf4 to 16 uneven ones.
 ERRORS: dict[Quantisation, float] = {"int8": 0.02, "nf4": 0.12}
 
 
 def presets() -> list[Method]:
-    """The presets of all methods that support quantised weights."""
+    """The presets of all methods that work on quantised weights."""
     templates = [preset for name in METHODS for preset in METHODS.get(name).presets()]
     sized = [template.isorank(2) if template.size is None else template for template in templates]
     return [method for method in sized if not method.needs_dense]
@@ -54,7 +54,7 @@ class Quantised(Subject):
 
 
 def dense(backbone: LoadedBackbone) -> LoadedBackbone:
-    """A copy with plain linear layers that hold the dequantised weights."""
+    """A copy of the backbone with plain linear layers that hold the dequantised weights."""
     plain = copy.deepcopy(backbone)
     for site in plain.geometry.sites(plain.projections):
         layer = plain.module.get_submodule(plain.path(site))

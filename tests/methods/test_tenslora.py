@@ -20,10 +20,11 @@ from ..messages import naming
 from .oracle import BASE, SCALE, SMOLLM2, UNEQUAL, StackedOracle, Values, factors, stacked
 from .toy import ToyBackbone, scatter
 
-#: More heads than channels per head, fewer, and modes that all differ.
+#: Geometries with more heads than channels per head, with fewer heads, and with modes of all different sizes.
 GEOMETRIES = (Geometry(12, 4, 2, 48), Geometry(12, 2, 3, 48), Geometry(10, 5, 4, 40))
 
-#: (variant, factorization, targets); an MLP has no heads.
+#: Combinations (variant, factorization, targets). Head modes and an MLP exclude each other, since MLPs have
+#: no heads.
 CONSTRUCTIONS = [
     (variant, factorization, targets)
     for variant, factorization, targets in product(VARIANTS, ("tucker", "cp", "tt"), TARGETS)
@@ -104,7 +105,7 @@ class TestTucker(StackedOracle):
         return stacked(full, geometry, *method.projections)
 
     def turned(self, geometry: Geometry) -> set[str]:
-        """Adds the output projection for tensors with a head mode, since its heads are on its input."""
+        """Adds the output projection for tensors with a head mode, since the heads are on its input side."""
         heads = "att" in self.options["variant"].split("_")
         return {"output"} if heads else super().turned(geometry)
 

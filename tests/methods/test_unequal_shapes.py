@@ -1,4 +1,4 @@
-"""Tests geometries of unequal shapes; every method's oracle checks the updates there."""
+"""Tests geometries of unequal shapes. The updates there are checked by every method's oracle."""
 
 from __future__ import annotations
 

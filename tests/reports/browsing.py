@@ -48,7 +48,7 @@ def resize(browser: webdriver.Chrome, width: int, height: int = 900) -> None:
 
 
 def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
-    """The visible rows of results in order."""
+    """The visible lines of the table of results, in their order."""
     table_rows: list[dict[str, Any]] = browser.execute_script(
         """return [...document.querySelectorAll('.board tbody tr[data-method]')]
         .filter(r => r.getClientRects().length).map(r => ({id: r.id, ...r.dataset}))"""

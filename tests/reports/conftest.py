@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="session")
 def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """The URI of the rich made-up store; read only."""
+    """The URI of a store with all of the made-up results. Tests only read it."""
     uri = new_store(tmp_path_factory.mktemp("rich"))
     write(uri, plan_of(), result)
     return uri
@@ -35,7 +35,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
 
 @pytest.fixture(scope="session")
 def checkout(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that has a pack of the made-up results in `results`, as a checkout has packs; read only."""
+    """A folder with a pack of the made-up results in `results`, as in a checkout. Tests only read it."""
     made = tmp_path_factory.mktemp("checkout")
     packed(rich, NAME, made / "results")
     return made
@@ -43,7 +43,7 @@ def checkout(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """A function that imports a module of docs/ by its name."""
+    """Imports a module of docs/ by its name."""
     monkeypatch.syspath_prepend(DOCS)
     return importlib.import_module
 
@@ -68,7 +68,7 @@ def analysis(study: Study) -> Analysis:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """The URI of a store with the suite `SMALL`; read only."""
+    """The URI of a store with the suite `SMALL`. Tests only read it."""
     return store(tmp_path_factory.mktemp("small"), new_store)
 
 

@@ -52,7 +52,7 @@ SMALL: dict[str, Any] = {
     "seeds": [0, 1],
 }
 
-#: The number of examples that each method answers correctly beyond LoRA.
+#: The number of correct answers by which each method exceeds LoRA.
 EDGE = {
     "head only": -40,
     "full fine-tuning": 16,
@@ -62,12 +62,12 @@ EDGE = {
     "TensLoRA depth": -9,
     "LoTR": 2,
 }
-#: Capabilities that methods of a family state; others state none.
+#: The capabilities stored with the runs of a family. Other families have none.
 CAN = {
     "tenslora": ["merges", "exports as LoRA", "exact zero start"],
     "full": ["merges", "exact zero start", "trained biases", "no cost unmerged"],
 }
-#: Maps (title and budget, task, seed) to the failure of that run.
+#: The failures of runs, by title, budget, task and seed.
 LOST = {
     ("TensLoRA depth", "isoparameters 2", "digits", 3): "diverged",
     ("LoTR", "isorank 2", "movie-sentiment", 4): "missing",
@@ -80,9 +80,10 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """Derives a trial's result. None for runs that `LOST` calls missing.
+    """The made-up result of a trial. None for runs that `LOST` calls missing.
 
-    Right answers: the task's base plus the method's edge, a shift shared by the seed, and own noise.
+    The number of correct answers is the sum of the task's base, the method's edge, a shift that depends on
+    the seed, and noise of the run's own.
     """
     lost = LOST.get((row.title, row.budget or "", row.task, trial.seed))
     if lost == "missing":

@@ -1,4 +1,4 @@
-"""Made-up results of a suite tuned by studies: effects of rates, failures, an unfinished study."""
+"""Made-up results of a suite tuned by studies, with effects of rates, failures and an unfinished study."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STUDIED: dict[str, Any] = {
     "tuning": {"studies": 4, "points": 4},
 }
 
-#: Points beyond LoRA at the best rate, and that rate's distance from the centre in decades.
+#: The points by which each method exceeds LoRA at its best rate, and the offset of that rate.
 EDGE = {
     "converged head": (-6.0, 0.0),
     "head only": (-9.0, 0.0),
@@ -49,8 +49,9 @@ EDGE = {
     "FacT-TT": (0.8, 0.2),
 }
 BASE = {"movie-sentiment": 84, "digits": 90, "textile": 71, "tweet-sentiment": 60}
-#: The seed of study 1, point 2; point 3 of LoTR's last study on digits never ran.
+#: The trial that diverged: point 2 of study 1.
 DIVERGED = ("TensLoRA att", "digits", 11_002)
+#: The trial that never ran: point 3 of LoTR's last study on digits.
 MISSING = ("LoTR", "digits", 13_003)
 
 
@@ -59,7 +60,7 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """Derives a result from the trial alone: a parabola over rates, failures at high rates, and noise.
+    """The made-up result of a trial: a parabola over rates, collapses at high rates, and noise.
 
     None for the trial `MISSING`.
     """

@@ -95,7 +95,7 @@ def redundancy(record: Record) -> Redundancy:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """A suite of two seeds with a search, an allocation and a redundancy analysis of its own trials."""
+    """The URI of a store with trials of two seeds, a search, an allocation and a redundancy analysis."""
     made = new_store(tmp_path_factory.mktemp("ablation"))
     plan = plan_of(**SMALL)
     store = write(made, plan, lambda trial, row: Result(score=0.6 + 0.1 * trial.seed))

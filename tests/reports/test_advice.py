@@ -27,10 +27,11 @@ from .made_up_studies import NAME, plan_of
 
 Call = Callable[..., Any]
 
-#: By method, in decades from the centre: the best rate, and the range of rates within a point of it. Scores
-#: fall by four points per decade², so this range extends half a decade to either side, within the window.
+#: For each method, in decades from the centre: the best rate, and the ends of the range of rates whose score
+#: is within a point of the best. Scores fall by four points per decade², so this range extends half a decade
+#: to either side, within the window.
 TRUE_RANGES = {"LoRA": (0.2, -0.3, 0.5), "LoTR": (-0.1, -0.5, 0.4), "TensLoRA att": (0.0, -0.5, 0.5)}
-#: The score of LoTR falls to chance beyond this offset.
+#: Beyond this offset, LoTR scores as by chance.
 CLIFF = 0.25
 EXAMPLES = 10_000
 

@@ -29,7 +29,7 @@ def question(script: Any, letter: str, budget: str, compared: dict[str, tuple[st
 
 
 def rows(text: str) -> list[list[str]]:
-    """The rows of the table without its heading."""
+    """The lines of the table without its heading."""
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return lines[2:]
 
@@ -131,7 +131,7 @@ def test_incomplete_results_have_no_answer(script: Any, checkout: Path, tmp_path
 
 
 def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
-    """Comparisons of these pairs of methods that have nothing but the side of their verdict."""
+    """Comparisons of these pairs of methods, with no content but the side of their verdict."""
     line = script("answers.pairs").Line
     return [
         line(*pair, SimpleNamespace(verdict=Verdict(Answer.UNDECIDED, side)), {})

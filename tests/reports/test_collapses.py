@@ -44,7 +44,7 @@ WITH_HEAD: dict[str, Any] = FIVE | {"methods": ["head_only", *SMALL["methods"]]}
 EXAMPLES = 1000
 LABELS = np.arange(EXAMPLES) % 2
 
-#: Correct examples by title, task and seed; about 900 for those not named.
+#: The number of correct answers by title, task and seed. Runs that are not named have about 900.
 Right = Mapping[tuple[str, str, int], int]
 ResultOf = Callable[[Trial, Row], Result]
 
@@ -149,7 +149,7 @@ def test_the_report_says_first_at_the_terminal_which_baseline_failed(
 
 
 def tuned(uri: str, plan: Plan, result: ResultOf) -> str:
-    """Writes tuning trials and the final trials of the chosen points into the store."""
+    """Writes the tuning trials into the store, and then the final trials of the chosen points."""
     opened = write(uri, plan.of("tuning"), result)
     chosen = with_choices(plan, opened)
     write(uri, chosen.of(None), result)

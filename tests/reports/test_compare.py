@@ -27,7 +27,7 @@ FIVE = SMALL | {"seeds": [0, 1, 2, 3, 4], "training": {"lr": 1e-3}}
 
 
 def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
-    """Like `result`, with TensLoRA's score raised by this amount and a little seed noise."""
+    """A function like `result` that raises TensLoRA's score by this amount and a little noise."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
@@ -39,7 +39,7 @@ def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
 
 
 def answered(more: int) -> Callable[[Trial, Row], Result | None]:
-    """Like `result`, with this many more correct answers, always on the same examples."""
+    """A function like `result` that adds this many correct answers, always on the same examples."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
@@ -54,7 +54,7 @@ def answered(more: int) -> Callable[[Trial, Row], Result | None]:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """The URI of a store with two experiments of five seeds; read only."""
+    """The URI of a store with two experiments of five seeds. Tests only read it."""
     made = new_store(tmp_path_factory.mktemp("compare"))
     write(made, plan_of(**FIVE | {"name": "before"}), result)
     more = {"name": "after", "training": {"lr": 2e-3}, "methods": [*FIVE["methods"], "lotr"]}

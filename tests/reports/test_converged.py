@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "budgets": [{"isorank": 2}],
     "seeds": [0, 1, 2],
 }
-#: Correct examples by task and method.
+#: The number of correct answers by task and method.
 RIGHT = {
     "digits": {
         "head only": 150,
@@ -55,7 +55,7 @@ RIGHT = {
 
 
 def result(trial: Trial, row: Row) -> Result:
-    """The result of a trial; the converged head's is the same for every seed."""
+    """The made-up result of a trial. The converged head has the same result for every seed."""
     fitted = row.family == CONVERGED
     right = RIGHT[row.task][row.title] + (0 if fitted else trial.seed)
     labels = np.arange(EXAMPLES) % 2
@@ -116,7 +116,7 @@ def test_seeds_that_do_not_differ_break_no_interval(study: Study) -> None:
 
 
 def lines(drawn: Drawn, axis: int) -> set[float]:
-    """Positions of lines across the panels, by the axis along which they are constant."""
+    """The positions of those lines in a figure's panels that are constant along this axis."""
     data = [line.get_xydata() for panel in drawn.figure.axes for line in panel.lines]
     return {round(float(d[0][axis]), 6) for d in map(np.asarray, data) if len({row[axis] for row in d}) == 1}
 

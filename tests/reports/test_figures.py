@@ -30,7 +30,7 @@ from .made_up import SMALL, NewStore, plan_of, store
 
 
 def cells(**columns: Any) -> list[Cell]:
-    """Complete cells, one per entry of the lists in `columns`. Other values are equal in all cells."""
+    """Complete cells, one for each entry of the lists in `columns`. Other values are equal in all cells."""
     count = max(len(column) for column in columns.values() if isinstance(column, list))
     values = {"task": "t", "backbone": "b", "complete": True} | columns
     blank = dict.fromkeys(column.name for column in fields(Cell)) | {"measures": {}}
@@ -180,7 +180,7 @@ def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[
 
 
 def test_points_outside_a_panel_are_not_labelled(drawn: dict[str, Drawn]) -> None:
-    """A line from the name to a point outside would squeeze the panel."""
+    """A label's line to a point outside would squeeze the panel."""
     labelled = 0
     for name, figure in drawn.items():
         if name.startswith("score-vs"):

@@ -45,7 +45,10 @@ def planned(**changes: Any) -> Plan:
 def results_with(
     folder: Path, new_store: NewStore, measures: dict[str, dict[str, float]], **changes: Any
 ) -> list[str]:
-    """The warnings if the runs of a row, by its title, have these measures in place of harmless ones."""
+    """The warnings about a store in which the runs of a row have these measures, by the row's title.
+
+    Measures that are not given are harmless.
+    """
     plan = planned(**changes)
 
     def result(trial: Any, row: Any) -> Result:
@@ -94,7 +97,7 @@ def test_an_earlier_versions_runs_without_losses_say_nothing_of_them(
 
 
 def tuned(folder: Path, new_store: NewStore, losses: list[float]) -> tuple[Plan, Store]:
-    """The plan with its choice, and the store, of a suite whose points had these losses in tuning."""
+    """A tuned suite whose points had these losses: its plan with the chosen point, and its store."""
     plan = planned(methods=["lora"], tuning=TUNING)
     by_rate = dict(zip([c.setting.lr for c in plan.of(None).rows[0].candidates], losses, strict=True))
     store = write(

@@ -48,7 +48,7 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """The URI of a store with two experiments that differ only in their seeds; read only."""
+    """The URI of a store with two experiments that differ only in their seeds. Tests only read it."""
     uri = store(tmp_path_factory.mktemp("two"), new_store)
     write(uri, plan_of(**SMALL | {"name": "other", "seeds": [2, 3]}), result)
     return uri

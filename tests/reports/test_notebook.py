@@ -86,7 +86,7 @@ def test_a_hostile_label_is_a_text(results: Results) -> None:
 
 
 def drawings(text: str) -> list[str]:
-    """The shapes of every figure of a page, apart from their colours and links."""
+    """The shapes in each figure of a page, without their colours and links."""
     figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
     return [" ".join(re.findall(r' d="[^"]*"|<text[^>]*>|<title>[^<]*', figure)) for figure in figures]
 

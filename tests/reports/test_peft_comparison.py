@@ -51,7 +51,10 @@ def snapshots(folder: Path, scores: Sequence[Sequence[float]]) -> list[Path]:
 
 
 def drawn(shares: Sequence[float], waves: int, rng: np.random.Generator, run_sd: float) -> list[list[float]]:
-    """Scores of rows that answer the same questions; each wave has its own shift and run noise."""
+    """Random scores, wave by wave, of rows that answer the same questions.
+
+    Each wave has a shift of its own, and each run has noise of its own.
+    """
     hardness = rng.uniform(size=QUESTIONS)
     answers = []
     for _ in range(waves):

@@ -20,7 +20,7 @@ from reports.study import Study
 from .made_up import NAME
 from .test_peft_comparison import content, write
 
-#: The fields that peft's own `processing.py` reads, and without which it fails, by part of the file.
+#: The fields that peft's own `processing.py` needs, by section of a result file.
 READ = {
     "run_info": ["experiment_name", "train_config", "peft_config", "total_time", "peft_branch", "created_at"],
     "train_info": [

@@ -89,7 +89,7 @@ def test_a_frame_has_its_columns_also_where_it_has_no_line(results: Results, nam
 
 
 def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> None:
-    """If two trials have different numbers of classes, the smaller one lacks the last logits."""
+    """If two trials have different numbers of classes, the trial with fewer classes lacks the last logits."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     shutil.copyfile(small.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     shutil.copytree(Path(small.removeprefix("sqlite:///")).parent / "mlartifacts", tmp_path / "mlartifacts")

@@ -49,7 +49,7 @@ def file_of(name: str, text: str) -> dict[str, str]:
 
 
 def started(content: dict[str, bytes]) -> None:
-    """Gives each trial the start record that runs of this version store."""
+    """Adds to each trial the record of its start, as runs of this version store it."""
     start = {
         "suite": file_of("small.yaml", SUITE),
         "lock": file_of("small.lock.yaml", LOCK),
@@ -62,7 +62,7 @@ def started(content: dict[str, bytes]) -> None:
 
 
 def evil(content: dict[str, bytes]) -> None:
-    """Turns a pack into that of a second suite whose every name is an attack."""
+    """Changes a pack into the pack of a second suite, in which every name is an attack."""
 
     def rename(plan: dict[str, Any]) -> None:
         for row in plan["rows"]:
@@ -78,7 +78,7 @@ def evil(content: dict[str, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def results(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two packs and a text file; read only."""
+    """A folder with two packs and a text file. Tests only read it."""
     folder = tmp_path_factory.mktemp("published") / "results"
     pack = packed(small, "small", folder.with_name("made"))
     folder.mkdir()
@@ -95,7 +95,7 @@ def site(results: Path) -> Files:
 
 @pytest.fixture(scope="module")
 def written(site: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site on disk; read only."""
+    """The site on disk. Tests only read it."""
     folder = tmp_path_factory.mktemp("site")
     put_files(folder, site)
     return folder

@@ -46,7 +46,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> StudyAnalysis:
-    """Studies 4 to 7 of two methods, beside the four of the pack."""
+    """The analysis of eight studies of two methods. The pack has the first four of them."""
     uri = new_store(tmp_path_factory.mktemp("fresh"))
     write(uri, plan_of(methods=METHODS[-2:], tuning={"studies": 8, "points": 4}), result)
     selection = Selection(methods=["LoRA", QKV_DEPTH])
@@ -65,7 +65,7 @@ def block(pack: Path) -> StudyBlock:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The rows of all tables, with their heads."""
+    """The lines of all tables, including their headings."""
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return [cells for cells in lines if set("".join(cells)) != {"-"}]
 
@@ -115,7 +115,7 @@ def test_a_core_s_rate_is_compared_with_the_rows_of_the_study(
     uri = new_store(tmp_path)
 
     def slower(trial: Trial, row: Row) -> Result | None:
-        """Runs no trial with `core_lr` 1. With `core_lr` 16, trials lose 3 points."""
+        """The result of a trial: none with `core_lr` 1, and 3 points less with `core_lr` 16."""
         if trial.recipe.core_lr == 1:
             return None
         made = result(trial, row)

@@ -29,7 +29,7 @@ from ..stored import Result, write
 from .made_up import NewStore
 from .made_up_studies import NAME, plan_of, result
 
-#: Every registered method, some of whose options are neither numbers nor plain words.
+#: Every registered method. Some have options that are neither numbers nor plain words.
 EVERY: list[Any] = [
     *(name for name, _ in METHODS.available() if name not in ("peft", "tenslora")),
     {"method": "tenslora", "each": {"variant": ["att", "qkv_depth"], "factorization": ["tucker", "cp"]}},

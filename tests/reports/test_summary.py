@@ -25,7 +25,8 @@ from .made_up import NewStore
 
 SEEDS = (0, 1, 2)
 
-#: Per method and seed, oldest first: a score, a failure, or nothing; missing seeds never started.
+#: By method and seed: the outcomes of the seed's runs, oldest first. An outcome is a score or a failure.
+#: Seeds that are not listed never started.
 RESULTS: dict[str, dict[int, list[Any]]] = {
     "LoRA": {0: [0.5], 1: [0.8], 2: [0.65]},
     "head only": {0: ["diverged"], 1: [0.25], 2: [0.75]},

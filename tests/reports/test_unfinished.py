@@ -32,7 +32,7 @@ TUNED = SMALL | {
 
 
 def half_tuned(uri: str, name: str = "tuned", final: bool = True) -> Store:
-    """A store where LoRA and the trained head are tuned and finished, and LoTR is not yet tuned."""
+    """A store in which LoRA and the head alone are tuned and finished, and LoTR is not yet tuned."""
     plan = plan_of(**TUNED | {"name": name})
     done = plan.select(Part(methods=["lora", "head_only"]))
     store = write(uri, done.of("tuning"), result_of_any)

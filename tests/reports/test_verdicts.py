@@ -42,7 +42,7 @@ OTHER = {"name": "other", "methods": [{"method": "tenslora", "variant": "att"}]}
 
 
 def scores(edge: float = 0.0, noise: float = 0.007, *, seed: int = 0) -> ResultOf:
-    """Scores of .8 with this noise per run and this edge over LoRA, without predictions."""
+    """Results without predictions: scores around 0.8 with this noise per run and this edge over LoRA."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         own = random.Random(f"{row.title} {row.task} {trial.seed} {seed}")
@@ -62,7 +62,10 @@ def only(analysis: Analysis, title: str = "isorank 2") -> AgainstReference:
 
 @pytest.fixture
 def analysed(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
-    """A function that writes results of plans, given as changes of `FIVE`, and returns their analysis."""
+    """A function that writes the results of one or more suites and returns their analysis.
+
+    Each suite is given by its changes of `FIVE`.
+    """
 
     def make(result_of: ResultOf, *plans: dict[str, Any]) -> Analysis:
         uri = new_store(tmp_path)

@@ -48,7 +48,7 @@ def over_subsets(losses: Array, scores: Array, k: int) -> float:
 
 
 def drawn(seed: int, studies: int = 5, points: int = 4, **fields: object) -> CompleteStudies:
-    """Studies without failures whose losses order scores with some noise."""
+    """Studies without failures. Their losses rank trials like the scores, apart from some noise."""
     numbers = np.random.default_rng(seed)
     scores = 0.8 + 0.01 * numbers.normal(size=(studies, points))
     return CompleteStudies(0.005 * numbers.normal(size=scores.shape) - scores, scores, chance=0.5, **fields)  # type: ignore[arg-type]
@@ -254,7 +254,7 @@ def test_the_interval_of_the_failed_share_is_exact() -> None:
 def parabola(optimum: float, cliff: float = inf, studies: int = 5, base: float = 0.85) -> CompleteStudies:
     """Studies without noise on a window of one decade: scores fall from `base` by 4 points per decade².
 
-    Trials more than `cliff` decades above the optimum have the score by chance.
+    Trials more than `cliff` decades above the optimum score 0.5, as by chance.
     """
     offsets = stratified(np.random.default_rng(7), studies, 8)
     scores = base - 0.04 * (offsets - optimum) ** 2
