@@ -1,13 +1,13 @@
-"""The stored words and records shared by training, the store and the reports.
+"""Everything that is stored about trials, in the form shared by training, the store and the reports.
 
-Nothing here knows MLflow or torch. Fields missing in older stores have defaults, and unknown fields of newer
-stores are ignored.
+This package imports neither MLflow nor torch. Fields that are missing in older stores have defaults, and
+unknown fields of newer stores are ignored.
 """
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Wired(BaseModel):
-    """A stored record that other versions can read."""
+    """Base class of stored JSON content. It ignores unknown fields, so that other versions can read it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -1,4 +1,4 @@
-"""The table of measures: every number of a trial, with key, column, unit, meaning and summary."""
+"""The table of measures: every number stored for a trial, with key, column, unit, meaning and summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBER: Literal["float64"] = "float64"
 #: The ways to summarise a measure over a cell's finished seeds.
 Summary = Literal["mean", "median", "max", "sum"]
 
-#: The value of `less` for measures of which smaller values are better.
+#: The value of `less` for a measure that is better if it is smaller.
 LESS = True
 
 #: Bytes per trained parameter.
@@ -27,10 +27,10 @@ def _ratio(value: float, bare: float) -> float | None:
 
 
 class Measure(StrEnum):
-    """The measures of a trial. A member's value is its key in the store; its attributes describe it.
+    """The measures of a trial. The value of a member is its key in the store. Its attributes describe it.
 
-    Measures with `parts` are computed from other measures and not stored; `Record.measure` gives both kinds.
-    A run's tags `metric` and `evaluated` name the metric and the split of its score.
+    Measures with `parts` are not stored, but computed from other measures. `Record.measure` returns either.
+    The tags `metric` and `evaluated` of a run name the metric and the split of its score.
     """
 
     #: The measure's column in the frame of trials. Empty if it has none.
@@ -40,9 +40,9 @@ class Measure(StrEnum):
     dtype: Literal["Int64", "float64"]
     #: None for a measure that cells do not summarise.
     summary: Summary | None
-    #: Whether smaller values are better. None if neither is better, or if the metric decides.
+    #: Whether smaller values are better. None if neither smaller nor larger is, or if the metric decides.
     less: bool | None
-    #: The keys of the measures that are arguments of `formula`. Empty for a measured number.
+    #: The keys of the measures that are arguments of `formula`. Empty for a measure that is stored.
     parts: tuple[str, ...]
     formula: Callable[..., float | None]
 
@@ -58,7 +58,7 @@ class Measure(StrEnum):
         parts: tuple[str, ...] = (),
         formula: Callable[..., float | None] = sub,
     ) -> Self:
-        """Makes a member whose value as a string is `key`; the other arguments become attributes."""
+        """Makes a member with the value `key`. The other arguments become attributes."""
         member = str.__new__(cls, key)
         member._value_ = key
         member.column, member.unit, member.meaning, member.dtype = column, unit, meaning, dtype
@@ -134,18 +134,18 @@ class Measure(StrEnum):
     # fmt: on
 
 
-#: Numbers of a trial. None if a measure could not be taken.
+#: A trial's numbers. The value is None if a measure could not be taken.
 Measures = dict[Measure, float | None]
 
 
 def validation_key(metric: str) -> str:
-    """The key of the curve of validation scores by epoch."""
+    """Returns the key of the curve of validation scores by epoch."""
     return f"validation/{metric}"
 
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """The number of used examples of each split."""
+    """The number of examples that are used of each split of a task."""
 
     train: int
     validation: int
@@ -170,7 +170,7 @@ class SplitSizes:
 
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> SplitSizes | None:
-        """Reads the sizes from a trial's metrics. None for trials of versions that stored none."""
+        """Reads the sizes from a trial's metrics. Returns None for trials of versions that stored none."""
         sizes = (Measure.TRAIN_EXAMPLES, Measure.VALIDATION_EXAMPLES, Measure.TEST_EXAMPLES)
         if not all(key in metrics for key in sizes):
             return None

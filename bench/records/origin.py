@@ -1,4 +1,4 @@
-"""The origin of a trial's numbers, for reviewers. It does not enter the trial's id."""
+"""What a trial's numbers come from: files, packages, seeds and hardware. None of it enters the trial's id."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from bench.records import Wired
 
 
 class SourceFile(Wired):
-    """The name and text of a file that a start read."""
+    """The name and text of a file that was read when a suite was started."""
 
-    #: The file's name without folder. Empty if Python passed fields instead of a file.
+    #: The file's name without folder. Empty if the suite was made in Python, without a file.
     name: str
-    #: The hash of the text in UTF-8, equal to the file's.
+    #: The SHA-256 of the file.
     sha256: str
     text: str
-    #: Whether a pack removed local folders from the text, so that its hash differs from the file's.
+    #: Whether local folders were removed from the text for a pack. Its hash then differs from the file's.
     cleaned: bool = False
 
 
@@ -36,7 +36,7 @@ class StoredConfig(Wired):
 
     #: Everything from which the trial's id is computed.
     trial: dict[str, Any]
-    #: Commit, main versions and hardware, as in the provenance tags.
+    #: The commit, the hardware and the versions of the main packages, as in the provenance tags.
     provenance: dict[str, str] = {}
     #: Files, packages and seeds of the start. None for trials of versions that did not store them.
     start: Start | None = None

@@ -9,11 +9,11 @@
     experiments/N/predictions.parquet             one row per trial, `bench.store.pack.parquet.PREDICTIONS`
     experiments/N/artifacts/RUN_ID/NAME           a run's other artifacts, by their names in `Artifact`
 
-Experiments are numbered in the order of their names. A pack holds only runs that count: of trials, searches
-and allocations, and the suite's run with the plan.
+Experiments are numbered in the order of their names. A pack holds the suite's run with the plan, the runs of
+searches and allocations, and the runs of trials that count.
 
-In version 1 every configuration and every file of predictions was an artifact. Now only those without a
-compact form are artifacts, and the predictions in packs with adapters.
+In version 1 every configuration and every file of predictions was an artifact. Since version 2 they are in
+tables. Only what fits no table is still an artifact, and so are all predictions in packs with adapters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import Field
 from bench.records import Wired
 from bench.records.words import Artifact
 
-#: The ending of a pack's file name, which distinguishes it from an experiment's name.
+#: The ending of a pack's file name. It distinguishes the name of a pack from that of an experiment.
 ENDING = ".tensorbench.zip"
 
 #: The version of the format, increased whenever an earlier version would misread a pack.
@@ -37,7 +37,7 @@ RUNS_TABLE, CURVES_TABLE = "runs.parquet", "curves.parquet"
 CONFIGS_TABLE, SPLITS_TABLE, PREDICTIONS_TABLE = "configs.parquet", "splits.parquet", "predictions.parquet"
 TABLES = (RUNS_TABLE, CURVES_TABLE, CONFIGS_TABLE, SPLITS_TABLE, PREDICTIONS_TABLE)
 
-#: Artifacts that packs contain. Tracebacks are left out, because they name local folders.
+#: The artifacts that packs may contain. Tracebacks are left out, because they name local folders.
 TRAVELS = (
     Artifact.PLAN,
     Artifact.SUITE,
@@ -49,7 +49,7 @@ TRAVELS = (
     Artifact.ADAPTER,
 )
 
-#: Prefixes of the keys of curves. Packs contain only the last value of other metrics.
+#: The prefixes of the keys of curves. Of all other metrics, packs contain the last value only.
 CURVES_BEGIN = ("train/", "validation/")
 
 
@@ -61,10 +61,10 @@ class Member(Wired):
 
 
 class Layout(Wired):
-    """The header that every version writes, and reads first."""
+    """The fields of `manifest.json` that all versions of the format have. They are read first."""
 
     format: Literal["tensorbench pack"] = "tensorbench pack"
-    #: `SCHEMA` of the version that wrote the pack.
+    #: The version of the format, `SCHEMA`, in which the pack was written.
     schema_: int = Field(alias="schema", ge=1)
 
 

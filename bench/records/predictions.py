@@ -1,12 +1,12 @@
 """The columns of `predictions.parquet`: example ids, labels, predictions and outputs.
 
 They are `example`, `label`, `prediction` and `logit`, and `text` if a language model wrote answers. Outputs
-always have one column per class: `logit_0`, … Labels and predictions have one column per class only if an
-example may have several classes.
+always have one column per class: `logit_0`, `logit_1`, and so on. Labels and predictions have one column per
+class only if an example may have several classes.
 
-Packs hold predictions in a compact form if the answers determine the score (`Compact`). Files of this form
-have `classes`, the number of classes, and `log_probability`, the label's log-probability, in place of the
-logits.
+If the answers determine the score, packs hold predictions in a compact form (`Compact`). Files of this form
+have no logits. They have `classes`, the number of classes, and `log_probability`, the log-probability of the
+label.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 Integers = NDArray[np.integer[Any]]
 
-#: The columns of compact predictions.
+#: The columns that compact predictions have in place of logits, and all of their columns.
 LOG_PROBABILITY, CLASSES = "log_probability", "classes"
 COMPACT = ("example", "label", "prediction", CLASSES, LOG_PROBABILITY)
 
-#: Compact log-probabilities are integer multiples of `STEP` nats, and `LOWEST` is the smallest multiple.
+#: In compact predictions, log-probabilities are integer multiples of `STEP` nats, from `LOWEST` to 0.
 STEP, LOWEST = 1e-3, -(2**31)
 
-#: The most classes of compact predictions.
+#: The largest number of classes for which there are compact predictions.
 MOST_CLASSES = 2**15
 
 
 @dataclass(frozen=True)
 class Compact:
-    """Predictions of one class per example without their logits."""
+    """Predictions of one class per example, without the logits."""
 
     classes: int
-    #: Whole numbers (examples,): ids, classes, answered classes, and log-probabilities of the labels in
-    #: `STEP`s.
+    #: Integers (examples,): the examples' ids, their labels, the predicted classes, and the
+    #: log-probabilities of the labels as multiples of `STEP`.
     example: Integers
     label: Integers
     prediction: Integers
@@ -57,14 +57,14 @@ class Compact:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of the values, which is the same for every version of pyarrow."""
+        """The SHA-256 of the values. Unlike that of a file, it is the same for every version of pyarrow."""
         digest = hashlib.sha256(f"{self.classes}".encode())
         for values in (self.example, self.label, self.prediction, self.steps):
             digest.update(values.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def file(self) -> bytes:
-        """The predictions as the bytes of a `predictions.parquet`."""
+        """Returns the predictions as the content of a `predictions.parquet`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -81,10 +81,10 @@ class Compact:
 
 
 def compact(content: bytes) -> Compact | None:
-    """The compact form of a file of predictions, which may be compact already.
+    """Converts the content of a `predictions.parquet`, which may be compact already, to the compact form.
 
-    None if the file is unreadable, is not of one class per example, or has answers or log-probabilities that
-    do not follow from finite logits.
+    Returns None if this is impossible: the file is unreadable, an example may have several classes, a logit
+    is not finite, an answer is not the class with the largest logit, or a log-probability is out of range.
     """
     import pyarrow.parquet as pq
     from pyarrow import ArrowException
@@ -119,7 +119,7 @@ def compact(content: bytes) -> Compact | None:
 
 
 def stored_compact(content: bytes) -> Compact | None:
-    """The predictions of a file that has no logits. None for every other file."""
+    """Reads predictions from a file that is in the compact form. Returns None for every other file."""
     import pyarrow.parquet as pq
     from pyarrow import ArrowException
 
@@ -131,22 +131,22 @@ def stored_compact(content: bytes) -> Compact | None:
 
 
 def log_probabilities(logits: NDArray[Any], labels: Integers) -> NDArray[np.float64]:
-    """The log-probability of each example's label (examples,) by its logits (examples, classes)."""
+    """Returns the log-probability of each example's label (examples,), given logits (examples, classes)."""
     logits = logits.astype(float)
     logits -= logits.max(1, keepdims=True)
     return np.asarray(_of(logits, labels) - np.log(np.exp(logits).sum(1)), dtype=float)
 
 
 def _of(outputs: NDArray[Any], classes: Integers) -> NDArray[Any]:
-    """From outputs (examples, classes), the output of each example's class in `classes` (examples,)."""
+    """Selects from outputs (examples, classes) the one of each example's class in `classes` (examples,)."""
     return np.take_along_axis(outputs, classes[:, None].astype(int), axis=1)[:, 0]
 
 
 def contradicted(prediction: Integers, label: Integers, log_probability: NDArray[Any], classes: int) -> int:
-    """The number of answers that the label's log-probability rules out. All arrays are (examples,).
+    """Counts the answers that contradict the log-probability of the label. All arrays are (examples,).
 
-    An answer is the likeliest class. So a label that was answered has a probability of at least 1/`classes`,
-    and any other label one of at most 1/2.
+    An answer is the likeliest class. So if the answer is the label, the label has a probability of at least
+    1/`classes`. If the answer is another class, the label has a probability of at most 1/2.
     """
     right = prediction == label
     least, most = -np.log(classes) - STEP / 2, -np.log(2) + STEP / 2
@@ -154,9 +154,9 @@ def contradicted(prediction: Integers, label: Integers, log_probability: NDArray
 
 
 def frame_of(content: bytes) -> pd.DataFrame:
-    """Reads the table in a file's bytes. Raises ArrowException or OSError if there is no table.
+    """Reads the table in the bytes of a parquet file. Raises ArrowException or OSError if that fails.
 
-    Metadata for pandas is ignored, since an untrusted file may claim anything there.
+    Metadata for pandas is ignored, since a file that is not trusted may claim anything there.
     """
     import pyarrow.parquet as pq
 
@@ -165,10 +165,13 @@ def frame_of(content: bytes) -> pd.DataFrame:
 
 
 def a_class_each(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The columns of an array (examples, classes), one per class, by numbered name."""
+    """Splits an array (examples, classes) into a column per class, with the names `NAME_0`, `NAME_1`, …"""
     return {f"{name}_{number}": values[:, number] for number in range(values.shape[1])}
 
 
 def numbered(have: Sequence[str], name: str) -> list[str]:
-    """The column with this name, or its numbered columns in order. Empty without such columns."""
+    """Returns the names of the columns that hold `name`: the column itself, or `NAME_0`, `NAME_1`, …
+
+    `have` are the names of all columns. Empty if none of them matches.
+    """
     return [name] if name in have else [c for c in have if re.fullmatch(rf"{name}_\d+", c)]

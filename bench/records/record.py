@@ -1,4 +1,4 @@
-"""The record of a run, in the one form used by training, outbox, MLflow, packs and reports."""
+"""The record of a run. Training, the outbox, the store, packs and reports all use this form."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bench.records.measures import Measure
 from bench.records.text import message, storable
 from bench.records.words import PROVENANCE, YES, Artifact, By, Status, Tag
 
-#: The reasons why a trial may have no result. `lost`: the trial's worker died through no fault of the trial.
+#: The reasons why a trial may have no result. `lost`: its worker died for a reason outside the trial.
 Failure = Literal["diverged", "out of memory", "timeout", "error", "lost"]
 
 
 @dataclass
 class Progress:
-    """A report of a running trial: losses of the latest steps or, after an epoch, the validation metric."""
+    """A report of a running trial: losses of the latest steps or, after an epoch, validation metric and loss."""
 
     step: int
     steps: int
@@ -29,7 +29,7 @@ class Progress:
 
 
 class Point(NamedTuple):
-    """A point of a curve, with the time of measurement."""
+    """A point of a curve."""
 
     key: str
     value: float
@@ -40,10 +40,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """A run: a trial's, or one that holds the plan of a suite or the result of a search.
+    """The record of a run, which belongs to a trial, holds a suite's plan, or holds a search's result.
 
-    A record on its way into the store holds what the store still lacks. A record read from the store holds
-    everything except curves and artifacts, which are read from its `Source`.
+    A record on its way into the store holds what the store still lacks. A record that was read from the store
+    has no curves and no artifacts: they are read from its `Source`.
     """
 
     #: Empty in a record made by training, since only the driver knows the run.
@@ -55,7 +55,7 @@ class Record:
     started: int = 0
     tags: Mapping[str, str] = field(default_factory=dict, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict, repr=False)
-    #: URI of the run's stored artifacts.
+    #: The URI of the folder of the run's artifacts.
     artifacts: str = field(default="", repr=False)
     #: Milliseconds since the epoch. None before the run's end.
     ended: int | None = field(default=None, repr=False)
@@ -68,7 +68,7 @@ class Record:
         return self.tags.get(tag, default)
 
     def measure(self, measure: Measure) -> float | None:
-        """A measured number, or one computed from measured numbers. None if these are missing."""
+        """Returns a stored or computed measure. None if it, or a number that it needs, is missing."""
         if not measure.parts:
             return self.metrics.get(measure)
         values = [self.metrics.get(part) for part in measure.parts]
@@ -80,15 +80,15 @@ class Record:
 
     @property
     def origin(self) -> str:
-        """The run's original id. It differs from `run_id` if the run came from a pack.
+        """The run's id in the store in which the trial ran. It differs from `run_id` if it came from a pack.
 
-        Tables show this id, so that they are equal for every store and pack.
+        Tables show this id, so that they are the same for every store and pack.
         """
         return self.tag(Tag.ORIGIN) or self.run_id
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Versions, commit and hardware behind the trial."""
+        """The versions, the commit and the hardware with which the trial ran."""
         return {
             key.removeprefix(PROVENANCE): value
             for key, value in self.tags.items()
@@ -101,30 +101,30 @@ class Record:
 
     @property
     def decided(self) -> bool:
-        """Whether the run finished or failed. Pruned runs do not count: pruning holds for one search only."""
+        """Whether the run finished or failed. False for a pruned run, since only its search gave it up."""
         return self.settled and self.status != Status.PRUNED
 
     @property
     def score(self) -> float | None:
-        """The score. None unless the run finished with a finite score."""
+        """The score of a finished run. None for other runs, and if the score is not finite."""
         score = self.metrics.get(Measure.SCORE, math.nan)
         return score if self.status == Status.FINISHED and math.isfinite(score) else None
 
     @property
     def failure(self) -> str:
-        """The full reason why there is no result. Empty unless the run failed or was lost."""
+        """The reason why there is no result, with the message. Empty unless the run failed or was lost."""
         reason = self.tag(Tag.FAILURE)
         return f"{reason}: {self.tag(Tag.FAILURE_MESSAGE)}" if reason else ""
 
 
 def failed(reason: Failure, text: str, trace: str) -> Record:
-    """Makes the record of a trial that failed."""
+    """Makes the record of a trial that failed. `text` is the message and `trace` the traceback."""
     tags: dict[str, str] = {Tag.FAILURE: reason, Tag.FAILURE_MESSAGE: message(text)}
     return Record(status=Status.FAILED, tags=tags, files={Artifact.TRACEBACK: storable(trace).encode()})
 
 
 def lost(text: str) -> Record:
-    """Makes the record of a trial whose worker died."""
+    """Makes the record of a trial whose worker died. `text` is the message."""
     return Record(status=Status.KILLED, tags={Tag.FAILURE: "lost", Tag.FAILURE_MESSAGE: message(text)})
 
 
@@ -137,7 +137,10 @@ def record_of(
     artifacts: str = "",
     ended: int | None = None,
 ) -> Record:
-    """Makes the record of a stored run. Its tags refine MLflow's status."""
+    """Makes the record of a stored run from what MLflow returns.
+
+    `status` is MLflow's. It has no value for pruned runs and duplicates, which are recognised by tags.
+    """
     trial_id = tags.get(Tag.TRIAL_ID, "")
     # Some servers return 0 for an open run.
     return Record(run_id, trial_id, _status(status, tags), started, tags, metrics, artifacts, ended or None)
@@ -159,8 +162,9 @@ def _status(status: str, tags: Mapping[str, str]) -> Status:
 def latest(records: Iterable[Record]) -> dict[str, Record]:
     """Selects the run that counts for each trial, by trial id. `records` are ordered from old to new.
 
-    The first finished run counts, otherwise the newest settled run, otherwise the newest run. So a trial that
-    ran twice keeps its first score, and a killed retry does not hide a failure.
+    If any run of the trial finished, the first such run counts. Otherwise the newest settled run counts, and
+    without a settled run the newest one. So a trial that ran twice keeps its first score, and a retry that
+    was killed does not hide a failure.
     """
     chosen: dict[str, Record] = {}
     for record in records:
@@ -171,13 +175,16 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
 
 
 def scores(records: Mapping[str, Record], ids: Iterable[str | None]) -> list[float]:
-    """The scores of these trials, without trials that have none."""
+    """Returns the scores of the trials with these ids. Trials without a score are left out."""
     scores = (records[id_].score for id_ in ids if id_ and id_ in records)
     return [score for score in scores if score is not None]
 
 
 def results(records: Mapping[str, Record], ids: Iterable[str | None], by: By) -> list[float]:
-    """The scores, or losses on the same split, of these trials, without trials that have no score."""
+    """Returns the scores of the trials with these ids or, if `by` is loss, their losses on the same split.
+
+    Trials without a score are left out.
+    """
     if by == "score":
         return scores(records, ids)
     trials = (records[id_] for id_ in ids if id_ and id_ in records)
@@ -186,8 +193,8 @@ def results(records: Mapping[str, Record], ids: Iterable[str | None], by: By) ->
 
 
 def comparable(mean: float) -> float:
-    """Rounds a mean of scores, so that equal means compare as equal.
+    """Rounds a mean of scores to 12 digits, so that equal means compare as equal.
 
-    Sums of the same fractions may differ in their last digits.
+    Without this, sums of the same numbers in another order may differ in their last digits.
     """
     return float(f"{mean:.12g}")

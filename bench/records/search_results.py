@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from bench.records import Wired
 from bench.records.words import Artifact, By, PointState, RunKind
 
-#: A mode's share of the variation in the ranked validation result, by evaluator, then by mode.
+#: Each mode's share of the variation in the validation result that ranks the points, by Optuna's evaluator
+#: of importance and then by mode: {evaluator: {mode: share}}.
 Importance = dict[str, dict[str, float]]
 
 
 class Tried(Wired):
-    """A rank vector that was tried, with its trials by seed."""
+    """The ranks of all modes that were tried together, and the ids of their trials by seed."""
 
     ranks: tuple[int, ...]
     parameters: int
@@ -20,13 +21,16 @@ class Tried(Wired):
 
 
 class Finalist(Tried):
-    """The chosen rank vector or a competitor, evaluated on the suite's own seeds."""
+    """The chosen ranks or ranks to compare them with, evaluated on the suite's own seeds."""
 
     label: str
 
 
 class SearchPoint(Tried):
-    """A point of a search. None as a rate or scale means the suite's value."""
+    """A point of a search: ranks and, if the search varies them, learning rates and scale.
+
+    A rate or scale is None if the search takes it from the suite.
+    """
 
     number: int
     state: PointState
@@ -36,21 +40,24 @@ class SearchPoint(Tried):
     core_lr: float | None = None
     #: The mean validation score over the search's seeds. None unless all seeds are complete.
     value: float | None
-    #: The mean validation loss. None unless all seeds are complete and the search ranks by loss.
+    #: The mean validation loss over these seeds. None unless all are complete and the search ranks by loss.
     loss: float | None = None
-    #: The trial of the first seed, the only one that earlier versions stored.
+    #: The trial of the first seed. Earlier versions stored no other trial.
     trial_id: str
     trials: dict[int, str] = {}
 
 
 class RankResult(Wired):
-    """The common fields of results of a search or allocation, for one method, task, backbone and budget."""
+    """The fields that results of searches and of allocations have in common.
+
+    A result is that of one method, task, backbone and budget.
+    """
 
     name: str
     method: str
     task: str
     backbone: str
-    #: The budget's label. None: the method's row gives its ranks, whose count is the budget.
+    #: The budget's label. None if the suite gives the method's ranks. Their count is then the budget.
     budget: str | None
     #: The largest allowed number of adapter parameters.
     asked: int
@@ -73,9 +80,9 @@ class SearchResult(RankResult):
 
     @property
     def tied(self) -> int:
-        """The number of other points whose result equals the best point's.
+        """The number of other points with the same result as the best point.
 
-        0 without a best point, and with two objectives.
+        0 if there is no best point or if the search has two objectives.
         """
         if self.best is None or len(self.objectives) > 1:
             return 0
@@ -86,7 +93,7 @@ class SearchResult(RankResult):
 
 
 class AllocationPoint(Tried):
-    """A point of the sweep over one mode's rank."""
+    """A point of an allocation's sweep, which changes the rank of one mode."""
 
     mode: str
     rank: int
@@ -119,31 +126,34 @@ class Spectrum(Wired):
 
 
 class ComponentWorth(Wired):
-    """Size and worth of a part of an update. None as layer, projection or head means all of them."""
+    """The size of a part of an update, and how much the trained model needs it.
+
+    The part is given by layer, projection and head, where None means all of them.
+    """
 
     layer: int | None
     projection: str | None
     head: int | None
     #: The part's share of the squared norm.
     share: float
-    #: Drop of the validation metric when the part is set to zero. None if not measured.
+    #: The drop of the validation metric if the part is set to zero. None if not measured.
     drop: float | None
 
     @property
     def singled(self) -> tuple[str, ...]:
-        """The names of those of the fields layer, projection and head that are not None."""
+        """The names of the fields that are not None, out of layer, projection and head."""
         return tuple(kind for kind in ("layer", "projection", "head") if getattr(self, kind) is not None)
 
 
 class Redundancy(Wired):
-    """The content of `redundancy.json`: the redundancy of one trained adapter."""
+    """The content of `redundancy.json`: an analysis of how much of a trained adapter could be left out."""
 
     trial_id: str
     run_id: str
     method: str
     ranks: tuple[int, ...]
     metric: str
-    #: Norm of the whole update, including that of the MLP.
+    #: The norm of the whole update, at all adapted sites of attention and MLP.
     norm: float
     modes: Mapping[str, Spectrum]
     components: tuple[ComponentWorth, ...]

@@ -10,39 +10,40 @@ from bench.records.words import OWN_SIZE, By, Phase
 
 
 class Tuned(Wired):
-    """The equal tuning of a row: its cost and its choice."""
+    """The tuning of a row, with the same allowance for every method: its cost and its choice."""
 
-    #: The number of settings, each tried with every one of `seeds`.
+    #: The number of points. There is a trial for each point with each of `seeds`.
     trials: int
     #: The epochs of each trial. None if the recipe counts steps.
     epochs: int | None = None
     seeds: tuple[int, ...]
-    #: The values that may be tried, by axis, for the axes that affect the row's method. Empty in plans of
-    #: earlier versions.
+    #: The values that may be tried on each axis (such as `lr`) that affects the row's method. Empty in plans
+    #: of earlier versions.
     grids: dict[str, tuple[float, ...]] = {}
     #: The validation result that ranks the points.
     by: By = "score"
-    #: The chosen setting. None until every tuning trial has ended.
+    #: The values of the chosen point, by axis. None until every tuning trial has ended.
     chosen: dict[str, float] | None = None
-    #: The axes on which the chosen setting is at an end of the grid or outside.
+    #: The axes on which the chosen value is at an end of the grid or outside.
     edge: tuple[str, ...] = ()
-    #: The number of other settings whose mean result equals that of the chosen one.
+    #: The number of other points whose mean result equals that of the chosen point.
     tied: int = 0
     #: The ids of all tuning trials.
     ids: tuple[str, ...]
-    #: The number of points and the values by axis that the suite allows every method. A method without some
-    #: axes tries fewer. None and empty in plans of earlier versions if their suite is not stored either.
+    #: The number of points, and the values by axis, that the suite allows every method. A method that some
+    #: axes do not affect tries fewer. In plans of earlier versions whose suite is not stored, they are None
+    #: and empty.
     allowed_points: int | None = None
     allowed_grids: dict[str, tuple[float, ...]] = {}
 
 
 class StudyTrial(Wired):
-    """The position of a trial in its row's studies."""
+    """The study and the point to which a trial of a row belongs."""
 
     #: The study and the point, both counted from 0.
     study: int
     point: int
-    #: Decades from the centre of the window.
+    #: The distance of the learning rate from the centre of the window, in decades.
     offset: float
     #: The adapter's learning rate, or the head's if only the head is trained.
     lr: float
@@ -53,14 +54,14 @@ class StudyPlan(Wired):
 
     studies: int
     points: int
-    #: The values of k for which the score after k trials is shown. The primary one is `points`.
+    #: The values of k for which the score after k trials is shown. The most important one is `points`.
     ks: tuple[int, ...]
     #: The centre of the log-uniform window of learning rates, and its width in decades.
     centre: float
     decades: float
-    #: The head's learning rate. None if the head has the window's rates, or without a head.
+    #: The head's learning rate. None if the head's rate is the one that varies, or without a head.
     head_lr: float | None
-    #: The position of every trial, by seed.
+    #: Every trial's study and point, by the trial's seed.
     trials: dict[int, StudyTrial]
 
     @property
@@ -77,7 +78,7 @@ class PlannedRow(Wired):
     title: str
     #: The method's registered name.
     family: str = ""
-    #: The budget's label. None if the row sets its own ranks, or has a fixed size.
+    #: The budget's label. None if the suite gives the method's ranks, or if the method has a fixed size.
     budget: str | None
     backbone: str
     task: str
@@ -85,21 +86,21 @@ class PlannedRow(Wired):
     ranks: tuple[int, ...]
     #: The number of adapter parameters, head excluded.
     parameters: int
-    #: The number of parameters at the start. None unless training cuts some.
+    #: The number of adapter parameters at the start. None unless training cuts some.
     peak: int | None = None
-    #: The budget's number of parameters. None if it sets the ranks instead.
+    #: The budget's number of parameters. None without a budget, and if the budget sets ranks instead.
     asked: int | None
-    #: The count divided by the budget's number, and whether that is within the budget's tolerance. None
-    #: without such a number.
+    #: `parameters` divided by `asked`, and whether this is within the budget's tolerance. None without
+    #: `asked`.
     ratio: float | None
     within: bool | None
-    #: The count in percent of LoRA's with rank 4 on query, key and value.
+    #: `parameters` in percent of the parameters of LoRA with rank 4 on query, key and value.
     percent_of_lora: float
-    #: The trial id of every seed. None until tuning has chosen.
+    #: The id of each seed's trial. None until tuning has chosen.
     trials: dict[int, str | None]
-    #: The equal tuning. None without it.
+    #: The row's tuning. None if the row has no tuning, or studies.
     tuning: Tuned | None = None
-    #: The studies formed by `trials`. None if these are seeds of a single setting.
+    #: The studies to which the trials belong. None if the trials differ in their seeds only.
     studies: StudyPlan | None = None
 
     @property
@@ -110,7 +111,7 @@ class PlannedRow(Wired):
 
 
 class TableLine(Protocol):
-    """A row of a plan or of results."""
+    """What `row_texts` needs of a row, whether it is one of a plan or one of results."""
 
     @property
     def task(self) -> str: ...
@@ -133,7 +134,10 @@ TEXT_COLUMNS = ("task", "backbone", "budget", "method", "ranks")
 
 
 def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
-    """The columns of tables that identify a row and give the size of its adapter."""
+    """Returns the columns of a table that identify a row and give the size of its adapter.
+
+    `ranks` is the text for the column of ranks.
+    """
     return {
         "task": row.task,
         "backbone": row.backbone,
@@ -147,7 +151,7 @@ def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
 
 
 class PlannedTrial(Wired):
-    """A trial with everything that enters its id, in a form that other versions can read."""
+    """A planned trial with everything that enters its id, in a form that other versions can read."""
 
     id: str
     method: dict[str, Any]
@@ -168,14 +172,14 @@ class Share(Wired):
 
     part: Phase | Literal["final"]
     command: Literal["run", "search"]
-    #: The number of settings or rank vectors to try, of points in studies, or (for other final trials) of
-    #: rows in the tables.
+    #: For tuning, searches and studies, the number of points. For other final trials, the number of rows.
     points: int
-    #: The number of trials. For a search an upper bound, since it prunes trials and may repeat ranks.
+    #: The number of trials. For a search it is an upper bound, since a search prunes trials and may repeat
+    #: ranks.
     trials: int
     #: The number of trials without a stored result. A search's trials are not known beforehand.
     open: int
-    #: The time of the open trials, one after the other.
+    #: The time that the open trials take, one after the other.
     seconds: float
 
 
@@ -183,15 +187,16 @@ class Forecast(ShowsOverview, Wired):
     """The estimated cost of a suite, before anything starts."""
 
     parts: tuple[Share, ...]
-    #: The least memory of a worker.
+    #: The memory that a worker needs at least.
     memory_mib: float
-    #: Estimated extra memory for the activations of the largest step. None in plans of earlier versions.
+    #: The estimated further memory for the activations of the largest step. None in plans of earlier
+    #: versions.
     activations_mib: float | None = None
-    #: The largest memory that a stored trial of the same kind used on its device. None without such a trial.
+    #: The largest memory that a comparable stored trial used on its device. None without such a trial.
     peak_mib: float | None
     #: The disk space for results of the open trials.
     disk_mib: float
-    #: The basis of `seconds`: stored trials of this suite, or operations at this machine's speed.
+    #: How `seconds` was estimated: from stored trials of this suite, or from the number of operations.
     based_on: Literal["stored trials", "operations"]
     #: Remarks on parts that cannot be started or read.
     notes: tuple[str, ...] = ()
@@ -200,7 +205,7 @@ class Forecast(ShowsOverview, Wired):
 
     @property
     def basis(self) -> str:
-        """The basis of the estimated time, and the memory and disk that are needed, in words."""
+        """Says in words how the time was estimated, and how much memory and disk is needed."""
         source = {
             "stored trials": "by stored trials of this suite",
             "operations": "by operations, at what this machine does of them now: no more than its order",
@@ -214,7 +219,7 @@ class Forecast(ShowsOverview, Wired):
         )
 
     def overview(self) -> Overview:
-        """The trials and time of each part."""
+        """Returns the table of trials and time, with a line for each of `parts`."""
         lines = []
         for part in self.parts:
             at_most = "≤ " * (part.command == "search")
@@ -243,13 +248,16 @@ class StoredSuite(Wired):
 
     #: The suite's fields as its author wrote them.
     suite: dict[str, Any]
-    #: The lock: under `backbones` and `tasks`, by name in the suite, each hub repository's `repository`,
-    #: `revision` (a commit) and `files` (the SHA-256 of each).
+    #: The content of the lock file: {"backbones": {name in the suite: lock}, "tasks": ...}. A lock has the
+    #: `repository` of the hub, its `revision` (a commit) and its `files` (the SHA-256 of each).
     locked: dict[str, dict[str, Any]] = {}
 
 
 class StoredPlan(Wired):
-    """The rows of the tables and their trials. Tuning trials appear only in the `tuning` of their row."""
+    """A suite's plan: the rows of the tables and their trials.
+
+    The trials of tuning are not in `trials`. Their ids are in the field `tuning` of their row.
+    """
 
     suite: str
     closing: str

@@ -11,7 +11,7 @@ LONGEST_NAME = 250
 
 
 def storable(text: str) -> str:
-    """Escapes NUL and lone surrogates, which databases or UTF-8 do not accept.
+    """Escapes NUL characters, which some databases refuse, and lone surrogates, which UTF-8 cannot encode.
 
     In Python, lone surrogates represent bytes of file names that are not UTF-8.
     """
@@ -33,7 +33,7 @@ def _cut(text: str, longest: int) -> str:
 
 
 def all_storable(content: Any) -> Any:
-    """Makes every text in JSON content storable."""
+    """Makes every text in JSON content storable, keys included."""
     if isinstance(content, str):
         return storable(content)
     if isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""The words of the store: kinds and statuses of runs, tags, names of artifacts."""
+"""The fixed words of the store: kinds and statuses of runs, names of tags and of artifacts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class RunKind(StrEnum):
-    """The kinds of runs in the store: of a suite, a trial, a search or an allocation."""
+    """What a run in the store belongs to: a suite, a trial, a search or an allocation."""
 
     SUITE = "suite"
     TRIAL = "trial"
@@ -20,17 +20,17 @@ class RunKind(StrEnum):
 Phase = Literal["tuning", "search", "allocation"]
 
 
-#: The validation result by which a choice is made.
+#: The validation result by which tuning or a search chooses.
 By = Literal["loss", "score"]
 
 
 class Status(StrEnum):
-    """The status of a trial. MLflow has the first four; PRUNED and DUPLICATE are marked by tags."""
+    """The status of a trial. MLflow has the first four. PRUNED and DUPLICATE are marked by tags."""
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
     FAILED = "FAILED"
-    #: Stopped or lost. The trial runs again.
+    #: Stopped by the user, or its worker died. The trial runs again.
     KILLED = "KILLED"
     #: Stopped early by a search.
     PRUNED = "PRUNED"
@@ -46,7 +46,10 @@ class Status(StrEnum):
 
     @property
     def ended(self) -> EndStatus:
-        """The status that MLflow stores for an ended run; tags mark pruned runs and duplicates."""
+        """The status that MLflow stores for a run that ended with this status.
+
+        It is FINISHED for a duplicate and KILLED for a pruned run. Tags mark these two.
+        """
         if self in (Status.FINISHED, Status.DUPLICATE):
             return Status.FINISHED
         return Status.FAILED if self == Status.FAILED else Status.KILLED
@@ -57,7 +60,7 @@ EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
 
 
 class PointState(StrEnum):
-    """The ways in which a search's point can end."""
+    """How a point of a search ended."""
 
     COMPLETE = "COMPLETE"
     #: Pruned by the search's rule, or without a finite score.
@@ -92,7 +95,7 @@ class Tag(StrEnum):
     EVALUATED = "evaluated"
     RANKS = "ranks"
     BUDGET = "budget"
-    #: JSON: each budget that the trial belongs to, with the requested number and the count relative to it.
+    #: JSON: each budget that the trial belongs to, with its number of parameters and the trial's ratio to it.
     BUDGETS = "budgets"
     BUDGET_MISSED = "budget_missed"
     #: The trial's `Phase`. Final trials have no such tag.
@@ -103,7 +106,7 @@ class Tag(StrEnum):
     DUPLICATE = "duplicate"
     #: JSON: the SHA-256 of each artifact of the trial, by name.
     HASHES = "sha256"
-    #: For a part that a plug-in provides: its name and the SHA-256 of the plug-in's source.
+    #: For a method, task or backbone of a plug-in: its name and the SHA-256 of the plug-in's source.
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
@@ -116,7 +119,7 @@ class Tag(StrEnum):
     #: The SHA-256 of the suite and lock with which the trial was started. `config.json` has their texts.
     SUITE_HASH = f"{PROVENANCE}suite_sha256"
     LOCK_HASH = f"{PROVENANCE}lock_sha256"
-    #: The original id of a run from a pack.
+    #: For a run from a pack: its id in the store in which the trial ran.
     ORIGIN = "origin"
     #: Options that saved memory in the trial (see `bench.training.saving`).
     MICRO_BATCH = f"{PROVENANCE}micro_batch"
@@ -132,21 +135,22 @@ class Tag(StrEnum):
     NOTE = "mlflow.note.content"
 
 
-#: Shown instead of a budget for methods with a fixed size.
+#: The text that tables show in place of a budget's label, for methods with a fixed size.
 OWN_SIZE = "fixed size"
 
 
 def budget_names(label: str | None) -> set[str]:
-    """The names of a budget: its label in tables, the label without thousands separators, and its kind.
+    """Returns the names by which users may select a budget, given its label in tables.
 
-    Without a budget (None) the only name is `OWN_SIZE`.
+    For example "1,000 parameters" has the names "1,000 parameters", "1000 parameters" and "parameters". For
+    None, a row without a budget, the only name is `OWN_SIZE`.
     """
     if label is None:
         return {OWN_SIZE}
     return {label, label.replace(",", ""), *re.findall("[a-z]+", label)}
 
 
-#: The value of a flag tag that is set.
+#: The value of tags that say yes, such as `pruned`.
 YES = "yes"
 
 
