@@ -17,7 +17,7 @@ Failure = Literal["diverged", "out of memory", "timeout", "error", "lost"]
 
 @dataclass
 class Progress:
-    """A report of a running trial: losses of the latest steps or, after an epoch, validation metric and loss."""
+    """A report of a running trial: losses of the latest steps or, after an epoch, validation results."""
 
     step: int
     steps: int

@@ -1,4 +1,4 @@
-"""Verifies stored results without changing anything."""
+"""Verifies stored results: recomputes what can be recomputed and compares it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ def verify(
     """Verifies experiments of the store at `uri`, and packs given by their files.
 
     Args:
-        names: Experiments, or files of packs. Empty for the whole store.
-        reruns: The number of finished trials to run again, chosen by `sample_seed`.
-        tolerance: The largest difference of scores on other hardware. None: 0.02, or five examples if more.
-        caches: Whether to read every file of this machine's caches as well.
-        opened: Folders, or "hub", that trials from packs may open.
+        names: Names of experiments and files of packs. Empty for the whole store.
+        reruns: The number of finished trials to run again. `sample_seed` decides which.
+        tolerance: The largest accepted difference between the scores of a trial that is run again on other
+            hardware. If None, it is 0.02 or the share of five examples, whichever is larger.
+        caches: Whether to check every file of this machine's caches as well.
+        opened: The folders that trials from packs may open, or "hub" for the Hugging Face hub.
         watching: Called with a description of each check.
 
-    Raises UserError for a name that is missing or cannot be opened and, without `caches`, if there is no
-    finished trial at all.
+    Raises UserError if a name does not exist or cannot be opened. Also raises it if there is no finished
+    trial at all and `caches` is False.
     """
     access, splits = Access(opened), Splits()
     sources = _sources(uri, names)
@@ -90,7 +91,7 @@ def verify(
 
 
 def _validation_losses(source: Source, records: Sequence[Record]) -> Mapping[str, Mapping[float, float]]:
-    """The validation loss of every epoch, by run id. Empty for runs that store none."""
+    """Each run's validation losses by epoch, by run id. Empty for a run that stores none."""
     losses: dict[str, dict[float, float]] = {record.run_id: {} for record in records}
     points = source.curves(Measure.VALIDATION_LOSS, losses)
     for run_id, epoch, loss in points[["run_id", "step", "value"]].itertuples(index=False):
@@ -108,7 +109,7 @@ def _has_foreign(source: Source) -> bool:
 
 
 def _sources(uri: str, names: Sequence[str]) -> list[Source]:
-    """The experiments of the store and of every pack. Parts of one experiment are checked separately."""
+    """The named experiments, or all of the store. If packs share an experiment, they are not joined."""
     sources: list[Source] = []
     for name in dict.fromkeys(names):
         sources += open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
@@ -121,7 +122,7 @@ def _sources(uri: str, names: Sequence[str]) -> list[Source]:
 
 
 def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
-    """Findings about the caches, and the number of files read."""
+    """Checks the caches. Returns the findings and the number of files that were read."""
     watching("reading the caches")
     cache, findings = check_cache(), Examined("cache")
     for fault in cache.faults:

@@ -1,7 +1,7 @@
 """Checks of the examples on which a trial was scored: their number, repeats and labels.
 
-Nothing is opened for this: the requirements follow from the stored configuration and from registered tasks,
-and the labels of one split must be the same in every trial.
+The task's data are not read for this. The number of examples follows from the stored configuration and from
+registered tasks. The labels of a split must be the same in all trials.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from bench.tasks.own_tasks import METRIC_OF
 from bench.tasks.task import SPLITS
 from bench.verify.findings import Examined
 
-#: The fields of a trial's data that determine the examples of a split.
+#: The keys of `Trial.data` that determine the examples of a split.
 OF_DATA = ("task", "task_identity", "split", "data_hash")
 
 
 def stored_objective(trial: Trial, outputs: int) -> Objective:
-    """The objective of a trial's task for a backbone with this number of outputs.
+    """Returns what computes loss and score of a trial's task, given the stored number of outputs per example.
 
-    Raises UserError for a task or a metric that is not registered here, and ValueError for a wrong number of
-    outputs and for a metric that does not score such outputs.
+    Raises UserError if the task or the metric is not registered here. Raises ValueError if the task has
+    another number of outputs, or if the metric cannot score them.
     """
     row = trial.task
     if row.data is not None:
@@ -49,7 +49,10 @@ def stored_objective(trial: Trial, outputs: int) -> Objective:
 
 
 def split_size(trial: Trial) -> int | None:
-    """The number of examples of the scored split. None if known only from the data."""
+    """Returns the number of examples of the split on which the trial was scored.
+
+    None if only the data tell this number.
+    """
     number, row = SPLITS.index(trial.evaluate), trial.task
     if (size := row.sizes[number]) is not None:
         return size
@@ -60,7 +63,7 @@ def split_size(trial: Trial) -> int | None:
 
 
 def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
-    """Compares the number of stored examples with the split's, and reports repeated examples."""
+    """Compares the number of stored examples with that of the split, and reports repeated examples."""
     if (size := split_size(trial)) is not None:
         findings.compare("examples of the split", len(table), size)
     # Earlier versions did not store the number of scored examples.
@@ -75,9 +78,9 @@ def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataF
 
 @dataclass
 class Splits:
-    """Compares the stored examples and labels of trials that were scored on the same split."""
+    """Collects the stored examples and labels of trials, to compare trials with the same split."""
 
-    #: By a split's key: each trial's finding and the hash of its examples.
+    #: For each split, the findings of its trials, each with the hash of the trial's examples and labels.
     _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, findings: Examined, trial: Trial, table: pd.DataFrame) -> None:
@@ -91,7 +94,10 @@ class Splits:
         self._stored[split].append((findings, hashlib.sha256(content.tobytes()).hexdigest()))
 
     def compare(self) -> None:
-        """Reports trials whose examples or labels differ from the majority's, or all without a majority."""
+        """Reports each trial whose examples or labels differ from those of most trials with its split.
+
+        If no version is the most common one, it reports all trials with this split.
+        """
         for stored in self._stored.values():
             counts = Counter(digest for _, digest in stored).most_common()
             tied = len(counts) > 1 and counts[0][1] == counts[1][1]

@@ -1,4 +1,4 @@
-"""Findings of a verification: faults, values that cannot be checked, and repeated trials."""
+"""The findings of a verification: faults, values that cannot be checked, and trials that were run again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bench.records.record import Record
 
 @dataclass(frozen=True)
 class Fault:
-    """A stored value that differs from its recomputation."""
+    """A stored value that differs from the recomputed value."""
 
     experiment: str
-    #: The trial and run. Empty for a plan and for the cache.
+    #: The ids of trial and run. Empty if the value is in a plan or in the cache.
     trial: str
     run: str
     what: str
@@ -24,7 +24,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Unchecked:
-    """A stored value that cannot be checked here."""
+    """A stored value that cannot be checked on this machine or at all. `why` says the reason."""
 
     experiment: str
     trial: str
@@ -42,18 +42,18 @@ class Rerun:
     run: str
     #: The trial's name.
     name: str
-    #: The two scores. None if one is missing.
+    #: The score in the store and the new score. None for a missing score.
     stored: float | None
     score: float | None
-    #: The largest allowed difference of the two scores.
+    #: The largest allowed difference between the two scores.
     allowed: float
-    #: The reason for the allowed difference.
+    #: The reason why this difference is allowed.
     reason: str
 
 
 @dataclass
 class Examined:
-    """Collects the findings of checks about one stored run or about a plan."""
+    """Collects the findings about one stored run, about a plan, or about the cache."""
 
     experiment: str
     record: Record | None = None
@@ -82,7 +82,7 @@ class Examined:
             self.broken(what, stored, recomputed)
 
     def near(self, what: str, stored: float | None, recomputed: float, allowed: float) -> None:
-        """Adds a fault if `stored` is None, or differs by more than `allowed` (NaN always does)."""
+        """Adds a fault if `stored` is None or NaN, or differs from `recomputed` by more than `allowed`."""
         if stored is None or not abs(stored - recomputed) <= allowed:
             self.broken(what, stored, recomputed)
 
@@ -91,15 +91,15 @@ class Examined:
 class Verification:
     """The result of a verification."""
 
-    #: The numbers of finished runs, and of those whose checks were complete and found no fault.
+    #: The number of finished runs, and the number of those that could be checked completely without a fault.
     looked_at: int
     verified: int
     faults: Sequence[Fault]
     unchecked: Sequence[Unchecked]
     reruns: Sequence[Rerun] = ()
-    #: The number of cache files read. None if not requested.
+    #: The number of files in the caches that were read. None if the caches were not checked.
     cached_files: int | None = None
-    #: Remarks on missing parts, such as the adapters of a pack.
+    #: Remarks on what is missing without being a fault, for example a pack's adapters.
     notes: Sequence[str] = ()
 
     @property

@@ -1,4 +1,7 @@
-"""Labels and tolerances from the suites of an experiment. Trial ids cover neither."""
+"""Reads from an experiment's suites what trial ids do not contain: labels, and the tolerances of budgets.
+
+A label is a name that a suite gives to a method, a backbone or a task. Tables show it in place of the name.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,31 @@ from bench.store.source import Source
 from bench.verify.findings import Examined
 from methods import UserError
 
-#: The names of labelled objects, by label. `ANY` means any name: of a suite that this version cannot read
-#: completely, only the labels are known.
+#: For each label, the names of the methods, backbones or tasks that suites gave it to. `ANY` stands for
+#: every name. It is used for a suite that this version cannot read completely, so that only its labels are
+#: known.
 NamesByLabel = Mapping[str, set[str]]
 ANY = "*"
 
 
 @dataclass
 class Labels:
-    """Labels of suites, and tolerances of budgets by label."""
+    """The labels of an experiment's suites, as in `NamesByLabel`, and the tolerances of budgets.
+
+    `tolerances` has the label of a budget as its key.
+    """
 
     methods: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    #: Here the names are those of `source_of`.
+    #: The names of backbones are the texts that `source_of` returns.
     backbones: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     tasks: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     tolerances: defaultdict[str, set[float]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, fields: dict[str, Any]) -> None:
-        """Adds the labels and tolerances of a suite. A suite that cannot be read adds labels alone."""
+        """Adds the labels and tolerances of a suite, given its fields.
+
+        If this version cannot read the suite, only its labels are added.
+        """
         try:
             self._add(Suite.model_validate(fields))
         except (ValidationError, UserError):
@@ -62,7 +72,7 @@ class Labels:
 
 
 def labels_of(source: Source) -> Labels:
-    """The labels of all suites of an experiment. Unreadable suites are skipped."""
+    """Returns the labels and tolerances in all suites of an experiment. Unreadable files are skipped."""
     labels = Labels()
     for fields in _suites(source):
         labels.add(fields)
@@ -70,7 +80,10 @@ def labels_of(source: Source) -> Labels:
 
 
 def _suites(source: Source) -> Iterator[dict[str, Any]]:
-    """Yields the stored suites, and those with which trials were started, which may be older."""
+    """Yields the fields of the stored suites, and of the suites with which trials were started.
+
+    The latter may be older.
+    """
     for run in source.records(RunKind.SUITE):
         try:
             stored = source.content(run, Artifact.SUITE, StoredSuite)
@@ -94,7 +107,7 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def source_of(spec: BackboneSpec) -> str:
-    """A text for a backbone's source, the same on every machine and for every revision."""
+    """Returns a text for the source of a backbone. It is the same on every machine and for every revision."""
     place = spec.local.name if spec.local else ""
     timm = (spec.timm or "").partition("@")[0]
     fields = (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype, spec.quantise)
@@ -109,9 +122,10 @@ def compare_name(
     names_by_label: NamesByLabel,
     known_as: str | None = None,
 ) -> None:
-    """Checks that a stored name is the object's own name or a label that the suite gave it.
+    """Adds a finding unless a stored name is `own`, the object's own name, or a label that a suite gave it.
 
-    `known_as` is the object's name in the sets of `names_by_label`. None: its own name.
+    `what` says in the finding what has the name. `known_as` is the object's name in the sets of
+    `names_by_label`, if it differs from `own`.
     """
     # For a partly unreadable suite, labels are known only without the values of variants.
     named = names_by_label.get(stored) or names_by_label.get(stored.partition(" [")[0], set()) & {ANY}

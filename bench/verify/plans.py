@@ -1,4 +1,4 @@
-"""Verification of a stored plan, from which tables take ranks and parameters of their rows."""
+"""Verification of a stored plan. Tables show the ranks and numbers of parameters that it states."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from methods.validation import explained
 
 
 def examine_plan(source: Source, labels: Labels, access: Access | None = None) -> Examined:
-    """Checks the ids of a plan's trials, and its rows against the trials.
+    """Checks the ids of a plan's trials, and compares its rows with the trials.
 
-    `labels` are those of the plan's suite. `access` tells which files and repositories may be opened. None
-    allows all.
+    `labels` are those of the plan's suite. `access` tells which files and repositories may be opened. If it
+    is None, all may be opened.
     """
     findings = Examined(source.name)
     try:
@@ -42,7 +42,7 @@ def examine_plan(source: Source, labels: Labels, access: Access | None = None) -
 
 
 def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
-    """The planned trial. None if it is invalid or its id differs from the stored one."""
+    """The planned trial. None, with a finding, if it is invalid or its id differs from the stored id."""
     try:
         trial = Trial.model_validate(planned.model_dump(exclude={"id"}))
     except ValidationError as error:
@@ -83,7 +83,7 @@ def _check_row(
 
 
 def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
-    """The fields in which all trials of a row must agree. Hashes represent backbone and task."""
+    """The fields that are the same in all trials of a row. Backbone and task are compared by hashes."""
     content = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
     if row.studies:
         content["recipe"] = {
@@ -130,7 +130,6 @@ def _check_names(
 
 
 def _as_written(value: Any) -> str:
-    """A recipe field's value, written as the row's name shows it."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 

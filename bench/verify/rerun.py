@@ -1,4 +1,4 @@
-"""Runs a sample of trials again and compares them with stored results."""
+"""Runs a sample of trials again and compares the results with the stored ones."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
 from methods import UserError
 
-#: The largest difference of scores on the same hardware with the same torch, and on other hardware, where
-#: sums are in another order. There, EXAMPLES answers may change in any case, which allows more in small
-#: splits.
+#: The largest accepted difference between two scores. SAME is for the same hardware and version of torch.
+#: ELSEWHERE is for other hardware, where sums are in another order. EXAMPLES is also for other hardware: so
+#: many answers may change, which allows larger differences on small splits.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 
-#: The largest difference of validation losses on the same hardware, relative to the loss and to 1.
+#: The largest accepted difference between validation losses on the same hardware, divided by the stored loss
+#: if that is above 1.
 SAME_LOSS = 1e-4
 
-#: The largest difference of a stored adapter's outputs from the stored ones, relative to the largest output:
-#: on the same hardware, and on other hardware by precision of training.
+#: The largest accepted difference between the outputs of a stored adapter and the stored outputs, divided by
+#: the largest stored output if that is above 1. SAME_LOGITS is for the same hardware. LOGITS is for other
+#: hardware, by the precision of training.
 SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "bf16": 0.1}
 
-#: The provenance on which the order of sums depends.
+#: The keys of the provenance on which the order of sums depends.
 HARDWARE = ("cpu", "gpu", "version_torch")
 
 
@@ -46,7 +48,7 @@ HARDWARE = ("cpu", "gpu", "version_torch")
 class Candidate:
     """A finished trial that may be run again."""
 
-    #: The trial's findings, to which a rerun adds.
+    #: The findings about the trial. Running it again adds to them.
     findings: Examined
     source: Source
     record: Record
@@ -54,7 +56,7 @@ class Candidate:
 
 
 def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candidate]:
-    """A sample of `count` candidates, or all if there are fewer.
+    """Draws a sample of `count` candidates, or returns all if there are fewer.
 
     The sample depends on `seed`, and not on the order of the candidates.
     """
@@ -65,10 +67,11 @@ def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candi
 def run_again(
     candidates: Sequence[Candidate], tolerance: float | None, access: Access, watching: Callable[[str], None]
 ) -> Iterator[Rerun]:
-    """Runs each candidate again and compares the results. Reports candidates that cannot run here.
+    """Runs each candidate again, compares the results, and yields both scores.
 
-    `tolerance` is the largest difference of scores on other hardware (None: as in `verify`). `access` tells
-    which files and repositories trials from packs may open.
+    A candidate that cannot run on this machine gets a finding instead. `tolerance` is the largest accepted
+    difference between scores on other hardware; None means the default of `verify`. `access` tells which
+    files and repositories trials from packs may open.
     """
     resources: Resources | None = None
     for candidate in candidates:
@@ -117,20 +120,20 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
 
 
 def _compare_losses(findings: Examined, record: Record, repeated: float | None) -> None:
-    """Compares the validation losses by which trials are chosen. Earlier versions stored none."""
+    """Compares the validation losses at the selected epoch. Earlier versions stored none."""
     stored = record.measure(Measure.SELECTED_LOSS)
     if stored is not None and repeated is not None:
         findings.near("validation loss of another run", stored, repeated, SAME_LOSS * max(1.0, abs(stored)))
 
 
 def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
-    """The default tolerance for scores from other hardware."""
+    """The default tolerance for scores on other hardware. It depends on the number of predictions."""
     predictions = files.get(Artifact.PREDICTIONS)
     return max(ELSEWHERE, EXAMPLES / len(frame_of(predictions))) if predictions else ELSEWHERE
 
 
 def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes) -> None:
-    """Checks that stored predictions have the task's examples and labels."""
+    """Checks that the stored predictions have the same examples and labels as the new predictions."""
     try:
         stored = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
     except UserError:
@@ -144,9 +147,10 @@ def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes)
 
 
 def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float) -> None:
-    """Checks that the stored adapter gives the stored outputs, or log-probabilities of labels.
+    """Checks that the stored adapter gives the stored outputs.
 
-    `allowed` is the largest difference relative to the largest stored value (at least 1).
+    For predictions without logits, it compares the labels' log-probabilities instead. `allowed` is the
+    largest accepted difference, divided by the largest stored value if that is above 1.
     """
     try:
         weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
@@ -179,7 +183,7 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
 
 
 def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float, str]:
-    """The tolerance for two scores, and the reason for it."""
+    """Returns the largest accepted difference between the two scores, and the reason for it."""
     then, now = candidate.record.provenance, provenance(device) | {"threads": str(torch.get_num_threads())}
     other = [name for name in (*HARDWARE, "threads") if then.get(name) != now.get(name)]
     if other:
@@ -191,7 +195,7 @@ def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float
 
 @contextmanager
 def _threads(record: Record) -> Iterator[None]:
-    """Context in which torch uses the trial's number of threads, which decides the order of its sums."""
+    """A context in which torch uses as many threads as in the trial, since that decides the order of sums."""
     before, then = torch.get_num_threads(), record.provenance.get("threads", "")
     if then.isdecimal() and int(then) > 0:
         torch.set_num_threads(min(int(then), 1024))

@@ -1,4 +1,4 @@
-"""Verification of one finished run: recomputes its artifacts' hashes, id, tags, score and counts."""
+"""Verification of one finished run: recomputes the hashes of artifacts, the id, tags, score and counts."""
 
 from __future__ import annotations
 
@@ -37,30 +37,31 @@ from bench.verify.labels import ANY, Labels, compare_name, source_of
 from methods import Method, UserError, from_identity
 from methods.validation import explained
 
-#: Artifacts of every finished trial.
+#: The artifacts that every finished trial should have.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
 
-#: Tolerances. A score is recomputed from the same numbers, so only the database's rounding remains. A loss is
-#: summed in float32, in an order that differs between machines.
+#: The largest accepted differences between a stored and a recomputed number, divided by the recomputed number
+#: if that is above 1. A score is recomputed from the same numbers, so that only the database's rounding
+#: remains. A loss is summed in float32, in an order that differs between machines.
 SCORES_AGREE, LOSSES_AGREE = 1e-9, 1e-4
 
-#: The longest accepted header of an adapter's file, in bytes: some 50,000 tensors.
+#: The longest accepted header of an adapter's file, in bytes. It is enough for some 50,000 tensors.
 MOST_HEADER = 8 * 2**20
 
-#: Validates the tag of final ranks.
+#: Reads the tag of final ranks.
 FINAL_RANKS = TypeAdapter(dict[str, list[NonNegativeInt]])
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Method and backbone of a trial on this machine."""
+    """The method of a trial, and the backbone as this machine has it."""
 
     method: Method
     info: BackboneInfo
 
     @property
     def count(self) -> int:
-        """The number of adapter parameters, recounted from the stored ranks."""
+        """The number of adapter parameters, counted again from the stored ranks."""
         return self.method.count(self.info.geometry)
 
     @property
@@ -73,10 +74,10 @@ class Resolved:
 def examine(
     source: Source, record: Record, labels: Labels, access: Access, splits: Splits
 ) -> tuple[Examined, Trial | None]:
-    """Checks one run. Returns the findings, and its trial if the configuration can be trusted.
+    """Checks one run. Returns the findings, and the run's trial if its configuration and id are right.
 
-    `labels` are those of the run's suite, `access` tells what a run from a pack may open, and `splits`
-    collects the examples on which the trial was scored.
+    `labels` are those of the run's suite. `access` tells what a run from a pack may open. `splits` collects
+    the examples on which the trial was scored.
     """
     findings = Examined(source.name, record)
     with TemporaryDirectory() as folder:
@@ -98,7 +99,7 @@ def examine(
 
 
 def _files(findings: Examined, source: Source, record: Record, folder: Path) -> dict[Artifact, Path]:
-    """Paths in `folder` of copied artifacts, without those that cannot be read or have another hash."""
+    """Copies a run's artifacts into `folder`. Returns the paths of those that are intact."""
     try:
         digests = hashes(record)
     except UserError as error:
@@ -130,7 +131,7 @@ def _files(findings: Examined, source: Source, record: Record, folder: Path) -> 
 
 
 def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
-    """The trial of a configuration. None if it is invalid or its id differs from the stored one."""
+    """The trial of a configuration. None, with a finding, if it is invalid or its id is not the run's."""
     try:
         stored = StoredConfig.model_validate_json(config)
         trial = Trial.model_validate(stored.trial)
@@ -149,9 +150,10 @@ def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
 
 
 def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved | None:
-    """Method and backbone of a trial. None if this machine lacks one, or has other weights.
+    """Returns the method and backbone of a trial.
 
-    `access` tells which files and repositories may be opened. None allows all.
+    Returns None, with a finding, if this machine lacks one of them or has other weights of the backbone.
+    `access` tells which files and repositories may be opened. If it is None, all may be opened.
     """
     try:
         backbone = trial.backbone if access is None else access.backbone(trial.backbone)
@@ -170,7 +172,7 @@ def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved
 def compare_places(
     findings: Examined, what: str, backbone: str, task: str, trial: Trial, resolved: Resolved, labels: Labels
 ) -> None:
-    """Checks the stored names of backbone and task. `what` is the prefix of the findings' names."""
+    """Checks the stored names of a trial's backbone and task. Findings begin with the text `what`."""
     spec, own = trial.backbone, resolved.info.name
     # In tables, a backbone that a suite has in several sizes has its size in its name.
     if spec.image_size is not None and backbone == (sized := f"{own} at {spec.image_size} px"):
@@ -180,9 +182,10 @@ def compare_places(
 
 
 def compare_method(findings: Examined, stored: str, trial: Trial, method: Method, labels: Labels) -> None:
-    """Checks that a method's stored name is its own or its label, with tuned settings in brackets.
+    """Checks that a method's stored name is its own name or a label that a suite gave it.
 
-    Scales are ignored, since a tuned scale is a multiple of the suite's.
+    Values of the recipe, for example tuned ones, may follow in brackets and are checked too. Scales are
+    ignored, since a tuned scale is a multiple of the suite's.
     """
     name, _, note = stored.partition(" [")
     recipe = trial.recipe.model_dump()
@@ -196,12 +199,11 @@ def compare_method(findings: Examined, stored: str, trial: Trial, method: Method
 
 
 def _unscaled(label: str) -> str:
-    """The name of a method without its scale."""
     return re.sub(r"(\(|, )scale=[^,)]*(?:, )?", r"\1", label).replace(" ()", "").replace(", )", ")")
 
 
 def _is_written(value: str, stored: Any) -> bool:
-    """Whether a value in brackets after a method's stored name agrees with the recipe's."""
+    """Whether a value, written in brackets after a method's name, agrees with the recipe's value."""
     try:
         return math.isclose(float(value), stored, rel_tol=1e-5)
     except (TypeError, ValueError):
@@ -216,7 +218,7 @@ def _described(backbone: BackboneSpec) -> BackboneInfo:
 def _check_words(
     findings: Examined, record: Record, trial: Trial, resolved: Resolved, labels: Labels
 ) -> None:
-    """Checks the tags used by lists and tables against the configuration."""
+    """Compares the tags that lists and tables show with the configuration."""
     expected = {
         Tag.FAMILY: trial.method["method"],
         Tag.SEED: str(trial.seed),
@@ -242,7 +244,7 @@ def _check_words(
 
 
 def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapter: Path | None) -> None:
-    """Checks parameter counts by the stored ranks, the final ranks and the stored tensors."""
+    """Compares the stored counts of parameters with counts by the ranks, final ranks and stored tensors."""
     stored = record.measure(Measure.ADAPTER_PARAMETERS)
     if not resolved.method.varying_count:
         findings.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
@@ -272,9 +274,10 @@ def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapte
 
 
 def _tensor_sizes(file: Path) -> dict[str, int]:
-    """Parameters per tensor from a file's header, since its tensors may exceed memory. Seeds are left out.
+    """The number of parameters of each tensor in a file. Tensors of integers are seeds and are left out.
 
-    Raises ValueError for a header longer than `MOST_HEADER`, and SafetensorError for a broken file.
+    Only the header is read, since the tensors may exceed memory. Raises ValueError if the header is longer
+    than `MOST_HEADER`, and SafetensorError if the file is broken.
     """
     with file.open("rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
@@ -299,7 +302,7 @@ def _table(findings: Examined, predictions: Path) -> pd.DataFrame | None:
 
 
 def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
-    """Recomputes score, loss and answers from the stored outputs."""
+    """Recomputes score, loss and answers from the stored outputs, and compares them with the stored ones."""
     is_compact = LOG_PROBABILITY in table
     try:
         outputs = int(table[CLASSES].iloc[0]) if is_compact else len(numbered(list(table.columns), "logit"))
@@ -328,7 +331,10 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.Da
 
 
 def check_selected(findings: Examined, record: Record, losses: Mapping[float, float]) -> None:
-    """Compares the stored loss of the selected epoch with that epoch's in `losses`, if there are any."""
+    """Compares the stored validation loss of the selected epoch with the curve of validation losses.
+
+    `losses` is this curve, by epoch. Nothing is compared if it is empty.
+    """
     stored, epoch = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.SELECTED_EPOCH)
     if losses and stored is not None and math.isfinite(stored):
         of_epoch = math.nan if epoch is None else losses.get(epoch, math.nan)
@@ -337,13 +343,13 @@ def check_selected(findings: Examined, record: Record, losses: Mapping[float, fl
 
 @dataclass(frozen=True)
 class Recomputed:
-    """Score and loss recomputed from a trial's stored outputs, and how many answers contradict them."""
+    """The score and loss that were recomputed from a trial's stored outputs."""
 
     score: float
     loss: float
     #: The number of stored answers that contradict the stored outputs.
     wrong: int
-    #: The largest difference between this loss and that of unrounded outputs.
+    #: The largest difference that rounding of the stored outputs can make in the loss.
     rounding: float = 0.0
 
 
@@ -371,7 +377,7 @@ def _recomputed_compact(goal: Objective, table: pd.DataFrame) -> Recomputed:
 
 
 def _columns(table: pd.DataFrame, name: str) -> Tensor:
-    """The stored values of each example: (examples,), or (examples, outputs) for numbered columns.
+    """The stored values of the examples: (examples,) from one column, or (examples, outputs) from several.
 
     Outputs always have two dimensions. Raises ValueError if the table has no such column.
     """

@@ -1,4 +1,4 @@
-"""Packs, the files that carry results: written, checked, read and merged into stores.
+"""Writes packs, checks and reads them, and merges them into stores. Packs are files that carry results.
 
 `bench.records.pack_format` describes the format.
 """

@@ -30,19 +30,19 @@ from methods import UserError
 from methods.errors import shown
 from methods.validation import explained
 
-#: Limits of a pack: the number of files, the bytes of the zip file's directory, and the unpacked bytes. A
-#: pack of 10,000 trials has some 20,000 files if it has adapters, and a dozen if not.
+#: Limits of a pack: the number of files, the bytes of the zip file's list of files, and the unpacked bytes.
+#: A pack of 10,000 trials has some 20,000 files with adapters, and a dozen without.
 MOST_MEMBERS, MOST_DIRECTORY, MOST_BYTES = 100_000, 13 * 2**20, 16 * 2**30
 #: The largest unpacked file of each kind, in bytes.
 LARGEST = {".json": 64 * 2**20, ".parquet": 2**30, ".safetensors": MOST_BYTES}
-#: The size above which a parquet file is read only if its stated number of rows justifies it.
+#: The size in bytes above which a parquet file is read only if its metadata state enough rows for this size.
 LARGE = 16 * 2**20
-#: Limits for all JSON files in memory, as (constant, additional amount per packed byte): of bytes, and of
-#: marks that begin or separate values. A mark may take a hundred bytes in memory. The plan of 10,000 trials
-#: has 7 MiB and 600,000 marks, packed in 350 KiB.
+#: Limits for all JSON files in memory together: their bytes, and their marks (see `marks`). A limit (a, b) is
+#: a plus b for every compressed byte. A mark may take a hundred bytes in memory. The plan of 10,000 trials
+#: has 7 MiB and 600,000 marks, compressed to 350 KiB.
 JSON_BYTES, JSON_MARKS = (16 * 2**20, 32), (10**6, 3)
-#: The largest compression ratio, and the size below which any ratio is accepted. Zipped text hardly ever
-#: exceeds a ratio of 100; a zip bomb has 1000.
+#: The largest accepted compression ratio, and the size in bytes below which any ratio is accepted. Text
+#: hardly ever exceeds a ratio of 100. A zip bomb has 1000.
 MOST_RATIO, SMALL = 200, 2**20
 
 _RUN_ID = "[0-9A-Za-z_-]{1,64}"
@@ -54,7 +54,7 @@ _NAMES = re.compile(
 #: A path that begins at a root or a drive, or contains `..`.
 _OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
 
-#: Errors of Python for incomplete zip files.
+#: The errors that Python raises for incomplete zip files.
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
@@ -63,14 +63,14 @@ class PackError(UserError):
 
 
 class Archive:
-    """The files of a pack. Raises PackError, naming the file, unless all match the manifest.
+    """The files of a pack. Raises PackError, which names the file, if one does not match the manifest.
 
-    Every file is read once on opening, so that nothing is refused halfway.
+    Opening reads every file once, so that no file is refused later, when others have been used already.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        #: The remaining bytes that tables may need beyond the allowance of their rows.
+        #: The bytes that further tables may still need beyond the allowance for their rows.
         self.slack = parquet.SLACK
         try:
             self._zip = zipfile.ZipFile(_File(path))
@@ -78,7 +78,7 @@ class Archive:
             raise PackError(f"there is no pack {path}") from error
         except BROKEN_ZIP as error:
             raise self._refused(f"it is cut, or no zip file: {error}") from error
-        #: Bytes and marks of the JSON files in memory, each with the file's packed bytes.
+        #: The bytes and the marks of each JSON file in memory, each with the file's compressed bytes.
         self._held: dict[str, dict[str, tuple[int, int]]] = {"bytes": {}, "marks": {}}
         self._entries = self._checked_entries()
         self.manifest = self._read_manifest()
@@ -131,7 +131,7 @@ class Archive:
             raise self._refused(f"{name}: {error}") from error
 
     def _check_json(self, name: str, what: str, size: int, limit: tuple[int, int]) -> None:
-        """Raises PackError if this file, together with the others in memory, is too large."""
+        """Raises PackError if this JSON file and those in memory exceed `limit`. `what` is bytes or marks."""
         # Configurations are in memory one at a time.
         held = {} if name.endswith(Artifact.CONFIG) else self._held[what]
         held[name] = size, self._entries[name].compress_size
@@ -215,12 +215,12 @@ class Archive:
 
 
 def marks(content: bytes) -> int:
-    """Counts the marks of a JSON text that begin or separate values."""
+    """Counts the characters `[`, `{`, `,` and `:` in a JSON text, which begin or separate values."""
     return sum(content.count(mark) for mark in b"[{,:")
 
 
 class _File(io.FileIO):
-    """The file of a pack, with a limit on the size of its directory."""
+    """A pack's file that refuses to read a zip file's list of files that exceeds MOST_DIRECTORY."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MOST_DIRECTORY:

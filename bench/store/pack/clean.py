@@ -1,4 +1,4 @@
-"""Removes local paths, users, hosts and processes from packed data."""
+"""Removes local paths and the names of users, machines and processes from data that are packed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ _PATH = re.compile(
 
 
 def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags to pack, in the order of their keys. MLflow's own tags name users and files."""
+    """Selects the tags to pack and sorts them by key.
+
+    MLflow's own tags are left out, since they name users and files. Folders and the machine's name are
+    removed from the message of a failure.
+    """
     kept = {key: value for key, value in tags.items() if key in _OWN_TAGS or key.startswith(PROVENANCE)}
     if Tag.FAILURE_MESSAGE in kept:
         kept[Tag.FAILURE_MESSAGE] = without_folders(_without_host(kept[Tag.FAILURE_MESSAGE], tags))
@@ -29,7 +33,7 @@ def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_host(text: str, tags: Mapping[str, str]) -> str:
-    """Removes the name of the run's machine from a text. A run from a pack has no such name."""
+    """Removes the name of the run's machine from a text, except for a run from a pack, which lacks it."""
     host = re.split("[/:]", tags.get(Tag.OWNER, ""))[0]
     return re.sub(rf"\b{re.escape(host)}\b", "…", text) if host and Tag.ORIGIN not in tags else text
 
@@ -40,7 +44,7 @@ def without_folders(text: str) -> str:
 
 
 def clean_json(content: bytes) -> bytes:
-    """Replaces local paths in a JSON file by `./NAME`. Returns the same bytes if there are none."""
+    """Replaces local paths in a JSON file's content by `./NAME`. Returns it unchanged if there are none."""
     parsed = json.loads(content)
     cleaned = _cleaned(parsed)
     return content if cleaned == parsed else json.dumps(cleaned, indent=1).encode()
@@ -59,6 +63,6 @@ def _cleaned(value: Any) -> Any:
 
 
 def _cleaned_source(file: dict[str, Any]) -> dict[str, Any]:
-    """Removes folders from the text of a suite or a lock. Its stored hash remains the original's."""
+    """Removes folders from the text of a suite or a lock. The stored hash stays that of the original text."""
     text = without_folders(file["text"])
     return file if text == file["text"] else file | {"text": text, "cleaned": True}

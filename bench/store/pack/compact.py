@@ -1,4 +1,7 @@
-"""Tables of data shared by an experiment's trials: lines of configurations, and the examples of splits."""
+"""A pack's tables of configurations and predictions, in which trials share equal content.
+
+Equal lines of configurations are stored once, and so are the examples and labels of a split.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from bench.store.pack.archive import JSON_BYTES, JSON_MARKS, marks
 from methods import UserError
 from methods.errors import shown
 
-#: Binary digits of a training step's loss, as many as float16 has.
+#: The number of binary digits to which losses of training steps are rounded, as many as float16 has.
 DIGITS = 11
 
 
@@ -38,13 +41,13 @@ class Shared:
         self._configs: dict[str, list[str]] = {}
         #: Every line of a configuration, with itself as the key, so that equal lines are in memory once.
         self._lines: dict[str, str] = {}
-        #: The number of each split and its first predictions, by classes, ids and labels.
+        #: Each split's number and the first predictions on it, by its classes, example ids and labels.
         self._splits: dict[tuple[int, bytes, bytes], tuple[int, Compact]] = {}
-        #: The number of the split, the answers and the steps, by run.
+        #: For each run the split's number, the answers, and the log-probabilities in steps.
         self._predictions: dict[str, tuple[int, Any, Any]] = {}
 
     def take_config(self, run: Record, content: bytes) -> bool:
-        """Takes a configuration. Returns False, and takes nothing, for a text that is not UTF-8."""
+        """Takes a configuration. Returns False, and takes nothing, if the text is not UTF-8."""
         try:
             lines = content.decode().split("\n")
         except UnicodeDecodeError:
@@ -53,7 +56,10 @@ class Shared:
         return True
 
     def take_predictions(self, run: Record, content: bytes) -> str | None:
-        """Takes predictions and returns their digest. None, with nothing taken, if the score needs logits."""
+        """Takes predictions in the compact form and returns their digest.
+
+        Returns None, and takes nothing, if they have no compact form or if the metric needs the logits.
+        """
         predictions = compact(content) if _answers_suffice(run.tag(Tag.METRIC)) else None
         if predictions is None:
             return None
@@ -64,7 +70,7 @@ class Shared:
         return predictions.digest
 
     def tables(self) -> dict[str, bytes]:
-        """The files of the tables that have rows, by name."""
+        """Returns the content of each table's file, by the file's name. Tables without rows are left out."""
         splits = [split for _, split in self._splits.values()]
         trials = sorted(self._predictions.items(), key=lambda trial: (trial[1][0], trial[0]))
         columns: dict[str, tuple[pa.Schema, list[Sequence[Any]]]] = {
@@ -95,7 +101,7 @@ class Shared:
 
 
 def _answers_suffice(metric: str) -> bool:
-    """Whether a metric scores one answered class per example. False for a metric that is not installed."""
+    """Whether a metric needs only one answered class per example. False if the metric is not installed."""
     try:
         scored = METRICS.get(metric)
     except UserError:
@@ -107,7 +113,10 @@ def _answers_suffice(metric: str) -> bool:
 
 
 class Configs:
-    """The configurations of a pack's trials. Raises ValueError for an incomplete table."""
+    """Reads the table of configurations of a pack. `runs` are the ids of the pack's trials.
+
+    Raises ValueError if the table is incomplete or contains other runs.
+    """
 
     def __init__(self, table: pa.Table, runs: Collection[str]) -> None:
         _refuse_missing(table)
@@ -120,7 +129,7 @@ class Configs:
         return run_id in self._rows
 
     def read(self, run_id: str) -> bytes:
-        """The text of a configuration. Raises ValueError if it needs too much memory."""
+        """Returns the content of a run's `config.json`. Raises ValueError if it needs too much memory."""
         row = self._rows[run_id]
         numbers = self._numbers[self._starts[row] : self._starts[row + 1]]
         if (size := int(self._lengths[numbers].sum())) > JSON_BYTES[0]:
@@ -132,9 +141,10 @@ class Configs:
 
 
 class CompactPredictions:
-    """The compact predictions of a pack's trials.
+    """Reads the tables of predictions and splits of a pack. `runs` are the ids of the pack's trials.
 
-    Raises ValueError for incomplete tables, and for predictions that do not fit their splits.
+    Raises ValueError if a table is incomplete or contains other runs, and if predictions do not fit their
+    split.
     """
 
     def __init__(self, table: pa.Table, splits: pa.Table, runs: Collection[str]) -> None:
@@ -162,7 +172,7 @@ class CompactPredictions:
         return run_id in self._rows
 
     def read(self, run_id: str) -> Compact:
-        """The predictions of a trial."""
+        """Returns the predictions of a run."""
         row = self._rows[run_id]
         split = self._split[row]
         examples = slice(self._examples[split], self._examples[split + 1])
@@ -187,7 +197,7 @@ def _inner(values: pa.Array) -> pa.Array:
 
 
 def _rows_of(table: pa.Table, runs: Collection[str]) -> dict[str, int]:
-    """The index of each run's row. Raises ValueError for a run that is repeated or not in `runs`."""
+    """The index of each run's row. Raises ValueError if a run is repeated or not in `runs`."""
     rows: dict[str, int] = {}
     for number, run_id in enumerate(table["run_id"].cast("string").to_pylist()):
         if run_id in rows or run_id not in runs:
@@ -197,7 +207,10 @@ def _rows_of(table: pa.Table, runs: Collection[str]) -> dict[str, int]:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[Any, pa.Array]:
-    """The offsets of a column's lists, including the end of the last list, and all values end to end."""
+    """All values of a column of lists, one list after the other, and before them the lists' offsets.
+
+    The last offset is the end of the last list.
+    """
     lists = pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
     return lists.offsets.to_numpy() - lists.offsets[0].as_py(), lists.flatten()
 

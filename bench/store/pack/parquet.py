@@ -1,9 +1,10 @@
-"""The parquet tables of a pack: one schema for writers and readers, and limits of their size.
+"""Writes and reads the parquet tables of a pack, with one schema for each table and limits on its size.
 
-A few bytes of parquet can expand to gigabytes: by a dictionary's text repeated in millions of rows, by pages
-of zeros, or by rows with lists of millions of values. So before any page is decoded, the headers of all pages
-are added up and compared with the allowance of the rows. A page header is a struct of Thrift's compact
-protocol (parquet-format's `parquet.thrift`, Thrift's `thrift-compact-protocol.md`).
+A few bytes of parquet can expand to gigabytes: by a dictionary's text that is repeated in millions of rows,
+by pages of zeros, or by rows with lists of millions of values. Each row is allowed a certain amount of
+memory. So before any page is decoded, the sizes in the headers of all pages are added up and compared with
+the allowance for the rows. A page header is a struct of Thrift's compact protocol (parquet-format's
+`parquet.thrift`, Thrift's `thrift-compact-protocol.md`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-#: The accepted encodings: PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY and BYTE_STREAM_SPLIT. Apart from
-#: dictionaries, their values are no larger than their page, while DELTA_BYTE_ARRAY can repeat a long text in
-#: a few bits.
+#: The accepted encodings: PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY and BYTE_STREAM_SPLIT. Except with
+#: dictionaries, decoded values are no larger than their page. DELTA_BYTE_ARRAY is not accepted, because it
+#: can repeat a long text in a few bits.
 ENCODINGS = {0, 2, 3, 8, 9}
 
 #: Page types.
@@ -29,28 +30,29 @@ _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _STOP, _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _STRUCT = 0, 1, 2, 3, 5, 7, 8, 9, 12
 _INTEGERS = {4, 5, 6}
 
-#: The deepest accepted nesting. Page headers have three levels, footers nine, their columns three.
+#: The deepest accepted nesting of structs and columns. Page headers have three levels, footers have nine, and
+#: columns have three.
 _DEEPEST = 12
 
-#: Field numbers: the list of columns in a footer, and the number of children in a column.
+#: Thrift's numbers of two fields: the list of columns in a footer, and the number of children of a column.
 _SCHEMA, _CHILDREN = 2, 5
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The decoded size of a file's pages before dictionaries are looked up."""
+    """The size of a file's pages after decoding, but before values are looked up in dictionaries."""
 
-    #: The number of values in all columns, nulls and levels of empty lists included.
+    #: The number of values in all columns. Nulls and empty lists count as values.
     values: int
     #: The uncompressed bytes of all pages.
     bytes: int
 
 
 def measure(content: bytes, metadata: pq.FileMetaData) -> Decoded:
-    """Adds up the bytes and values in the pages of all columns.
+    """Adds up the bytes and values in the pages of all columns, as the page headers state them.
 
-    Raises ValueError for column chunks that overlap or lie outside the file, an encoding that none of our
-    writers uses, and an unreadable page header.
+    Raises ValueError if parts of columns overlap or lie outside the file, if an encoding is not in
+    `ENCODINGS`, or if a page header cannot be read.
     """
     values = size = encoded = 0
     for group in range(metadata.num_row_groups):
@@ -66,7 +68,7 @@ def measure(content: bytes, metadata: pq.FileMetaData) -> Decoded:
 
 
 def check_depth(footer: bytes) -> None:
-    """Raises ValueError for deeply nested columns, which would crash pyarrow."""
+    """Raises ValueError if columns are nested so deep that pyarrow could crash."""
     left: list[int] = []
     for column in _Reader(footer, 0, len(footer)).lists_of(_SCHEMA):
         while left and not left[-1]:
@@ -105,17 +107,17 @@ def _measure_chunk(content: bytes, place: int, end: int) -> Decoded:
 
 
 class _Reader:
-    """Reads a Thrift struct: its 32-bit integers and nested structs, by field number.
+    """Reads a struct in Thrift's compact protocol: its 32-bit integers and nested structs, by field number.
 
-    If a field number repeats, the last one counts, as in pyarrow. Raises ValueError if the struct is
-    incomplete or too deep.
+    If a field number repeats, the last field counts, as in pyarrow. Raises ValueError if the struct is
+    incomplete or nested too deep.
     """
 
     def __init__(self, content: bytes, place: int, end: int) -> None:
         self._content, self._place, self._end = content, place, end
 
     def struct(self, depth: int = 0) -> tuple[dict[int, Any], int]:
-        """Returns the fields of a struct, and the position after it."""
+        """Returns the fields of a struct by number, and the position after the struct."""
         if depth > _DEEPEST:
             raise ValueError("a header is nested too deep")
         fields: dict[int, Any] = {}
@@ -129,7 +131,10 @@ class _Reader:
         return fields, self._place
 
     def _fields(self) -> Iterator[tuple[int, int]]:
-        """Yields the number and type of each field of a struct. The caller must read each before the next."""
+        """Yields the number and type of each field of a struct.
+
+        The caller must read or skip a field's value before it takes the next field.
+        """
         number = 0
         while (head := self._byte()) & 15 != _STOP:
             kind, step = head & 15, head >> 4
@@ -139,7 +144,7 @@ class _Reader:
             yield number, kind
 
     def lists_of(self, field: int) -> Iterator[dict[int, Any]]:
-        """Yields the structs in the lists at a field number, which may occur several times."""
+        """Yields the structs in the lists that are fields with this number. The number may repeat."""
         for number, kind in self._fields():
             if (number, kind) != (field, _LIST):
                 self._skip(kind, 0)
@@ -157,14 +162,13 @@ class _Reader:
         return head & 15, head >> 4 if head >> 4 < 15 else self._varint()
 
     def _skip_item(self, kind: int, depth: int) -> None:
-        """Skips an item of a list, where a boolean takes a byte."""
+        """Skips an item of a list. In a list a boolean takes a byte; as a field it takes none."""
         if kind in (_TRUE, _FALSE):
             self._advance(1)
         else:
             self._skip(kind, depth)
 
     def _skip(self, kind: int, depth: int) -> None:
-        """Skips a field of any type."""
         if kind in (_TRUE, _FALSE):
             return
         if kind == _STRUCT:
@@ -204,8 +208,8 @@ class _Reader:
         return value >> 1 ^ -(value & 1)
 
 
-#: The columns of the tables of runs and curves. `run_id` is the run's original id. `parent` is the original
-#: id of the enclosing run, or empty. Times are in milliseconds since the epoch.
+#: The columns of the tables of runs and curves. `run_id` is `Record.origin` of the run. `parent` is that of
+#: the run in which it is nested, or empty. Times are in milliseconds since the epoch.
 RUNS = pa.schema(
     {
         "run_id": pa.string(),
@@ -223,8 +227,9 @@ CURVES = pa.schema({"run_id": pa.string(), "key": pa.string(), "step": pa.int64(
 CONFIGS = pa.schema({"run_id": pa.string(), "lines": pa.list_(pa.string())})
 #: The number of classes of each split, and the ids and classes of its examples.
 SPLITS = pa.schema({"classes": pa.int32(), "example": pa.list_(pa.int64()), "label": pa.list_(pa.int32())})
-#: Each trial's predictions for the examples of one row of `SPLITS`, by its number: the predicted classes, and
-#: the log-probabilities of the labels in thousandths of a nat (`bench.records.predictions.Compact`).
+#: Each trial's predictions for the examples of a split: the predicted classes, and the log-probabilities of
+#: the labels in thousandths of a nat (`bench.records.predictions.Compact`). `split` is the number of the
+#: split's row in the table of splits, from 0.
 PREDICTIONS = pa.schema(
     {
         "run_id": pa.string(),
@@ -234,8 +239,8 @@ PREDICTIONS = pa.schema(
     }
 )
 
-#: The encodings of each table. Numbers that hardly repeat are stored byte by byte: all first bytes, all
-#: second bytes, and so on. Other columns have dictionaries.
+#: The encodings of each table, as arguments for pyarrow. Numbers that hardly repeat are stored byte by byte:
+#: first all first bytes, then all second bytes, and so on. Other columns have dictionaries.
 HOW: dict[pa.Schema, dict[str, Any]] = {
     CURVES: {
         "use_dictionary": ["run_id", "key", "step"],
@@ -249,38 +254,39 @@ HOW: dict[pa.Schema, dict[str, Any]] = {
     },
 }
 
-#: Bytes that a pack may need beyond the allowance of its rows.
+#: The bytes that a pack's tables may need beyond the allowance for their rows.
 SLACK = 64 * 2**20
 
-#: The longest footer, in bytes. For 1,000 classes with three columns each it has 2 MiB. In memory it takes
-#: forty times as much.
+#: The longest accepted footer, in bytes. A table with three columns for each of 1,000 classes has 2 MiB of
+#: footer. In memory a footer takes forty times as much.
 MOST_FOOTER = 4 * 2**20
 
-#: The size in bytes up to which a footer cannot nest columns deeply enough to overflow pyarrow's stack.
+#: The size in bytes up to which a footer is too small to nest columns so deep that pyarrow's stack overflows.
 SMALL_FOOTER = 16 * 2**10
 
 #: The largest factor by which zip compresses a large table, whose pages are already compressed.
 MOST_ZIPPED = 8
 
-#: Bytes of a value in a column, and as a Python object in a list or a mapping.
+#: The bytes that a value takes in a column, and as a Python object in a list or a mapping.
 IN_COLUMN, AS_OBJECT = 8, 150
 
 
 @dataclass(frozen=True)
 class Room:
-    """The memory that a table may need."""
+    """The memory that a table is allowed, by its number of rows and the size of its file."""
 
-    #: The average number of bytes that a row may need.
+    #: The bytes that a row may need on average.
     row: int
-    #: The least packed bytes of a row, which bound the number of rows whatever the file states.
+    #: The fewest compressed bytes that a row can have. They limit the number of rows that count, whatever
+    #: number the file states.
     least: int = 1
-    #: The bytes of each value.
+    #: The bytes that each value takes in memory.
     value: int = IN_COLUMN
-    #: Further bytes for each packed byte of the file.
+    #: The bytes that may be needed in addition for each compressed byte of the file.
     byte: int = 0
 
     def of(self, rows: int, packed: int) -> int:
-        """The bytes that `rows` rows may need, if the file has `packed` compressed bytes."""
+        """Returns the bytes that a table may need with this many rows and `packed` compressed bytes."""
         return self.row * min(rows, packed // self.least) + self.byte * packed
 
 
@@ -296,12 +302,15 @@ ROOMS = {
 
 
 def _of_predictions(columns: int) -> Room:
-    """The allowance for predictions. A language model's answer has some hundred characters."""
+    """The allowance for predictions. A language model's answer has about a hundred characters."""
     return Room(24 * columns + 256)
 
 
 def written(table: pa.Table) -> bytes:
-    """Writes a table. The same table and version of pyarrow give the same bytes."""
+    """Returns the content of a parquet file with this table.
+
+    The same table gives the same bytes if the version of pyarrow is the same.
+    """
     file, table = io.BytesIO(), table.replace_schema_metadata()
     how = HOW.get(table.schema, {})
     with pq.ParquetWriter(file, table.schema, compression="zstd", compression_level=9, **how) as writer:
@@ -312,10 +321,11 @@ def written(table: pa.Table) -> bytes:
 
 
 def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[pa.Table, int]:
-    """Reads a table with texts as dictionaries. Also returns the bytes beyond its rows' allowance.
+    """Reads a table. Also returns how many bytes it needs beyond the allowance for its rows.
 
-    `packed` is the file's compressed size. Raises ValueError for a table with other columns, and for one
-    that exceeds the allowance and the slack. Raises ArrowException for an unreadable table.
+    Columns of text are dictionaries. `packed` is the file's compressed size. Raises ValueError if the table
+    has other columns, or if it exceeds its allowance by more than `slack` bytes. Raises ArrowException if the
+    table cannot be read.
     """
     metadata = _metadata(io.BytesIO(content), len(content))
     if not metadata.schema.to_arrow_schema().equals(columns):
@@ -325,9 +335,9 @@ def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[p
 
 
 def check_predictions(content: bytes, packed: int) -> None:
-    """Raises ValueError for a table that is too large or has columns other than numbers and texts.
+    """Raises ValueError if a table of predictions is too large or has columns other than numbers and texts.
 
-    Raises ArrowException if the table cannot be read.
+    `packed` is the file's compressed size. Raises ArrowException if the table cannot be read.
     """
     metadata = _metadata(io.BytesIO(content), len(content))
     texts = []
@@ -341,9 +351,10 @@ def check_predictions(content: bytes, packed: int) -> None:
 
 
 def check_stated(stream: IO[bytes], size: int, packed: int) -> None:
-    """Raises ValueError for a file larger than its rows may need, or mostly compressible padding.
+    """Raises ValueError if a file is too large for the number of rows that its metadata state.
 
-    `packed` is the file's compressed size. Raises ArrowException if its metadata cannot be read.
+    Also raises ValueError if zip compresses the file so well that it must be padded. `packed` is the file's
+    compressed size. Raises ArrowException if the metadata cannot be read.
     """
     metadata = _metadata(stream, size)
     row = max(ROOMS[RUNS].row, _of_predictions(metadata.num_columns).row)
@@ -374,7 +385,6 @@ def _metadata(stream: IO[bytes], size: int) -> Any:
 
 
 def _leaves(metadata: Any) -> Iterator[tuple[str, str]]:
-    """Yields the path and the stored type of each column of values."""
     for number in range(metadata.num_columns):
         column = metadata.schema.column(number)
         yield column.path, column.physical_type
@@ -389,7 +399,10 @@ def _read(
     slack: int,
     columns: Sequence[str] | None = None,
 ) -> tuple[pa.Table, int]:
-    """Reads columns, texts as dictionaries. Also returns by how many bytes they exceed the allowance."""
+    """Reads columns, and returns with them how many bytes they need beyond the allowance.
+
+    The columns named in `texts` are dictionaries.
+    """
     allowed, pages = room.of(metadata.num_rows, packed), measure(content, metadata)
     needed = pages.bytes + room.value * pages.values
     _refuse_larger(metadata, needed, allowed + slack)
@@ -409,7 +422,7 @@ def _refuse_larger(metadata: Any, needed: int, allowed: int) -> None:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """The size of texts in bytes, once each is expanded from its dictionary."""
+    """The bytes that texts take if each is looked up in its dictionary."""
     if isinstance(values, pa.MapArray):
         return _text_bytes(values.keys) + _text_bytes(values.items)
     if not isinstance(values, pa.DictionaryArray):

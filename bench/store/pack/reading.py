@@ -34,13 +34,13 @@ from methods.validation import explained
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Statuses of packed runs. All have ended.
+#: The statuses that packed runs may have. All of them have ended.
 STATUSES = (Status.FINISHED, Status.FAILED, Status.KILLED)
 
-#: Milliseconds since the epoch at the end of the year 9999, Python's last.
+#: The end of the year 9999, the last year that Python knows, in milliseconds since the epoch.
 LATEST = 253_402_300_800_000
 
-#: The number of runs converted at a time.
+#: The number of runs that are converted to Python objects at a time.
 BATCH = 256
 
 #: MLflow's limits for the length of a tag and of a metric's key.
@@ -50,8 +50,8 @@ LONGEST_TAG, LONGEST_KEY = 8000, 250
 def open_pack(path: Path) -> list[Packed]:
     """Opens the experiments of a pack, ordered by name.
 
-    Raises UserError for a file that is missing, incomplete, too large unpacked, or of a later version, and
-    for members with a wrong hash or a path outside the pack.
+    Raises UserError if the file is missing, incomplete, too large when unpacked, or of a later version, and
+    if a file in it has a wrong hash or a path that leads outside.
     """
     archive = Archive(path)
     folders = sorted({name.rpartition("/artifacts/")[0] or name.rpartition("/")[0] for name in archive.names})
@@ -82,7 +82,7 @@ class Packed(Source):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
         if len(suites := self.records(RunKind.SUITE)) != 1:
             raise self._refused(RUNS_TABLE, f"it has {len(suites)} runs of a suite; a pack has one")
-        #: The artifacts that are in tables; a pack of version 1 has none.
+        #: The configurations and predictions that are in tables. A pack of version 1 has no such tables.
         self._configs, self._predictions = self._compact_tables()
 
     def _compact_tables(self) -> tuple[Configs | None, CompactPredictions | None]:
@@ -208,7 +208,7 @@ class Packed(Source):
 
 
 def _record(line: dict[str, Any]) -> Record:
-    """The record of a row in the table of runs. Raises ValueError for values that no store could hold."""
+    """Makes the record of a row in the table of runs. Raises ValueError for a value that no store accepts."""
     run_id, status, started = line["run_id"], line["status"], line["started"]
     if not re.fullmatch("[0-9A-Za-z_-]{1,64}", run_id or ""):
         raise ValueError(f"run_id: {shown(run_id)} is none")

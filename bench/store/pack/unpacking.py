@@ -1,4 +1,4 @@
-"""Merges packs into a store: adds what is missing, keeps what exists, refuses contradictions."""
+"""Merges packs into a store: adds missing runs, keeps existing ones, and refuses contradictory results."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from bench.store.merging import Joined, result_of
 from bench.store.source import Source
 from bench.store.store import Store
 
-#: Called with the number of trials written and their total.
+#: Is called with the number of trials that are written, and with the number of all trials to write.
 Listener = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class MergedExperiment:
-    """The result of merging one experiment."""
+    """The result of merging one experiment into a store."""
 
     name: str
-    #: The numbers of trials that were written, and that the store already had.
+    #: The number of trials that were written, and of trials that the store already had.
     written: int
     there: int
 
@@ -41,8 +41,9 @@ def merge(
 ) -> list[MergedExperiment]:
     """Merges experiments with distinct names into the store at `uri`, which is created if missing.
 
-    Trials in the store stay unchanged. After a kill, the same call continues. Raises UserError, with nothing
-    written, if a trial or a search has another result in the store, or a suite was run differently there.
+    Trials in the store stay unchanged. If the process is killed, the same call continues where it ended.
+    Raises UserError and writes nothing if a trial or a search has another result in the store, or if the same
+    suite was run differently there.
     """
     connect(uri, create=True)
     merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
@@ -64,14 +65,12 @@ class _Merge:
         brought = [run for run in both.records() if both.part(run) is source]
 
         def is_same(run: Record) -> bool:
-            """Whether the store has this very run: then only an adapter may need copying.
-
-            Other runs are copied whole, so that adapter and predictions match.
-            """
+            # If the store has this very run, only its adapter may be missing. Other runs are copied whole,
+            # so that adapter and predictions match.
             other = stored.get(run.trial_id)
             return other is not None and other.status == run.status and other.origin == run.origin
 
-        #: Runs of which only the adapter is taken, each with the store's run.
+        #: Runs of which only the adapter is copied, each with the same run in the store.
         self._bare = [(run, stored[run.trial_id]) for run in brought if is_same(run)]
         self.coming = [run for run in brought if not is_same(run)]
         self.there = len(latest(source.records())) - len(self.coming)
@@ -94,9 +93,9 @@ class _Merge:
             yield run
 
     def _parents(self, store: Store) -> dict[str, str]:
-        """Writes missing runs of the suite and of searches.
+        """Writes the runs of the suite and of searches that the store lacks.
 
-        Returns the ids in the store by the ids in the pack; the key "" is the suite's run.
+        Returns the id in the store of each such run, by its id in the pack. The key "" is the suite's run.
         """
         ids: dict[str, str] = {}
         for run in self.source.records(RunKind.SUITE):
@@ -120,7 +119,6 @@ class _Merge:
 
 
 def _nested(source: Source) -> list[Record]:
-    """The runs of searches and allocations in a source."""
     return [run for kind in RESULT_FORMS for run in source.records(kind)]
 
 
@@ -137,7 +135,10 @@ def _same(store: Store, search: Record) -> list[Record]:
 
 @insisting
 def _begin(store: Store, run: Record, parent: str) -> str:
-    """Opens a run for a packed run. This process owns it, so it is closed if the process dies."""
+    """Creates a run in the store for a packed run, and returns its id.
+
+    The run is marked as this process's, so that it is closed later if the process dies.
+    """
     tags = dict(run.tags) | {Tag.ORIGIN: run.origin, Tag.OWNER: owner(), Tag.PARENT: parent}
     # MLflow sets this tag itself.
     tags.pop(Tag.NAME, None)
@@ -151,7 +152,7 @@ def _begin(store: Store, run: Record, parent: str) -> str:
 
 
 def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.DataFrame | None) -> None:
-    """Writes all of a run, and marks it as ended last. Writing it twice does no harm."""
+    """Writes the content of a run, and after that marks the run as ended. Writing it twice does no harm."""
     ended = run.started if run.ended is None else run.ended
     points = () if curves is None else curves.itertuples(index=False, name=None)
     record = replace(
@@ -168,7 +169,7 @@ def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.Dat
 
 
 def _add_adapter(store: Store, source: Source, run: Record, stored: Record) -> None:
-    """Adds the adapter that a stored run lacks, if the adapter's hash is the one that was stored."""
+    """Adds the adapter that a stored run lacks, if the adapter has the hash that is stored for it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Artifact.ADAPTER
         source.copy(run, Artifact.ADAPTER, file)

@@ -1,4 +1,4 @@
-"""Writes packs. The same results give the same bytes, from any store or pack."""
+"""Writes packs. The same results give the same bytes, whichever store or pack they come from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from bench.store.source import Source
 from methods import UserError
 from methods.errors import shown
 
-#: The artifacts that are packed with each kind of run, trained adapters excepted.
+#: The artifacts that are packed for each kind of run, apart from trained adapters.
 OF_KIND = {
     RunKind.SUITE: (Artifact.PLAN, Artifact.SUITE),
     RunKind.SEARCH: (Artifact.SEARCH,),
@@ -46,19 +46,19 @@ OF_KIND = {
     RunKind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
 }
 
-#: The prefix of curves by training step, which no table, figure or check reads.
+#: The prefix of the keys of curves by training step, which no table, figure or check reads.
 TRAIN = CURVES_BEGIN[0]
 
-#: The time stamp of every file in a pack: the earliest of the zip format.
+#: The time stamp of every file in a pack. It is the earliest that the zip format allows.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 
-#: The number of runs read at a time, and of runs kept in memory.
+#: The number of runs that are read concurrently, and of runs that are in memory at a time.
 READERS, BATCH = 8, 64
 
 
 @dataclass
 class WrittenPack:
-    """A pack that was written, with counts of its trials."""
+    """Describes a pack that was written."""
 
     path: Path
     bytes: int = 0
@@ -75,9 +75,9 @@ def write_pack(
 ) -> WrittenPack:
     """Writes experiments with distinct names into the file `out`.
 
-    `adapters` includes trained adapters, logits, and training losses without rounding. Raises UserError, with
-    nothing written, if the file exists (`force` replaces it) or has the wrong ending, if an experiment is
-    empty, and if an artifact changed since it was stored.
+    `adapters` includes trained adapters, logits, and training losses without rounding. `force` replaces an
+    existing file. Raises UserError and writes nothing if the file exists or its name has the wrong ending, if
+    an experiment is empty, or if an artifact changed since it was stored.
     """
     if not out.name.endswith(ENDING):
         raise UserError(f"--out {out}: the name of a pack ends with {ENDING}")
@@ -113,7 +113,7 @@ def _json(content: Any) -> bytes:
 
 
 class _Content:
-    """The packed content of one experiment. Raises UserError if it is empty or has an invalid name."""
+    """The content of a pack for one experiment. Raises UserError if it is empty or has an invalid name."""
 
     def __init__(self, source: Source, adapters: bool, done: WrittenPack) -> None:
         self._source, self._adapters, self._done = source, adapters, done
@@ -137,12 +137,15 @@ class _Content:
         done.running += len(trials) - len(ended)
         done.trials[source.name] = len(ended)
         self._suite, self._runs = suite, sorted([suite, *nested, *ended], key=lambda run: run.origin)
-        #: The SHA-256 of artifacts that differ from the store's, by the run's original id.
+        #: The SHA-256 of artifacts that differ in the pack from those in the store, by `Record.origin`.
         self._changed: dict[str, dict[str, str]] = {}
         self._shared = Shared()
 
     def members(self) -> Iterator[tuple[str, bytes]]:
-        """Yields name (in the experiment's folder) and content of every file, sorted by name."""
+        """Yields the name and the content of every file in the experiment's folder of the pack.
+
+        The files are sorted by name.
+        """
         runs = iter(self._runs)
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(runs, BATCH)):
@@ -155,7 +158,7 @@ class _Content:
         yield from sorted((tables | experiment).items())
 
     def _share(self, run: Record, name: Artifact, content: bytes) -> bool:
-        """Puts a configuration or predictions into the shared tables if possible. Returns whether it did."""
+        """Puts an artifact into a shared table. Returns False, and puts nothing, if it fits no table."""
         if name == Artifact.CONFIG:
             return self._shared.take_config(run, content)
         if name != Artifact.PREDICTIONS or self._adapters:
