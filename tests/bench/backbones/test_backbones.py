@@ -1,4 +1,4 @@
-"""Tests what all backbones have: specification, description, random weights, head, fingerprint."""
+"""Tests how backbones are named, described and loaded, and how their head and fingerprint are computed."""
 
 from __future__ import annotations
 

@@ -84,10 +84,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
 def test_no_count_of_a_header_is_believed_beyond_the_file(tmp_path: Path, header: bytes) -> None:
-    """Checks that counts in a header are compared with the file's size.
-
-    Otherwise the gguf package would loop as often as the count says.
-    """
+    """A header's counts are compared with the file's size, since the package gguf would loop that often."""
     file = tmp_path / "model.gguf"
     file.write_bytes(header)
     with pytest.raises(UserError, match=naming("model.gguf", "beyond its end")):

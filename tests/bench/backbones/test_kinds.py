@@ -1,4 +1,4 @@
-"""Tests every kind of backbone: conformance, equality with transformers, and the page of kinds."""
+"""Tests every kind of backbone: it passes the checks, and gives the same features as transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from methods.errors import UserError
 from ...messages import naming
 from ..local_checkpoints import batch, edit, features, model_of, whole_model_of
 
-#: Left out of the checks here, because tests/bench/conformance runs all methods on these kinds.
+#: The kinds on which tests/bench/conformance runs the checks with all methods, so that this file does not.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
 
 #: The text kinds whose head reads the mean of the hidden states.
@@ -43,7 +43,7 @@ def inputs_of(kind: str, size: int = 16) -> dict[str, Tensor]:
 
 
 def expected(kind: str, model: Any, inputs: dict[str, Tensor], **more: Any) -> Tensor:
-    """The features that a head on this kind of model should get, from transformers' own outputs."""
+    """Returns the features that a head on this kind of model should read, from transformers' outputs."""
     if kind == "vit_mae":
         # This model masks patches at random; a ViT with the same weights does not.
         config = transformers.ViTConfig(**{**model.config.to_dict(), "model_type": "vit"})

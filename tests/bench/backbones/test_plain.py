@@ -1,4 +1,4 @@
-"""Tests methods in a user's own loop on transformers models, with AdamW and with transformers' Trainer."""
+"""Tests `wrap`: a user's loop, or transformers' Trainer, trains adapter and head of a wrapped model."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_full_fine_tuning_counts_all_but_the_head() -> None:
 
 
 class Own(nn.Module):
-    """A user's module around an encoder without a classifier in transformers."""
+    """A user's module with a head around an encoder, for which transformers has no classifier."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Own(nn.Module):
 
 
 def full_model(kind: str, name: str) -> Any:
-    """A transformers model with a tiny encoder of this kind."""
+    """Makes a whole model of transformers around a tiny encoder of this kind."""
     config = tiny(kind)._config()
     if kind == "clip_vision_model":
         text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

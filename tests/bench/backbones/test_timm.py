@@ -1,4 +1,4 @@
-"""Tests that timm's vision transformers give the same outputs with their qkv split, and what is refused."""
+"""Tests timm's vision transformers: splitting qkv keeps the outputs, and other designs are refused."""
 
 from __future__ import annotations
 

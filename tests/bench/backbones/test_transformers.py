@@ -1,4 +1,4 @@
-"""Tests transformers checkpoints from folders and the hub: loaded exactly, or refused by name."""
+"""Tests that checkpoints of transformers are loaded exactly, or refused with the field or file at fault."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ def test_weights_that_are_not_whole_are_refused_by_file(tmp_path: Path, keep: sl
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The folder of a hub cache that holds one model. The network is switched off."""
+    """Makes a hub cache with one model, switches the network off, and returns the cache's folder."""
     from huggingface_hub import constants
 
     from bench.machine.hub import snapshot

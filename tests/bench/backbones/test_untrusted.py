@@ -1,4 +1,4 @@
-"""Tests that a foreign checkpoint neither runs code nor loads weights that are not covered by its hash."""
+"""Tests that a foreign checkpoint runs no code of its own, and loads no weights that its hash omits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..local_checkpoints import batch, encoder, features, write
 
 
 def saying(folder: Path, file: str = "config.json", **more: Any) -> BackboneSpec:
-    """Writes a checkpoint with these extra entries in one of its configuration files."""
+    """Writes a checkpoint with additional entries `more` in its configuration file `file`."""
     where = write(folder / "model", "bert", encoder("bert")) / file
     content = json.loads(where.read_text()) if where.exists() else {}
     where.write_text(json.dumps(content | more))

@@ -1,4 +1,4 @@
-"""Tests decoders that answer by words: scores against transformers, zero-shot trials, refusals."""
+"""Tests decoders that answer a prompt in words: their scores equal those computed with transformers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ANSWERS = {"prompt": "{text} :", "words": [" no", " yes"]}
 
 
 def likelihoods(model: Any, prompts: list[list[int]], words: list[tuple[int, ...]]) -> Tensor:
-    """The log-likelihood of each word after each prompt, one text at a time, from the full model's logits."""
+    """Computes the log-likelihood (prompts, words) of each word after each prompt, one text at a time."""
     rows = []
     for prompt in prompts:
         log_likelihoods = []

@@ -1,4 +1,4 @@
-"""Tests what a plan reports about its tuning: points, tied axes, untried values and coarse grids."""
+"""Tests a plan's warnings about its tuning: confounded axes, untried values and coarse grids."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Tests that stored trials keep their ids: `ids.json` holds ids from an earlier version.
+"""Tests that trials keep their ids, which `ids.json` holds as an earlier version computed them.
 
 In that version adapters had the weight decay of heads, and states were selected by score. Recipes that state
-both settings give these ids. Recipes that state neither give new ids, of which `toys by loss` holds some.
-That version also drew dropout from the backbone's random stream. Trials with dropout (by default FacT and
-CaRA) therefore have new ids, and `ids.json` holds the new ones.
+both of these give the ids in `ids.json`. Recipes that state neither give new ids, and `ids.json` holds some
+of these under `toys by loss`. That version also drew dropout from the backbone's random stream. Trials with
+dropout (by default FacT and CaRA) therefore have new ids, and `ids.json` holds the new ones.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ STORED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "ids.jso
 
 TRAINING = VISION["training"]
 
-#: The implicit recipe of that version where defaults have changed since.
+#: The defaults of that version's recipe that have changed since.
 THEN = {"adapter_weight_decay": AS_HEAD, "select": "score"}
 
-#: A base and its changes, by the name of an id in `ids.json`: fields added after the first ids, at their
-#: default and off it, and options without effect.
+#: A suite and changes to it, by the name of the trial's id in `ids.json`. The changes set fields that were
+#: added after the first ids, to their defaults and to other values, and options without effect.
 TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nothing": (VISION, {}),
     "normalise": (VISION, {"tasks": [{**DIGITS, "normalise": False}]}),

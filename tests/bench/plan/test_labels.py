@@ -1,4 +1,4 @@
-"""Tests row labels, which appear in tables but in no id, and sweeps over the recipe."""
+"""Tests labels of rows, which appear in tables but in no id, and `each` over fields of the recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that the paper's suites plan what they state, using only the hub's metadata of backbones and data."""
+"""Tests the plans of the paper's suites, made only from the metadata of backbones and data on the hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TASKS = ("dtd", "eurosat", "cola", "mrpc")
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Plan]]:
-    """The paper's two suites, planned for a GPU from configurations, without weights or data."""
+    """Plans the paper's two suites for a GPU. Backbones have configurations only, and data are missing."""
     from transformers import RobertaConfig, ViTConfig, ViTImageProcessor
 
     from bench.backbones.random_weights import byte_tokenizer

@@ -1,4 +1,4 @@
-"""Tests that relative paths start at the suite's file regardless of the working folder."""
+"""Tests that relative paths in a suite start at the suite's file, whatever the working folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOCAL = SUITE | {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a suite in one folder, and a backbone and data in others."""
+    """Makes a folder with three folders: one for a suite, one for its backbone and one for its data."""
     home = tmp_path_factory.mktemp("home")
     save_roberta(home / "models" / "roberta")
     write_glue(home / "data", "cola", {"train": 80, "validation": 20})

@@ -1,4 +1,4 @@
-"""Tests plans: the paper's counts, one trial for equal rows, and ids that cover all relevant fields."""
+"""Tests plans: they have the paper's counts, equal rows share a trial, and ids cover all that matters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 
 ROOT = Path(__file__).parents[3]
 
-#: TensLoRA's Table 2 and LoRA r=4 at d=768, 12 heads, 12 layers.
+#: The numbers of parameters in Table 2 of the TensLoRA paper, and that of LoRA with rank 4, for hidden size
+#: 768, 12 heads and 12 layers.
 PAPER = {
     "LoRA": 221184,
     "TensLoRA att": 123840,
@@ -43,9 +44,10 @@ PAPER = {
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], set[str]]:
-    """The output of `plan --json` for suites/paper_counts.yaml without network, and the imported modules.
+    """Runs `plan --json` on suites/paper_counts.yaml. Returns its output and the modules that it imported.
 
-    Runs in a folder without a store, because stored runs would change the time estimates.
+    The command has no network. It runs in a folder without a store, because stored runs would change its
+    estimates of time.
     """
     program = """
 import socket, sys

@@ -1,4 +1,4 @@
-"""Tests studies in a plan: offsets and seeds are stratified, nested and equal for every method."""
+"""Tests studies in a plan, whose offsets are stratified and, like the seeds, equal for every method."""
 
 from __future__ import annotations
 

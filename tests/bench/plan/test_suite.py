@@ -1,4 +1,4 @@
-"""Tests that a suite is refused with a helpful message or spans exactly the trials it states."""
+"""Tests suites: an invalid one is refused with a helpful message, a valid one has the trials it states."""
 
 from __future__ import annotations
 

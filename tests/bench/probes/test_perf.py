@@ -1,4 +1,4 @@
-"""Tests step timing: which contenders are timed together, the numbers of a row, and refused requests."""
+"""Tests the timing of methods: which are timed together, which numbers result, and what is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = ("--backbone", "tiny-random-vit", "--device", "cpu", "--batch", "2")
 
 
 def wide() -> LoadedBackbone:
-    """A backbone whose MLP is four times the hidden size, as FacT and CaRA need."""
+    """Loads a backbone whose MLP is four times as wide as the hidden size, which FacT and CaRA require."""
     return RandomBackbone("wide", "vit", Geometry(32, 4, 2, 128), image_size=32, patch=8).load(None)
 
 

@@ -1,4 +1,4 @@
-"""Tests spectra of trained updates against dense tensors and a known true rank."""
+"""Tests that spectra of trained updates equal those of dense tensors, and show ranks that are known."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def attached(options: dict[str, Any], geometry: Geometry = SMALL) -> Adapter:
 
 
 def dense(adapter: Adapter, geometry: Geometry) -> Tensor:
-    """An adapter's updates as a dense tensor (input, head size, head, projection, layer)."""
+    """Returns an adapter's updates as a dense tensor (input, head size, head, projection, layer)."""
     deltas = {site: delta.detach().double() for site, delta in adapter.deltas()}
     names = [name for name in ATTENTION if Site(0, name) in deltas]
     tensor = torch.zeros(

@@ -1,4 +1,4 @@
-"""Tests the allocation of a budget to modes: sweeps of each mode, the heuristic's path, and importance."""
+"""Tests allocations: the sweep of each mode, the path to the heuristic's ranks, and the importance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests points that fail, are pruned, interrupted or lost: which count as tried and which are retried."""
+"""Tests which points of a search count as tried, and which are retried, if their trials do not finish."""
 
 from __future__ import annotations
 

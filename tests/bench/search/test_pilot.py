@@ -1,4 +1,4 @@
-"""Tests pilots: they choose on validation alone, resume, and write a suite that runs unchanged."""
+"""Tests pilots: they choose on validation alone, can be resumed, and write a suite that runs unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def changed(**pilot: Any) -> dict[str, Any]:
 
 @dataclass
 class Piloted:
-    """A finished pilot and the suite it wrote."""
+    """A finished pilot, with the suite that it wrote."""
 
     suite: Path
     uri: str
@@ -117,7 +117,7 @@ def test_a_second_start_runs_nothing_and_chooses_the_same(piloted: Piloted, call
 
 
 def choose(base: dict[str, Any], loss: Callable[[Trial], float | None]) -> tuple[Choices, list[Trial]]:
-    """Runs a pilot on scripted losses, where None is a failed trial.
+    """Runs a pilot whose trials get their losses from `loss`. None means a failed trial.
 
     Returns its choices and the trials that it ran.
     """

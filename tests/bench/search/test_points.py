@@ -1,4 +1,4 @@
-"""Tests the points of equal tuning: even, nested, and preceded by each method's published point."""
+"""Tests the points of equal tuning: they cover the grids evenly, after each method's published point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..toy_suites import TEXT, plan
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DEFAULT: Grids = {"lr": LR_GRID, "scale": SCALE_GRID, "head_lr": HEAD_LR_GRID}
-#: The usual sizes of tuned grids. If two sizes share a factor, plain rounds would repeat the same pairs.
+#: Grids of usual sizes. Where two sizes share a factor, going round each grid would repeat the same pairs.
 TUNED: dict[str, Grids] = {
     "default": DEFAULT,
     "6x3": {"lr": RATES, "scale": SCALE_GRID},
@@ -40,7 +40,7 @@ def method(name: str) -> Any:
 
 
 def spread(cells: list[tuple[int, ...]], sizes: tuple[int, ...], *axes: int) -> int:
-    """The count of the most frequent combination of values on these axes minus that of the rarest."""
+    """Counts the combinations of values on these axes. Returns the largest minus the smallest count."""
     counts = Counter(tuple(cell[axis] for axis in axes) for cell in cells)
     every = [counts[values] for values in product(*(range(sizes[axis]) for axis in axes))]
     return max(every) - min(every)

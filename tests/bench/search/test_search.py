@@ -1,4 +1,4 @@
-"""Tests searches from suite to artifact: killed, resumed, shared by processes, refused."""
+"""Tests searches by the command: they can be killed, resumed and shared by several processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def begin(made: Searched, through: int) -> AbstractContextManager[Program]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Searched:
-    """A search killed with SIGKILL during its third trial, then finished by two processes at once."""
+    """Kills a search with SIGKILL during its third trial, then finishes it by two processes at once."""
     changes = {
         "training": {"lr": 5e-3, "batch_size": 16, "epochs": 3},
         "search": {"trials": 6, "pruner": "median"},

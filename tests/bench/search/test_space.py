@@ -1,4 +1,4 @@
-"""Tests rank vectors within a budget: never above it, none wasteful, all reachable."""
+"""Tests rank vectors within a budget: none exceeds or wastes the budget, and a search can draw them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that concurrent users of one study take different trials."""
+"""Tests that concurrent processes of one search take different trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests equal tuning: equally many points for every method, a choice by validation, fresh seeds for it."""
+"""Tests equal tuning: methods have equally many points, choose on validation, and run on fresh seeds."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ def test_a_second_start_chooses_and_runs_nothing_again(tuned: tuple[Path, str, A
 
 
 def scripted_results(scores: dict[tuple[float, int], tuple[float, float] | None]) -> Callable[..., Result]:
-    """A function that gives a trial the score and loss for its rate and seed; None is a failed trial."""
+    """Returns a function that gives a trial its result by its rate and seed.
+
+    `scores` maps rate and seed to score and loss, or to None for a failed trial.
+    """
 
     def result(trial: Any, row: Any) -> Result:
         ended = scores[trial.recipe.lr, trial.seed]

@@ -1,4 +1,4 @@
-"""Runs toy searches through the program and keeps their results."""
+"""Runs small searches by the command line, for the tests of searches."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ DONE = ("COMPLETE", "PRUNED")
 
 @dataclass
 class Searched:
-    """A finished search with its suite and store."""
+    """A search with its suite and store, and once it has ended with its result."""
 
     folder: Path
     suite: Path
     uri: str
     ended: Any = None
-    #: The trials and the artifact at the end of the search, kept because another test continues it.
+    #: The trials and the artifact at the end of the search. They are kept, since another test continues it.
     trials: Sequence[optuna.trial.FrozenTrial] = ()
     artifacts: dict[str, Any] = field(default_factory=dict)
 
