@@ -1,4 +1,4 @@
-"""Statistics, figures, pages and a site from stored records."""
+"""Makes statistics, figures, pages and a site from stored records."""
 
 from importlib.util import find_spec
 from pathlib import Path

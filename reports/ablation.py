@@ -29,19 +29,21 @@ class Scored:
     label: str
     ranks: list[int]
     parameters: int | None
-    #: The mean score over `runs`; for a point of a search, the mean validation score. None if unknown.
+    #: The mean score over `runs`. For a point of a search, the mean validation score. None if unknown.
     value: float | None
-    #: The standard deviation of scores over `runs`. None for fewer than two, and for a point of a search.
+    #: The standard deviation of scores over `runs`. None if fewer than two runs have a score, and for a point
+    #: of a search.
     sd: float | None
     #: The ids of the runs.
     runs: list[str]
-    #: "complete", or why `value` is not a mean over all seeds.
+    #: "complete" if `value` is the mean over all seeds. Otherwise the reason why not, for example
+    #: "2 of 3 finished", or "pruned" for a point of a search.
     state: str = "complete"
 
 
 @dataclass(frozen=True)
 class StoredAblation:
-    """One search, allocation or redundancy analysis."""
+    """The result of one search, rank allocation or redundancy analysis."""
 
     kind: str
     name: str
@@ -52,23 +54,27 @@ class StoredAblation:
     backbone: str
     budget: str
     modes: list[str]
-    #: The metric of the scores. Empty if none of its trials is stored.
+    #: The metric of the scores. Empty if no trial behind the result is stored.
     metric: str = ""
-    #: All allocations that were tried.
+    #: All sets of ranks that were tried.
     tried: list[Scored] = field(default_factory=list)
-    #: Indices in `tried` of the Pareto front of score and parameters.
+    #: The sets of ranks on the Pareto front of score and parameters, as indices of `tried`.
     pareto: list[int] = field(default_factory=list)
-    #: The importance, by evaluator, then by mode.
+    #: The importance of each mode's rank for the score: by Optuna's name of the evaluator, then by mode.
     importance: dict[str, dict[str, float]] = field(default_factory=dict)
-    #: The chosen allocations, evaluated on fresh seeds.
+    #: The chosen sets of ranks, with their scores on fresh seeds.
     final: list[Scored] = field(default_factory=list)
-    #: Singular values by mode, for a redundancy analysis.
+    #: The singular values of an update, by mode. Empty unless this is a redundancy analysis.
     spectra: dict[str, list[float]] = field(default_factory=dict)
     effective_ranks: dict[str, float] = field(default_factory=dict)
     components: list[ComponentWorth] = field(default_factory=list)
 
     def levels(self, most: int) -> list[tuple[str, list[ComponentWorth]]]:
-        """The first `most` components, as (heading, components) for each way to divide the update."""
+        """The first `most` components, grouped by the way in which they divide the update.
+
+        Returns (heading, components) for each group. For example, the heading "Each layer" is for components
+        that are each one layer's share of the update.
+        """
 
         def heading(component: ComponentWorth) -> str:
             return f"Each {' and '.join(cut)}" if (cut := component.singled) else "The whole update"
@@ -77,7 +83,7 @@ class StoredAblation:
 
 
 def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | AllocationResult]]:
-    """Yields each search and allocation that has a result, as its parent run and the result.
+    """Yields the run and the result of each search and each rank allocation that has a result.
 
     Raises UserError for a malformed result.
     """
@@ -137,7 +143,7 @@ def _allocation(experiment: Experiment, record: Record, content: AllocationResul
 
 
 def _common(kind: str, experiment: Experiment, record: Record, content: RankResult) -> StoredAblation:
-    """A search or an allocation, with the fields that both have filled in."""
+    """Fills in the fields that searches and rank allocations share."""
     return StoredAblation(
         kind=kind,
         name=content.name,

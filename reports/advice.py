@@ -19,7 +19,7 @@ from reports.studies import StudyAnalysis, analyse_studies
 
 @dataclass(frozen=True)
 class RateAdvice:
-    """The learning rates of one cell that score about as well as its best rate."""
+    """The learning rates at which one cell scores about as well as at its best rate."""
 
     #: The number of the method's cell in the report.
     cell: int
@@ -30,21 +30,22 @@ class RateAdvice:
     backbone: str
     #: The rate with the lowest smoothed validation loss.
     start: float
-    #: The widest range of tried rates around the best in which every trial succeeds and the smoothed score is
-    #: within a point of the best.
+    #: The ends of the widest range of tried rates around the best rate in which every trial succeeded and the
+    #: smoothed score is within a point of the best.
     low: float
     high: float
-    #: Whether the range ends at the lowest, or highest, tried rate: rates beyond it may be as good.
+    #: Whether `low` is the lowest tried rate, and whether `high` is the highest. If so, rates beyond it may
+    #: be as good.
     is_lowest: bool
     is_highest: bool
-    #: The share of all trials that succeeded at rates within a point of the best.
+    #: The share of trials that succeeded at a rate whose smoothed score is within a point of the best.
     share: float
     studies: int
     trials: int
 
     @property
     def range(self) -> str:
-        """The range as text, with "≤" or "≥" before an end beyond which no rate was tried."""
+        """The range as text. An end beyond which no rate was tried has "≤" or "≥" before it."""
         below, above = "≤ " * self.is_lowest, "≥ " * self.is_highest
         return f"{below}{self.low:.2g} to {above}{self.high:.2g}"
 
@@ -77,9 +78,10 @@ def rate_advice(analysis: StudyAnalysis) -> Iterator[RateAdvice]:
 
 
 def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
-    """The advice of all studies in these stores and packs.
+    """The advice from all studies in these stores and packs.
 
-    Raises UserError for a place that cannot be read, and if none has a complete study.
+    `places` are addresses of stores and files of packs. Raises UserError for a place that cannot be read, and
+    if no place has a complete study.
     """
     advice: list[RateAdvice] = []
     for source in _sources(places):

@@ -1,7 +1,7 @@
-"""The analysis of a study: blocks of comparable methods with their comparisons, ranks and limits.
+"""The analysis behind a report: blocks of comparable methods with their comparisons, ranks and limits.
 
-A block consists of the methods of one budget with one metric and one recipe. They are compared over settings
-(a task on a backbone), paired by seed.
+A block consists of the methods of one budget with one metric and one recipe. Methods are compared over the
+block's settings, and their scores are paired by seed.
 """
 
 from __future__ import annotations
@@ -32,43 +32,46 @@ from reports.thresholds import CustomThresholds, threshold_of, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
 
-#: The statistics of a block. Each is computed and exported as a table with its name.
+#: The statistics that are computed for each block. Each is exported as a table with the statistic's name.
 STATISTICS: tuple[Statistic[Any], ...] = (POWER, RANKS)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Comparable methods: those of one budget with one metric and one recipe, and their statistics."""
+    """The methods of one budget with one metric and one recipe, with their comparisons and statistics."""
 
     budget: str
     metric: str
-    #: The task of the block's settings if scores have that task's unit. Otherwise empty.
+    #: The task, if scores have the unit of its targets, so that a block has only one task. Otherwise empty.
     task: str
-    #: The budget, with the differences from other blocks of the same budget.
+    #: The budget's name. If several blocks have that budget, also the metric or the number of the recipe, for
+    #: example "isorank 4 · recipe 2".
     title: str
     unit: Unit
     #: The smallest difference that matters, in units of the metric.
     threshold: float
     #: The settings on which methods are compared.
     settings: tuple[TaskAndBackbone, ...]
-    #: For every method with runs on all settings: its cells, in the order of the settings.
+    #: By method, the numbers of its cells in the order of `settings`. Only methods with runs on all settings.
     cells: Mapping[str, tuple[int, ...]] = field(repr=False)
-    #: Methods that are in no mean and no rank, with the reason.
+    #: By method, the reason why it is in no mean over settings and has no rank.
     left_out: Mapping[str, str]
     #: The method that replaces LoRA as the reference. Empty for LoRA.
     named_reference: str = ""
-    #: The number of references. Intervals are simultaneous over the blocks of all of them.
+    #: The number of references in the report. Intervals are simultaneous over the blocks of all references.
     families: int = 1
-    #: The reference. None if there is none, with the reason in `no_reference`.
+    #: The reference. If it is None, `no_reference` says why there is no reference.
     reference: Reference | None = None
     no_reference: str = ""
+    #: The comparisons of the methods in `cells` with the reference.
     comparisons: tuple[AgainstReference, ...] = ()
-    #: Cells and comparisons of methods without runs on some settings. They are in no mean over settings.
+    #: Like `cells`, for methods with runs on some of the settings only.
     cells_of_part: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    #: The comparisons of the methods in `cells_of_part`, each on the settings with its runs.
     of_part: tuple[AgainstReference, ...] = ()
-    #: The input of statistics. None if no method takes part.
+    #: The methods and comparisons from which statistics are computed. None if `cells` is empty.
     entrants: Entrants | None = field(default=None, repr=False)
-    #: The results of `STATISTICS` that could be computed.
+    #: The results of those `STATISTICS` that could be computed.
     statistics: Mapping[Statistic[Any], Any] = field(default_factory=dict, repr=False)
     #: Limits of the comparisons, and reasons why some methods are not compared.
     notes: tuple[str, ...] = ()
@@ -83,7 +86,10 @@ class Block:
 
     @property
     def design(self) -> Design | None:
-        """The seeds, claims and noise that determine the detectable difference. None without known noise."""
+        """The seeds, claims and noise that determine which differences can be detected.
+
+        None if the noise is unknown.
+        """
         return self.result(POWER)
 
     @property
@@ -92,22 +98,25 @@ class Block:
 
     @property
     def all_comparisons(self) -> tuple[AgainstReference, ...]:
-        """Comparisons over all settings, then those over some settings only."""
+        """The comparisons over all settings, followed by the comparisons over some settings only."""
         return (*self.comparisons, *self.of_part)
 
     @property
     def heading(self) -> str:
-        """The title, with the block's reference if the report has several."""
+        """The title. If the report has several references, the block's reference is appended."""
         return f"{self.title} · against {self.named_reference}" if self.families > 1 else self.title
 
     @property
     def level(self) -> float:
-        """The joint level of all intervals of the block."""
+        """The joint confidence level of the block's intervals: 0.95 if the report has a single reference."""
         return of_each(self.families)
 
     @property
     def held(self) -> str:
-        """The joint level as text, such as "95%". With several references, also their common level."""
+        """The joint confidence level as text, such as "95%".
+
+        If the report has several references, the text adds the level of all their intervals together.
+        """
         together = f", those of all {self.families} references together with 95%"
         return f"{100 * self.level:.4g}%" + together * (self.families > 1)
 
@@ -118,7 +127,7 @@ class Block:
 
     @property
     def collapsed(self) -> tuple[Collapses, ...]:
-        """The collapses of all methods and references in the block's comparisons, each listed once."""
+        """The collapsed runs of all compared methods and of the reference, with one entry per cell."""
         return tuple(
             dict.fromkeys(side for comparison in self.all_comparisons for side in comparison.collapsed)
         )
@@ -130,7 +139,10 @@ class Block:
 
     @property
     def without_examples(self) -> tuple[TaskAndBackbone, ...]:
-        """The settings where some comparison's interval covers seeds only, not test examples."""
+        """The settings on which some comparison's interval covers the noise of seeds only.
+
+        On the block's other settings, all intervals also cover the noise of test examples.
+        """
         alone = {
             setting
             for comparison in self.all_comparisons
@@ -142,7 +154,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A study with everything computed from it."""
+    """The results in a report, with everything computed from them."""
 
     study: Study
     #: The smallest difference that matters, by metric.
@@ -150,14 +162,17 @@ class Analysis:
     blocks: tuple[Block, ...]
     #: Limits of the whole report, including the study's notes.
     notes: tuple[str, ...]
-    #: The runs that were read.
+    #: The contributions of test examples, and the variance from tuning, behind the intervals.
     evidence: Evidence = field(repr=False)
-    #: The collapsed runs, by number of the cell.
+    #: The collapsed runs of cells that have any, by the cell's number.
     collapses: Mapping[int, Collapses]
 
 
 def analyse(study: Study, threshold: CustomThresholds = None) -> Analysis:
-    """Computes all comparisons and statistics of a report. Raises UserError as `thresholds` does."""
+    """Computes all comparisons and statistics of a report.
+
+    `threshold` is the smallest difference that matters. Raises UserError as `thresholds` does.
+    """
     matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     of_cells = recipes(study)
     budgets = sorted(dict.fromkeys(cell.budget for cell in study.all_cells), key=block_order)
@@ -181,10 +196,10 @@ class Comparable:
 
     title: str
     metric: str
-    #: The task if scores have its unit, so that they have no mean over tasks. Otherwise empty.
+    #: The task, if scores have the unit of its targets and therefore no mean over tasks. Otherwise empty.
     task: str
     methods: Mapping[str, Sequence[Cell]]
-    #: A note if the recipe differs from that of the budget's largest group. Otherwise empty.
+    #: A note for readers if more methods of this budget and metric have another recipe. Otherwise empty.
     note: str
 
     @property
@@ -195,7 +210,11 @@ class Comparable:
 def comparable(
     study: Study, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe]
 ) -> Iterator[Comparable]:
-    """Yields a budget's methods in groups of one metric and recipe. A metric's largest group comes first."""
+    """Yields the methods of a budget in groups with one metric and one recipe.
+
+    The largest group of a metric comes first. `cells` are those of the budget. `of_cells` has the recipe of
+    each cell by its number.
+    """
     by_metric = grouped(cells, lambda cell: measured(study.metrics[cell.number], cell.task))
     for (metric, task), of_metric in by_metric.items():
         groups = alike(of_cells, grouped(of_metric, lambda cell: cell.method))
@@ -210,7 +229,7 @@ def comparable(
 
 
 def measured(metric: str, task: str) -> tuple[str, str]:
-    """The metric, with the task if scores have the task's unit, and otherwise with an empty text."""
+    """Returns the metric and the task. The task is empty unless scores have the unit of its targets."""
     return metric, task if metric and METRICS.get(metric).in_units else ""
 
 
@@ -226,7 +245,6 @@ def _apart(group: Alike, first: Alike) -> str:
 def _blocks(
     study: Study, budget: str, of_cells: Mapping[int, Recipe], matters: Mapping[str, float]
 ) -> Iterator[Block]:
-    """Yields the blocks of a budget, with the methods that take part in each."""
     planned = [cell for cell in study.all_cells if cell.budget == budget]
     for group in comparable(study, budget, planned, of_cells):
         units = (cell.unit for cell in planned if cell.unit and (not group.task or cell.task == group.task))
@@ -294,7 +312,7 @@ def _with_entrants(block: Block, methods: Mapping[str, Sequence[Cell]]) -> Block
 
 
 def _missing(settings: Iterable[TaskAndBackbone], on: Mapping[TaskAndBackbone, Cell]) -> str:
-    """The settings without runs of a method, as text. Empty if the method has runs on all."""
+    """Says on which settings a method has no runs. Empty if it has runs on all of them."""
     if unplanned := [setting for setting in settings if setting not in on]:
         return f"not planned on {listed(unplanned)}"
     return "; ".join(
@@ -325,7 +343,7 @@ def _needed(blocks: Sequence[Block]) -> list[int]:
 
 
 def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapses]) -> Block:
-    """The block with its comparisons and statistics, or unchanged without methods."""
+    """Adds comparisons and statistics to the block. A block without methods stays unchanged."""
     if not block.cells:
         return block
     everything, notes = against_reference(
@@ -358,7 +376,7 @@ def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapse
 
 
 def _limits(study: Study) -> Iterator[str]:
-    """Notes on few seeds, a single task, missing seeds and several metrics."""
+    """Yields notes on too few seeds, a single task, missing seeds and several metrics."""
     most = max(cell.seeds for cell in study.all_cells)
     if most < LEAST_SEEDS:
         yield (

@@ -1,4 +1,4 @@
-"""The page's tables of methods: a heat map of differences per block, and results by setting."""
+"""The content of the page's heat maps, forest plots and tables of results."""
 
 from __future__ import annotations
 
@@ -18,37 +18,41 @@ from reports.ranking import pareto
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.units import unit_of
 
-#: The number of thresholds that a difference must reach for the full colour of a heat map.
+#: A field of a heat map has the full colour if its difference is at least this many thresholds.
 FULL_COLOUR = 4
 
 
 @dataclass(frozen=True)
 class Shade:
-    """A difference from the reference as a field of a heat map."""
+    """A coloured field of a heat map, which shows one difference from the reference."""
 
     against: Against
     #: The strength of the colour, from 0 (none) to 1 (full).
     share: float
-    #: The number of the cell. None for the mean over settings.
+    #: The number of the method's cell. None if the field shows the mean over settings.
     cell: int | None
 
 
 @dataclass(frozen=True)
 class HeatRow:
-    """A method's row in a heat map, named after its first cell."""
+    """A method's row in a heat map."""
 
+    #: The method's cell on the first of its settings.
     cell: Cell
     #: The mean over settings. None for the reference, and for methods without runs on some settings.
     mean: Shade | None
-    #: One field per setting, None where the method has not run. Empty for the reference.
+    #: One field per setting, or None if the method has no run there. Empty for the reference.
     shades: tuple[Shade | None, ...]
-    #: The number of settings with runs, as text. Empty if all settings have runs.
+    #: On how many settings the method ran, such as "on 2 of 3 tasks". Empty if it ran on all.
     on: str = ""
 
 
 @dataclass(frozen=True)
 class Heat:
-    """The heat map of one block's methods, best mean first. Methods not run on all settings are last."""
+    """The heat map of one block. The method with the best mean difference is first.
+
+    Methods without runs on some settings are last.
+    """
 
     block: Block
     rows: tuple[HeatRow, ...]
@@ -79,7 +83,6 @@ def _heat(study: Study, block: Block) -> Heat:
 
 
 def _shades(block: Block, comparison: AgainstReference) -> tuple[Shade | None, ...]:
-    """A field for each setting of the block. None where the method has not run."""
     on = {setting: place for place, setting in enumerate(comparison.settings)}
     return tuple(
         _shade(block, against(block, comparison, on[setting]), comparison.cells[on[setting]])
@@ -96,7 +99,10 @@ def _shade(block: Block, difference: Against, cell: int | None) -> Shade:
 
 @dataclass(frozen=True)
 class Strip:
-    """Positions of a mean and its interval within their setting's range, in percent of the width."""
+    """The positions of a value and its interval in a horizontal strip, in percent of the strip's width.
+
+    `start` and `end` are the ends of the interval. They are None if there is no interval.
+    """
 
     at: float
     start: float | None
@@ -104,9 +110,9 @@ class Strip:
 
     @classmethod
     def of(cls, value: float, bounds: Sequence[float | None], low: float, high: float) -> Strip:
-        """Positions within the range from `low` to `high`.
+        """Places a value and its interval in a strip whose ends stand for `low` and `high`.
 
-        `bounds` is the interval, or (None, None) without one.
+        `bounds` is the interval. It is (None, None) if there is no interval.
         """
         start, end = (None if bound is None else _position(bound, low, high) for bound in bounds)
         return cls(_position(value, low, high), start, end)
@@ -121,20 +127,24 @@ class BoardRow:
     """A method in a table of results."""
 
     cell: Cell
-    #: The index of the method's colour.
+    #: The index of the method's colour in `drawing.SERIES`.
     colour: int
     #: Whether the method is on the Pareto front of score and parameters.
     pareto: bool
     #: The mean and its interval. None if no seed has finished.
     strip: Strip | None
-    #: One difference per reference.
+    #: The differences from each reference with which the method is compared.
     against: tuple[Against, ...]
+    #: Whether the method is a reference.
     reference: bool
 
 
 @dataclass(frozen=True)
 class Board:
-    """A table of one block's methods on one setting, best mean first, or of methods outside all blocks."""
+    """A table of results on one setting, with the best mean first.
+
+    Its methods are those of one block, or those of one budget that belong to no block.
+    """
 
     title: str
     budget: str
@@ -142,7 +152,10 @@ class Board:
 
 
 def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
-    """The tables of results by setting, in the plan's order. No table ranks scores of different tasks."""
+    """The tables of results for each setting, in the plan's order.
+
+    Scores of different tasks do not compare, so no table mixes tasks.
+    """
     study = analysis.study
     looks = Looks(cell.family for cell in study.all_cells)
     front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, PARAMETERS.of)}
@@ -181,7 +194,7 @@ def _compared(block: Block) -> Iterator[tuple[int, Against]]:
 
 
 def _title(blocks: Sequence[Block], cell: Cell) -> str:
-    """The title of the block with this cell. If there is none, the cell's budget."""
+    """The title of the block that contains the cell. The cell's budget if no block contains it."""
     for block in blocks:
         left_out = block.left_out if cell.setting in block.settings else {}
         numbers = chain.from_iterable(block.cells.values())
@@ -195,7 +208,7 @@ def _by_mean(cell: Cell) -> float:
 
 
 def _scale(study: Study, cells: Sequence[Cell]) -> tuple[float, float]:
-    """The ends of the axis of a setting's strips: the range of all seeds' scores, with a margin."""
+    """The scores at the two ends of a setting's strips: the range of all seeds' scores, with a margin."""
     scores = [seed.score for cell in cells for seed in study.finished(cell.number) if seed.score is not None]
     if not scores:
         return 0.0, 1.0
@@ -211,17 +224,18 @@ def _in_percent(cell: Cell) -> bool:
 
 @dataclass(frozen=True)
 class Forest:
-    """Positions of a block's differences on one scale, in percent of the width."""
+    """The forest plot of a block: all differences from the reference, on one scale centred on zero."""
 
-    #: The size of the difference at either end of the scale, in units of the score.
+    #: The difference at the right end of the scale, in units of the score. The left end is its negative.
     reach: float
-    #: The positions of the practical threshold on either side of zero.
+    #: The positions of minus the threshold and plus the threshold, in percent of the width.
     within: tuple[float, float]
+    #: The difference of each method and its interval.
     strips: Mapping[str, Strip]
 
 
 def forest(block: Block) -> Forest | None:
-    """The positions of a block's differences and their intervals. None without comparisons."""
+    """The forest plot of a block. None if the block has no comparisons."""
     if not block.comparisons:
         return None
     reach = _reach(block.comparisons, block.threshold)
@@ -236,7 +250,7 @@ def forest(block: Block) -> Forest | None:
 
 
 def _reach(comparisons: Sequence[AgainstReference], threshold: float) -> float:
-    """The size of the difference at the scale's ends. Only very wide intervals reach beyond the scale."""
+    """The difference at the right end of a forest plot. Only very wide intervals extend beyond it."""
     ends = [abs(end) for each in comparisons for end in each.interval or (each.effect.difference,)]
     farthest = max(abs(each.effect.difference) for each in comparisons)
     smallest = RESOLUTION * max(part.size for each in comparisons for part in each.effect.parts)

@@ -1,4 +1,4 @@
-"""Warnings about results: failed trainings, failed baselines, and heads that no adapter beats."""
+"""Warnings about results: failed trainings, failed references, and heads that no adapter beats."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from reports.analysis import Analysis, Block
     from reports.collapses import Collapses
 
-#: The adapter's effect, relative to the spread of outputs over examples, below which it counts as none.
+#: An adapter hardly acts if it changes outputs by less than this share of their spread over examples.
 STILL = 0.01
 
-#: The heads that every adapter should beat.
+#: The heads that every adapter should beat: their families, with names for sentences.
 HEADS = {FLOOR: "the head alone", CONVERGED: "the converged head"}
-#: Methods without an adapter.
+#: The families of methods without an adapter.
 NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 
-#: What a reference's failure means for differences from it, with and without collapsed runs.
+#: Sentences on differences from a failed reference: one with collapsed runs, and one that a head beats.
 OF_FAILED_RUNS = "Differences from it there measure its failed runs."
 OF_NO_BETTER = "Differences there are from a baseline that does no better than a head."
 
@@ -60,12 +60,15 @@ class _Trained:
 
     row: TableRow
     runs: Sequence[Record]
-    #: Whether the validation loss or score selected the runs' states and the point of tuning.
+    #: The validation measure ("loss" or "score") that selected the runs' epochs and the point of tuning.
     by: By
 
     @property
     def validation(self) -> float | None:
-        """The mean validation loss or score (`by`) of the runs' selected epochs. None if one is lacking."""
+        """The mean validation loss or score (see `by`) of the selected epochs.
+
+        None if there is no run, or if some run has not stored it.
+        """
         measure = Measure.SELECTED_LOSS if self.by == "loss" else Measure.SELECTED_VALIDATION
         values = [run.measure(measure) for run in self.runs]
         stored = [value for value in values if value is not None]
@@ -73,8 +76,9 @@ class _Trained:
 
 
 def guards(experiment: Experiment) -> Iterator[str]:
-    """Yields warnings about trainings and tunings, one per kind and setting, and about ties in searches.
+    """Yields warnings about trainings, tunings and ties in searches.
 
+    A warning about trainings or tunings names its setting and all methods concerned.
     Raises UserError for a malformed result of a search or an allocation.
     """
     settings = grouped(experiment.rows, lambda row: TaskAndBackbone(row.task, row.backbone))
@@ -135,7 +139,7 @@ def _guessing(run: Record) -> bool:
 
 
 def _tuning(rows: Sequence[TableRow]) -> Iterator[str]:
-    """Yields warnings about tunings with too few points, and with ties for the chosen point."""
+    """Yields warnings about tunings with too few points, and about ties for the chosen point."""
     few: defaultdict[tuple[int, int], list[TableRow]] = defaultdict(list)
     for row in rows:
         if row.tuning and row.tuning.trials < (rates := len(row.tuning.grids.get("lr", ()))):
@@ -154,16 +158,18 @@ def _named(rows: Sequence[TableRow]) -> str:
 
 
 def plain_lora(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells of plain LoRA, the default reference."""
+    """The cells of plain LoRA (LoRA without options), which is the default reference."""
     return [cell for cell in cells if cell.family == REFERENCE and cell.method == cell.title]
 
 
 def failed_references(
     cells: Sequence[Cell], references: Iterable[Cell], collapses: Mapping[int, Collapses]
 ) -> dict[int, str]:
-    """A sentence for each of these references with collapsed runs or below a head, by cell number.
+    """A sentence for each reference that failed, by the number of its cell.
 
-    `collapses` are the collapsed runs of all cells, by cell number.
+    A reference has failed if some of its runs collapsed, or if its mean is below that of a head on the same
+    setting (see `HEADS`). `cells` are all cells of the report. `collapses` has the collapsed runs by the
+    number of the cell.
     """
     failures = {cell.number: _failure(cell, cells, collapses.get(cell.number)) for cell in references}
     return {
@@ -174,7 +180,11 @@ def failed_references(
 
 
 def reference_failures(analysis: Analysis) -> list[str]:
-    """Sentences about failed references, and about means without the tasks where these references failed."""
+    """Sentences about failed references.
+
+    They are followed by a sentence for each block with a failed reference: the best mean difference over all
+    tasks, and without each task on which the reference failed.
+    """
     study = analysis.study
     used = [number for block in analysis.blocks if block.reference for number in block.reference.cells]
     references = [study.all_cells[number] for number in dict.fromkeys(used)]
@@ -184,7 +194,7 @@ def reference_failures(analysis: Analysis) -> list[str]:
 
 
 def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> str:
-    """A text that says if a reference has collapsed runs or is below a head. Empty if neither."""
+    """Says how a reference failed (see `failed_references`). Empty if it did not."""
     if cell.family in NO_ADAPTERS or cell.gain is None:
         return ""
     unit, reasons = unit_of(cell.metric, cell.unit), []
@@ -208,9 +218,9 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
 
 
 def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
-    """Yields the best mean difference with and without the tasks on which the reference failed.
+    """Yields a sentence on the best mean difference with and without the tasks where the reference failed.
 
-    `tasks` has the task of each reference cell that failed, by the cell's number.
+    `tasks` has the task of each failed cell of a reference, by the cell's number.
     """
     methods = [comparison for comparison in block.comparisons if comparison.family not in HEADS]
     if block.reference is None or not methods:
@@ -232,9 +242,9 @@ def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
 
 
 def unbeaten(cells: Iterable[Cell]) -> list[str]:
-    """A sentence for each setting where no adapter's mean exceeds the converged head's.
+    """A sentence for each setting on which no adapter has a higher mean than the converged head.
 
-    Settings with unfinished runs, or without a converged head, have no sentence.
+    There is no sentence if the converged head has not run, or if runs of adapters are missing.
     """
     sentences = []
     for setting, of_setting in grouped(cells, lambda cell: cell.setting).items():
@@ -254,9 +264,9 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
 
 
 def above_reference(study: Study, block: Block) -> float | None:
-    """The converged head's mean difference from a block's reference; positive is better.
+    """The converged head's mean difference from a block's reference. Positive if the head is better.
 
-    None if the block has no reference, or if head or reference lacks a score on one of the block's settings.
+    None if the block has no reference, or if the head or the reference lacks a score on some setting.
     """
     if block.reference is None:
         return None

@@ -1,4 +1,4 @@
-"""Finds collapsed runs. A few seeds cannot bound how often runs collapse, or how far."""
+"""Finds collapsed runs, and bounds the probability that a run of a cell collapses."""
 
 from __future__ import annotations
 
@@ -21,32 +21,35 @@ from reports.study import FLOOR, Cell, Experiment, Study, TaskAndBackbone, group
 from reports.thresholds import threshold_of, thresholds
 from reports.words import many
 
-#: The failure reason that blames the training, not the machine.
+#: The failure reason of diverged trainings. All other reasons are faults of the machine or the program.
 DIVERGED = "diverged"
-#: A run counts as collapsed if it is at least this many points below the head alone or, without that row,
-#: below its own method's median. A point is the metric's default threshold.
+#: A run counts as collapsed if its score is at least this many points below the mean of the head alone. If
+#: the head alone has not run, the median of the run's own cell takes its place. A point is the metric's
+#: default threshold.
 POINTS = 10
-#: A run also counts as collapsed if it is at most this many standard errors above guessing, provided that the
-#: setting's best mean is `POINTS` above this level. Otherwise well-trained runs may score as low.
+#: A run also counts as collapsed if its score is at most this many standard errors above guessing. This rule
+#: needs a method whose mean is `POINTS` above that level. Otherwise well-trained runs may score as low.
 ERRORS = 2
-#: Guessing always answers one of this many most frequent classes: the one with the better score.
+#: Guessing answers every example with the same class: of this many most frequent classes, the one with the
+#: best score.
 GUESSES = 2
 
 
 @dataclass(frozen=True)
 class Collapses:
-    """The collapsed runs of a cell: final runs, and tuning trials of the chosen point."""
+    """How many runs of a cell collapsed, among its final runs and the tuning trials of the chosen point."""
 
     method: str
     setting: TaskAndBackbone
+    #: The number of collapsed runs, and of all runs that finished or diverged.
     count: int
     runs: int
-    #: The number of seeds that finished or failed. Those that failed without diverging are not among `runs`.
+    #: The number of the cell's seeds that finished or failed for any reason.
     seeds: int
 
     @property
     def chance(self) -> float:
-        """The upper 95% bound on the probability of a collapse (Clopper and Pearson, 1934)."""
+        """The upper 95% bound on the probability that a run collapses (Clopper and Pearson, 1934)."""
         if self.count == self.runs:
             return 1.0
         return float(stats.beta.ppf(LEVEL, self.count + 1, self.runs - self.count))
@@ -56,7 +59,7 @@ class Collapses:
 
     @property
     def counted(self) -> str:
-        """The number of collapsed runs as text, with the upper bound on the true share of collapses."""
+        """The number of collapsed runs as text, with the upper bound on the true share of collapsed runs."""
         return (
             f"{self.count} of {many(self.runs, 'run')} collapsed; with {many(self.seeds, 'seed')} the true "
             f"share may be as high as {100 * self.chance:.0f}%"
@@ -65,11 +68,11 @@ class Collapses:
 
 @dataclass(frozen=True)
 class _Levels:
-    """The scores that decide whether a run of a setting collapsed, on one split; larger is better."""
+    """The scores on one split that decide whether a run of a setting collapsed. Larger is better."""
 
-    #: The mean of the head alone. None if the setting has no such row.
+    #: The mean of the head alone. None if the head alone has not run.
     head: float | None
-    #: The highest score within noise of guessing. None if unknown, or if no method is well above it.
+    #: The score `ERRORS` standard errors above guessing. None if unknown, or if no method is well above it.
     guessing: float | None
     #: The size of `POINTS` points in units of the score.
     far: float
@@ -82,9 +85,9 @@ class _Levels:
 
 
 def collapses(study: Study) -> dict[int, Collapses]:
-    """The cells with runs that collapsed or diverged, by number.
+    """The collapsed runs of each cell that has any, by the cell's number. Diverged runs count as collapsed.
 
-    Cells with studies are left out: their trials have random learning rates, and some are meant to fail.
+    Cells with studies are left out: their trials have random learning rates, so some are expected to fail.
     """
     collapsed = {}
     of_seeds = (cell for cell in study.all_cells if cell.metric and cell.studies is None)
@@ -100,7 +103,7 @@ def collapses(study: Study) -> dict[int, Collapses]:
 
 
 def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Yields for each final run whether it collapsed. Leaves out failures other than divergence."""
+    """Yields for each final run whether it collapsed. Failures other than divergence are left out."""
     gains = study.gains([cell.number])[1][0].tolist()
     yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
     yield from (True for seed in study.of_cell(cell.number) if seed.failure == DIVERGED)
@@ -120,14 +123,14 @@ def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
 
 
 def at_chosen_point(experiment: Experiment, tuning: Tuned) -> list[Record]:
-    """The tuning trials of the point that tuning chose."""
+    """The records of the tuning trials of the point that tuning chose."""
     chosen = {axis: f"{value:g}" for axis, value in (tuning.chosen or {}).items()}
     records = [experiment.records[id_] for id_ in tuning.ids if id_ in experiment.records]
     return [record for record in records if _point(record) == chosen]
 
 
 def _point(record: Record) -> dict[str, str]:
-    """The point of a tuning trial, from the brackets after the method's name."""
+    """The point of a tuning trial, such as {"lr": "0.001"}, from the brackets after the method's name."""
     name = record.tag(Tag.METHOD)
     label = name[name.rfind("[") + 1 : -1] if name.endswith("]") else ""
     pairs = (part.partition(" ") for part in label.split(", ") if " " in part)
@@ -135,7 +138,7 @@ def _point(record: Record) -> dict[str, str]:
 
 
 def _levels(study: Study, cells: Sequence[Cell], *, of_final: bool) -> _Levels:
-    """The levels for final runs, or else for tuning trials. `cells` are those of one setting and metric."""
+    """The levels for final runs (`of_final`) or for tuning trials. `cells` share a setting and a metric."""
     metric, sign = METRICS.get(cells[0].metric), direction(cells[0].metric)
     scores = [cell.mean if of_final else cell.validation for cell in cells]
     gains = [(cell, sign * score) for cell, score in zip(cells, scores, strict=True) if score is not None]
@@ -151,7 +154,7 @@ def _levels(study: Study, cells: Sequence[Cell], *, of_final: bool) -> _Levels:
 
 
 def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> float | None:
-    """The score of the best constant answer plus `ERRORS` standard errors; larger is better.
+    """The score of the best constant answer plus `ERRORS` standard errors. Larger is better.
 
     None if no run has predictions, or if the metric is undefined for constant answers.
     """
@@ -167,7 +170,7 @@ def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> 
 
 
 def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tuple[str, str]]:
-    """Yields experiment and trial id of finished final runs or tuning trials."""
+    """Yields (experiment, trial id) for finished final runs (`of_final`) or finished tuning trials."""
     for cell in cells:
         if of_final:
             yield from ((seed.experiment, seed.trial_id) for seed in study.finished(cell.number))
@@ -178,7 +181,10 @@ def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tu
 
 
 def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
-    """Yields the answers of constant models: zeros, the mean or commonest classes. None for generation."""
+    """Yields the answers of models that answer each example alike: zeros, the mean label or a frequent class.
+
+    Yields nothing for generation.
+    """
     labels = stored.labels
     if "generation" in metric.kinds:
         return

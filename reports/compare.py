@@ -1,8 +1,8 @@
-"""Two experiments side by side: changes in configuration, and cells that changed.
+"""Compares two experiments: their configurations, and the score of every cell that both have.
 
-A cell is compared with itself in the other experiment. Reports compare only rows with one recipe. Here
-changes of the recipe are listed instead, since their effect is the question. Only the measurement (protocol,
-split, data, sizes, weights, metric) must be the same.
+Each cell is compared with the same cell of the other experiment, even if the recipe changed, since the effect
+of the change is the question. Changes of the recipe are listed. Only the measurement (protocol, split, data,
+sizes, weights, metric) must be the same.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SAME_TRIALS, SAME_SCORES, MEASURED_OTHERWISE = "same trials", "same scores", "me
 
 
 class CellName(NamedTuple):
-    """The name of a cell, equal in both experiments."""
+    """The name of a cell, by which it is found in both experiments."""
 
     task: str
     backbone: str
@@ -50,7 +50,7 @@ class CellName(NamedTuple):
 
     @classmethod
     def of(cls, cell: Cell) -> CellName:
-        """The name of a cell of either experiment."""
+        """Returns the name of this cell."""
         return cls(cell.task, cell.backbone, cell.budget, cell.method)
 
     def __str__(self) -> str:
@@ -64,66 +64,68 @@ class Change:
     what: str
     before: str
     after: str
-    #: The number of cells concerned, and the first of them. 0 if it concerns all trials.
+    #: The number of cells with this change, and the name of the first. 0 and empty if the property belongs to
+    #: the provenance of all trials.
     cells: int
     example: str
 
 
 @dataclass(frozen=True)
 class Move:
-    """A cell that both experiments have, with the change of its score."""
+    """A cell that both experiments have, with the change of its score from the first to the second."""
 
     task: str
     backbone: str
     budget: str
     method: str
-    #: The metric of the scores. Empty if neither side has any.
+    #: The metric of the scores. Empty if the cell has no score in either experiment.
     metric: str
-    #: The unit of a regression's targets, if scores have it and the task names it.
+    #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
     unit: str
     #: Mean scores over finished seeds, before and after.
     before: float | None
     after: float | None
-    #: The numbers of finished seeds before and after, and of planned ones.
+    #: The numbers of finished seeds and of planned seeds, before and after.
     seeds: tuple[int, int]
     planned: tuple[int, int]
-    #: The number of shared finished seeds, compared in pairs. If 0, all seeds of both sides are compared.
+    #: The number of seeds that finished in both experiments and are compared in pairs. If 0, means over all
+    #: finished seeds are compared, unless the scores are not compared at all.
     pairs: int
-    #: The score after minus the score before. None if not compared.
+    #: The score after minus the score before. None if the scores are not compared.
     difference: float | None
-    #: The interval of the difference, simultaneous with those of all other cells. None if there is none.
+    #: The interval of the difference, simultaneous with those of all other cells. None if the scores are not
+    #: compared, or if their noise is unknown.
     interval: Bounds | None
     #: The smallest difference that matters, in units of the score.
     threshold: float
-    #: Whether the interval covers test examples as well as seeds.
+    #: Whether the interval covers the noise of test examples as well as that of seeds.
     examples: bool
     #: A verdict of `reports.inference.effects.verdict`, `SAME_TRIALS`, `SAME_SCORES` or `MEASURED_OTHERWISE`.
     verdict: str
     #: Whether the interval excludes zero.
     moved: bool
-    #: Differences in the measurement, which prevent a comparison.
+    #: Differences in the measurement. If there are any, the scores are not compared.
     differs: Differences
+    #: The ids of the finished runs, before and after.
     runs: tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two experiments side by side."""
+    """The result of comparing two experiments."""
 
     names: tuple[str, str]
     #: The smallest difference that matters, by metric. For scores with a unit, see `Move.threshold`.
     thresholds: dict[str, float]
     changes: list[Change]
     moves: list[Move]
-    #: Cells that only one side has.
+    #: The names of cells that only the first experiment has, and of those that only the second has.
     only: tuple[list[str], list[str]]
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two experiments, with its cells by name and their recipes."""
-
     study: Study
     evidence: Evidence
     collapses: Mapping[int, Collapses]
@@ -152,10 +154,12 @@ class _Side:
 def compare(
     first: tuple[str, str], second: tuple[str, str], threshold: CustomThresholds = None
 ) -> Comparison:
-    """Compares two experiments, each given as a store's URI and a name, or any URI and a pack's file.
+    """Compares two experiments. Each is given as (URI of its store, name of the experiment).
 
-    Raises UserError if one is missing or has no finished trial, if both are the same, if a pack has several
-    experiments, and for a threshold as `reports.thresholds.thresholds` does.
+    The file of a pack may replace the name. Then the URI is not used.
+
+    Raises UserError if an experiment is missing or has no finished trial, if both are the same, if a pack has
+    several experiments, and for a threshold as `reports.thresholds.thresholds` does.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name another experiment or --against-store")
@@ -276,7 +280,7 @@ def _signed(interval: Bounds, sign: float) -> Bounds:
 
 
 def _configured(before: _Side, after: _Side, common: Sequence[CellName]) -> list[Change]:
-    """Changes in the configuration of common cells. Leaves out cells not yet tuned on either side."""
+    """Changes in the configuration of common cells. Cells not yet tuned on one side are left out."""
     cells_of: defaultdict[tuple[str, str, str], list[CellName]] = defaultdict(list)
     sides = [(_configurations(side.study), side.cells) for side in (before, after)]
     for name in common:
@@ -305,7 +309,7 @@ def _configurations(study: Study) -> dict[int, dict[str, str]]:
 
 
 def _surroundings(before: Study, after: Study) -> list[Change]:
-    """Changes in the provenance of trials, each with all values of both sides."""
+    """Changes in the provenance of trials. A change lists all values that the trials of each side have."""
     values = [
         {key: ", ".join(sorted(counts)) for key, counts in provenance_counts(study).items()}
         for study in (before, after)

@@ -25,20 +25,20 @@ from reports.words import many
 
 @dataclass(frozen=True)
 class Reference:
-    """The method with which the others of a budget are compared."""
+    """The method with which the other methods of a block are compared."""
 
     method: str
-    #: The budget of the reference's cells. Another budget than the block's if that has no LoRA.
+    #: The budget of the reference's cells. It differs from the block's budget if that budget has no LoRA.
     budget: str
-    #: One cell per setting.
+    #: The numbers of the reference's cells, one per setting.
     cells: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class IfFloor:
-    """The comparison if diverged runs had the score that `floor_of` gives for their setting."""
+    """A comparison that is repeated as if every diverged run had the floor as its score (see `floor_of`)."""
 
-    #: The number of additional seed pairs.
+    #: The number of seed pairs that diverged runs add to the comparison.
     pairs: int
     effect: Effect
     interval: Bounds | None
@@ -47,7 +47,7 @@ class IfFloor:
 
 @dataclass(frozen=True)
 class Without:
-    """A comparison without one of the tasks."""
+    """The mean difference of a comparison, and its verdict, without one of the tasks."""
 
     task: str
     difference: float
@@ -56,36 +56,37 @@ class Without:
 
 @dataclass(frozen=True)
 class AgainstReference:
-    """A method compared with the reference over the settings of a budget."""
+    """A method compared with the reference over the settings of a block."""
 
     method: str
     family: str
-    #: The settings on which both have runs.
+    #: The settings on which both the method and the reference have runs.
     settings: tuple[TaskAndBackbone, ...]
     cells: tuple[int, ...]
     reference_cells: tuple[int, ...]
     effect: Effect
-    #: The interval, simultaneous with those of all other methods of the budget.
+    #: The interval of the mean difference, simultaneous with those of all other methods of the block. None if
+    #: its error is unknown.
     interval: Bounds | None
-    #: The same interval, had the points chosen by tuning been fixed beforehand.
+    #: Like `interval`, without the variance from tuning: the points chosen by tuning count as fixed.
     at_chosen_points: Bounds | None
-    #: The verdict of the interval, no stronger than with diverged runs at the floor.
+    #: The verdict on `interval`, or the verdict with diverged runs at the floor if that is weaker.
     verdict: Verdict
-    #: Intervals by setting, simultaneous for all methods on all settings of the budget.
+    #: The interval on each setting, simultaneous with those of all methods on all settings of the block.
     intervals: tuple[Bounds | None, ...]
     #: The number of planned seed pairs that have not finished.
     lost: int
-    #: The comparison with diverged runs at the floor. None if they add no seed pair.
+    #: The comparison with diverged runs at the floor. None if diverged runs add no seed pair.
     if_floor: IfFloor | None
-    #: The comparisons without each task in turn. Empty with a single task.
+    #: The comparison without each task in turn. Empty if there is a single task.
     without: tuple[Without, ...]
-    #: By setting, the collapsed runs of the method and the reference. With any, the two never count as
-    #: practically equivalent.
+    #: For each setting, the collapsed runs of the method and of the reference. If there are any, the two
+    #: never count as practically equivalent.
     collapses: tuple[tuple[Collapses, ...], ...]
 
     @property
     def collapsed(self) -> tuple[Collapses, ...]:
-        """The collapses of all settings."""
+        """The collapsed runs of the method and of the reference on all settings."""
         return tuple(chain.from_iterable(self.collapses))
 
     @property
@@ -105,11 +106,17 @@ class AgainstReference:
 def find_reference(
     study: Study, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe], named: str = ""
 ) -> tuple[Reference | None, list[str]]:
-    """LoRA with the recipes of these cells on their settings, or a note that says why there is none.
+    """Finds the reference for a budget: LoRA with the same recipes on the same settings.
 
-    The budget's own LoRA comes first, plain before variants. A budget without any LoRA, and methods of fixed
-    size, take a plain LoRA of the first budget that has one, and a variant only if no budget has a plain one.
-    `named` replaces LoRA by the method with that name.
+    Returns the reference and an empty list, or None and a note that says why there is no reference.
+
+    A budget that has LoRA uses its own, and plain LoRA (without options) rather than a variant. Other
+    budgets, and methods of fixed size, use the plain LoRA of the first budget that has it, or else a variant.
+
+    Args:
+        cells: The cells of one method. The reference must have runs on their settings, with their recipes.
+        of_cells: The recipe of every cell, by the cell's number.
+        named: The name of a method to use instead of LoRA.
     """
     recipe = {cell.setting: of_cells[cell.number] for cell in cells}
     lora = [cell for cell in study.all_cells if (cell.method == named if named else cell.family == REFERENCE)]
@@ -150,13 +157,13 @@ def against_reference(
     families: int = 1,
     collapses: Mapping[int, Collapses] = {},
 ) -> tuple[tuple[AgainstReference, ...], list[str]]:
-    """The comparisons of these methods, and notes on their limits.
+    """Compares methods with the reference. Returns the comparisons, and notes on their limits.
 
     Args:
-        cells: The cells of each method, one per setting with runs. The method is compared on these settings.
-        reference: Without a reference there are no comparisons and no notes.
-        families: The number of references over which intervals are simultaneous.
-        collapses: Collapsed runs, by cell.
+        cells: The numbers of each method's cells, one per setting on which the method is compared.
+        reference: If it is None, nothing is compared, and there are no notes.
+        families: The number of references in the report. Intervals are simultaneous over all of them.
+        collapses: The collapsed runs, by the number of the cell.
     """
     if reference is None:
         return (), []
@@ -190,7 +197,11 @@ def against_reference(
 def judged(
     measured: Effect, if_floor: Effect | None, level: float, threshold: float, *, collapsed: bool
 ) -> Verdict:
-    """The weaker verdict on two effects: `measured`, and `if_floor` (diverged runs at the floor) if given."""
+    """The verdict on the effect `measured`, or the verdict on `if_floor` if that is weaker.
+
+    `if_floor` is the effect with diverged runs at the floor, if there are any. `level` is the confidence
+    level of the intervals. `collapsed` says whether some compared run collapsed.
+    """
     verdicts = [
         verdict(version.interval(level), threshold, collapsed=collapsed)
         for version in (measured, if_floor)
@@ -201,14 +212,14 @@ def judged(
 
 @dataclass(frozen=True)
 class _Family:
-    """Makes the comparisons of one budget, with their common threshold and levels."""
+    """Makes the comparisons of one block, with their common threshold and levels."""
 
     evidence: Evidence
     collapses: Mapping[int, Collapses]
     threshold: float
-    #: The level of each method's interval that makes intervals simultaneous.
+    #: The confidence level of a single interval at which the intervals of all methods are simultaneous.
     level: float
-    #: The same level for intervals of each method on each setting.
+    #: The confidence level at which the intervals of all methods on all settings are simultaneous.
     level_on_settings: float
 
     def compared(
@@ -275,7 +286,7 @@ class _Family:
 
 
 def _floored(study: Study, cell: int) -> dict[int, float]:
-    """The scores of a cell by seed; larger is better. Diverged runs have the score of `floor_of`."""
+    """The scores of a cell by seed. Larger is better. Diverged runs have the score of `floor_of`."""
     seeds, sign = study.of_cell(cell), study.direction(cell)
     scores = {seed.seed: sign * seed.score for seed in seeds if seed.score is not None}
     if diverged := [seed.seed for seed in seeds if seed.failure == DIVERGED]:
@@ -284,19 +295,22 @@ def _floored(study: Study, cell: int) -> dict[int, float]:
 
 
 def _planned_pairs(study: Study, *cells: int) -> int:
-    """The number of seeds planned by all these cells."""
+    """The number of seeds that every one of these cells plans."""
     return len(set.intersection(*({seed.seed for seed in study.of_cell(cell)} for cell in cells)))
 
 
 def floor_of(study: Study, setting: TaskAndBackbone) -> float:
-    """The mean score of the head alone on a setting, or else the score of its worst run. Larger is better."""
+    """The score that a diverged run on this setting counts with. Larger is better.
+
+    The mean score of the head alone or, if the head alone has not run, the worst score of any run.
+    """
     cells = [cell for cell in study.all_cells if cell.setting == setting and cell.mean is not None]
     heads = [cell.gain for cell in cells if cell.family == FLOOR and cell.gain is not None]
     return heads[0] if heads else min(float(study.gains([cell.number])[1].min()) for cell in cells)
 
 
 def _limits(reference: Reference, comparisons: Sequence[AgainstReference]) -> list[str]:
-    """Notes on comparisons without a verdict or with lost pairs."""
+    """Notes on comparisons that have no verdict or lost seed pairs."""
     notes = []
     silent = [comparison for comparison in comparisons if comparison.verdict.answer is Answer.NONE]
     if few := sum(comparison.effect.error is None for comparison in silent):
@@ -323,13 +337,13 @@ def _limits(reference: Reference, comparisons: Sequence[AgainstReference]) -> li
 
 @dataclass(frozen=True)
 class Entrants:
-    """The methods of a block with their comparisons: the input of each statistic."""
+    """The methods of a block with their comparisons, from which each statistic is computed."""
 
     evidence: Evidence
-    #: The cells of each method, one per setting.
+    #: The numbers of each method's cells, one per setting.
     cells: Mapping[str, tuple[int, ...]]
     comparisons: tuple[AgainstReference, ...]
-    #: The number of comparisons with simultaneous intervals, and their joint level.
+    #: The number of comparisons with simultaneous intervals, and the intervals' joint confidence level.
     claims: int
     level: float
     threshold: float
@@ -340,16 +354,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Statistic(Generic[Result]):
-    """A statistic of the methods of a block, exported as its own table.
+    """A statistic of the methods of a block, which reports export as a table.
 
     To add one, write a module with a `Statistic` and name it in `reports.analysis.STATISTICS`.
     """
 
     #: The name of the statistic's CSV file, and of its table in `report.json`.
     name: str
-    #: Computes the result. None if too little is known.
+    #: Computes the result. Returns None if too little is known.
     compute: Callable[[Entrants], Result | None]
-    #: Makes the lines of its table, each a dictionary of columns.
+    #: Yields the lines of the table, each as a dictionary from columns to values.
     lines: Callable[[Entrants, Result], Iterator[dict[str, Any]]]
 
 
@@ -371,10 +385,10 @@ def _design_lines(entrants: Entrants, design: Design) -> Iterator[dict[str, Any]
     }
 
 
-#: The differences that the comparisons of a block can detect.
+#: The statistic that says which differences the comparisons of a block can detect.
 POWER = Statistic("power", _design, _design_lines)
 
 
 def level_column(level: float) -> dict[str, float]:
-    """A column with the joint level of a block's intervals. Empty if the level is 95%."""
+    """A column with the joint confidence level of a block's intervals. No column if the level is 95%."""
     return {} if math.isclose(level, of_each(1)) else {"level": level}

@@ -1,4 +1,4 @@
-"""Training curves: validation scores by epoch for the best methods, the reference and baselines."""
+"""Training curves: validation scores by epoch of the best methods, the reference and the baselines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from bench.records.measures import validation_key
 from reports.inference.intervals import Array
 from reports.study import CEILING, FLOOR, OWN_SIZE, REFERENCE, Cell, Seed, Study, TaskAndBackbone, grouped
 
-#: The largest numbers of panels, of methods per panel besides baselines, and of metric histories to read.
+#: The largest numbers of panels, of best methods in a panel, and of training curves that a report reads.
 MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 600
 
 
 class Panel(NamedTuple):
-    """A setting and a budget. Methods of fixed size are in every panel of their setting."""
+    """A panel of a figure: the training curves on one setting under one budget.
+
+    The head alone, the converged head and full fine-tuning are in every panel of their setting.
+    """
 
     setting: TaskAndBackbone
     #: The budget. Empty if there is only one.
@@ -29,24 +32,24 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """The curve of a method in one panel: for each epoch, the mean over the seeds that have a value."""
+    """The curve of a method in one panel. Its value at an epoch is the mean over the seeds with a value."""
 
     panel: Panel
     cell: int
     method: str
     family: str
     metric: str
-    #: The numbers of seeds in the mean, and in the plan.
+    #: The numbers of seeds that are in the mean, and that are planned.
     seeds: int
     planned: int
     epochs: Array
     values: Array
-    #: Values (epochs,) by seed. NaN if the seed has none at that epoch.
+    #: The values (epochs,) of each seed. NaN at epochs without a value.
     of_seeds: dict[int, Array]
 
     @property
     def label(self) -> str:
-        """The method, with the number of seeds if some are not in the mean."""
+        """The method's name. If some planned seeds are not in the mean, also the number of those that are."""
         return (
             self.method
             if self.seeds == self.planned
@@ -55,7 +58,10 @@ class Curve:
 
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
-    """The curves of the first panels, the converged head's as flat lines, and notes on what is left out."""
+    """Reads the curves of the first panels. Returns them, and notes on what is left out.
+
+    The converged head is trained without epochs, so its curve is a flat line.
+    """
     panels = _panels(study)
     notes = []
     if len(panels) > MOST_PANELS:
@@ -80,7 +86,7 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
 
 
 def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
-    """Makes the curve of a cell. `histories` has epochs and values (points, 2) by seed."""
+    """Makes the curve of a cell. `histories` has the epochs and values (epochs, 2) of each seed."""
     epochs = np.unique(np.concatenate([points[:, 0] for points in histories.values()]))
     of_seeds = {}
     for seed, points in histories.items():
@@ -92,7 +98,6 @@ def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
 
 
 def _panels(study: Study) -> dict[Panel, list[Cell]]:
-    """A panel for each setting and budget, with the cells to draw in it."""
     begun = [cell for cell in study.all_cells if cell.finished]
     budgets = list(dict.fromkeys(cell.budget for cell in begun if cell.budget != OWN_SIZE)) or [OWN_SIZE]
     return {
@@ -104,7 +109,7 @@ def _panels(study: Study) -> dict[Panel, list[Cell]]:
 
 
 def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> list[Cell]:
-    """The best methods of a budget, the reference whatever its score, and the baselines."""
+    """The best methods of a budget, and the reference and the baselines even if they are not among them."""
     best = sorted(
         (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.gain or 0.0, reverse=True
     )
@@ -117,7 +122,7 @@ def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> l
 
 
 def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
-    """Epochs and validation scores (points, 2) by cell and seed. `seeds_of` has the seeds of each cell."""
+    """Epochs and validation scores (epochs, 2), by the number of the cell and by seed."""
     history_of: dict[str, Array] = {}
     for experiment in study.experiments:
         by_metric = grouped(seeds_of, lambda number: study.all_cells[number].metric)
@@ -138,7 +143,7 @@ def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int
 
 
 def converged_validation(study: Study, task: str, backbone: str) -> float | None:
-    """The converged head's validation score on a setting. None if no run of the head stored one."""
+    """The converged head's validation score on a setting. None if no run of that head stored one."""
     head = study.converged_head(TaskAndBackbone(task, backbone))
     return None if head is None else head.validation
 

@@ -1,4 +1,4 @@
-"""Drawing: the style of figures, colours that follow the page's theme, tooltips, and export.
+"""The style of figures, their tooltips, their export, and colours that follow the page's theme.
 
 Figures use matplotlib's canvas directly, since pyplot would keep every open figure in memory.
 """
@@ -31,8 +31,8 @@ from methods.errors import cut, shown
 from reports.study import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
 
 INK, MUTED, RULE, PAPER = "#1b1c1e", "#63666b", "#d5d7da", "#ffffff"
-#: Okabe and Ito's colours for the colour-blind, darkened if too pale on white. Shapes distinguish the
-#: families as well.
+#: Okabe and Ito's colours for the colour-blind, some of them darkened, since they are too pale on white.
+#: Families also differ in the shapes of their marks.
 SERIES = ("#0072b2", "#c2500a", "#00795a", "#a4487c", "#7d6200", "#3f4fa8", "#8a3b3b", "#4d6a73")
 SHAPES = ("o", "s", "D", "^", "v", "P", "X", "h")
 
@@ -84,18 +84,21 @@ _STYLE: Any = {
 WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
 #: The largest number of names beside a panel, and of letters in a name.
 MOST_NAMES, MOST_LETTERS = 17, 50
-#: The prefix of the address of a mark that has a text but no link.
+#: The prefix of the invented address of a mark that has a tooltip but no link.
 TIP = "tip:"
 
 
 class Tips:
-    """The tooltips of a figure's marks, each by the URL of its mark: a link, or an invented one."""
+    """The tooltips of a figure's marks, by the URL of the mark.
+
+    The URL is a link into the page. A mark without a link has an invented URL that begins with `TIP`.
+    """
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
 
     def put(self, marks: Collection, texts: Sequence[str], links: Sequence[str] = ()) -> None:
-        """Gives each mark its text and, if there are `links`, its link to an anchor of the page."""
+        """Gives each mark its tooltip and, if `links` are given, its link to an anchor of the page."""
         addresses = links or [f"{TIP}{len(self.texts) + number}" for number in range(len(texts))]
         marks.set_urls(list(addresses))
         self.texts |= zip(addresses, texts, strict=True)
@@ -113,20 +116,19 @@ class Drawn:
     alternative: str
     figure: Figure = field(repr=False)
     tips: Tips = field(default_factory=Tips, repr=False)
-    #: The budget and settings that the figure shows. Empty means all.
+    #: The budget and the settings that the figure shows. An empty value means all of them.
     budget: str = ""
     settings: tuple[TaskAndBackbone, ...] = ()
 
     @property
     def kind(self) -> str:
-        """The name without the number of its block or panel: "differences", say."""
+        """The name without the number of the block or panel, for example "differences"."""
         return self.name.rpartition("-")[0]
 
     def __repr__(self) -> str:
         return f"{self.title}: {self.alternative}"
 
     def _repr_html_(self) -> str:
-        """The figure with its caption, on white, as a notebook shows it."""
         caption = f"<figcaption><b>{escape(self.title)}.</b> {escape(self.caption)}</figcaption>"
         picture = visible(f"{self.inline(in_page=False)}{caption}")
         return (
@@ -134,7 +136,7 @@ class Drawn:
         )
 
     def save(self, path: Path | str) -> Path:
-        """Writes the figure into a file, an SVG or a PNG by its suffix.
+        """Writes the figure into a file. The file's suffix says whether the format is SVG or PNG.
 
         Raises UserError for another suffix, and if the file cannot be written.
         """
@@ -153,16 +155,16 @@ class Drawn:
         return self._saved(format="png", dpi=160, facecolor="white")
 
     def svg(self) -> str:
-        """The figure as an SVG file, on a white background and without links into the page."""
+        """The text of an SVG file with the figure, on a white background and without links into the page."""
         text = re.sub(r"</?a\b[^>]*>", "", self._drawn)
         return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', text, count=1)
 
     def inline(self, *, in_page: bool = True) -> str:
-        """The figure as an SVG element of the report's page, or of another one (`in_page=False`).
+        """The figure as an SVG element for the report's page or, if `in_page` is false, for another page.
 
-        Ids begin with the figure's name, since several figures share a page. Marks have titles, shown by
-        browsers or more nicely by `tips.js`. Only in the report's page do colours follow the page's theme and
-        marks link to rows.
+        In the report's page, colours follow the theme and marks link to rows of its tables. Marks have their
+        tooltips as titles, which browsers show, or `tips.js` in a nicer form. Ids begin with the figure's
+        name, since several figures share a page.
         """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -182,7 +184,7 @@ class Drawn:
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
 
     def _mark(self, address: str, in_page: bool) -> str:
-        """The opening tag of the mark with this URL: its tooltip and, in the report's page, its link."""
+        """The opening tag of a mark, with its tooltip and, in the report's page, its link."""
         link = f' xlink:href="{address}"' if in_page and not address.startswith(TIP) else ""
         return f"<a{link}><title>{escape(visible_lines(self.tips.texts[address]))}</title>"
 
@@ -218,12 +220,15 @@ def _shorter(numbers: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """Escapes invisible characters of a text, line by line."""
+    """Escapes the invisible characters of a text, and keeps its line breaks."""
     return "\n".join(visible(" ".join(line.split())) for line in text.split("\n"))
 
 
 def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes in a grid, `height` inches per row. `wide` widens a single panel."""
+    """Makes a figure with `count` axes in a grid whose rows are `height` inches high.
+
+    `wide` gives a figure with a single column the width of figures with several.
+    """
     columns = min(columns, count)
     rows = -(-count // columns)
     with matplotlib.rc_context(_STYLE):
@@ -239,7 +244,7 @@ def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -
 
 
 def styled() -> Any:
-    """Context with the style of figures."""
+    """A context manager within which matplotlib has the style of figures."""
     return matplotlib.rc_context(_STYLE)
 
 
@@ -262,9 +267,10 @@ class Looks:
 
 
 def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
-    """Moves values apart until neighbours differ by at least `gap`, with none above `top`.
+    """Moves values apart until neighbours differ by at least `gap` and no value is above `top`.
 
-    Minimises the sum of squared shifts; then `top` pushes some values down. Returns them in the given order.
+    Returns the moved values in the order of `values`. The sum of their squared shifts is as small as possible
+    if `top` moves none of them.
     """
     if not len(values):
         return []
@@ -278,12 +284,12 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
 
 
 def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
-    """The smallest and the largest value, ignoring collapsed ones.
+    """The smallest and the largest value, ignoring outliers among the bad values.
 
-    A value counts as collapsed if it is below the lower quartile by more than `least` and by more than four
-    times the quartile's distance from the median. So does the worst value if its distance from the next one
-    exceeds `least` and the range of all others. If there are at most three values, none is ignored. `sign` is
-    1 if larger is better, otherwise -1.
+    A value is an outlier if it is worse than the lower quartile by more than `least` and by more than four
+    times the distance between quartile and median. The worst value is also an outlier if its distance from
+    the next value exceeds `least` and the range of all other values. This rule is repeated. If there are at
+    most three values, none is ignored. `sign` is 1 if larger is better, otherwise -1.
     """
     gains = sign * np.asarray(values, dtype=float)
     # Three values are too few to tell which are usual.
@@ -297,7 +303,7 @@ def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class PointName:
-    """The name of a point in a panel."""
+    """The name to write beside a point of a panel, with the point's position and colour."""
 
     text: str
     x: float
@@ -306,10 +312,10 @@ class PointName:
 
 
 def name_at_right(ax: Axes, names: Sequence[PointName]) -> None:
-    """Writes the names in a column beside the panel, moved apart, with a line from each to its point.
+    """Writes names in a column to the right of a panel, with a line from each name to its point.
 
-    The limits of the panel must be final. No name covers a point or another name. If there are more than
-    `MOST_NAMES`, the lowest points get none.
+    Names do not overlap. If there are more than `MOST_NAMES`, those of the lowest points are left out. The
+    limits of the panel's axes must be final.
     """
     low, high = ax.get_ylim()
     kept = sorted(names, key=lambda name: name.y)[-MOST_NAMES:]

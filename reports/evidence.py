@@ -1,4 +1,4 @@
-"""The evidence of a study: scores of runs, contributions of test examples, and tuning variance."""
+"""The evidence behind comparisons: scores of runs, contributions of test examples, tuning variance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_PREDICTIONS, MOST_TUNING_TRIALS = 4000, 4000
 
 
 class Evidence:
-    """Contributions of test examples to the scores of runs, and the variance that tuning adds to cells."""
+    """The scores of runs, the contributions of test examples, and the variance that tuning adds to scores."""
 
     def __init__(
         self,
@@ -41,15 +41,16 @@ class Evidence:
         self.study = study
         #: The contributions of examples, by trial id.
         self._by_example = by_example
-        #: The variance that tuning adds to a cell's mean score, by cell. Absent if not tuned or unknown.
+        #: The variance that tuning adds to a cell's mean score, by the cell's number. Cells that were not
+        #: tuned, and cells whose variance is unknown, are absent.
         self.tuning = tuning
         #: Limits of the evidence, shown in the report's notes.
         self.notes = tuple(notes)
 
     def on_setting(self, cells: tuple[int, int]) -> OnSetting | None:
-        """The first cell's scores minus the second's on one setting, paired by seed; positive is better.
+        """The first cell's scores minus the second's, on their setting and paired by seed.
 
-        None if the cells share no finished seed.
+        Positive if the first cell is better. None if the cells share no finished seed.
         """
         seeds, gains = self.study.gains(cells)
         if not seeds:
@@ -59,15 +60,19 @@ class Evidence:
         return scaled(part, self.study, cells[0], tuning)
 
     def on_settings(self, first: Sequence[int], second: Sequence[int]) -> list[OnSetting] | None:
-        """Two methods' difference on each setting, as by `on_setting`. None if they share no seed on one."""
+        """The difference of two methods on each setting, as `on_setting` computes it.
+
+        `first` and `second` have the methods' cells, one per setting. None if the two cells of some setting
+        share no finished seed.
+        """
         parts = [self.on_setting(pair) for pair in zip(first, second, strict=True)]
         shared = [part for part in parts if part is not None]
         return shared if len(shared) == len(parts) else None
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
-        """The contributions of test examples to each of these seeds of a cell; larger is better.
+        """The contributions of test examples to the score of each of these seeds of a cell.
 
-        None if the contributions to some seed are unknown.
+        Larger is better. None if the contributions to some score are unknown.
         """
         trial = {seed.seed: seed.trial_id for seed in self.study.finished(cell)}
         sign = self.study.direction(cell)
@@ -77,13 +82,16 @@ class Evidence:
 
 
 def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnSetting:
-    """Adds to a difference its tuning variance, and the size and limit of scores in this cell's metric."""
+    """Adds to a difference its variance from tuning, and the typical size and the range of scores.
+
+    The size and the range are those of this cell's task and metric.
+    """
     low, high = bounds(study.all_cells[cell].metric)
     return replace(part, tuning=tuning, size=study.size(cell), limit=high - low)
 
 
 def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
-    """Analyses paired differences (seeds,), with test examples if both sides have contributions."""
+    """Analyses paired differences (seeds,). `sides` has the contributions for both sides, if known."""
     stored = [runs for runs in sides if runs is not None]
     if len(stored) < len(sides) or any(
         len({run.test_set for run in pair}) > 1 for pair in zip(*stored, strict=True)
@@ -106,18 +114,20 @@ def _table(runs: Sequence[ByExample]) -> Array:
 
 @dataclass(frozen=True)
 class Between:
-    """A cell's scores in a second study minus its scores in a first; positive is better."""
+    """A cell's scores in a second experiment minus its scores in a first one. Positive is better."""
 
-    #: Shared seeds and their differences (seeds,). If empty, all seeds of both sides are compared.
+    #: The seeds that finished in both experiments. If there are none, means over all seeds are compared.
     seeds: tuple[int, ...]
+    #: The differences (seeds,) at these seeds.
     differences: Array
+    #: The mean difference with its error.
     part: OnSetting
 
 
 def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Between | None:
-    """A cell's scores in `after` minus its scores in `before`. None if one side has no finished run.
+    """A cell's scores in `after` minus its scores in `before`. None if it has no finished run in one of them.
 
-    `cells` are the cell's numbers in `before` and in `after`.
+    `cells` has the cell's numbers in `before` and in `after`.
     """
     sides = list(zip((before, after), cells, strict=True))
     (seeds_x, (x,)), (seeds_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
@@ -139,7 +149,7 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
 
 
 def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -> OnSetting:
-    """Analyses unpaired scores, with test examples if both sides have contributions."""
+    """Analyses unpaired scores of two sides. `stored` has the contributions of each side, if known."""
     tested = Counter(run.test_set for runs in stored for run in runs)
     if len(stored) < 2 or 1 < len(tested) < tested.total():
         return of_groups(first, second)
@@ -153,7 +163,11 @@ def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -
 
 
 def gather(study: Study, cells: Iterable[int]) -> Evidence:
-    """Reads the predictions and tuning trials of these cells, each up to a limit of runs."""
+    """Reads the predictions of these cells' finished runs and of their tuning trials.
+
+    It reads at most `MOST_PREDICTIONS` runs and `MOST_TUNING_TRIALS` tuning trials. Notes say if some were
+    left out.
+    """
     numbers = list(dict.fromkeys(cells))
     scored = [cell for number in numbers if (cell := study.all_cells[number]).metric]
     runs: dict[str, Run] = {}
@@ -196,11 +210,15 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
 
 
 def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], list[str]]:
-    """The variance that tuning adds to each tuned cell's mean score, and notes where it is unknown.
+    """Estimates the variance that tuning adds to each tuned cell's mean score.
 
-    The error of a point's validation score has two parts: validation examples, estimated from stored
-    predictions, and seeds, estimated from the final runs because most suites tune with a single seed. The
-    simulated choice is by validation score, also for suites that choose by validation loss.
+    Returns the variances by the cell's number, and notes on cells whose variance is unknown.
+
+    The estimate simulates how tuning chooses again and again, each time with new errors of the points'
+    validation scores. The errors come from validation examples, whose variance is estimated from stored
+    predictions, and from seeds. The variance of seeds is estimated from the final runs, because most suites
+    tune with a single seed. The simulated choice is by validation score, even if the suite chose by
+    validation loss.
     """
     every = (study.all_cells[number] for number in dict.fromkeys(cells))
     tuned = [cell for cell in every if cell.tuning and cell.finished > 1]
@@ -233,7 +251,7 @@ def _tuning_ids(cell: Cell) -> Sequence[str]:
 def _lottery(
     study: Study, cell: Cell, records: Mapping[str, Record], by_trial: Mapping[str, ByExample]
 ) -> float | None:
-    """The variance that tuning adds to a cell's mean score. 0 with fewer than two points to choose from.
+    """The variance that tuning adds to a cell's mean score. 0 if tuning had fewer than two points.
 
     None if a tuning trial or its predictions are not stored.
     """
@@ -255,9 +273,10 @@ def _lottery(
 
 
 def _of_examples(points: Sequence[Sequence[ByExample | None]]) -> Array | None:
-    """The covariance (points, points) of mean scores over validation examples, from each point's runs.
+    """The covariance (points, points) that validation examples cause between the points' mean scores.
 
-    None if unknown, for instance because each seed has its own validation examples.
+    `points` has the contributions to each run of each point. None if the covariance is unknown, for example
+    because each seed has its own validation examples.
     """
     noise = np.zeros((len(points), len(points)))
     for test_set in dict.fromkeys(run.test_set for run in points[0] if run):

@@ -1,4 +1,4 @@
-"""The page's first screen: the best method of each block, its comparison, and a claim as text."""
+"""The page's first screen: for each block the best method, its comparison, and a claim as text."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from reports.words import many
 
 @dataclass(frozen=True)
 class Against:
-    """The difference of a method from the reference, over the settings of a block or on one of them."""
+    """The difference of a method from the reference, over all settings of a block or on one setting."""
 
     effect: Effect
     #: The interval, simultaneous with those of all other methods of the block. On one setting, it is
-    #: simultaneous with theirs on all settings.
+    #: simultaneous with the intervals of all methods on all settings.
     interval: Bounds | None
     verdict: Verdict
-    #: Whether seed pairs are missing.
+    #: Whether planned seed pairs have not finished.
     lost: bool
     reference: str
 
@@ -44,8 +44,9 @@ class Against:
 def against(block: Block, comparison: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
     """The difference over all settings of a comparison, or on the setting at index `place`.
 
-    Over all settings, its interval is simultaneous with those of the block and with `beside` others. On one
-    setting, it is simultaneous with those of the block on all settings.
+    The interval over all settings is simultaneous with those of the block's other methods, and of `beside`
+    further comparisons. The interval on one setting is simultaneous with those of all methods on all
+    settings.
     """
     assert block.reference is not None
     shown, floor = comparison.effect, comparison.if_floor.effect if comparison.if_floor else None
@@ -59,7 +60,10 @@ def against(block: Block, comparison: AgainstReference, place: int | None = None
 
 
 def collapsed_on(comparison: AgainstReference, place: int | None) -> Sequence[Collapses]:
-    """The collapsed runs of both sides, over all settings of a comparison or on the one at index `place`."""
+    """The collapsed runs of the method and of the reference in a comparison.
+
+    They are those on all settings or, if `place` is given, on the setting at that index.
+    """
     return comparison.collapsed if place is None else comparison.collapses[place]
 
 
@@ -83,22 +87,22 @@ class Costs:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence about one block, over its settings or on one of them, with the numbers behind it."""
+    """A statement about one block, over all its settings or on one of them, with the numbers behind it."""
 
     block: Block
-    #: The setting. None: all settings of the block.
+    #: The setting. None if the statement is about all settings of the block.
     setting: TaskAndBackbone | None
-    #: The method with the best mean score. None if all means are equal, or none can be ranked.
+    #: The method with the best mean score. None if all means are equal, or if no method can be ranked.
     best: str | None
     #: The methods that are statistically indistinguishable from the best. None if unknown.
     equals: tuple[str, ...] | None
-    #: The best method against the reference. None if it is the reference, or cannot be compared.
+    #: The best method's difference from the reference. None if it is the reference, or cannot be compared.
     against: Against | None
     #: The costs of the best method. None if there is no best method.
     costs: Costs | None
     #: The smallest true difference from the reference that would be detected with 80% power. None if unknown.
     finds: float | None
-    #: The claim, or the reason why there is none.
+    #: The statement, or the reason why nothing can be claimed.
     claim: str
 
     def __str__(self) -> str:
@@ -107,7 +111,7 @@ class Claim:
 
 
 def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
-    """Yields a claim for each block, followed by one for each setting if the block has several."""
+    """Yields a claim for each block. If the block has several settings, a claim for each of them follows."""
     for block in blocks:
         if len(block.settings) == 1:
             yield _finding(study, block, 0)
@@ -156,10 +160,10 @@ def _finding(study: Study, block: Block, place: int | None) -> Claim:
 def _better_part(
     study: Study, block: Block, place: int | None, cells: Sequence[int]
 ) -> tuple[AgainstReference, int] | None:
-    """A method that ran on this setting but not on all, if its mean is above that of `cells`.
+    """Looks for a method that is better than `cells` on this setting and has no runs on some other setting.
 
-    Returns the comparison of the best such method, and the setting's index in this comparison. None if there
-    is no such method, and for all settings together (`place` is None).
+    Returns the comparison of the best one, and the setting's index in that comparison. None if no method is
+    found, and for all settings together (`place` is None).
     """
     if place is None:
         return None
@@ -175,7 +179,10 @@ def _better_part(
 
 
 def on_part(block: Block, comparison: AgainstReference) -> str:
-    """The number of the block's settings on which a method is compared, as text. Empty if all."""
+    """Says on how many of the block's settings a method is compared, for example "on 2 of 3 tasks".
+
+    Empty if the method is compared on all of them.
+    """
     own, every = len(comparison.settings), len(block.settings)
     noun = "tasks" if len({setting.task for setting in block.settings}) == every else "settings"
     return f"on {own} of {every} {noun}" if own < every else ""
@@ -186,11 +193,11 @@ def _at(values: Sequence[Item], place: int | None) -> Sequence[Item]:
 
 
 def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tuple[str, ...] | None]:
-    """The method with the best mean score, and those statistically indistinguishable from it.
+    """The method with the best mean score, and the methods statistically indistinguishable from it.
 
-    The method is None without a ranking, and if all means are equal. The others are None if the method is,
-    and if no pair has an interval. Methods that are not compared in pairs, because there are too many, are
-    never the best.
+    There is no best method (None) if there is no ranking, or if all means are equal. The second value is None
+    if there is no best method, or if no pair of methods has an interval. If there are too many methods to
+    compare all in pairs, only those that are compared can be the best.
     """
     ranking = block.ranking
     if ranking is None or not ranking.paired:
@@ -220,9 +227,9 @@ def _detectable(block: Block, place: int | None) -> float | None:
 
 
 def chance(study: Study, block: Block, place: int | None = None) -> str:
-    """A sentence on the largest difference to expect by chance if all methods were equal.
+    """A sentence on the difference that the best method would show by chance if all methods were equal.
 
-    Empty for a single comparison, and if the noise is unknown.
+    Empty if there is a single comparison, or if the noise is unknown.
     """
     errors = []
     setting = None if place is None else block.settings[place]
@@ -301,7 +308,7 @@ def _driven(block: Block, comparison: AgainstReference) -> str:
 
 
 def moved_without(block: Block, comparison: AgainstReference) -> list[Without]:
-    """The tasks whose omission changes a mean difference by more than the threshold."""
+    """The comparisons without one task whose mean difference changes by more than the threshold."""
     mean = comparison.effect.difference
     return [rest for rest in comparison.without if abs(rest.difference - mean) > block.threshold]
 

@@ -1,4 +1,4 @@
-"""All tables of a report as data frames, CSV and JSON. Scores are in stored units."""
+"""All tables of a report as data frames, CSV and JSON. Scores have the units in which they are stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reports.study import Study
 
 
 def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """All tables that are not empty, by file name, with numbers as stored."""
+    """All tables that are not empty, by the name of their file. Numbers are not rounded or rescaled."""
     study = analysis.study
     tables: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for block in analysis.blocks:
@@ -124,7 +124,8 @@ def _collapses(block: Block) -> Iterator[dict[str, Any]]:
         }
 
 
-#: Tables about the comparisons of a block. `STATISTICS` add one table each.
+#: The tables about the comparisons of a block: by name, a function that yields the block's lines. Each of
+#: `analysis.STATISTICS` adds another table.
 TABLES: dict[str, Callable[[Block], Iterator[dict[str, Any]]]] = {
     "comparisons": _comparisons,
     "by_setting": _by_setting,
@@ -142,7 +143,7 @@ def _numbers(cells: Iterable[int]) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """Writes a table as CSV. Text that a spreadsheet would read as a formula gets a leading quote."""
+    """Formats a table as CSV. A text that a spreadsheet would read as a formula gets a leading quote."""
     return frame.map(_no_formula).to_csv(index=False)
 
 

@@ -1,4 +1,4 @@
-"""The first sentences of a report: which method, how sure that is, and what to do next."""
+"""The first sentences of a report: which method is better, how certain that is, and what to do next."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST_NAMES = 1
 
 
 def answer(blocks: Sequence[Block]) -> str:
-    """Sentences on the methods significantly better than the reference, and on what may be undetected.
+    """Says which methods are significantly better than the reference, and what may go undetected.
 
-    Empty if nothing is compared.
+    Empty if no block has a comparison.
     """
     compared = _compared(blocks)
     if not compared:
@@ -34,7 +34,10 @@ def answer(blocks: Sequence[Block]) -> str:
 
 
 def better_methods(blocks: Iterable[Block]) -> dict[str, list[str]]:
-    """The methods significantly better than the reference over all settings, by the heading of the block."""
+    """By the heading of the block, the methods significantly better than the reference over all settings.
+
+    Blocks without such methods are left out.
+    """
     better = {
         block.heading: [each.method for each in block.comparisons if each.verdict.side == "better"]
         for block in _compared(blocks)
@@ -43,7 +46,10 @@ def better_methods(blocks: Iterable[Block]) -> dict[str, list[str]]:
 
 
 def next_step(blocks: Sequence[Block]) -> str:
-    """A sentence on the seeds or data needed to detect a difference of the threshold. Empty if none are."""
+    """A sentence on the seeds or data that are needed to detect a difference as large as the threshold.
+
+    Empty if every block with known noise already detects that difference.
+    """
     undecided = [
         block
         for block in _compared(blocks)
@@ -71,7 +77,7 @@ def _compared(blocks: Iterable[Block]) -> list[Block]:
 
 
 def detectable(blocks: Iterable[Block]) -> str:
-    """A sentence on the smallest differences that these blocks detect. Empty if none is known."""
+    """A sentence on the smallest differences that these blocks detect. Empty if no block's noise is known."""
     by_unit: dict[Unit, list[float]] = {}
     for block in blocks:
         if block.design and block.design.finds:

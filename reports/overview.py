@@ -1,4 +1,4 @@
-"""The table that displays results in a notebook and at a prompt."""
+"""The table that shows results in a notebook and at the terminal."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def overview(
 ) -> Overview:
     """Summarises results in a table with a line per cell.
 
-    `score_of` returns the estimate of a cell with studies by the cell's number. Without an estimate and its
-    interval, the table has the mean score of the trials that the studies kept.
+    `score_of` returns the estimated score of a cell with studies, given the cell's number. If there is no
+    estimate or no interval, the table shows the mean score of the trials that the cell's studies kept.
     """
     of_cell = grouped(seeds, lambda seed: seed.cell)
     scores = {cell.number: score_of and score_of(cell.number) for cell in cells if cell.studies}
@@ -69,13 +69,16 @@ def mean_score(cell: Cell) -> str:
 
 
 def estimated(score: Estimate) -> str:
-    """The score after all trials of a study, with its interval."""
+    """The score after all trials of a study and its interval, as text."""
     assert score.interval
     return f"{score.value:.4f} [{score.interval[0]:.4f}, {score.interval[1]:.4f}]"
 
 
 def kept_score(kept: Mapping[int, Seed | None]) -> str:
-    """The mean score of the trials that complete studies kept, with the standard deviation."""
+    """The mean score of the trials that complete studies kept and its standard deviation, as text.
+
+    A dash if no study kept a trial.
+    """
     scores = [seed.score for seed in kept.values() if seed and seed.score is not None]
     if not scores:
         return "–"
@@ -83,13 +86,16 @@ def kept_score(kept: Mapping[int, Seed | None]) -> str:
 
 
 def complete_studies(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
-    """The numbers of complete and planned studies, and of complete ones that keep no trial, as text."""
+    """The numbers of complete and planned studies as text, for example "3/5".
+
+    If some complete studies kept no trial, the text gives their number.
+    """
     failed = sum(seed is None for seed in kept.values())
     return f"{len(kept)}/{studies.studies}" + (f" ({failed} without a trial)" if failed else "")
 
 
 def legend(*, intervals: bool) -> str:
-    """An explanation of the scores of studies. `intervals`: whether any of them has an interval."""
+    """Explains how to read the scores of studies. `intervals` says whether any of them has an interval."""
     kept = (
         "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is the "
         "standard deviation over studies."

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file with figures, styles and scripts, which needs no server."""
+"""The page of a report: one HTML file that contains figures, styles and scripts, and needs no server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from reports.suite_lines import suite_lines
 from reports.tables import INCOMPLETE, main_tables, scales
 from reports.units import unit_of
 
-#: The largest number of lines of a list. The CSV files have all.
+#: The largest number of lines of a list in the page. The CSV files have all lines.
 MOST_LINES = 300
 
 
@@ -41,8 +41,8 @@ def render(
 ) -> str:
     """Returns the page as text.
 
-    `of_ablations` has the figures of each of `ablations`. `when` is the time shown in the page, by default
-    the current one.
+    `of_ablations` has a list of figures for each of `ablations`. `when` is the time shown in the page; if
+    empty, the current time is shown.
     """
     study = analysis.study
     cells = study.all_cells
@@ -95,7 +95,7 @@ def render(
 
 
 def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, **values: Any) -> str:
-    """Fills in a page's template with its own values and those common to all pages."""
+    """Fills in the template of a page. `values` are for this template; others are common to all pages."""
     loader = environment(autoescape=True)
     loader.globals |= {
         "marks": selecting.marks,
@@ -120,7 +120,7 @@ def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, 
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
-    """The data of the page's script: each cell's suite and its seeds in order, and the links to runs."""
+    """The data of the page's script: the suite and the seeds of each cell, and links to runs."""
     experiments, suite = [each.name for each in study.experiments], suite_lines(study)
     return {
         "suites": {str(cell.number): suite(cell) for cell in study.all_cells},
@@ -154,7 +154,7 @@ def _seed_data(study: Study) -> dict[str, Any]:
 
 
 def _short(metric: str, score: float | None) -> float | None:
-    """A score for the page's script: in percent as printed, or else in its unit to seven digits."""
+    """A score for the page's script: in percent as printed, or to seven digits in the targets' unit."""
     if score is None:
         return None
     unit = unit_of(metric)
@@ -162,7 +162,7 @@ def _short(metric: str, score: float | None) -> float | None:
 
 
 def _embedded(data: Any) -> str:
-    """JSON in which no text can close its script element."""
+    """Formats data as JSON in which no text can close the script element around it."""
     text = json.dumps(data, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -170,7 +170,7 @@ def _embedded(data: Any) -> str:
 
 
 def _differ_in(cells: Sequence[Cell]) -> str:
-    """The unit, or units, of differences between these cells. Cells without a result are ignored."""
+    """The unit or units of differences between these cells. Cells without a result are ignored."""
     units = (unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
     return " or ".join(dict.fromkeys(units)) or "points"
 
@@ -225,7 +225,7 @@ class Size(NamedTuple):
 
 
 def _budgets(cells: Sequence[Cell]) -> list[Size]:
-    """A line per method, backbone and budget. Those outside their tolerance come first."""
+    """A line per method, backbone and budget. Methods outside the budget's tolerance come first."""
     every = dict.fromkeys(Size(*(getattr(cell, name) for name in Size._fields)) for cell in cells)
     return sorted(every, key=lambda size: size.within is not False)
 
@@ -240,7 +240,6 @@ class Phase:
 
 
 def _phases(study: Study) -> list[Phase]:
-    """The phases before the final trials."""
     records = [record for experiment in study.experiments for record in experiment.records.values()]
     by_phase = grouped(records, lambda record: record.tag(Tag.PHASE, "final"))
     return [

@@ -1,4 +1,4 @@
-"""peft's method comparison: which differences exceed the noise of questions and of reruns.
+"""Tells which differences in peft's method comparison exceed the noise of test questions and of reruns.
 
 huggingface/peft publishes one JSON file per configuration, method_comparison/TASK/results/METHOD--NAME.json,
 each from one run with seed 0. A folder of such files is a snapshot; several folders, from old to new, show
@@ -22,8 +22,8 @@ from methods.errors import UnknownNameError, shown
 from reports.inference.intervals import Bounds, Error, simultaneous
 from reports.inference.reruns import RunNoise, run_noise
 
-#: The compared final metrics by their names in peft's files, with the number of test questions (1,319 in
-#: GSM8K). None if the score is not a share of questions.
+#: The final metrics that are compared, by their names in peft's files, with the number of test questions
+#: (1,319 in GSM8K). None if the score is not a share of right answers.
 METRICS: dict[str, int | None] = {"test accuracy": 1319, "test dino_similarity": None}
 
 #: The default reference configuration.
@@ -43,7 +43,7 @@ class PeftRun:
     model: str
     metric: str
     score: float
-    #: The number of test questions, if the score is a share of them. Otherwise None.
+    #: The number of test questions. None if the score is not the share that was answered right.
     questions: int | None
     #: The number of trained adapter parameters. None if the file does not state it.
     parameters: int | None
@@ -52,7 +52,7 @@ class PeftRun:
     seed: int
     created: str
     peft: str
-    #: The index of the folder in which the run first appears.
+    #: The index of the first folder that contains the run.
     wave: int
     file: str
     sha256: str
@@ -60,12 +60,13 @@ class PeftRun:
 
 @dataclass(frozen=True)
 class ConfigurationDifference:
-    """A configuration's score minus another's, both from the newest snapshot."""
+    """The score of one configuration minus that of another, both from the newest snapshot."""
 
     row: str
     other: str
     difference: float
-    #: The interval, simultaneous over the family. None if neither questions nor reruns show the noise.
+    #: The interval, simultaneous with those of all other compared configurations. None if both the noise of
+    #: questions and the noise of reruns are unknown.
     interval: Bounds | None
 
     @property
@@ -77,18 +78,20 @@ class ConfigurationDifference:
 
 @dataclass(frozen=True)
 class RerunWave:
-    """The runs first found in one folder whose configurations had run before, compared with those runs."""
+    """The reruns in one folder, compared with the earlier runs of the same configurations."""
 
     folder: str
+    #: The number of configurations that ran again.
     rows: int
     #: The mean change of the score.
     shift: float
-    #: Kendall's rank correlation of the two orders. None for fewer than three rows.
+    #: Kendall's rank correlation between earlier and later scores. None for fewer than three configurations.
     kendall: float | None
-    #: The number of pairs whose earlier runs differed significantly, and of those that changed their order.
+    #: The number of pairs of configurations whose earlier runs differed significantly, and how many of these
+    #: pairs had the reverse order in the reruns.
     called: int
     reversed: int
-    #: The number of undecided pairs, and of those that changed their order.
+    #: The number of all other pairs, and how many of these had the reverse order in the reruns.
     uncalled: int
     uncalled_reversed: int
 
@@ -100,19 +103,20 @@ class PeftComparison:
     metric: str
     #: The newest run of each configuration in the newest snapshot, from best to worst.
     rows: list[PeftRun]
-    #: All distinct runs, including those of configurations that were removed since.
+    #: All distinct runs in all snapshots, including configurations that the newest snapshot lacks.
     runs: list[PeftRun]
     noise: RunNoise | None
     reference: str
     against_reference: list[ConfigurationDifference]
     against_best: list[ConfigurationDifference]
-    #: The number of pairs of rows, of those that differ significantly by the noise of test questions alone
-    #: (each at 95%), and of those that do by the noise of questions and reruns (simultaneously).
+    #: The number of pairs of rows.
     pairs: int
+    #: The number of pairs that differ significantly if only the noise of test questions counts, each at 95%.
     naive: int
+    #: The number of pairs that differ significantly if questions and reruns count, simultaneously at 95%.
     real: int
     reruns: list[RerunWave]
-    #: Files without a score, from failed or cancelled runs.
+    #: The names of files without a score, which failed or cancelled runs leave.
     skipped: list[str]
 
 
@@ -141,7 +145,7 @@ def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str]
 
 
 def _read(file: Path, wave: int) -> PeftRun | None:
-    """Reads a run's file. None if the file has no score. Raises UserError for any other problem."""
+    """Reads a run's file. None if the run failed or has no score. Raises UserError for a malformed file."""
     if file.stat().st_size > LARGEST_FILE:
         raise UserError(f"{file}: larger than {LARGEST_FILE:,} bytes, which no result of peft is")
     content = file.read_bytes()
@@ -183,10 +187,10 @@ def _number(value: Any, kind: type) -> Any:
 
 
 def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftComparison:
-    """Compares the rows of the newest folder, with the noise of reruns estimated from all folders.
+    """Compares the configurations of the newest folder, the last of `folders`.
 
-    Raises UserError for unreadable input, for files of several metrics, and for a reference that is not among
-    the newest rows.
+    The noise of reruns is estimated from all folders. Raises UserError for unreadable input, for files of
+    several metrics, and for a reference that the newest folder lacks.
     """
     runs, skipped, newest = read_peft_results(folders)
     metrics = sorted({run.metric for run in runs})
@@ -222,10 +226,10 @@ def _noise(runs: Sequence[PeftRun]) -> RunNoise | None:
 
 
 def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: int) -> ConfigurationDifference:
-    """One row's score minus another's. The interval treats both rows' questions as independent samples.
+    """One row's score minus another's. The interval treats the questions of both rows as independent samples.
 
-    All rows answer the same questions, so the interval is wider than necessary. The files do not tell which
-    answers were right.
+    In truth all rows answer the same questions, so the interval is too wide. A narrower one would need the
+    answers to each question, which the files lack. `claims` is the number of simultaneous intervals.
     """
     examples = sum(
         run.score * (1 - run.score) / run.questions if run.questions else 0.0 for run in (row, other)

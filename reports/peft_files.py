@@ -1,4 +1,4 @@
-"""Result files of peft's method_comparison: writes stored trials in that layout, and reads such files."""
+"""Writes stored trials as result files of peft's method_comparison, and reads its files as results."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from reports.peft_comparison import PeftRun, read_peft_results
 from reports.reading import read, summed
 from reports.study import CEILING, COLUMNS, Experiment, Seed, Study, kept_trials
 
-#: Metrics that are shares of right answers, as peft's "test accuracy" is.
+#: The metrics that, like peft's "test accuracy", are a share of right answers.
 SHARES = ("accuracy", "exact_match")
 
 #: The budget of peft's results in tables.
 UNTUNED = "seed 0, not tuned alike"
 
-#: peft's metrics by name, each with our equivalent metric. Empty if there is none.
+#: The names of peft's metrics, each with our name of the same metric. Empty if we have no such metric.
 SCORED_AS = {"test accuracy": "accuracy", "test dino_similarity": ""}
 
-#: Notes in every file on numbers that peft measures and a trial does not.
+#: Notes in every file, on numbers that a trial measures otherwise than peft, or not at all.
 NOTES = (
     "accelerator_memory_*: the peak of the trial, of the process if it ran on a CPU (0: not measured)",
     "train_time: the median step times the number of steps",
@@ -39,15 +39,16 @@ NOTES = (
     "num_trainable_params and file_size: of the adapter; a head beside it is in num_head_params",
 )
 
-#: Libraries in `package_info`, for which peft states version and commit.
+#: The libraries whose version and commit peft states in `package_info`.
 LIBRARIES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
 def peft_files(store: str, names: Sequence[str]) -> dict[str, str]:
-    """The result files of experiments or packs, by file name.
+    """The texts of the result files of experiments or packs, by file name.
 
-    There is one for each finished trial of the tables with a test score by a metric of `SHARES`; of a study,
-    only for the trial that it keeps. Raises UserError as `reports.reading.read` does, and if there is none.
+    Each finished trial of the tables has a file if it has a test score by a metric of `SHARES`. Of the trials
+    of a study, only the trial that the study keeps has a file. Raises UserError as `reports.reading.read`
+    does, and if no trial has a file.
     """
     study = read(store, names, studies=True)
     files = {}
@@ -76,7 +77,7 @@ def _kept(study: Study) -> Iterator[Seed]:
 
 
 def _name(seed: Seed, record: Record, trial: PlannedTrial) -> str:
-    """The name METHOD--NAME of a trial's file, unique because it ends with part of the trial's id."""
+    """The name METHOD--NAME of a trial's file. It is unique because it ends with part of the trial's id."""
     ranks = f"rank {record.tag(Tag.RANKS)}" if record.tag(Tag.RANKS) else ""
     words = (seed.backbone, seed.task, seed.method, ranks, f"seed {seed.seed}", trial.id[:8])
     method, *parts = (
@@ -191,9 +192,10 @@ def holds_peft_results(folder: Path) -> bool:
 
 
 def peft_study(folders: Sequence[Path]) -> Study:
-    """Peft's results in these folders as cells of one seed each, under the budget `UNTUNED`.
+    """Reads peft's result files in these folders. Each run becomes a cell with a single seed.
 
-    Raises UserError as `read_peft_results` does, and if no file has a score.
+    The budget of all cells is `UNTUNED`. Raises UserError as `read_peft_results` does, and if no file has a
+    score.
     """
     runs, skipped, _ = read_peft_results(folders)
     if not runs:
@@ -206,7 +208,7 @@ def peft_study(folders: Sequence[Path]) -> Study:
 
 
 def _lines(number: int, run: PeftRun) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A run as the columns of a cell that need no seed, and as the columns of the cell's only seed."""
+    """Converts a run to the planned columns of a cell, and to the columns of the cell's only seed."""
     which = {
         "task": "image-gen" if run.questions is None else "MetaMathQA",
         "backbone": run.model,

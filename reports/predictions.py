@@ -1,4 +1,4 @@
-"""Stored predictions of runs, and each example's contribution to a run's score."""
+"""Reads the stored predictions of runs, and computes each example's contribution to a run's score."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from reports.study import Experiment, Study
 
 #: The number of artifacts read concurrently.
 READERS = 8
-#: The largest accepted difference between the score of stored predictions and the stored score, relative to
-#: the score or, if larger, to the task's typical score. Older stores have float32.
+#: The largest accepted difference between the score that stored predictions give and the stored score, as a
+#: share of the score or of the task's typical score, whichever is larger. Older stores have float32.
 AGREES = 1e-4
 
 
@@ -32,18 +32,18 @@ AGREES = 1e-4
 class Predictions:
     """The stored predictions of one run, sorted by example.
 
-    `labels` and `responses` are (examples,), or (examples, classes) if several columns are stored (see
-    `bench.metrics.Metric`). In integers, -1 means no answer.
+    `labels` and `responses` are (examples,), or (examples, classes) if they are stored in several columns
+    (see `bench.metrics.Metric`). If they are integers, -1 means that there is no answer.
     """
 
     examples: NDArray[np.int64]
     labels: NDArray[Any]
-    #: Answers or outputs, whichever the metric reads.
+    #: The model's answers or its outputs, whichever the metric reads.
     responses: NDArray[Any]
 
 
 def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
-    """The stored predictions by trial id. Trials whose predictions are missing or unreadable are left out."""
+    """Reads stored predictions. Returns them by trial id, without trials whose predictions cannot be read."""
     column = "prediction" if metric.reads == "answers" else "logit"
     integers = {"example", *(() if metric.kinds == ("regression",) else ("label", "prediction"))}
 
@@ -71,9 +71,9 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
 
 
 def _array(table: Any, columns: Sequence[str], integers: bool) -> NDArray[Any]:
-    """One column as (examples,), or numbered columns as (examples, classes).
+    """One column as (examples,), or several numbered columns as (examples, classes).
 
-    With `integers`, NaN and infinite values become -1.
+    If `integers` is true, values are converted to integers, and NaN and infinity to -1.
     """
     values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
     if integers:
@@ -83,28 +83,31 @@ def _array(table: Any, columns: Sequence[str], integers: bool) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run with its score, and the typical size of scores on its task."""
+    """A finished run with its score."""
 
     experiment: str
     task: str
     metric: str
     score: float | None
+    #: The typical size of scores on the task, as `Study.size` returns it.
     size: float
 
 
 @dataclass(frozen=True)
 class ByExample:
-    """Contributions (examples,) of the examples to the score of one run."""
+    """The contributions of the examples to the score of one run."""
 
-    #: The identity of the examples, equal for runs evaluated on the same ones.
+    #: A hash of the examples. It is equal for runs that were evaluated on the same examples.
     test_set: str
+    #: The contributions (examples,).
     values: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """Contributions of examples to the scores of runs, by trial id."""
+    """The contributions of examples to the scores of several runs."""
 
+    #: The contributions by trial id, for runs whose predictions give the stored score.
     by_trial: Mapping[str, ByExample]
     #: The number of runs whose predictions are missing or unreadable.
     unreadable: int
@@ -115,7 +118,7 @@ class Contributions:
 
 
 def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
-    """Computes examples' contributions from the stored predictions of these runs, given by trial id."""
+    """Computes the examples' contributions to these runs from stored predictions. `runs` is by trial id."""
     stored: dict[str, Predictions] = {}
     for experiment in study.experiments:
         own = {id_: run for id_, run in runs.items() if run.experiment == experiment.name}
@@ -138,7 +141,7 @@ def _silent(stored: Predictions) -> bool:
 
 
 def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
-    """The contributions of examples. None without labels or a score, or if their mean is not the score.
+    """The contributions of examples. None if labels or the score are missing, or the mean is not the score.
 
     Raises UserError if a plug-in's metric fails.
     """

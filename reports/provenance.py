@@ -14,7 +14,7 @@ from methods import UserError
 #: The text shown for values that were not stored.
 UNKNOWN = "not stored"
 
-#: Keys of provenance by subject. A key that ends in '_' is a prefix.
+#: The keys of provenance that belong to each subject. A key that ends in '_' is a prefix of several keys.
 PARTS = {
     "code": ("harness", "git_commit", "git_dirty", "source_"),
     "packages": ("python", "version_"),
@@ -30,9 +30,10 @@ class Provenance:
     #: Start and end in milliseconds since the epoch. The end is None while the trial runs.
     started: int
     ended: int | None
-    #: Commit, main versions and hardware.
+    #: The commit, the versions of the main packages, and the hardware.
     facts: Mapping[str, str]
-    #: Suite, lock, packages and seeds of the streams. None if unknown, with the reason in `why`.
+    #: The suite, the lock, all packages, and the seeds of the random streams. If they are unknown (None),
+    #: `why` has the reason.
     start: Start | None
     why: str = ""
 
@@ -43,7 +44,7 @@ class Provenance:
         return self.start.suite.text
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yields headings and texts for display, suite and code first."""
+        """Yields (heading, text) for each subject to display. The suite comes first."""
         suite, lock = (self.start.suite, self.start.lock) if self.start else (None, None)
         named = f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN
         yield "suite", named
@@ -69,7 +70,11 @@ class Provenance:
 
 
 def provenance_of(source: Source, record: Record) -> Provenance:
-    """The stored provenance of a trial. If its artifact was changed, `why` says so and nothing is raised."""
+    """The stored provenance of a trial.
+
+    If its configuration cannot be read, for example because the file was changed, nothing is raised. Then
+    `Provenance.why` says so.
+    """
     try:
         config = source.content(record, Artifact.CONFIG, StoredConfig)
         start, why = (config.start, "an earlier version stored none") if config else (None, "")

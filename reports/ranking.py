@@ -1,4 +1,4 @@
-"""Rankings of methods: ranks and groups within a budget, and the front of score against cost."""
+"""Ranks and groups the methods of a block, and finds the Pareto front of score and cost."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from reports.inference.orders import Ranks
 from reports.recipes import recipes
 from reports.study import Cell, Study, grouped
 
-#: The largest number of methods compared in pairs. Of more, the best by mean rank are compared.
+#: The largest number of methods that are compared in pairs: the best by mean rank if there are more.
 MOST_PAIRED = 20
-#: The number of rivals against which a cell on the front is tested: the best of those that cost no more.
+#: The number of rivals against which each cell is tested for the front: the best cells that cost no more.
 MOST_RIVALS = 8
 
-#: A function that returns the cost of a cell. None if unknown.
+#: A function that returns the cost of a cell, or None if the cost is unknown.
 CostOf = Callable[[Cell], float | None]
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The order of the methods of a budget."""
+    """The order of the methods of a block."""
 
     #: The methods, best mean rank first.
     methods: tuple[str, ...]
-    #: Their ranks, in the same order, with intervals if all methods are compared in pairs.
+    #: The ranks of `methods`. They have intervals if all methods are compared in pairs.
     ranks: Ranks
     #: The methods that are compared in pairs.
     paired: tuple[str, ...]
     #: A matrix over `paired`: 1 if the row is significantly better than the column, -1 if worse, otherwise 0.
     #: None if unknown.
     separations: NDArray[np.int64] | None
-    #: The same for each setting, simultaneous over settings.
+    #: A matrix like `separations` for each setting. Its comparisons are simultaneous over settings.
     separations_on: tuple[NDArray[np.int64] | None, ...]
-    #: For each of `paired`, the letters of its groups of statistically indistinguishable methods. None if
-    #: unknown.
+    #: For each of `paired`, the letters of the groups to which it belongs. The methods of a group are
+    #: statistically indistinguishable. None if unknown.
     letters: tuple[str, ...] | None
     notes: tuple[str, ...]
 
@@ -89,7 +89,7 @@ def rank(entrants: Entrants) -> Ranking:
 
 
 def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
-    """Mean scores (settings, methods) divided by their typical size; larger is better."""
+    """Mean scores (settings, methods) divided by the typical size of scores. Larger is better."""
     return np.array(
         [
             [float(study.gains([cell])[1].mean()) / study.size(cell) for cell in of_method]
@@ -99,7 +99,7 @@ def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
 
 
 def _pairs(evidence: Evidence, cells: Sequence[Sequence[int]]) -> list[tuple[int, int, Effect]]:
-    """The indices and the difference of each pair of methods that share a seed on every setting."""
+    """The indices and the difference of each pair of methods with common seeds on every setting."""
     return [
         (i, j, effect(parts))
         for i, first in enumerate(cells)
@@ -130,10 +130,11 @@ RANKS = Statistic("ranks", rank, _lines)
 
 
 def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The complete cells that no cell of the same setting and recipe significantly beats at no more cost.
+    """The cells on the Pareto front of score and cost, from cheapest to costliest on each setting.
 
-    Ordered by setting, from cheapest to costliest. A cell is beaten if a cell that costs no more has a
-    difference from it with a lower limit above zero. These limits are simultaneous at 95% for each cell.
+    A complete cell is on the front unless it is beaten by a cell of the same setting and recipe: one that
+    costs no more and is significantly better. The tests of a cell against its rivals are one-sided, and
+    simultaneous at 95%.
     """
     recipe_of = {number: frozenset(recipe.items()) for number, recipe in recipes(evidence.study).items()}
     front: list[Cell] = []
@@ -146,7 +147,10 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
 
 
 def _beaten(evidence: Evidence, points: Sequence[tuple[float, Cell]]) -> set[int]:
-    """The numbers of cells that another cell significantly beats at no more cost, among these points."""
+    """The numbers of the cells that are beaten by another of these cells.
+
+    `points` are costs and cells, from cheapest to costliest.
+    """
     beaten: set[int] = set()
     # The best cells so far, one more than there are rivals, since a cell is no rival of itself.
     best: list[tuple[float, Cell]] = []
@@ -163,10 +167,11 @@ def _beaten(evidence: Evidence, points: Sequence[tuple[float, Cell]]) -> set[int
 
 
 def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
-    """The Pareto front of means: in each setting, the complete cells better than all that cost no more.
+    """The cells on the Pareto front of mean score and cost, without regard to noise.
 
-    Cells of equal cost and mean are all kept; cells without a cost are left out. Ordered by setting, from
-    cheapest to costliest. Noise is ignored.
+    A complete cell is on the front if it is better than all other cells of its setting that cost no more. If
+    several cells are equal in cost and mean, all of them are kept. Cells of unknown cost are left out. The
+    cells of each setting are ordered from cheapest to costliest.
     """
     best: list[Cell] = []
     for points in by_cost(cells, cost):
@@ -180,7 +185,10 @@ def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
 
 
 def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]]]:
-    """The complete cells of each setting with their costs: cheapest first, and of equal costs best first."""
+    """The complete cells of each setting with their costs, from cheapest to costliest.
+
+    Of cells with equal cost, the best comes first. Cells of unknown cost are left out.
+    """
     points = [
         (own_cost, cell)
         for cell in cells
@@ -193,9 +201,9 @@ def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]
 
 
 def _beats(evidence: Evidence, other: tuple[float, Cell], own: tuple[float, Cell], claims: int) -> bool:
-    """Whether `other` is significantly better, with intervals simultaneous over `claims` comparisons.
+    """Whether `other` is significantly better than `own`. Each is a score (larger is better) with its cell.
 
-    `other` and `own` each are a score (larger is better) with its cell.
+    The test is simultaneous over `claims` comparisons.
     """
     if other[0] <= own[0]:
         return False

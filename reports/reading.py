@@ -1,4 +1,4 @@
-"""Reads experiments into tables: the cells of their plans, and the seeds of each."""
+"""Reads experiments into tables: the cells of their plans, and the seeds of each cell."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from reports.study import COLUMNS, FLOOR, OWN_SIZE, Experiment, Study, TableRow
 #: The message for a seed whose trial is unknown until tuning has ended.
 WAITING = "not yet tuned"
 
-#: The statuses of runs with a score: the run that counts for its trial, and later ones.
+#: The statuses of finished runs: the run that counts for its trial, and further finished runs of the trial.
 ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
 
-#: Validators of two tags: the method's capabilities, and the ranks left after cutting, by mode and layer.
+#: The validators of two tags: the method's capabilities, and the ranks that cutting leaves in each mode.
 CAPABILITIES = TypeAdapter(list[str])
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
 
 Stored = TypeVar("Stored")
 
-#: A run with its experiment. None for a trial that never started.
+#: A run with its experiment. The run is None if the trial never started.
 Run = tuple[Experiment, Record | None]
 
 
 def read(
     uri: str, names: Sequence[str], selection: Selection | None = None, *, studies: bool = False
 ) -> Study:
-    """Reads experiments of one store and packs (given by their files), or a selection of them.
+    """Reads the results of experiments, or of a selection of their rows.
 
-    Experiments tuned by studies are left out with a note unless `studies` is true, since their trials are not
-    seeds of one setting.
+    `names` are experiments of the store at `uri`, or files of packs. Unless `studies` is true, experiments
+    tuned by studies are left out with a note, since their trials differ in more than the seed.
 
     Raises UserError for an experiment that is missing or has no result, for a pack that is refused, for a
     selection of missing rows, and if nothing is left.
@@ -61,7 +61,7 @@ def read(
 def read_sources(
     sources: Sequence[Source], selection: Selection | None = None, *, studies: bool = False
 ) -> Study:
-    """Reads opened experiments as `read` does, with the same errors except those of opening."""
+    """Reads opened experiments as `read` does. Raises the same errors, except those of opening."""
     experiments = named_apart([read_experiment(source) for source in sources])
     notes: list[str] = []
     if not studies:
@@ -76,9 +76,9 @@ def read_sources(
 
 
 def _of_seeds(experiments: Sequence[Experiment]) -> tuple[tuple[Experiment, ...], list[str]]:
-    """The experiments that were not tuned by studies, and a note on each of the others.
+    """The experiments that were not tuned by studies, and a note on each experiment that was.
 
-    Raises UserError if none is left.
+    Raises UserError if all experiments were tuned by studies.
     """
     kept = tuple(each for each in experiments if not each.studied)
     studied = [each.name for each in experiments if each.studied]
@@ -109,9 +109,10 @@ def _of_selection(
 
 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Makes the names of rows unique: a name already in use for other trials gets its experiment's appended.
+    """Makes the names of rows unique, so that a name always stands for the same trials.
 
-    Rows with the same trials get the name of the first such row.
+    If an earlier row has the same name and other trials, the name of the experiment is appended. Rows with
+    the same trials get the same name, that of the first of them.
     """
     names_of: defaultdict[tuple[str | None, ...], dict[tuple[str | None, ...], str]] = defaultdict(dict)
 
@@ -129,9 +130,10 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
 
 
 def read_experiment(source: Source) -> Experiment:
-    """Reads one experiment. Raises UserError if unreadable, without a suite or without anything to report.
+    """Reads one experiment.
 
-    There is something to report if a trial of its rows, a search or an allocation has finished.
+    Raises UserError if it cannot be read, if it has no suite, and if it has nothing to report: no finished
+    trial in its rows, and no finished search or rank allocation.
     """
     name, where = source.name, shown_uri(source.where)
     try:
@@ -196,9 +198,9 @@ def _cut_prompts(cells: pd.DataFrame) -> Iterator[str]:
 
 
 def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells and the seeds of these plans as two frames, with the columns of `Cell` and of `Seed`.
+    """The cells and the seeds of these experiments, as two frames with the columns of `Cell` and `Seed`.
 
-    Rows planned by several experiments with the same trials are one cell.
+    A row that several experiments planned with the same trials is one cell.
     """
     cells: list[dict[str, Any]] = []
     seeds: list[dict[str, Any]] = []
@@ -220,7 +222,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
-    """The columns of a cell that are known before any seed has run."""
+    """The columns of a cell that are known before a seed has run."""
     trials = (experiment.trials[id_] for id_ in row.trials.values() if id_ is not None)
     return {
         "experiment": experiment.name,
@@ -244,7 +246,7 @@ def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
 
 
 def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | None) -> dict[str, Any]:
-    """The columns of a seed, except its cell's number. `experiment` is the one that has `record`."""
+    """The columns of a seed, without the number of its cell. `record` is a run of `experiment`."""
     trial_id = row.trials[seed]
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
@@ -273,9 +275,10 @@ def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | Non
 
 
 def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
-    """The first experiment in which the trial finished, or else has a run, together with that run.
+    """The first experiment in which the trial finished, and the run.
 
-    If the trial has no run, the first experiment and None.
+    If the trial finished in no experiment, the first experiment with a run of it. If it has no run, the first
+    experiment and None.
     """
     runs = [(each, each.records[trial_id]) for each in experiments if trial_id and trial_id in each.records]
     finished = [(each, record) for each, record in runs if record.status == Status.FINISHED]
@@ -283,7 +286,7 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
 
 
 def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
-    """The columns of a cell that are known only from finished runs. Empty texts if there are none."""
+    """The columns of a cell that are known only from finished runs. Their texts are empty without one."""
     finished = [(experiment, record) for experiment, record in runs if record and record.score is not None]
     if not finished:
         return dict.fromkeys(("metric", "evaluated", "unit", "capabilities", "left"), "")
@@ -300,7 +303,10 @@ def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Stored], absent: str) -> Stored:
-    """Parses a tag's JSON, or the JSON `absent` if the run lacks the tag. Raises UserError if malformed."""
+    """Parses the JSON in a tag. `absent` is the JSON for a run without the tag.
+
+    Raises UserError for malformed JSON.
+    """
     text = record.tag(tag, absent)
     try:
         return form.validate_json(text)
@@ -310,7 +316,7 @@ def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Sto
 
 
 def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
-    """The ranks left after training cut some, over runs and layers, such as "input 30 to 31, layer 6"."""
+    """The ranks that cutting left in each mode, such as "input 30 to 31, layer 6", over runs and layers."""
     by_mode: defaultdict[str, list[int]] = defaultdict(list)
     for of_run in cut:
         for name, ranks in of_run.items():
@@ -320,7 +326,7 @@ def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
 
 
 def summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
-    """Adds the results of seeds to the planned cells: all columns of `Cell`."""
+    """Adds columns with the results of seeds to the planned cells, which then have all columns of `Cell`."""
     planned, status = seeds.groupby("cell"), seeds["status"]
     finished, failed = (
         (status == state).groupby(seeds["cell"]).sum() for state in (Status.FINISHED, Status.FAILED)

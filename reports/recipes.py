@@ -1,6 +1,6 @@
-"""Recipes of cells: which methods ran alike, and mixtures among trials in one table.
+"""Groups methods by recipe, and finds mixtures among the trials of one table.
 
-Only methods with the same recipe are compared. Rates that tuning chose for each method do not count.
+Only methods with the same recipe are compared. Rates that tuning chose are not part of the recipe.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from methods import UserError
 from methods.errors import first_few
 from reports.study import Cell, Study, grouped
 
-#: A flattened recipe: values by name.
+#: A flattened recipe: the values of its fields, by name.
 Recipe = Mapping[str, str]
-#: Names that differ, with both values.
+#: The fields in which two recipes differ: by name, the value in the first recipe and in the second.
 Differences = dict[str, tuple[str, str]]
 
-#: The fields of a trial that define what is measured. Scores that differ in one are not comparable.
+#: The fields of a trial that define what is measured. Trials that differ in one have incomparable scores.
 DECISIVE = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
 
-#: The fields that a suite may set per method. Its rows then show them.
+#: The fields that a suite may set to another value for each method.
 PER_METHOD = ("training lr", "training head_lr", "training core_lr")
 
-#: Prefixes of the provenance in which trials of one table should agree.
+#: The prefixes of those keys of provenance in which the trials of one table should agree.
 SURROUNDINGS = (
     "harness",
     "git_commit",
@@ -43,31 +43,31 @@ SURROUNDINGS = (
 #: The JSON of a field that is not set. Older plans leave such fields out.
 _NOTHING = ("null", "[]", "false")
 
-#: The prefix of the names of a suite's tuning allowances.
+#: The prefix of the fields that say how much tuning a suite allows each method.
 TUNING = "tuning "
 
 
 def fields(trial: PlannedTrial) -> dict[str, str]:
-    """A trial's configuration, flattened, without method, backbone, task and seed."""
+    """A trial's flattened configuration, without its method, backbone, task and seed."""
     decisive = {key: getattr(trial, key, trial.task.get(key)) for key in DECISIVE}
     values = decisive | {f"training {key}": value for key, value in trial.recipe.items()}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def trial_of_each(study: Study) -> dict[int, PlannedTrial]:
-    """One trial of each cell, by the cell's number. The cell's other trials differ only in their seed.
+    """One trial of each cell, by the cell's number. Other trials of the cell have other seeds or rates.
 
-    Cells that are not yet tuned have none.
+    Cells that are not yet tuned have no trial and are absent.
     """
     trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
     return {seed.cell: trials[seed.trial_id] for seed in study.all_seeds if seed.trial_id in trials}
 
 
 def recipes(study: Study) -> dict[int, Recipe]:
-    """The recipe of each cell by number: protocol, data, training and tuning allowances.
+    """The recipe of each cell, by the cell's number: protocol, data, training, and allowed tuning.
 
-    Tuned rates are left out, since every method's tuning had the same effort. Rates set by hand for one
-    method count. Cells that are not yet tuned have no recipe.
+    Tuned rates are no part of a recipe, since every method was allowed the same tuning. Rates that were set
+    by hand are part of it. Cells that are not yet tuned have no recipe and are absent.
     """
     most = {
         experiment.name: max((row.tuning.trials for row in experiment.rows if row.tuning), default=0)
@@ -89,10 +89,11 @@ def recipes(study: Study) -> dict[int, Recipe]:
 
 
 def allowance(tuning: Tuned, most: int) -> dict[str, str]:
-    """The fields of the tuning that a suite allows every method. Methods without some axes try fewer points.
+    """The fields of a recipe that say how much tuning the suite allows every method.
 
-    `most` is the largest number of points tried by a method of the suite, for plans without a stored
-    allowance.
+    A method may try fewer points than allowed, since some rates do not apply to it. So the allowance is
+    compared and not the points that were tried. Older plans do not store the allowed number of points.
+    `most`, the largest number that a method of the suite tried, replaces it.
     """
     allowed = {
         "points": str(tuning.allowed_points or most),
@@ -119,14 +120,14 @@ def difference(first: Recipe, second: Recipe) -> Differences:
 
 
 def in_words(differences: Differences) -> str:
-    """The differences as text."""
+    """Lists the differences as text."""
     return "; ".join(
         f"{key} {short(first)} against {short(second)}" for key, (first, second) in differences.items()
     )
 
 
 class Alike:
-    """Methods whose cells have one recipe on every setting that they share."""
+    """A group of methods. On every setting, the cells of all its methods have the same recipe."""
 
     def __init__(self, of_cells: Mapping[int, Recipe]) -> None:
         self._of_cells = of_cells
@@ -138,7 +139,7 @@ class Alike:
         return [cell for cells in self.methods.values() for cell in cells]
 
     def differs(self, cells: Sequence[Cell]) -> Differences:
-        """The differences of these cells' recipes from the group's recipes on the same settings."""
+        """The differences between the recipes of these cells and the group's recipes on their settings."""
         differences: Differences = {}
         for cell in cells:
             if (recipe := self._by_setting.get(cell.setting)) is not None:
@@ -153,7 +154,7 @@ class Alike:
 
 
 def alike(of_cells: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]]) -> list[Alike]:
-    """The methods with their cells, grouped by recipe. The largest group comes first."""
+    """Groups methods by recipe. The largest group comes first. `methods` has the cells of each method."""
     groups: list[Alike] = []
     for method, cells in methods.items():
         group = next((group for group in groups if not group.differs(cells)), None)
@@ -168,12 +169,16 @@ def alike(of_cells: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]])
 
 @dataclass(frozen=True)
 class Mixture:
-    """A property that differs between trials but should not: its values, each with who has it."""
+    """A property that differs between trials but should not.
+
+    `what` names the property. `where` is the setting or the experiment in which it differs, or empty.
+    `values` maps each value to a text that says which methods, which experiments or how many trials have it.
+    """
 
     what: str
     where: str
     values: dict[str, str]
-    #: Whether scores are not comparable at all.
+    #: Whether the mixture makes scores incomparable.
     serious: bool
 
     def __str__(self) -> str:
@@ -182,13 +187,13 @@ class Mixture:
 
 
 def find_mixtures(study: Study) -> list[Mixture]:
-    """All mixtures of a study, serious ones first."""
+    """All mixtures among the trials of a report. The serious ones come first."""
     mixtures = _mixed_trials(study) + _mixed_tuning(study) + _mixed_surroundings(study)
     return sorted(mixtures, key=lambda mixture: not mixture.serious)
 
 
 def refuse_mixtures(mixtures: Sequence[Mixture]) -> None:
-    """Raises UserError for a serious mixture."""
+    """Raises UserError if a mixture is serious."""
     serious = [str(mixture) for mixture in mixtures if mixture.serious]
     if serious:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Templates, and the formatting of numbers in them."""
+"""The environment of the templates, with filters that format numbers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SIZES = ((9, "GB"), (6, "MB"), (3, "kB"))
 
 
 def environment(**options: Any) -> Environment:
-    """The Jinja environment of reports/templates, with filters for numbers. `options` are passed to it.
+    """The Jinja environment for the templates in reports/templates. `options` are passed to Jinja.
 
-    A misspelled name is an error, and lines that hold only a statement leave no blank lines.
+    In a template, an undefined name is an error, and a line that has only a statement leaves no blank line.
     """
     loader = Environment(
         loader=PackageLoader("reports"),
@@ -46,7 +46,6 @@ def _percent(value: float | None, digits: int = 2) -> str:
 
 
 def _bytes(value: float | None) -> str:
-    """Formats a number of bytes in its largest unit."""
     if value is None:
         return NOTHING
     power, unit = next((size for size in _SIZES if value >= 10 ** size[0]), (0, "B"))
@@ -58,7 +57,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _range(value: tuple[float, float] | None, digits: int = 0) -> str:
-    """Formats the smallest and the largest value, or one number if both print alike."""
+    """Formats a range, or a single number if its ends look the same when printed."""
     if value is None:
         return NOTHING
     ends = dict.fromkeys(f"{end:,.{digits}f}" for end in value)

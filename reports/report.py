@@ -1,4 +1,4 @@
-"""Writes the report of experiments (page, tables, figures and JSON), and logs it in MLflow."""
+"""Writes the report of experiments (page, tables, figures and JSON), and stores it in MLflow."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NAMES = {"html": "index.html", "md": "tables/tables.md", "latex": "tables/tables
 #: The formats with figures.
 DRAWN = {"html", "png", "svg"}
 
-#: The file that lists a report's files, so that `force` removes no others.
+#: The file that lists a report's files. With its help, `force` removes these files and no others.
 MANIFEST = "report-files.json"
 #: The report's folder among the artifacts of the suite's run.
 ARTIFACTS = "report"
@@ -50,7 +50,7 @@ Analysed = TypeVar("Analysed", Analysis, StudyAnalysis)
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A report that was written, with its files."""
+    """A report that was written, with the names of its files."""
 
     folder: Path
     files: tuple[str, ...]
@@ -74,14 +74,22 @@ def write_report(
     log: bool = True,
     selection: Selection | None = None,
 ) -> WrittenReport:
-    """Writes a report into the folder `out` and, if it covers all rows, logs it on the suites' runs.
+    """Writes a report into the folder `out`. If it covers all rows, it is also logged on the suites' runs.
 
-    `threshold` is the smallest difference in score that matters, by metric ({"accuracy": 0.01}), or a number
-    if there is one metric. `selection` limits the rows and the comparisons. Raises UserError, with nothing
-    written, for an unknown format or experiment, an experiment without a finished trial, trials that are not
-    comparable (unless `mixed`), a threshold that fits no metric or several, experiments of which only some
-    were tuned by studies, or a folder that is not empty (`force` replaces an earlier report). Raises
-    StoreError if the report was written but cannot be logged.
+    Args:
+        uri: The store with the experiments. Not used if all `names` are files of packs.
+        names: The names of experiments, or files of packs.
+        threshold: The smallest difference in score that matters, by metric ({"accuracy": 0.01}), or a single
+            number if there is one metric.
+        mixed: Whether to report trials that are not comparable.
+        force: Whether to replace an earlier report in the folder.
+        log: Whether to log the report on the suites' runs.
+        selection: Limits the rows and the comparisons.
+
+    Raises UserError, and writes nothing, for an unknown format or experiment, for an experiment without a
+    finished trial, for trials that are not comparable (unless `mixed`), and for a threshold as `thresholds`
+    does. Also if only some of the experiments were tuned by studies, and if the folder is not empty (unless
+    `force`). Raises StoreError if the report was written but could not be logged.
     """
     for field, value in (("experiments", names), ("formats", formats)):
         if isinstance(value, str):
@@ -114,7 +122,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class Composed(Generic[Analysed]):
-    """A report before it is written."""
+    """A report in memory: its analysis, and the contents of its files."""
 
     analysis: Analysed
     mixtures: tuple[Mixture, ...]
@@ -129,7 +137,7 @@ def compose(
     mixed: bool = False,
     when: str = "",
 ) -> Composed[Analysis]:
-    """Computes everything in a report, in memory. `when` is as in `page.render`.
+    """Makes a report in memory. `when` is the time shown in the page, as in `page.render`.
 
     Raises UserError as `write_report` does.
     """
@@ -184,7 +192,7 @@ def analysis_of(study: Study) -> Analysis | StudyAnalysis:
 
 
 def answers_of(analysis: Analysis | StudyAnalysis) -> list[str]:
-    """The sentences that answer which method to take."""
+    """The sentences that answer which method to use."""
     if isinstance(analysis, StudyAnalysis):
         return study_words.answers(analysis)
     return findings.sentences(analysis)
@@ -196,7 +204,7 @@ def frames_of(analysis: Analysis | StudyAnalysis) -> dict[str, pd.DataFrame]:
 
 
 def figures_of(analysis: Analysis | StudyAnalysis) -> list[Drawn]:
-    """The figures of the analysis's report, except those of searches, allocations and redundancy analyses."""
+    """The figures of the analysis's report, without those of searches, rank allocations and redundancy."""
     if isinstance(analysis, StudyAnalysis):
         return draw_studies(analysis)
     return figures.draw(analysis, curves.read(analysis.study)[0])
@@ -216,7 +224,6 @@ def _files(
     tabulate: Callable[[], Mapping[str, pd.DataFrame]],
     drawn: Iterable[Drawn],
 ) -> Files:
-    """The files of a report by name, in these formats."""
     files: dict[str, str | bytes] = {NAMES[name]: text() for name, text in texts.items() if name in formats}
     if "csv" in formats:
         files |= {f"tables/{name}.csv": csv(frame) for name, frame in tabulate().items()}
@@ -241,7 +248,7 @@ def _of_studies(study: Study) -> bool:
 
 
 def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
-    """Logs the files on the suites' runs. Raises StoreError if a store cannot take them."""
+    """Logs the files on the suites' runs. Raises StoreError if a store does not accept them."""
     if not stores:
         return
     from bench.store.connect import StoreError

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """A column of a frame. `unit` is empty if there is none."""
+    """A column of a frame. `unit` is empty if the values have no unit."""
 
     dtype: str
     unit: str
@@ -103,14 +103,15 @@ NUMBERED = {"label": INTEGER, "prediction": INTEGER, "logit": "float32"}
 
 
 class Results(ShowsOverview, Study):
-    """A study with its trials, curves and predictions, and the answer, tables and figures of its report.
+    """The results of experiments: their cells, seeds, trials, curves and predictions as data frames.
 
-    Each is read or computed on first use. `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns of those
-    frames, which exist even in an empty frame.
+    The answer, the tables and the figures of their report are attributes as well. All of them are read or
+    computed on first use. `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns of the frames. An empty
+    frame has the same columns.
     """
 
     def overview(self) -> Overview:
-        """The scores of all cells, as the terminal shows them after a run. Nothing is compared."""
+        """The scores of all cells, as the terminal shows them after a run, without comparisons."""
         closings = [experiment.closing for experiment in self.experiments if experiment.closing]
         title = self.title or "peft's results"
         return overview(title, self.all_cells, self.all_seeds, [*self.notes, *closings])
@@ -119,7 +120,7 @@ class Results(ShowsOverview, Study):
     def analysis(self) -> Analysis | StudyAnalysis:
         """The comparisons that a report shows.
 
-        Raises UserError as `write_report` does, and for results of peft.
+        Raises UserError as `reports.report.write_report` does, and for results of peft.
         """
         if not self.experiments:
             raise UserError("peft's results are of one seed and not tuned alike: nothing compares them")
@@ -129,7 +130,7 @@ class Results(ShowsOverview, Study):
 
     @property
     def answer(self) -> str:
-        """The report's answer to which method to use, a line for each budget and setting.
+        """The report's answer to the question which method to use, with a line per budget and setting.
 
         Raises UserError as `analysis` does.
         """
@@ -145,12 +146,12 @@ class Results(ShowsOverview, Study):
         return frames_of(self.analysis)
 
     def plot(self, *kinds: str) -> Figures:
-        """The report's figures, or those of these kinds, which a notebook shows below one another.
+        """The report's figures, or only the figures of these kinds. A notebook shows them one below another.
 
-        For suites tuned by studies the kinds are `differences`, `differences-by-task`, `curves` (scores by
-        trials of tuning) and `rates` (scores by learning rate); for others `differences`, `ranks`,
-        `score-vs-parameters`, `score-vs-memory` and `training-curves`. Kinds without data are left out.
-        Raises UserError if there is nothing to draw, for another kind, and as `analysis` does.
+        For suites tuned by studies, the kinds are `differences`, `differences-by-task`, `curves` (scores by
+        trials of tuning) and `rates` (scores by learning rate). For other suites, they are `differences`,
+        `ranks`, `score-vs-parameters`, `score-vs-memory` and `training-curves`. Kinds without data are left
+        out. Raises UserError if there is nothing to draw, for an unknown kind, and as `analysis` does.
         """
         from reports.drawing import Figures
 
@@ -170,12 +171,15 @@ class Results(ShowsOverview, Study):
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One line per trial with a run (the run that counts), including tuning and search trials."""
+        """One line per trial that has a run, including trials of tuning and searches.
+
+        If a trial has several runs, the line describes the run that counts.
+        """
         return typed((_trial(experiment, record) for experiment, record in self._records()), TRIALS)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One line per point of each trial's curves, in the order of `trials`, then by measure and step."""
+        """One line per point of each trial's curves: in the order of `trials`, then by measure and step."""
         runs = grouped(self._records(), lambda run: run[0].name)
         own = {name: [record for _, record in of_name] for name, of_name in runs.items()}
         frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]
@@ -185,9 +189,9 @@ class Results(ShowsOverview, Study):
     def predictions(self) -> pd.DataFrame:
         """One line per example on which a finished trial of the tables was scored.
 
-        The columns of `PREDICTIONS` are followed by those of `NUMBERED`; for a trial with fewer classes than
-        others the last ones are missing. Trials without stored predictions have no lines. Raises UserError
-        for predictions that changed since or cannot be read.
+        The columns of `PREDICTIONS` are followed by those of `NUMBERED`. If a trial has fewer classes than
+        others, its values in the last numbered columns are missing. Trials without stored predictions have
+        no lines. Raises UserError for predictions that were changed or cannot be read.
         """
         finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
         read = [_predictions(*run) for run in self._records() if run[1].trial_id in finished]
@@ -201,7 +205,7 @@ class Results(ShowsOverview, Study):
         return typed(stored, PREDICTIONS).join(stored[list(more)].astype(more))
 
     def _records(self) -> Iterator[tuple[Experiment, Record]]:
-        """Yields the run that counts for each trial, from the first experiment in which it finished."""
+        """Yields each trial's run that counts over all experiments, with its experiment."""
         counts = latest(record for each in self.experiments for record in each.records.values())
         for experiment in self.experiments:
             in_order = sorted(experiment.records.values(), key=lambda run: (run.started, run.origin))
@@ -213,12 +217,15 @@ def load_results(
 ) -> Results:
     """Loads the results of experiments in a store, of packs, or of both: data frames, answer and figures.
 
-    `experiments` are names, or files of packs, which need no store; several are read as one. `selection`
-    limits the rows and the comparisons. The result has `cells` and `seeds`, as in `reports.study.Study`, and
-    everything that `Results` documents. Folders with result files of peft's method_comparison cannot be mixed
-    with experiments and give only `cells` and `seeds`, under the budget 'seed 0, not tuned alike'. Raises
-    UserError for an experiment that does not exist or has no result, for a pack that is refused, and for a
-    selection of missing rows.
+    `experiments` are names of experiments in the store, or files of packs, which need no store. Several are
+    read as one. `selection` limits the rows and the comparisons. The result has `cells` and `seeds`, as in
+    `reports.study.Study`, and everything that `Results` documents.
+
+    `experiments` may also be folders with result files of peft's method_comparison, but not together with
+    other experiments. They have only `cells` and `seeds`, under the budget 'seed 0, not tuned alike'.
+
+    Raises UserError for an experiment that does not exist or has no result, for a pack that is refused, and
+    for a selection of missing rows.
     """
     if not experiments:
         raise UserError("load_results() takes at least one experiment, or the file of a pack")
@@ -234,7 +241,7 @@ def load_results(
 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
-    """A frame with these columns, in this order and with these types, even without lines."""
+    """A frame that has exactly these columns, in this order and with these types, even if it has no lines."""
     frame = lines if isinstance(lines, pd.DataFrame) else pd.DataFrame(list(lines))
     frame = frame.reindex(columns=list(columns))
     for name, column in columns.items():

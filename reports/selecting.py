@@ -1,7 +1,8 @@
-"""The dimensions of the page's selector, which hides tables and figures alike.
+"""The dimensions of the page's selector, with which readers hide tables and figures.
 
-An element about certain budgets, tasks, backbones, families or capabilities says so in attributes, and the
-page's script hides it if none of them is selected. Elements without such attributes are always shown.
+An HTML element about certain budgets, tasks, backbones, families or capabilities lists them in attributes.
+The page's script hides the element if none of them is selected. Elements without these attributes are always
+shown.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from markupsafe import Markup
 
 from reports.study import Cell, TaskAndBackbone
 
-#: The attributes (`data-budget`, …), each with the label of its selector.
+#: The names of the attributes (`budget` stands for `data-budget`), each with the label of its selector.
 DIMENSIONS = {
     "budget": "Budget",
     "task": "Task",
@@ -23,14 +24,17 @@ DIMENSIONS = {
 
 
 def capabilities(cell: Cell) -> tuple[str, ...]:
-    """The values of `methods.capabilities.Capability` stored by the cell's runs. Empty without any."""
+    """The method's capabilities, as the cell's runs store them. Empty if they store none.
+
+    See `methods.capabilities.Capability`.
+    """
     return tuple(word for word in cell.capabilities.split(", ") if word)
 
 
 def marks(**values: str | Iterable[str]) -> Markup:
-    """Attributes of an element: `budget="isorank 4"`, `task=("digits", "textile")`.
+    """Formats attributes for an element, for example `marks(budget="isorank 4", task=("digits", "textile"))`.
 
-    Several values of one attribute are separated by newlines.
+    In the attribute, several values are separated by newlines.
     """
     texts = {
         name: value if isinstance(value, str) else "\n".join(dict.fromkeys(value))
@@ -52,7 +56,7 @@ def of_settings(settings: Iterable[TaskAndBackbone]) -> Markup:
 
 
 def choices(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """The values to select from in each dimension."""
+    """The values among which readers select, for each dimension."""
     values = {
         name: list(dict.fromkeys(getattr(cell, name) for cell in cells))
         for name in DIMENSIONS

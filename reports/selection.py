@@ -1,4 +1,4 @@
-"""The rows of a report and the comparisons among them."""
+"""Selects the rows of a report, and the comparisons among them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of a report. An empty field selects all. Rows that are not selected are in no comparison.
+    """Selects the rows of a report. Rows that are not selected are in no comparison.
 
-    A method is given by its name in tables, or by a title or a family (`tenslora` for all its variants),
-    which selects every method that has it. A name used in several experiments selects the row of each.
-    `reference` replaces LoRA as the reference, by its name in tables; it is included whatever `methods` and
-    `budgets` are.
+    An empty field selects everything. `methods` has names of methods in tables, titles, or families. A title
+    or a family selects every method that has it: `tenslora` selects all variants of TensLoRA. A name that
+    several experiments use selects the row of each of them.
 
-    `pairs` selects single comparisons of a method with a reference, both by their names in tables. They
-    replace `methods` and `reference`. The intervals of one budget and metric are simultaneous.
+    `reference` is the name in tables of a method that replaces LoRA as the reference. Its rows are selected
+    even if `methods` and `budgets` leave them out.
+
+    `pairs` selects single comparisons. Each pair has the names in tables of a method and of its reference.
+    With `pairs`, `methods` and `reference` must be empty. The intervals of all pairs of one budget and metric
+    are simultaneous.
     """
 
     methods: Sequence[str] = ()
@@ -37,7 +40,11 @@ class Selection:
     pairs: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
-        """Raises UserError for pairs with methods or a reference, and for a pair of empty or equal names."""
+        """Checks `pairs`.
+
+        Raises UserError if methods or a reference are given as well, and for a pair with empty or equal
+        names.
+        """
         if self.pairs and (self.methods or self.reference):
             raise UserError("pairs say themselves what is compared: no methods or reference beside them")
         for pair in self.pairs:
@@ -46,7 +53,7 @@ class Selection:
 
     @property
     def compared(self) -> Mapping[str, tuple[str, ...]]:
-        """The methods to compare with each reference, as in `reports.study.Study`."""
+        """By reference, the methods to compare with it, as in `reports.study.Study.compared`."""
         methods_of: dict[str, tuple[str, ...]] = {} if self.pairs else {self.reference: ()}
         for method, reference in dict.fromkeys(self.pairs):
             methods_of[reference] = (*methods_of.get(reference, ()), method)
@@ -70,14 +77,15 @@ class Selection:
 
     @property
     def everything(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether all fields are empty, so that the report has all rows and the usual comparisons."""
         choices = (self.methods, self.tasks, self.backbones, self.budgets, self.reference, self.pairs)
         return not any(choices)
 
     def of(self, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-        """The experiments with the selected rows, without experiments that have none.
+        """Limits experiments to their selected rows. Experiments without selected rows are left out.
 
-        Raises UserError for a name that no row has, and if no row is left, or no row of a pair's method.
+        Raises UserError for a name that no row has, if no row is selected, and if no row of the method of a
+        pair is selected.
         """
         rows = [row for experiment in experiments for row in experiment.rows]
         table_names = {row.name for row in rows}

@@ -1,4 +1,4 @@
-"""Contents of a store: numbers of its experiments, and trials and cells with their provenance."""
+"""The contents of a store: its experiments in numbers, and single trials and cells with provenance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from reports.study import Cell, Seed
 
 @dataclass(frozen=True)
 class Contents:
-    """An experiment in numbers: the status of the trials in its suite's latest plan, each counted once."""
+    """An experiment in numbers. Each trial in the suite's latest plan counts once."""
 
     experiment: str
     #: The numbers of planned trials that are finished, failed, running and missing. Trials that are not yet
@@ -36,17 +36,18 @@ class Contents:
     failed: int
     running: int
     missing: int
-    #: The numbers of planned studies, and of studies whose trials have all ended. None without studies.
+    #: The numbers of planned studies, and of studies whose trials have all ended. None if no row has studies.
     studies: int | None
     studies_complete: int | None
-    #: The number of stored trials outside the latest plan's rows: tuning, search, and earlier plans.
+    #: The number of stored trials that are not in the latest plan's rows. They belong to tuning, searches and
+    #: earlier plans.
     others: int
-    #: The beginning of the latest run of a suite or trial, in milliseconds since the epoch.
+    #: The time at which the latest run of a suite or trial began, in milliseconds since the epoch.
     latest: int
 
 
 def contents(uri: str) -> list[Contents]:
-    """Every experiment of a store that has a suite or a trial, by name.
+    """All experiments of a store that have a suite or a trial, sorted by name.
 
     Raises UserError if there is no store, or if the store cannot be read.
     """
@@ -102,16 +103,16 @@ def _studies(rows: Sequence[PlannedRow], ended: Set[Any]) -> tuple[int | None, i
 
 @dataclass(frozen=True)
 class TrialContents:
-    """Everything that a store has about one trial."""
+    """Everything that a store contains about one trial."""
 
     experiment: str
     #: The run that counts.
     record: Record
-    #: The row in the suite's latest plan. None, for example, for a trial of a search.
+    #: The trial's row in the suite's latest plan. None if no row has the trial, such as a trial of a search.
     row: PlannedRow | None
-    #: The trial's budgets, each with `budget`, `asked`, `ratio` and `within`.
+    #: The trial's budgets, each as a mapping with `budget`, `asked`, `ratio` and `within` (see `Cell`).
     budgets: tuple[Mapping[str, Any], ...]
-    #: The resolved configuration with MLflow's keys, such as `method.rank` and `recipe.lr`.
+    #: The resolved configuration. Its keys are those in MLflow, such as `method.rank` and `recipe.lr`.
     configuration: Mapping[str, str]
     #: The sizes of artifacts in bytes, by name.
     artifacts: Mapping[str, int | None]
@@ -152,7 +153,7 @@ class TrialContents:
         return studies.trials.get(int(self.record.tag(Tag.SEED))) if studies else None
 
     def measure(self, measure: Measure) -> float | None:
-        """A measured number as stored. None if the store lacks the number."""
+        """The stored value of a measure. None if the store has none."""
         return self.record.measure(measure)
 
 
@@ -196,7 +197,10 @@ class CellContents:
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yields headings and texts of the seeds' provenance, with counts of seeds where they differ."""
+        """Yields (heading, text) for each subject of the seeds' provenance.
+
+        If the seeds differ, each text is followed by the number of seeds that have it.
+        """
         started = [dict(provenance.lines()) for _, provenance in self.seeds if provenance]
         for head in dict.fromkeys(head for lines in started for head in lines if head != "streams"):
             for text, count in Counter(lines.get(head, UNKNOWN) for lines in started).items():
@@ -216,9 +220,10 @@ class CellContents:
 def cell_contents(
     uri: str, names: Sequence[str], number: int, selection: Selection | None = None
 ) -> CellContents:
-    """The cell with this number in `cells.csv` of a report on the same experiments and selection.
+    """The cell with this number, and the provenance of its seeds.
 
-    Raises UserError if there is no such cell, and as `reports.reading.read` does.
+    The number is that in `cells.csv` of a report on the same experiments with the same selection. Raises
+    UserError if no cell has the number, and as `reports.reading.read` does.
     """
     study = read(uri, names, selection)
     if not 0 <= number < len(study.all_cells):

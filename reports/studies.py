@@ -1,4 +1,4 @@
-"""The analysis of experiments tuned by studies: every method's score after k trials of tuning."""
+"""Analyses experiments tuned by studies: the score of every method after k trials of tuning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
 
-#: The number of shuffles of the answers for the score by chance.
+#: The score by chance is the mean over this many shuffles of a trial's answers.
 SHUFFLES = 20
 
 
@@ -43,37 +43,47 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's difference from the reference over all settings and on each; positive is better.
+    """A method's difference from the reference, over all settings and on each of them.
 
-    Intervals over all settings are simultaneous for all compared methods; those on single settings for all
-    methods and settings.
+    Positive is better. The interval over all settings is simultaneous with those of all compared methods. The
+    interval on a setting is simultaneous with those of all compared methods on all settings.
     """
 
     effect: Effect
+    #: The interval over all settings and its verdict.
     interval: Bounds | None
     verdict: Verdict
+    #: The interval on each setting and its verdict.
     intervals: tuple[Bounds | None, ...]
     verdicts: tuple[Verdict, ...]
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """A method's sensitivity to learning rates: shares of trials, as means over settings."""
+    """A method's sensitivity to learning rates, measured by shares of its trials."""
 
-    #: The share of trials that succeed at rates within a point of the best, and the share that failed.
+    #: The share of trials that succeeded at a rate whose smoothed score is within a point of the best. Mean
+    #: over settings.
     near: float
+    #: The share of trials that failed. Mean over settings.
     failed: float
+    #: The numbers of failed trials and of all trials, over all settings.
     failures: int
     trials: int
-    #: Differences from the reference. None for the reference itself, without one, and without shared studies.
+    #: The differences of `near` and `failed` from the reference. None for the reference itself, if there is
+    #: no reference, and if the two share no study on some setting.
     near_difference: Difference | None
     failed_difference: Difference | None
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """The change of score from using the other settings' best rate. Negative is a loss."""
+    """The change of a method's score if every setting uses the learning rate that is best on the others.
 
+    Negative is a loss.
+    """
+
+    #: The mean change over settings, with its interval and verdict.
     mean: float
     interval: Bounds | None
     verdict: Verdict
@@ -88,31 +98,32 @@ class Entrant:
     method: str
     family: str
     parameters: int
-    #: One cell per setting.
+    #: The numbers of the method's cells, one per setting, and the studies of each.
     cells: tuple[int, ...]
     studies: tuple[CompleteStudies, ...]
-    #: By k, the scores after k trials on each setting, and their mean, in stored units.
+    #: The score after k trials on each setting, by k, in stored units.
     scores: Mapping[int, tuple[Estimate, ...]]
+    #: The mean of `scores` over settings, by k.
     means: Mapping[int, Estimate]
-    #: Differences from the reference by k. Empty for the reference itself, without one, and without shared
-    #: studies.
+    #: The differences from the reference after k trials, by k. Empty for the reference itself, if there is no
+    #: reference, and if the two share no study on some setting.
     differences: Mapping[int, Difference]
     sensitivity: Sensitivity
-    #: The transfer of rates. None with a single setting, and if the settings share no study.
+    #: The transfer of rates between settings. None for a single setting, and if the settings share no study.
     transfer: Transfer | None
 
 
 @dataclass(frozen=True)
 class Level:
-    """A method without adapter, shown as a line in figures."""
+    """The score of a method without adapter, which figures show as a line."""
 
     method: str
     family: str
-    #: The method's score on each setting, in stored units. None where unknown, such as where it has not run.
+    #: The method's score on each setting, in stored units. None if it is unknown or the method has not run.
     scores: tuple[float | None, ...]
-    #: The difference from the reference on each setting, and the mean over all. Positive is better; None if
-    #: unknown.
+    #: The difference from the reference on each setting. Positive is better. None if unknown.
     differences: tuple[float | None, ...]
+    #: The mean of `differences`. None if one of them is unknown.
     difference: float | None
 
 
@@ -126,14 +137,15 @@ class StudyBlock:
     unit: Unit
     threshold: float
     settings: tuple[TaskAndBackbone, ...]
-    #: The primary number of trials k, and all values of k that are shown.
+    #: The number of trials k at which methods are compared, and all values of k that are shown.
     k: int
     ks: tuple[int, ...]
     reference: Reference | None
-    #: The reference first, then the others by score after `k` trials.
+    #: The compared methods. The reference comes first, then the others by score after `k` trials, best first.
     entrants: tuple[Entrant, ...]
+    #: The methods without adapter.
     levels: tuple[Level, ...]
-    #: The sources of variance on each setting.
+    #: The variance of scores by source, on each setting.
     sources: tuple[Sources, ...]
     notes: tuple[str, ...]
 
@@ -156,13 +168,13 @@ class StudyAnalysis:
     blocks: tuple[StudyBlock, ...]
     notes: tuple[str, ...]
     evidence: Evidence = field(repr=False)
-    #: The complete studies of each cell, by number. Cells without any are absent.
+    #: The complete studies of each cell, by the cell's number. Cells without a complete study are absent.
     studies: Mapping[int, CompleteStudies] = field(repr=False)
 
     def score(self, number: int) -> Estimate | None:
-        """The score of this cell after as many trials as a study has points.
+        """The score of the cell with this number after as many trials as one study has.
 
-        None without a complete study.
+        None if no study of the cell is complete.
         """
         cell, studies = self.study.all_cells[number], self.studies.get(number)
         if studies is None or cell.studies is None:
@@ -171,9 +183,10 @@ class StudyAnalysis:
         return _score(cell.metric, effect([part]))
 
     def failed(self, seed: Seed) -> bool:
-        """Whether a trial diverged, or scored `FAILED` points or more below `CompleteStudies.best`.
+        """Whether a trial failed: it diverged, or its score is far below its method's best.
 
-        For a cell without a complete study, only divergence counts.
+        Far means `FAILED` points (see `reports.inference.studies`). In a cell without a complete study, only
+        divergence counts.
         """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None:
@@ -183,9 +196,10 @@ class StudyAnalysis:
 
 
 def analyse_studies(study: Study, threshold: CustomThresholds = None) -> StudyAnalysis:
-    """Computes everything on the page of studies.
+    """Computes everything in a report on experiments tuned by studies.
 
-    Raises UserError as `thresholds` does, and for a selection of pairs of methods.
+    `threshold` is the smallest difference that matters. Raises UserError as `thresholds` does, and if single
+    pairs of methods are selected.
     """
     if len(study.compared) > 1 or any(study.compared.values()):
         raise UserError("pairs: not of experiments tuned by studies; give --method and --reference instead")
@@ -231,13 +245,11 @@ def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[
 
 
 def _by_study(seeds: Sequence[Seed]) -> dict[int, list[Seed]]:
-    """The trials of each study, by its number."""
     placed = (seed for seed in seeds if seed.study is not None)
     return grouped(placed, lambda seed: int(seed.study or 0))
 
 
 def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[str]:
-    """Yields a note for each reason why studies are left out."""
     every = sum(cell.studies is not None for cell in study.all_cells)
     for reason, cells in reasons.items():
         whose = listed(f"{cell.method} on {cell.task}" for cell in cells)
@@ -247,7 +259,7 @@ def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[s
 
 
 def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: float) -> CompleteStudies:
-    """The complete studies of a cell with these numbers. A diverged trial has the score by chance."""
+    """The studies with these numbers of a cell. A diverged trial has the score by chance (`chance`)."""
     assert cell.studies is not None
     study, sign = evidence.study, direction(cell.metric)
     by_study = _by_study(study.of_cell(cell.number))
@@ -276,10 +288,11 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
 
 
 def _chances(study: Study) -> dict[TaskAndBackbone, float]:
-    """The score by chance on each setting; larger is better.
+    """The score by chance on each setting. Larger is better.
 
-    The score by chance is the mean score of a trial's answers, shuffled over the test examples. Without
-    stored answers, it is the setting's worst score, and 0 without a finished trial.
+    The score by chance is the mean score that a trial's answers have if they are shuffled over the test
+    examples. If no answers are stored, it is the worst score on the setting. If no trial has finished, it
+    is 0.
     """
     chances: dict[TaskAndBackbone, float] = {}
     finished = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.cell)
@@ -309,7 +322,6 @@ def _chances(study: Study) -> dict[TaskAndBackbone, float]:
 def _blocks(
     study: Study, complete: Mapping[int, CompleteStudies], matters: Mapping[str, float]
 ) -> Iterator[StudyBlock]:
-    """Yields the blocks of a report, in the order of budgets."""
     adapters = [cell for cell in study.all_cells if cell.studies and cell.family not in NO_ADAPTERS]
     joined, made = block_budgets(cell.budget for cell in adapters), recipes(study)
     by_budget = grouped(adapters, lambda cell: joined[cell.budget])
@@ -323,10 +335,10 @@ def _blocks(
 
 
 def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
-    """Maps each budget to the budget of the block that contains its methods.
+    """Maps each budget to the budget under which its methods are compared.
 
-    Methods of fixed size join the only other budget if there is one, so that one family of intervals answers
-    which method to use.
+    Every budget is mapped to itself, except that of methods of fixed size. If there is exactly one other
+    budget, methods of fixed size are compared under it, so that one comparison answers which method to use.
     """
     every = set(budgets)
     sized = every - {OWN_SIZE}
@@ -428,7 +440,7 @@ def _part(study: Study, cell: Cell, part: OnSetting) -> OnSetting:
 
 
 def _score(metric: str, score: Effect) -> Estimate:
-    """A score in stored units, with its interval clipped to possible scores."""
+    """Converts a score to stored units, and clips its interval to possible scores."""
     sign, (least, most) = direction(metric), bounds(metric)
     interval = score.interval(simultaneous(1))
     if interval is not None:
@@ -441,7 +453,7 @@ def _score(metric: str, score: Effect) -> Estimate:
 
 
 def _compared(study: Study, block: StudyBlock, complete: Mapping[int, CompleteStudies]) -> StudyBlock:
-    """Adds differences from the reference, levels and sources of variance to the block."""
+    """Adds to the block the differences from the reference, the levels and the sources of variance."""
     reference = [complete[number] for number in block.reference.cells] if block.reference else None
     own = block.reference.cells if block.reference else ()
     rivals = [entrant for entrant in block.entrants if entrant.cells != own]
@@ -466,7 +478,7 @@ def _compared(study: Study, block: StudyBlock, complete: Mapping[int, CompleteSt
 def _against(
     study: Study, block: StudyBlock, entrant: Entrant, reference: Sequence[CompleteStudies], claims: int
 ) -> Entrant:
-    """Adds differences from the reference to the entrant. Unchanged if both share no study on a setting."""
+    """Adds the differences from the reference to a method, unless the two share no study on some setting."""
     cells = [study.all_cells[number] for number in entrant.cells]
     sides = list(zip(cells, entrant.studies, reference, strict=True))
     if not all({*own.numbers} & {*other.numbers} for _, own, other in sides):
@@ -504,7 +516,7 @@ def _difference(parts: Sequence[OnSetting], claims: int, threshold: float) -> Di
 
 
 def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int) -> Entrant:
-    """Adds the entrant's `Transfer`. Unchanged for a single setting, and if the settings share no study."""
+    """Adds the transfer of rates to a method, unless there is one setting or settings share no study."""
     if len(block.settings) < 2 or not set.intersection(*({*each.numbers} for each in entrant.studies)):
         return entrant
     cell = study.all_cells[entrant.cells[0]]
@@ -521,7 +533,7 @@ def _levels(
     complete: Mapping[int, CompleteStudies],
     reference: Sequence[CompleteStudies] | None,
 ) -> Iterator[Level]:
-    """Yields the converged head, the head alone and full fine-tuning, without those that have not run."""
+    """Yields the converged head, the head alone and full fine-tuning, if they have run."""
     sign = direction(block.metric)
     for family in (CONVERGED, *(name for name in NO_ADAPTERS if name != CONVERGED)):
         cells = {cell.setting: cell for cell in reversed(study.all_cells) if cell.family == family}
@@ -543,7 +555,7 @@ def _levels(
 
 
 def _gain(cell: Cell | None, complete: Mapping[int, CompleteStudies], k: int) -> float | None:
-    """The score of a cell after k trials; for a cell without studies, its mean. Larger is better.
+    """The score of a cell after k trials or, if the cell has no studies, its mean score. Larger is better.
 
     None if the score is unknown.
     """

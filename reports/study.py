@@ -1,6 +1,7 @@
 """The data of a report: experiments, the cells of their tables, and the seeds of each cell.
 
-A cell is one method under one budget on one task and backbone, over seeds.
+A cell is one method under one budget on one task and backbone, over all its seeds. The class `Study` has
+nothing to do with studies that tune a method.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
 #: The registered name of the converged head, a line in every figure that adapters should beat.
 CONVERGED = "converged_head"
 
-#: Measures by their column.
+#: The measures that have a column in tables, by the column's name.
 COLUMNS = {measure.column: measure for measure in Measure if measure.column}
-#: The field of `Cell` for the index of `Study.cells`.
+#: The field of `Cell` that holds the index of the cell's line in `Study.cells`.
 NUMBER = "number"
 
 Item = TypeVar("Item")
@@ -38,7 +39,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class TaskAndBackbone(NamedTuple):
-    """A setting: a task on a backbone. Methods are compared on one setting, or over several."""
+    """A setting: a task on a backbone. Methods are compared on one setting or over several settings."""
 
     task: str
     backbone: str
@@ -48,13 +49,13 @@ class TaskAndBackbone(NamedTuple):
 
 
 class FrameLine:
-    """A line of a data frame. `line["step_ms"]` is the measured number in the column `step_ms`."""
+    """A line of a data frame. For example, `line["step_ms"]` is the number in the column `step_ms`."""
 
-    #: Measured numbers by `Measure.column`. None if unknown.
+    #: The measured numbers, by `Measure.column`. None if unknown.
     measures: Mapping[str, float | None]
 
     def __getitem__(self, column: str) -> float | None:
-        """The number in this column. None if unknown. Raises KeyError if there is no such column."""
+        """The measured number in this column. None if unknown. Raises KeyError for any other column."""
         return self.measures[column]
 
     def columns(self) -> dict[str, Any]:
@@ -65,10 +66,10 @@ class FrameLine:
 
 @dataclass(frozen=True)
 class Seed(FrameLine):
-    """A planned seed of a cell, with its run: a line of `Study.seeds`.
+    """A planned seed of a cell, with its run. It is a line of `Study.seeds`.
 
-    Unknown numbers are None here, and NaN in the frame. `measures` has every measure of a trial that has a
-    column (see `bench.records.measures.Measure`). Only finished seeds have a score.
+    Unknown numbers are None in this class and NaN in the frame. Only finished seeds have a score. `measures`
+    has the seed's measures by column (see `bench.records.measures.Measure`).
     """
 
     #: The number of the seed's cell: its index in `Study.cells`.
@@ -77,14 +78,17 @@ class Seed(FrameLine):
     backbone: str
     budget: str
     method: str
-    #: The experiment that has the run: the cell's, unless the trial finished (or started) only in another.
+    #: The experiment that has the run. If the trial did not finish in the cell's own experiment, it may be
+    #: another experiment.
     experiment: str
     seed: int
-    #: The trial's study and point, both counted from 0, its rate's offset in decades from the window's
-    #: centre, and its learning rate. None if the cell has no studies.
+    #: The numbers of the trial's study and of its point in the study, both from 0. None if the cell has no
+    #: studies.
     study: int | None
     point: int | None
+    #: The learning rate's offset from the window's centre, in decades. None if the cell has no studies.
     offset: float | None
+    #: The learning rate. None if the cell has no studies.
     lr: float | None
     #: The trial id. Empty if the row is not yet tuned.
     trial_id: str
@@ -92,9 +96,9 @@ class Seed(FrameLine):
     run_id: str
     #: A value of `bench.records.words.Status`: FINISHED, FAILED, MISSING, …
     status: str
-    #: The reason of a failure in a word or two, and in full. Otherwise empty, except that the message says if
-    #: the row is not yet tuned.
+    #: The reason of a failure in a word or two. Empty if the trial has not failed.
     failure: str
+    #: The reason of a failure in full, or the note that the row is not yet tuned. Otherwise empty.
     message: str
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
 
@@ -104,15 +108,15 @@ class Seed(FrameLine):
 
     @property
     def score(self) -> float | None:
-        """The score by the cell's metric on the evaluated split, as stored: an accuracy is in [0, 1].
+        """The score in stored units, by the cell's metric on the evaluated split. None unless finished.
 
-        None unless the seed has finished.
+        For example, an accuracy is in [0, 1].
         """
         return self["score"]
 
     @property
     def validation(self) -> float | None:
-        """The validation score of the selected epoch, by the same metric. None if no such score is stored."""
+        """The validation score of the selected epoch, by the cell's metric. None if it is not stored."""
         return self["validation"]
 
     @property
@@ -124,8 +128,9 @@ class Seed(FrameLine):
 class Cell(FrameLine):
     """A row of a plan with its results over seeds. Its `number` is the index of its line in `Study.cells`.
 
-    Unknown numbers are None here, and NaN in the frame. Failed or missing seeds are counted but enter no
-    mean. `measures` summarises the finished seeds by `Measure.summary`.
+    Unknown numbers are None in this class and NaN in the frame. Failed and missing seeds are counted, but are
+    in no mean. `measures` has one number per measure, which `Measure.summary` computes from the finished
+    seeds.
     """
 
     number: int
@@ -146,26 +151,27 @@ class Cell(FrameLine):
     parameters: int
     #: The number of adapter parameters at the start. None unless training cuts some.
     peak: int | None
-    #: The number of parameters that the budget requests. None if it sets the ranks instead.
+    #: The number of parameters that the budget requests. None if the budget sets ranks instead.
     asked: float | None
-    #: The parameters divided by the requested number, and whether that is within the budget's tolerance.
+    #: `parameters` divided by `asked`, and whether this ratio is within the budget's tolerance. None if
+    #: `asked` is None.
     ratio: float | None
     within: bool | None
     #: The parameters in percent of LoRA's at rank 4.
     percent_of_lora: float
-    #: The tuning's effort and choice. None without tuning.
+    #: The effort of the tuning and the chosen point. None if the cell was not tuned, or was tuned by studies.
     tuning: Tuned | None
-    #: The studies that the cell's seeds form. None if these are seeds of one setting.
+    #: The plan of the studies to which the cell's trials belong. None if the cell has no studies.
     studies: StudyPlan | None
-    #: The metric and the split of the scores. Empty while no seed has finished.
+    #: The metric of the scores, and the split on which they were measured. Empty while no seed has finished.
     metric: str
     evaluated: str
-    #: The unit of a regression's targets, if scores have it and the task names it. Otherwise empty.
+    #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
     unit: str
     #: The method's capabilities, separated by commas. Empty if its runs store none.
     capabilities: str
-    #: The range of each rank after cutting, over seeds and layers, as text; `ranks` are then upper bounds.
-    #: Empty without cutting.
+    #: The ranks that cutting left in each mode, as text: the smallest and the largest over seeds and layers.
+    #: `ranks` are then upper bounds. Empty if training cut no ranks.
     left: str
     #: The numbers of planned, finished and failed seeds.
     seeds: int
@@ -177,11 +183,12 @@ class Cell(FrameLine):
     missing: int
     #: Whether every seed has finished.
     complete: bool
-    #: The mean and standard deviation (n − 1) of the scores, in stored units. None for a cell with studies,
-    #: whose trials have different rates, as are all means over seeds.
+    #: The mean and the standard deviation (n − 1) of the scores, in stored units. Like all means over seeds,
+    #: they are None for a cell with studies, whose trials have different learning rates.
     mean: float | None
     sd: float | None
-    #: Student's 95% interval of the mean, clipped to possible scores. Needs three finished seeds.
+    #: Student's 95% interval of the mean, clipped to possible scores. None for fewer than three finished
+    #: seeds.
     low: float | None
     high: float | None
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
@@ -192,17 +199,20 @@ class Cell(FrameLine):
 
     @property
     def gain(self) -> float | None:
-        """The mean, negated if smaller scores are better. So larger is always better."""
+        """The mean score, negated if smaller scores are better. So a larger gain is always better."""
         return None if self.mean is None else direction(self.metric) * self.mean
 
     @property
     def validation(self) -> float | None:
-        """The mean of the seeds' validation scores. None if there are none, and for a cell with studies."""
+        """The mean validation score over seeds. None if no score is stored, and for a cell with studies."""
         return self["validation"]
 
 
 def measured(cells: Iterable[Cell]) -> str:
-    """The split, metric and unit that the scores of all these cells share, as text, or "no result"."""
+    """The split, metric and unit of these cells' scores as text, such as "test accuracy".
+
+    All cells must share them. The text is "no result" if no cell has a score.
+    """
     scales = (
         f"{cell.evaluated} {cell.metric}" + f" in {cell.unit}" * bool(cell.unit)
         for cell in cells
@@ -212,10 +222,10 @@ def measured(cells: Iterable[Cell]) -> str:
 
 
 def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | None]:
-    """The trial with the lowest validation loss of each complete study of a cell, by study number.
+    """The trial that each complete study of a cell keeps, by the number of the study.
 
-    None for a study without a finished trial that stored its loss. A study is complete here once all its
-    points have finished or failed.
+    A study keeps its trial with the lowest validation loss, or None if no finished trial has stored its loss.
+    A study is complete if all its trials have finished or failed.
     """
     by_study = grouped((seed for seed in seeds if seed.study is not None), lambda seed: seed.study)
     return {
@@ -232,7 +242,7 @@ def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | N
 
 
 def distinct(seeds: Iterable[Seed]) -> list[Seed]:
-    """One seed per trial, so that a trial in two cells counts once. Seeds not yet tuned all count."""
+    """Removes repeated trials, so that a trial in two cells counts once. Seeds not yet tuned all count."""
     return list({seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds}.values())
 
 
@@ -240,7 +250,7 @@ Line = TypeVar("Line", Cell, Seed)
 
 
 def lines_of(frame: pd.DataFrame, form: type[Line]) -> tuple[Line, ...]:
-    """The rows of `Study.cells` or `Study.seeds`, or some of them, as typed lines."""
+    """Converts lines of `Study.cells` or of `Study.seeds` to objects of the class `form`."""
     own = {column.name for column in fields(form)}
     lines = []
     for values in frame.reset_index(names=NUMBER).to_dict("records"):
@@ -251,36 +261,35 @@ def lines_of(frame: pd.DataFrame, form: type[Line]) -> tuple[Line, ...]:
 
 
 def _or_none(value: Any) -> Any:
-    """The value, with NaN replaced by None."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 class TableRow(PlannedRow):
-    """A row of a plan with its method's name in tables."""
+    """A row of a plan, with the name that its method has in tables."""
 
     #: The name, unique within a task, backbone and budget, except for rows with the same trials.
     name: str
 
     @classmethod
     def of(cls, row: PlannedRow) -> TableRow:
-        """The row with its name in the tables of a single experiment."""
+        """Returns the row with the name that it has in tables of its own experiment."""
         return cls(**dict(row), name=row.table_name)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A suite's plan with its stored runs."""
+    """The plan of a suite, with its stored runs."""
 
     source: Source
     name: str
-    #: The suite's text for the end of its results. Empty if it has none.
+    #: The text with which the suite's results end. Empty if the suite has no such text.
     closing: str
-    #: The original id of the run that holds the suite's plan.
+    #: The id of the run that holds the suite's plan. For a pack, the id in the store from which it was made.
     run_id: str
     rows: tuple[TableRow, ...] = field(repr=False)
-    #: Resolved trials by id. Rows that are not yet tuned have none.
+    #: The planned trials by id. Rows that are not yet tuned have no trials.
     trials: dict[str, PlannedTrial] = field(repr=False)
-    #: The run that counts for every stored trial, including tuning and search.
+    #: For every stored trial, the run that counts, by trial id. Trials of tuning and searches are included.
     records: dict[str, Record] = field(repr=False)
     #: The number of finished runs that do not count, because an earlier run of the same trial does.
     duplicates: int
@@ -301,7 +310,7 @@ class Experiment:
 
 
 class CellsAndSeeds:
-    """Cells and seeds as data frames, and the same rows as typed lines."""
+    """Cells and seeds: as data frames, and as objects of the classes `Cell` and `Seed`."""
 
     cells: pd.DataFrame
     seeds: pd.DataFrame
@@ -321,23 +330,23 @@ class CellsAndSeeds:
 class Study(CellsAndSeeds):
     """The results of one or more experiments, from which all figures and tables of a report are made.
 
-    `cells` is a data frame with one row per cell, and `seeds` one with one row per planned seed, whose column
-    `cell` is the index of `cells`. `Cell` and `Seed` document the columns; `all_cells` and `all_seeds` are
-    the same rows as typed lines.
+    `cells` is a data frame with one line per cell. `seeds` is a data frame with one line per planned seed.
+    Its column `cell` refers to the index of `cells`. `Cell` and `Seed` document the columns. `all_cells` and
+    `all_seeds` have the same lines as objects of these classes.
     """
 
     experiments: tuple[Experiment, ...]
     cells: pd.DataFrame
     seeds: pd.DataFrame
-    #: Limits of the results, as notes for the reader.
+    #: Notes for the reader on limits of the results.
     notes: tuple[str, ...]
-    #: The methods to compare with each reference, by their names in tables. An empty reference is LoRA, and
-    #: no methods means all.
+    #: By the reference's name in tables, the names of the methods to compare with it. An empty name means
+    #: that LoRA is the reference. An empty tuple means that all methods are compared.
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"": ()})
 
     @property
     def against(self) -> str:
-        """The name of the reference, or "the reference" if there are several."""
+        """The name of the reference, or "the reference" if there are several references."""
         return "the reference" if len(self.compared) > 1 else "".join(self.compared) or "LoRA"
 
     @property
@@ -368,13 +377,13 @@ class Study(CellsAndSeeds):
         return self._finished.get(cell, [])
 
     def scores(self, cells: Sequence[int]) -> tuple[list[int], Array]:
-        """The seeds that have finished in all these cells, and their scores (cells, seeds)."""
+        """The seeds that have finished in all these cells, and the scores (cells, seeds) at these seeds."""
         scores = [self._scores.get(cell, {}) for cell in cells]
         common = sorted(set.intersection(*map(set, scores)))
         return common, np.array([[of_cell[seed] for seed in common] for of_cell in scores], dtype=float)
 
     def gains(self, cells: Sequence[int]) -> tuple[list[int], Array]:
-        """Like `scores`, negated if smaller scores are better. So larger is always better."""
+        """Like `scores`, but scores are negated if smaller ones are better. So larger is always better."""
         seeds, scores = self.scores(cells)
         return seeds, scores * np.array([[self.direction(cell)] for cell in cells])
 
@@ -384,7 +393,7 @@ class Study(CellsAndSeeds):
 
     @cached_property
     def _sizes(self) -> dict[tuple[str, str], float]:
-        """The typical size of scores by task and metric, for metrics whose scores have the task's unit."""
+        """The typical size of scores by task and metric, for scores that have the unit of the targets."""
         scores: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for cell in self.all_cells:
             if cell.metric and METRICS.get(cell.metric).in_units:
@@ -392,16 +401,19 @@ class Study(CellsAndSeeds):
         return {key: float(np.median(sizes)) or 1.0 for key, sizes in scores.items() if sizes}
 
     def size(self, cell: int) -> float:
-        """The typical size of this cell's scores: 1, or the task's median score if they have its unit."""
+        """The typical size of scores on this cell's task, by its metric.
+
+        It is the median absolute score if scores have the unit of the task's targets, and otherwise 1.
+        """
         line = self.all_cells[cell]
         return self._sizes.get((line.task, line.metric), 1.0)
 
     @cached_property
     def metrics(self) -> dict[int, str]:
-        """The metric of each cell, by number.
+        """The metric of each cell, by the cell's number.
 
-        A cell without a run has the metric of another cell on its setting, of its own experiment if possible,
-        or else the metric of any cell. Empty if no cell has run.
+        A cell without a score has the metric of another cell on its setting, of its own experiment if
+        possible. If there is none, it has the metric of any cell. Empty if no cell has a score.
         """
         scored = [cell for cell in reversed(self.all_cells) if cell.metric]
         own = {(cell.experiment, cell.setting): cell.metric for cell in scored}
@@ -415,12 +427,12 @@ class Study(CellsAndSeeds):
         }
 
     def converged_head(self, setting: TaskAndBackbone) -> Cell | None:
-        """The cell of the converged head on a setting. None if the head has not run there."""
+        """The cell of the converged head on a setting. None if it has no finished seed there."""
         cells = (cell for cell in self.all_cells if cell.setting == setting and cell.finished)
         return next((cell for cell in cells if cell.family == CONVERGED), None)
 
     def split_sizes(self) -> dict[str, list[str]]:
-        """The sizes of the splits by task, without repetition. Sizes may differ between seeds."""
+        """The sizes of the splits as texts, by task. A task has several texts if sizes vary with the seed."""
         records = {id_: record for each in self.experiments for id_, record in each.records.items()}
         sizes_of: dict[str, list[str]] = {}
         for seed in self.all_seeds:
@@ -436,7 +448,7 @@ class Study(CellsAndSeeds):
 
 
 def block_order(budget: str) -> int:
-    """The sort key of a budget: isorank, isoparameters, other budgets, then methods of fixed size."""
+    """The sort key of a budget. The order is isorank, isoparameters, other budgets, and fixed size last."""
     for place, start in enumerate(("isorank", "isoparameters")):
         if budget.startswith(start):
             return place
@@ -444,7 +456,7 @@ def block_order(budget: str) -> int:
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """The items by key, in the order of each key's first item."""
+    """Groups items by key. The keys are in the order in which they first occur."""
     groups: defaultdict[Key, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)

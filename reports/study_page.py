@@ -1,4 +1,4 @@
-"""The page of experiments tuned by studies: one HTML file, which needs no server."""
+"""The page of a report on experiments tuned by studies: one HTML file, which needs no server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TrialLine(NamedTuple):
 def render(
     analysis: StudyAnalysis, drawn: Sequence[Drawn], mixtures: Sequence[Mixture], *, when: str = ""
 ) -> str:
-    """Returns the page as text. `when` is the time shown in it, by default the current one."""
+    """Returns the page as text. `when` is the time shown in it; if empty, the current time is shown."""
     study = analysis.study
     figures = {
         number: {

@@ -1,4 +1,4 @@
-"""The tables of studies: data frames for CSV and JSON, and text for Markdown and LaTeX."""
+"""The tables of a report on studies: data frames for CSV and JSON, and text for Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Lines = Iterator[dict[str, Any]]
 
 
 def frames(analysis: StudyAnalysis) -> dict[str, pd.DataFrame]:
-    """All tables that are not empty, by file name, with scores and differences in stored units."""
+    """All tables that are not empty, by the name of their file. Scores are in stored units."""
     by_block: dict[str, Callable[[StudyBlock], Lines]] = {
         "differences": _differences,
         "differences_by_task": _by_setting,
@@ -41,7 +41,7 @@ def frames(analysis: StudyAnalysis) -> dict[str, pd.DataFrame]:
 
 
 def _trials(analysis: StudyAnalysis) -> pd.DataFrame:
-    """Every planned trial, with whether its study is complete and whether it failed."""
+    """Every planned trial. Two columns say whether its study is complete and whether the trial failed."""
     seeds = analysis.study.seeds.astype({"study": "Int64", "point": "Int64"})
     every = analysis.study.all_seeds
     complete = {number: set(studies.numbers) for number, studies in analysis.studies.items()}
@@ -219,13 +219,16 @@ def as_json(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
 
 
 def score(block: StudyBlock, entrant: Entrant, place: int | None = None) -> str:
-    """The score after `k` trials as text: on the setting at index `place`, or the mean over settings."""
+    """A method's score after `block.k` trials, as text.
+
+    The score is that on the setting at index `place`. If `place` is None, it is the mean over settings.
+    """
     estimate = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
     return block.unit.score(estimate.value)
 
 
 def difference(block: StudyBlock, entrant: Entrant) -> str:
-    """The difference from the reference after `k` trials, with its interval, as text."""
+    """A method's difference from the reference after `block.k` trials, with its interval, as text."""
     compared, unit = entrant.differences[block.k], block.unit
     between = (
         f"{unit.difference(compared.interval[0])} to {unit.difference(compared.interval[1])}"
@@ -247,11 +250,11 @@ def _helpers() -> dict[str, Any]:
 
 
 def markdown(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
-    """The answer and a table of methods × tasks for each block."""
+    """The report as Markdown: for each block, the answer and a table of methods × tasks."""
     text = rendered("study.md", markdown_text, analysis=analysis, mixtures=mixtures, **_helpers())
     return text.rstrip("\n") + "\n"
 
 
 def latex(analysis: StudyAnalysis) -> str:
-    r"""The tables of methods × tasks for `\input`. Needs the package booktabs."""
+    r"""The tables of methods × tasks, as LaTeX for `\input`. They need the package booktabs."""
     return rendered("study.tex", latex_text, LATEX_MARKS, analysis=analysis, **_helpers())

@@ -1,4 +1,4 @@
-"""Sentences for the page of studies."""
+"""Sentences for reports on experiments tuned by studies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def no_interval(difference: Difference) -> str:
 
 
 def between(difference: Difference, unit: Unit, place: int | None = None) -> str:
-    """The interval of a difference as text, over all settings or on one, or why there is none."""
+    """The interval of a difference as text, or the reason why there is no interval.
+
+    The interval is over all settings or, if `place` is given, on the setting at that index.
+    """
     interval = difference.interval if place is None else difference.intervals[place]
     if interval is None:
         return no_interval(difference)
@@ -45,7 +48,7 @@ def between(difference: Difference, unit: Unit, place: int | None = None) -> str
 
 
 def answer(block: StudyBlock) -> str:
-    """The answer to the question which method to use, in one sentence."""
+    """Answers in one sentence which method to use."""
     start = f"After {trials_of_tuning(block.k)}, "
     if not block.compared:
         why = "no method has" if not block.reference else f"nothing beside {block.against} has"
@@ -76,7 +79,7 @@ def answer(block: StudyBlock) -> str:
 
 
 def answers(analysis: StudyAnalysis) -> list[str]:
-    """The answer of each block, or one sentence if too few studies are complete for any."""
+    """The answer of each block. If too few studies are complete for a block, one sentence that says so."""
     if not analysis.blocks:
         lacking = "Too few studies are complete to compare methods."
         return [lacking if analysis.studies else "No study is complete."]
@@ -110,7 +113,11 @@ def level_notes(block: StudyBlock) -> list[str]:
 
 
 def order_note(block: StudyBlock) -> str:
-    """A sentence on whether methods and the reference change places between few and many trials of tuning."""
+    """Says whether the order of methods depends on how much they are tuned.
+
+    It does if a method is significantly better than the reference after few trials of tuning and
+    significantly worse after many, or the reverse.
+    """
     few, most = block.ks[min(1, len(block.ks) - 1)], block.ks[-1]
     turned = []
     for entrant in block.compared:
@@ -129,17 +136,17 @@ def order_note(block: StudyBlock) -> str:
 
 
 def heading(block: StudyBlock) -> str:
-    """The block's title, or words for methods of fixed size."""
+    """The block's title for readers, in words if the block has methods of fixed size only."""
     return "methods of fixed size" if block.title == OWN_SIZE else block.title
 
 
 def setting_name(block: StudyBlock, setting: TaskAndBackbone) -> str:
-    """The task, with its backbone if the task has several."""
+    """The name of the task. If the block has the task on several backbones, also the backbone."""
     several = sum(other.task == setting.task for other in block.settings) > 1
     return str(setting) if several else setting.task
 
 
 def studies_of(entrant: Entrant) -> str:
-    """The number of a method's complete studies on each setting, as text. A range if settings differ."""
+    """The number of a method's complete studies per setting, as text. It is a range if settings differ."""
     counts = [each.count for each in entrant.studies]
     return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"

@@ -1,4 +1,4 @@
-"""The suite behind a row of a report, as YAML to copy and run again."""
+"""Writes the suite that repeats a row of a report, as YAML to copy and run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from bench.records.stored_plan import PlannedTrial, StudyPlan
 from reports.study import Cell, Seed, Study, kept_trials
 from reports.units import unit_of
 
-#: Recipe fields that earlier versions lacked, with the values that describe their behaviour.
+#: The fields of a recipe that earlier versions lacked, with the values that amount to their behaviour.
 EARLIER = {"adapter_weight_decay": "as weight_decay"}
 
-#: Words, in lower case, that YAML 1.1 does not read as texts.
+#: The words, in lower case, that YAML 1.1 does not read as strings.
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 _PLAIN = re.compile(r"[A-Za-z]([A-Za-z0-9_./ -]*[A-Za-z0-9_])?", re.ASCII)
 
 
 def suite_lines(study: Study) -> Callable[[Cell], str]:
-    """Returns a function from a cell to its suite as YAML, or to a reason why there is none.
+    """Returns a function that takes a cell and returns its suite as YAML, or the reason why it has none.
 
-    The suite has the cell's own task, backbone, method, ranks, rates and seeds. Its trials have the ids of
-    the cell's trials as long as the method has the version that a comment names. For a cell with studies,
-    the suite has the learning rate of the kept trial with the lowest validation loss over all studies; no
-    test score is used for that choice.
+    The suite has the cell's own task, backbone, method, ranks, rates and seeds. Its trials have the same ids
+    as the cell's trials, as long as the method's version is the one that a comment names. For a cell with
+    studies, the suite has a single trial: the one with the lowest validation loss of all complete studies.
     """
     trials = {id_: trial for each in study.experiments for id_, trial in each.trials.items()}
 
@@ -42,7 +41,7 @@ def suite_lines(study: Study) -> Callable[[Cell], str]:
 
 
 def _kept(studies: StudyPlan, seeds: Sequence[Seed]) -> list[Seed]:
-    """The trial with the lowest validation loss over complete studies, as a list. Empty if there is none."""
+    """A list with the trial that has the lowest validation loss of all complete studies, or with none."""
     kept = [seed for seed in kept_trials(studies, seeds).values() if seed is not None]
     return sorted(kept, key=lambda seed: seed.validation_loss or 0.0)[:1]
 
@@ -77,7 +76,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
 
 
 def _comments(cell: Cell, seeds: Sequence[Seed]) -> list[str]:
-    """Comments above the suite: the cell that it repeats, its score or studies, and its trials."""
+    """The comments above a suite: the cell that it repeats, the cell's score or studies, and its trials."""
     where = f"{cell.method}, {cell.budget}, on {cell.task} with {cell.backbone}"
     unit = unit_of(cell.metric, cell.unit)
     of = f"trial{'s' * (len(seeds) > 1)} {', '.join(seed.trial_id for seed in seeds)}"
@@ -119,7 +118,7 @@ def _item(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _flow(value: Any) -> str:
-    """A plain value as YAML on one line, which YAML 1.1 and 1.2 read alike."""
+    """Formats a plain value on one line, so that YAML 1.1 and YAML 1.2 read the same value."""
     if isinstance(value, Mapping):
         return _joined("{}", (f"{_flow(key)}: {_flow(entry)}" for key, entry in value.items()))
     if isinstance(value, (list, tuple)):

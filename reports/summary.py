@@ -1,4 +1,4 @@
-"""The summary of a plan's results that a run shows at its end."""
+"""The summary of results that a run of a suite shows at its end."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary(CellsAndSeeds):
-    """The results of a plan or a part of it, with `cells` and `seeds` as in `reports.study.Study`."""
+    """The results of a plan or of a part of it. `cells` and `seeds` are as in `reports.study.Study`."""
 
+    #: The text with which the suite's results end. Empty if the suite has no such text.
     closing: str
     cells: pd.DataFrame
     seeds: pd.DataFrame
     #: Warnings about trainings and tunings.
     warnings: tuple[str, ...] = ()
-    #: A sentence per task on which plain LoRA failed, and per row with collapsed runs.
+    #: A sentence for each task on which plain LoRA failed, and one for each row with collapsed runs.
     failures: tuple[str, ...] = ()
-    #: Every method's score after k trials. None for a plan without studies.
+    #: The analysis with every method's score after k trials. None if the plan has no studies.
     studies: StudyAnalysis | None = None
 
     @property
@@ -41,7 +42,7 @@ class Summary(CellsAndSeeds):
         return bool(self.cells["complete"].all())
 
     def overview(self, name: str) -> Overview:
-        """A table of the scores, with failures, the answer of studies and warnings as notes."""
+        """The table of scores. Its notes are failures, the answer of studies, and warnings."""
         answers, score_of = [], None
         if self.studies is not None:
             from reports import study_words
@@ -52,10 +53,10 @@ class Summary(CellsAndSeeds):
 
 
 def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None = None) -> Summary:
-    """Reads the stored results of a plan or a part of it.
+    """Reads the stored results of a plan or of a part of it.
 
-    `records` are those of the store, read here if None. Failed or missing seeds are counted as such and never
-    averaged.
+    `records` are the store's records. If it is None, they are read from the store. Failed and missing seeds
+    are counted, but are in no mean.
     """
     experiment = Experiment(
         source=store,

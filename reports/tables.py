@@ -1,6 +1,6 @@
-"""The main tables of a report, and the report as Markdown and LaTeX.
+"""The main tables of a report, and their formats Markdown and LaTeX.
 
-Scores are in percent or in the units of the targets, mean ± standard deviation over seeds.
+A score is shown as mean ± standard deviation over seeds, in percent or in the unit of the targets.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Entry:
     """One entry of the main table."""
 
     text: str
-    #: 1 for the best of its block and column, 2 for the second. Otherwise None, also for incomplete cells.
+    #: 1 for the best mean of the block and column, 2 for the second best, otherwise None. Incomplete cells
+    #: have no place.
     place: int | None = None
-    #: The verdict against the reference: one of `MARKS`, or empty.
+    #: The mark for the verdict on the difference from the reference: a key of `MARKS`, or empty.
     mark: str = ""
 
 
@@ -54,33 +55,37 @@ class MainRow:
     """A method in one block of the main table."""
 
     method: str
-    #: The parameters in percent of LoRA's.
+    #: The number of adapter parameters in percent of LoRA's at rank 4.
     percent: float
-    #: One entry per column.
+    #: One entry per task column.
     entries: list[Entry]
-    #: Means over the tasks with one metric, one for each of the table's `averages`.
+    #: One mean over tasks for each metric in the table's `averages`.
     averages: list[Entry]
 
 
 @dataclass(frozen=True)
 class MainTable:
-    """A table like Table 2 of the TensLoRA paper, on one backbone: a block per budget, a column per task."""
+    """A table of scores on one backbone: a block per budget, a row per method, a column per task.
+
+    Table 2 of the TensLoRA paper has the same form.
+    """
 
     backbone: str
-    #: The task of each column. A task scored by two metrics has two columns.
+    #: The task of each column. A task that is scored by two metrics has two columns.
     tasks: list[str]
-    #: Split, metric and unit of each column.
+    #: The split, the metric and the unit of each column, as text.
     metrics: list[str]
-    #: The metrics of several tasks. Each has a column of averages.
+    #: The metrics that several tasks share. Each of them has a column with means over these tasks.
     averages: list[str]
     #: The rows of each budget.
     blocks: dict[str, list[MainRow]]
+    #: Whether some cell of the table lacks finished seeds.
     incomplete: bool
-    #: Whether any entry has a mark.
+    #: Whether some entry has a mark.
     marked: bool
-    #: The reference to which the marks refer.
+    #: The name of the reference to which the marks refer.
     against: str
-    #: The metrics with their units, unless all scores are in percent.
+    #: The metrics with their units, as text. Empty if all scores are in percent.
     mixed: str = ""
 
     @property
@@ -104,9 +109,11 @@ class MainTable:
 
 
 def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[MainTable]:
-    """One table per backbone. Its blocks are isorank, isoparameters, other budgets and methods of fixed size.
+    """Makes one table per backbone, with a block per budget.
 
-    `blocks` are those of these cells. Nothing is marked without blocks, or with several references.
+    The order of budgets is isorank, isoparameters, other budgets, and fixed size last. `blocks` are the
+    analysed blocks with these cells. Their verdicts are the marks of the tables. No entry is marked if there
+    are no blocks, or if the report has several references.
     """
     marks = dict(mark for block in blocks if block.families == 1 for mark in _marks(block))
     against = next((block.reference.method for block in blocks if block.reference), "LoRA")
@@ -114,7 +121,7 @@ def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[Mai
     return [_main_table(backbone, own, marks, against) for backbone, own in by_backbone.items()]
 
 
-#: The mark of a method, by budget, metric, task (empty unless the metric has that task's unit) and method.
+#: Marks by (budget, metric, task, method). The task is empty unless scores have the unit of its targets.
 Marks = Mapping[tuple[str, str, str, str], str]
 
 
@@ -126,7 +133,7 @@ def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str, str], str]]:
         yield (block.budget, block.metric, block.task, comparison.method), mark
 
 
-#: A task and its metric. A task that experiments score by different metrics has several columns.
+#: A column of a table: the task and its metric. A task has several columns if it has several metrics.
 Column = tuple[str, str]
 
 
@@ -161,7 +168,10 @@ def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str
 
 
 def scales(cells: Iterable[Cell]) -> str:
-    """Splits, metrics and units of the scores of cells, as the beginning of a sentence."""
+    """The splits, metrics and units of these cells' scores, as the beginning of a sentence.
+
+    For example "Test accuracy in percent".
+    """
     by_unit = grouped((cell for cell in cells if cell.metric), lambda cell: unit_of(cell.metric, cell.unit))
     parts = [
         f"{listed(dict.fromkeys(f'{cell.evaluated} {cell.metric}' for cell in own))} in "
@@ -179,7 +189,7 @@ def _rows(
     averaged: Mapping[str, Sequence[Column]],
     marks: Marks,
 ) -> list[MainRow]:
-    """Makes the rows of one budget. If a metric has an average, its verdict marks are there."""
+    """Makes the rows of one budget. If a metric has a column of averages, only that column has marks."""
     places: dict[int, int] = {}
     for own in grouped(cells, lambda cell: column_of[cell.number]).values():
         places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in own if cell.complete})
@@ -211,7 +221,7 @@ def _rows(
 def _averages(
     by_method: Mapping[str, Mapping[Column, Cell]], metric: str, columns: Sequence[Column]
 ) -> dict[str, Entry]:
-    """The mean over these columns, for each method with a score in all of them."""
+    """The mean over these columns, for each method that has a score in all of them."""
     scored = {
         method: [on[column] for column in columns]
         for method, on in by_method.items()
@@ -227,12 +237,12 @@ def _averages(
 
 
 def _printed(metric: str, mean: float | None) -> float | None:
-    """A mean as printed, so that equal numbers get equal places. Negated if smaller is better."""
+    """The mean rounded as in print, so that equal numbers get equal places. Negated if smaller is better."""
     return None if mean is None else direction(metric) * float(unit_of(metric).score(mean))
 
 
 def _places(means: Mapping[Key, float | None]) -> dict[Key, int]:
-    """First and second places among printed means, by key. Empty for fewer than two means."""
+    """The first and second places among printed means, by key. Empty if there are fewer than two means."""
     printed = {key: mean for key, mean in means.items() if mean is not None}
     if len(printed) < 2:
         return {}
@@ -241,7 +251,7 @@ def _places(means: Mapping[Key, float | None]) -> dict[Key, int]:
 
 
 def score(cell: Cell) -> str:
-    """Mean ± standard deviation, marked if seeds are missing."""
+    """The mean ± standard deviation of a cell as text, with the mark `INCOMPLETE` if seeds are missing."""
     if cell.mean is None:
         return f"– {INCOMPLETE}"
     unit = unit_of(cell.metric)
@@ -272,12 +282,15 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
 
 
 def latex(analysis: Analysis) -> str:
-    r"""The main tables for `\input`. Needs the package booktabs, and longtable for tables over a page."""
+    r"""The main tables as LaTeX for `\input`.
+
+    They need the package booktabs, and tables that exceed a page need longtable.
+    """
     tables = main_tables(analysis.study.all_cells, analysis.blocks)
     return rendered("tables.tex", latex_text, LATEX_MARKS, tables=tables)
 
 
-#: The delimiters of template statements, since LaTeX uses braces and percent signs.
+#: The delimiters in LaTeX templates. Jinja's own delimiters are braces and percent signs, which LaTeX uses.
 LATEX_MARKS = {
     "block_start_string": "<%",
     "block_end_string": "%>",
@@ -291,7 +304,11 @@ LATEX_MARKS = {
 def rendered(
     template: str, escape: Callable[[str], str], marks: Mapping[str, str] = {}, **values: object
 ) -> str:
-    """Fills in a template. Values are escaped, except for a macro's result in `raw(macro())`."""
+    """Fills in a template of a text format with these values.
+
+    `escape` is applied to each value in the text. A template exempts the result of a macro by
+    `raw(macro())`. `marks` replaces Jinja's delimiters.
+    """
     templates = environment(
         finalize=lambda value: value if isinstance(value, _Raw) else escape(str(value)),
         keep_trailing_newline=True,

@@ -1,4 +1,4 @@
-"""Thresholds: the smallest difference that matters, for each metric."""
+"""Thresholds: for each metric, the smallest difference that matters."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from reports.words import listed
 #: The default threshold: one point of accuracy. `Metric.point` converts it to other metrics.
 DEFAULT = 0.01
 
-#: A user's thresholds by metric, in the metric's units; a number if there is one metric; None for defaults.
+#: A user's thresholds by metric, in units of the score. A single number is for results with one metric. None
+#: means the defaults.
 CustomThresholds = float | Mapping[str, float] | None
 
 
 def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[str, float]:
-    """The threshold of each of these metrics: the custom one or the default.
+    """The threshold of each of these metrics: the user's own or the default.
 
-    Metrics whose scores have units have no default here (see `threshold_of`). Raises UserError for a number
-    if there are several metrics, for an unknown metric, and for a value that is not a number in [0, 1] (at
-    least 0 if scores have units).
+    Metrics whose scores have the unit of the targets have no default threshold and are absent unless the user
+    gives one (see `threshold_of`). Raises UserError for a single number if there are several metrics, for an
+    unknown metric, and for a threshold outside [0, 1] (for scores with units, below 0).
     """
     own = {metric: METRICS.get(metric) for metric in metrics}
     defaults = {name: DEFAULT * metric.point for name, metric in own.items() if not metric.in_units}
@@ -52,10 +53,11 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
 
 
 def threshold_of(metric: str, matters: Mapping[str, float], cells: Sequence[Cell]) -> float:
-    """The smallest difference that matters among these cells, which share a metric and its units.
+    """The smallest difference that matters among these cells, which share a metric and its unit.
 
-    For scores with units and without a custom threshold, this is `Metric.point` percent of LoRA's mean score
-    (of all cells' if LoRA has not run). 0 without any run, since there is no metric.
+    `matters` has the thresholds by metric, as `thresholds` returns them. If it lacks the metric, whose scores
+    then have units, the threshold is `Metric.point` percent of LoRA's mean score. If LoRA has not run, the
+    mean score of all cells replaces it. The threshold is 0 if `metric` is empty.
     """
     if metric in matters or not metric:
         return matters.get(metric, 0.0)

@@ -1,4 +1,4 @@
-"""The display of scores: in percent and points, or in the units of a task's targets."""
+"""The display of scores: in percent and points, or in the unit of a task's targets."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ NOTHING = "–"
 class Unit:
     """The factor, mark and unit with which scores of one metric are displayed."""
 
-    #: The factor from a stored score to a displayed one.
+    #: The factor by which a stored score is multiplied for display.
     factor: float
-    #: The mark after the name of an axis or column.
+    #: The mark after the name of an axis or column: "%", or empty if scores have the unit of the targets.
     mark: str
-    #: The unit of the task's targets, if scores have it and the task names it.
+    #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
     name: str = ""
 
     def score(self, value: float | None, digits: int = 2) -> str:
-        """Formats a score, or a spread of scores."""
+        """Formats a score or a spread of scores. `digits` are the decimals of a percentage."""
         if value is None:
             return NOTHING
         return f"{100 * value:.{digits}f}" if self.mark else f"{value:.4g}"
 
     def difference(self, value: float | None, digits: int = 2) -> str:
-        """Formats a difference, beginning with its sign."""
+        """Formats a difference with its sign. `digits` are the decimals of a difference in points."""
         if value is None:
             return NOTHING
         return f"{100 * value:+.{digits}f}" if self.mark else f"{value:+.4g}"
 
     def size(self, value: float) -> str:
-        """Formats a threshold with its unit."""
+        """Formats a threshold with its unit, such as "1 point"."""
         if not self.mark:
             return f"{value:.3g} {self.name}".rstrip()
         return f"{100 * value:g} point" + ("s" if value != 0.01 else "")
 
     @property
     def points(self) -> str:
-        """The name of the unit of differences, such as points."""
+        """The name of the unit in which differences are displayed, such as "points"."""
         return "points" if self.mark else self.name or "units of the targets"
 
 
@@ -49,13 +49,13 @@ PERCENT = Unit(100.0, "%")
 
 
 def unit_of(metric: str, name: str = "") -> Unit:
-    """The unit of a stored metric. Percent if there is no score.
+    """The unit in which scores by this metric are displayed. Percent if `metric` is empty.
 
-    `name` is the unit of the targets, if known. Raises UserError for a metric that is not installed.
+    `name` is the unit of the task's targets, if known. Raises UserError for a metric that is not installed.
     """
     return Unit(1.0, "", name) if metric and METRICS.get(metric).in_units else PERCENT
 
 
 def minus(text: str) -> str:
-    """Writes a difference with a true minus sign, and without any sign if it rounds to zero."""
+    """Replaces the hyphen of a formatted number by a minus sign. A number that rounds to zero has no sign."""
     return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
