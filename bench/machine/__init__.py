@@ -1,1 +1,1 @@
-"""The machine and the network: files, memory, processes, downloads and their cache."""
+"""Access to this machine and the network: files, memory, processes, downloads and their cache."""

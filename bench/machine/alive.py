@@ -1,4 +1,4 @@
-"""Names processes, so that others on the same machine can tell whether one is still alive."""
+"""Names processes, so that another process on the same machine can tell whether they are still alive."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ ENDED = ("Z", "X")
 
 
 def owner() -> str:
-    """The name of this process: its machine or container, its id and its start time."""
+    """Returns the name of this process: its machine or container, its id and its start time."""
     return f"{_place()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def _place() -> str:
-    """Identifies machine, current boot and container together, since host names are not unique."""
+    """Identifies the machine, its current boot and the container, since host names are not unique."""
     boot = BOOT.read_text().strip() if BOOT.exists() else ""
     namespace = os.readlink(NAMESPACE).strip("pid:[]") if NAMESPACE.exists() else ""
     return "/".join((platform.node(), boot, namespace))
 
 
 def _started(pid: int) -> str:
-    """The start time of a process, which differs from that of a later process with the same id.
+    """Returns the start time of a process, to tell it from a later process with the same id.
 
-    The value does not depend on the wall clock, which may be reset. Empty for a process that has ended, even
-    if its parent has not collected it.
+    On Linux, the value does not depend on the wall clock, which may be reset, and it is empty for a process
+    that has ended but that its parent has not yet collected. Raises NoSuchProcess if there is no process.
     """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -41,10 +41,10 @@ def _started(pid: int) -> str:
 
 
 def dead(owner: str) -> bool:
-    """Whether the named process ran on this machine or in this container and has ended.
+    """Whether the process of this name ran on this machine, in this container, and has ended.
 
     False for a process on another machine, before a restart, or in another container, since its state is
-    unknown. Names stored by earlier versions identify the machine by its host name only.
+    unknown. `owner` is a name that `owner()` returned. Earlier versions stored only the host name in it.
     """
     place, _, rest = owner.partition(":")
     if place not in (_place(), platform.node()):

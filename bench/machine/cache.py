@@ -1,6 +1,7 @@
-"""The cache: folders built once and renamed atomically, with the hash of every file.
+"""The cache: folders that are built once and then reused.
 
-Changed files are never used.
+A folder appears only when it is complete. The hash of every file is stored beside it, so that files that
+changed later are never used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from methods.errors import UserError
 
 
 class _File(NamedTuple):
-    """The hash of a file, valid as long as size and time stay the same."""
+    """The hash of a file. It need not be computed again while `size` and `changed` stay the same."""
 
     sha256: str
     size: int
@@ -32,19 +33,19 @@ class _File(NamedTuple):
     changed: int
 
 
-#: A folder's files, by relative path.
+#: The hashes of a folder's files, by relative path. A manifest stores them.
 Contents = dict[str, _File]
 
 _CONTENTS: TypeAdapter[Contents] = TypeAdapter(Contents)
 
 
 def manifest(folder: Path) -> Path:
-    """The file with the hashes, beside a folder of the cache."""
+    """Returns the path of a folder's manifest: the file beside the folder that stores its hashes."""
     return folder.with_name(folder.name + ".json")
 
 
 def digest(file: Path) -> str:
-    """Hex SHA-256 of a file's current content."""
+    """Returns the hex SHA-256 of a file's current content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -55,15 +56,16 @@ def look(folder: Path) -> Contents:
 
 
 def save(contents: Contents, target: Path) -> None:
-    """Writes a manifest. Only one process may write a manifest at a time."""
+    """Writes a manifest to `target`. Only one process at a time may do so."""
     with written_whole(target) as unfinished:
         unfinished.write_bytes(_CONTENTS.dump_json(contents))
 
 
 def check(folder: Path, *, every: bool = False) -> Contents | None:
-    """Compares a folder with its manifest. Reads files whose size or time changed, or all if `every`.
+    """Compares a folder with its manifest.
 
-    Returns the new manifest if sizes or times differ, otherwise None. Raises UserError naming a file that
+    Only files whose size or time changed are read, or all files if `every` is set. Returns a new manifest if
+    sizes or times differ although contents are the same, otherwise None. Raises UserError for a file that
     changed, is missing or is new, and for a broken manifest.
     """
     recorded, files = _read(manifest(folder)), dict(_files(folder))
@@ -103,7 +105,7 @@ def _fault(folder: Path, name: str, what: str) -> str:
     )
 
 
-#: Errors that a user can fix. Any other OSError keeps its traceback.
+#: Error numbers of failures that a user can fix, such as a full disk. Any other OSError keeps its traceback.
 _MENDABLE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -116,9 +118,9 @@ _MENDABLE = {
 
 
 def cache_dir() -> Path:
-    """The folder of all caches: `$TENSORBENCH_CACHE`, or `tensorbench` in the user's cache folder.
+    """Returns the cache folder: `$TENSORBENCH_CACHE`, or else `tensorbench` in the user's cache folder.
 
-    Created if missing; may be read-only. Raises UserError if the folder cannot be created.
+    It is created if it is missing, and it may be read-only. Raises UserError if it cannot be created.
     """
     named = os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")
     try:
@@ -135,11 +137,11 @@ def cache_dir() -> Path:
 
 
 def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder that `build` filled for this key. Built on first use.
+    """Returns the cache's folder for this kind and key. If it does not exist, `build` fills it first.
 
-    `key` is JSON with everything that affects the result, and is stored as `key.json`. `build` gets an empty
-    folder, which is removed if `build` raises. Raises UserError if the folder cannot be stored or has
-    changed.
+    `key` is JSON with everything that affects the content, and is stored in the folder as `key.json`. `build`
+    gets an empty folder, which is removed if `build` raises. Raises UserError if the folder cannot be stored,
+    or has changed since it was built.
     """
 
     def build_and_name(folder: Path) -> None:
@@ -150,7 +152,7 @@ def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> P
 
 
 def is_prepared(kind: str, key: dict[str, Any]) -> bool:
-    """Whether `prepared` would find the folder in the cache."""
+    """Whether the cache has the folder that `prepared` returns, so that nothing would be built."""
     return _prepared_folder(kind, key).is_dir()
 
 
@@ -168,7 +170,7 @@ def key_digest(key: dict[str, Any]) -> str:
 
 @contextmanager
 def _mendable(folder: Path) -> Iterator[None]:
-    """Context that converts errors of writing to `folder` that users can mend (a full disk) to UserError."""
+    """A context that converts errors in writing to `folder` to UserError, if a user can fix them."""
     try:
         yield
     except OSError as error:
@@ -189,9 +191,9 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def folder_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Returns `folder`, filled by `build` unless it exists. One process builds it while others wait.
+    """Returns `folder`. If it does not exist, `build` fills it first, in one process while others wait.
 
-    Raises UserError for a folder that cannot be written or has changed since it was built.
+    Raises UserError for a folder that cannot be written, or has changed since it was built.
     """
     if folder.is_dir():
         _unchanged(folder)
@@ -215,7 +217,7 @@ def _lock(folder: Path) -> FileLock:
 def _unchanged(folder: Path) -> None:
     """Raises UserError for a folder that has changed since it was built.
 
-    A folder built by an earlier version gets its hashes now.
+    Earlier versions stored no hashes. Their folders get a manifest now.
     """
     hashes = manifest(folder)
     if (contents := check(folder) if hashes.exists() else look(folder)) is not None:
@@ -228,7 +230,7 @@ def _unchanged(folder: Path) -> None:
 class CacheCheck:
     """The result of a full check of the cache."""
 
-    #: The number of files that were read.
+    #: The number of files that were checked.
     files: int
     #: Descriptions of changed, missing and new files.
     faults: list[str]
@@ -237,7 +239,7 @@ class CacheCheck:
 
 
 def check_cache() -> CacheCheck:
-    """Reads all files of which the cache has hashes, even with unchanged size and time. Changes nothing."""
+    """Checks all files in folders of the cache with a manifest against their hashes. Changes nothing."""
     kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
     # The names of folders under construction begin with a dot.
     made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}

@@ -9,22 +9,22 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-#: A file's path, its size and the time of its last change in nanoseconds, when it was hashed.
+#: A file's path, its size in bytes, and the time of its last change in nanoseconds.
 _Version = tuple[Path, int, int]
 
 
 def sha256(file: Path) -> str:
-    """Hex SHA-256 of a file's content."""
+    """Returns the hex SHA-256 of a file's content. A file is read again only if its size or time changed."""
     return _digest((_version(file),), sized=False)
 
 
 def sha256_of(content: bytes) -> str:
-    """Hex SHA-256 of a file's content in memory."""
+    """Returns the hex SHA-256 of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_of_all(*files: Path) -> str:
-    """Hex SHA-256 over the sizes and contents of files in this order, without their names."""
+    """Returns the hex SHA-256 over the sizes and contents of files in this order. Names do not matter."""
     return _digest(tuple(map(_version, files)), sized=True)
 
 
@@ -48,11 +48,11 @@ def _digest(files: tuple[_Version, ...], *, sized: bool) -> str:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """Context that yields a temporary path. A file or folder written there becomes `target` at the end.
+    """A context that yields a temporary path. The file or folder written there becomes `target` at the end.
 
-    So `target` is always complete or absent, even if this process dies. If the `with` block raises, nothing
-    is kept. Only one process at a time may write a target: an existing file at the temporary path counts as
-    left over from a dead process and is removed.
+    So `target` is never incomplete, even if this process dies. If the `with` block raises, `target` stays as
+    it was. Only one process at a time may write a target, since a file at the temporary path counts as left
+    over from a dead process and is removed.
     """
     unfinished = target.with_name(f".{target.name}.unfinished")
     remove(unfinished)

@@ -1,8 +1,8 @@
-"""A guard process that ends workers and their children when their driver is gone.
+"""A guard process that kills workers and their children when their driver has ended.
 
-A guard runs this file with only the standard library. It receives the workers' ids over a pipe, which closes
-when the driver ends in any way. So it does not depend on the workers, which may be suspended, or inside a
-call that blocks all their threads.
+The guard runs this file as a program, with only the standard library. It receives the process ids of the
+workers over a pipe. The pipe closes when the driver ends in any way, and then the guard kills the workers. So
+it does not need their help: they may be suspended, or in a call that blocks all their threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _guards: WeakSet[Guard] = WeakSet()
 
 
 class Guard:
-    """The driver's side of a guard process."""
+    """Starts a guard process, and tells it which processes to kill when this process has ended."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -38,15 +38,15 @@ class Guard:
         _guards.add(self)
 
     def watch(self, pid: int) -> None:
-        """Makes the guard end a process and its process group when this process has ended."""
+        """Makes the guard kill the process `pid` and its process group when this process has ended."""
         self._tell(f"+{pid}\n")
 
     def forget(self, pid: int) -> None:
-        """Stops watching a process that has ended, since its id may be reused."""
+        """Makes the guard forget a process that has ended, since its id may be reused."""
         self._tell(f"-{pid}\n")
 
     def close(self) -> None:
-        """Ends the guard and every process that it still watches."""
+        """Ends the guard, which first kills every process that it still watches."""
         self.let_go()
         self._process.wait()
 

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub at fixed commits, and their files checked by hash."""
+"""Downloads repositories of the Hugging Face hub at fixed commits, and checks files by their hashes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from methods.validation import Frozen
 
 RepositoryKind = Literal["model", "dataset"]
 
-#: Paths in a repository with their SHA-256, as in a lock.
+#: Pairs of a path in a repository and the file's SHA-256, as a lock file lists them.
 LockedFiles = tuple[tuple[str, str], ...]
 
 #: The files that describe a model: configuration, preprocessing and tokenizer.
@@ -31,21 +31,21 @@ CARD = ("README.md",)
 
 
 class Lockable(Frozen):
-    """A hub repository in a suite, with the hashes of its locked files.
+    """Base of a suite's references to hub repositories. It can carry the hashes of locked files.
 
-    The hashes are not a field, so no suite, trial id or record contains them. Other processes that load the
-    repository get the hashes with the trial.
+    The hashes are not a field, so no suite, trial id or record contains them. They stay with the object if it
+    is sent to another process that runs a trial.
     """
 
     _locked: LockedFiles = PrivateAttr(())
 
     @property
     def locked(self) -> LockedFiles:
-        """The locked files with their hashes. Empty without a lock."""
+        """The locked files with their hashes. Empty if no file is locked."""
         return self._locked
 
     def lock(self, files: LockedFiles) -> Self:
-        """The same repository with these files locked. Loading refuses a file whose content differs."""
+        """Returns a copy with these files locked. Loading then refuses a file whose content differs."""
         copy = self.model_copy()
         copy._locked = files
         return copy
@@ -56,7 +56,10 @@ def is_commit(revision: str | None) -> bool:
 
 
 def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "model") -> str:
-    """The current commit of a revision. None means the main branch. Raises UserError as `snapshot` does."""
+    """Returns the current commit of a revision: a branch, tag or commit. None means the main branch.
+
+    Raises UserError as `snapshot` does.
+    """
     if revision is not None and is_commit(revision):
         return revision
     return snapshot(repository, revision, CARD, kind).name
@@ -70,12 +73,13 @@ def snapshot(
     kind: RepositoryKind = "model",
     locked: LockedFiles = (),
 ) -> Path:
-    """Downloads the files of a hub repository that match `patterns`. The folder's name is the commit.
+    """Downloads the files of a hub repository that match the glob `patterns`, and returns their folder.
 
-    Cached for the life of the process, so that a moving branch cannot change under a running suite.
-    `HF_ENDPOINT` names a mirror; with `HF_HUB_OFFLINE=1` or without a network, the hub's cache is used.
-    Raises UserError for a malformed id, an unknown, private or gated repository, an unknown revision, one
-    neither reachable nor cached, or a file unlike its hash in `locked`.
+    The folder's name is the commit. The result is remembered in this process, so that a branch cannot move
+    during a suite. `HF_ENDPOINT` names a mirror. With `HF_HUB_OFFLINE=1` or without a network, the hub's
+    cache is used. Raises UserError for a malformed repository id, for an unknown, private or gated
+    repository, for an unknown revision, for files that can be neither reached nor found in the cache, and for
+    a file whose hash differs from that in `locked`.
     """
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download
@@ -111,7 +115,7 @@ def snapshot(
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    """Context that shows the hub's progress bars only if `shown` and on a terminal."""
+    """A context in which the hub's progress bars are shown only if `shown`, and only on a terminal."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM: the first signal stops the program in order, the second ends the process at once.
+"""Handles Ctrl-C and SIGTERM. The first signal stops the program in order, the second ends it at once.
 
-An interrupt during a write or an import is raised when that ends. Otherwise a library could swallow it, leave
-a transaction open, or convert it to its own error.
+The first raises KeyboardInterrupt. If it arrives during a write or an import, the exception is raised when
+that has ended. Otherwise a library could swallow it, leave a transaction open, or convert it to an error of
+its own.
 """
 
 from __future__ import annotations
@@ -17,31 +18,34 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Seconds that an interrupt waits for the end of a write, since a server may never answer.
+#: The longest time in seconds for which an interrupt waits for a write to end, since a server may never
+#: answer.
 PATIENCE = 3
-#: Seconds after which an interrupt that Python swallowed, or that came during an import, is raised again.
+#: The time in seconds after which an interrupt is tried again, if Python swallowed it or an import was
+#: running.
 RETRY = 0.05
 
 #: The file name of Python's import machinery.
 _IMPORTER = "<frozen importlib._bootstrap>"
 
-#: The number of nested writes in progress in the main thread.
+#: The number of nested `deferred` contexts in the main thread.
 _writing = 0
-#: Whether an interrupt is pending. It is raised when a write ends, before the next write, or by the timer.
+#: Whether an interrupt waits to be raised: at the end of a write, before the next write, or by the timer.
 _pending = False
 
 
 def install() -> None:
-    """Makes the signals raise KeyboardInterrupt, after the current write or import."""
+    """Makes Ctrl-C and SIGTERM raise KeyboardInterrupt, but not during a write or an import."""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Context that defers interrupts in the main thread until its end, at most for `PATIENCE` seconds.
+    """A context for a write, in which interrupts of the main thread wait until its end.
 
-    A pending interrupt is raised on entry, a deferred one on exit. Other threads are never interrupted.
+    They wait for at most `PATIENCE` seconds. An interrupt that already waits is raised when the context is
+    entered. Other threads are never interrupted.
     """
     global _writing
     if threading.current_thread() is not threading.main_thread():
@@ -90,7 +94,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _retry(number: int, frame: FrameType | None) -> None:
-    """Raises a deferred interrupt, unless an import is still in progress."""
+    """Raises an interrupt that waits. If an import is running, tries again after `RETRY` seconds."""
     if _importing(frame):
         _ask(RETRY)
     else:
@@ -112,7 +116,7 @@ def _ask(seconds: float) -> None:
 
 
 def raise_pending() -> None:
-    """Raises KeyboardInterrupt if an interrupt was deferred."""
+    """Raises KeyboardInterrupt if an interrupt waits to be raised."""
     global _pending
     if _pending:
         _pending = False
@@ -121,7 +125,10 @@ def raise_pending() -> None:
 
 
 def _swallowed(error: BaseException | None) -> bool:
-    """Whether an ignored exception is, or arose from, a KeyboardInterrupt that is not being handled now."""
+    """Whether an exception that Python ignored is a KeyboardInterrupt, or arose while one was handled.
+
+    A KeyboardInterrupt that the program is handling right now does not count.
+    """
     handled = sys.exception()
     while error is not None and error is not handled:
         if isinstance(error, KeyboardInterrupt):

@@ -11,7 +11,10 @@ MIB = 2**20
 
 
 def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Free memory in MiB: the least of the machine's and of this process's control groups (version 2)."""
+    """Returns the free memory in MiB, by the machine and by the limits of this process's control groups.
+
+    The least of these numbers counts. `root` and `own` are the paths of Linux's control groups (version 2).
+    """
     free = psutil.virtual_memory().available
     lines = own.read_text().splitlines() if own.exists() else []
     group = root / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")

@@ -1,4 +1,4 @@
-"""Output folders of commands: checked before any work, and cleared of earlier output."""
+"""Output folders of commands. They are checked before any work, and cleared of earlier output."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from methods import UserError
 
 PLOTS = (".png", ".svg", ".pdf")
 
-#: File contents by name, with slashes between folders.
+#: Contents of files by their paths in a folder, with slashes.
 Files = Mapping[str, str | bytes]
 
 
 def output_folder(out: Path, what: str, *, force: bool) -> Path:
-    """The absolute folder for a report or an export (`what`).
+    """Returns the absolute path of the folder `out`, if a command may write to it.
 
-    Raises UserError for a file or an unknown user's home, and without `force` for a folder that is not empty.
+    Raises UserError if `out` is a file, if it is in the home of an unknown user, and, without `force`, if the
+    folder is not empty. `what` is the word for the output in messages, such as "report".
     """
     try:
         target = out.expanduser().resolve()
@@ -31,10 +32,11 @@ def output_folder(out: Path, what: str, *, force: bool) -> Path:
 
 
 def earlier_files(folder: Path, manifest: str) -> list[Path]:
-    """The files written to `folder` by an earlier export or report, from its manifest. Empty without one.
+    """Returns the files that an earlier export or report wrote to `folder`, as its manifest lists them.
 
-    A manifest is a JSON list of paths in the folder, or an object with such a list as `files`. Paths outside
-    the folder are ignored. Raises ValueError for a malformed manifest, or OSError.
+    `manifest` is the file's name. It is a JSON list of paths in the folder, or an object with such a list as
+    `files`. Paths outside the folder are ignored. Returns an empty list if there is no manifest. Raises
+    ValueError for a malformed manifest, and OSError for one that cannot be read.
     """
     file = folder / manifest
     if not file.is_file():
@@ -47,7 +49,7 @@ def earlier_files(folder: Path, manifest: str) -> list[Path]:
 
 
 def replace_files(folder: Path, files: Files, manifest: str) -> None:
-    """Replaces the files and the manifest of an earlier run. Other files stay.
+    """Replaces the files that an earlier run wrote to `folder`, and its manifest. Other files stay.
 
     Raises ValueError and OSError as `earlier_files` does.
     """
@@ -58,7 +60,7 @@ def replace_files(folder: Path, files: Files, manifest: str) -> None:
 
 
 def put_files(folder: Path, files: Files) -> None:
-    """Writes the files, creating their folders."""
+    """Writes files to `folder`, and creates folders in it where necessary."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,10 @@ def _leads_into(folder: Path, name: str) -> bool:
 
 
 def prepare_plot(file: Path) -> None:
-    """Makes the folder of a figure. Raises UserError for an ending not in `PLOTS` or an unwritable file."""
+    """Makes the folder of a figure, and checks that the file can be written.
+
+    Raises UserError if it cannot be written, or if its name has an ending that is not in `PLOTS`.
+    """
     if file.suffix not in PLOTS:
         raise UserError(f"--plot {file}: accepted endings are {', '.join(PLOTS)}")
     try:

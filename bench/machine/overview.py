@@ -15,17 +15,17 @@ MOST_LINES, MOST_LETTERS = 60, 80
 
 @dataclass(frozen=True)
 class Overview:
-    """A table with a title and notes. Texts are untrusted, so they are escaped."""
+    """A table with a title and notes. All texts are untrusted, and are escaped when they are shown."""
 
     title: str
-    #: The cells of each line by column. All lines have the same columns.
+    #: The cells of each line, by the name of their column. All lines have the same columns.
     lines: Sequence[Mapping[str, str]]
     notes: Sequence[str] = ()
-    #: Columns of text, which are aligned to the left.
+    #: The names of columns that are aligned to the left, since they hold texts. All others hold numbers.
     texts: Sequence[str] = ()
 
     def text(self) -> str:
-        """The table as plain text with aligned columns."""
+        """Returns the table as plain text with aligned columns."""
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         aligned = [
@@ -38,7 +38,7 @@ class Overview:
         return "\n".join([_line(self.title), *aligned, *map(_line, self._notes())])
 
     def html(self) -> str:
-        """The table as an element of a notebook's page."""
+        """Returns the table as an HTML element for a notebook."""
         heads, *lines = self._table()
         sides = ["left" if head in self.texts else "right" for head in heads]
 
@@ -55,7 +55,7 @@ class Overview:
         return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
 
     def _table(self) -> list[list[str]]:
-        """The column heads, then the cells of the first `MOST_LINES` lines."""
+        """Returns the names of the columns, then the cells of the first `MOST_LINES` lines."""
         heads = list(self.lines[0]) if self.lines else []
         lines = self.lines[:MOST_LINES]
         return [heads, *([cut(_line(cell), MOST_LETTERS) for cell in line.values()] for line in lines)]
@@ -66,15 +66,15 @@ class Overview:
 
 
 def _line(text: str) -> str:
-    """An untrusted text, escaped and on one line."""
+    """Escapes an untrusted text and puts it on one line."""
     return " ".join(visible(text).split())
 
 
 class ShowsOverview:
-    """Base of objects that notebooks and the prompt show as an overview."""
+    """Base of objects that notebooks and the Python prompt show as a table."""
 
     def overview(self) -> Overview:
-        """The table that a notebook shows."""
+        """Returns the table that shows this object."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

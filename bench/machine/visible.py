@@ -1,11 +1,11 @@
-"""Escapes invisible characters in untrusted text."""
+"""Escapes untrusted text, so that it cannot deceive in a terminal or on a page."""
 
 from __future__ import annotations
 
 import re
 
-#: Control sequences of terminals, characters that reverse text or are invisible (which make one name look
-#: like another), and lone surrogates, which cannot be written.
+#: Matches characters that control a terminal, characters that reverse text or are invisible (so that a name
+#: can look like another), and lone surrogates, which cannot be written.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -13,7 +13,8 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    r"""Writes control and invisible characters as `\u202e` and the like. Tabs and newlines stay."""
+    r"""Replaces control characters and invisible ones by their codes, such as `\u202e`. Tabs and newlines
+    stay."""
     return _HIDDEN.sub(_escaped, text)
 
 
@@ -23,6 +24,6 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Escapes a text so that it has no meaning in Markdown or HTML, on one line."""
+    """Escapes all characters of a text that mean something in Markdown or HTML, and puts it on one line."""
     text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(visible(text).split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

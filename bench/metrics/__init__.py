@@ -1,4 +1,4 @@
-"""Metrics: scores, whether larger is better, and what each test example contributes."""
+"""Metrics: the score of predictions, and the contribution of each test example to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of classes. Scores are computed by scikit-learn."""
+"""Metrics of classes. Nearly all scores are computed by scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from methods.errors import UserError
 
 
 class Accuracy(Metric):
-    """The share of correct answers. A multi-label answer is correct if all its labels are."""
+    """The share of correct answers. A multi-label answer is correct if every label in it is correct."""
 
     name = "accuracy"
     kinds = ("single label", "multi-label")
@@ -31,7 +31,7 @@ class Accuracy(Metric):
 
 
 class BalancedAccuracy(Metric):
-    """The mean over classes of the share of correctly answered examples."""
+    """The mean recall of the classes: the share of each class's examples that is answered correctly."""
 
     name = "balanced_accuracy"
     kinds = ("single label",)
@@ -53,7 +53,11 @@ class BalancedAccuracy(Metric):
 
 
 class FScore(Metric):
-    """F1 of the second of two classes (binary), or of all classes (macro or micro average)."""
+    """F1, averaged over classes in one of three ways.
+
+    "binary" is F1 of the second of two classes. "macro" is the mean F1 of all classes. "micro" is F1 computed
+    from the counts of all classes together.
+    """
 
     bounds = (0.0, 1.0)
 
@@ -86,14 +90,14 @@ class FScore(Metric):
         return about(float(ratio.mean()), ((above - ratio * below) / nonzero).mean(1))
 
     def _columns(self, values: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """For each counted class, a column that tells whether an example has it."""
+        """Returns whether each example has each counted class, bool (N, counted classes)."""
         if values.ndim > 1:
             return values.astype(bool)
         return values[:, None] == (1 if self.average == "binary" else labels)
 
 
 class Matthews(Metric):
-    """Matthews' correlation, for unbalanced classes: 0 for a constant answer."""
+    """Matthews' correlation. It suits unbalanced classes, since a constant answer scores 0."""
 
     name = "matthews"
     kinds = ("single label",)
@@ -125,10 +129,11 @@ class Matthews(Metric):
 
 
 class Auroc(Metric):
-    """The probability that an example of a class has a higher output for it than an example outside it.
+    """The area under the ROC curve.
 
-    Computed for the second of two classes, or as the mean over several classes or labels, each against the
-    rest. Raises UserError for a class that all examples have, or none.
+    For one class, it is the probability that the class's output is higher for an example of the class than
+    for another example. Two classes give that of the second class. More classes, or several labels, give the
+    mean over all of them. Raises UserError for a class that all examples have, or none.
     """
 
     name = "auroc"
@@ -163,9 +168,9 @@ class Auroc(Metric):
 
 
 def _against_rest(targets: NDArray[Any], outputs: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], Array]]:
-    """Yields for each class whether each example has it, (N,), and the output for it, (N,).
+    """Yields two arrays (N,) for each class: whether an example has the class, and the output for the class.
 
-    Raises UserError for a class that all examples have, or none.
+    Two classes yield only those of the second. Raises UserError for a class that all examples have, or none.
     """
     outputs = np.asarray(outputs, dtype=float)
     if targets.ndim > 1:

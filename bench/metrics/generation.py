@@ -1,7 +1,7 @@
-"""Metrics of texts written by a language model.
+"""Metrics of answers that a language model writes.
 
-Targets are 1; answers are 1 if correct, otherwise 0. Outputs are (N, 3): whether the answer is correct, the
-log-likelihood of the correct answer, and its number of tokens.
+Targets are 1. Answers are 1 if correct, otherwise 0. Outputs (N, 3) are whether the written answer is
+correct, the log-likelihood of the correct answer, and the number of tokens in the correct answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.metrics.metric import Array, Metric
 
 
 class ExactMatch(Metric):
-    """The share of correct written answers, by the task's rule."""
+    """The share of written answers that are correct by the task's rule."""
 
     name = "exact_match"
     kinds = ("generation",)

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-#: The kind of a task's target: one class, any number of classes, a number, or a written text.
+#: The kinds of target that a task can have: one class, any number of classes, a number, or a written answer.
 Kind = Literal["single label", "multi-label", "regression", "generation"]
 
 KINDS: tuple[Kind, ...] = ("single label", "multi-label", "regression", "generation")
 
 
 class Metric(ABC):
-    """A score of predictions. To add one, write a subclass in a package of yours::
+    """A metric scores predictions. To add a metric, write a subclass in a package of your own::
 
         class MeanError(Metric):
             name = "mean_error"
@@ -33,19 +33,23 @@ class Metric(ABC):
 
         MEAN_ERROR = MeanError()
 
-    and name the instance in its entry-point group `tensorbench.metrics`. Selection, tuning, searches,
-    statistics and reports use it from there.
+    and name the instance in the package's entry-point group `tensorbench.metrics`. Then every part of the
+    benchmark can use it.
 
-    `score` and `contributions` get N examples. Single label: `targets` int64 (N,), answers int64 (N,) with -1
-    for none, outputs float (N, classes), the logits. Multi-label: `targets` and answers 0 or 1 (N, classes),
-    outputs (N, classes), the logits. Regression: all float (N,), in the unit of the targets. Generation: see
-    `bench.metrics.generation`. `reads` says whether `predictions` are the answers or the outputs.
+    `score` and `contributions` get N examples. Their `predictions` are answers or outputs, as `reads` says:
+
+    - Single label: `targets` are int64 (N,). Answers are int64 (N,), with -1 for no answer. Outputs are
+      logits, float (N, classes).
+    - Multi-label: `targets` and answers are 0 or 1, (N, classes). Outputs are logits, float (N, classes).
+    - Regression: `targets`, answers and outputs are float (N,), in the unit of the targets.
+    - Generation: see `bench.metrics.generation`.
     """
 
     name: str
     #: The kinds of target that the metric can score.
     kinds: tuple[Kind, ...]
     description: str
+    #: Whether the metric scores final answers, or the backbone's outputs, such as logits.
     reads: Literal["answers", "outputs"] = "answers"
     #: Whether larger scores are better.
     higher: bool = True
@@ -54,7 +58,7 @@ class Metric(ABC):
     in_units: bool = False
     #: The smallest and the largest possible score, which also limit intervals.
     bounds: tuple[float, float] = (-math.inf, math.inf)
-    #: The difference, in points, that matters as much as a point of accuracy. For a metric with a unit, in
+    #: The difference that matters as much as one point of accuracy. It is in points or, if `in_units`, in
     #: percent of the score.
     point: float = 1.0
     #: Whether the metric needs examples with and without each class.
@@ -64,14 +68,15 @@ class Metric(ABC):
 
     @abstractmethod
     def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
-        """The score of N answers or outputs. Raises UserError if it is undefined for these targets."""
+        """Returns the score of N predictions. Raises UserError if it is undefined for these targets."""
 
     def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
-        """The contribution of each example (N,) to the score. The score is their mean.
+        """Returns each example's contribution (N,) to the score. The score is their mean.
 
-        To first order, the variance of a score over test sets is that of the contributions divided by N. This
-        default computes the jackknife's pseudo-values (Tukey, 1958) from N scores. Our metrics use a closed
-        form: the score plus the influence of each example (Hampel, 1974).
+        To first order, the variance of the score over test sets is the variance of the contributions divided
+        by N. This default computes the jackknife's pseudo-values (Tukey, 1958), which takes N further scores.
+        The metrics of this package use a closed form: the score plus the influence of each example (Hampel,
+        1974).
         """
         count = len(targets)
         if count < 3:
@@ -82,7 +87,7 @@ class Metric(ABC):
 
     @property
     def sign(self) -> float:
-        """The factor that makes larger scores better."""
+        """1 if larger scores are better, otherwise -1."""
         return 1.0 if self.higher else -1.0
 
     def better(self, score: float, other: float) -> bool:
@@ -91,6 +96,6 @@ class Metric(ABC):
 
 
 def about(score: float, influence: Array) -> Array:
-    """Each example's influence, shifted so that the mean over examples is the score."""
+    """Returns the influence (N,) of each example, shifted so that its mean is the score."""
     contributions: Array = score + influence - influence.mean()
     return contributions

@@ -1,4 +1,4 @@
-"""The registered metrics. A new metric is one more line here, or a plug-in's entry point."""
+"""The registry of metrics. To add a metric of this project, add a line to `METRICS`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.registry import Registry
 
 
 def _check(name: str, metric: Any) -> None:
-    """Raises UserError unless a registered object is a metric with all declarations."""
+    """Raises UserError unless `metric` is a `Metric` with complete and valid attributes."""
     where = f"metric '{name}'"
     if not isinstance(metric, Metric):
         raise UserError(f"{where}: should be an instance of a subclass of bench.metrics.Metric")
@@ -52,16 +52,18 @@ METRICS = Registry(
 
 
 def direction(metric: str) -> float:
-    """The factor that makes larger values of a stored score better. 1 if nothing was scored.
+    """Returns 1 if larger scores of this metric are better, otherwise -1.
 
-    Raises UserError for a metric that is not installed.
+    `metric` is a stored name. It is empty if a run has no score, which returns 1. Raises UserError for a
+    metric that is not installed.
     """
     return METRICS.get(metric).sign if metric else 1.0
 
 
 def bounds(metric: str) -> tuple[float, float]:
-    """The smallest and largest possible score of a stored metric. Infinite if nothing was scored.
+    """Returns the smallest and the largest possible score of this metric.
 
-    Raises UserError for a metric that is not installed.
+    `metric` is a stored name. It is empty if a run has no score, which returns infinite bounds. Raises
+    UserError for a metric that is not installed.
     """
     return METRICS.get(metric).bounds if metric else (-math.inf, math.inf)

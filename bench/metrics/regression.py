@@ -13,7 +13,7 @@ from bench.metrics.metric import Array, Metric, about
 
 
 class _Correlation(Metric):
-    """A correlation with the targets. 0 if the answers or the targets are constant."""
+    """A correlation of answers with targets. It is 0 if the answers or the targets are constant."""
 
     kinds = ("regression",)
     bounds = (-1.0, 1.0)
@@ -58,7 +58,7 @@ class Pearson(_Correlation):
 
 
 class Spearman(_Correlation):
-    """The correlation of the ranks of answers and targets. Ties share their mean rank."""
+    """The correlation of the ranks of answers with those of targets. Equal values get their mean rank."""
 
     name = "spearman"
     description = "Spearman's correlation of ranks"
@@ -69,7 +69,7 @@ class Spearman(_Correlation):
         return float(spearmanr(targets, predictions).statistic)
 
     def _influence(self, targets: Array, predictions: Array, score: float) -> Array:
-        """The direct influence of each example, plus its influence on other examples' ranks."""
+        """Returns the influence of each example: its direct influence, plus that on other examples' ranks."""
         x, y = (_placed(values) for values in (targets, predictions))
         of_x, of_y = float(np.mean(x**2)), float(np.mean(y**2))
         together = x * y + _mean_above(targets, y) + _mean_above(predictions, x)
@@ -82,7 +82,7 @@ class Spearman(_Correlation):
 
 
 def _placed(values: Array) -> Array:
-    """The share of values below each value, minus one half. Equal values and the value itself count half."""
+    """Returns for each value the share of values below it, minus one half. Equal values count half."""
     from scipy.stats import rankdata
 
     placed: Array = (rankdata(values) - 0.5) / len(values) - 0.5
@@ -90,7 +90,10 @@ def _placed(values: Array) -> Array:
 
 
 def _mean_above(values: Array, other: Array) -> Array:
-    """For each value, the sum of `other` over larger values plus half the sum over equal ones, over N."""
+    """Returns for each of N values the sum of `other` over all larger values, divided by N.
+
+    `other[i]` belongs to `values[i]`. Equal values, and the value itself, count half.
+    """
     _, place = np.unique(values, return_inverse=True)
     sums = np.bincount(place, other)
     above = sums.sum() - np.cumsum(sums) + sums / 2

@@ -1,1 +1,1 @@
-"""One trial: a clean backbone, a fresh adapter, training, one evaluation."""
+"""Runs trials: each puts a fresh adapter on a clean backbone, trains it and evaluates it once."""

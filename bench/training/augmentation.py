@@ -1,4 +1,4 @@
-"""Augmentation of training images by torchvision, in uint8 on the device, image by image."""
+"""Augments training images with torchvision's transforms. Each image is changed on its own."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor
 
 from bench.training.seeding import lent
 
-#: The strength of changes in brightness, contrast, saturation and hue, and their probability per image.
+#: Brightness, contrast, saturation and hue change with strength `JITTER`, in an image with probability
+#: `JITTERED`.
 JITTER, JITTERED = 0.4, 0.5
 
-#: Crops may extend beyond the image by its side divided by this number. The image is mirrored there.
+#: Before a crop, the image is extended on all sides by its side length divided by this number, by mirroring.
 CROP_MARGIN = 8
 
 
 def augmenter(names: Sequence[str], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """Returns a function that applies the named transforms in order to batches (B, 3, side, side).
+    """Returns a function that applies the named transforms, in their order, to images (B, 3, side, side).
 
-    Batches are uint8. Every image has its own draws from `generator`, a CPU generator. So with the same
-    batches all methods of a seed see the same images, and drawing never waits for the device.
+    Images are uint8. Each has its own draws from `generator`, which is on the CPU. So all methods of a seed
+    see the same images in the same batches, and drawing never waits for an accelerator.
     """
     from torchvision.transforms import v2
 

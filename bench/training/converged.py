@@ -1,8 +1,9 @@
 """The converged head: a linear model of the frozen features, fitted by scikit-learn.
 
-Features are standardised by the training split. The model is fitted to the training split for ever weaker L2
-penalties, until the validation loss stops falling; the fit with the lowest loss is kept. The head then holds
-the same function of the unstandardised features, so that evaluation, saving and export need no special case.
+Features are standardised by mean and deviation of the training split. The model is fitted to this split with
+ever weaker L2 penalties, until the validation loss stops falling. The fit with the lowest validation loss is
+kept. The head gets weights for unstandardised features, so that evaluation, saving and export need no special
+case.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from bench.training.loop import Diverged, Trained, autocast, batches, evaluate
 from bench.training.saving import Saving
 from methods import Adapter
 
-#: Values of scikit-learn's C, the inverse strength of the penalty: 1e-5 to 1e3 in half decades, strongest
-#: penalty first. For ridge regression alpha is 1 / C.
+#: Values of scikit-learn's C, the inverse strength of the penalty: 1e-5 to 1e3 in half decades. The strongest
+#: penalty comes first. Ridge regression uses alpha = 1 / C.
 GRID = tuple(10.0 ** (power / 2) for power in range(-10, 7))
-#: The search ends after this many consecutive strengths (two decades) without a lower validation loss.
+#: The search ends after this number of consecutive values of C (two decades) without a lower validation loss.
 PATIENCE = 4
-#: Settings of lbfgs: the tolerance of the gradient's largest entry, and the largest number of iterations.
+#: lbfgs stops when the largest entry of the gradient is below TOLERANCE, or after MOST_ITERATIONS.
 TOLERANCE, MOST_ITERATIONS = 1e-6, 10_000
 
 Floats = NDArray[np.float64]
@@ -37,7 +38,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Fit:
-    """A linear model of standardised features for one C, the inverse of the L2 penalty's strength."""
+    """A linear model of standardised features, fitted with one value of C (see `GRID`)."""
 
     c: float
     #: Weights (outputs, features) and biases (outputs,).
@@ -51,7 +52,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Standardised:
-    """Features (N, features) of both splits, standardised by mean and deviation of the training split."""
+    """The features (N, features) of the training and validation splits, standardised.
+
+    `mean` and `sd`, both (features,), are those of the training split.
+    """
 
     train: Floats
     validation: Floats
@@ -69,7 +73,7 @@ class Standardised:
 def fit_head(
     backbone: LoadedBackbone, adapter: Adapter, data: PreparedData, recipe: Recipe, saving: Saving
 ) -> Trained:
-    """Fits the head and leaves it on the backbone.
+    """Fits the head to the frozen features and leaves it on the backbone.
 
     Raises Diverged if a feature is not finite. Warns if scikit-learn's solver did not converge.
     """
@@ -96,9 +100,10 @@ def fit_head(
 
 
 def choose(features: Standardised, train: Tensor, validation: Tensor, objective: Objective) -> Fit:
-    """Chooses the fit with the lowest validation loss; on a tie the strongest penalty.
+    """Fits the head for each C in `GRID`, and returns the fit with the lowest validation loss.
 
-    `train` and `validation` are labels. Stops after `PATIENCE` fits without a lower loss.
+    On a tie, the strongest penalty is chosen. `train` and `validation` are the labels of these splits. The
+    search stops early after `PATIENCE` consecutive fits without a lower loss.
     """
     if objective.kind == "regression":
         fits = _ridge(features.train, ((train.double() - objective.centre) / objective.spread).numpy())
@@ -119,7 +124,7 @@ def choose(features: Standardised, train: Tensor, validation: Tensor, objective:
 
 
 def _features(backbone: LoadedBackbone, split: Split, recipe: Recipe, saving: Saving) -> Floats:
-    """Computes the head's inputs (N, features), in evaluation mode and the split's order."""
+    """Computes the head's inputs (N, features) in evaluation mode. Rows are in the split's order."""
     module = backbone.module.eval()
     parts, order = [], []
     with torch.inference_mode(), autocast(recipe, next(module.parameters()).device):
@@ -140,10 +145,11 @@ def _ridge(features: Floats, targets: Floats) -> Iterator[Fit]:
 
 
 def _logistic(features: Floats, labels: NDArray[np.int64], outputs: int) -> Iterator[Fit]:
-    """Yields a multinomial fit for every C, or only one if all training examples have the same class.
+    """Yields a multinomial fit for every C, or a single fit if all training examples have the same class.
 
-    With two classes scikit-learn has a single row of weights: the outputs get minus and plus half of it. A
-    class without training examples gets no weight and a bias as if it had half an example.
+    For two classes, scikit-learn gives a single row of weights. The first output gets minus half of it, the
+    second plus half. A class without training examples gets zero weights, and a bias as if it had half an
+    example.
     """
     present = np.unique(labels)
     if len(present) == 1:
@@ -161,10 +167,10 @@ def _logistic(features: Floats, labels: NDArray[np.int64], outputs: int) -> Iter
 
 
 def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
-    """Yields fits of one logistic regression per class (columns of `flags`), all with the same C.
+    """Yields a fit for every C. It combines one logistic regression per class, the columns of `flags`.
 
-    A class that all or no examples have gets no weight, and a bias from counts to which half an example is
-    added.
+    A class that all examples have, or none, gets zero weights. Its bias is the log odds after adding half an
+    example with the class and half an example without it.
     """
     count = flags.sum(0)
     constant = (count == 0) | (count == len(flags))
@@ -180,9 +186,10 @@ def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
 
 
 def _path(features: Floats, labels: NDArray[np.int64]) -> Iterator[tuple[float, Floats, Floats, bool]]:
-    """Yields every C with weights (classes, features), biases (classes,) and whether lbfgs converged.
+    """Yields for every C: C, weights (classes, features), biases (classes,), and whether lbfgs converged.
 
-    For two classes, these have a single row. The solver starts from the previous C's solution.
+    For two classes, weights and biases have a single row. The solver starts from the solution for the
+    previous C.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -1,4 +1,4 @@
-"""The effect of a trained adapter on the backbone's outputs."""
+"""Measures how much a trained adapter changes the backbone's outputs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def outputs(backbone: Backbone, batch: Mapping[str, Tensor], recipe: Recipe) -> 
 
 
 def effect(adapted: Tensor, bare: Tensor) -> float | None:
-    """The RMS difference of outputs with and without the adapter, relative to their spread over examples.
+    """Returns how much the adapter changes the outputs (N, outputs), relative to their spread over examples.
 
-    The spread is the RMS deviation of the adapted outputs from their mean over examples. 0 means that the
-    adapter changes nothing. None if the outputs are equal for all examples.
+    The change is the RMS difference of `adapted` (with the adapter) and `bare` (without it). The spread is
+    the RMS deviation of `adapted` from its mean over examples. 0 means that the adapter changes nothing.
+    Returns None if `adapted` is equal for all examples.
     """
     spread = (adapted - adapted.mean(0)).square().mean().sqrt().item()
     return (adapted - bare).square().mean().sqrt().item() / spread if spread > 0 else None

@@ -1,4 +1,4 @@
-"""The record of a finished trial: measures, tags and artifacts as plain values and bytes."""
+"""Converts the outcome of a finished trial to a record of plain values and bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def finished(outcome: Outcome) -> Record:
 
 
 def _predictions(outcome: Outcome) -> bytes:
-    """The table of predictions as a parquet file, with the columns of `bench.records.predictions`."""
+    """Returns the predictions as a parquet file. `bench.records.predictions` describes its columns."""
     answers = {"label": outcome.labels.numpy(), "prediction": outcome.final.answers}
     columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in answers.items():

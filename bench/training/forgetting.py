@@ -1,4 +1,4 @@
-"""Forgetting: the rise of a language model's loss on text that no task trains on."""
+"""Measures forgetting: the rise of a language model's loss on text that no task trains on."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from bench.backbones.pooling import decoded
 from bench.plan.recipe import Recipe
 from bench.training.loop import autocast
 
-#: Tokens per batch, padding included. Each token has logits over the whole vocabulary.
+#: The number of tokens per batch, including padding. It is small, since each token has logits over the whole
+#: vocabulary.
 TOKENS_AT_ONCE = 1024
 
 
 def text_loss(backbone: LoadedBackbone, text: Sequence[Tensor], recipe: Recipe) -> tuple[float, int]:
     """Returns the mean loss over all tokens except the first of each document, and their number.
 
-    `text` has the token ids (tokens,) of each document. Puts the backbone into evaluation mode. Call it
-    inside `Adapter.hold`, so that the adapter contracts its factors only once.
+    `text` has the token ids (tokens,) of each document. The backbone is left in evaluation mode. If it has an
+    adapter, call this inside `Adapter.hold`, so that the adapter contracts its factors only once.
     """
     encoder, table = backbone.module.encoder, unembedding_of(backbone)
     device = next(encoder.parameters()).device

@@ -1,4 +1,7 @@
-"""The cost of an adapter at inference: forwards with it, with merged weights, and bare."""
+"""Measures the cost of an adapter at inference.
+
+Times forward passes of the backbone with the adapter, with the adapter merged, and without adapter (bare).
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from bench.records.measures import Measure, Measures
 from methods import Adapter, UserError
 from methods.errors import RoundedMerge
 
-#: After a warm-up at least LEAST forwards are timed, and further ones until there are MOST or all together
-#: took SHORT_MS milliseconds. The fastest forward counts, as the one least disturbed by other work.
+#: After a warm-up, LEAST forward passes are timed. Further ones follow until there are MOST of them, or until
+#: all together took SHORT_MS milliseconds. The fastest counts, since other work disturbed it least.
 LEAST, MOST, SHORT_MS = 3, 12, 50.0
 
-#: The largest number of examples in the timed batch: timing should cost less than a training step.
+#: The largest number of examples in the timed batch. It is small, so that timing costs less than a training
+#: step.
 EXAMPLES = 8
 
 
@@ -44,9 +48,9 @@ class Inference:
 
 
 class Forward:
-    """Times forwards of one batch in evaluation mode, with whatever adapter is on the module.
+    """Times forward passes of one batch in evaluation mode, with the adapter that is on the module, if any.
 
-    `precision` makes the context of a forward, such as autocast.
+    `precision()` returns the context in which they run, such as autocast.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Forward:
         self._device, self.examples = first.device, len(first)
 
     def ms(self) -> float:
-        """Times several forwards and returns the milliseconds of the fastest."""
+        """Times several forward passes and returns the milliseconds of the fastest."""
         self._module.eval()
         times: list[float] = []
         with torch.inference_mode(), self._precision():
@@ -72,9 +76,10 @@ class Forward:
         return min(times)
 
     def with_adapter(self, adapter: Adapter) -> tuple[float, float | None]:
-        """Returns the milliseconds with the adapter (contracted once for all forwards) and merged.
+        """Returns the milliseconds with the adapter, and with the adapter merged.
 
-        The second is None if the adapter cannot be merged. The weights are restored afterwards.
+        The adapter contracts its factors once, before the timed passes. The second number is None if the
+        adapter cannot be merged. The backbone's weights are restored afterwards.
         """
         with torch.inference_mode(), adapter.hold():
             adapted = self.ms()

@@ -1,4 +1,4 @@
-"""The training loop and the evaluation, the same for every method."""
+"""Training and evaluation. They are the same for every method."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from bench.training.saving import PLAIN, Saving
 from bench.training.seeding import generator
 from methods import Adapter, Backbone
 
-#: Examples are sorted by length within pools of this many batches. This keeps padding short and still gives
-#: a new order in every pass.
+#: Shuffled examples are divided into pools of this number of batches, and sorted by length within each pool.
+#: This keeps padding short and still gives a new order in every epoch.
 POOL = 16
 
-#: The number of steps after which losses are fetched from the device.
+#: The number of steps between two fetches of losses from the device.
 LOSS_EVERY = 25
 
 
@@ -48,14 +48,14 @@ class Pruned(Exception):  # noqa: N818 - it names what happened to the trial
 
 @dataclass
 class Trained:
-    """The result of training. The selected state is on the backbone."""
+    """The result of training. The state that validation selected is on the backbone."""
 
     steps: int
     selected_epoch: int
     validation_metric: float
     validation_loss: float
     step_ms: float | None
-    #: scikit-learn's C and whether its solver converged, for a fitted head. None for a trained one.
+    #: For a head fitted by scikit-learn: its C, and whether the solver converged. None for a trained head.
     head_c: float | None = None
     head_converged: bool | None = None
 
@@ -74,12 +74,15 @@ class Trained:
 
 @dataclass
 class Evaluation:
-    """Outputs (N, outputs) on the CPU, their metric and mean loss, and the answers that the outputs mean."""
+    """The result of evaluating N examples."""
 
+    #: The backbone's outputs (N, outputs), on the CPU.
     logits: Tensor
+    #: The score.
     metric: float
+    #: The mean loss.
     loss: float
-    #: The answers, in the form that `Objective.answers` returns.
+    #: The predictions, in the form that `Objective.answers` returns.
     answers: NDArray[Any]
     #: The texts written by a language model. None if the task has no written answers.
     texts: list[str] | None = None
@@ -88,8 +91,8 @@ class Evaluation:
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
     """Yields the index of every example once, in batches of examples with similar lengths.
 
-    `order` shuffles examples and batches. Without it, examples are ordered by length, or stay in the split's
-    order if all have one width.
+    `order` shuffles examples and batches. If it is None, examples are sorted by length, or keep the split's
+    order if all have the same width.
     """
     permutation = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
     lengths = split.uneven
@@ -109,7 +112,10 @@ def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[
 
 
 def rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
-    """The learning rate of a step, counted from 0: linear warmup, then a cosine to the floor."""
+    """Returns the learning rate of a step, counted from 0 to `steps` - 1.
+
+    The rate rises linearly to `peak` during `warmup` steps, then falls along a cosine to `floor`.
+    """
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - 1 - warmup)
@@ -134,7 +140,7 @@ def evaluate(
     objective: Objective,
     saving: Saving = PLAIN,
 ) -> Evaluation:
-    """Runs a split through the backbone in evaluation mode. Rows of `logits` are in the split's order.
+    """Evaluates a split with the backbone in evaluation mode. Results are in the split's order.
 
     The metric is NaN if the loss is not finite. Raises UserError if the metric is undefined for the split.
     """
@@ -162,13 +168,13 @@ def evaluate(
 
 
 def _writer(backbone: Backbone) -> Any:
-    """The writer that `put_head` installed on the backbone."""
+    """Returns the object that writes answers, which `put_head` installed on the backbone."""
     return backbone.module.answers
 
 
 @dataclass
 class _Selected:
-    """The best state so far, which is tested unless a later epoch gives a better one."""
+    """The best state so far: the result on validation, the epoch, and the state of adapter and head."""
 
     result: Evaluation
     epoch: int
@@ -177,10 +183,10 @@ class _Selected:
 
 
 class _Course:
-    """Reports the progress of training.
+    """Reports the progress of training to a listener.
 
-    Losses stay on the device and are reported for several steps at a time, so that steps never wait for the
-    device.
+    Losses stay on the device and are reported for several steps at a time, so that steps need not wait for
+    the device.
     """
 
     def __init__(self, steps: int, report: Callable[[Progress], None]) -> None:
@@ -195,7 +201,7 @@ class _Course:
             self.tell_losses()
 
     def tell_losses(self) -> None:
-        """Reports the losses since the last call. Raises Diverged at the first that is not finite."""
+        """Reports the losses of the steps since the last report. Raises Diverged if one is not finite."""
         if not self._losses:
             return
         values = torch.stack(self._losses).tolist()
@@ -207,7 +213,7 @@ class _Course:
             raise Diverged(first + len(finite), values[len(finite)])
 
     def validated(self, result: Evaluation) -> None:
-        """Reports a validation. Raises Diverged if its loss is not finite."""
+        """Reports the result on the validation split. Raises Diverged if its loss is not finite."""
         if not math.isfinite(result.loss):
             raise Diverged(self.step, result.loss)
         self.report(Progress(self.step, self.steps, self.epoch, [], result.metric, result.loss))
@@ -222,11 +228,11 @@ def train(
     report: Callable[[Progress], None],
     saving: Saving = PLAIN,
 ) -> Trained:
-    """Trains adapter and head, and leaves the selected state on the backbone.
+    """Trains adapter and head, and leaves the state that validation selected on the backbone.
 
-    Validation is scored after each epoch and after the last step, or once if there is nothing to train.
-    Reported losses are the task's, without a method's own term. Raises Diverged for a loss that is not
-    finite, and UserError if the steps are too few for the method.
+    The validation split is evaluated after each epoch and after the last step, or once if there is nothing to
+    train. Progress is passed to `report`. Reported losses are the task's, without a term that a method may
+    add. Raises Diverged for a loss that is not finite, and UserError if the steps are too few for the method.
     """
     device = next(backbone.module.parameters()).device
     groups = _core_apart(adapter) if recipe.core_lr != 1 else adapter.parameter_groups()
@@ -277,7 +283,7 @@ def train(
 
 
 def _better(later: Evaluation, earlier: Evaluation, recipe: Recipe, metric: Metric) -> bool:
-    """Whether the later of two states is selected. On a tie the earlier one stays."""
+    """Whether the recipe selects the later of two results. On a tie, the earlier result stays selected."""
     if recipe.select == "last":
         return True
     if recipe.select == "loss":
@@ -291,14 +297,14 @@ class _Batch:
 
     inputs: dict[str, Tensor]
     targets: Tensor
-    #: The number of examples in one forward.
+    #: The largest number of examples in one forward pass.
     at_once: int
 
 
 def _backward(
     backbone: Backbone, adapter: Adapter, batch: _Batch, recipe: Recipe, objective: Objective
 ) -> Tensor:
-    """Computes the mean loss of a batch in parts and accumulates its gradients.
+    """Computes the mean loss of a batch and its gradients, in parts of `batch.at_once` examples.
 
     Order, augmentation, padding and the adapter's dropout are the same as for the undivided batch.
     """
@@ -319,7 +325,7 @@ def _backward(
 
 
 def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
-    """The adapter's parameter groups, with cores moved to a group "core". Empty groups are left out."""
+    """Returns the adapter's parameter groups, with cores moved to groups named "core". None is empty."""
     core = {id(parameter) for parameter in adapter.core()}
     groups = []
     for group in adapter.parameter_groups():
@@ -332,7 +338,7 @@ def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
 def _optimizer(
     groups: Sequence[dict[str, Any]], recipe: Recipe, steps: int
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW with groups "adapter", "core" and "head", each with its rate and decay, and the schedule."""
+    """Returns AdamW and the schedule. The groups "adapter", "core" and "head" have rates of their own."""
     peaks = {"adapter": recipe.lr, "core": recipe.lr * recipe.core_lr, "head": recipe.head_lr or recipe.lr}
     decays = {"adapter": recipe.adapter_decay, "core": recipe.adapter_decay, "head": recipe.weight_decay}
     # If possible, keep two steps for the cosine: one at the peak, one at the floor.
@@ -346,7 +352,7 @@ def _optimizer(
 
 
 def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Returns the function from indices to a training batch, augmented if the recipe asks for it."""
+    """Returns a function that makes a training batch from indices, augmented if the recipe says so."""
     if not recipe.augmentation:
         return split.batch
     assert isinstance(split, ImageSplit)

@@ -1,4 +1,4 @@
-"""Measurements of step time and peak memory, and provenance."""
+"""Measures step times and peak memory, and collects the provenance of a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ import torch
 
 from bench.machine.memory import MIB
 
-#: Initial steps excluded from the step time, since they allocate, compile and warm caches.
+#: The number of first steps that the step time leaves out, since they allocate memory, compile and fill
+#: caches.
 WARMUP_STEPS = 5
 
 LIBRARIES = ("torch", "transformers", "timm", "peft", "tensorly", "tensorly-torch", "mlflow", "numpy")
 
 
 class StepTimer:
-    """Context manager that times steps. On a GPU it uses events, so that no step waits for the device."""
+    """A context manager that times steps. On a GPU it uses events, so that no step waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -51,7 +52,7 @@ class StepTimer:
         self._marks.append((self._start, self._now()))
 
     def median_ms(self) -> float | None:
-        """The median of the steps after `WARMUP_STEPS`, in milliseconds. None if there are none."""
+        """Returns the median time of a step after `WARMUP_STEPS`, in milliseconds. None if there is none."""
         marks = self._marks[WARMUP_STEPS:]
         if not marks:
             return None
@@ -62,10 +63,11 @@ class StepTimer:
 
 
 class PeakMemory:
-    """The peak of memory since construction: the device's on a GPU, the process's on a CPU.
+    """The peak memory since this object was made.
 
-    Unknown if the operating system does not let a process reset its own peak, because the peak could then be
-    an earlier trial's.
+    On a GPU it is the memory that torch allocated there, otherwise the memory of this process.
+    It is unknown if the operating system does not let a process reset its own peak, since the peak could then
+    be an earlier trial's.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -84,7 +86,7 @@ class PeakMemory:
             self._reset = False
 
     def mib(self) -> float | None:
-        """The peak in MiB. None if unknown."""
+        """Returns the peak in MiB. None if it is unknown."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / MIB
         if not self._reset:
@@ -96,14 +98,14 @@ class PeakMemory:
 
 
 def _give_back() -> None:
-    """Returns to the system the memory that the allocator kept after earlier trials."""
+    """Makes glibc's allocator return memory to the system that it kept after earlier trials."""
     with suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
 def provenance(device: str) -> dict[str, str]:
-    """Returns the harness's commit and whether it was modified, library versions, and hardware.
+    """Returns the commit of this benchmark, whether files were modified, versions of libraries, and hardware.
 
     None of this enters a trial's id.
     """
@@ -137,7 +139,7 @@ def _version(name: str) -> str:
 
 @cache
 def libraries() -> dict[str, str]:
-    """The version of every importable package, by its lower-case name."""
+    """Returns the version of every installed package, by its lower-case name."""
     # `metadata` parses a file on each access.
     packages = (distribution.metadata for distribution in distributions())
     # A folder without a name is left over from an interrupted installation.
@@ -147,14 +149,14 @@ def libraries() -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
-    """The name of the GPU, or the name of the CPU with the number of threads in use."""
+    """Returns the name of the GPU, or the name of the CPU with the number of threads in use."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"{_cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def _git(*arguments: str) -> str | None:
-    """Returns the output of git in this code's folder. None if git fails."""
+    """Runs git in the folder of this file and returns its output. None if git fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *arguments],

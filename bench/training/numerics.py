@@ -1,4 +1,4 @@
-"""The thread's default GPU, and temporary switches of a recipe: compilation, determinism, precision."""
+"""Sets how a trial computes: on which GPU, compiled, with deterministic algorithms, in which precision."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import nn
 from bench.plan.trial import Trial
 from methods import UserError
 
-#: The variable that, with one of two values, makes cuBLAS sum in a fixed order (NVIDIA's documentation).
+#: The environment variable that makes cuBLAS sum in a fixed order, if set to ":4096:8" or ":16:8" (NVIDIA's
+#: documentation).
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
-#: The environment variable that, set to 1, allows bf16 on a processor that emulates it.
+#: The environment variable that allows bf16 on a processor that emulates it, if set to 1.
 EMULATE_BF16 = "TENSORBENCH_EMULATE_BF16"
 
 
 def take_device(device: torch.device) -> None:
-    """Makes this GPU the thread's default, for libraries that take no device argument.
+    """Makes a GPU the thread's default, for libraries that take no device argument.
 
-    A GPU without an index is the default already.
+    Does nothing for a CPU, and for "cuda" without an index, which means the default.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -31,10 +32,11 @@ def take_device(device: torch.device) -> None:
 
 @contextmanager
 def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
-    """Context in which the encoder runs through `torch.compile`, with any adapter.
+    """A context in which the encoder is compiled by `torch.compile`, if `enabled`.
 
-    Adapters contract their factors in a hook of the enclosing module, so that factors are inputs of the
-    compiled graph. Compiled code is dropped at the end, since the next trial has other layers.
+    This works with every adapter: adapters contract their factors in a hook of the enclosing module, so that
+    the results are inputs of the compiled graph. The compiled code is dropped at the end, since the next
+    trial has other layers.
     """
     if not enabled:
         yield
@@ -52,10 +54,10 @@ def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """Context in which torch uses deterministic algorithms only, and raises for operations without one.
+    """A context in which torch uses only deterministic algorithms, if `enabled`.
 
-    cuBLAS reads its setting on first use. So on a GPU, a process that ran trials in another mode may keep
-    that mode.
+    Torch raises for operations that have none. cuBLAS reads its setting only on first use. So a process that
+    ran earlier trials on a GPU in another mode may keep that mode.
     """
     if not enabled:
         yield
@@ -85,9 +87,10 @@ def computes_bf16() -> bool:
 
 
 def check_precision(trials: Iterable[Trial], device: torch.device) -> None:
-    """Raises UserError for `precision: bf16` on a processor that would emulate it.
+    """Raises UserError if a trial with `precision: bf16` would run on a processor that emulates bf16.
 
-    Backbones in bfloat16 are exempt, since they have no other precision.
+    Trials whose backbone is stored in bfloat16 are exempt, since they have no other precision. `EMULATE_BF16`
+    allows all trials.
     """
     if device.type != "cpu" or os.environ.get(EMULATE_BF16) == "1" or computes_bf16():
         return

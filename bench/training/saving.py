@@ -1,4 +1,4 @@
-"""Options that save memory. They change results by rounding only, so ids do not contain them."""
+"""Options that save memory. They change results only by rounding, so trial ids do not contain them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from bench.plan.trial import Trial
 
-#: The value in a run's provenance if gradient checkpointing is on.
+#: The provenance of a run has this value if gradient checkpointing was on.
 ON = "yes"
 
 
@@ -24,8 +24,8 @@ ON = "yes"
 class Saving:
     """Options that save memory. By default all are off."""
 
-    #: The largest number of examples in one training forward; gradients are accumulated. Evaluation takes
-    #: twice as many. None: the batch size.
+    #: The largest number of examples in one forward pass of training. Gradients of a batch are accumulated.
+    #: Evaluation takes twice as many examples. None means the batch size.
     micro_batch: int | None = None
     #: Whether activations are recomputed in the backward pass.
     checkpointing: bool = False
@@ -37,20 +37,23 @@ class Saving:
             raise UserError(f"--micro-batch {self.micro_batch}: accepted are 1 and more")
 
     def size(self, batch_size: int) -> int:
-        """The number of examples computed at once, given the batch size."""
+        """Returns the number of examples in one forward pass of training, given the batch size."""
         return min(self.micro_batch or batch_size, batch_size)
 
     def smaller(self, batch_size: int) -> Saving | None:
-        """The options to try after memory ran out. None if there are none left, or shrinking is off."""
+        """Returns the options to try next after memory ran out, with half the examples per forward pass.
+
+        None if `shrink` is off, or if there is already only one example per forward pass.
+        """
         size = self.size(batch_size)
         return replace(self, micro_batch=size // 2) if self.shrink and size > 1 else None
 
     def splits(self, trial: Trial) -> bool:
-        """Whether batches of the trial are computed in parts, or may be after memory ran out."""
+        """Whether batches of the trial are computed in parts, or may be if memory runs out."""
         return self.shrink or self.size(trial.recipe.batch_size) < trial.recipe.batch_size
 
     def provenance(self) -> dict[str, str]:
-        """The entries for a run's provenance."""
+        """Returns the options as entries of a run's provenance."""
         return {
             _key(Tag.MICRO_BATCH): str(self.micro_batch or ""),
             _key(Tag.CHECKPOINTING): ON if self.checkpointing else "",
@@ -58,7 +61,7 @@ class Saving:
 
     @classmethod
     def of(cls, provenance: Mapping[str, str]) -> Saving:
-        """Reads the options of a stored trial from its provenance."""
+        """Reads `micro_batch` and `checkpointing` of a stored run from its provenance."""
         size = provenance.get(_key(Tag.MICRO_BATCH), "")
         return cls(
             int(size) if size.isdecimal() and int(size) else None,
@@ -66,7 +69,7 @@ class Saving:
         )
 
     def check(self, trials: Sequence[Trial]) -> None:
-        """Raises UserError if the options cannot be used for a trial or would change its result."""
+        """Raises UserError if a trial cannot use the options, or if they would change its result."""
         from methods import from_identity
 
         for trial in trials:
@@ -87,9 +90,11 @@ class Saving:
     def check_backbone(
         self, name: str, module: nn.Module, example: Mapping[str, Any], device: str, *, splits: bool
     ) -> None:
-        """Raises UserError if the options change results, or need checkpointing that the backbone lacks.
+        """Raises UserError if the options would change the backbone's results, or it cannot use them.
 
-        `example` is the keyword arguments of `module`; `splits` tells whether batches are computed in parts.
+        A backbone that draws random numbers in training cannot be computed in parts, and some have no
+        gradient checkpointing. `example` has the keyword arguments of a forward pass of `module`. `splits`
+        says whether batches are computed in parts.
         """
         if self.checkpointing and _switch(module.encoder) is None:
             raise UserError(f"--checkpointing: backbone '{name}' has no gradient checkpointing")
@@ -116,7 +121,10 @@ def _key(tag: Tag) -> str:
 
 
 def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
-    """Whether a training forward draws from torch's generator of the device. The generator is restored."""
+    """Whether a forward pass in training mode draws random numbers on the device.
+
+    Torch's generator is restored afterwards.
+    """
     import torch
 
     of_gpu = device.startswith("cuda")
@@ -134,7 +142,7 @@ def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
 
 
 def _switch(encoder: Any) -> Any:
-    """Returns the function that switches an encoder's gradient checkpointing. None if there is none."""
+    """Returns a function that turns an encoder's gradient checkpointing on or off. None if it has none."""
     if hasattr(encoder, "set_grad_checkpointing"):
         return encoder.set_grad_checkpointing
     if not getattr(encoder, "supports_gradient_checkpointing", False):
@@ -157,9 +165,9 @@ def _switch(encoder: Any) -> Any:
 
 @contextmanager
 def checkpointed(encoder: Any, enabled: bool) -> Iterator[None]:
-    """Context in which the encoder's layers are recomputed in the backward pass.
+    """A context in which the backward pass recomputes the encoder's activations, if `enabled`.
 
-    Without effect on an encoder that has no gradient checkpointing.
+    It has no effect on an encoder without gradient checkpointing.
     """
     switch = _switch(encoder) if enabled else None
     if switch is None:

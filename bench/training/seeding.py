@@ -1,4 +1,4 @@
-"""Independent random streams, derived from one seed by name."""
+"""Independent streams of random numbers. Each is derived from a trial's seed and the stream's name."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Literal, get_args
 
 import torch
 
-#: The streams. They depend on the seed alone, so all methods of a seed share them. Only the adapter's start
-#: also depends on the method. `dropout` is the backbone's: an adapter's own dropout continues the stream of
-#: the adapter's start.
+#: The names of the streams. A stream depends only on the seed, so all methods share it. `head_start` and
+#: `adapter_start` draw the initial values of head and adapter. `dropout` is the backbone's own dropout. An
+#: adapter's dropout continues the stream `adapter_start`.
 Stream = Literal["head_start", "adapter_start", "data_order", "augmentation", "dropout"]
 
 
 def stream_seed(seed: int, stream: Stream) -> int:
-    """The 63-bit seed of a stream."""
+    """Returns the seed of a stream, an integer of 63 bits."""
     digest = hashlib.sha256(f"tensorbench/{stream}/{seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def stream_seeds(seed: int) -> dict[str, int]:
-    """The seed of every stream, by name."""
+    """Returns the seed of every stream, by the stream's name."""
     return {stream: stream_seed(seed, stream) for stream in get_args(Stream)}
 
 
 def generator(seed: int, stream: Stream) -> torch.Generator:
-    """A CPU generator for a stream, with the same numbers whatever the device."""
+    """Returns a generator for a stream. It is on the CPU, so its numbers are the same for every device."""
     return torch.Generator().manual_seed(stream_seed(seed, stream))
 
 
 @contextmanager
 def lent(generator: torch.Generator) -> Iterator[None]:
-    """Context in which `generator` replaces torch's global CPU generator. Other devices keep theirs."""
+    """A context in which `generator` replaces torch's global CPU generator. Other devices keep theirs."""
     kept = torch.get_rng_state()
     torch.set_rng_state(generator.get_state())
     try:

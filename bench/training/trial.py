@@ -1,4 +1,4 @@
-"""One trial: a clean backbone, a fresh adapter, training, one evaluation."""
+"""Runs a trial: puts a fresh adapter on a clean backbone, trains it, evaluates it once, takes measures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from methods.capabilities import Capability, capabilities
 
 @dataclass
 class Outcome:
-    """The result of a finished trial: predictions, adapter and all measures."""
+    """The result of a finished trial: predictions, trained adapter and head, and all measures."""
 
     trained: Trained
     final: Evaluation
@@ -52,9 +52,9 @@ class Outcome:
 
 
 class Resources:
-    """The backbone and the data set that a worker keeps between trials.
+    """The backbone and the data that a worker keeps between trials.
 
-    A trial with another backbone or data set replaces the kept one, so that its peak memory includes only its
+    A trial that needs another backbone or other data replaces them, so that its peak memory includes only its
     own.
     """
 
@@ -64,15 +64,15 @@ class Resources:
         self.saving = saving
         self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
-        #: Losses of the bare backbone, by text and precision.
+        #: Losses of the backbone without adapter, by text and precision.
         self._bare: dict[tuple[str, str], float] = {}
         #: Forward times by method, data and precision.
         self._inference: dict[str, Measures] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
-        """Returns the trial's backbone without any adapter, and makes the worker's GPU the thread's default.
+        """Returns the trial's backbone, without an adapter. Makes the worker's GPU the thread's default.
 
-        Raises UserError as `load` does, and if its weights are not the planned ones.
+        Raises UserError as `load` does, and if the loaded weights are not the planned ones.
         """
         take_device(self.device)
         spec = trial.backbone
@@ -111,7 +111,7 @@ class Resources:
             )
 
     def check(self) -> None:
-        """Drops the backbone, with a warning, if it changed since loading. The next trial reloads it."""
+        """Drops the backbone, with a warning, if a trial changed it. The next trial loads it again."""
         assert self._backbone is not None
         _, backbone, fingerprint = self._backbone
         if backbone.fingerprint() != fingerprint:
@@ -123,7 +123,7 @@ class Resources:
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
         """Returns the trial's data on the device.
 
-        Raises UserError if the data are not the planned ones, or fewer than a batch.
+        Raises UserError if the data are not the planned ones, or if the train split is smaller than a batch.
         """
         row, seed = trial.task, trial.task.split_seed(trial.seed)
         key = (json.dumps(trial.data, sort_keys=True), *row.sizes, seed)
@@ -135,10 +135,10 @@ class Resources:
         return data
 
     def text(self, trial: Trial, backbone: LoadedBackbone) -> tuple[Tensor, ...] | None:
-        """Returns the documents on which forgetting is measured.
+        """Returns the token ids of each document on which forgetting is measured.
 
-        None if the trial does not measure it, or if the backbone cannot predict tokens. Raises UserError if
-        the text is not available.
+        None if the trial does not measure forgetting, or if the backbone cannot predict tokens. Raises
+        UserError if the text is not available.
         """
         if trial.forgetting is None or not has_vocabulary(backbone):
             return None
@@ -146,14 +146,21 @@ class Resources:
         return plain_tokens(trial.forgetting, backbone.info.input)
 
     def bare_loss(self, trial: Trial, backbone: LoadedBackbone, text: Sequence[Tensor]) -> float:
-        """The backbone's mean loss per token without adapter. Measured once per text and precision."""
+        """Returns the mean loss per token of the backbone without adapter.
+
+        It is measured once per text and precision.
+        """
         key = (str(trial.forgetting), trial.recipe.precision)
         if key not in self._bare:
             self._bare[key], _ = text_loss(backbone, text, trial.recipe)
         return self._bare[key]
 
     def inference(self, trial: Trial, measure: Callable[[], Measures]) -> Measures:
-        """Returns forward times, measured for the first trial with the same method, data and precision."""
+        """Returns the inference times of a trial.
+
+        `measure` is called only for the first trial with the same method, data and precision. Later trials
+        get its result.
+        """
         content = trial.model_dump(mode="json", include={"method", "data"})
         key = json.dumps([content, trial.recipe.precision], sort_keys=True)
         if key not in self._inference:
@@ -181,10 +188,10 @@ class Resources:
 
 
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
-    """Trains and scores one trial, and reports its progress.
+    """Trains and scores one trial, and passes its progress to `report`.
 
-    Raises Diverged, Pruned if `report` raises it, out-of-memory errors, or any other error of the trial. The
-    backbone is clean afterwards in every case.
+    Raises Diverged if a loss is not finite, whatever `report` raises (such as Pruned), errors for too little
+    memory, and any other error of the trial. In every case, the backbone is left without adapter.
     """
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)
@@ -257,7 +264,7 @@ def _trained(
     *,
     fits_head: bool,
 ) -> tuple[Trained, Evaluation]:
-    """Trains, then evaluates on the split. Raises Diverged if a loss is not finite."""
+    """Trains the adapter, then evaluates it on `split`. Raises Diverged if a loss is not finite."""
     encoder = backbone.module.encoder
     with (
         deterministic(trial.recipe.deterministic),
@@ -281,7 +288,10 @@ def _forgetting(
     text: Sequence[Tensor] | None,
     before: float | None,
 ) -> Measures:
-    """Mean losses per token on a text, without and with the adapter. Empty if `before` is None."""
+    """Returns the mean losses per token on a text, without the adapter (`before`) and with it.
+
+    Empty if forgetting is not measured.
+    """
     if text is None or before is None:
         return {}
     with torch.inference_mode(), adapter.hold():
@@ -292,7 +302,7 @@ def _forgetting(
 def _in_use(
     trial: Trial, resources: Resources, backbone: LoadedBackbone, adapter: Adapter, data: PreparedData
 ) -> Measures:
-    """Times forwards of a few examples, measures the adapter's effect on them, and detaches the adapter."""
+    """Measures the adapter's inference time and its effect on a few examples. Detaches the adapter."""
     batch = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
     has_parameters = adapter.parameter_count > 0
     with adapter.hold():
@@ -307,9 +317,9 @@ def _in_use(
 def _inference(
     trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batch: Mapping[str, Tensor]
 ) -> Measures:
-    """Times forwards of a few examples, and detaches the adapter.
+    """Times forward passes of a batch with the adapter, merged, and without it. Detaches the adapter.
 
-    If this fails, returns no measures and warns. The trial keeps its result.
+    If this fails, warns and returns no measures. The trial keeps its result.
     """
     device = next(backbone.module.parameters()).device
     forward = Forward(backbone.module, batch, lambda: autocast(trial.recipe, device))
@@ -323,7 +333,7 @@ def _inference(
 
 
 def _of_data(model_input: ModelInput, data: PreparedData) -> Measures:
-    """Sizes of the splits, the number of truncated prompts, the targets' scale, and the loss of guessing."""
+    """Returns the data's measures: sizes of splits, loss of guessing, scale of targets, and cut prompts."""
     splits = (data.train, data.validation, data.test)
     measures = SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated).measures
     measures[Measure.GUESSING_LOSS] = data.objective.guessing_loss(data.validation.labels.cpu())
@@ -348,7 +358,7 @@ def _tags(trial: Trial, method: Method, adapter: Adapter, measures: Measures) ->
 
 @cache
 def _of_identity(identity: str) -> tuple[Capability, ...]:
-    """Determines a method's capabilities, once per worker."""
+    """Determines a method's capabilities, given its identity as JSON. Remembered in this process."""
     return capabilities(from_identity(json.loads(identity)))
 
 
