@@ -1,4 +1,4 @@
-"""Exports of adapters on tiny backbones, loaded again as their README does."""
+"""Exports adapters of tiny backbones, and loads the exports as their README.md says."""
 
 from __future__ import annotations
 
@@ -74,7 +74,6 @@ class Case:
         return write_export(self.backbone, adapter, self.spec, self.folder, CLASSES, **options)
 
     def loaded(self) -> Any:
-        """The export loaded by its own `load_export.py`."""
         return elsewhere(self.folder, self.spec.local)
 
     def inputs(self, seed: int = 5) -> dict[str, Tensor]:
@@ -92,9 +91,9 @@ def generator(seed: int) -> torch.Generator:
 
 
 def elsewhere(folder: Path, original: Path | None = None) -> Any:
-    """Loads an export with the `load` of its load_export.py, which its README calls.
+    """Loads an export with the function `load` of its own `load_export.py`.
 
-    `original` is the folder of the frozen model if it is neither in the export nor on the hub.
+    `original` is the folder of the frozen model if that is neither in the export nor on the hub.
     """
     return runpy.run_path(str(folder / "load_export.py"))["load"](folder, original)
 

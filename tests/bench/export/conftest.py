@@ -52,7 +52,7 @@ def case(tmp_path: Path, timm_file: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 @pytest.fixture
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The hub cache's folder for the one commit of `me/tiny`, without network."""
+    """The folder of the repository `me/tiny` in a hub cache that works without network. It has one commit."""
     from huggingface_hub import constants
 
     from bench.machine.hub import snapshot

@@ -1,4 +1,4 @@
-"""Tests exports in other programs: peft's types and loaders, pipelines, a machine without the harness."""
+"""Tests that other programs can use exports: peft, pipelines of transformers, Python without the harness."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ LOADERS = {
 
 
 def by_peft(made: Case, source: str) -> Any:
-    """The model that peft's loader makes of a checkpoint by following its README.md."""
+    """Loads an export with peft, in the way that its README.md states."""
     # BERT's head is outside the encoder.
     labels = {} if source == "bert" else {"num_labels": 3, "ignore_mismatched_sizes": True}
     shown = ", ".join(
@@ -130,7 +130,7 @@ def test_pefts_loader_computes_a_checkpoint_of_half_precision_as_training_did(
 
 
 def halved(folder: Path) -> None:
-    """Converts a checkpoint's weights, and the type its configuration states, to bfloat16."""
+    """Converts a checkpoint to bfloat16: its weights, and the dtype in its configuration."""
     weights, config = folder / "model.safetensors", folder / "config.json"
     halves = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
     save_file(halves, weights, metadata={"format": "pt"})
@@ -209,7 +209,7 @@ def test_a_pipeline_prepares_images_as_training_did(
 
 
 def _answers(folder: Path, images: list[Image.Image], **options: Any) -> Tensor:
-    """A pipeline's logits of these images, (image, class)."""
+    """The logits (images, classes) of a transformers pipeline."""
     classify = pipeline("image-classification", model=str(folder), **options)
     answers = classify(images, function_to_apply="none")
     scores = [{answer["label"]: answer["score"] for answer in each} for each in answers]
@@ -245,7 +245,7 @@ def test_berts_code_takes_the_types_of_tokens(case: Callable[..., Case], merged:
 
 # --- another machine ---
 
-#: Runs the code of each export's page where the harness cannot be imported and saves the outputs.
+#: A program that cannot import the harness. It runs the code of each export's README.md and saves outputs.
 ALONE = """
 import os, pathlib, re, sys
 sys.modules.update(dict.fromkeys(("bench", "methods", "baselines", "reports")))
@@ -261,7 +261,7 @@ for folder in sys.argv[1:]:
 
 
 def test_the_page_s_code_needs_no_harness(case: Callable[..., Case], tmp_path: Path) -> None:
-    """One new interpreter runs all pages, because importing the libraries takes seconds."""
+    """One new interpreter runs the code of all exports, because importing the libraries takes seconds."""
     expected: dict[Path, torch.Tensor] = {}
     for source in ("vit", "bert", "timm-random"):
         for merged in (False, True):
@@ -322,7 +322,7 @@ def test_names_of_others_are_text_on_an_export_s_page(case: Callable[..., Case])
 def test_no_text_of_a_hub_s_config_is_run_or_written_as_code(
     hub_folder: Path, tmp_path: Path, merged: bool
 ) -> None:
-    """timm drops arguments without a value, so the model itself never gets the malicious key."""
+    """The malicious key never reaches the model itself, since timm drops arguments without a value."""
     ran = tmp_path / "ran"
     hub_folder.mkdir(parents=True)
     save_timm(hub_folder / "model.safetensors", "test_vit")

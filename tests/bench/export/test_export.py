@@ -1,4 +1,4 @@
-"""Tests that an export gives the harness's logits for every backbone source and kind of update."""
+"""Tests that exports give the harness's logits, for backbones from every source and every kind of update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests exports of every kind of backbone: as checkpoint and merged, with a head or as a language model."""
+"""Tests exports of every kind of backbone: as a checkpoint and merged, with a head or as a language model."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from ..local_checkpoints import batch, model_of, whole_model_of
 from ..small_gguf import small_gguf
 from .cases import METHODS, Case, close, generator
 
-#: The class that loads an export of these kinds with its head. Other kinds load as bare encoders, and their
-#: heads are stored separately.
+#: The class that loads an export with its head, for kinds of backbone that have one. Exports of other kinds
+#: are encoders with the head in a file beside them.
 CLASSES = {
     "xlm-roberta": "XLMRobertaForSequenceClassification",
     "distilbert": "DistilBertForSequenceClassification",
@@ -45,7 +45,7 @@ CLASSES = {
     "beit": "BeitForImageClassification",
     "vit_mae": "ViTForImageClassification",
 }
-#: Left out here, because the other tests of exports cover these kinds.
+#: The kinds of backbone that other files of tests cover.
 ELSEWHERE = ("bert", "roberta", "vit", "dinov2")
 
 PROMPT = Prompt("{text} A", ("no", "yes", "nay"))
@@ -53,9 +53,10 @@ FUSED = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "modern
 
 
 def saved(kind: str, folder: Path, **input_: Any) -> Case:
-    """A backbone of this kind from a checkpoint, with a head of three classes.
+    """Saves a checkpoint of this kind and loads it as a backbone with a head of three classes.
 
-    `input_` changes the backbone's input: with `prompt` or `writing` a language model answers without a head.
+    `input_` changes the backbone's input. With `prompt` or `writing`, a language model answers without a
+    head.
     """
     model_of(kind).save_pretrained(folder / "model")
     if KINDS[kind].reads == "texts":
@@ -179,7 +180,7 @@ def test_channels_by_head_are_put_back_in_their_order() -> None:
 
 @pytest.fixture(scope="module")
 def nine_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder made from a GGUF file with nine query and three key/value heads, like SmolLM2."""
+    """The folder of a model converted from GGUF. Like SmolLM2, it has 9 query and 3 key/value heads."""
     folder = tmp_path_factory.mktemp("gguf")
     small_gguf(folder / "model.gguf", heads=9, shared=3, head_size=32)
     (folder / "made").mkdir()

@@ -1,4 +1,4 @@
-"""Tests what cannot be exported, and that existing files in the folder survive."""
+"""Tests that what cannot be exported is refused, and that existing files in the folder survive."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_folders_in_the_way(case: Callable[..., Case], tmp_path: Path) -> None:
 
 
 class Straight(nn.Module):
-    """An author's own encoder with one site per layer."""
+    """A plug-in's own encoder with one site per layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -171,7 +171,7 @@ def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Kept:
-    """The run of a finished trial whose artifacts a test may change; they are restored afterwards."""
+    """The run of a finished trial. A test may change its artifacts, which are restored afterwards."""
 
     stored: Stored
     record: Record

@@ -1,4 +1,4 @@
-"""Drivers as a store sees them: alive, dead or on another machine."""
+"""Drivers for tests of a store: alive, dead or on another machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ELSEWHERE = "elsewhere:1:0"
 
 
 def opened(store: Store, who: str | None = None) -> Claims:
-    """A driver that has given one sign of life and has no heartbeat.
+    """A driver that has given one sign of life and will give no further one.
 
-    With `who`, the sign names this owner instead of this process.
+    With `who`, the sign says that this owner gave it, instead of this process.
     """
     made = Claims(Store.existing(store.uri, "toy"))
     made.beat()
@@ -48,7 +48,7 @@ def names(store: Store) -> list[str]:
 
 
 def stored(store: Store, status: Literal["finished", "failed"], driver: str = "") -> str:
-    """Stores a trial with its result and returns its id."""
+    """Stores a trial that finished or failed, and returns its id."""
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
     run = begun(store, trial, made.rows, tags={Tag.DRIVER: driver})

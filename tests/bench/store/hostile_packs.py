@@ -1,4 +1,4 @@
-"""Packs of a few kilobytes that expand to gigabytes, each in a different way."""
+"""Makes packs of a few kilobytes that expand to gigabytes, each in a different way."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from bench.store.pack import parquet
 
 from ...packs import Files, changed
 
-#: A text stored once in a dictionary, and the number of 64-row groups that repeat it: 1.5 GiB expanded.
+#: A text of 1 MiB that a table's dictionary stores once, and the number of groups of 64 rows that repeat it.
+#: Expanded, they take 1.5 GiB.
 LONG, GROUPS = "x" * 2**20, 24
 
 
 def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
-    """A parquet file that holds each table this many times, one row group after another."""
+    """A parquet file of tables, each written as many times as stated. Each time makes a row group."""
     file = io.BytesIO()
     with pq.ParquetWriter(file, parts[0][0].schema, compression="zstd", compression_level=9, **how) as writer:
         for table, times in parts:
@@ -33,7 +34,7 @@ def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
 
 
 def _runs(content: bytes, **columns: Any) -> tuple[pa.Table, pa.Table]:
-    """The table of runs, and a table that repeats its last run with these values of some columns."""
+    """The table of runs in a file, and a second table that repeats its last run with other `columns`."""
     table = pq.read_table(io.BytesIO(content))
     last = table.slice(len(table) - 1).to_pylist()[0]
     count = len(next(iter(columns.values())))
@@ -71,7 +72,7 @@ def _answers(column: pa.Array, groups: int = GROUPS) -> Callable[[bytes], bytes]
 
 
 def _objects(content: bytes) -> bytes:
-    """A plan with millions of objects; the random text keeps the zip file from looking like a bomb."""
+    """A plan with millions of objects. Random text keeps the compression ratio below that of a zip bomb."""
     plan = json.loads(content)
     many = ",".join(['{"a":1}'] * 5_000_000)
     plan["trials"][0]["method"]["x"] = [os.urandom(300_000).hex(), "here"]
@@ -93,7 +94,7 @@ def _padded(content: bytes) -> bytes:
     return written[:begin] + padding + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
-#: Ways to inflate a file of a pack: the ending of its name, and the function that changes its content.
+#: Ways to inflate a file of a pack: the ending of the file's name, and the function that changes its content.
 IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "a tag that a dictionary repeats": ("runs.parquet", _repeated_tag),
     "pages that compress to nothing": ("runs.parquet", _empty_pages),
@@ -106,12 +107,12 @@ IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "millions of objects in JSON": ("plan.json", _objects),
 }
 
-#: One more way: the zip member expands beyond its stated size.
+#: The name of one more way: a file in the pack expands beyond the size that the zip file states for it.
 UNDERSTATED = "a file that unpacks to more than it states"
 
 
 def hostile(pack: Path, target: Path, way: str) -> Path:
-    """Writes a pack that is changed in the named way and has valid hashes."""
+    """Changes a pack in the named way, makes its hashes valid again, and writes it to `target`."""
     if way == UNDERSTATED:
         return _understated(pack, target)
     ending, change = IN_FILES[way]
@@ -124,7 +125,7 @@ def hostile(pack: Path, target: Path, way: str) -> Path:
 
 
 def _understated(pack: Path, target: Path) -> Path:
-    """Appends zeros to the plan, which the plan's size in the zip file does not include."""
+    """Appends zeros to the plan, but states the plan's size without them."""
     plan = [b""]
 
     def edit(content: Files) -> None:

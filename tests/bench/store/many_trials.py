@@ -1,4 +1,4 @@
-"""An experiment in memory with as many trials as a study, to measure its packs without a store."""
+"""An experiment in memory with thousands of trials, to measure its packs without a store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.store.source import CURVE, Source
 
 
 def predictions(seed: int, examples: int, classes: int = 2) -> pd.DataFrame:
-    """Predictions like those of training in bf16: logits of 8 binary digits, four in five right."""
+    """Predictions as after training in bf16: logits have 8 binary digits, and 4 of 5 answers are right."""
     numbers = np.random.default_rng(seed)
     # Every trial of a split has the same examples.
     split = np.random.default_rng(examples)
@@ -38,7 +38,7 @@ def file_of(frame: pd.DataFrame) -> bytes:
 
 
 class ManyTrials(Source):
-    """Trials like a stored one, each with its own id, hash, settings, measures and curves."""
+    """Many trials made from one stored trial, each with its own id, hash, settings, measures and curves."""
 
     def __init__(
         self, like: Source, frames: list[pd.DataFrame], steps: int = 0, metric: str = "accuracy"

@@ -1,6 +1,6 @@
-"""Reads a pack and prints why it is refused and by how many MiB memory grew at most.
+"""A script that reads a pack, and prints why it is refused and by how many MiB memory grew at most.
 
-A script: `measured_reading.py SOUND PACK` first reads a sound pack, so that the code for reading is loaded
+`measured_reading.py SOUND PACK` first reads the valid pack SOUND, so that the code for reading is loaded
 before the measurement begins.
 """
 

@@ -98,9 +98,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], st
 
 @pytest.fixture
 def broken(ran: Ran) -> Any:
-    """A function that replaces an artifact of a trial, or the suite's `plan.json`, until the test ends.
+    """Returns a function that replaces a trial's artifact, or the suite's `plan.json`, until the test ends.
 
-    It returns the run's id. With None as content, the file is cut in half.
+    The function returns the run's id. If the new content is None, the file is cut in half instead.
     """
     kept: dict[Path, bytes] = {}
 

@@ -1,4 +1,4 @@
-"""Tests that a start reports stored trials that would run again because of small changes."""
+"""Tests that a start warns if stored trials would run again because of small changes of the suite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ METHODS = ["lora", "head_only"]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Store:
-    """A store with two methods on two seeds, as run by a version that decayed adapters like heads."""
+    """A store with trials of two methods and two seeds, in which adapters had the weight decay of heads."""
     store = Store.create(new_store(tmp_path_factory.mktemp("earlier")), "toy")
     executed(store, plan(methods=METHODS, seeds=[0, 1], training=EARLIER))
     return store

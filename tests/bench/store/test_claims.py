@@ -1,4 +1,4 @@
-"""Tests several drivers on one experiment: claims, death of drivers, and what the dead leave behind."""
+"""Tests several drivers on one experiment: their claims, their deaths, and what dead drivers leave behind."""
 
 from __future__ import annotations
 

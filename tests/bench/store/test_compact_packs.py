@@ -31,9 +31,10 @@ from .many_trials import ManyTrials, file_of, predictions
 #: A published pack, whose suite and configurations are those of real trials.
 PUBLISHED = Path(__file__).parents[3] / "docs" / "quickstart-report" / "quickstart.tensorbench.zip"
 
-#: The number of trials of a study, and the largest size of its pack in bytes.
+#: The number of trials of a large suite, and the largest accepted size of its pack in bytes.
 TRIALS, MOST = 2_000, 10_000_000
-#: The examples of the largest test and validation splits of suites/study.yaml, and the steps of their trials.
+#: The number of examples of the largest test split and validation split of suites/study.yaml, and the number
+#: of steps of its trials.
 TEST, VALIDATION, STEPS = 2_500, 800, 3 * 128
 
 
@@ -46,7 +47,7 @@ def opened(path: Path) -> Packed:
 def packed(
     folder: Path, *frames: pd.DataFrame, adapters: bool = False, **how: Any
 ) -> tuple[ManyTrials, Path]:
-    """Made-up trials with these predictions, and their pack."""
+    """Makes up a trial for each frame of predictions. Returns the trials and their pack."""
     source, path = ManyTrials(opened(PUBLISHED), list(frames), **how), folder / "small.tensorbench.zip"
     write_pack([source], path, adapters=adapters, force=True)
     return source, path
@@ -179,7 +180,7 @@ def test_a_pack_of_version_1_is_read_and_packed_again_as_its_store(tmp_path: Pat
 
 
 def rows(table: str, change: Callable[[list[dict[str, Any]]], None]) -> Callable[[Files], None]:
-    """A change of a pack's files that applies `change` to the rows of one table."""
+    """Returns a change of a pack's files. It applies `change` to the rows of one table."""
     schema = {
         CONFIGS_TABLE: parquet.CONFIGS,
         SPLITS_TABLE: parquet.SPLITS,
@@ -232,7 +233,7 @@ def test_tables_that_do_not_fit_together_are_refused(way: str, tmp_path: Path) -
 
 
 def test_a_configuration_of_gigabytes_is_refused(tmp_path: Path) -> None:
-    """The file stores a line of one megabyte once, and every row repeats it a thousand times."""
+    """The file stores a line of one megabyte once, but every row repeats this line a thousand times."""
     _, path = packed(tmp_path, predictions(0, 20))
     lines = ["x" * 2**20] * 1_000
     bomb = changed(

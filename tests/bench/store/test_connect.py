@@ -1,4 +1,4 @@
-"""Tests opening a store: addresses, tables left incomplete by a kill, and moved stores."""
+"""Tests opening a store: addresses, tables that a killed process left incomplete, and moved stores."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ SUITE: dict[str, Any] = {"methods": ["lora"], "seeds": [0, 1], "training": SHORT
 
 
 def begun(folder: Path, new_store: NewStore) -> str:
-    """The URI of a store in which the first of two trials has run."""
+    """Makes a store in which the first of two trials has run. Returns its URI."""
     folder.mkdir()
     store = Store.create(new_store(folder), "toy")
     executed(store, plan(**SUITE), plan(**SUITE).trials[:1])
@@ -208,7 +208,7 @@ def uri(folder: Path) -> str:
 
 
 def statements(folder: Path, how: Literal["bench", "mlflow"]) -> int:
-    """The number of statements that open a copy of a folder's store, or a new store if there is none."""
+    """Counts the database statements that open a copy of a folder's store, or a new store if it has none."""
     scale = folder / "scale"
     scale.mkdir()
     if (folder / "mlflow.db").exists():
@@ -217,7 +217,7 @@ def statements(folder: Path, how: Literal["bench", "mlflow"]) -> int:
 
 
 def usable(folder: Path) -> list[str]:
-    """The experiments of the store after adding one."""
+    """Adds an experiment to a folder's store. Returns the names of all experiments."""
     client = connect(uri(folder), create=True)
     client.create_experiment("new")
     return sorted(experiment.name for experiment in client.search_experiments())

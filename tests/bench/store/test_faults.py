@@ -1,4 +1,4 @@
-"""Tests a network that loses, cuts, duplicates and delays answers: nothing hangs or appears twice."""
+"""Tests that nothing hangs or is stored twice if the network loses, cuts, duplicates or delays answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
 
 @pytest.fixture
 def between(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy in front of the server, for a client that retries without waiting."""
+    """A proxy in front of the server. Clients retry without waiting."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     monkeypatch.setattr(claims, "PROBE", 0.05)
@@ -83,7 +83,7 @@ def test_a_fault_at_the_first_request_to_every_endpoint_loses_and_repeats_nothin
 def test_requests_executed_without_answer_are_adopted(
     between: Proxy, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
-    """If a claim's answer is lost, the claim is adopted; if a new run's answer is lost, the run is closed."""
+    """If a claim's answer is lost, the claim is used. If a new run's answer is lost, the run is closed."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     made = plan(methods=["head_only"], training=SHORT)
     store = Store.create(between.uri, f"untold-{endpoint.rpartition('/')[0].rpartition('/')[2]}")

@@ -1,4 +1,4 @@
-"""Kills an unpack at every step: partial results never count, and repeating it completes it."""
+"""Tests an unpack that is killed at any step: partial results never count, and a repetition completes it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.processes
 
 NewStore = Callable[[Path], str]
 
-#: The number of database statements tried, besides every file.
+#: The number of database statements at which an unpack is killed. It is also killed at every file.
 STATEMENTS = 4
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tuple[Path, Path]:
-    """Packs of one trial, without and with its adapter."""
+    """Two packs of the same trial, the first without its adapter and the second with it."""
     folder = tmp_path_factory.mktemp("trained")
     store = Store.create(new_store(folder), "toy")
     executed(store, plan(methods=["lora"], training=SHORT))
@@ -42,10 +42,7 @@ def run_unpacking(folder: Path, uri: str, pack: Path, last: int = 0) -> Program:
 
 
 def refuse_half_results(uri: str, bare: bool) -> None:
-    """Checks that everything that counts as finished can be read completely.
-
-    Only a missing adapter may be added later.
-    """
+    """Checks that all artifacts of finished runs can be read. With `bare`, adapters may be missing."""
     store = Store.there(uri, "toy")
     records = [record for record in store.records() if record.status == Status.FINISHED] if store else []
     for record in records:

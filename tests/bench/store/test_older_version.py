@@ -1,9 +1,9 @@
 """Tests that the stores of version 0.1.0 can be read, resumed, reported and exported.
 
 `version_0_1_0.tar.xz` has four suites, their rows in MLflow's and Optuna's tables, their artifacts and an
-outbox. `@FOLDER@` stands for its location, `@HOST@` for the machine that ran it. In that version adapters had
-the weight decay of heads, and states were selected by score. Its suites therefore state both settings, so
-that they still describe the same trials.
+outbox. In these files, `@FOLDER@` stands for the folder of the store, and `@HOST@` for the machine on which
+the suites ran. In that version adapters had the weight decay of heads, and epochs were selected by score. So
+the suites are changed to state both, because otherwise they would describe other trials now.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Call = Callable[..., Any]
 ARCHIVE = Path(__file__).with_name("version_0_1_0.tar.xz")
 
 
-#: The implicit recipe of its suites, by section.
+#: The defaults of version 0.1.0 that its suites did not state, by section of a suite.
 THEN = {"training": f"adapter_weight_decay: {AS_HEAD}, select: score"}
 THEN |= dict.fromkeys(("tuning", "search", "allocation"), "by: score")
 
 
 class Old:
-    """The suites and the store of version 0.1.0 in their own folder."""
+    """A folder with the suites and the store of version 0.1.0."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder, self.uri = folder, uri

@@ -1,4 +1,4 @@
-"""Tests a store that is full, unreachable or lacks a run: nothing is lost or stored twice."""
+"""Tests that nothing is lost or stored twice if the store is full, is unreachable or lacks a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests records that the store rejects: each is put aside and work goes on."""
+"""Tests that a record that the store refuses is put aside, and that work goes on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 
 def leave(store: Store, name: str, run_id: str) -> Path:
-    """Puts a record into the outbox, as an ended process leaves it."""
+    """Puts a record into the outbox, as a process leaves it that ended before it could send the record."""
     tags = {"failure": "error", "failure_message": "it broke"}
     outbox = Outbox(store.outbox)
     kept = outbox.keep(Record(run_id, "t", Status.FAILED, 0, tags, ended=1))
@@ -50,7 +50,7 @@ def leave(store: Store, name: str, run_id: str) -> Path:
 
 
 def leave_letter(store: Store, name: str, run_id: str) -> Path:
-    """Puts a record into the outbox as an earlier version left it."""
+    """Puts a record into the outbox in the form of an earlier version."""
     kept = leave(store, name, run_id)
     (kept / "record.json").unlink()
     letter = {
@@ -73,7 +73,7 @@ def open_run(store: Store) -> str:
     return begun(store, made.trials[0], made.rows).run_id
 
 
-#: Changes of a record's content, by name.
+#: Changes that make a record's content invalid, by name.
 CHANGES: dict[str, Change] = {
     "no object": lambda content: [1],
     "a field too few": lambda content: {key: content[key] for key in content if key != "run_id"},
@@ -88,7 +88,7 @@ CHANGES: dict[str, Change] = {
     "a step beyond all numbers": lambda content: {**content, "points": [["score", 1.0, 5, 10**30]]},
     "a metric that cannot be named so": lambda content: {**content, "metrics": {"a\nb": 1.0}},
 }
-#: The same for a file of an earlier version.
+#: Changes that make the content of a record of an earlier version invalid, by name.
 LETTER_CHANGES: dict[str, Change] = {
     "a field too many": lambda letter: {**letter, "of": "a later version"},
     "params that are a list": lambda letter: {**letter, "params": ["lr"]},
@@ -183,7 +183,7 @@ def failing_at(run_id: Callable[[str], bool], error: Exception) -> Callable[...,
 def test_a_record_at_which_the_store_fails_every_time_is_put_aside(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cause is unknown, and the store accepts other records."""
+    """The store reports an internal failure for this record, but accepts other records."""
     bad = open_run(store)
     leave(store, "0", bad)
     leave(store, "1", open_run(store))

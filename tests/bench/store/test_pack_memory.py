@@ -14,7 +14,7 @@ from ..programs import Program
 from . import measured_reading
 from .hostile_packs import IN_FILES, UNDERSTATED, hostile
 
-#: The allowed memory growth of a process that reads a pack, beyond its imports, in MiB.
+#: The MiB by which the memory of a process may grow while it reads a pack. Imports do not count.
 MOST = 300
 
 pytestmark = [
@@ -30,7 +30,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], s
 
 
 def reading(sound: Path, pack: Path, folder: Path) -> tuple[str, float]:
-    """The reason for refusing a pack and the memory growth in MiB of the process that read it."""
+    """Reads a pack in a process of its own. Returns why it was refused and the growth of memory in MiB."""
     program = Program(Path(measured_reading.__file__), (sound, pack), folder, folder / "reading.log")
     refusal, taken = json.loads(program.output().splitlines()[-1])
     return refusal, taken

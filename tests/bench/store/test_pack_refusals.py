@@ -205,7 +205,7 @@ def test_a_file_of_parquet_that_is_larger_than_its_rows(
 
 
 def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], None]:
-    """Turns a change of one run in the table into a change of the pack's files."""
+    """Returns a change of a pack's files. It applies `change` to the last row of the table of runs."""
 
     def edit(content: Files) -> None:
         (name,) = [name for name in content if name.endswith("runs.parquet")]

@@ -43,7 +43,7 @@ TOY: dict[str, Any] = {"methods": ["head_only", "lora"], "training": SHORT}
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    """The URI of a store with one failure among four trials; read only."""
+    """The URI of a store with four trials, one of which failed. Tests must not change it."""
 
     def result_of(trial: Any, row: Any) -> Result:
         made = result(trial, row)
@@ -189,7 +189,7 @@ def test_checkpoints_of_ones_own_are_named_without_their_folders() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tuple[Path, Path]:
-    """Two packs of one trial, without its adapter and with it."""
+    """Two packs of the same trial, the first without its adapter and the second with it."""
     folder = tmp_path_factory.mktemp("trained")
     store = Store.create(new_store(folder), "toy")
     executed(store, plan(methods=["lora"], training=SHORT))
@@ -197,7 +197,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tu
 
 
 def adapters(store: Store) -> list[bool]:
-    """For each finished run that counts, whether its adapter is in the store and unchanged."""
+    """For each finished run that counts, whether the store has its adapter."""
     return [
         store.read(record, Artifact.ADAPTER) is not None
         for record in store.records()
@@ -245,7 +245,7 @@ def test_an_adapter_of_another_hash_is_not_taken(
 def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
     trained: tuple[Path, Path], tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unpacks a pack without the adapter while the same trial runs here."""
+    """A pack without the adapter is unpacked into the store while the same trial runs."""
     store, made = Store.create(new_store(tmp_path), "toy"), plan(methods=["lora"], training=SHORT)
     send = Store.send
 
@@ -290,7 +290,6 @@ def test_other_scores_are_listed_and_nothing_is_written(
 
 
 def searched(store: Store) -> None:
-    """Adds a finished search to the store."""
     search = search_found(name="ranks", asked=100)
     run = store.begin(RunKind.SEARCH, search.name, {Tag.STUDY: search.name}, "")
     store.keep(run, Artifact.SEARCH, search)

@@ -1,4 +1,4 @@
-"""Tests that records read from MLflow's tables equal those of its client, even for unknown tables."""
+"""Tests that records from MLflow's tables equal those from its client, also if the tables are unknown."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], 
 
 
 def shown(records: list[Record]) -> list[str]:
-    """Records as texts, because NaN differs from itself."""
+    """Converts records to texts, because NaN differs from itself."""
     return [str(asdict(record)) for record in records]
 
 

@@ -256,7 +256,7 @@ def test_a_full_store_is_distinguished_from_a_failing_trial(
 
 @pytest.fixture
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps MLflow from retrying an absent server, before which it would wait."""
+    """Stops MLflow from asking an absent server again, since it waits before it does."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 

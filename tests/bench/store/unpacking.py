@@ -1,8 +1,9 @@
-"""Unpacks a pack and kills itself on the way.
+"""A script that unpacks a pack and kills itself on the way.
 
-A script: `unpacking.py EVENT URI PACK` ends by SIGKILL at the event with this number, counted from 1; 0 lets
-everything pass. Events are database statements about to be sent and artifact files half written. At its end
-it prints the number of events and which of them were files.
+Events are counted from 1. An event is a database statement that is about to be sent, or an artifact of which
+half is written. `unpacking.py EVENT URI PACK` kills itself with SIGKILL at the event with the number EVENT.
+If EVENT is 0, it runs to its end, and prints the number of events and the numbers of those that were
+artifacts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A store with two finished trials, restored for every test."""
+"""Fixtures for tests of verify: a store with two finished trials, restored before every test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store with two finished trials, which tests may damage."""
+"""A store with two finished trials, and ways to damage it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Kept:
             assert database.execute(changed, [value, self.record.run_id, key]).rowcount == 1
 
     def replace(self, name: Artifact, content: bytes) -> None:
-        """Replaces an artifact and its stored hash."""
+        """Replaces an artifact of `record`, and also its stored hash."""
         self.file(name).write_bytes(content)
         self.tag(Tag.HASHES, json.dumps(hashes(self.record) | {str(name): sha256_of(content)}))
 

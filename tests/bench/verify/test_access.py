@@ -29,7 +29,7 @@ from ..toy_suites import TEXT, plan
 
 Call = Callable[..., Any]
 
-#: The files opened and hosts contacted by this process while a test watches.
+#: The files that this process opens and the hosts that it contacts, while `_watched` is True.
 _events: list[str] = []
 _watched = False
 
@@ -79,9 +79,9 @@ def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Call
 
 
 def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
-    """A change of a pack's files that replaces names in its trial and plan and recomputes the hashes.
+    """Returns a change of a pack's files. It replaces fields of the trial in the configuration and the plan.
 
-    Ids do not depend on these names.
+    It makes the hashes valid again. `parts` are fields that do not affect the trial's id, such as paths.
     """
 
     def renamed(text: bytes) -> bytes:
@@ -116,7 +116,7 @@ def csv(path: Path | str) -> dict[str, dict[str, Any]]:
     return {"task": {"data": {"csv": str(path), "text": "text", "label": "label"}}}
 
 
-#: Names that a pack may contain and that must not be opened.
+#: Sources of data and backbones that a pack may name but that must not be opened.
 NAMED: dict[str, Callable[[Path], dict[str, dict[str, Any]]]] = {
     "a pipe": lambda folder: csv(folder / "pipe"),
     "a device": lambda folder: csv("/dev/zero"),

@@ -1,4 +1,4 @@
-"""Tests that reruns of stored trials reproduce their results."""
+"""Tests that stored trials that are run again give the stored results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_trial_whose_data_are_not_here_cannot_run_again(
 
 
 def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
-    """Changes the labels of a trial, everything computed from them, and the CPU that it names."""
+    """The test changes a trial's labels, all that is computed from them, and the name of its CPU."""
 
     def change(frame: pd.DataFrame) -> None:
         frame.loc[:, "label"] = frame["prediction"]

@@ -1,4 +1,4 @@
-"""Tests stores changed together with all hashes, so that each file is consistent by itself."""
+"""Tests that changes are found even if the hashes were changed with them, so that every file is valid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .kept import Kept
 
 
 def scored(kept: Kept, frame: pd.DataFrame) -> None:
-    """Stores these predictions with the hash, score and loss that follow from them."""
+    """Stores these predictions, with their hash and the score and loss that follow from them."""
     file = io.BytesIO()
     frame.to_parquet(file, index=False)
     kept.replace(Artifact.PREDICTIONS, file.getvalue())
@@ -47,12 +47,12 @@ def right(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def left_out(kept: Kept) -> None:
-    """Stores only the right predictions, with a score of 1."""
+    """Stores the right predictions only, so that the score is 1."""
     scored(kept, right(stored(kept)))
 
 
 def repeated(kept: Kept) -> None:
-    """Stores only the right predictions, repeated until their number is as before, with a score of 1."""
+    """Stores the right predictions only, repeated until there are as many as before. The score is then 1."""
     frame = stored(kept)
     subset = right(frame)
     scored(kept, pd.concat([subset] * len(frame)).head(len(frame)))
@@ -68,7 +68,7 @@ def without_ids(kept: Kept) -> None:
 
 
 def chosen_by_another_loss(kept: Kept) -> None:
-    """Stores a lower validation loss, by which its study would keep this trial."""
+    """Stores a lower validation loss, with which a study would choose this trial."""
     kept.measure(Measure.SELECTED_LOSS, 0.01)
 
 
@@ -117,7 +117,7 @@ def all_wrong(frame: pd.DataFrame) -> None:
 
 
 def all_certain(frame: pd.DataFrame) -> None:
-    """Makes every label certain, also those that were not answered."""
+    """Gives every label the probability 1, even if another class was answered."""
     frame["log_probability"] = 0.0
 
 
@@ -136,7 +136,7 @@ def test_compact_predictions_that_were_changed_are_found(
     change: Callable[[pd.DataFrame], None],
     named: str,
 ) -> None:
-    """Verifies changed predictions with their old hash, then with the hash of the changed values."""
+    """The changed predictions are verified with the old hash first, and then with a hash that fits them."""
     pack, uri = tmp_path / "toy.tensorbench.zip", new_store(tmp_path)
     write_pack([kept.store], pack)
     unpack(pack, store=uri)

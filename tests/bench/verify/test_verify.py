@@ -1,4 +1,4 @@
-"""Tests that every change of a store is found and named, and that unchecked parts never count as verified."""
+"""Tests that each change of a store is found and named, and that unchecked values never count as verified."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _shrink(kept: Kept) -> None:
 
 
 def _planned(fault: str, **other: Any) -> tuple[Callable[[Kept], object], str]:
-    """A change of LoRA's row in the plan to `other`, and the name of the fault that `verify` reports."""
+    """Returns a change of fields of LoRA's row in the plan, and the fault that `verify` then reports."""
 
     def change(kept: Kept) -> None:
         file = kept.file(Artifact.PLAN, RunKind.SUITE)
@@ -162,7 +162,7 @@ def test_a_plan_that_gives_a_seed_of_one_row_to_another(
 def test_relabelled_rows_of_a_restarted_suite_are_verified(
     tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
-    """The trial ran under the first label, and tables show the second."""
+    """The trial ran while the suite had the first label. Tables show the second label."""
     store = Store.create(new_store(tmp_path), "toy")
     for label in ("mine", "ours"):
         run_inline(store, plan(backbones=[{"name": "tiny-random-vit", "label": label}], training=SHORT))
