@@ -309,7 +309,6 @@ def _common_title(titles: Sequence[str]) -> str:
 
 
 def _tip(study: Study, cost: Cost, point: _Point) -> str:
-    """The tooltip of a point: its score, cost and seeds, and whether it is on the front."""
     cell, unit = point.cell, unit_of(point.cell.metric)
     bounds = "" if point.bounds is None else f" ({unit.score(cell.low)} to {unit.score(cell.high)})"
     seeds = [

@@ -1,4 +1,7 @@
-"""The figures of studies: differences after k trials, scores by k, and scores by learning rate."""
+"""The figures of studies: differences after k trials, scores by k, and scores by learning rate.
+
+The score of a method without adapter is a level, drawn as a line.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +177,6 @@ def _label_lines(ax: Axes) -> None:
 
 
 def _level_line(number: int, level: Level) -> Line2D:
-    """The legend entry of a level."""
     return Line2D([], [], color=MUTED, ls=DASHES[number % len(DASHES)], lw=1.1, label=level.method)
 
 

@@ -86,7 +86,7 @@ def _measured(unit: Unit) -> str:
 
 
 def _limits(curves: Sequence[Curve], unit: Unit) -> tuple[float, float]:
-    """The limits of the score axis. Left out are the first epochs, the head alone, and collapsed methods."""
+    """The limits of the score axis. The first epochs, the head alone and collapsed methods do not count."""
     shown = [curve for curve in curves if curve.family != FLOOR] or curves
     values = unit.factor * np.concatenate(
         [curve.values[curve.epochs >= BEGUN * curve.epochs[-1]] for curve in shown]

@@ -18,7 +18,7 @@ from scipy import stats
 
 from reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
 
-#: The base-2 logarithm of the number of simulated repetitions of a tuning.
+#: Tuning is repeated 2**_LOG_DRAWS times in simulation.
 _LOG_DRAWS = 11
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals: their levels if several are simultaneous, and their errors by source."""
+"""Confidence intervals: the levels of simultaneous intervals, and the errors that set their widths."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ALPHA = 0.05
 #: The smallest number of seeds with an interval. Two seeds have one degree of freedom, for which a 95%
 #: interval extends 12.7 standard errors to either side.
 LEAST_SEEDS = 3
-#: The number of decimals to which scores are compared. For scores with units, decimals count relative to
-#: their size. Further digits are rounding errors: in the float32 of older stores, the sums of equal
-#: differences are not always equal.
+#: The number of decimals to which scores are compared. Scores with units are first divided by their typical
+#: size. Further digits are rounding errors: in the float32 of older stores, the sums of equal differences are
+#: not always equal.
 RESOLUTION_DIGITS = 6
 RESOLUTION = 10.0**-RESOLUTION_DIGITS
 
@@ -100,7 +100,7 @@ class Error:
         return math.sqrt(of_seeds + float(special.ndtri(tail)) ** 2 * (self.examples + self.tuning))
 
     def interval(self, mean: float, level: float = LEVEL) -> Bounds:
-        """The interval around this mean. Neither end exceeds the largest possible difference."""
+        """The interval around this mean, clipped at the largest possible difference on either side."""
         half = self.half(level)
         return max(mean - half, -self.limit), min(mean + half, self.limit)
 

@@ -1,4 +1,4 @@
-"""The order of methods: pairs that differ significantly, the places of methods, and letters of groups."""
+"""The order of methods: pairs that differ significantly, places, and letters of groups without difference."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def places(values: Array) -> Array:
 
 
 def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
-    """The places of methods, from their mean scores (settings, methods).
+    """The places of methods, from their mean scores (settings, methods). Larger scores are better.
 
-    `separations` (methods, methods) says which pairs differ significantly, as the function `separations`
-    returns it. A method's place comes after all significantly better methods and before all significantly
-    worse ones. Comparisons of pairs are simultaneous, and therefore the intervals of places are too (Klein,
-    Wright and Wieczorek, 2020; Al Mohamad, Goeman and van Zwet, 2022).
+    Scores are divided by their typical size beforehand. `separations` (methods, methods) says which pairs
+    differ significantly, as the function `separations` returns it. A method's place comes after all
+    significantly better methods and before all significantly worse ones. Comparisons of pairs are
+    simultaneous, and therefore the intervals of places are too (Klein, Wright and Wieczorek, 2020; Al
+    Mohamad, Goeman and van Zwet, 2022).
     """
     mean, place = places(means).mean(0), places(means.mean(0))
     if separations is None:

@@ -18,11 +18,11 @@ from reports.inference.studies import CompleteStudies, of_pair
 POWER = 0.8
 #: The largest number of seeds that is suggested.
 MOST_SEEDS = 1000
-#: The base-2 logarithm of a number of random draws. A probability is averaged over that many draws of the
-#: variances over seeds.
+#: Probabilities are averaged over 2**_LOG_DRAWS random draws of the variances over seeds.
 _LOG_DRAWS = 8
-#: A factor for the mean of jackknife variances, found by simulation. Jackknife variances vary more than
-#: variances of normal values, mostly at k ≥ 8, and an interval that is wide by chance detects less.
+#: Jackknife variances are multiplied by this factor, which was found by simulation. They vary more than
+#: variances of normal values, mostly at k ≥ 8. An interval that is wide by chance detects less, so their
+#: plain mean would promise too much.
 _TAILS = 1.1
 #: A method's assumed score at its best learning rate, and its score by chance.
 _BEST, _CHANCE = 0.85, 0.5
@@ -72,8 +72,8 @@ class Design:
         """The smallest true difference that is detected with probability `POWER`.
 
         A difference is detected if its interval excludes zero. With the same probability, a difference that
-        exceeds the threshold by this amount gets the verdict beyond the threshold. None for fewer than
-        `LEAST_SEEDS` seeds.
+        exceeds the threshold by this amount gets the verdict "beyond". None for fewer than `LEAST_SEEDS`
+        seeds.
         """
         return self._finds(self.seeds)
 
@@ -85,7 +85,7 @@ class Design:
 
     @property
     def margin(self) -> float | None:
-        """The smallest threshold at which equal methods get the verdict within, with probability `POWER`.
+        """The smallest threshold at which equal methods get the verdict "within" with probability `POWER`.
 
         None for fewer than `LEAST_SEEDS` seeds.
         """
@@ -114,7 +114,7 @@ class Design:
         return halves
 
     def needs(self, difference: float) -> int | None:
-        """The smallest number of seeds that detects this difference with probability `POWER`.
+        """The smallest number of seeds with which this difference is detected with probability `POWER`.
 
         None if more than `MOST_SEEDS` are needed, or if test examples or tuning vary too much for any number
         of seeds.
@@ -235,8 +235,8 @@ class Response:
 def stratified(numbers: Generator, studies: int, points: int, decades: float = 1.0) -> Array:
     """Random offsets (studies, points) that cover the window evenly within each study.
 
-    The window, `decades` wide, is split into as many equal intervals as a study has points. Each interval
-    gives one uniform draw, and their order is random.
+    The window, `decades` wide, is split into as many equal intervals as a study has points. One offset is
+    drawn uniformly from each interval. The order of a study's offsets is random.
     """
     parts = numbers.permuted(np.tile(np.arange(points), (studies, 1)), axis=1)
     return ((parts + numbers.random((studies, points))) / points - 0.5) * decades

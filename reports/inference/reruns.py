@@ -1,9 +1,9 @@
 """The variation of a score when the same configuration runs again.
 
-A wave is one round of runs of all rows. A shift that all rows of a wave have in common does not count as
-variation. The score of row i in wave w is modelled as g(mean) = row_i + shift_w. If scores are shares of
+Rows run in waves: a wave is one round of runs. A shift that all rows of a wave have in common does not count
+as variation. The score of row i in wave w is modelled as g(mean) = row_i + shift_w. If scores are shares of
 questions, g is the logit and the variance is binomial. Otherwise g is the identity. The dispersion is
-Pearson's (McCullagh and Nelder, Generalized Linear Models, section 4.5).
+estimated by Pearson's statistic (McCullagh and Nelder, Generalized Linear Models, section 4.5).
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class RunNoise:
     freedom: int
 
     def variance(self, score: float, questions: int | None) -> float:
-        """The variance of one run's score. If the score is no share of questions, `questions` is None."""
+        """The variance of one run's score.
+
+        `questions` is the number of questions if the score is a share of questions, and otherwise None.
+        """
         return self.dispersion * (score * (1 - score) / questions if questions else 1.0)
 
 

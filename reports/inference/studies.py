@@ -27,7 +27,7 @@ from reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, B
 TRIALS = (1, 2, 4, 8, 16)
 #: A trial counts as failed if it scores this many points or more below its method's best.
 FAILED = 10
-#: The variance of failures is computed at this quantile of the share of failures.
+#: The variance due to failures is computed at this quantile of the share of failures.
 _OF_FAILURES = 0.75
 #: A rate counts as near the best if its score is at most this many points lower.
 NEAR = 1
@@ -39,7 +39,7 @@ _RATES = 81
 class CompleteStudies:
     """The complete studies of one method on one task.
 
-    Raises ValueError if shapes disagree, study numbers repeat, or a score is not finite.
+    Raises ValueError if shapes disagree, study numbers repeat, or a value other than a loss is not finite.
     """
 
     #: Validation losses (studies, points). NaN or infinite for a diverged trial, which ranks last.
@@ -48,8 +48,8 @@ class CompleteStudies:
     scores: Array = field(repr=False)
     #: The studies' numbers, by default 0, 1, …
     numbers: tuple[int, ...] = ()
-    #: Each rate's distance from the window's centre in decades (studies, points). Each study's rates are
-    #: stratified. None if rates are independent.
+    #: The offset of each rate from the window's centre, in decades (studies, points). The offsets of a study
+    #: are stratified. None if rates are independent.
     offsets: Array | None = field(default=None, repr=False)
     #: Each test example's contribution to a trial's score (studies, points, examples), for example whether
     #: its answer is correct.
@@ -182,9 +182,9 @@ def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
 
     `barred` (cases, strata) and `sizes` (strata,) count the barred trials and all trials of each stratum. The
     counts drawn per stratum are multinomial, and no stratum gives more trials than it has. Their generating
-    functions multiply. For j trials of a stratum, the weight is 1 / j!. They avoid the a barred ones of its n
-    trials with probability C(n - a, j) / C(n, j). The coefficient at k is computed from the product's values
-    on the unit circle.
+    functions multiply. In them, j trials of a stratum have the weight 1 / j!. If b of its n trials are
+    barred, j trials avoid them with probability C(n - b, j) / C(n, j). The coefficient at k is computed from
+    the product's values on the unit circle.
     """
     drawn = np.arange(1, min(k, int(sizes.max())) + 1)
     left = sizes[:, None] - drawn + 1
@@ -246,9 +246,10 @@ def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int) -> OnSetting
 
 
 def _pseudo_weights(studies: CompleteStudies, k: int) -> Array:
-    """Weights (studies, trials) whose sums of scores are Tukey's pseudo-values.
+    """Weights (studies, trials). The sum of scores with a study's weights is its pseudo-value (Tukey).
 
-    A pseudo-value is n times the estimate from all n studies, minus n - 1 times the estimate without one.
+    A pseudo-value is n times the estimate from all n studies, minus n - 1 times the estimate without that
+    study.
     """
     count, points = studies.losses.shape
     losses = studies.losses.ravel()
@@ -265,8 +266,8 @@ def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
     If a share p of trials fails, all k fail with probability p^k, and the score loses that share of `fall`.
     By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p over
     studies. With few trials, the observed p and its error may be too small by chance. So p is the upper
-    quartile compatible with the trials (Clopper and Pearson), and its standard error is at least half a
-    trial, or one trial if none failed.
+    quartile compatible with the trials (Clopper and Pearson), and its standard error is at least 0.5 /
+    trials, or 1 / trials if no trial failed.
     """
     failed, trials = int(studies.failed.sum()), studies.trials
     share = float(stats.beta.ppf(_OF_FAILURES, failed + 1, trials - failed))

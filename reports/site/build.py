@@ -85,7 +85,7 @@ class _Site:
 
     @cached_property
     def pages(self) -> dict[str, MethodPage]:
-        """The pages of methods, by the method's `key`."""
+        """The page of each method, by the method's `key`."""
         return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
 
     @cached_property

@@ -43,7 +43,7 @@ class MethodPage:
 
     @cached_property
     def ranks(self) -> list[str]:
-        """The ranks with which the method ran, smallest first, except in cells whose ranks training cuts."""
+        """The ranks of the method's cells, smallest first. Cells whose ranks are cut are left out."""
         cells = [standing.cell for standing in self.standings]
         tried = {cell.ranks for cell in cells if cell.ranks and not cell.left}
         return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])
@@ -96,7 +96,7 @@ def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> s
 def file_name(name: str) -> str:
     """A file name for any name, without its ending.
 
-    If a name is long or has unusual characters, these are replaced and a hash is added.
+    A long name is shortened, unusual characters are replaced, and a hash is then added.
     """
     if re.fullmatch("[a-z0-9][a-z0-9_-]{0,60}", name):
         return name

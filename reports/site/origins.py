@@ -1,4 +1,4 @@
-"""Where a suite's numbers come from: each seed's run, and the run's suite, code and machine."""
+"""The origin of a suite's numbers: each seed's run, and the run's suite, code and machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Origins:
 
     cells: Sequence[tuple[Cell, Sequence[SeedOrigin]]]
     origins: Sequence[Origin]
-    #: Texts of suites and locks, by SHA-256.
+    #: The texts of suite files and of their lock files, by SHA-256.
     texts: Mapping[str, SourceFile]
     #: The seeds of the random streams, by the trial's seed.
     streams: Mapping[int, Sequence[str]]

@@ -1,4 +1,4 @@
-"""Standings: the score of each cell of a suite, and the comparison of its method with the reference."""
+"""Standings: for each cell of a suite, its score and the comparison of its method with the reference."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Standing:
 
     suite: str
     cell: Cell
-    #: The title of the block: the budget, and where needed the differences from other blocks of this budget.
+    #: The title of the block: the budget and, if needed, what distinguishes the block from others of this
+    #: budget.
     block: str
     #: The mean over seeds, or the score after `k` trials of tuning, in stored units.
     score: float | None

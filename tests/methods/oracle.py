@@ -25,8 +25,8 @@ from .toy import ToyBackbone, scatter
 BASE = Geometry(768, 12, 12, 3072)
 #: The geometry of SmolLM2-135M.
 SMOLLM2 = Geometry(576, 9, 30, 1536, kv_heads=3, gated=True)
-#: Geometries in which few sizes coincide: the head size differs from the heads, and the hidden size from
-#: heads².
+#: Geometries in which few sizes coincide: the number of heads differs from the head size, and the hidden size
+#: is not the squared number of heads.
 EVEN = (Geometry(24, 4, 3, 96), Geometry(30, 5, 2, 120), Geometry(16, 2, 1, 64))
 #: Geometries with shared heads, and with a gated MLP that is no whole number of slices. The attention is
 #: wider than, narrower than or as wide as d. In the last geometry the MLP is narrower than d.
@@ -292,8 +292,9 @@ class LowRankOracle(DenseOracle):
 class StackedOracle(LowRankOracle):
     """Checks for every method that stacks sites into a tensor.
 
-    The dense tensor is that of the model with full attention. If query heads share a key or value head, that
-    head's update is the mean of their slices, or the slices are cut. Either is computed one matrix at a time.
+    The dense tensor is that of the model with full attention. If query heads share a key or value head, its
+    update is the mean of the slices of these query heads. With `heads` "cut", it is the first rows of the
+    slice instead.
     """
 
     #: The value of the option `shared_heads` that `dense` implements.
@@ -388,7 +389,6 @@ def values_of(adapter: Any) -> Values:
 
 
 def copied(adapter: Any) -> dict[str, Tensor]:
-    """Independent copies of an adapter's parameters by name."""
     named = adapter.named_parameters().items()
     return {key: parameter.detach().clone().requires_grad_() for key, parameter in named}
 

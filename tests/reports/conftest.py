@@ -43,7 +43,7 @@ def checkout(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports a module of docs/ by its name."""
+    """A function that imports a module of docs/ by its name."""
     monkeypatch.syspath_prepend(DOCS)
     return importlib.import_module
 

@@ -146,7 +146,7 @@ def _holds(part: OnSetting, level: float = LEVEL) -> bool:
 
 
 def finding(scenario: Scenario, numbers: Generator) -> Counted:
-    """Counts how often a difference is detected that a design promises to detect 80% of the time.
+    """Counts how often the smallest detectable difference of a design is detected. The design promises 80%.
 
     The design's noise is either that of runs without collapses, as a plan assumes, or that of 14 simulated
     comparisons.
@@ -312,7 +312,7 @@ HARD = [
     Scenario(normal, 4, what="runs on one task vary four times as much", noisy=4.0),
     *(Scenario(normal, tasks, 3, what="3 seeds") for tasks in (1, 4)),
 ]
-#: The counted quantities by name, with their names in the tables.
+#: The quantities shown for each scenario of `HARD`, with the headings of their columns.
 COUNTED = {
     "difference, one interval": "one interval holds",
     "differences, all 14 at once": "all 14 hold",

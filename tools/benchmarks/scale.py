@@ -116,7 +116,10 @@ class Times(Audience):
             self._last = self._now()
 
     def parts(self) -> dict[str, Counter[str]]:
-        """The times and requests of each part of the run. If no trial ran, all of them count as the end."""
+        """The times and requests of the start, the trials and the end of the run.
+
+        If no trial ran, all of them count as the end.
+        """
         done = self._now()
         if self._first is None:
             return {"start": Counter(), "trials": Counter(), "end": done - self._began}

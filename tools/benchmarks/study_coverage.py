@@ -109,7 +109,7 @@ def kept(losses: Array, strata: NDArray[np.int64], size: int) -> Array:
 
 @dataclass(frozen=True)
 class Side:
-    """One method's trials (repeats, studies, points), and its scores after each k in `TRIALS`."""
+    """One method's trials (repeats, studies, points), and its scores after k trials, for k in `TRIALS`."""
 
     losses: Array
     scores: Array
@@ -166,7 +166,7 @@ class Drawn:
 
     #: The method and the reference on each task.
     sides: list[tuple[Side, Side]]
-    #: The errors of the differences after each k in `TRIALS` (tasks, ks, repeats).
+    #: The errors of the differences after k trials, for each k in `TRIALS` (tasks, ks, repeats).
     off: Array
     #: The squared standard errors of the differences over studies (tasks, ks, repeats).
     variance: Array

@@ -2,9 +2,9 @@
 
     python -m tools.benchmarks.text_throughput
 
-TensLoRA's code pads to 512 tokens. Both sides train the same adapter on a RoBERTa-base shape with random
-weights (no download), in one process, on the same batches of sentences as long as CoLA's, in turns. First the
-losses of both are compared on a few batches, with dropout off.
+TensLoRA's code pads to 512 tokens. Both sides train the same adapter on a model of RoBERTa-base's shape with
+random weights (no download), in one process and in turns. Both have the same batches of sentences as long as
+CoLA's. First their losses are compared on a few batches, with dropout off.
 """
 
 from __future__ import annotations

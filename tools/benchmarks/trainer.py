@@ -2,10 +2,10 @@
 
     python -m tools.benchmarks.trainer [--rounds 5]
 
-Both train LoRA r=4 on query, key and value of the same checkpoint, with the same sentences and as many steps.
-Both validate after each epoch and score the test sentences. Times are from the loaded checkpoint and
-tokenised sentences to the test score, in turns. The two differ in what the Trainer does by default: it
-batches sentences of any length, and its head reads the first token.
+Both train LoRA r=4 on query, key and value of the same checkpoint, with the same sentences and the same
+number of steps. Both validate after each epoch and score the test sentences. The two run in turns. The time
+is from the loaded checkpoint and tokenised sentences to the test score. The two differ in what the Trainer
+does by default: it batches sentences of any length, and its head reads the first token.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ ONE_PASS = {torch.float64: 1e-10, torch.float32: 1e-4}
 #: for every backbone, and AdamW turns a nearly zero gradient into a whole step.
 TRAINING = {torch.float64: 1e-5, torch.float32: 1e-2}
 
-#: The largest accepted difference between bf16 autocast and float32 on one device: bf16 has eight bits.
+#: The largest accepted difference between bf16 autocast and float32 on one device: bf16 has eight bits of
+#: precision.
 BF16 = 0.1
 
 TRAINED_STEPS, BATCH = 20, 8
@@ -51,7 +52,7 @@ TRAINED_STEPS, BATCH = 20, 8
 #: GPU.
 TRAINED_ON: BackboneKind = "llama"
 
-#: The conformance checks that use the device, most important first, and the kind of backbone for all of them.
+#: The conformance checks that use the device, most important first.
 CHECKED = (
     "training",
     "merge",
@@ -63,6 +64,7 @@ CHECKED = (
     "transients",
     "hold",
 )
+#: The kind of backbone for the conformance checks.
 CHECKED_ON: BackboneKind = "vit"
 
 #: The backbone for exports. It is a registered backbone, since an export loads it by its name.
@@ -103,7 +105,7 @@ def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Ro
 
 
 def listed(names: Sequence[str] | None = None) -> list[Method]:
-    """Every method with its listed variants, at small ranks. `names` limits them to these methods."""
+    """All methods with their listed variants, at small ranks. `names` limits the methods."""
     methods: dict[str, Method] = {}
     for name in names or [method_name for method_name, _ in METHODS.available()]:
         for case in conformance_cases(METHODS.get(name).listed(), backbones=("vit",), checks=("detach",)):

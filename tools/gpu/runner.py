@@ -21,7 +21,7 @@ from typing import Any
 
 from . import tables, wheels
 
-#: A row of results: plain values by column, including `table`.
+#: A row of results: plain values by column. The column `table` names the table to which the row belongs.
 Row = dict[str, Any]
 
 RESULTS, PAGE = "results.jsonl", "results.md"

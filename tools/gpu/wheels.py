@@ -9,8 +9,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-#: The distributions, by the name under which each is imported. Those that others require are listed too,
-#: because pip is called with --no-deps. The harness is included, since its version is recorded.
+#: The distributions, by the name under which each is imported. Distributions that others require are listed
+#: too, because pip is called with --no-deps. The harness is included, since its version is recorded.
 WHEELS = {
     "bench": "tensorpeft-bench",
     "platformdirs": "platformdirs",

@@ -62,7 +62,7 @@ def throughput(folder: Path, trials: int = 12, rounds: int = 3, steps: int = 150
 
 
 def memory(folder: Path, trials: int = 500, warm: int = 50) -> Report:
-    """The resident memory of one worker after its first trials and after its last."""
+    """Measures the resident memory of one worker after its first trials and after its last."""
     seeds = list(range(trials // 4))
     methods = ["head_only", "lora", "lotr", {"method": "tenslora", "variant": "att"}]
     suite = write_suite(folder, trials, steps=8, seeds=seeds, methods=methods)
