@@ -33,9 +33,9 @@ from reports.units import unit_of
 
 #: The largest number of settings with their own figure.
 MOST_SETTINGS = 12
-#: The number of points in a panel above which whiskers are left out, because they would hide points.
+#: A panel with more points than this has no whiskers, because they would hide points.
 MOST_WHISKERS = 60
-#: The largest number of points outside a panel that a note names.
+#: A note in the panel names at most this many of the points outside the panel.
 MOST_OUTSIDE = 3
 #: The opacity of points off the Pareto front.
 FAINT = 0.3

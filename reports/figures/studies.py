@@ -338,7 +338,10 @@ def _draw_trials(
 
 
 def _zeros(block: StudyBlock) -> list[float]:
-    """Each setting's zero: the score of the reference, or else of the best method, after `k` trials."""
+    """The zero of the score axis on each setting: the score after `k` trials of the reference.
+
+    Without a reference, the score of the best method.
+    """
     sign, places = direction(block.metric), range(len(block.settings))
     own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
     return [max(sign * e.scores[block.k][place].value for e in own or block.entrants) for place in places]

@@ -47,7 +47,7 @@ def quantised(kind: str, quantisation: Quantisation) -> LoadedBackbone:
 
 
 class Quantised(Subject):
-    """A method on a backbone in nf4."""
+    """A method on a backbone with nf4 weights."""
 
     def _original(self, geometry: Geometry | None = None) -> LoadedBackbone:
         return quantised(self.kind, "nf4")

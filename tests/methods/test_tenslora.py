@@ -68,7 +68,10 @@ class TestTucker(StackedOracle):
     test_counts = test_fit_is_the_nearest = None  # of several ranks: test_tenslora_ranks.py
 
     def tensors(self, values: Values) -> dict[str, Tensor]:
-        """Builds tensors by definition from the bare parameters; modes of a train follow its container."""
+        """Builds the tensors by definition from the bare parameters.
+
+        The modes of a train are in the order of its container.
+        """
         names = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in values))
         return {name: self.full(values.get(f"{name}.core"), factors(values, name)) for name in names}
 

@@ -227,11 +227,11 @@ class Tuning:
 
 
 def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
-    """The coverage of two intervals: the full interval, and the interval for the chosen points.
+    """Three shares of repeats in which an interval contains a true value.
 
-    Returns three shares of repeats. In the first two, the full interval and then the other one contain the
-    true value if the methods are tuned again. In the third, the interval for the chosen points contains the
-    true value at these points.
+    - the full interval, and the true value if the methods are tuned again
+    - the interval for the chosen points, and the same true value
+    - the interval for the chosen points, and the true value at these points
     """
     held = []
     for _ in range(repeats):

@@ -45,6 +45,8 @@ OF_EXAMPLES = 0.0025**2
 
 @dataclass(frozen=True)
 class Scenario:
+    """The responses of a method and of the reference to learning rates, on several tasks."""
+
     method: Response
     reference: Response
     #: Whether every second task exchanges the optima of the two methods.
@@ -162,7 +164,7 @@ def side(numbers: Generator, response: Response, offsets: Array, optimum: float)
 
 @dataclass(frozen=True)
 class Drawn:
-    """Many simulated comparisons of a method with a reference."""
+    """Many simulated comparisons of a method with the reference."""
 
     #: The method and the reference on each task.
     sides: list[tuple[Side, Side]]
