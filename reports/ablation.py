@@ -95,7 +95,7 @@ def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | All
 
 
 def read(study: Study) -> list[StoredAblation]:
-    """Reads the searches, rank allocations and redundancy analyses of a study's experiments.
+    """Reads the searches, rank allocations and redundancy analyses of all experiments in `study`.
 
     Raises UserError for a malformed artifact.
     """

@@ -85,9 +85,10 @@ class _Levels:
 
 
 def collapses(study: Study) -> dict[int, Collapses]:
-    """The collapsed runs of each cell that has any, by the cell's number. Diverged runs count as collapsed.
+    """The collapsed runs of each cell that has any, by the cell's number.
 
-    Cells with studies are left out: their trials have random learning rates, so some are expected to fail.
+    Diverged runs count as collapsed. Cells with studies are left out: their trials have random learning
+    rates, so some are expected to fail.
     """
     collapsed = {}
     of_seeds = (cell for cell in study.all_cells if cell.metric and cell.studies is None)

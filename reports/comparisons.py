@@ -300,9 +300,9 @@ def _planned_pairs(study: Study, *cells: int) -> int:
 
 
 def floor_of(study: Study, setting: TaskAndBackbone) -> float:
-    """The score that a diverged run on this setting counts with. Larger is better.
+    """The score with which diverged runs on a setting are counted. Larger is better.
 
-    The mean score of the head alone or, if the head alone has not run, the worst score of any run.
+    It is the mean score of the head alone or, if the head alone has not run, the worst score of any run.
     """
     cells = [cell for cell in study.all_cells if cell.setting == setting and cell.mean is not None]
     heads = [cell.gain for cell in cells if cell.family == FLOOR and cell.gain is not None]

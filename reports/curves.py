@@ -58,7 +58,7 @@ class Curve:
 
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
-    """Reads the curves of the first panels. Returns them, and notes on what is left out.
+    """Reads the curves of at most `MOST_PANELS` panels. Returns them, and notes on what is left out.
 
     The converged head is trained without epochs, so its curve is a flat line.
     """

@@ -286,10 +286,10 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
 def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
     """The smallest and the largest value, ignoring outliers among the bad values.
 
-    A value is an outlier if it is worse than the lower quartile by more than `least` and by more than four
-    times the distance between quartile and median. The worst value is also an outlier if its distance from
-    the next value exceeds `least` and the range of all other values. This rule is repeated. If there are at
-    most three values, none is ignored. `sign` is 1 if larger is better, otherwise -1.
+    A value is an outlier if it is worse than the quartile at the bad end by more than `least`, and by more
+    than four times the distance between this quartile and the median. The worst value is also an outlier if
+    its distance from the next value exceeds `least` and the range of all other values. This rule is repeated.
+    If there are at most three values, none is ignored. `sign` is 1 if larger is better, otherwise -1.
     """
     gains = sign * np.asarray(values, dtype=float)
     # Three values are too few to tell which are usual.

@@ -91,7 +91,10 @@ def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnS
 
 
 def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
-    """Analyses paired differences (seeds,). `sides` has the contributions for both sides, if known."""
+    """The mean of paired differences (seeds,), with its error.
+
+    The error covers test examples if `sides` has the contributions to the runs of both sides.
+    """
     stored = [runs for runs in sides if runs is not None]
     if len(stored) < len(sides) or any(
         len({run.test_set for run in pair}) > 1 for pair in zip(*stored, strict=True)
@@ -105,7 +108,7 @@ def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> 
 
 
 def _table(runs: Sequence[ByExample]) -> Array:
-    """Contributions as an array (seeds, examples)."""
+    """The contributions to all these runs, as an array (seeds, examples)."""
     return np.stack([run.values for run in runs]).astype(float)
 
 
@@ -149,7 +152,10 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
 
 
 def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -> OnSetting:
-    """Analyses unpaired scores of two sides. `stored` has the contributions of each side, if known."""
+    """The difference between the means of unpaired scores, with its error.
+
+    The error covers test examples if `stored` has the contributions to the runs of both sides.
+    """
     tested = Counter(run.test_set for runs in stored for run in runs)
     if len(stored) < 2 or 1 < len(tested) < tested.total():
         return of_groups(first, second)
@@ -214,11 +220,10 @@ def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], lis
 
     Returns the variances by the cell's number, and notes on cells whose variance is unknown.
 
-    The estimate simulates how tuning chooses again and again, each time with new errors of the points'
-    validation scores. The errors come from validation examples, whose variance is estimated from stored
-    predictions, and from seeds. The variance of seeds is estimated from the final runs, because most suites
-    tune with a single seed. The simulated choice is by validation score, even if the suite chose by
-    validation loss.
+    The estimate repeats the choice of the best point many times, each time with new random errors in the
+    points' validation scores. The choice is by validation score, even if the suite chose by validation loss.
+    The variance of the errors has two sources. That of validation examples is estimated from stored
+    predictions. That of seeds is estimated from the final runs, because most suites tune with a single seed.
     """
     every = (study.all_cells[number] for number in dict.fromkeys(cells))
     tuned = [cell for cell in every if cell.tuning and cell.finished > 1]

@@ -160,10 +160,11 @@ def _finding(study: Study, block: Block, place: int | None) -> Claim:
 def _better_part(
     study: Study, block: Block, place: int | None, cells: Sequence[int]
 ) -> tuple[AgainstReference, int] | None:
-    """Looks for a method that is better than `cells` on this setting and has no runs on some other setting.
+    """Finds a method that is better than `cells` on one setting, but did not run on all settings.
 
-    Returns the comparison of the best one, and the setting's index in that comparison. None if no method is
-    found, and for all settings together (`place` is None).
+    The setting is that at index `place`. `cells` has the cell of the best method that ran on all settings.
+    Returns the comparison of the better method, and the setting's index in that comparison. None if there is
+    no better method, or if `place` is None.
     """
     if place is None:
         return None

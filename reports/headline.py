@@ -14,9 +14,10 @@ MOST_NAMES = 1
 
 
 def answer(blocks: Sequence[Block]) -> str:
-    """Says which methods are significantly better than the reference, and what may go undetected.
+    """Says which methods are significantly better than the reference.
 
-    Empty if no block has a comparison.
+    A second sentence says how large a difference may be and still go undetected. Empty if no block has a
+    comparison.
     """
     compared = _compared(blocks)
     if not compared:

@@ -95,7 +95,10 @@ def render(
 
 
 def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, **values: Any) -> str:
-    """Fills in the template of a page. `values` are for this template; others are common to all pages."""
+    """Fills in the template of a page.
+
+    `values` are the values that only this template uses. Values that all pages share are added to them.
+    """
     loader = environment(autoescape=True)
     loader.globals |= {
         "marks": selecting.marks,

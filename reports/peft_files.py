@@ -208,7 +208,10 @@ def peft_study(folders: Sequence[Path]) -> Study:
 
 
 def _lines(number: int, run: PeftRun) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Converts a run to the planned columns of a cell, and to the columns of the cell's only seed."""
+    """Converts a run to a line of the frame of cells and to a line of the frame of seeds.
+
+    The line of cells lacks the columns that `summed` adds.
+    """
     which = {
         "task": "image-gen" if run.questions is None else "MetaMathQA",
         "backbone": run.model,

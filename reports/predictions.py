@@ -118,7 +118,10 @@ class Contributions:
 
 
 def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
-    """Computes the examples' contributions to these runs from stored predictions. `runs` is by trial id."""
+    """Computes the examples' contributions to the scores of these runs from their stored predictions.
+
+    `runs` has the runs by trial id.
+    """
     stored: dict[str, Predictions] = {}
     for experiment in study.experiments:
         own = {id_: run for id_, run in runs.items() if run.experiment == experiment.name}
@@ -141,7 +144,9 @@ def _silent(stored: Predictions) -> bool:
 
 
 def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
-    """The contributions of examples. None if labels or the score are missing, or the mean is not the score.
+    """The contributions of examples. None if labels or the score are missing, or if they disagree.
+
+    They disagree if the mean of the contributions is not the stored score (see `AGREES`).
 
     Raises UserError if a plug-in's metric fails.
     """

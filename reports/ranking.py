@@ -132,9 +132,9 @@ RANKS = Statistic("ranks", rank, _lines)
 def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
     """The cells on the Pareto front of score and cost, from cheapest to costliest on each setting.
 
-    A complete cell is on the front unless it is beaten by a cell of the same setting and recipe: one that
-    costs no more and is significantly better. The tests of a cell against its rivals are one-sided, and
-    simultaneous at 95%.
+    A cell is on the front if all its seeds have finished and no other cell beats it. A cell beats another of
+    the same setting and recipe if it costs no more and is significantly better. The tests of a cell against
+    its rivals are one-sided, and simultaneous at 95%.
     """
     recipe_of = {number: frozenset(recipe.items()) for number, recipe in recipes(evidence.study).items()}
     front: list[Cell] = []
@@ -147,9 +147,9 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
 
 
 def _beaten(evidence: Evidence, points: Sequence[tuple[float, Cell]]) -> set[int]:
-    """The numbers of the cells that are beaten by another of these cells.
+    """The numbers of the cells that are beaten by another of these cells (see `pareto`).
 
-    `points` are costs and cells, from cheapest to costliest.
+    `points` are pairs of a cost and a cell, from cheapest to costliest.
     """
     beaten: set[int] = set()
     # The best cells so far, one more than there are rivals, since a cell is no rival of itself.

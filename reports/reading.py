@@ -53,7 +53,7 @@ def read(
     tuned by studies are left out with a note, since their trials differ in more than the seed.
 
     Raises UserError for an experiment that is missing or has no result, for a pack that is refused, for a
-    selection of missing rows, and if nothing is left.
+    selection of rows that do not exist, and if no row is left.
     """
     return read_sources(open_results(uri, names), selection, studies=studies)
 
@@ -275,10 +275,10 @@ def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | Non
 
 
 def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
-    """The first experiment in which the trial finished, and the run.
+    """Finds the run of a trial. Returns the first experiment in which the trial finished, and its run.
 
-    If the trial finished in no experiment, the first experiment with a run of it. If it has no run, the first
-    experiment and None.
+    If the trial finished in no experiment, the first experiment with any run of it counts. If it has no run,
+    the first experiment and None are returned.
     """
     runs = [(each, each.records[trial_id]) for each in experiments if trial_id and trial_id in each.records]
     finished = [(each, record) for each, record in runs if record.status == Status.FINISHED]
@@ -316,7 +316,10 @@ def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Sto
 
 
 def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
-    """The ranks that cutting left in each mode, such as "input 30 to 31, layer 6", over runs and layers."""
+    """The ranks that cutting left in each mode, as text such as "input 30 to 31, layer 6".
+
+    A range is that over runs and layers.
+    """
     by_mode: defaultdict[str, list[int]] = defaultdict(list)
     for of_run in cut:
         for name, ranks in of_run.items():

@@ -260,7 +260,7 @@ def _mixed_surroundings(study: Study) -> list[Mixture]:
 
 
 def provenance_counts(study: Study) -> dict[str, Counter[str]]:
-    """For each field of provenance, the number of finished trials in the tables that have each value."""
+    """For each key of provenance, how many finished trials in the tables have each of its values."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     # A trial of two cells counts once.
     by_run = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.run_id)

@@ -88,8 +88,8 @@ def write_report(
 
     Raises UserError, and writes nothing, for an unknown format or experiment, for an experiment without a
     finished trial, for trials that are not comparable (unless `mixed`), and for a threshold as `thresholds`
-    does. Also if only some of the experiments were tuned by studies, and if the folder is not empty (unless
-    `force`). Raises StoreError if the report was written but could not be logged.
+    does. It also does so if only some of the experiments were tuned by studies, and if the folder is not
+    empty (unless `force`). Raises StoreError if the report was written but could not be logged.
     """
     for field, value in (("experiments", names), ("formats", formats)):
         if isinstance(value, str):
@@ -199,12 +199,15 @@ def answers_of(analysis: Analysis | StudyAnalysis) -> list[str]:
 
 
 def frames_of(analysis: Analysis | StudyAnalysis) -> dict[str, pd.DataFrame]:
-    """The tables of the analysis's report, by the names of their files."""
+    """The tables of the report that shows this analysis, by the names of their files."""
     return study_tables.frames(analysis) if isinstance(analysis, StudyAnalysis) else frames(analysis)
 
 
 def figures_of(analysis: Analysis | StudyAnalysis) -> list[Drawn]:
-    """The figures of the analysis's report, without those of searches, rank allocations and redundancy."""
+    """The figures of the report that shows this analysis.
+
+    Figures of searches, rank allocations and redundancy analyses are left out.
+    """
     if isinstance(analysis, StudyAnalysis):
         return draw_studies(analysis)
     return figures.draw(analysis, curves.read(analysis.study)[0])

@@ -205,7 +205,7 @@ class Results(ShowsOverview, Study):
         return typed(stored, PREDICTIONS).join(stored[list(more)].astype(more))
 
     def _records(self) -> Iterator[tuple[Experiment, Record]]:
-        """Yields each trial's run that counts over all experiments, with its experiment."""
+        """Yields (experiment, run that counts) for each trial of the experiments."""
         counts = latest(record for each in self.experiments for record in each.records.values())
         for experiment in self.experiments:
             in_order = sorted(experiment.records.values(), key=lambda run: (run.started, run.origin))
@@ -222,10 +222,11 @@ def load_results(
     `reports.study.Study`, and everything that `Results` documents.
 
     `experiments` may also be folders with result files of peft's method_comparison, but not together with
-    other experiments. They have only `cells` and `seeds`, under the budget 'seed 0, not tuned alike'.
+    other experiments. Then the result has only `cells` and `seeds`, under the budget 'seed 0, not tuned
+    alike'.
 
     Raises UserError for an experiment that does not exist or has no result, for a pack that is refused, and
-    for a selection of missing rows.
+    for a selection of rows that do not exist.
     """
     if not experiments:
         raise UserError("load_results() takes at least one experiment, or the file of a pack")

@@ -53,7 +53,7 @@ class Selection:
 
     @property
     def compared(self) -> Mapping[str, tuple[str, ...]]:
-        """By reference, the methods to compare with it, as in `reports.study.Study.compared`."""
+        """The methods to compare with each reference, by its name (see `reports.study.Study.compared`)."""
         methods_of: dict[str, tuple[str, ...]] = {} if self.pairs else {self.reference: ()}
         for method, reference in dict.fromkeys(self.pairs):
             methods_of[reference] = (*methods_of.get(reference, ()), method)

@@ -84,9 +84,9 @@ def _counted(store: Store) -> Contents | None:
 
 
 def _studies(rows: Sequence[PlannedRow], ended: Set[Any]) -> tuple[int | None, int | None]:
-    """The numbers of planned and of ended studies. None for both if no row has studies.
+    """The number of planned studies and the number of ended ones. Both are None if no row has studies.
 
-    A study has ended when all its trials in all rows have.
+    A study has ended if all its trials in all rows have ended.
     """
     by_row = [(row.studies, row.trials) for row in rows if row.studies]
     if not by_row:
@@ -222,8 +222,8 @@ def cell_contents(
 ) -> CellContents:
     """The cell with this number, and the provenance of its seeds.
 
-    The number is that in `cells.csv` of a report on the same experiments with the same selection. Raises
-    UserError if no cell has the number, and as `reports.reading.read` does.
+    `number` is the cell's number in the file `cells.csv` of a report on the same experiments with the same
+    selection. Raises UserError if no cell has the number, and as `reports.reading.read` does.
     """
     study = read(uri, names, selection)
     if not 0 <= number < len(study.all_cells):

@@ -129,7 +129,7 @@ class Level:
 
 @dataclass(frozen=True)
 class StudyBlock:
-    """Methods of one budget, compared in one metric on the same settings."""
+    """Methods of one budget with one metric and one recipe, compared on the same settings."""
 
     budget: str
     metric: str
@@ -185,8 +185,8 @@ class StudyAnalysis:
     def failed(self, seed: Seed) -> bool:
         """Whether a trial failed: it diverged, or its score is far below its method's best.
 
-        Far means `FAILED` points (see `reports.inference.studies`). In a cell without a complete study, only
-        divergence counts.
+        Far means at least `FAILED` points (see `reports.inference.studies`). In a cell without a complete
+        study, only divergence counts.
         """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None:
@@ -259,7 +259,7 @@ def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[s
 
 
 def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: float) -> CompleteStudies:
-    """The studies with these numbers of a cell. A diverged trial has the score by chance (`chance`)."""
+    """A cell's complete studies with these numbers. Diverged trials get the score by chance (`chance`)."""
     assert cell.studies is not None
     study, sign = evidence.study, direction(cell.metric)
     by_study = _by_study(study.of_cell(cell.number))
@@ -516,7 +516,10 @@ def _difference(parts: Sequence[OnSetting], claims: int, threshold: float) -> Di
 
 
 def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int) -> Entrant:
-    """Adds the transfer of rates to a method, unless there is one setting or settings share no study."""
+    """Adds the transfer of rates to a method.
+
+    A method stays unchanged if the block has a single setting, or if the settings share no study.
+    """
     if len(block.settings) < 2 or not set.intersection(*({*each.numbers} for each in entrant.studies)):
         return entrant
     cell = study.all_cells[entrant.cells[0]]

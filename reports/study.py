@@ -1,7 +1,7 @@
 """The data of a report: experiments, the cells of their tables, and the seeds of each cell.
 
-A cell is one method under one budget on one task and backbone, over all its seeds. The class `Study` has
-nothing to do with studies that tune a method.
+A cell is one method under one budget on one task and backbone, over all its seeds. The class `Study` holds
+the results of whole experiments. It is not one of the studies that tune a method.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class FrameLine:
         return self.measures[column]
 
     def columns(self) -> dict[str, Any]:
-        """All columns of the line, as in the frame."""
+        """The values of all columns of the line, by the column's name."""
         own = {name: value for name, value in vars(self).items() if name != "measures"}
         return own | dict(self.measures)
 
@@ -242,7 +242,7 @@ def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | N
 
 
 def distinct(seeds: Iterable[Seed]) -> list[Seed]:
-    """Removes repeated trials, so that a trial in two cells counts once. Seeds not yet tuned all count."""
+    """Keeps one seed per trial, so that a trial in two cells counts once. Keeps all seeds not yet tuned."""
     return list({seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds}.values())
 
 

@@ -79,7 +79,7 @@ def answer(block: StudyBlock) -> str:
 
 
 def answers(analysis: StudyAnalysis) -> list[str]:
-    """The answer of each block. If too few studies are complete for a block, one sentence that says so."""
+    """The answer of each block. If too few studies are complete for any block, one sentence says so."""
     if not analysis.blocks:
         lacking = "Too few studies are complete to compare methods."
         return [lacking if analysis.studies else "No study is complete."]
@@ -136,7 +136,7 @@ def order_note(block: StudyBlock) -> str:
 
 
 def heading(block: StudyBlock) -> str:
-    """The block's title for readers, in words if the block has methods of fixed size only."""
+    """The heading of a block: its title, or words if it has only methods of fixed size."""
     return "methods of fixed size" if block.title == OWN_SIZE else block.title
 
 

@@ -41,7 +41,7 @@ def suite_lines(study: Study) -> Callable[[Cell], str]:
 
 
 def _kept(studies: StudyPlan, seeds: Sequence[Seed]) -> list[Seed]:
-    """A list with the trial that has the lowest validation loss of all complete studies, or with none."""
+    """The trial with the lowest validation loss of all complete studies. An empty list if there is none."""
     kept = [seed for seed in kept_trials(studies, seeds).values() if seed is not None]
     return sorted(kept, key=lambda seed: seed.validation_loss or 0.0)[:1]
 
@@ -100,7 +100,7 @@ def _name(cell: Cell) -> str:
 
 
 def _set_fields(fields: Mapping[str, Any], *without: str) -> dict[str, Any]:
-    """The fields that are set, without the named ones."""
+    """The fields that are not None, except those named in `without`."""
     return {key: value for key, value in fields.items() if value is not None and key not in without}
 
 
@@ -110,7 +110,7 @@ def _rates_first(field: tuple[str, Any]) -> tuple[int, str]:
 
 
 def _item(fields: Mapping[str, Any]) -> list[str]:
-    """An item of a list with these fields, one per line."""
+    """Formats these fields as an item of a YAML list, with one field per line."""
     return [
         f"  {' ' if place else '-'} {key}: {_flow(value)}"
         for place, (key, value) in enumerate(fields.items())
