@@ -285,7 +285,6 @@ def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
 
 
 def _legend(ax: Axes, looks: Looks, dots: Sequence[_Point]) -> None:
-    """Draws a legend with the look of each family, if there are several families."""
     titles = {
         family: _common_title([point.cell.title for point in group])
         for family, group in grouped(dots, lambda point: point.cell.family).items()

@@ -64,8 +64,6 @@ def site_files(packs: Sequence[Path]) -> Files:
 
 
 class _Line(NamedTuple):
-    """A line of the table of methods × settings."""
-
     #: The standing from which the line takes its name.
     first: Standing
     #: The method's standing on each setting of the site. None on settings where the method has none.
@@ -85,7 +83,6 @@ class _Site:
 
     @cached_property
     def pages(self) -> dict[str, MethodPage]:
-        """The page of each method, by the method's `key`."""
         return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
 
     @cached_property
@@ -154,7 +151,6 @@ def subscripts(text: str) -> Markup:
 
 
 def _with_bar(page: str | bytes, bar: Markup) -> str:
-    """Adds the bar with the link back to the site to a report's page."""
     before, body, after = str(page).partition("<body>")
     assert body, "the page of a report has a body"
     return f"{before}{body}\n{bar}{after}"

@@ -89,7 +89,6 @@ def _gain(standing: Standing) -> float:
 
 
 def _uncompared(suite: str, analysis: Analysis | StudyAnalysis, cell: Cell) -> Standing:
-    """The standing of a cell that takes part in no block's comparison."""
     if isinstance(analysis, StudyAnalysis):
         score = analysis.score(cell.number)
         value, interval = (score.value, score.interval) if score else (cell.mean, _bounds(cell))

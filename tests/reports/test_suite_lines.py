@@ -57,7 +57,6 @@ SUITE: dict[str, Any] = {
 
 
 def planned(text: str) -> Plan:
-    """The plan of a suite's text, as the harness reads and plans it."""
     return make_plan(validate(Suite, parse(text), "copied"))
 
 

@@ -125,7 +125,6 @@ TUNING: dict[str, Any] = {
 
 
 def tuned(uri: str, changes: dict[str, Any]) -> None:
-    """Writes all trials of a tuned suite into a store."""
     plan = plan_of(**FIVE | changes)
     opened = write(uri, plan.of("tuning"), scores(0.05))
     chosen = with_choices(plan, opened)
