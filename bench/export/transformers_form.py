@@ -110,7 +110,7 @@ def target_of(backbone: LoadedBackbone) -> Target:
 
 
 def head_class(backbone: LoadedBackbone) -> type[nn.Module]:
-    """The class that this backbone's head should have, unless a plug-in made it."""
+    """The class of head that backbones of this kind have. A plug-in's backbone may have another."""
     kind: Kind = KINDS[backbone.info.kind]
     if backbone.module.answers is not None:
         return nn.Identity

@@ -247,7 +247,7 @@ def _check(logits: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `target` and deletes it at the end.
+    """A context with an empty folder beside `target`, which is deleted at the end.
 
     Raises UserError if files cannot be written there.
     """
@@ -311,9 +311,9 @@ def form_of(
 
 
 def _check_library(backbone: LoadedBackbone) -> None:
-    """Raises UserError if the encoder or head has not the class that an export for transformers needs.
+    """Raises UserError if the encoder's or head's class is not the one that transformers needs to load it.
 
-    Backbones that are not of transformers pass.
+    Backbones from other libraries pass.
     """
     kind = KINDS.get(backbone.info.kind)
     if kind is None:

@@ -145,7 +145,7 @@ def validation_key(metric: str) -> str:
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """The number of examples that are used of each split of a task."""
+    """The number of examples of each split that a trial uses."""
 
     train: int
     validation: int

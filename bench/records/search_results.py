@@ -21,7 +21,7 @@ class Tried(Wired):
 
 
 class Finalist(Tried):
-    """The chosen ranks or ranks to compare them with, evaluated on the suite's own seeds."""
+    """The chosen ranks, or other ranks that are compared with them, evaluated on the suite's own seeds."""
 
     label: str
 
@@ -103,7 +103,7 @@ class AllocationResult(RankResult):
     """The content of `allocation.json`."""
 
     points: tuple[AllocationPoint, ...]
-    #: The path from equal ranks to the heuristic's ranks.
+    #: The ranks that were tried on the way from equal ranks to the heuristic's ranks.
     path: tuple[Tried, ...]
     heuristic: Tried
     best: Tried | None

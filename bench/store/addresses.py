@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-#: User names and secrets in an address: before the host (a password may contain a slash), and in the query.
+#: Patterns of user names and secrets in an address: before the host, where a password may contain a slash,
+#: and in the query.
 _BEFORE_HOST = re.compile(r"://(?:[^/\s:@]*:\S*|[^/\s]*)@")
 _IN_QUERY = re.compile(r"([?&;])([^=&;\s]+)=[^&\s]*")
-#: User names in messages of databases: `role "me" does not exist`, `Access denied for user 'me'`.
+#: The pattern of user names in messages of databases, such as `role "me" does not exist` or `Access denied
+#: for user 'me'`.
 _NAMED = re.compile(r"""\b(role|user) (["'])[^"']*\2""")
 _SECRET = re.compile("user|pass|pwd|token|secret|key|auth|cred|sig|odbc_connect", re.IGNORECASE)
 

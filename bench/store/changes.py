@@ -49,9 +49,9 @@ def _registry(tag: Tag) -> Registry:
 def plugin_sources(trial: Trial) -> dict[Tag, str]:
     """Returns tags about the plug-ins that provide a trial's method, task, backbone or metric.
 
-    A tag's value is the name of, for example, the method, and the SHA-256 of the plug-in's source. There is
-    no tag for what comes with the harness. These tags do not enter the trial's id, since most changes of
-    source code change no result.
+    A tag's value is a name and a hash, for example the method's name and the SHA-256 of its plug-in's source.
+    There is no tag for what comes with the harness. These tags do not enter the trial's id, since most
+    changes of source code change no result.
     """
     names = {
         Tag.METHOD_SOURCE: trial.method["method"],
@@ -64,11 +64,11 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
 
 
 def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
-    """Yields what plug-ins provide and changed since finished trials ran, for example (method 'x', warning).
+    """Yields a warning for each method, task, backbone or metric whose plug-in changed since trials ran.
 
-    A method, task, backbone or metric counts as changed if trials ran with another source of its plug-in than
-    the installed one. If the plug-in is not installed, it counts as changed if the trials themselves ran with
-    different sources.
+    It yields a pair: a text such as "method 'x'", and the warning. The sources of the plug-in with which the
+    finished trials ran are compared with the installed source. If the plug-in is not installed, they are
+    compared with one another.
     """
     stored: defaultdict[tuple[Tag, str], Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -94,14 +94,14 @@ MOST_FIELDS = 3
 #: The largest number of stored configurations to read, and of warnings.
 MOST_READ, MOST_TOLD = 200, 3
 
-#: Method, backbone, task and seed.
+#: The tags of method, backbone, task and seed.
 _Key = tuple[str, str, str, str]
 
 _ABSENT = "nothing"
 
 
 def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list[str]:
-    """Returns warnings about finished trials that planned trials without a result almost repeat.
+    """Returns warnings about planned trials without a result that are almost equal to finished trials.
 
     For example, the suite's number of epochs was changed by mistake, so that everything would run again. Each
     planned trial is compared with the finished trials of its method, backbone, task and seed that are not in

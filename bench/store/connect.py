@@ -43,7 +43,7 @@ DATABASES = ("postgresql", "mysql", "mssql")
 #: searches and their workers on one file; MLflow's sessions wait 20.
 PATIENCE = 60
 
-#: Errors raised by MLflow if a store cannot be read or written: its own, the database's, the disk's.
+#: The errors that MLflow raises if a store cannot be read or written: its own, the database's or the disk's.
 BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
 
 #: MLflow's error code if a server reports that its database does not answer.
@@ -59,7 +59,7 @@ def open_engine(uri: str) -> Engine:
 
 
 class StoreError(UserError):
-    """The store could not be read or written. If a trial was to be stored, the trial itself may be fine."""
+    """The store could not be read or written. A trial that could not be stored may still have succeeded."""
 
 
 class StoreRefusedError(StoreError):
@@ -83,7 +83,7 @@ Result = TypeVar("Result")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an exception and its causes, the exception first. Nothing for None."""
+    """Yields an exception and then its causes. Yields nothing for None."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -296,7 +296,7 @@ def state_folder(uri: str) -> Path:
 
 
 def with_driver(uri: str) -> str:
-    """Adds psycopg2 to a PostgreSQL address without a driver. It comes with the extra `postgres`.
+    """Adds the driver psycopg2, from the extra `postgres`, to a PostgreSQL address that names no driver.
 
     Otherwise SQLAlchemy would choose the driver, and its version 2.1 chooses another than earlier versions.
     """
@@ -362,7 +362,7 @@ def interrupted_start(engine: Engine) -> str:
 
 
 def _tables(engine: Engine) -> dict[str, bool]:
-    """Whether each table has rows, by the table's name."""
+    """Returns for each table, by its name, whether it has rows."""
     # Opening a SQLite file also rolls back uncommitted changes of a killed process.
     with engine.connect() as connection:
         return {
@@ -406,8 +406,8 @@ def _copy(database: Path) -> None:
         source.backup(target)
 
 
-#: Adds an index that finds the runs of a trial without reading the tags of all runs. MLflow has no index of
-#: the values of tags.
+#: The statement that adds an index of trial ids. With this index, the runs of a trial are found without
+#: reading the tags of all runs. MLflow has no index of the values of tags.
 INDEX = "CREATE INDEX IF NOT EXISTS tensorbench_trials ON tags (value) WHERE key = 'trial_id'"
 
 

@@ -41,7 +41,7 @@ class UnreadableRecordError(UserError):
 
 
 class Outbox:
-    """The records of one experiment that wait on this machine."""
+    """The records of one experiment that wait on this machine to be sent."""
 
     #: The locks held by this process, by folder.
     _locks: dict[Path, FileLock] = {}

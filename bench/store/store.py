@@ -317,7 +317,10 @@ class Store(Source):
 
     @insisting
     def keep_folder(self, run_id: str, folder: Path, where: str) -> None:
-        """Stores all files of a folder as artifacts of a run, in its folder `where`, in one request."""
+        """Stores all files of a folder as artifacts of a run, in one request.
+
+        `where` is the folder that they get among the run's artifacts.
+        """
         self.client.log_artifacts(run_id, str(folder), where)
 
     @insisting

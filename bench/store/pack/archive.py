@@ -63,7 +63,7 @@ class PackError(UserError):
 
 
 class Archive:
-    """The files of a pack. Raises PackError, which names the file, if one does not match the manifest.
+    """The files of a pack. Raises PackError if any file does not match the manifest.
 
     Opening reads every file once, so that no file is refused later, when others have been used already.
     """
@@ -220,7 +220,7 @@ def marks(content: bytes) -> int:
 
 
 class _File(io.FileIO):
-    """A pack's file that refuses to read a zip file's list of files that exceeds MOST_DIRECTORY."""
+    """A zip file on disk. Reading raises BadZipFile if its list of files is larger than MOST_DIRECTORY."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MOST_DIRECTORY:

@@ -207,7 +207,7 @@ def _rows_of(table: pa.Table, runs: Collection[str]) -> dict[str, int]:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[Any, pa.Array]:
-    """All values of a column of lists, one list after the other, and before them the lists' offsets.
+    """Returns the offsets of a column's lists, and the values of all lists one after the other.
 
     The last offset is the end of the last list.
     """

@@ -323,9 +323,9 @@ def written(table: pa.Table) -> bytes:
 def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[pa.Table, int]:
     """Reads a table. Also returns how many bytes it needs beyond the allowance for its rows.
 
-    Columns of text are dictionaries. `packed` is the file's compressed size. Raises ValueError if the table
-    has other columns, or if it exceeds its allowance by more than `slack` bytes. Raises ArrowException if the
-    table cannot be read.
+    Columns of text become Arrow's dictionaries. `packed` is the file's compressed size. Raises ValueError if
+    the table has other columns, or if it exceeds its allowance by more than `slack` bytes. Raises
+    ArrowException if the table cannot be read.
     """
     metadata = _metadata(io.BytesIO(content), len(content))
     if not metadata.schema.to_arrow_schema().equals(columns):
@@ -353,8 +353,8 @@ def check_predictions(content: bytes, packed: int) -> None:
 def check_stated(stream: IO[bytes], size: int, packed: int) -> None:
     """Raises ValueError if a file is too large for the number of rows that its metadata state.
 
-    Also raises ValueError if zip compresses the file so well that it must be padded. `packed` is the file's
-    compressed size. Raises ArrowException if the metadata cannot be read.
+    Also raises ValueError if zip compresses the file so well that most of it must be padding. `packed` is the
+    file's compressed size. Raises ArrowException if the metadata cannot be read.
     """
     metadata = _metadata(stream, size)
     row = max(ROOMS[RUNS].row, _of_predictions(metadata.num_columns).row)
@@ -401,7 +401,7 @@ def _read(
 ) -> tuple[pa.Table, int]:
     """Reads columns, and returns with them how many bytes they need beyond the allowance.
 
-    The columns named in `texts` are dictionaries.
+    The columns named in `texts` become Arrow's dictionaries.
     """
     allowed, pages = room.of(metadata.num_rows, packed), measure(content, metadata)
     needed = pages.bytes + room.value * pages.values
