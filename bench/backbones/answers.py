@@ -200,10 +200,11 @@ def put_head(
     *,
     fitted: bool = False,
 ) -> None:
-    """Puts a fresh head on the backbone, or what replaces it for a language model that answers in words.
+    """Puts a fresh head on the backbone.
 
-    That is `Answers` if `model_input` has a prompt, and a `Writer` if answers are written. `fitted` is as in
-    `LoadedBackbone.reset`. Raises UserError as `check_answers` does, and for words without tokens.
+    A language model that answers in words gets `Answers` instead if `model_input` has a prompt, and a
+    `Writer` if its answers are written. `fitted` is as in `LoadedBackbone.reset`. Raises UserError as
+    `check_answers` does, and for words without tokens.
     """
     backbone.reset(classes, generator, fitted=fitted)
     if not isinstance(model_input, TextInput) or not model_input.answers_by_words:

@@ -253,7 +253,7 @@ def pixel_size(name: str, native: int, requested: int | None, patch: int) -> int
 
 
 def refuse_image_size(name: str, requested: int | None) -> None:
-    """Raises UserError if an image size is requested. For text backbones, which have none."""
+    """Raises UserError if an image size is requested of a text backbone."""
     if requested is not None:
         raise UserError(f"backbone '{name}' reads text and takes no image_size")
 

@@ -16,7 +16,7 @@ MOST_VALUES = 1 << 23
 
 
 def convert_gguf(source: Path, target: Path, quantisation: str | None = None) -> None:
-    """Writes the model and the tokenizer of a GGUF file to a folder, dequantised to float32.
+    """Writes the tokenizer and the model of a GGUF file to a folder. Weights are dequantised to float32.
 
     `quantisation` is the expected quantisation of most weights, such as "Q4_1". None accepts any. Raises
     UserError without the package gguf, for a file that is invalid or lacks weights, and for a quantisation

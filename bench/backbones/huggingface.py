@@ -381,7 +381,10 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
 
 
 def _positions(config: Any, kind: Kind) -> int:
-    """Returns the largest number of tokens in an input, by the configuration or else by the kind."""
+    """Returns the largest number of tokens in an input.
+
+    It is that of the configuration, or else the kind's `trained_tokens`.
+    """
     positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
     assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
     return int(positions)

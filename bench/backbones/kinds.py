@@ -153,7 +153,7 @@ class Kind:
     fused_by_head: bool = False
     #: Paths of layers with weight (in, out), which are converted to Linear.
     transposed: tuple[str, ...] = ()
-    #: Resizes position embeddings. None: the forward pass accepts any image size.
+    #: The function that resizes position embeddings. None: the forward pass accepts any image size.
     resize: Resize | None = None
     #: Composite model types that contain an encoder of this kind, such as `clip`, each with the field of its
     #: configuration that holds the encoder's configuration.
@@ -198,7 +198,6 @@ class Kind:
 def _decoder(
     model_class: str, layout: Layout = _OF_DECODER, usual: Mapping[str, Any] | None = None, **more: Any
 ) -> Kind:
-    """Makes the kind of a decoder of Llama's design."""
     return Kind(
         model_class,
         (layout,),
@@ -211,7 +210,6 @@ def _decoder(
 
 
 def _t5(model_class: str, trained_tokens: int, remark: str) -> Kind:
-    """Makes the kind of an encoder of T5's design, alone or taken from a complete model."""
     return Kind(
         model_class,
         (_OF_GATED_T5, _OF_T5),

@@ -1,4 +1,4 @@
-"""A backbone as a suite gives it."""
+"""The description of a backbone in a suite."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from methods.validation import Label, silent
 class BackboneSpec(Lockable):
     """A backbone in a suite. It has exactly one source: `name`, `hub`, `local` or `timm`.
 
-    `name` is a registered name, for which a suite may also give a plain string. `hub` is a repository of
-    transformers on the hub, `local` a folder written by `save_pretrained`, and `timm` a timm model, such as
-    `vit_small_patch16_224` or `hf_hub:owner/model`. With `timm`, `local` may give a safetensors file with the
-    model's weights. `revision` is a branch, tag or commit of a hub repository.
+    `name` is a registered name. Instead of it, a suite may give a plain string. `hub` is a repository of the
+    Hugging Face hub for transformers, `local` a folder written by `save_pretrained`, and `timm` a timm model,
+    such as `vit_small_patch16_224` or `hf_hub:owner/model`. With `timm`, `local` may give a safetensors file
+    with the model's weights. `revision` is a branch, tag or commit of a hub repository.
 
     `image_size` is in pixels, by default the backbone's own. `dtype` is the dtype of the encoder's weights,
     whatever the checkpoint's: `bfloat16` takes half the memory and trains under bf16 autocast. `quantise` is
@@ -75,7 +75,10 @@ class BackboneSpec(Lockable):
 
     @property
     def hub_name(self) -> str | None:
-        """The hub repository or `timm:` with the timm model, as the suite gives it. None if from no hub."""
+        """The hub repository, or `timm:` followed by the timm model, as the suite gives it.
+
+        None if the backbone does not come from a hub.
+        """
         if self.local is not None or self.name is not None:
             return None
         return self.hub or f"timm:{self.timm}"

@@ -51,7 +51,8 @@ def own_pooling(encoder: Any, *, pixel_values: Tensor) -> Tensor:
 def plain_vit(info: BackboneInfo, size: int, patch: int) -> LoadedBackbone:
     """Makes timm's plain vision transformer of the described geometry, with random weights.
 
-    `size` is the side of its images at which it is built, and `patch` that of its patches, in pixels.
+    It is built for images and patches with sides of `size` and `patch` pixels, and then fitted to the image
+    size in `info`.
     """
     from timm.models.vision_transformer import VisionTransformer
 

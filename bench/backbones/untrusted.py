@@ -78,7 +78,6 @@ def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
 
 
 def _arguments_of_timm(architecture: str) -> list[str]:
-    """Returns the names of the arguments that a timm model's class accepts."""
     import timm
     import torch
 

@@ -65,16 +65,16 @@ class RateWindow:
         return float(f"{self.centre * 10**offset:.{MANTISSA}e}")
 
     def setting(self, rate: float) -> Setting:
-        """Returns the rates of a trial with this learning rate. The head has `head_lr` or else the same."""
+        """Returns the learning rates of a trial. The head has `head_lr`, or `rate` if `head_lr` is None."""
         return Setting(lr=rate, head_lr=self.head_lr or rate)
 
 
 def offsets(studies: Studies, study: int, setting: str) -> list[float]:
-    """Returns the offsets of a study's points from the centre, in decades, equal for all methods.
+    """Returns the offsets of a study's points from the centre, in decades. All methods have the same ones.
 
-    The window is cut into as many equal strata as there are points. Each stratum has one uniformly drawn
-    point, and the order of strata is shuffled. Each `setting` (a unique name of a task on a backbone) has its
-    own draws, so that means over settings also average over the draws.
+    The window is cut into as many equal strata as there are points. One offset is drawn uniformly from each
+    stratum, and the order of the strata is shuffled. `setting` is a unique name of the task on its backbone.
+    Each setting has draws of its own, so that means over settings also average over the draws.
     """
     # Among Python's draws, only `random` is guaranteed to give the same numbers in every version.
     draw = Random(f"study {study} of {setting}").random
@@ -102,7 +102,7 @@ class PlanCell:
     budget: Budget | None
     method: Method
     recipe: Recipe
-    #: Whether the head uses the adapter's learning rate, because the suite sets none for the head.
+    #: Whether the head has the adapter's learning rate, because the suite gives no rate for the head.
     head_follows: bool
     #: The labels that the suite gives to method, backbone and task.
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
@@ -115,7 +115,7 @@ class PlanCell:
 
     @property
     def target_count(self) -> int | None:
-        """The number of adapter parameters that the budget requests. None if there is no such number."""
+        """The number of adapter parameters that the budget requests, as in `requested_parameters`."""
         return requested_parameters(self.budget, self.info.geometry)
 
     @property
@@ -176,7 +176,8 @@ class PlanCell:
         """Builds the row of the given trials.
 
         `trials` maps seeds to trial ids. An id is None until tuning has chosen the seed's trial. If given,
-        `method` is the cell's method with other ranks.
+        `method` is the cell's method with other ranks. `note` is appended to the method's name. The other
+        arguments are fields of the row.
         """
         sized = method or self.method
         own, shown = self.own, self.shown
@@ -210,7 +211,11 @@ class PlanCell:
         )
 
     def planned(self) -> Planned:
-        """Returns the cell's rows and trials: those of studies, of equal tuning, or a trial for each seed."""
+        """Returns the cell's rows and trials.
+
+        They are those of the suite's studies or of its equal tuning. In a suite without both, they are one
+        row with a trial for each seed.
+        """
         if self.suite.studies:
             return self._studied(self.suite.studies)
         if self.suite.equal_tuning:
@@ -285,7 +290,7 @@ class PlanCell:
         window gives a number as centre, or says that the centre is the method's published rate (`CENTRE` if
         none is published).
 
-        Raises UserError if the window reaches below `lr_floor` or above `LARGEST_RATE`.
+        Raises UserError unless all rates of the window are above `lr_floor` and at most `LARGEST_RATE`.
         """
         studies, method = self.suite.studies, self.method
         assert studies is not None
@@ -313,7 +318,10 @@ class PlanCell:
 
 
 def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | None:
-    """The number of adapter parameters that a budget requests. None if it sets the ranks instead."""
+    """Returns the number of adapter parameters that a budget requests.
+
+    None if there is no budget, or if it sets the ranks instead.
+    """
     if budget is None:
         return None
     return _lora_parameters(budget.isoparameters, geometry) if budget.isoparameters else budget.parameters
@@ -324,5 +332,5 @@ def _lora_parameters(rank: int, geometry: Geometry) -> int:
 
 
 def _ids(trials: Iterable[Trial]) -> dict[int, str]:
-    """The id of each trial by its seed."""
+    """Returns the ids of the trials, by seed."""
     return {trial.seed: trial.id for trial in trials}

@@ -20,8 +20,8 @@ from bench.plan.recipe import Epochs
 from bench.records.words import By
 from methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 
-#: The hyper-parameters besides ranks that can be tuned, here called axes: the adapter's learning rate, the
-#: method's scale, the head's learning rate, and the ratio of the core's rate to the adapter's.
+#: The hyper-parameters besides ranks that can be tuned, called axes. They are the learning rate of the
+#: adapter, the scale of the method, the learning rate of the head, and the core's rate as a factor of `lr`.
 AXES = ("lr", "scale", "head_lr", "core_lr")
 
 #: The largest seed of a search. Optuna's samplers take 32 bits, and each tried point adds 1.
@@ -56,7 +56,7 @@ Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class ChoosingSection(Frozen):
-    """The fields that `tuning`, `search` and `allocation` share.
+    """The fields that the sections for equal tuning, search and allocation share.
 
     Each of these sections makes choices on validation before the final runs.
     """
@@ -149,7 +149,10 @@ class Studies(Frozen):
         return studies
 
     def seed(self, study: int, point: int) -> int:
-        """The seed of a trial, the same for all methods. It does not depend on the number of studies."""
+        """Returns the seed of a trial. All methods have the same seeds.
+
+        The seed does not depend on the number of studies, so that a suite can get more studies later.
+        """
         return FIRST_SEED + SEEDS_APART * study + point
 
     def place(self, seed: int) -> tuple[int, int]:
@@ -204,7 +207,7 @@ class Search(ChoosingSection):
 
 
 class Allocation(ChoosingSection):
-    """A sweep over ways to share a budget among modes, and a path from isorank to isoparameters."""
+    """A sweep over ways to share a budget among modes, and a path from equal to the heuristic's ranks."""
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
     #: The modes whose ranks are varied. None: all.
@@ -240,14 +243,20 @@ class PilotStep(Frozen):
 
 
 class HeadRates(PilotStep):
-    """Chooses each task's head rate: the rate at which `head_only` has the lowest mean validation loss."""
+    """Chooses the head's learning rate for each task.
+
+    It is the rate at which `head_only` has the lowest mean validation loss over the seeds.
+    """
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
     rates: Grid = HEAD_LR_GRID
 
 
 class Lengths(PilotStep):
-    """Chooses each task's epochs: the number with the lowest mean validation loss over methods and seeds."""
+    """Chooses the number of epochs for each task.
+
+    It is the number with the lowest mean validation loss over methods and seeds.
+    """
 
     #: The methods by label, title or registered name. None: all methods with an adapter.
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None

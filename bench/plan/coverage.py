@@ -21,7 +21,10 @@ COARSE = 4.0
 
 
 def shared_points(plan: Plan) -> list[Setting]:
-    """Returns the points that equal tuning tries for a method with all axes. Empty without equal tuning."""
+    """Returns the points of equal tuning that all methods share. Empty without equal tuning.
+
+    A method tries its published point first, and leaves out axes that it lacks.
+    """
     section = plan.suite.equal_tuning
     return points(section.grids, section.grids, section.trials, Setting()) if section else []
 

@@ -76,7 +76,7 @@ class Lock(Frozen):
         return suite.model_copy(update={"backbones": tuple(backbones), "tasks": tuple(tasks)})
 
     def of(self, spec: BackboneSpec) -> Locked | None:
-        """The locked commit and files of a hub backbone. None if the lock lacks the backbone."""
+        """Returns the locked commit and files of a hub backbone. None if the lock lacks the backbone."""
         return self.backbones.get(at_revision(spec)) or self.backbones.get(str(spec.hub_name))
 
     def _entry(

@@ -27,7 +27,7 @@ from methods.validation import MOST_SAID, identity
 #: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
 MOST_TRIALS = 100_000
 
-#: The fields of a recipe that affect a fitted head, because they change forwards in evaluation mode.
+#: The fields of a recipe that affect a fitted head, because they change the forward pass in evaluation mode.
 OF_FORWARD = {"batch_size", "precision", "compile", "deterministic"}
 
 
@@ -72,7 +72,10 @@ def cells_of(plan: Plan, device: str) -> list[PlanCell]:
 
 
 class Pairing(NamedTuple):
-    """A task and a backbone of its modality, each as the suite's row and with its description."""
+    """A task and a backbone of the same modality.
+
+    `task` and `spec` are what the suite says, and `definition` and `info` describe what these stand for.
+    """
 
     task: TaskRow
     definition: Task
@@ -301,8 +304,8 @@ def _check_number(suite: Suite, pairs: int, methods: int) -> None:
 def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
     """Raises UserError for ranks so large that smaller ranks are as powerful on this backbone.
 
-    A rank may not exceed its mode. If a budget sets the ranks, or if all ranks of a row are equal, ranks may
-    exceed the smaller modes, as the paper's isorank does, but not the largest mode.
+    A rank may not exceed the size of its mode. If a budget sets the ranks, or if all ranks of a row are
+    equal, a rank may exceed its mode, as the paper's isorank does, but not the size of the largest mode.
     """
     ranks, limits = method.size or (), method.rank_limits(geometry)
     if budget is not None or len(set(ranks)) == 1:
@@ -339,7 +342,8 @@ def _check_weights(method: Method, spec: BackboneSpec) -> None:
 def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
     """Raises UserError if a fitted head cannot be used as the suite says.
 
-    It cannot with a model that answers in words, with a centre, or with recipe fields of training.
+    It can be used neither with a model that answers in words, nor with a centre, nor with recipe fields that
+    only a training loop reads.
     """
     if not method.fits_head:
         return

@@ -25,7 +25,7 @@ Entry = TypeVar("Entry")
 
 
 class CandidateSetting(Frozen):
-    """A choice of rates and scale that tuning may make, with its tuning trials and its final trials."""
+    """A candidate: rates and scale that tuning may choose, with the tuning trials and the final trials."""
 
     setting: Setting
     #: The trial id for every tuning seed.

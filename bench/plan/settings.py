@@ -84,9 +84,9 @@ def applicable(
 ) -> Grids:
     """Drops the grids that have no effect on a method with this number of adapter parameters.
 
-    Some methods have no scale, most have no core, and a fitted head has no learning rate. For `head_only`,
-    only the grid of `head_lr` has an effect. If there is none and `head_follows`, the grid of `lr` has an
-    effect on its head. Without `has_head`, that is for a model that answers in words, no head is tuned.
+    Some methods have no scale, most have no core, and a fitted head has no learning rate. `head_only` has
+    only the head's rate, from the grid of `head_lr`. If there is no such grid and `head_follows`, the head's
+    rate is from the grid of `lr`. `has_head` is False for a model that answers in words.
     """
     if method.fits_head:
         return {}
@@ -117,10 +117,11 @@ def published(method: Method) -> Setting:
 def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> list[Setting]:
     """Returns `count` different points on the grids, or all points if there are fewer.
 
-    The first point is `first`, which need not lie on the grids. Where `first` is None on an axis, the point
-    has the middle value of the grid. The other points follow `design` over all grids, which is the same for
-    every method. Axes that are not in `axes` are then dropped, because the method lacks them, and so are
-    points that have become equal. The points for a smaller `count` are the first ones for a larger `count`.
+    The first point is `first`, which need not lie on the grids. If `first` has no value on an axis, the point
+    has the middle value of the axis's grid. The other points are those of `design` on all grids, which are
+    the same for every method. `axes` are the axes that the method has. The other axes are dropped from all
+    points, and if points become equal thereby, only one of them is kept. A smaller `count` gives the first
+    points of a larger `count`.
     """
     kept = [axis for axis in grids if axis in axes]
     sizes = tuple(map(len, grids.values()))
@@ -146,10 +147,11 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
 def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
     """Returns the first `count` points of a grid, in an order that covers each pair of axes evenly.
 
-    `sizes` are the numbers of values on each axis, and a point is an index on each axis. The first point is
-    the middle of the grid. Each next point is new, and has the fewest single values and pairs of values in
-    common with the earlier points. Ties go to the point that keeps the axes least correlated, by the sum over
-    pairs of axes of the fourth power of their covariance. The order is deterministic.
+    `sizes` are the numbers of values of each axis, and a point is given by an index for each axis. The first
+    point is the middle of the grid. Each next point is the new one that has the fewest single values and
+    pairs of values in common with the earlier points. Ties go to the point that keeps the axes least
+    correlated, by the sum over pairs of axes of the fourth power of their covariance. The order is
+    deterministic.
     """
     cells = np.array(list(product(*map(range, sizes)))).reshape(prod(sizes), len(sizes))
     deviations = [math.sqrt((size**2 - 1) / 3) or 1.0 for size in sizes]

@@ -35,7 +35,10 @@ Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
 
 def _once(value: Any) -> Any:
-    """Returns what must be unique in a list of a suite: a task's name, or a budget's label, for example."""
+    """Returns what must be unique among the entries of a list: of a task its name, of a budget its label.
+
+    Of a backbone it is everything but the label, and of a seed the seed.
+    """
     if isinstance(value, TaskRow):
         return value.task
     if isinstance(value, Budget):
@@ -51,9 +54,9 @@ def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
 
 
 def _way(tuning: Any) -> str:
-    """Returns the tag of a `tuning` section's class: `Studies` if `studies` or `points` is given.
+    """Returns the tag by which pydantic chooses the class of a `tuning` section.
 
-    Otherwise it is the tag of `Tuning`.
+    It is the tag of `Studies` if the section has the field `studies` or `points`, and else that of `Tuning`.
     """
     described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
     return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
@@ -231,7 +234,10 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _separate_choices(self) -> Self:
-        """Refuses choices by validation that conflict with seeds, splits, one another or given values."""
+        """Refuses sections that choose on validation if they conflict with each other or with other fields.
+
+        The other fields are seeds, splits, and rates that the suite gives.
+        """
         sections = {"tuning": self.equal_tuning, "search": self.search, "allocation": self.allocation}
         for name, section in sections.items():
             if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
@@ -322,7 +328,7 @@ class Suite(Frozen):
                 )
 
     def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
-        """The suite's recipe with the overrides of the task, then of the method.
+        """Returns the suite's recipe with the overrides of the task, and then those of the method.
 
         Defaults are not resolved yet. Raises UserError for an unknown field or an invalid value.
         """

@@ -28,7 +28,7 @@ IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
 class OneBias(Adapter):
     """An adapter that trains only one bias, the first in the backbone. No adapter can cost less.
 
-    If no projection has a bias, as in Llama, the first projection has one until the adapter is detached.
+    If no projection has a bias, as in Llama, the first projection gets one until the adapter is detached.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -56,7 +56,7 @@ class OneBias(Adapter):
 
 
 def autocast(kind: str, bf16: bool) -> AbstractContextManager[object]:
-    """Returns the context of forward passes: autocast to bfloat16 if `bf16`, else no change.
+    """Returns a context for forward passes: autocast to bfloat16 if `bf16`, and else one without effect.
 
     `kind` is the type of the device, such as "cuda".
     """

@@ -185,9 +185,9 @@ def measure(
 ) -> Iterator[list[Timing]]:
     """Times all `contenders`. After each round, yields the timings over all rounds so far.
 
-    `backbone_name` is a registered name. `notify(done, all, label)` is called before a method is timed. In
-    the first round, `first(label, rank mode, step in ms)` is called after it. Raises UserError for an unknown
-    backbone or rank mode, and as `contenders` does.
+    `backbone_name` is a registered name. Before a method is timed, `notify(done, all, label)` is called. In
+    the first round, `first(label, rank mode, step in ms)` is called after a method has been timed. Raises
+    UserError for an unknown backbone or rank mode, and as `contenders` does.
     """
     for mode in rank_modes:
         if mode not in RANK_MODES:

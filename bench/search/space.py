@@ -121,7 +121,7 @@ class RankSpace:
             ranks = _raised(ranks, min(raised, key=lambda i: ranks[i] / weights[i]))
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Ranks:
-        """Draws a vector by an Optuna trial.
+        """Draws a vector with an Optuna trial.
 
         If a single rank varies, the rank is drawn itself. Otherwise a share between 0 and 1 is drawn for each
         mode, and the ranks are in proportion to limit^share, where limit is the mode's largest rank. With

@@ -20,9 +20,9 @@ PATIENCE = 120
 
 
 def default_storage(store: str) -> str:
-    """Returns the URL of Optuna's database, which lies beside a store that is a file.
+    """Returns the default URL of Optuna's database.
 
-    For any other store, it lies in the working folder.
+    It lies beside the store if the store is a SQLite file, and otherwise in the working folder.
     """
     if not store.startswith(SQLITE):
         return f"{SQLITE}optuna.db"

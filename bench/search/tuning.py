@@ -17,9 +17,9 @@ def with_choices(plan: Plan, store: Store, records: Iterable[Record] | None = No
     """Adds the final trials of every row whose tuning trials have all ended.
 
     `records` are those of the store. If None, they are read from it. For each row, the candidates with the
-    fewest failed seeds are compared by their mean validation loss or score over the tuning seeds, as the
-    suite says. Ties go to the candidate with the better mean of the other one of the two, and then to the
-    first candidate. A choice that is already stored stays, even if a tuning trial was retried since.
+    fewest failed seeds are compared by their mean validation loss over the tuning seeds, or by their mean
+    score if the suite says so. Ties go to the candidate that is better by the other of these two means, and
+    then to the first candidate. A choice that is already stored stays, even if a tuning trial was retried.
     """
     waiting = {i: row for i, row in enumerate(plan.rows) if row.tuning and row.tuning.chosen is None}
     if not waiting:

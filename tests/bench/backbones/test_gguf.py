@@ -84,7 +84,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
 def test_no_count_of_a_header_is_believed_beyond_the_file(tmp_path: Path, header: bytes) -> None:
-    """A header's counts are compared with the file's size, since the package gguf would loop that often."""
+    # The package gguf would loop as often as the header's count says.
     file = tmp_path / "model.gguf"
     file.write_bytes(header)
     with pytest.raises(UserError, match=naming("model.gguf", "beyond its end")):

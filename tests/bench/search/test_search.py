@@ -163,7 +163,7 @@ def test_changed_spaces_are_refused_and_larger_numbers_accepted(
 
 
 def test_a_head_that_follows_another_rate_makes_another_space() -> None:
-    """At the suite's own rate both heads have the same rate, but not at the rates of the grid."""
+    # One head has the adapter's rate, the other a rate of its own. They are equal at the suite's rate only.
     storage = optuna.storages.InMemoryStorage()
     grid = {"search": {"trials": 6, "lr": [1e-3, 1e-2]}}
     own = grid | {"training": {**VISION["training"], "head_lr": VISION["training"]["lr"]}}
