@@ -207,7 +207,7 @@ class Search(ChoosingSection):
 
 
 class Allocation(ChoosingSection):
-    """A sweep over ways to share a budget among modes, and a path from equal to the heuristic's ranks."""
+    """A sweep over ways to share a budget among modes, and a path from equal ranks to the heuristic's."""
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
     #: The modes whose ranks are varied. None: all.
