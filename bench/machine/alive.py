@@ -28,7 +28,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """Returns the start time of a process, to tell it from a later process with the same id.
+    """Returns the start time of a process, which distinguishes it from a later process with the same id.
 
     On Linux, the value does not depend on the wall clock, which may be reset, and it is empty for a process
     that has ended but that its parent has not yet collected. Raises NoSuchProcess if there is no process.

@@ -165,6 +165,7 @@ def _canonical(key: dict[str, Any]) -> str:
 
 
 def key_digest(key: dict[str, Any]) -> str:
+    """Returns a hash of a JSON key, of 32 hex digits."""
     return hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]
 
 
@@ -239,7 +240,7 @@ class CacheCheck:
 
 
 def check_cache() -> CacheCheck:
-    """Checks all files in folders of the cache with a manifest against their hashes. Changes nothing."""
+    """Compares all files in folders that have a manifest with their hashes. Changes nothing."""
     kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
     # The names of folders under construction begin with a dot.
     made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}

@@ -51,6 +51,7 @@ class Guard:
         self._process.wait()
 
     def let_go(self) -> None:
+        """Closes this process's end of the pipe to the guard."""
         self._pipe.close()
 
     def _tell(self, line: str) -> None:

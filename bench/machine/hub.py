@@ -52,6 +52,7 @@ class Lockable(Frozen):
 
 
 def is_commit(revision: str | None) -> bool:
+    """Whether a revision is the full hash of a commit."""
     return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 

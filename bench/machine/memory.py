@@ -11,9 +11,9 @@ MIB = 2**20
 
 
 def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Returns the free memory in MiB, by the machine and by the limits of this process's control groups.
+    """Returns the memory in MiB that is free on the machine and within the limits of this process.
 
-    The least of these numbers counts. `root` and `own` are the paths of Linux's control groups (version 2).
+    The limits are those of its control groups (version 2). `root` and `own` are Linux's paths for them.
     """
     free = psutil.virtual_memory().available
     lines = own.read_text().splitlines() if own.exists() else []

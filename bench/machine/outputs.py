@@ -10,7 +10,7 @@ from methods import UserError
 
 PLOTS = (".png", ".svg", ".pdf")
 
-#: Contents of files by their paths in a folder, with slashes.
+#: Contents of files. The keys are paths in a folder, with slashes.
 Files = Mapping[str, str | bytes]
 
 

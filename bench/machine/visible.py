@@ -13,8 +13,7 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    r"""Replaces control characters and invisible ones by their codes, such as `\u202e`. Tabs and newlines
-    stay."""
+    r"""Replaces control characters and invisible ones by codes such as `\u202e`. Tabs and newlines stay."""
     return _HIDDEN.sub(_escaped, text)
 
 

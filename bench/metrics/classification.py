@@ -31,7 +31,7 @@ class Accuracy(Metric):
 
 
 class BalancedAccuracy(Metric):
-    """The mean recall of the classes: the share of each class's examples that is answered correctly."""
+    """The mean recall over classes. A class's recall is the share of its examples with a correct answer."""
 
     name = "balanced_accuracy"
     kinds = ("single label",)
@@ -90,7 +90,7 @@ class FScore(Metric):
         return about(float(ratio.mean()), ((above - ratio * below) / nonzero).mean(1))
 
     def _columns(self, values: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """Returns whether each example has each counted class, bool (N, counted classes)."""
+        """Returns whether each example has each class, bool (N, classes). "binary" gives one class only."""
         if values.ndim > 1:
             return values.astype(bool)
         return values[:, None] == (1 if self.average == "binary" else labels)
@@ -132,8 +132,9 @@ class Auroc(Metric):
     """The area under the ROC curve.
 
     For one class, it is the probability that the class's output is higher for an example of the class than
-    for another example. Two classes give that of the second class. More classes, or several labels, give the
-    mean over all of them. Raises UserError for a class that all examples have, or none.
+    for another example. For a task with two classes, the score is that of the second class. For more classes,
+    or several labels, it is the mean over all of them. Raises UserError for a class that all examples have,
+    or none.
     """
 
     name = "auroc"
@@ -170,7 +171,8 @@ class Auroc(Metric):
 def _against_rest(targets: NDArray[Any], outputs: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], Array]]:
     """Yields two arrays (N,) for each class: whether an example has the class, and the output for the class.
 
-    Two classes yield only those of the second. Raises UserError for a class that all examples have, or none.
+    If there are only two classes, only the second is yielded. Raises UserError for a class that all examples
+    have, or none.
     """
     outputs = np.asarray(outputs, dtype=float)
     if targets.ndim > 1:

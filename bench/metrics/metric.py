@@ -18,7 +18,7 @@ KINDS: tuple[Kind, ...] = ("single label", "multi-label", "regression", "generat
 
 
 class Metric(ABC):
-    """A metric scores predictions. To add a metric, write a subclass in a package of your own::
+    """Scores predictions. To add a metric, write a subclass in a package of your own::
 
         class MeanError(Metric):
             name = "mean_error"

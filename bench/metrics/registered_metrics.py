@@ -54,8 +54,8 @@ METRICS = Registry(
 def direction(metric: str) -> float:
     """Returns 1 if larger scores of this metric are better, otherwise -1.
 
-    `metric` is a stored name. It is empty if a run has no score, which returns 1. Raises UserError for a
-    metric that is not installed.
+    `metric` is the name that a run stored. A run without a score stored an empty name, which gives 1. Raises
+    UserError for a metric that is not installed.
     """
     return METRICS.get(metric).sign if metric else 1.0
 
@@ -63,7 +63,7 @@ def direction(metric: str) -> float:
 def bounds(metric: str) -> tuple[float, float]:
     """Returns the smallest and the largest possible score of this metric.
 
-    `metric` is a stored name. It is empty if a run has no score, which returns infinite bounds. Raises
-    UserError for a metric that is not installed.
+    `metric` is the name that a run stored. A run without a score stored an empty name, which gives infinite
+    bounds. Raises UserError for a metric that is not installed.
     """
     return METRICS.get(metric).bounds if metric else (-math.inf, math.inf)

@@ -1,4 +1,4 @@
-"""Tasks: data with splits, a preparation and a metric."""
+"""Tasks: data in train, validation and test splits, their preparation for a backbone, and their metric."""
 
 from __future__ import annotations
 

@@ -127,10 +127,12 @@ def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
     return np.argsort(np.fromiter(digests, dtype="S32"), kind="stable")
 
 
-#: Sorted regression targets are cut into this number of equal ranges, which are dealt like classes.
+#: Regression targets are cut into this number of ranges with equally many examples, which are dealt like
+#: classes.
 PARTS = 10
 
-#: The smallest size of such a range by version 2 of `Task.rules`. Small data give fewer ranges.
+#: The smallest number of examples in such a range, by version 2 of `Task.rules`. Small data have fewer
+#: ranges.
 LEAST = 20
 
 

@@ -18,7 +18,7 @@ Files = Path | dict[SplitName, Path]
 #: The fields of `Description` that give the location of the data. Each is named after a format.
 FORMATS = ("csv", "parquet", "jsonl", "images", "image_list", "dataset", "hub")
 
-#: Names that data use for official splits, and the split that each means.
+#: Names that data sets use for official splits, and the split that each means.
 SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
@@ -38,12 +38,14 @@ class Description(Frozen):
     For a generation task, a suite gives the columns `prompt` and `answer` instead of `text` and `label`.
     """
 
-    #: Comma-separated values with a line of column names, in UTF-8; `.tsv` files are separated by tabs.
+    #: Comma-separated values in UTF-8, with a line of column names. In `.tsv` files, tabs separate the
+    #: values.
     csv: Files | None = None
     parquet: Files | None = None
     #: One JSON object per line.
     jsonl: Files | None = None
-    #: A folder with one folder of images per class, or with such folders for each official split.
+    #: A folder with one folder of images per class. Or a folder with one folder per official split, each of
+    #: which has one folder of images per class.
     images: Path | None = None
     #: A text file with an image's path and its label on each line. Paths are relative to the list's folder.
     image_list: Files | None = None
@@ -56,14 +58,14 @@ class Description(Frozen):
     #: A branch, tag or commit of the hub data set. None: the main branch.
     revision: str | None = None
 
-    #: The column of texts, or the two columns of pairs.
+    #: The column of texts, or the two columns of pairs of texts.
     text: _Words | tuple[_Words, _Words] | None = None
     #: The column of images: embedded images in parquet and `datasets`, paths below the file's folder in CSV
     #: and JSONL.
     image: _Words | None = None
     #: The column of labels. Several columns of 0 and 1 give multi-label data.
     label: _Words | tuple[_Words, ...] | None = None
-    #: The names of the classes in their order, or the values of the label column with their names.
+    #: The names of the classes in their order, or a mapping of the label column's values to the names.
     classes: tuple[_Words, ...] | dict[str, _Words] | None = None
     target: Kind = "single label"
     #: Only for generation: a text in which `{prompt}` stands for an example's prompt. The backbone reads it.
@@ -82,7 +84,7 @@ class Description(Frozen):
     every_class: bool = True
     #: The unit of a regression's targets.
     unit: str = ""
-    #: Rows with the same value in this column share a split.
+    #: A column. Rows with equal values in it go to the same split.
     group: _Words | None = None
     #: The column with the official split of each row.
     split_by: _Words | None = None

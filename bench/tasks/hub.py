@@ -167,8 +167,8 @@ class HubTask(Task):
     def _files(self) -> dict[str, list[Path]]:
         """Returns the files of each split that the repository has.
 
-        Raises UserError for a required split without files, and for a split of which files are missing or are
-        in two places.
+        Raises UserError for a required split without files, and for a split whose files are incomplete or in
+        two places.
         """
         within = self.folder() / self.config
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
@@ -255,7 +255,7 @@ def _place(file: Path, part: str) -> str:
 
 
 def _beginning(file: Path) -> str:
-    """Returns "train" for train-00000-of-00002.parquet, and for train.parquet."""
+    """Returns a file's name up to the first hyphen or the ending: "train" for train-0-of-2.parquet."""
     return file.stem.split("-")[0]
 
 

@@ -96,7 +96,7 @@ def _opened(content: bytes) -> Image.Image:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Converts every error of PIL to ValueError, since a damaged file may raise anything."""
+    """A context that converts every error of PIL to ValueError, since a damaged file may raise anything."""
     try:
         yield
     except Image.UnidentifiedImageError as error:

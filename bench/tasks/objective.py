@@ -72,7 +72,10 @@ class Objective:
         return (torch.special.entr(share) + torch.special.entr(1 - share)).mean().item()
 
     def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
-        """Returns the number of examples over which `loss` is a mean, or of tokens for generation."""
+        """Returns the number of terms of which `loss` is the mean.
+
+        These are the examples of the batch, or for generation the tokens to predict.
+        """
         return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)
 
     def answers(self, outputs: Tensor) -> NDArray[Any]:

@@ -197,7 +197,7 @@ def _is_number(text: str) -> bool:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value is None, NaN, or a text of spaces only."""
+    """Whether a value is None, NaN, an empty text, or a text of spaces only."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 

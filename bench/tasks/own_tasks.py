@@ -142,7 +142,7 @@ def _identity(of_task: str, description: Description, classes: Sequence[str]) ->
 
 
 def _fractions(description: Description, official: Collection[SplitName]) -> tuple[int, int, int]:
-    """Returns the percentages of train, validation and test, given the names of the official splits."""
+    """Returns the percentages that a description gives, or defaults that depend on the official splits."""
     if description.fractions is not None:
         return description.fractions
     lacking = [split for split in SPLITS if split not in official]

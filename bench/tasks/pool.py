@@ -53,6 +53,7 @@ class ExampleSource:
 
 
 def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
+    """Converts N hashes of 16 bytes to an array (N,)."""
     return np.fromiter(digests, dtype="S16")
 
 
@@ -90,7 +91,7 @@ def same_contents(source: ExampleSource) -> dict[str, NDArray[np.int64]]:
 
 
 def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
-    """Whether the cache has a task's `same_contents`.
+    """Whether the cache has the result of `same_contents` for a task.
 
     If `per_seed` is True, the cache must also have the task's pool. If it is False, the cache must also have
     the deal that all seeds share.
@@ -108,7 +109,7 @@ class Pool:
     - `kept`: int64 (M,), positions among all examples.
     - `numbers`: int64 (M,), the block of each example (see `dealing.blocks`).
     - `labels`: (M, …), in the form that `as_tensor` returns.
-    - `ids`: int64 (M,).
+    - `ids`: int64 (M,), the ids of the examples.
     - `splits`: int64 (M,), official splits as indices into SPLITS. None if the data have no official splits.
     """
 

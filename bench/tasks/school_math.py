@@ -27,7 +27,10 @@ LONGEST = 1_300
 
 
 class Gsm8k(HubTexts):
-    """GSM8K (Cobbe et al., 2021): word problems with solutions, 7,473 to train and 1,319 to test."""
+    """GSM8K (Cobbe et al., 2021): word problems with solutions.
+
+    7,473 are for training and validation, 1,319 for testing.
+    """
 
     name = "gsm8k"
     repository = "openai/gsm8k"
@@ -37,7 +40,7 @@ class Gsm8k(HubTexts):
     label = "answer"
     target = "generation"
     metric = "exact_match"
-    #: Version 2: text after empty lines counts, and fractions are read as in peft.
+    #: Since version 2, text after empty lines counts, and fractions are read as in peft.
     version = 2
     answer_after = PHRASES
     new_tokens = 300
@@ -66,7 +69,7 @@ class MetaMath(HubTexts):
     label = "response"
     target = "generation"
     metric = "exact_match"
-    #: Version 2: text after empty lines counts, and fractions are read as in peft.
+    #: Since version 2, text after empty lines counts, and fractions are read as in peft.
     version = 2
     answer_after = PHRASES
     loss_on = "all"

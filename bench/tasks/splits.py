@@ -77,7 +77,7 @@ class TextSplit:
         return batch
 
     def targets(self, indices: Tensor) -> Tensor:
-        """Returns labels (B, …)."""
+        """Returns the labels (B, …) of these examples."""
         return self.labels[send(indices, self.labels.device)]
 
 
@@ -124,7 +124,7 @@ class ImageSplit:
         return {"pixel_values": pixels.float().div_(255).sub_(self.mean).div_(self.std)}
 
     def targets(self, indices: Tensor) -> Tensor:
-        """Returns labels (B, …)."""
+        """Returns the labels (B, …) of these examples."""
         return self.labels[send(indices, self.labels.device)]
 
 
@@ -189,7 +189,7 @@ Split = TextSplit | ImageSplit
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A task's splits for one kind of model input, and their objective."""
+    """A task's splits, prepared for a backbone's input, and their objective."""
 
     train: Split
     validation: Split

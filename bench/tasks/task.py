@@ -182,7 +182,7 @@ class Task(ABC):
     def at(self, source: DataSource) -> Task:
         """Returns a copy of the task that reads its data from `source`.
 
-        Raises UserError if the task brings its own data, which this default assumes.
+        This default raises UserError, for tasks that bring their own data.
         """
         raise UserError(f"task '{self.name}' brings its own data and takes no source")
 

@@ -70,7 +70,7 @@ def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Se
     - `tokens`, the examples end to end, and `lengths` (N,), the number of tokens in each example.
     - `prompts` (N,), the number of tokens in each prompt.
     - `cut` (N,), whether an example exceeded `max_tokens`.
-    - `answer_bytes`, the correct answers in UTF-8 end to end, and `answer_sizes` (N,), their bytes.
+    - `answer_bytes`, the correct answers in UTF-8 end to end, and `answer_sizes` (N,), the bytes in each.
 
     An example that is too long loses the end of its answer. A prompt that leaves no room for an answer is cut
     from the left first. Raises UserError if the tokenizer has no token that ends a text, and if `max_tokens`
@@ -113,7 +113,7 @@ def beginning(tokenizer: Any) -> list[int]:
 
 
 def flat(rows: Sequence[Sequence[int]]) -> Arrays:
-    """Returns `tokens`, those of all rows end to end, and `lengths`, the number of tokens in each row."""
+    """Returns the arrays `tokens`, with all rows end to end, and `lengths`, the number of tokens per row."""
     return {
         "tokens": np.fromiter(chain.from_iterable(rows), dtype=np.int32),
         "lengths": np.array([len(row) for row in rows]),

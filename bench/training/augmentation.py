@@ -10,11 +10,12 @@ from torch import Tensor
 
 from bench.training.seeding import lent
 
-#: Brightness, contrast, saturation and hue change with strength `JITTER`, in an image with probability
-#: `JITTERED`.
+#: The strength of changes in brightness, contrast, saturation and hue, and the probability that an image is
+#: changed.
 JITTER, JITTERED = 0.4, 0.5
 
-#: Before a crop, the image is extended on all sides by its side length divided by this number, by mirroring.
+#: Before a crop, an image is extended on all sides by mirroring. The margin is its side divided by this
+#: number.
 CROP_MARGIN = 8
 
 

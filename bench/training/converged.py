@@ -64,8 +64,8 @@ class Standardised:
 
     @classmethod
     def of(cls, train: Floats, validation: Floats) -> Standardised:
+        """Standardises the features of both splits. A constant feature becomes zero."""
         mean, sd = train.mean(0), train.std(0)
-        # A constant feature becomes zero.
         sd[sd == 0] = 1.0
         return cls((train - mean) / sd, (validation - mean) / sd, mean, sd)
 

@@ -127,6 +127,7 @@ def _multiplier(peak: float, steps: int, warmup: int, floor: float) -> Callable[
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
+    """Returns the context in which forward passes run. It casts to bfloat16 if the recipe says so."""
     if recipe.precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
@@ -325,7 +326,7 @@ def _backward(
 
 
 def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
-    """Returns the adapter's parameter groups, with cores moved to groups named "core". None is empty."""
+    """Returns the adapter's parameter groups. Cores move to groups "core". Empty groups are left out."""
     core = {id(parameter) for parameter in adapter.core()}
     groups = []
     for group in adapter.parameter_groups():
@@ -360,4 +361,5 @@ def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[st
 
 
 def head_state(backbone: Backbone) -> dict[str, Tensor]:
+    """Returns a copy of the head's state, on the CPU."""
     return {name: value.detach().to("cpu", copy=True) for name, value in backbone.head.state_dict().items()}

@@ -90,7 +90,7 @@ class Saving:
     def check_backbone(
         self, name: str, module: nn.Module, example: Mapping[str, Any], device: str, *, splits: bool
     ) -> None:
-        """Raises UserError if the options would change the backbone's results, or it cannot use them.
+        """Raises UserError if the options would change the backbone's results, or if it cannot use them.
 
         A backbone that draws random numbers in training cannot be computed in parts, and some have no
         gradient checkpointing. `example` has the keyword arguments of a forward pass of `module`. `splits`

@@ -93,7 +93,7 @@ class Resources:
         return backbone
 
     def check_saving(self, trial: Trial) -> None:
-        """Raises UserError if the memory options would change the trial's result."""
+        """Raises UserError if `saving` would change the trial's result, or if the backbone cannot use it."""
         if self.saving == PLAIN:
             return
         backbone = self.backbone(trial)

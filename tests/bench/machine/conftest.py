@@ -1,5 +1,3 @@
-"""Fixtures: small copies of the paper's hub repositories, and a client of them."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from .paper_hub import (
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """Small copies of the paper's hub repositories. Tests that change a file must restore it."""
+    """Serves small copies of the paper's hub repositories. Tests that change a file must restore it."""
     folder = tmp_path_factory.mktemp("hub")
     with serve() as hub:
         hub.folders = {
@@ -46,7 +44,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture
 def online(hub: Hub, tmp_path: Path) -> Iterator[Hub]:
-    """The hub as seen by a client with an empty cache."""
+    """Gives the test an empty hub cache and the address of the served hub."""
     hub.served.clear()
     with client(tmp_path / "hub", hub.endpoint):
         yield hub

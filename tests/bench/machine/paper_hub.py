@@ -1,4 +1,4 @@
-"""Small versions of the paper's repositories, with suites and plans that use them."""
+"""Small copies of the paper's hub repositories, and suites and plans that use them."""
 
 from __future__ import annotations
 

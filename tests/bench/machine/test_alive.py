@@ -1,4 +1,4 @@
-"""Tests which processes count as dead: never those of another container or another boot."""
+"""Tests which processes count as dead. Those of another container or another boot never do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.machine.alive import dead, owner
 
 from ..services import container
 
-#: Prints its own identity and which of the given processes it considers dead.
+#: A program that prints its own name, and for each name that it reads whether that process is dead.
 TELLING = """
 import sys
 from bench.machine.alive import dead, owner
@@ -26,7 +26,7 @@ for other in sys.stdin:
 
 
 def gone() -> int:
-    """The id of a process that has ended."""
+    """Returns the id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid

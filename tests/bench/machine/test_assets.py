@@ -1,4 +1,4 @@
-"""Tests that assets arrive complete, pinned and once, and that errors name what cannot be fetched."""
+"""Tests that assets are downloaded once and have the pinned content, and that errors name what is missing."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_offline_folder_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def pip_serving(*contents: bytes) -> tuple[Callable[[Asset, Path, bool], Path], list[bool]]:
-    """A stand-in for the download that writes these contents in turn, and the `fresh` of each call."""
+    """Returns a fake download that writes these contents in turn, and a list of each call's `fresh`."""
     calls: list[bool] = []
 
     def download(asset: Asset, folder: Path, fresh: bool) -> Path:

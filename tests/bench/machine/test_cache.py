@@ -1,4 +1,4 @@
-"""Tests that cached files are unchanged or not used."""
+"""Tests that files of the cache are not used if they have changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests atomic writes, and the recognition of an earlier run's files."""
+"""Tests hashes, atomic writes, and the list of files that an earlier run wrote."""
 
 from __future__ import annotations
 

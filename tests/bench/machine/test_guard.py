@@ -1,4 +1,4 @@
-"""Tests the guard of worker processes, which knows them only by id."""
+"""Tests that the guard kills workers when their driver ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.machine.guard import Guard
 
 from ..services import await_end
 
-#: Leads a process group, starts a child, prints both ids and waits.
+#: A program that leads a process group, starts a child, prints both ids and waits.
 WORKER = """
 import os, signal, subprocess
 os.setsid()
@@ -21,7 +21,7 @@ print(os.getpid(), subprocess.Popen(["sleep", "1000000"]).pid, flush=True)
 signal.pause()
 """
 
-#: Guards the process whose id it reads, forks and waits.
+#: A program that reads a process id, guards that process, forks and waits.
 DRIVER = """
 import os, signal
 from bench.machine.guard import Guard
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def worker() -> Iterator[list[psutil.Process]]:
-    """A process and its child."""
+    """Yields a process and its child."""
     with subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         both = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]

@@ -1,4 +1,4 @@
-"""Tests that missing repositories and files are reported, and that hub backbones load their weights."""
+"""Tests errors for missing repositories and files, and that backbones from the hub load their weights."""
 
 from __future__ import annotations
 

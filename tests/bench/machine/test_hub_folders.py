@@ -1,4 +1,4 @@
-"""Tests local folders in place of hub repositories: what is read and what is refused."""
+"""Tests local folders that replace hub repositories: what is read and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests images in foreign parquet files: only embedded bytes in a few formats are read."""
+"""Tests images in other people's parquet files. Only embedded bytes in a few formats are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GOOD = {"bytes": encoded(PIXELS), "path": None}
 
 
 def of_rows(folder: Path, *rows: Any) -> Examples:
-    """A valid train split, and a test split with these rows."""
+    """Returns the examples of a task with a valid train split and with these rows in the test split."""
     for part, images in (("train", [GOOD, GOOD]), ("test", list(rows))):
         table = pyarrow.table({"image": images, "label": [0] * len(images)})
         parquet.write_table(table, folder / f"{part}.parquet")

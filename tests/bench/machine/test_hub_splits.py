@@ -1,4 +1,4 @@
-"""Tests splits of hub tasks: official ones stay, others are dealt once or per seed."""
+"""Tests splits of hub tasks. Official splits stay, others are dealt once or for each seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests repeated signals, signals during a write, and signals where Python swallows exceptions."""
+"""Tests a second signal, signals during a write, and signals in code where Python swallows exceptions."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_a_swallowed_interrupt_leaves_the_exit_alone(program: str, output: str) 
 
 # --- while the program starts ---
 
-#: Sends itself the signal at the start of a module's import.
+#: A program that sends itself a signal at the start of a module's import.
 SITE = """
 import os, signal, sys
 

@@ -1,4 +1,4 @@
-"""Tests that fetched files are locked: the same commits and files offline, later and in other processes."""
+"""Tests locks: offline, later and in other processes, only the locked commits and files are used."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_two_revisions_of_a_repository_are_locked_separately(
 
 @pytest.fixture
 def moved(online: Hub) -> Iterator[Callable[[], None]]:
-    """Advances the main branches of the model and of GLUE by a commit that extends their cards."""
+    """Yields a function that adds a commit to the model's and to GLUE's repository."""
     cards = [online.folders[name] / "README.md" for name in (ROBERTA, GLUE)]
     texts = [card.read_text() for card in cards]
 

@@ -1,4 +1,4 @@
-"""Tests metrics against their libraries: values, directions and the contribution of each example."""
+"""Tests metrics against other libraries: scores, directions and the contribution of each example."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES = [(name, kind) for name in METRICS for kind in METRICS.get(name).kinds]
 
 
 def made(name: str, kind: Kind, rows: int = 150) -> tuple[Metric, NDArray[Any], NDArray[Any]]:
-    """A metric, targets of this kind, and predictions or outputs that are mostly right, with ties."""
+    """Returns a metric, random targets of this kind, and predictions that are mostly right, with ties."""
     metric, draw = METRICS.get(name), np.random.default_rng(0)
     if kind == "regression":
         targets = np.round(draw.normal(size=rows), 1)

@@ -1,5 +1,3 @@
-"""Fixtures for tests of tasks."""
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tests dealing: which examples stay together, which are dropped, and properties of every deal."""
+"""Tests how examples are dealt into splits: which stay together, and which are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests described data in JSON lines: refused lines, and the inferred type of a column."""
+"""Tests JSONL files that a suite describes: which lines are refused, and the type of a column."""
 
 from __future__ import annotations
 

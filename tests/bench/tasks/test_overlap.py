@@ -1,4 +1,4 @@
-"""Tests that test examples also present in train are counted on preparation and shown beside the sizes."""
+"""Tests that preparation counts the test examples that are also in train, and that sizes show this count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OFFICIAL = ["train"] * 120 + ["validation"] * 30 + ["test"] * 50
 
 
 class OfficialText(ToyText):
-    """A task with twelve test and three validation texts that are also in train, up to case."""
+    """A task in which 12 test texts and 3 validation texts are also in train, apart from their case."""
 
     name = "official-text"
     fractions = (100, 0, 0)
@@ -83,7 +83,7 @@ def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
 
 
 def test_data_of_an_earlier_version_have_no_overlap_count(own_cache: Path) -> None:
-    """The earlier version's cache holds the deal and the prepared texts but not the overlap."""
+    """An earlier version's cache has the deal and the prepared texts, but not the contents."""
     task = OfficialText()
     prepare(task, TEXT)
     for folder in (own_cache / "prepared").glob("contents-*"):

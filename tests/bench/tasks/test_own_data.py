@@ -1,4 +1,4 @@
-"""Tests data described in a suite: which are read, what identifies them, and which are refused."""
+"""Tests data that a suite describes: which are read, what their identity contains, and which are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests hub data: registered tasks in their layouts, and those that a suite describes."""
+"""Tests data from the hub: those of registered tasks, and those that a suite describes."""
 
 from __future__ import annotations
 

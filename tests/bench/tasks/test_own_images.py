@@ -1,4 +1,4 @@
-"""Tests image files that a suite describes: their layouts and what is refused."""
+"""Tests image files that a suite describes: which layouts are read, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that data are prepared once and batches equal those of the model's own tools."""
+"""Tests that data are prepared only once, and that batches equal those of the model's own tools."""
 
 from __future__ import annotations
 

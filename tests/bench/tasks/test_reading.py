@@ -1,4 +1,4 @@
-"""Tests that examples that contradict their task are refused by row and never truncated."""
+"""Tests that examples that contradict their task are refused, and that the error names the row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText
 
 
 def changed(task: type[Task], **fields: Any) -> Task:
-    """A toy task with one field of its examples replaced, or mapped by a function."""
+    """Returns a toy task. `fields` maps fields of its examples to functions that compute new values."""
 
     class Changed(task):  # type: ignore[misc, valid-type]
         def examples(self) -> Examples:
@@ -30,7 +30,7 @@ def changed(task: type[Task], **fields: Any) -> Task:
 
 
 def at(row: int, field: str, value: Any) -> Any:
-    """A change for `changed` that puts this value into one row of a field."""
+    """Returns a function for `changed` that puts `value` into one row of a field."""
 
     def change(plain: Examples) -> list[Any]:
         values = getattr(plain, field) or ["train"] * len(plain.ids)

@@ -1,4 +1,4 @@
-"""Tests the registered tasks: contents, sizes, and splits that keep duplicates together."""
+"""Tests the registered tasks: their contents, their sizes, and that splits keep duplicates together."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ NAMES = ["movie-sentiment", "amazon-sentiment", "tweet-sentiment", "textile", "l
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A function that gives a registered task with its examples and prepared data.
+    """Returns a function that returns a registered task, its examples and its prepared data.
 
-    Assets come from the user's cache. The data are prepared anew, once for each task.
+    Downloads come from the user's cache. The data are prepared in a new cache, once for each task.
     """
     assets = cache_dir() / "assets"
     assets.mkdir(exist_ok=True)

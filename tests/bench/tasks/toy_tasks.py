@@ -20,7 +20,7 @@ WORDS = [f"w{i}" for i in range(40)]
 
 @cache
 def tokenizer() -> Any:
-    """A real tokenizer over toy words. Like BERT's, it frames each text with [CLS] and [SEP]."""
+    """Returns a tokenizer of toy words. Like BERT's, it puts [CLS] before and [SEP] after each text."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -73,7 +73,7 @@ def splits(data: PreparedData) -> list[TextSplit | ImageSplit]:
 
 
 def task(folder: Path, **row: Any) -> Task:
-    """A task of files in a folder, as a suite's row describes it."""
+    """Returns the task that a suite would make of this description. Paths are relative to `folder`."""
     made = validate(TaskRow, {"name": "mine", **row}, "tasks.0")
     assert made.data is not None
     return made.model_copy(update={"data": made.data.beside(folder)}).lookup()
@@ -96,7 +96,7 @@ def pictures(folder: Path, *parts: str, count: int = 8) -> None:
 
 
 def with_named_classes(file: Path, names: list[str], labels: list[str]) -> None:
-    """Writes a parquet file whose label column numbers its classes in this order."""
+    """Writes a parquet file whose label column stores class names, in the order of `names`."""
     import datasets
 
     rows = {"title": [f"{label} w{i} {file.stem}" for i, label in enumerate(labels)], "kind": labels}

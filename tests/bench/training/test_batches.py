@@ -1,4 +1,4 @@
-"""Tests the learning rate of each step and the examples of each batch."""
+"""Tests the learning rate of each step, and which examples are in each batch."""
 
 from __future__ import annotations
 

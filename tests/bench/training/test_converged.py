@@ -1,4 +1,4 @@
-"""Tests the converged head against scikit-learn on the same features, with C chosen by validation loss."""
+"""Tests the converged head against scikit-learn on the same features, and the choice of C."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def ran(base: dict[str, Any]) -> tuple[Outcome, LoadedBackbone, PreparedData]:
 
 
 def features_of(backbone: LoadedBackbone, split: Split) -> NDArray[Any]:
-    """Features computed one example at a time, so that nothing is padded."""
+    """Computes features one example at a time, so that nothing is padded."""
     module = backbone.module.eval()
     with torch.no_grad():
         rows = [

@@ -1,4 +1,4 @@
-"""Tests methods that cut parameters in training: they end within the budget and store both sizes."""
+"""Tests methods that cut parameters during training: they end within the budget and store both counts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_trials_end_within_their_budget_and_store_both_counts_and_their_ranks(
 
 
 def test_the_selected_state_answers_as_in_training(made: tuple[Store, Plan]) -> None:
-    """Compares outputs bit for bit, including answers that depend on their batch and ranks that changed."""
+    """Compares outputs bit for bit, also of methods that depend on the batch or whose ranks changed."""
     store, planned = made
     resources = Resources("cpu")
     for trial in planned.trials:

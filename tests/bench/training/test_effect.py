@@ -1,4 +1,4 @@
-"""Tests the signs of a training without effect: changes of outputs, and the loss of a constant answer."""
+"""Tests the measures that show a training without effect: changes of outputs, and the loss of guessing."""
 
 from __future__ import annotations
 

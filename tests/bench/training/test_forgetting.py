@@ -1,4 +1,4 @@
-"""Tests forgetting against a naive loop over transformers' model, in trials, and wherever it is shown."""
+"""Tests forgetting: its value against a naive loop, in trials, and wherever it is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests generated answers: losses against a loop, texts against transformers' `generate`, and trials."""
+"""Tests generation tasks: losses against a loop, texts against transformers' `generate`, and trials."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PROMPTS, ANSWERS = ["what?", "why is it so?", "a"], ["this", "é", "no reason at
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "gpt2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A transformers language model saved with a byte tokenizer."""
+    """Saves a language model of transformers with a tokenizer of bytes, and returns the folder."""
     folder = tmp_path_factory.mktemp(request.param)
     config = tiny(request.param)._config()
     config.max_position_embeddings = 64
@@ -305,7 +305,7 @@ def test_bad_descriptions_are_refused(changes: dict[str, Any], message: str, tmp
 
 
 def hub_folder(folder: Path) -> Path:
-    """Writes small made-up stand-ins for MetaMathQA and GSM8K in the hub's layout."""
+    """Writes small made-up copies of MetaMathQA and GSM8K, with the hub's names of files."""
     problems = folder / "gsm8k" / "main"
     problems.mkdir(parents=True)
     for split, size in (("train", 60), ("test", 12)):

@@ -1,4 +1,4 @@
-"""Tests inference costs, measured once per worker, stored and shown beside counts of cut prompts."""
+"""Tests that inference times and counts of cut prompts are measured, stored and shown."""
 
 from __future__ import annotations
 

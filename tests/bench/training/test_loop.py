@@ -1,4 +1,4 @@
-"""Tests that the training loop follows the recipe identically for every method and every time."""
+"""Tests that the training loop follows the recipe, the same for every method and in every run."""
 
 from __future__ import annotations
 
@@ -52,8 +52,6 @@ def run(resources: Resources, **changes: Any) -> Outcome:
 
 @dataclass
 class Watched:
-    """Everything observed of one trial."""
-
     outcome: Outcome | None = None
     error: Exception | None = None
     order: list[list[int]] = field(default_factory=list)
@@ -71,9 +69,9 @@ def adapter_and_head(adapter: Any) -> dict[str, Tensor]:
 
 @pytest.fixture
 def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
-    """A function that runs a trial and returns all it observed, with a `Diverged` in `error`.
+    """Returns a function that runs a trial and returns what it observed. A `Diverged` is in `error`.
 
-    `metrics` and `losses` replace validation's; `meddle` is called with the adapter before training.
+    `metrics` and `losses` replace those of validation. `meddle` is called with the adapter before training.
     """
 
     def watched(

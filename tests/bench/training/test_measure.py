@@ -1,4 +1,4 @@
-"""Tests that measured costs are those of one trial alone, and that provenance states only facts."""
+"""Tests that measured costs are those of one trial alone, and that provenance is true."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, presented as the location of our code."""
+    """Makes a repository with one commit, and makes `measure` look for its code there."""
     git(tmp_path, "init", "-q")
     (tmp_path / "measure.py").write_text("")
     git(tmp_path, "add", ".")

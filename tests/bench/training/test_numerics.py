@@ -1,4 +1,4 @@
-"""Tests augmented, compiled and deterministic training: effects, and that nothing leaks into later trials."""
+"""Tests augmented, compiled and deterministic training, and that it does not affect later trials."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(resources: Resources, base: dict[str, Any] = VISION, **changes: Any) -> 
 
 
 def images(count: int = 200, side: int = 16) -> Tensor:
-    """Distinct images, none its own mirror image."""
+    """Returns distinct images. None is its own mirror image."""
     drawn = torch.Generator().manual_seed(7)
     return torch.randint(0, 256, (count, 3, side, side), generator=drawn, dtype=torch.uint8)
 

@@ -1,4 +1,4 @@
-"""Tests trials on int8 and nf4 backbones: ids, refusals and training."""
+"""Tests trials on int8 and nf4 backbones: their ids, what is refused, and training."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_quantised_weights_are_others_by_name_hash_and_id() -> None:
     assert spec.pinned(info) == spec.model_copy(update={"revision": commit})
 
 
-#: The oldest supported peft has no GLoRA.
+#: A method that quantised backbones refuse. Empty for the oldest supported peft, which has no GLoRA.
 GLORA = [({"method": "peft", "type": "GLORA", "rank": 2}, "floating-point")] * hasattr(PeftType, "GLORA")
 
 

@@ -1,4 +1,4 @@
-"""Tests bfloat16 backbones: float32 training parameters, and results close to float32 weights."""
+"""Tests bfloat16 backbones: trained parameters are float32, and results are close to those in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests options that save memory without changing results: smaller parts, recomputed layers."""
+"""Tests that options that save memory do not change results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..toy_runs import SHORT
 from ..toy_suites import TEXT, VISION, plan, write
 
 LLAMA = {**TEXT, "backbones": ["tiny-random-llama"]}
-#: The last part is smaller than the others.
+#: Batches are computed in parts of 5 examples, of which the last is smaller.
 PARTS = Saving(micro_batch=5)
 
 
@@ -65,7 +65,7 @@ def test_parts_of_a_batch_and_recomputed_layers_give_the_same_trial(
 
 
 def test_dropout_of_another_stream_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validates the comparison above: with dropout drawn per part, training would differ."""
+    """Shows that the comparison above can fail: if dropout is drawn per part, training differs."""
     from methods.adapter import Adapter
     from methods.lowrank import LowRankAdapter
 

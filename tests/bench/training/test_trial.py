@@ -1,4 +1,4 @@
-"""Tests that a trial leaves a clean backbone, whatever happened in it."""
+"""Tests that a trial leaves a clean backbone, whatever happens in the trial."""
 
 from __future__ import annotations
 
