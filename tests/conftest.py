@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the cache, an empty MLflow store to copy, the program called in this process."""
+"""Fixtures that all tests share, such as a cache, an empty MLflow store, and calls of the program."""
 
 from __future__ import annotations
 
@@ -49,22 +49,19 @@ THRESHOLDS = gc.get_threshold()
 # would take a sixth longer.
 gc.set_threshold(100_000, 20, 20)
 
-#: Modules imported since the last freeze that justify another: an architecture's or a database's.
+#: Objects are frozen again when about this many modules were imported since. A model or a database imports as
+#: many.
 MANY_MODULES = 50
 
 SUITES = Path(__file__).parent.parent / "suites"
 
-#: The test file, and the number of modules in units of `MANY_MODULES`, at the last freeze.
+#: The test file at the last freeze, and the number of modules then, in units of `MANY_MODULES`.
 LAST_FREEZE = pytest.StashKey[tuple[Path, int]]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """Returns one worker more than cores.
-
-    Two workers would leave two cores idle a third of the time, while tests wait for processes, servers and
-    Ray.
-    """
+    # One worker more than cores, since workers often wait for processes, servers and Ray.
     return (yield) + 1
 
 
@@ -73,7 +70,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Excludes modules and fixtures from garbage collection, which every trial runs."""
+    # Every trial collects garbage. Exclude modules and fixtures from that.
     now = (item.path, len(sys.modules) // MANY_MODULES)
     if item.config.stash.get(LAST_FREEZE, None) != now:
         gc.collect()
@@ -82,8 +79,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class Ended(NamedTuple):
-    """The exit code and output of a program call."""
-
     code: int
     out: str
     err: str
@@ -91,9 +86,9 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """This session's cache, which shares downloads with the user's but no prepared data.
+    """Gives this session a cache of its own, with the downloads of the user's cache and no prepared data.
 
-    A cache that TENSORBENCH_CACHE names is used as it is.
+    If TENSORBENCH_CACHE names a cache, that cache is used instead.
     """
     if os.environ.get("TENSORBENCH_CACHE"):
         yield
@@ -111,9 +106,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def unsynced_databases() -> None:
-    """Keeps SQLite from waiting for the disk, which would dominate small trials.
+    """Keeps SQLite from waiting for the disk, which would take most of the time of small trials.
 
-    A killed process loses nothing, because the system has the written data; only a power cut would.
+    A process that is killed loses nothing, because the system has the written data. A power cut would.
     """
     from sqlalchemy import Engine, event
 
@@ -127,7 +122,7 @@ def unsynced_databases() -> None:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's schema, which takes seconds to create."""
+    """A SQLite file with MLflow's schema. Its creation takes seconds, so tests copy it."""
     from bench.store.connect import connect
 
     file = tmp_path_factory.mktemp("store") / "empty.db"
@@ -137,7 +132,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def new_store(empty_store: Path) -> Callable[[Path], str]:
-    """A function that creates an empty store in a folder and returns the store's URI."""
+    """Gives tests a function that creates an empty store in a folder and returns the store's address."""
 
     def make(folder: Path) -> str:
         shutil.copyfile(empty_store, folder / "mlflow.db")
@@ -148,7 +143,7 @@ def new_store(empty_store: Path) -> Callable[[Path], str]:
 
 @pytest.fixture(scope="session")
 def call() -> Callable[..., Ended]:
-    """A function that calls the program in this process with arguments, like a shell."""
+    """Gives tests a function that calls `tensorbench` in this process with command line arguments."""
     import contextlib
     import io
 

@@ -1,4 +1,4 @@
-"""Patterns that match messages by the things they name instead of their wording."""
+"""Makes patterns for messages, which match the names and values in a message whatever its wording."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 
 
 def naming(*parts: object) -> str:
-    """Returns a pattern for messages that name these parts in this order: field, value, accepted values.
+    """Makes a pattern for messages that contain these texts and numbers in this order.
 
-    A number does not match inside a longer one.
+    For example, a message may have to name a field, its value, and the accepted values. A number does not
+    match a part of a longer number.
     """
     return "(?s:.*)".join(
         rf"(?<![\w.]){re.escape(str(part))}(?!\w|\.\d)"

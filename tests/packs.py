@@ -1,4 +1,4 @@
-"""Packs for tests: packed from stores, or modified."""
+"""Makes packs for tests from stores, and modifies packs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ Files = dict[str, bytes]
 
 
 def packed(uri: str, name: str, folder: Path, adapters: bool = False) -> Path:
-    """Packs an experiment into this folder."""
     folder.mkdir(exist_ok=True)
     return pack(name, out=folder / f"{name}.tensorbench.zip", store=uri, adapters=adapters).path
 
 
 def files(pack: Path) -> Files:
-    """The files of a pack by name."""
     with zipfile.ZipFile(pack) as file:
         return {name: file.read(name) for name in file.namelist()}
 
 
 def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed: bool = True) -> Path:
-    """A pack with other content; `signed` recomputes the manifest's hashes, as any maker of packs can."""
+    """Writes a copy of a pack to `target`, with files that `change` has changed.
+
+    If `signed`, the manifest gets the hashes of the new content, as any maker of packs can write them.
+    """
     content = files(pack)
     change(content)
     if signed:
@@ -43,7 +44,7 @@ def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed
 
 
 def edit_json(name: str, change: Callable[[dict], None]) -> Callable[[Files], None]:  # type: ignore[type-arg]
-    """A change of a pack's files that applies `change` to every JSON file whose name ends with `name`."""
+    """Makes a function that applies `change` to each JSON file of a pack whose name ends with `name`."""
 
     def edit(content: Files) -> None:
         for path in [path for path in content if path.endswith(name)]:

@@ -1,7 +1,7 @@
-"""Writes stores as runs would leave them, within seconds.
+"""Writes stores with the results of many trials, as real runs would leave them, within seconds.
 
-Storing a trial through MLflow takes a tenth of a second, so only one trial goes through the harness; the
-others are copies of its rows in MLflow's tables with their own names and numbers.
+Storing a trial through MLflow takes a tenth of a second. So only one trial is stored in that way. Its rows in
+MLflow's tables are copied for all other trials, with other names and numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPTIONAL = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS, Measure.ADAPTER_EFFECT
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
 
-#: The rows of a run by table.
+#: Maps the name of a table to the rows of one run in it.
 Template = dict[str, list[dict[str, Any]]]
 
 _templates: dict[str, Template] = {}
@@ -47,27 +47,27 @@ _templates: dict[str, Template] = {}
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a trial."""
+    """The result to store for a trial."""
 
     score: float = 0.0
     #: The loss on the split of the score.
     loss: float = 0.5
-    #: The reason why the trial failed. A failed trial stores no score.
+    #: The reason why the trial failed. Empty if it finished. A failed trial has no score.
     failure: str = ""
-    #: Predicted and true classes.
+    #: The predicted classes, and the true classes.
     answers: Sequence[int] = (0, 1)
     labels: Sequence[int] = (0, 1)
-    #: Validation scores by epoch.
+    #: The validation score after each epoch.
     validation: Sequence[float] = (0.5, 0.6)
     step_ms: float = 10.0
     peak_mib: float = 100.0
     tags: dict[str, str] = field(default_factory=dict)
-    #: Values of `OPTIONAL` measures; unset ones are not stored, as in earlier versions.
+    #: Values of measures in `OPTIONAL`. Measures without a value are not stored, as in earlier versions.
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def write(uri: str, plan: Plan, result: Callable[[Trial, Row], Result | None]) -> Store:
-    """Stores the result of each trial of the plan; a result of None means that the trial never ran."""
+    """Stores the result of each trial of a plan. If `result` returns None, the trial never ran."""
     store = Store.create(uri, plan.suite.name)
     suite_run = store.begin_suite(plan)
     rows = {id_: row for row in reversed(plan.rows) for id_ in row.trials.values()}
@@ -91,14 +91,13 @@ def begun(
     provenance: Mapping[str, str] = {},
     tags: Mapping[Tag, str] = {},
 ) -> TrialRun:
-    """Begins the run of a trial."""
     run = begin_trial(store, trial, list(rows), "accuracy", parent, tags)
     run.start(trial.model_dump(mode="json", exclude_none=True), provenance)
     return run
 
 
 def search_found(**fields: Any) -> SearchResult:
-    """The stored form of a search without trials, with some fields replaced."""
+    """Makes the stored result of a search without trials. `fields` replace some of its fields."""
     usual: dict[str, Any] = {
         "name": "search",
         "method": "LoRA",
@@ -117,7 +116,7 @@ def search_found(**fields: Any) -> SearchResult:
 
 
 def usual_ending(parameters: int) -> Record:
-    """The record of a finished trial with this many adapter parameters and made-up results."""
+    """Makes the record of a finished trial with made-up results and this many adapter parameters."""
     trained = Trained(2, 2, 0.5, 0.5, 10.0)
     return finished(
         Outcome(
@@ -154,7 +153,6 @@ def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -
 def _template(
     connection: sqlite3.Connection, store: Store, suite_run: str, trial: Trial, row: Row
 ) -> Template:
-    """The rows of a trial that went through the harness. Each trial does so once in this process."""
     key = f"{trial.id} {row!r}"
     if key not in _templates:
         run_id = _through_the_harness(store, suite_run, trial, row)
@@ -229,7 +227,6 @@ def _clone(
 
 
 def _measures_of(row: Row, result: Result) -> dict[str, float]:
-    """The metrics that differ between runs."""
     return {
         "score": result.score,
         "score_loss": result.loss,
@@ -242,7 +239,6 @@ def _measures_of(row: Row, result: Result) -> dict[str, float]:
 
 
 def _tags(trial: Trial, row: Row) -> dict[str, str]:
-    """The tags that differ between trials."""
     ranks = ",".join(map(str, row.ranks))
     budget = row.budget or "own"
     budget_fields = {"budget": budget, "asked": row.asked, "ratio": row.ratio, "within": row.within}

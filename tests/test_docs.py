@@ -1,4 +1,4 @@
-"""Tests that the lists in the documents equal those of the program."""
+"""Tests that tables and lists in the documentation say what the program does, and that links work."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def table_rows(page: str, column: int) -> dict[str, dict[str, str]]:
-    """For each section of a page, its table's first column mapped to this column, without code marks."""
+    """Maps each section's heading to its table, as a map from the first column to the given column.
+
+    Backquotes around cells are removed.
+    """
     sections = {}
     for section in (DOCS / page).read_text(encoding="utf-8").split("\n## ")[1:]:
         heading, rows = section.split("\n", 1)
@@ -104,7 +107,7 @@ def test_the_files_that_pages_and_ci_name_exist() -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """The link targets of a page, named like GitHub's."""
+    """The anchors to which links within a page can lead, named as GitHub names them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     slugs = {
         re.sub(r"[^\w\- ]", "", re.sub(r"\]\(\S*\)", "", heading)).lower().replace(" ", "-")
@@ -142,13 +145,13 @@ def test_every_table_has_a_heading() -> None:
             assert re.match(r"\|.*\n\|[-:| ]+\|\n", table), f"{page.relative_to(root)}: {table[:60]}"
 
 
-#: Options that methods share: methods.md explains them once, and its table of methods has their defaults.
+#: The options that methods share. methods.md explains them once, and the tables of methods leave them out.
 SHARED = {"rank", "targets", "scale", "dropout", "shared_heads"}
 TARGETS = ("qv", "qkv", "qkvo", "qkvo+mlp")
 
 
 def options_of_methods(column: int) -> dict[str, dict[str, str]]:
-    """A column of the table of options in each method's section of methods.md."""
+    """Maps each method to a column of its table of options in methods.md, as a map from option to cell."""
     sections = table_rows("reference/methods.md", column)
     methods = {heading.strip("`"): options for heading, options in sections.items() if heading[0] == "`"}
     bare = methods.pop("head_only`, `converged_head` and `full")

@@ -27,7 +27,7 @@ def cells() -> list[dict[str, Any]]:
 
 
 def value_of(source: str, names: dict[str, Any]) -> Any:
-    """Runs a cell and returns the value of its last line, as a notebook does. None for a statement."""
+    """Runs a cell and returns the value of its last line. None if that is no expression."""
     module = ast.parse(source)
     last = module.body[-1]
     if not isinstance(last, ast.Expr):

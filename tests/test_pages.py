@@ -1,7 +1,7 @@
-"""Runs the code and the commands of the documents as printed.
+"""Tests that the code and the commands of the documentation work as printed.
 
-The program itself parses every `tensorbench` command. Reports are made of the quickstart's results, suites of
-pages are planned, and every Python block runs, except those in `ELSEWHERE`.
+The program parses every `tensorbench` command. Commands that make reports run on the results of the
+quickstart. Suites are planned. Every Python block runs, except those in `ELSEWHERE`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from bench.tasks import Task, prepare
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-#: All but the pages that are made from the program and from the notebook, which has a test of its own.
+#: The pages of the documentation, except two: commands.md is made from the program, and notebook.md from the
+#: notebook, which has a test of its own.
 PAGES = sorted(
     str(page.relative_to(ROOT))
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("**/*.md"))
@@ -39,10 +40,10 @@ PAGES = sorted(
 )
 PACK = DOCS / "quickstart-report" / "quickstart.tensorbench.zip"
 
-#: The values of placeholder names in the pages' commands when they run here.
+#: Maps placeholders in the commands of pages to the values with which the commands run here.
 STAND_INS = dict.fromkeys(("quickstart", "mine", "my_suite", "leaderboard"), PACK.name) | {"N": "1"}
 
-#: Python blocks that cannot run here, with the reason; they are compiled.
+#: Maps pages whose Python blocks cannot run here to the reason. Their blocks are compiled.
 ELSEWHERE = {
     "docs/guides/decoders.md": "needs a GGUF file",
     "docs/guides/export.md": "runs in the folder of an export; tests/bench/export does the same",
@@ -50,7 +51,7 @@ ELSEWHERE = {
 
 
 def code(page: str) -> list[str]:
-    """The Python blocks of a page at their own lines, so that errors name the page's line."""
+    """The Python blocks of a page. Each begins with blank lines, so that errors name the line of the page."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return [
         "\n" * text.count("\n", 0, block.start(2)) + textwrap.dedent(block[2])
@@ -59,13 +60,13 @@ def code(page: str) -> list[str]:
 
 
 def run_code(page: str, names: dict[str, object]) -> None:
-    """Runs the blocks of a page in order, on a tiny backbone where they train."""
+    """Runs the Python blocks of a page in order, with a tiny backbone in place of minilm-l6."""
     for block in code(page):
         exec(compile(block.replace("minilm-l6", "tiny-random-bert"), str(ROOT / page), "exec"), names)
 
 
 def commands(page: str) -> Iterator[list[str]]:
-    """The arguments of each call of the program on a page, in a block or within a sentence."""
+    """Yields the arguments of each call of `tensorbench` on a page, in blocks and in sentences."""
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.M | re.S) + re.findall(
         r"^ {4}.*tensorbench .*", text, re.M
@@ -82,9 +83,10 @@ def commands(page: str) -> Iterator[list[str]]:
 
 
 def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The command's name and what the program reads from its arguments. Raises the parser's errors.
+    """The name of a command, and the values that the program reads from its arguments.
 
-    A command that a sentence only names needs no arguments.
+    Raises the errors of the parser. A command without arguments is accepted, since a sentence may only name
+    it.
     """
     command: Any = typer.main.get_command(app)
     context, name, rest = None, "tensorbench", list(arguments)
@@ -155,7 +157,7 @@ def test_suites_of_pages_are_planned(
 
 
 def test_the_first_python_of_a_newcomer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uses the quickstart's suite cut to two trials of four steps, then runs the page on data frames."""
+    # The quickstart's suite with two trials of four steps.
     suite = yaml.safe_load((ROOT / "suites" / "quickstart.yaml").read_text(encoding="utf-8"))
     suite |= {
         "backbones": ["tiny-random-bert"],

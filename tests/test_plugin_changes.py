@@ -1,4 +1,7 @@
-"""Tests that results of a plug-in are kept, and reported, if its code changed without a new version."""
+"""Tests what happens if the code of a plug-in changes but its version does not.
+
+Its earlier results are kept, and runs and reports mention the change.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from .test_plugin_mistakes import METHOD
 
 Call = Callable[..., Any]
 
-#: A method, a backbone and a task in one distribution.
+#: The files of a plug-in with a method, a backbone and a task.
 SOURCES = {
     "mine_plugin.py": METHOD + "\nfrom mine_parts.things import ENTRY, TASK\n",
     "mine_parts/__init__.py": "",
@@ -56,7 +59,7 @@ MINE = {"methods": ["mine"], "backbones": ["mine"], "tasks": [{**DIGITS, "task":
 
 
 class Site:
-    """A folder with an installed plug-in on this process's module path."""
+    """A folder with an installed plug-in, from which this process can import."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self._patch = folder, patch
@@ -72,7 +75,7 @@ class Site:
         self.look_again()
 
     def look_again(self) -> None:
-        """Refreshes everything that a new process would look up."""
+        """Makes this process find the plug-in's current code, as a new process would."""
         for registry in (METHODS, TASKS, BACKBONES, METRICS):
             self._patch.setattr(registry, "_plugins", None)
         importlib.invalidate_caches()

@@ -70,7 +70,10 @@ class MINE(LoRA):
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs a package 'mistaken' with the entry point `mine_plugin:MINE` on this process's module path."""
+    """Gives tests a function that installs a plug-in 'mistaken' with a given source for this process.
+
+    The plug-in's entry point is `mine_plugin:MINE`.
+    """
 
     def put(group: str, source: str) -> None:
         site = tmp_path / "site"
@@ -87,7 +90,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     sys.modules.pop("mine_plugin", None)
 
 
-#: Patterns of the messages that name each mistake.
+#: Every message about the plug-in contains these texts.
 MISTAKEN = ("'mine'", "plug-in 'mistaken'")
 
 
@@ -100,7 +103,8 @@ SOURCES = {"tasks": TASK, "backbones": BACKBONE, "methods": METHOD}
 DESCRIBE = "return self.made.describe(image_size)"
 RAISING = 'name = "mine"\n    @classmethod\n    def listed(cls): raise KeyError("x")'
 
-#: By group: text of a correct plug-in, its replacement, and the pattern of the message.
+#: Maps kinds of plug-ins to mistakes: a text in a correct plug-in, the text that replaces it, and the pattern
+#: of the message.
 MISTAKES = {
     "tasks": [
         ("MINE = Mine()", "MINE = Mine", naming("class", "`Mine()`")),
@@ -159,7 +163,7 @@ def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:
         METHODS.get("mine")
 
 
-#: Likewise, for mistakes that appear only at work.
+#: The same for mistakes that show only when the plug-in is used.
 LATE_MISTAKES = {
     "tasks": [
         ("return Examples(", "raise KeyError('x')\n        (", naming("KeyError: 'x'")),

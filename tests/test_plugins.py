@@ -1,4 +1,4 @@
-"""Tests a plug-in as its author makes it: a package installed by pip and found by its entry point."""
+"""Tests a plug-in in a real package, which pip installs and the program finds by its entry point."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed_plugin(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Makes this process look for plug-ins again, like a new one."""
+    # This process should look for plug-ins again, as a new one does.
     monkeypatch.syspath_prepend(installed)
     monkeypatch.setattr(METHODS, "_plugins", None)
     yield installed

@@ -1,4 +1,7 @@
-"""Starts the command line as a process that is held while one of its trials runs (`holding.py`)."""
+"""Starts the command line in a process that stops and waits while one of its trials runs.
+
+The process runs `holding.py`. Such a trial and its process are called held.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,17 @@ _numbers = itertools.count()
 
 
 def begin(folder: Path, cwd: Path, log: Path, arguments: tuple[Any, ...], through: int = 0) -> Program:
-    """Starts the command line, held by files in `folder` once it has let `through` trials through."""
+    """Starts the command line with `arguments`. It runs `through` trials and is held at the next.
+
+    `folder` has the files by which the process is held and released.
+    """
     release(folder)
     return Program(Path(holding.__file__), (through, folder, *arguments), cwd, log)
 
 
 @contextmanager
 def started(folder: Path, *arguments: Any, through: int) -> Iterator[Program]:
-    """The command line running in its folder, killed on exit."""
+    """Context in which the command line runs in `folder`. It is killed at the end."""
     process = begin(folder, folder, folder / f"program-{next(_numbers)}.log", arguments, through)
     try:
         yield process
@@ -33,9 +39,9 @@ def started(folder: Path, *arguments: Any, through: int) -> Iterator[Program]:
 
 
 def await_held(process: Program, folder: Path) -> str:
-    """Waits until a trial is held and returns its worker's name.
+    """Waits until a trial is held and returns the name of its worker.
 
-    Raises AssertionError with the program's output if it ends first.
+    If the process ends before that, raises AssertionError with the output of the process.
     """
     while not (folder / "held").exists():
         assert process.poll() is None, process.output()
@@ -44,10 +50,10 @@ def await_held(process: Program, folder: Path) -> str:
 
 
 def release(folder: Path) -> None:
-    """Releases the held trial; the next one is held again."""
+    """Lets the held trial go on. The next trial is held again."""
     (folder / "held").unlink(missing_ok=True)
 
 
 def let_all_through(folder: Path) -> None:
-    """Releases the held trial and all later ones in every process that uses this folder."""
+    """Lets all trials run, of every process that is held by files in this folder."""
     (folder / "go").touch()

@@ -1,9 +1,9 @@
-"""Runs the command line and holds it while a trial runs.
+"""A script that runs the command line, and makes it wait while a trial runs.
 
-A script: `holding.py TRIALS FOLDER run suite.yaml …` lets TRIALS trials through. A later trial is held at its
-first progress: the file FOLDER/held appears, containing the name of the trial's worker, and the driver waits
-until that file is removed or FOLDER/go exists, which releases everything. If FORK_WORKERS is set, local
-workers are forks of the driver and import nothing.
+`holding.py TRIALS FOLDER run suite.yaml …` runs TRIALS trials as usual. At the first progress of each later
+trial, it writes the name of the trial's worker to the file FOLDER/held. Then the driver waits until somebody
+removes that file or makes a file FOLDER/go. If FOLDER/go exists, no trial waits. If the environment variable
+FORK_WORKERS is set, local workers are forks of the driver and need no imports.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ def main(through: int, folder: Path) -> None:
         held.unlink(missing_ok=True)
 
     class Holding(progress.Terminal):
-        """The terminal display, which also holds trials that it shows."""
-
         starts = 0
 
         @contextmanager

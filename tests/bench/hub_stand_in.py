@@ -1,4 +1,4 @@
-"""A local stand-in for the Hugging Face hub that serves repositories of small files."""
+"""A local server in place of the Hugging Face hub, with repositories of small files."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ from PIL import Image
 
 @dataclass
 class Hub:
-    """Repositories by address.
+    """The repositories that a local server offers."""
 
-    `folders` maps "models/owner/name" or "datasets/owner/name" to the folder of the main branch.
-    """
-
+    #: The address of the server.
     endpoint: str
+    #: Maps "models/owner/name" or "datasets/owner/name" to the folder of the repository's main branch.
     folders: dict[str, Path] = field(default_factory=dict)
-    #: Paths of downloaded files.
+    #: The paths of the files that were downloaded.
     served: list[str] = field(default_factory=list)
 
     def commit(self, name: str) -> str:
-        """A commit id that changes with any file, like git's."""
+        """The commit id of a repository. It changes if a file changes."""
         folder, digest = self.folders[name], hashlib.sha1()
         for file in sorted(f for f in folder.rglob("*") if f.is_file()):
             digest.update(
@@ -110,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """Serves a hub without repositories until the block ends."""
+    """Context in which a local hub is served. At first it has no repositories."""
     # Each server needs its own class so that several can run at once.
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -125,7 +124,10 @@ def serve() -> Iterator[Hub]:
 
 @contextmanager
 def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[None]:
-    """Points this process's hub client at this endpoint and cache, as HF_ENDPOINT and HF_HOME would."""
+    """Context in which this process uses the hub at `endpoint`, with its downloads in the folder `cache`.
+
+    The environment variables HF_ENDPOINT and HF_HOME have this effect on a new process.
+    """
     from huggingface_hub import constants
 
     from bench.machine import hub
@@ -143,9 +145,10 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
 
 
 def write_glue(folder: Path, config: str, sizes: dict[str, int], classes: list[str] | None = None) -> Path:
-    """Writes parquet files in GLUE's layout and columns, with the hub's feature metadata.
+    """Writes a made-up data set as parquet files like those of GLUE on the hub.
 
-    `sizes` maps each split to its number of rows. `classes` replaces the names of GLUE's classes.
+    `config` is the name of the GLUE task. `sizes` maps each split to its number of rows. `classes` replaces
+    the names of GLUE's classes.
     """
     names = {"cola": ("sentence",), "mrpc": ("sentence1", "sentence2")}[config]
     classes = (
@@ -177,9 +180,9 @@ def write_images(
     shards: int = 1,
     image: Callable[[np.random.Generator], np.ndarray] | None = None,
 ) -> Path:
-    """Writes parquet files in the layout of a hub image data set.
+    """Writes made-up images as parquet files like those of an image data set on the hub.
 
-    `parts` maps each split to its number of images per class.
+    `parts` maps each split to its number of images per class. `image` makes the pixels, by default noise.
     """
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
@@ -196,7 +199,7 @@ def write_images(
 
 
 def encoded(pixels: np.ndarray) -> bytes:
-    """Encodes an image as PNG, which is lossless."""
+    # PNG is lossless.
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

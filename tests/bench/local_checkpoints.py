@@ -1,4 +1,4 @@
-"""Writes tiny random checkpoints with the key names of transformers 4 and 5, bare and prefixed."""
+"""Writes tiny random checkpoints with the names of weights that transformers 4 and 5 give them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("RobertaModel", {**SHAPE, **MLP, **TEXT, "classifier_dropout": 0.25}),
 }
 
-#: Attribute names of transformers 5 and the names that transformers 4 wrote into files, in order.
+#: By kind: patterns of names in transformers 5, with the names that transformers 4 wrote in their place. They
+#: are replaced in this order.
 OLD_NAMES = {
     "vit": (
         (r"^layers\.", "encoder.layer."),
@@ -50,7 +51,7 @@ OLD_NAMES = {
 
 
 def encoder(kind: str, seed: int = 1, **changes: Any) -> Any:
-    """A transformers model whose weights, biases and norms are all random."""
+    """A small model of transformers with random weights, biases and norms. `changes` are of its config."""
     name, config = KINDS[kind]
     model_class = getattr(transformers, name)
     with torch.random.fork_rng(devices=[]):
@@ -64,7 +65,7 @@ def encoder(kind: str, seed: int = 1, **changes: Any) -> Any:
 
 
 def model_of(kind: str, **changes: Any) -> Any:
-    """transformers' own model of a kind with random weights."""
+    """The model of transformers for a tiny backbone of this kind, with random weights."""
     row = ROWS[kind]
     model_class = getattr(transformers, row.model_class)
     config = tiny(kind)._config()
@@ -79,7 +80,10 @@ def model_of(kind: str, **changes: Any) -> Any:
 
 
 def whole_model_of(name: str, tower: str) -> Any:
-    """A CLIP or SigLIP model whose vision tower is of the kind `tower`."""
+    """A model with a text tower and a vision tower. `name` is that of a class, such as CLIP or Siglip.
+
+    The vision tower is of the kind `tower`.
+    """
     text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = getattr(transformers, f"{name}Config")(
         text_config=text | {"vocab_size": 50}, vision_config=tiny(tower)._config().to_dict()
@@ -88,9 +92,10 @@ def whole_model_of(name: str, tower: str) -> Any:
 
 
 def write(folder: Path, kind: str, model: Any, *, version: int = 5, prefix: bool = False) -> Path:
-    """Writes `model` as a checkpoint folder, key by key instead of by `save_pretrained`.
+    """Writes a model to a folder as a checkpoint of transformers 4 or 5.
 
-    With `prefix` the checkpoint is that of a ForXxx model, with a head and a pooler beside the encoder.
+    With `prefix` the checkpoint is that of a classifier: the names of the encoder's weights begin with the
+    kind, and there are a head and a pooler beside the encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {}
@@ -108,14 +113,14 @@ def write(folder: Path, kind: str, model: Any, *, version: int = 5, prefix: bool
 
 
 def edit(folder: Path, *, drop: str = "", add: dict[str, Tensor] | None = None) -> None:
-    """Drops the keys that contain `drop` from a checkpoint and inserts `add`."""
+    """Removes the weights whose names contain `drop` from a checkpoint, and adds the weights `add`."""
     file = folder / "model.safetensors"
     state = {key: tensor for key, tensor in load_file(file).items() if not drop or drop not in key}
     save_file({**state, **(add or {})}, file, metadata={"format": "pt"})
 
 
 def batch(kind: str, size: int = 32, seed: int = 0) -> dict[str, Tensor]:
-    """A batch of two examples, the second text padded."""
+    """A batch of two examples. If they are texts, the second is padded."""
     generator = torch.Generator().manual_seed(seed)
     if kind in ("vit", "dinov2", "timm"):
         return {"pixel_values": torch.randn(2, 3, size, size, generator=generator)}

@@ -1,4 +1,4 @@
-"""Prepares the fork server for all programs. `programs.py` makes the server import this module last."""
+"""Imported as the last module by the process from which `programs.py` forks programs."""
 
 import gc
 

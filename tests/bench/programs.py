@@ -1,7 +1,7 @@
-"""Runs Python programs as forks of a process that has already imported everything.
+"""Runs Python programs as forks of a process that has imported the slow libraries.
 
-A new interpreter would import torch, transformers, peft and MLflow, which takes ten times as long as a toy
-suite.
+A new interpreter would have to import torch, transformers, peft and MLflow, which takes ten times as long as
+a toy suite.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ IMPORTED = (
     "tests.bench.preloaded",
 )
 
-#: The context whose processes already have these imports.
+#: Starts processes that are forks of a process with these imports.
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(list(IMPORTED))
 
 
 class Program:
-    """A Python file run as a program in its own session; `log` receives its output."""
+    """A process that runs a Python file as a program, in the folder `folder`.
+
+    The process has a session of its own. Its output is appended to the file `log`.
+    """
 
     def __init__(self, file: Path, arguments: tuple[Any, ...], folder: Path, log: Path, **environment: str):
         self.args, self._log = [str(file), *map(str, arguments)], log
@@ -70,7 +73,7 @@ class Program:
         return code
 
     def output(self) -> str:
-        """Waits for the program's end and returns its output."""
+        """Waits until the program ends and returns everything in its log."""
         self.wait()
         return self._log.read_text(errors="replace")
 

@@ -1,4 +1,7 @@
-"""A proxy in front of an MLflow server that loses, cuts, duplicates or delays answers, like a bad network."""
+"""A proxy that behaves like a bad network between drivers and an MLflow server.
+
+It loses, cuts, refuses, repeats or delays requests and answers.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-#: What happens to a request or its answer. Answers are `lost`, `cut` (fewer bytes than announced),
-#: `shortened` (fewer bytes, unannounced) or `failed` (executed, but answered with 500). Requests are
-#: `doubled`, as networks do that resend what seems lost, `refused` (500, not executed) or `late`.
+#: What the proxy does to a request. It may send a request to the server twice (`doubled`), not at all, with
+#: the answer 500 (`refused`), or after a delay (`late`). Or it may lose the server's answer (`lost`), replace
+#: it by 500 (`failed`), or send half of it: with the length of the whole answer in the header (`cut`), or
+#: with the length of the half (`shortened`).
 Fault = Literal["lost", "cut", "shortened", "failed", "doubled", "refused", "late"]
 
-#: Chooses the fault of a request to this endpoint; None lets it pass.
+#: Chooses the fault of a request to an endpoint. None: the request passes.
 Choose = Callable[[str], Fault | None]
 
 
 def endpoint_of(method: str, path: str) -> str:
-    """A request's method and path, without its query. All artifacts count as one endpoint."""
+    """The endpoint of a request: its method and its path without the query.
+
+    All artifacts count as one endpoint.
+    """
     path = urlparse(path).path.removeprefix("/api/2.0/")
     return f"{method} " + re.sub(r"(artifacts/artifacts).*", r"\1", path)
 
 
 def first_of_each(fault: Fault) -> Choose:
-    """A function that chooses this fault for the first request to each endpoint, and none for later ones."""
+    """Makes a function that chooses the fault for the first request to each endpoint, and None later."""
     seen: set[str] = set()
 
     def choose(endpoint: str) -> Fault | None:
@@ -42,23 +49,27 @@ def first_of_each(fault: Fault) -> Choose:
 
 
 def share(fraction: float, *faults: Fault, seed: int = 0) -> Choose:
-    """A function that chooses one of these faults for a random share of all requests."""
+    """Makes a function that chooses one of these faults for a random share of all requests."""
     chance = random.Random(seed)
     return lambda endpoint: chance.choice(faults) if chance.random() < fraction else None
 
 
 class Proxy:
-    """Forwards requests to a server. `choose` may be replaced at any time."""
+    """Forwards requests to a server, with the faults that its attribute `choose` chooses.
+
+    At first there are no faults. `choose` may be replaced at any time.
+    """
 
     def __init__(self, server: str) -> None:
         self.server = urlparse(server).netloc
         self.choose: Choose = lambda endpoint: None
-        #: The longest delay of a late request in seconds, and an event that ends the delay early.
+        #: The longest delay of a late request in seconds.
         self.delay = 0.5
+        #: Ends all delays.
         self.go_on = threading.Event()
-        #: Counts each fault by endpoint.
+        #: The number of times that each fault was chosen for each endpoint.
         self.faults: Counter[tuple[str, Fault]] = Counter()
-        #: Counts the requests to each endpoint.
+        #: The number of requests to each endpoint.
         self.requests: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
@@ -89,8 +100,6 @@ def proxy(server: str) -> Iterator[Proxy]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Handles one request, then closes the connection."""
-
     proxy: Proxy
 
     def _serve(self) -> None:
@@ -137,4 +146,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Discards log lines; faults are counted instead."""
+        """Logs nothing."""

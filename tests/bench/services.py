@@ -1,4 +1,4 @@
-"""Services of the stress runs: PostgreSQL, an MLflow server, drivers as processes."""
+"""Starts the processes that stress runs need: PostgreSQL, an MLflow server, and drivers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from . import holding
 from .held_programs import begin, release
 from .programs import Program
 
-#: Ports outside the system's ephemeral range, so that a restarted server gets its port again.
+#: The ports to choose from. The system gives none of them to other programs by itself, so a server that is
+#: started again gets its port again.
 PORTS = range(20_000, 32_768)
 
 
@@ -39,9 +40,9 @@ def free_port() -> int:
 
 
 def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes] | Program) -> None:
-    """Waits until `there` returns true, without time limit.
+    """Waits until `there` returns true, however long that takes.
 
-    Raises RuntimeError if one of the processes ends first.
+    Raises RuntimeError if one of the processes ends before that.
     """
     while not there():
         for process in processes:
@@ -51,13 +52,16 @@ def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes] | 
 
 
 def await_end(processes: Sequence[psutil.Process]) -> None:
-    """Waits without time limit until processes have ended. A zombie has ended."""
+    """Waits until all processes have ended, however long that takes. A zombie has ended."""
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
         time.sleep(0.02)
 
 
 def postgres_programs() -> Path | None:
-    """The folder of PostgreSQL's server programs, which Debian keeps off the path, or None without them."""
+    """The folder with the server programs of PostgreSQL. None if they are not installed.
+
+    Debian does not put this folder on the path.
+    """
     if initdb := shutil.which("initdb"):
         return Path(initdb).resolve().parent
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -65,7 +69,10 @@ def postgres_programs() -> Path | None:
 
 
 def container() -> tuple[str, ...] | None:
-    """A command that runs another in its own process namespace, or None where that is not permitted."""
+    """The beginning of a command that runs a program in a process namespace of its own, as in a container.
+
+    None if this machine does not permit that.
+    """
     for rights in ((), ("--user", "--map-root-user")):
         command = ("unshare", *rights, "--pid", "--fork", "--mount-proc", "--kill-child")
         if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
@@ -74,7 +81,10 @@ def container() -> tuple[str, ...] | None:
 
 
 class Postgres:
-    """A PostgreSQL server in its own folder. It refuses root, for whom the user `postgres` runs it."""
+    """A PostgreSQL server with its data in a new folder.
+
+    PostgreSQL refuses to run as root. If this process is root's, the user `postgres` runs the server.
+    """
 
     def __init__(self, folder: Path) -> None:
         programs = postgres_programs()
@@ -113,7 +123,7 @@ class Postgres:
 
 
 class Server:
-    """An MLflow server over a database."""
+    """An MLflow server that keeps its data in the database at an address."""
 
     def __init__(self, database: str, folder: Path) -> None:
         self.database, self.folder, self.port = with_driver(database), folder, free_port()
@@ -157,10 +167,10 @@ class Server:
 
 
 class Driver:
-    """A `tensorbench run` process.
+    """A process that runs a suite with `tensorbench run`.
 
-    With `held`, it waits at the first progress of each trial for its release. `inside` is a command that
-    starts it in a container.
+    If `held`, the process waits at the first progress of each trial until `release` is called. `inside` is
+    the beginning of a command, as from `container`, that starts the process in a container.
     """
 
     def __init__(
@@ -190,7 +200,7 @@ class Driver:
             )
 
     def hold(self, held: bool) -> None:
-        """Switches whether trials are held; switching off releases a held one."""
+        """Sets whether trials wait for their release. If not, a waiting trial goes on."""
         go = self._folder / "go"
         if held:
             go.unlink(missing_ok=True)
@@ -198,7 +208,7 @@ class Driver:
             go.touch()
 
     def next_held(self) -> str | None:
-        """Waits until a trial is held and returns its worker's name, or None if the driver ends."""
+        """Waits until a trial is held and returns the name of its worker. None if the driver ends before."""
         file = self._folder / "held"
         while not file.exists():
             if self.process.poll() is not None:
@@ -207,11 +217,10 @@ class Driver:
         return file.read_text()
 
     def release(self) -> None:
-        """Releases the held trial."""
         release(self._folder)
 
     def workers(self) -> list[psutil.Process]:
-        """The driver's worker processes: all children except multiprocessing's and the workers' guard."""
+        # All children of the driver, except multiprocessing's own and the guard of the workers.
         children = []
         for child in psutil.Process(self.process.pid).children():
             # A killed process may linger for a moment.
@@ -235,7 +244,7 @@ def driver(
     held: bool = False,
     inside: tuple[str, ...] = (),
 ) -> Iterator[Driver]:
-    """A driver, made by `Driver` with these arguments, that is ended on exit."""
+    """Context with a `Driver`, made of these arguments. It is killed at the end."""
     started = Driver(suite, store, *options, name=name, held=held, inside=inside)
     try:
         yield started

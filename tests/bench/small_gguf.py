@@ -1,4 +1,4 @@
-"""A one-layer Llama in a GGUF file, as llama.cpp writes it."""
+"""Writes a small Llama to a GGUF file, as llama.cpp would write it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from gguf import GGMLQuantizationType as Kind
 def small_gguf(
     file: Path, heads: int = 4, shared: int = 2, head_size: int = 8, layers: int = 1, tied: bool = True
 ) -> dict[str, np.ndarray]:
-    """Writes a Llama with shared key/value heads and returns its weights.
+    """Writes a random Llama, quantised to Q4_1, to a file. Returns its dequantised weights by name.
 
-    Its width, heads × head size, is a multiple of 32, the smallest block of Q4_1.
+    `shared` is the number of key and value heads. `heads` × `head_size` must be a multiple of 32, the size of
+    a block of Q4_1.
     """
     width = heads * head_size
     writer = gguf.GGUFWriter(file, "llama")

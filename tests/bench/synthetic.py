@@ -1,8 +1,9 @@
-"""A task with a known true update: one tensor of low multilinear rank separates its classes exactly.
+"""A task and a backbone for which the true update is known: a tensor of low multilinear rank.
 
-The backbone is linear and has no weights of its own. An image holds one vector of `hidden` pixels for each
-projection (its channel) and layer, and class c reads head c of the sum of all updates times their vectors. So
-the update behind the labels can be learned, up to its scale.
+An image consists of vectors of `hidden` pixels, one for each projection (the image's channels) and each
+layer. The backbone is linear, and its weights are zero. Its features are the sum, over projections and
+layers, of the update times the vector. The logit of class c is read from head c of the features. The labels
+are the classes with the largest logits under the true update. So this update can be learned, up to its scale.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ GEOMETRY = Geometry(hidden=16, heads=4, layers=4, mlp=64)
 PROJECTIONS = ("query", "key", "value")
 EXAMPLES = 3000
 
-#: Ranks of the true update: input, head size, head, projection, layer.
+#: The rank of each mode of the true update.
 TRUE_RANKS = {"input": 3, "head_size": 1, "head": 2, "projection": 1, "layer": 2}
-#: The same ranks for TensLoRA qkv_depth, whose output mode joins head size and head.
+#: The same ranks for TensLoRA qkv_depth, in which head size and head are one mode, the output.
 QKV_DEPTH_RANKS = (3, 2, 1, 2)
 
 
@@ -37,12 +38,12 @@ def _orthonormal(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def read_out() -> Tensor:
-    """The fixed weights by which the channels of a head are summed to a logit, (head size,)."""
+    """The fixed weights with which the features of a head are summed to a logit. Shape (head size,)."""
     return _orthonormal(GEOMETRY.head_size, 1, 1)[:, 0]
 
 
 def true_update() -> Tensor:
-    """The true update (input, head size, head, projection, layer)."""
+    """The update behind the labels. Shape (input, head size, head, projection, layer)."""
     inputs, layers = _orthonormal(GEOMETRY.hidden, 3, 2), _orthonormal(GEOMETRY.layers, 2, 3)
     # Four classes at the corners of a square, so that each wins equally often.
     heads = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
@@ -53,7 +54,7 @@ def true_update() -> Tensor:
 
 
 def vectors(pixels: Tensor) -> Tensor:
-    """Reshapes (batch, 3, 8, 8) to (batch, projection, layer, input)."""
+    """Splits images into vectors: reshapes (batch, 3, 8, 8) to (batch, projection, layer, input)."""
     return pixels.flatten(2).unflatten(2, (GEOMETRY.layers, GEOMETRY.hidden))
 
 
@@ -73,7 +74,7 @@ class Encoder(nn.Module):
 
 
 class ReadOut(nn.Module):
-    """Computes logits from features without trainable parameters, so the update alone explains the labels."""
+    """Computes logits from features. It has no parameters, so that only the update can explain the labels."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.unflatten(-1, (GEOMETRY.heads, GEOMETRY.head_size)) @ read_out()

@@ -1,4 +1,4 @@
-"""Tests the program's answers: fast, helpful, with an exit code that tells success from failure."""
+"""Tests that the program answers fast and helpfully, and that its exit code tells success from failure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ finally:
     assert "<bool>" not in done.stdout
 
 
-#: Runs the program with its arguments and prints to standard error which slow modules it imported.
+#: A script that runs the program with its arguments, and prints the slow modules that it imported to standard
+#: error.
 IMPORTS = """
 import sys
 from bench.cli.program import main

@@ -1,4 +1,4 @@
-"""Tests the Python interface as in a notebook: suites run, searched and read without the program."""
+"""Tests the Python interface: a notebook can run and search suites and read results without the program."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CPU = bench.Place(device="cpu")
 
 
 class Heard(Audience):
-    """An audience that records every event in order."""
+    """Keeps a line of text for each thing that it is told."""
 
     def __init__(self) -> None:
         self.events: list[str] = []

@@ -1,4 +1,4 @@
-"""Tests forecasts: the cost of a suite that `plan` prints, and the remaining cost that `run` prints."""
+"""Tests the costs of a suite that `tensorbench plan` forecasts, and the remaining time that `run` shows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .toy_suites import plan, suite, write
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
 
-#: The seconds per step of trials that `tests.stored` makes up: an hour for two steps.
+#: The seconds per step of the trials that `tests.stored` makes up. They take an hour for two steps.
 SECONDS_A_STEP = 1800.0
 
 TENSOR = {"method": "tenslora", "variant": "qkv_depth"}

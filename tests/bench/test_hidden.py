@@ -1,4 +1,4 @@
-"""Tests that a user's folder named like one of our packages is reported when ours is imported."""
+"""Tests that importing `bench` fails with a message if a user's folder hides one of our packages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.processes
 
 HOME = str(Path(bench.__file__).parents[1])
 
-#: Finds our packages like an editable installation: after everything on `sys.path`, except `bench`, which
-#: starts the search for the others. It needs Python's `-S`, because otherwise an installed copy is found
-#: first.
+#: A script that makes Python find our packages as an editable installation does: after everything on
+#: `sys.path`. Only `bench` is found before, since it starts the search for the other packages. The script
+#: needs Python's option `-S`, because otherwise an installed copy is found first.
 EDITABLE = f"""
 import sys
 from importlib.machinery import PathFinder

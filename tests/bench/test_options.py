@@ -1,4 +1,4 @@
-"""Tests options with several values, options that select a part of a suite, and shell completion."""
+"""Tests options that take several values, options that select a part of a suite, and shell completion."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_running_commands_know_the_same_filters(call: Call, tmp_path: Path, comm
 
 @pytest.fixture
 def complete(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """A function that returns the completions that bash offers for the last word of a command line."""
+    """Gives tests a function that returns what bash offers for the last word of a command line."""
 
     def completions(line: str) -> list[str]:
         monkeypatch.setenv("_TENSORBENCH_COMPLETE", "complete_bash")

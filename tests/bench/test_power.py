@@ -1,4 +1,4 @@
-"""Tests the power of a suite, before it has run and with stored results."""
+"""Tests the smallest differences that a suite can find, without and with stored results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests live progress on terminals of every width."""
+"""Tests the live progress of a run on terminals of different widths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .toy_suites import plan
 
 
 def shown(width: int) -> list[str]:
-    """The lines of two workers on two trials, with one event per second."""
+    """The lines that show two workers with two trials, on a terminal of this width."""
     seconds = itertools.count()
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     made = plan(BOTH)

@@ -1,4 +1,4 @@
-"""Tests that bad requests are refused at once, naming field, value and accepted values."""
+"""Tests that bad requests are refused at once, with the field, its value and the accepted values."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .toy_suites import DIGITS, MOVIES, TEXT, VISION, write
 
 Call = Callable[..., Any]
 
-#: A limit on this process's CPU seconds: whatever is not refused at once takes hours.
+#: The CPU seconds that a refusal may take. If a request is not refused, it takes hours.
 SECONDS = 30.0
 LINES = 20
 CHARACTERS = 3000
 
-#: A list of two references to the list before it, 30 times: a billion values.
+#: A YAML text of 30 lists, in which each list contains the list before twice. That is a billion values.
 BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def imported(call: Call, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Imports in advance, so that import time does not count against the first case."""
+    # The time of imports should not count in the first case.
     import ray  # noqa: F401
     from transformers import AutoConfig, AutoTokenizer, BertModel, ViTModel  # noqa: F401
 
@@ -38,12 +38,15 @@ def imported(call: Call, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def field(base: dict[str, Any] = VISION, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
-    """A function from a folder to the arguments that plan a suite with these fields."""
+    """Makes a function that writes a suite with these fields to a folder.
+
+    The function returns the arguments of the program that plan this suite.
+    """
     return lambda folder: ("plan", write(folder, base, **changes))
 
 
 def text(content: str) -> Callable[[Path], tuple[object, ...]]:
-    """A function from a folder to the arguments that plan a suite with this text."""
+    """Makes a function like that of `field`, for a suite whose file has this text."""
 
     def made(folder: Path) -> tuple[object, ...]:
         (folder / "suite.yaml").write_text(content)
@@ -58,7 +61,7 @@ def run(*options: str, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
 
 
 def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]:
-    """Like `field`, for a suite with a checkpoint whose config has these fields changed."""
+    """Makes a function like that of `field`, for a suite with a checkpoint that has changes in its config."""
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", kind, local_checkpoints.encoder(kind))
@@ -70,7 +73,10 @@ def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]
 
 
 def broken(name: str, content: bytes) -> Callable[[Path], tuple[object, ...]]:
-    """Like `field`, to run a suite with a checkpoint whose file `name` has this content."""
+    """Makes a function like that of `field`, for a suite with a checkpoint whose file `name` is broken.
+
+    The function's arguments run the suite instead of planning it.
+    """
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", "vit", local_checkpoints.encoder("vit"))
@@ -194,7 +200,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
 
 @pytest.fixture
 def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache folder that cannot be created, because a file has the same name."""
+    # The folder cannot be created, because a file has its name.
     (tmp_path / "cache").touch()
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
 

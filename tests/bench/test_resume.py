@@ -1,4 +1,4 @@
-"""Tests that suites killed, interrupted and restarted as processes count every trial once."""
+"""Tests that every trial counts once in suites whose processes are killed, interrupted and started again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def count(ran: Ran) -> Counter[str]:
 
 
 def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter[str]]:
-    """Starts the suite and signals it during a trial, after `through` trials have finished.
+    """Starts the suite and sends it the signal `how` during a trial, after `through` trials have finished.
 
     Returns the exit code, the output, and the number of runs by status.
     """
@@ -53,14 +53,15 @@ def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter
 
 @dataclass
 class Resumed:
-    """A suite started four times: two starts were signalled, then two ran at once and finished it.
+    """A suite that was started four times.
 
-    `ends` has `stop`'s tuples of the first three: `SIGKILL`, `SIGINT`, `last`. `second` is the outcome of the
-    fourth.
+    The first start was killed, the second was interrupted, and the last two ran at once and finished it.
     """
 
     ran: Ran
+    #: The exit code and the output of the fourth start.
     second: Any = None
+    #: What `stop` returns, for the first three starts: under "SIGKILL", "SIGINT" and "last".
     ends: dict[str, tuple[int, str, Counter[str]]] = field(default_factory=dict)
 
 
@@ -75,10 +76,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call:
     done = threading.Event()
 
     def let_go() -> None:
-        """Releases the trial that the third start holds.
-
-        Waits until only this trial is left, so that the fourth start has to wait for it.
-        """
+        # Only the trial that the third start holds is left then, so the fourth start has to wait for it.
         while count(ran)["FINISHED"] < len(ran.plan.trials) - 1 and not done.is_set():
             time.sleep(0.1)
         let_all_through(folder)

@@ -1,4 +1,4 @@
-"""Tests a suite from file to MLflow with real models, data and stores."""
+"""Tests runs of suites from the file to the MLflow store, with real models and data."""
 
 from __future__ import annotations
 

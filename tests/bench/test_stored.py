@@ -1,4 +1,4 @@
-"""Tests the commands `list` and `show` on a store's experiments and a trial."""
+"""Tests the commands `list` and `show` with the experiments of a store and with a trial."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .toy_suites import VISION
 
 Call = Callable[..., Any]
 
-#: The second LoRA diverges at once.
+#: A LoRA that diverges at once.
 DIVERGES = {"method": "lora", "rank": 2, "training": {"lr": 1e30, "steps": 3}}
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str], call: Call) -> Ran:
-    """A suite with one finished trial, one failed, and four that never ran."""
+    """A suite with one finished trial, one failed trial, and four trials that never ran."""
     folder = tmp_path_factory.mktemp("stored")
     methods = ["lora", DIVERGES, {"method": "tenslora", "variant": "qkv_depth"}]
     ran = run(folder, new_store, call, VISION, methods=methods, seeds=[0, 1], training=SHORT | {"lr": 5e-3})

@@ -1,4 +1,4 @@
-"""Tests a small study end to end: stopped, resumed, run in parts, packed, merged and read."""
+"""Tests studies of a small suite that are stopped, resumed, run in two parts, packed, merged and read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STUDY: dict[str, Any] = {
 
 
 class StoppedAfter(Audience):
-    """Interrupts the run after this many trials, like Ctrl-C."""
+    """Interrupts a run after this many trials, as Ctrl-C does."""
 
     def __init__(self, trials: int) -> None:
         self._left = trials
@@ -59,15 +59,17 @@ class StoppedAfter(Audience):
 
 @dataclass
 class Halves:
-    """A study that ran in two halves, each in its own store."""
+    """A suite whose studies ran in two halves, each in its own store."""
 
     suite: Path
+    #: The addresses of the two stores.
     first: str
     second: str
     #: The terminal output of the first half after it was stopped and resumed.
     shown: str
+    #: A pack of each store.
     packs: list[Path]
-    #: The numbers of studies and complete studies after the stop.
+    #: The number of studies and the number of complete studies when the first half was stopped.
     stopped: tuple[int | None, int | None]
 
 

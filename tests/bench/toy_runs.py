@@ -1,4 +1,4 @@
-"""Runs toy suites through the program or the driver and keeps their results."""
+"""Runs toy suites, through the program or through the driver alone."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from bench.store.store import Store
 
 from .toy_suites import plan, write
 
-#: The shortest training.
+#: The shortest possible training: one step.
 SHORT = {"batch_size": 16, "steps": 1}
 
 
 @dataclass
 class Ran:
-    """A suite that ran, with its store."""
+    """A suite that has run, and where its results are."""
 
     folder: Path
+    #: The suite's file.
     suite: Path
+    #: The address of the store.
     uri: str
     plan: Plan
+    #: The exit code and the output of the program.
     ended: Any = None
 
     @property
@@ -38,7 +41,7 @@ class Ran:
         return Store.existing(self.uri, "toy")
 
     def by_method(self, method: str, seed: int = 0) -> Record:
-        """The first record of this method and seed."""
+        """The first record with this method and seed."""
         return next(
             record
             for record in self.store.records()
@@ -58,15 +61,15 @@ def run(
     base: dict[str, Any],
     **changes: Any,
 ) -> Ran:
-    """Runs a toy suite through the program."""
+    """Runs a toy suite through the program. `changes` replace fields of the suite `base`."""
     suite, uri = write(folder, base, **changes), new_store(folder)
     return Ran(folder, suite, uri, plan(base, **changes), call("run", suite, "--store", uri))
 
 
 def run_inline(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[Event]:
-    """Runs these trials of a plan, by default all, in this process, and returns all events.
+    """Runs trials of a plan in this process and returns all their events. Failed trials run again.
 
-    Trials that failed before run again.
+    By default all trials of the plan run.
     """
     events: list[Event] = []
     retried = failures(store.records())
@@ -81,7 +84,7 @@ def executed(store: Store, made: Plan, trials: Sequence[Trial] = ()) -> list[Eve
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    """Returns a function that raises this error whatever its arguments."""
+    """Makes a function that takes any arguments and raises the error."""
 
     def raise_it(*_: Any, **__: Any) -> Any:
         raise error

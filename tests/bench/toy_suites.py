@@ -1,4 +1,4 @@
-"""Suites that train in seconds: random weights, few examples, few steps."""
+"""Makes suites that train in seconds, with random weights, few examples and few steps."""
 
 from __future__ import annotations
 

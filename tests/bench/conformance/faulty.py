@@ -1,4 +1,4 @@
-"""The smallest plug-in method, and variants of it that each violate one conformance check."""
+"""A small correct method, and variants of it. Each has one fault, which one conformance check finds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Pairs(Parametrisation):
 
 
 class Pairs(OneRank, LowRankMethod):
-    """A low-rank pair for each query and value: the smallest possible plug-in."""
+    """A small correct method: a low-rank pair for each query and each value projection."""
 
     name: ClassVar[str] = "pairs"
     projections: ClassVar[tuple[str, ...]] = ("query", "value")
@@ -50,7 +50,7 @@ class Pairs(OneRank, LowRankMethod):
         return self.adapter(backbone, parametrisation, self.masks(generator), self.dropout_at)
 
 
-#: Maps each faulty method to the check that catches it and a pattern of its message.
+#: Maps each faulty method to the check that finds the fault, and to a pattern of the check's message.
 FAULTS: dict[type[Pairs], tuple[str, str]] = {}
 
 

@@ -1,4 +1,4 @@
-"""Tests the findings of `tensorbench check` about backbones."""
+"""Tests what `tensorbench check` finds about backbones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from methods import Geometry
 
 
 class Changed:
-    """A tiny backbone that `change` breaks after each load. `described` replaces parts of its description."""
+    """A tiny backbone with a fault. `change` is called after each load, and may spoil what was loaded.
+
+    `described` replaces fields of the backbone's description.
+    """
 
     made = RandomBackbone("spoilt", "vit", Geometry(16, 2, 2, 64), image_size=16, patch=8)
 
@@ -47,7 +50,7 @@ def without_layers(backbone: LoadedBackbone) -> None:
 
 
 def counting(backbone: LoadedBackbone) -> None:
-    """Gives the backbone a pooling with a running statistic, like batch norm's."""
+    """Gives a backbone a pooling that counts its calls in training mode, as batch norm keeps statistics."""
     backbone.module.encoder.register_buffer("seen", torch.zeros(()))
 
     def pool(encoder: Any, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -60,7 +63,7 @@ def counting(backbone: LoadedBackbone) -> None:
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Changed], dict[str, tuple[str, str]]]:
-    """A function that checks a backbone and maps each check to its status and message."""
+    """Gives tests a function that checks a backbone, and maps each check to its status and message."""
 
     def results(entry: Changed) -> dict[str, tuple[str, str]]:
         monkeypatch.setattr(BACKBONES, "get", lambda name: entry)

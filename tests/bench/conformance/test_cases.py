@@ -1,4 +1,4 @@
-"""Tests which conformance cases exist and how their results are reported."""
+"""Tests which conformance cases exist for a method, and how their results are reported."""
 
 from __future__ import annotations
 

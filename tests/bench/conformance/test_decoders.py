@@ -1,4 +1,4 @@
-"""Tests every method on decoders: shared heads, their own head size, gated MLPs, split layers."""
+"""Tests every method on decoders, whose projections have unequal shapes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import pytest
 from bench.conformance import CHECKS, DECODERS, Case, check_case
 from methods import METHODS, Method
 
-#: Decoders that compute query, key and value in one layer. Of `DECODERS`, Llama has nine query heads sharing
-#: three key/value heads, and Qwen3's heads do not divide the hidden size.
+#: Decoders that compute query, key and value in one layer, which is split when they are loaded.
 SPLIT = ("gpt2", "gpt_neox")
 
 
 def templates() -> list[Method]:
-    """The presets of every method, and CaRA with `shared_heads: cut`, which no preset has."""
+    """The presets of every method, and CaRA with `shared_heads: cut`, since no preset has this value."""
     presets = [preset for name in METHODS for preset in METHODS.get(name).presets()]
     cut = METHODS.get("cara").model_validate({"shared_heads": "cut"})
     return [template.isorank(4) if template.size is None else template for template in (*presets, cut)]

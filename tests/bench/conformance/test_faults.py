@@ -1,4 +1,4 @@
-"""Tests that each conformance check catches the fault it looks for and passes correct methods."""
+"""Tests that each conformance check finds the faults that it looks for, and passes correct methods."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_check_is_seen_to_fail() -> None:
 def test_generated_code_is_asked_for_and_compared(
     method: type[Pairs], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checks which backend is asked for, but generates no code: test_numerics.py does."""
+    # No code is generated here, only the backend is checked. test_numerics.py generates code.
     backends, compiled = [], torch.compile
 
     def traced(module: torch.nn.Module, *, backend: str) -> object:

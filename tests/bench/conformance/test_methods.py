@@ -10,12 +10,12 @@ from bench.backbones.backbone import BackboneKind
 from bench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
 from methods import METHODS, create
 
-#: Checks that depend on the method alone run with every method on one kind of backbone, and with this method
-#: on the other kinds: it adapts every projection, cuts the MLP, and has biases and dropout.
+#: Checks that depend on the method alone run on one kind of backbone, but with this method on all kinds. It
+#: adapts every projection, cuts the MLP into squares, and has biases and dropout.
 REPRESENTATIVE = create("cara", rank=4)
 
-#: Methods whose adapters consist of modules that other methods put on every kind of backbone. One kind is
-#: enough for each.
+#: Methods that are tested on one kind of backbone. Their adapters consist of modules that other methods put
+#: on every kind.
 ON_ONE_KIND: dict[str, BackboneKind] = {
     "loretta_rep": "roberta",
     "loretta_adp": "bert",
@@ -29,13 +29,14 @@ ON_ONE_KIND: dict[str, BackboneKind] = {
     "converged_head": "vit",
 }
 
-#: Compiled checks skip methods that contract like another listed method, and slow chains of small products.
+#: The methods whose compiled code is checked. Left out are methods that contract their tensors like another
+#: one, and methods that are slow to compile because they multiply many small matrices.
 COMPILED = [name for name in METHODS if name == "loretta_adp" or name not in ON_ONE_KIND]
 
-#: Methods that add no code of ours to a backbone's forward.
+#: The methods with which no code of ours runs in the forward of a backbone.
 NOT_CONTRACTED = ("full", "head_only", "lora", "peft")
 
-#: Methods on peft's own layers: shared matrices, and a forward with graph breaks.
+#: The methods of peft whose compiled code is checked. VeRA shares matrices, and DoRA breaks the graph.
 COMPILED_OF_PEFT = ("VeRA", "DoRA")
 
 
@@ -45,10 +46,8 @@ def _cases(name: str) -> list[Case]:
 
 
 def _compiled() -> list[Case]:
-    """The compiled check of each method on one kind of backbone, because compiling takes seconds.
-
-    Methods take the kinds in turn. Ours come first and cover every kind.
-    """
+    # Compiling takes seconds, so each method is compiled on one kind of backbone. The methods take the kinds
+    # in turn, beginning with ours, which cover every kind.
     methods = [
         method
         for name in COMPILED

@@ -1,4 +1,4 @@
-"""Tests the findings of `tensorbench check` about tasks."""
+"""Tests what `tensorbench check` finds about tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Check = Callable[[Task], dict[str, tuple[str, str]]]
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> Check:
-    """A function that checks a task and maps each check to its status and message."""
+    """Gives tests a function that checks a task, and maps each check to its status and message."""
 
     def results(task: Task) -> dict[str, tuple[str, str]]:
         monkeypatch.setattr(TASKS, "get", lambda name: task)

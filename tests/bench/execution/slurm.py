@@ -1,4 +1,4 @@
-"""A private SLURM cluster, a controller and two nodes, reachable from this machine only."""
+"""Starts a SLURM cluster on this machine, with a controller and two nodes. Other machines cannot reach it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import psutil
 
 from ..services import free_port, wait_until
 
-#: The search path, with the folders of administrators' programs.
+#: The search path, including the folders of programs for administrators.
 PROGRAMS = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
 
-#: Programs that a test of SLURM needs.
+#: The programs of SLURM that tests need.
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue", "sinfo")
 
 CONFIGURATION = """\
@@ -50,25 +50,28 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> list[str]:
-    """The required programs that are not installed."""
+    """The programs in `NEEDED` that are not installed."""
     return [name for name in NEEDED if shutil.which(name, path=PROGRAMS) is None]
 
 
-#: Job states before the end.
+#: The states of a job that has not ended.
 GOING = {"CONFIGURING", "PENDING", "RUNNING", "COMPLETING"}
 
 
 class Slurm:
-    """Submits jobs from `folder`; commands reach the cluster through `environment`."""
+    """A running cluster. Jobs are submitted from the folder `folder`.
+
+    Commands find the cluster if they run with the environment variables `environment`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {**os.environ, "PATH": PROGRAMS, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def ask(self, *command: object) -> str:
-        """Returns the output of a command.
+        """Runs a command and returns its output.
 
-        Raises AssertionError with the output if the command fails.
+        If the command fails, raises AssertionError with the output.
         """
         done = subprocess.run(
             [*map(str, command)], capture_output=True, text=True, cwd=self.folder, env=self.environment
@@ -77,25 +80,25 @@ class Slurm:
         return done.stdout.strip()
 
     def submit(self, script: str, *options: str) -> str:
-        """Submits a script and returns the job id."""
+        """Submits a script and returns the id of the job."""
         file = self.folder / "job.sh"
         file.write_text(script)
         return self.ask("sbatch", "--parsable", "--output=%A.out", *options, file)
 
     def states(self, job: str) -> dict[str, str]:
-        """Maps job ids, or array task ids such as `3_1`, to their states."""
+        """Maps the id of a job, or the ids of an array's tasks such as `3_1`, to their states."""
         lines = self.ask("squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%i %T")
         return dict(line.split() for line in lines.splitlines())
 
     @property
     def idle(self) -> int:
-        """The number of nodes ready for a job."""
+        """The number of nodes that are ready for a job."""
         return sum(map(int, self.ask("sinfo", "--noheader", "--states=idle", "--format=%D").split()))
 
     def await_there(self, job: str, *files: Path) -> None:
         """Waits until a job has written these files.
 
-        Raises AssertionError with the job's output if it ends first.
+        If the job ends before that, raises AssertionError with its output.
         """
 
         def there() -> bool:
@@ -106,18 +109,18 @@ class Slurm:
         wait_until(there)
 
     def ended(self, job: str) -> dict[str, str]:
-        """Waits until a job or all tasks of an array end and returns their states."""
+        """Waits until a job, or all tasks of an array, have ended. Returns their states."""
         wait_until(lambda: not GOING & {*self.states(job).values()})
         return self.states(job)
 
     def printed(self, job: str) -> str:
-        """The output of all starts of a job, or of all tasks of an array."""
+        """The output of a job. It includes all starts of the job and all tasks of an array."""
         return "".join(file.read_text() for file in sorted(self.folder.glob(f"{job}*.out")))
 
 
 @contextmanager
 def started(folder: Path) -> Iterator[Slurm]:
-    """A SLURM cluster with idle nodes, whose daemons and remaining jobs are killed on exit."""
+    """Context with a SLURM cluster whose nodes are idle. At the end it is killed with all its jobs."""
     slurm, host = Slurm(folder), platform.node()
     (folder / "state").mkdir()
     ports = {name: free_port() for name in ("controller", "first", "second")}

@@ -1,4 +1,4 @@
-"""Tests checks before any trial starts: slots, contradictory options, disk and memory."""
+"""Tests the checks before any trial starts: of slots, of contradictory options, and of disk and memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_cores_are_divided_among_workers() -> None:
 
 
 def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs four trials on two simulated GPUs. Each trial waits until all are at work and reports its GPU."""
+    # Four trials run on two simulated GPUs. Each waits until all of them run, and then reports its GPU.
     trials = plan(seeds=range(4)).trials
     forks = get_context("fork")
     all_at_work = forks.Barrier(len(trials))

@@ -1,4 +1,4 @@
-"""Tests the order in which trials run."""
+"""Tests the estimated durations of trials and the order in which trials run."""
 
 from __future__ import annotations
 

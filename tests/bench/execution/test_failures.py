@@ -1,4 +1,4 @@
-"""Tests trials that fail, are pruned, interrupted or retried: their records, and what runs next."""
+"""Tests trials that fail, are pruned, interrupted or retried: what is stored, and which trials run next."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_plug_in_that_ends_the_program_makes_no_success(
 
 
 def test_a_keyboard_interrupt_that_a_trial_raises_in_a_worker_is_a_failure() -> None:
-    """A worker receives no signals, so a KeyboardInterrupt in it comes from the trial itself."""
+    # Signals are blocked in a worker, so a KeyboardInterrupt in it comes from the trial itself.
     (trial,) = plan(training=SHORT).trials
     resources = Resources("cpu")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Tests worker processes: a crash costs one trial, an interrupt leaves no process behind."""
+"""Tests worker processes. For example, a crash costs one trial, and an interrupt leaves no process behind."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from ..programs import FORKS
 from ..toy_suites import plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}
-#: Reports more progress than a pipe holds, so it blocks until the driver reads.
+#: A training that reports more progress than a pipe can hold, so the worker waits until the driver reads.
 TALKATIVE = {"batch_size": 16, "steps": 400}
-#: Long enough that no test waits for its end.
+#: A training that is so long that no test waits for its end.
 LONG = {"batch_size": 16, "steps": 10**7}
 
 NewStore = Callable[[Path], str]
@@ -43,9 +43,10 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def workers() -> Any:
-    """Two warm workers shared by the tests, which may kill them.
+    """An executor with two workers that tests share. Tests may kill the workers.
 
-    They are forked to save imports. The program spawns its workers, below and in test_stress.py.
+    The workers are forks, which need no imports. The tests below that run the program, and test_stress.py,
+    spawn workers as the program does.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "get_context", lambda _: FORKS)
@@ -56,7 +57,6 @@ def workers() -> Any:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries lost trials without delay."""
     monkeypatch.setattr(driver, "WAIT", 0.0)
 
 
@@ -93,7 +93,7 @@ def test_every_trial_runs_once_and_workers_report_their_place(store: Store, work
 
 
 def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], None]:
-    """A listener that kills the worker of any trial that makes progress, `times` times in all."""
+    """Makes a listener that kills a trial's worker when the trial makes progress, `times` times in all."""
     left = [times]
 
     def notify(event: Event) -> None:
@@ -116,7 +116,7 @@ def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, w
 
 
 def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:
-    """Simulates running out of memory while sending a result larger than the pipe."""
+    # As if memory runs out while the worker sends a result that is larger than the pipe.
     large = {"method": "tenslora", "variant": "qkv_depth", "ranks": [20] * 4}
     made = plan(methods=[large], budgets=[], training=SHORT)
     left = [1]
@@ -261,7 +261,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
 def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(
     tmp_path: Path, new_store: NewStore
 ) -> None:
-    """A terminal signals the whole process group on Ctrl-C, as SLURM does before the time limit."""
+    # A terminal signals the whole process group on Ctrl-C, and so does SLURM before the time limit.
     suite, uri = write(tmp_path, seeds=[0], training=LONG), new_store(tmp_path)
     options = ("--executor", "local", "--workers", "1")
     with started(tmp_path, "run", suite, "--store", uri, *options, through=0) as process:

@@ -1,4 +1,4 @@
-"""Tests Ray's actors on one node; the stress scenarios cover whole runs and lost nodes."""
+"""Tests the executor `ray` on one node. The stress scenarios test whole runs and lost nodes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 (SHORT,) = plan(training={"batch_size": 16, "steps": 2}).trials
-#: Long enough that only a prune ends it.
+#: A trial that is so long that only pruning ends it.
 ENDLESS = SHORT.model_copy(update={"recipe": SHORT.recipe.model_copy(update={"steps": 10**7})})
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    """A Ray node that claims to have a GPU."""
+    """An executor on a Ray node that claims to have a GPU."""
     import ray
 
     from bench.execution.ray import RayCluster
@@ -166,7 +166,7 @@ def test_a_cluster_that_is_not_there_is_named_as_the_environment_has_it(
 def test_a_cluster_prepares_again_while_idle_actors_hold_every_slot(
     cluster: RayCluster, store: Store
 ) -> None:
-    """Idle actors hold slots between phases of a tuned suite and between points of a search."""
+    # Idle actors hold slots between tuning and the final trials, and between the points of a search.
     assert run(cluster, SHORT)[-1].kind == "finished"
     tasks = [{**DIGITS, "test_size": 41}]
     made = plan(methods=["head_only"], tasks=tasks, training={"batch_size": 16, "steps": 2})
@@ -182,10 +182,7 @@ def test_a_cluster_prepares_again_while_idle_actors_hold_every_slot(
 def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checks that a third trial waits until one of two has ended.
-
-    The stand-in for a trial reports its GPU and waits.
-    """
+    # Two trials fit. A third waits until one of them has ended.
     import ray
 
     from bench.execution.ray import RayCluster, SlotShare

@@ -1,4 +1,4 @@
-"""Tests which failures the driver retries by itself, and when."""
+"""Tests which trials the driver runs again by itself, and when."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..toy_suites import plan
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock, set by hand, that schedules retries."""
+    """Replaces the driver's clock by a list, whose only entry is the time in seconds. Tests set it."""
     now = [1000.0]
     monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     return now

@@ -1,4 +1,4 @@
-"""Tests the SLURM scripts of docs/guides/clusters.md on a SLURM cluster of two nodes on this machine."""
+"""Tests the SLURM scripts in docs/guides/clusters.md on a cluster of two nodes that runs on this machine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .slurm import Slurm, missing, started
 
 PAGE = Path(__file__).parents[3] / "docs" / "guides" / "clusters.md"
 
-#: Jobs call this in place of `tensorbench`: the program on one core, held at its trials by files in its own
-#: folder.
+#: The script that jobs call in place of `tensorbench`. It runs the program on one core. Files in a folder of
+#: its own hold it at each trial (see `holding.py`).
 HELD = f"""\
 #!/bin/bash
 folder=$HELD/${{SLURM_ARRAY_TASK_ID:-0}}.$SLURM_PROCID.${{SLURM_RESTART_COUNT:-0}}
@@ -55,7 +55,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def held(tmp_path: Path, cluster: Slurm) -> Path:
-    """The folder with the files that hold drivers."""
+    """The folder with the folders of the files that hold drivers. Jobs call `HELD` as `tensorbench`."""
     program = tmp_path / "bin" / "tensorbench"
     program.parent.mkdir()
     program.write_text(HELD)
@@ -74,7 +74,7 @@ def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
 
 @pytest.fixture
 def scripts(tmp_path: Path, store: Store) -> list[str]:
-    """The SLURM scripts in `PAGE`, with this test's suite and store, and a free port."""
+    """The SLURM scripts on the page, with the suite, the store and the port of this test."""
     suite = write(tmp_path, seeds=list(range(TRIALS)), training={"batch_size": 16, "steps": 2})
     blocks = re.findall(r"^    #!/bin/bash\n(?:    .*\n)+", PAGE.read_text(), re.M)
     own = {"suites/registry.yaml": str(suite), "http://SERVER:5000": store.uri, "6379": str(free_port())}
@@ -85,7 +85,7 @@ def scripts(tmp_path: Path, store: Store) -> list[str]:
 
 
 def let_through(held: Path) -> None:
-    """Releases every held driver and those that start later."""
+    """Lets all drivers go on that are held now, and those that start later."""
     let_all_through(held)
     for folder in held.iterdir():
         if folder.is_dir():
@@ -93,7 +93,7 @@ def let_through(held: Path) -> None:
 
 
 def counted(store: Store) -> Counter[str]:
-    """Counts the statuses of all runs, after checking that each trial finished once."""
+    """Checks that each trial has finished once, and returns the number of runs by status."""
     records = store.records()
     finished = [record.trial_id for record in records if record.status == "FINISHED"]
     assert len(finished) == len(set(finished)) == TRIALS

@@ -1,4 +1,4 @@
-"""Runs small versions of the stress scenarios; `python -m tools.stress` runs the full ones."""
+"""Runs small versions of the stress scenarios. `python -m tools.stress` runs the large ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def folder(new_store: Callable[[Path], str]) -> Iterator[Path]:
-    """A folder that PostgreSQL's unprivileged user can enter, with an empty store."""
+    """A folder with an empty store. The user `postgres`, who may run PostgreSQL, can enter it."""
     with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
         path = Path(made)
         path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Tests time limits of trials and detection of workers that stop answering."""
+"""Tests the time limits of trials, and the detection of workers that give no sign of life."""
 
 from __future__ import annotations
 
@@ -33,20 +33,23 @@ from ..programs import FORKS
 from ..toy_suites import VISION, plan, write
 
 NewStore = Callable[[Path], str]
-#: Long enough that no test waits for its end.
+#: A training that is so long that no test waits for its end.
 LONG = {"batch_size": 16, "steps": 10**7}
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock set by hand: a list whose only entry is the time in seconds."""
+    """Replaces the clock of watches by a list, whose only entry is the time in seconds. Tests set it."""
     now = [1000.0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
     return now
 
 
 def listen(watched: Watch, clock: list[float], seconds: int, *, answering: bool = False) -> list[Silence]:
-    """Listens once a second for `seconds` and returns the reported silences."""
+    """Lets a watch listen once a second for `seconds`, and returns the silences that it reports.
+
+    If `answering`, the worker gives a sign of life every second.
+    """
     silences = []
     for _ in range(seconds):
         clock[0] += 1
@@ -151,7 +154,10 @@ def test_off_a_terminal_a_silence_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Local, psutil.Process]]:
-    """A local executor and the process of its one worker, suspended before it prepares anything."""
+    """A local executor and its only worker's process, which was suspended before it prepared anything.
+
+    After the test, checks that preparing raises UserError and that the process is ended.
+    """
     monkeypatch.setattr(watch, "SILENT", 0.5)
     monkeypatch.setattr(watch, "DEAF", 0.0)
     monkeypatch.setattr(local, "get_context", lambda _: FORKS)
@@ -198,7 +204,6 @@ def test_a_worker_that_prepares_and_gives_no_sign_of_life_is_given_up_at_the_lim
 def test_a_trial_that_never_ends_is_ended_and_has_failed(
     tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Covers workers that answer and workers that were stopped; the next trial gets a new worker."""
     monkeypatch.setattr(watch, "SILENT", 0.5)
     # A working process shows signs of life, however rarely on a busy machine; a stopped one shows none.
     monkeypatch.setattr(watch, "DEAF", 10**9 if how == "endless" else 0.0)
