@@ -44,7 +44,8 @@ def dead(owner: str) -> bool:
     """Whether the process of this name ran on this machine, in this container, and has ended.
 
     False for a process on another machine, before a restart, or in another container, since its state is
-    unknown. `owner` is a name that `owner()` returned. Earlier versions stored only the host name in it.
+    unknown. `owner` is a name that `owner()` returned. In names from earlier versions, the host name alone
+    stands for the machine.
     """
     place, _, rest = owner.partition(":")
     if place not in (_place(), platform.node()):

@@ -190,11 +190,11 @@ def deal(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Deals examples into splits. Returns the positions of each split's examples.
 
-    Blocks (see `blocks`, also for `contents` and `groups`) are dealt in order of size, the largest first.
-    Each goes to the split whose shares of the classes it disturbs least. If `splits` is given, official
-    validation and test splits keep their examples, and a missing one is dealt from train. Positions are
-    shuffled, so that the first n of a split are a fair sample. Every `seed` gives another deal and another
-    order. None gives the deal that all seeds share.
+    `contents` and `groups` are those of `blocks`, which says which examples stay together. The blocks are
+    dealt in order of size, the largest first. Each goes to the split whose shares of the classes it disturbs
+    least. If `splits` is given, official validation and test splits keep their examples, and a missing one is
+    dealt from train. Positions are shuffled, so that the first n of a split are a fair sample. Every `seed`
+    gives another deal and another order. None gives the deal that all seeds share.
 
     Raises UserError if a split is empty, if a split lacks a class that the task requires, if fractions do not
     add up to 100, if a suite gives fractions for official splits, and if no example is left because every one

@@ -162,7 +162,7 @@ class HubTask(Task):
 
     @abstractmethod
     def inputs(self, tables: Mapping[str, Table]) -> Sequence[Any]:
-        """Returns the inputs of all tables, one after the other. The keys are the repository's splits."""
+        """Returns the inputs of all tables, one after the other. `tables` has one table per split."""
 
     def _files(self) -> dict[str, list[Path]]:
         """Returns the files of each split that the repository has.

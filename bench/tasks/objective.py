@@ -116,8 +116,8 @@ class Objective:
     def standardised(self, task: str, labels: Tensor) -> Objective:
         """Returns the objective with `centre` and `spread` of a regression's training labels (N,).
 
-        Other kinds of target return the objective unchanged. Raises UserError if all labels are equal. `task`
-        is the task's name in the message.
+        For other kinds of target, the objective is returned unchanged. Raises UserError if all labels are
+        equal. `task` is the task's name in the message.
         """
         if self.kind != "regression":
             return self

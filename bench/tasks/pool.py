@@ -197,7 +197,7 @@ def _dealt_counts(task: Task) -> dict[SplitName, int]:
 
 @lru_cache(maxsize=32)
 def _check_images(task: Task) -> None:
-    """Raises UserError for an image that cannot be read. The cache notes that images have been checked."""
+    """Raises UserError for an image that cannot be read. The cache remembers that a task was checked."""
     source = ExampleSource(task)
 
     def check(folder: Path) -> None:

@@ -17,8 +17,8 @@ from bench.tasks.task import Examples, Task
 def rows(member: str) -> list[tuple[str, float, str]]:
     """Returns source, mean rating and text of each row in a file of the archive.
 
-    `member` is the file's name without its ending, such as "tweets". Raises UserError if the archive cannot
-    be downloaded.
+    `member` is the beginning of the file's name, such as "tweets" for tweets_GroundTruth.txt. Raises
+    UserError if the archive cannot be downloaded.
     """
     folder = fetch("vader-sentiment") / "vaderSentiment-3.3.2" / "additional_resources"
     with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:

@@ -77,7 +77,7 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
 
 
 def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> None:
-    """Raises UserError if the columns are separated by semicolons, bars or unexpected tabs."""
+    """Raises UserError if semicolons, tabs or bars separate the columns instead of the expected character."""
     for other in ";\t|":
         if len(have) == 1 and set(names) <= {name.strip('"') for name in have[0].split(other)}:
             raise UserError(

@@ -31,7 +31,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 class DataSource(Lockable):
     """The source of a hub task's data: a hub repository at a revision, or a local folder.
 
-    Fields that are None stand for the task's own repository and its main branch.
+    If `local` and `hub` are None, the data come from the task's own repository.
     """
 
     #: A folder with the repository's parquet files under the same names.

@@ -39,7 +39,7 @@ def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -
 def prompted(
     tokenizer: Any, prompt: Prompt, max_tokens: int, texts: Sequence[Any]
 ) -> tuple[list[list[int]], list[bool]]:
-    """Returns the token ids of each text in its prompt, and for each text whether its prompt was cut.
+    """Fills each text into the prompt. Returns the token ids of each prompt, and whether it was cut.
 
     Prompts begin with the `bos_token` if the tokenizer adds one. They have no end token, since an answer
     follows. A prompt that exceeds `max_tokens` together with the longest answer is cut from the left, so that

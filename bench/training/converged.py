@@ -167,7 +167,7 @@ def _logistic(features: Floats, labels: NDArray[np.int64], outputs: int) -> Iter
 
 
 def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
-    """Yields a fit for every C. It combines one logistic regression per class, the columns of `flags`.
+    """Yields a fit for every C, which combines one logistic regression per class (column of `flags`).
 
     A class that all examples have, or none, gets zero weights. Its bias is the log odds after adding half an
     example with the class and half an example without it.

@@ -29,7 +29,10 @@ EXAMPLES = 8
 
 @dataclass(frozen=True)
 class Inference:
-    """Milliseconds per forward pass of `examples` examples."""
+    """Milliseconds per forward pass of `examples` examples: `bare`, `adapted` and `merged`.
+
+    These are without adapter, with the adapter, and with the adapter merged into the backbone's weights.
+    """
 
     bare: float
     adapted: float

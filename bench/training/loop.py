@@ -43,7 +43,7 @@ class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
 
 
 class Pruned(Exception):  # noqa: N818 - it names what happened to the trial
-    """Raised by a listener to progress, such as a search, to stop an unpromising trial."""
+    """Raised to stop an unpromising trial. A search raises it when the trial reports its progress."""
 
 
 @dataclass

@@ -89,8 +89,8 @@ def computes_bf16() -> bool:
 def check_precision(trials: Iterable[Trial], device: torch.device) -> None:
     """Raises UserError if a trial with `precision: bf16` would run on a processor that emulates bf16.
 
-    Trials whose backbone is stored in bfloat16 are exempt, since they have no other precision. `EMULATE_BF16`
-    allows all trials.
+    Trials whose backbone is stored in bfloat16 are exempt, since they have no other precision. All trials are
+    exempt if the environment variable `EMULATE_BF16` is 1.
     """
     if device.type != "cpu" or os.environ.get(EMULATE_BF16) == "1" or computes_bf16():
         return

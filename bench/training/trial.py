@@ -363,7 +363,7 @@ def _of_identity(identity: str) -> tuple[Capability, ...]:
 
 
 def _capabilities(method: Method) -> tuple[Capability, ...] | None:
-    """Determines a method's capabilities. Warns and returns None if the tiny model cannot show them."""
+    """Determines a method's capabilities on a tiny model. If this fails, warns and returns None."""
     try:
         return _of_identity(json.dumps(method.identity(), sort_keys=True))
     except Exception as error:  # a plug-in's method may raise anything on an unexpected model
