@@ -161,7 +161,7 @@ def _run_parts(plan: Plan) -> list[_Part]:
 def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     """The trials of the suite's search, allocation or pilot.
 
-    Appends a note to `notes` for each method that has nothing to search.
+    Appends a note to `notes` for each method that the search or the allocation refuses.
     """
     import optuna
 

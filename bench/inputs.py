@@ -27,7 +27,7 @@ class Prompt:
     """A question about a text for a language model, and the answer that stands for each class.
 
     `template` contains `{text}`, or `{first}` and `{second}` for pairs of texts. `words` has the answer of
-    each class. It follows the filled template directly, without a space between them.
+    each class. The answer follows the filled template directly: no space is added.
     """
 
     template: str
@@ -107,7 +107,7 @@ class TextInput:
     load_tokenizer: Callable[[], Any] = field(compare=False)
     padding: Padding = "longest"
     modality: Modality = "text"
-    #: Makes a context in which errors of loading or using the tokenizer name the backbone that it comes from.
+    #: Makes a context in which errors of loading or using the tokenizer name the source of the tokenizer.
     blaming: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
     #: Whether the backbone is a language model.
     decodes: bool = False

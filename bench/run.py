@@ -55,15 +55,16 @@ class Audience:
         """
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        """Called before trials of one purpose run, such as "tuning". None: the final trials.
+        """Called before the trials of one purpose run.
 
-        `plan` has the trials of this purpose. `waiting` of them have no result yet.
+        `phase` is the purpose, such as "tuning". None: the final trials. `plan` has the trials of this
+        purpose. `waiting` of them remain to run.
         """
 
     def following(self, trials: float) -> None:
-        """Called before tuning, with the time that the final trials will take.
+        """Called before tuning, with the time that the final trials will take afterwards.
 
-        The unit of `trials` is the mean time of a tuning trial.
+        The time is given in units of the mean time of a tuning trial.
         """
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
@@ -146,11 +147,12 @@ class _Work:
         *,
         retry_failed: bool,
     ) -> Plan:
-        """Runs the trials of a plan that have one purpose, such as "tuning". None: the final trials.
+        """Runs the trials of a plan that have one purpose.
 
-        `plan` is the selected part of `full_plan`, and `records` are those of the store. A trial that another
-        driver has failed since then is not run again. Returns the full plan, with the choices of tuning that
-        have been made meanwhile.
+        `phase` is the purpose, such as "tuning". None: the final trials. `plan` is the selected part of
+        `full_plan`, and `records` are those of the store. If a trial fails after these were read, in another
+        driver, its failure counts even with `retry_failed`. Returns the full plan, with the choices of tuning
+        that have been made meanwhile.
         """
         store, executor, part = self.store, self.executor, plan.of(phase)
         failed = failures(records) if retry_failed else {}
@@ -356,7 +358,10 @@ def search_suite(
 def _run_step(
     work: _Work, full_plan: Plan, retry_failed: bool, rows: Sequence[Row], trials: Sequence[Trial]
 ) -> dict[str, Record]:
-    """Runs those trials of a pilot's step that have no result. Returns the records that count by trial id."""
+    """Runs those trials of a pilot's step that have no result.
+
+    Returns a map from the id of each stored trial to the record that counts.
+    """
     unique = tuple({trial.id: trial for trial in trials}.values())
     part = Plan(suite=full_plan.suite, rows=tuple(rows), trials=unique)
     both = Plan(suite=part.suite, rows=full_plan.rows + part.rows, trials=full_plan.trials + part.trials)

@@ -44,7 +44,7 @@ def suite_files(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def methods(context: typer.Context, incomplete: str) -> list[str]:
-    """Completes the last name in a list of methods. For example `lora,do` becomes `lora,dora`.
+    """Completes the last name in a list of methods. For example `lora,lort` becomes `lora,lorta`.
 
     Returns the whole list once for every method that matches.
     """

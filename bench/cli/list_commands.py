@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Listed(StrEnum):
-    """The choices of `list`."""
+    """The kinds of things that the command `list` lists."""
 
     STORED = "stored"
     METHODS = "methods"

@@ -176,8 +176,8 @@ def backbone_rows() -> list[Row]:
 def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
     """Returns rows from the cache folder, or computes and caches them.
 
-    They are computed if there are none, or if `of`, our source or a library has changed since. If plug-ins of
-    this kind are installed, rows are always computed, because changes of the plug-ins are not noticed.
+    Rows are computed if none are cached, or if `of`, our source or a library has changed since. They are also
+    computed if plug-ins of this kind are installed, because changes of the plug-ins are not noticed.
     """
     if entry_points(group=f"tensorbench.{kind}"):
         return compute()

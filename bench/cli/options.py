@@ -408,10 +408,10 @@ def experiment_of(name: str) -> str:
 
 
 def check_store(uri: str, *names: str) -> None:
-    """Raises UserError for a SQLite store that does not exist, and for files among `names` of a wrong type.
+    """Raises UserError if a SQLite store is missing, or if a file in `names` is neither a pack nor a suite.
 
-    The files may be packs and suites. If all `names` are packs, no store is needed. The store's own module
-    finds these mistakes too, but takes seconds to import.
+    If all `names` are packs, the store need not exist. The store's own module finds these mistakes too, but
+    takes seconds to import.
     """
     from bench.records.pack_format import ENDING
 

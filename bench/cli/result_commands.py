@@ -1,4 +1,4 @@
-"""The commands that read stored results: `show`, `report`, `export`, `verify`, `pack` and `unpack`."""
+"""The commands for stored results: `show`, `report`, `export`, `verify`, `pack` and `unpack`."""
 
 from __future__ import annotations
 

@@ -123,8 +123,8 @@ def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
 def print_summary(console: Console, summary: Summary) -> None:
     """Prints the results of a run, with one table for each task and backbone.
 
-    Above the tables it prints whether the reference failed, and on which tasks no adapter beats the converged
-    head. Below them it prints failed and missing trials, and other warnings.
+    Above the tables it prints on which tasks LoRA failed, which rows have collapsed runs, and on which tasks
+    no adapter beats the converged head. Below the tables it prints failed and missing trials, and warnings.
     """
     cells = summary.all_cells
     for sentence in (*summary.failures, *unbeaten(cells)):

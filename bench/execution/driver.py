@@ -1,8 +1,8 @@
 """The driver: claims trials in the store, hands them to an executor, and stores their results.
 
-The driver also runs lost trials again and bridges outages of the store. Only the driver writes to the store.
-Executors only run trials and report events. So results are stored in the same way with every executor, and
-workers need neither the store nor its address.
+The driver also runs lost trials again, and goes on after outages of the store. Only the driver writes to the
+store. Executors only run trials and report events. So results are stored in the same way with every executor,
+and workers need neither the store nor its address.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ WAIT, GROWTH = 2.0, 10.0
 
 
 def patiently(store: Store, ask: Callable[[], Answer]) -> Answer:
-    """Returns the answer of `ask`, which reads the store. During an outage it is called again and again.
+    """Calls `ask`, which reads the store, and returns its answer.
 
-    Raises StoreError if the outage lasts too long, and at once if the store refuses the request.
+    During an outage of the store, `ask` is called again and again. Raises StoreError if the outage lasts too
+    long, and at once if the store refuses the request.
     """
     give_up = time.monotonic() + _patience(store)
     while True:
@@ -125,7 +126,7 @@ class Retries:
         self._due: dict[str, float] = {}
 
     def another(self, trial: str) -> bool:
-        """Counts a loss of the trial and returns whether to run the trial again, as soon as it is `due`."""
+        """Counts a loss of the trial. Returns whether to run the trial again, once it is `due`."""
         self._lost[trial] += 1
         if self._lost[trial] > TIMES:
             return False

@@ -48,7 +48,8 @@ PASSING_LAYERS = 5
 #: The names of a method, a backbone and a task, as rows and stored trials have them. All trials of a workload
 #: are assumed to need the same time per step.
 Workload = tuple[str, str, str]
-#: Matches the rates that tuning appends to a method's name. They do not change the time of a step.
+#: Matches the rates and the scale that tuning appends to a method's name. The time of a step does not depend
+#: on them.
 SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 
 
@@ -102,7 +103,7 @@ class Pace:
 
 
 def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
-    """The estimated time of a plan's final trials, in units of the mean time of the trials `tuning`.
+    """The estimated time of all final trials of a plan, divided by the mean time of the trials in `tuning`.
 
     Final trials are those at the rates that tuning chose or will choose. Trials with a result are left out.
     """

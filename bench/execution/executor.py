@@ -1,4 +1,4 @@
-"""The executor interface that the driver uses."""
+"""The interface of executors, through which the driver runs trials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.training.saving import Saving
 
 
 class Executor(ABC):
-    """Runs trials and reports events. Used in a `with` statement, whose end ends every worker."""
+    """Runs trials and reports events. Used in a `with` statement, at whose end all workers are ended."""
 
     #: The fields of `Place` in `bench.execution.OPTIONS` that the executor supports.
     options: ClassVar[frozenset[str]] = frozenset()
@@ -71,7 +71,7 @@ class Executor(ABC):
 
     @abstractmethod
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        """Prepares trials. At least one is given, and none of them has been prepared.
+        """Prepares trials. At least one is given, and each needs something that has not been prepared.
 
         `limit` is the longest accepted silence of a worker in seconds. None: no limit.
         """

@@ -65,7 +65,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Slot:
-    """One worker's share of the machine: part of a device, threads and memory."""
+    """The share of the machine that one worker uses: a device or a part of one, threads, and memory."""
 
     #: The device and the slot's number, as in `cuda:0/1`.
     name: str

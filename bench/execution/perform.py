@@ -33,7 +33,7 @@ ENDS: dict[Status, End] = {
     Status.KILLED: "lost",
 }
 
-#: Texts by which other errors of torch (on a CPU), C++ and cuBLAS say that memory ran out.
+#: Texts in error messages of torch, C++ and cuBLAS that mean that memory ran out.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
 
 
@@ -60,13 +60,13 @@ Report = Callable[[Event], None]
 
 
 def started(trial: Trial, worker: str, resources: Resources) -> Event:
-    """Makes the event that says that a trial starts in this process."""
+    """Makes the event for the start of a trial in this process."""
     tags = provenance(str(resources.device)) | resources.saving.provenance()
     return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
 
 def ended(trial: Trial, worker: str, ending: Record) -> Event:
-    """Makes the event that says with which record a trial has ended."""
+    """Makes the event for the end of a trial. `ending` is the trial's record."""
     return Event(trial, ENDS[ending.status], worker, ending=ending)
 
 
@@ -142,7 +142,7 @@ def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
 
 
 def needed(trial: Trial) -> str:
-    """A text that describes the preparation of a trial. Trials with equal texts are prepared once."""
+    """A text that says what to prepare for a trial. Trials with equal texts need the same preparation."""
     read = {"backbone", "weights_hash", "task", "data", "forgetting"}
     content = trial.model_dump(mode="json", include=read)
     split = trial.task.split_seed(trial.seed)

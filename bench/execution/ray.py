@@ -79,7 +79,7 @@ class SlotShare:
     def of_gpus(cls, slots_per_device: int | None) -> SlotShare:
         """The share of a trial on GPUs: 1 / `slots_per_device` of a GPU, and some cores.
 
-        The cores of each node with GPUs are divided by its number of slots. The smallest quotient counts.
+        A trial gets as many cores as every node with GPUs can give to each of its trials, but at least one.
         Raises UserError if no node has a GPU.
         """
         slots = slots_per_device or 1

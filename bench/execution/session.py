@@ -28,7 +28,7 @@ from methods import UserError
 CLOSING = 4.0
 #: Seconds for the last writes during an outage.
 BRIEFLY = 0.5
-#: Seconds for the last writes at a normal end. They may be many, since another process may lock the file.
+#: Seconds for the last writes at a normal end. Another process may lock the file for so long.
 AT_LEISURE = 60.0
 
 #: A record is put aside when a reachable store has failed to store it this many times.

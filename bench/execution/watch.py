@@ -31,7 +31,7 @@ LEAST = 60.0
 
 @dataclass(frozen=True)
 class Silence:
-    """A time in which a trial has made no progress."""
+    """Says for how long a trial has made no progress."""
 
     seconds: float
     #: Whether the worker still gives signs of life.
@@ -52,7 +52,7 @@ class Watch:
         self._spent = self._progressed = self._answered = self._shown = 0.0
 
     def listen(self, *, at_work: bool) -> None:
-        """Adds the time since the last call if the worker is at work. The driver calls this regularly."""
+        """Counts the time since the last call if the worker is at work. The driver calls this regularly."""
         now = time.monotonic()
         if at_work:
             self._spent += min(now - self._last, LISTENED)
@@ -77,7 +77,7 @@ class Watch:
 
     @property
     def given_up(self) -> bool:
-        """Whether the worker's last sign of life is older than the limit and than `LEAST` seconds.
+        """Whether the worker has given no sign of life for longer than both the limit and `LEAST` seconds.
 
         False without a limit.
         """

@@ -117,10 +117,10 @@ def dropout(subject: Subject) -> None:
 
 
 def streams(subject: Subject) -> str | None:
-    """Checks that the method does not change which activations the backbone's dropout drops.
+    """Checks that attaching the method does not change which activations the backbone's own dropout drops.
 
-    Then dropout in the backbone is the same for all methods of a seed. A method may give a reason in
-    `shifts_dropout` and change it. The method is checked as it is and, if it has dropout, with dropout on.
+    So this dropout is the same for all methods of a seed. If the method gives a reason in `shifts_dropout`,
+    checks instead that the dropout does change. A method with dropout is also checked with dropout on.
     """
     if reason := _shifts(subject, subject.method):
         raise NotApplicable(reason)
