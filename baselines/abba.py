@@ -15,32 +15,40 @@ from methods.lowrank import Contracted, LowRankMethod, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Power steps of the randomised SVD (reference code), and its seed. scikit-learn also oversamples. The
-#: reference code neither oversamples nor seeds the decomposition, so its results vary between runs.
+#: The number of power steps of the randomised SVD, as in the reference code, and the seed of the SVD. Our
+#: SVD, by scikit-learn, also oversamples. The reference code does not oversample, and since it sets no seed,
+#: its results vary between runs.
 ITERATIONS, SVD_SEED = 10, 42
 
 
 class HadamardMethod(OneRank, Targeted, LowRankMethod):
     """A method whose update is (B₁·A₁) ⊙ (B₂·A₂) at every site, with A (rank, in) and B (out, rank).
 
-    It is a low-rank pair of rank²: the columns of its up factor are the products of a column of B₁ and one of
-    B₂, and the rows of its down factor likewise. No dense update is built.
+    The update equals a low-rank pair whose rank is the square of `rank`. Each column of its up factor is the
+    entrywise product of a column of B₁ and a column of B₂. Each row of its down factor is the entrywise
+    product of a row of A₁ and a row of A₂. So no dense update is built.
     """
 
     #: Whether `scale` is divided by the rank.
     divided_by_rank: ClassVar[bool]
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts 2·rank·(in + out) for every site."""
+        """Counts 2·rank·(in + out), summed over all sites."""
         return 2 * geometry.layers * rank * sum(map(sum, self.adapted(geometry).values()))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """⌈√n⌉ for the smallest side n of a weight: at this rank the product has full rank."""
+        """Returns ⌈√n⌉, where n is the smallest side of any adapted weight.
+
+        At this rank, the update of that weight can have full rank.
+        """
         return (math.isqrt(min(map(min, self.adapted(geometry).values())) - 1) + 1,)
 
 
 class HadamardPairs(OwnPairs):
-    """`A1`, `A2` (layers, rank, in) and `B1`, `B2` (layers, out, rank) of each projection, all zero."""
+    """The parameters `A1`, `A2` (layers, rank, in) and `B1`, `B2` (layers, out, rank) of each projection.
+
+    All are zero at first. A method then draws its initial values.
+    """
 
     def __init__(self, method: HadamardMethod, geometry: Geometry) -> None:
         super().__init__(geometry.sites(method.projections))
@@ -60,7 +68,7 @@ class HadamardPairs(OwnPairs):
 
 
 def _products(first: Tensor, second: Tensor) -> Tensor:
-    """Multiplies every row of one (layers, r, n) by every row of the other: (layers, r², n)."""
+    """Multiplies every row of `first` (layers, r, n) by every row of `second`, entrywise: (layers, r², n)."""
     return (first.unsqueeze(2) * second.unsqueeze(1)).flatten(1, 2)
 
 
@@ -68,8 +76,9 @@ class ABBA(HadamardMethod):
     """y = W·x + b + scale · ((B₁·A₁) ⊙ (B₂·A₂))·x.
 
     Start (reference code): B₁ = U·√Σ and A₁ = √Σ·Vᵀ from the largest singular values of W, A₂ uniform in
-    ±√(6/in), B₂ zero; W itself is unchanged. The scale is √(α₁·α₂) of the reference code, not divided by a
-    rank. Both ranks are equal, as in the reference code, which ignores a second rank. There is no dropout.
+    ±√(6/in), B₂ zero. W itself is unchanged. The scale is √(α₁·α₂) of the reference code, and is not divided
+    by a rank. Both products have the same rank, as in the reference code, which ignores a second rank. There
+    is no dropout.
     """
 
     name: ClassVar[str] = "abba"
@@ -84,7 +93,10 @@ class ABBA(HadamardMethod):
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:
-        """The method on attention only: with the MLP, rank 1 exceeds LoRA r=4 on query, key and value."""
+        """Returns the method on attention only.
+
+        With the MLP, even rank 1 has more parameters than LoRA r=4 on query, key and value.
+        """
         return (cls.model_validate({"targets": "qkvo"}),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> HadamardPairs:
@@ -106,7 +118,7 @@ class ABBA(HadamardMethod):
 
 
 def _balanced(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Returns U·√Σ (out, rank) and √Σ·Vᵀ (rank, in) for the largest singular values."""
+    """Returns U·√Σ (out, rank) and √Σ·Vᵀ (rank, in) for the `rank` largest singular values of a weight."""
     matrix = weight.detach().double().cpu().numpy()
     u, s, vh = map(torch.from_numpy, randomized_svd(matrix, rank, n_iter=ITERATIONS, random_state=SVD_SEED))
     return u * s.sqrt(), s.sqrt()[:, None] * vh

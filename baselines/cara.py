@@ -1,4 +1,4 @@
-"""CaRA (ICML 2025): a CP tensor of the attention updates and one of the projection and the MLP."""
+"""CaRA (ICML 2025): one CP tensor for query, key and value, and one for the output projection and the MLP."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 class CaRA(OneRank, StackedMethod):
     """y = W·x + b + scale · (ΔW·x + c), where ΔW is a slice of a CP tensor with weights λ.
 
-    The scale is not divided by the rank. The attention updates are a tensor (3·L, d, heads, head size): its
-    second mode is the input, and an output channel is head · head size + j. The updates of the output
-    projection and the MLP are a tensor (S·L, d, d), where S is 9 for an MLP of four slices: its second mode
-    is the output of `output`, gate and fc1, and the input of fc2. If heads · head size exceeds d, the third
-    mode, the input of `output`, has that size. c is a bias for each of output, gate, fc1 and fc2, shared by
-    all layers.
+    The scale is not divided by the rank. The updates of query, key and value are a tensor (3·L, d, heads,
+    head size). Its second mode is the input, and the output channel is head · head size + j for the channel j
+    of a head.
 
-    Start (reference code): first modes xavier-normal, second modes and biases zero, the rest orthogonal.
-    Published (reference code, VTAB-1k, rank 32): scale 0.1 and λ (1.0, 0) for DTD, scale 10 and λ (1.08,
-    0.028) for EuroSAT; λ is given as (mean, standard deviation).
+    The updates of the output projection and the MLP are a tensor (S·L, d, d), where S is 9 for an MLP of four
+    slices. Its second mode is the output of `output`, gate and fc1, and the input of fc2. Its third mode is
+    the other side of these weights; if heads · head size, the input size of `output`, exceeds d, the third
+    mode has that size. c is a bias for each of output, gate, fc1 and fc2, shared by all layers.
+
+    Start (reference code): first modes xavier-normal, second modes and biases zero, all other modes
+    orthogonal. Published values (reference code, VTAB-1k, rank 32), with λ as (mean, standard deviation):
+    scale 0.1 and λ (1.0, 0) for DTD, scale 10 and λ (1.08, 0.028) for EuroSAT.
     """
 
     name: ClassVar[str] = "cara"
@@ -42,12 +44,13 @@ class CaRA(OneRank, StackedMethod):
     #: The learning rate in the reference code for VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
-    #: Probability of dropout at `dropout_on`. The reference code has 0.1 (0.3 for DTD and some others).
+    #: The probability of dropout. The reference code has 0.1, but 0.3 for some data sets, such as DTD.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    #: `activation` drops entries of the rank-wide activation: cheap, but not as published. `update` drops
-    #: entries of ΔW, as published, for which training builds the dense update of every site: slow.
+    #: What dropout drops. `activation`: entries of the activation of width `rank`, which is cheap but not as
+    #: published. `update`: entries of ΔW, as published. This is slow, since training then builds the dense
+    #: update of every site.
     dropout_on: Literal["activation", "update"] = "activation"
-    #: Mean and standard deviation of the normal distribution from which λ is drawn.
+    #: The mean and the standard deviation of the normal distribution from which the initial λ is drawn.
     lambda_mean: float = 1.0
     lambda_std: float = Field(0.0, ge=0.0)
 
@@ -57,7 +60,7 @@ class CaRA(OneRank, StackedMethod):
 
     @property
     def idle(self) -> set[str]:
-        """The options without effect: `dropout_on` without dropout."""
+        """The options without effect: `dropout_on` if there is no dropout."""
         return set() if self.dropout else {"dropout_on"}
 
     def attention_shape(self, geometry: Geometry) -> tuple[int, ...]:
@@ -69,15 +72,18 @@ class CaRA(OneRank, StackedMethod):
         return (len(slices) * geometry.layers, geometry.hidden, slices.width)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts r · (3·L + d + H + h + 1) + r · (S·L + d + max(d, H·h) + 1), and the biases.
+        """Counts r · (3·L + d + H + h + 1) + r · (S·L + d + max(d, H·h) + 1), plus the biases.
 
-        S is the number of slices of a layer in the second tensor, and `Geometry` explains the other letters.
+        S is the number of slices of a layer in the second tensor. `Geometry` explains the other letters.
         """
         modes = sum(self.attention_shape(geometry)) + 1 + sum(self.mlp_shape(geometry)) + 1
         return rank * modes + sum(geometry.shape(name)[0] for name in geometry.having(BIASED))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The product of all modes but the largest, of the tensor for which it is larger."""
+        """Returns the rank that suffices for both tensors.
+
+        For one tensor, it is the product of all modes but the largest.
+        """
         return (max(cp_limit(self.attention_shape(geometry)), cp_limit(self.mlp_shape(geometry))),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -118,7 +124,7 @@ class _TwoTensors(Parametrisation):
         )
 
     def _weighted(self, slices: Tensor, weights: Tensor) -> Tensor:
-        """The slices' factor multiplied by λ and the scale, as (layers, slices of a layer, r)."""
+        """Returns the factor of the slices, times λ and the scale, as (layers, slices of a layer, r)."""
         return (slices * (weights * self.scale)).unflatten(0, (self.geometry.layers, -1))
 
 

@@ -19,10 +19,10 @@ from methods.validation import Scale
 class CDKA(OneRank, Targeted, LowRankMethod):
     """y = W·x + b + scale/√(rank·r2) · Σ_i (B_i ⊗ A_i)·x, with A_i (r1, in/r2) and B_i (out/r1, r2).
 
-    r1 divides the output size and r2 the input size; with r1 = r2 = 1 it is LoRA with the scale of rsLoRA. As
-    a low-rank pair it has rank · r1 · r2 columns. Start (the authors' default): A uniform in ±√(r2/in), B
-    zero. The authors' code of the layer was not accessible; forward and scale follow two ports that agree.
-    There is no dropout.
+    r1 divides the output size and r2 the input size. With r1 = r2 = 1, CDKA is LoRA with the scale of rsLoRA.
+    The update is a low-rank pair whose rank is rank · r1 · r2. Start (the authors' default): A uniform in
+    ±√(r2/in), B zero. The authors' code of the layer was not accessible, so forward and scale follow two
+    ports by others, which agree. There is no dropout.
     """
 
     name: ClassVar[str] = "cdka"
@@ -34,13 +34,13 @@ class CDKA(OneRank, Targeted, LowRankMethod):
     targets: AnyTargets = "qkvo+mlp"
     #: LoRA's alpha. It is divided by √(rank·r2).
     scale: Scale = 64.0
-    #: Rows of each A, a divisor of every output size.
+    #: The number of rows of each A. It has to divide every output size.
     r1: PositiveInt = 2
-    #: Columns of each B, a divisor of every input size.
+    #: The number of columns of each B. It has to divide every input size.
     r2: PositiveInt = 2
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts rank · (r1·in/r2 + r2·out/r1) for every site.
+        """Counts rank · (r1·in/r2 + r2·out/r1), summed over all sites.
 
         Raises UserError unless `r1` divides every output size and `r2` every input size.
         """
@@ -58,7 +58,10 @@ class CDKA(OneRank, Targeted, LowRankMethod):
         )
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The least number of terms with which every weight can be written: min(r1·in/r2, r2·out/r1)."""
+        """Returns the smallest min(r1·in/r2, r2·out/r1) of any adapted weight.
+
+        So many terms suffice for every update of that weight.
+        """
         sides = (
             min(self.r1 * in_ // self.r2, self.r2 * out // self.r1)
             for out, in_ in self.adapted(geometry).values()
@@ -70,7 +73,7 @@ class CDKA(OneRank, Targeted, LowRankMethod):
 
 
 class _Terms(OwnPairs):
-    """Trains `A` (layers, rank, r1, in/r2) and `B` (layers, rank, out/r1, r2) of each projection."""
+    """The parameters `A` (layers, rank, r1, in/r2) and `B` (layers, rank, out/r1, r2) of each projection."""
 
     def __init__(self, method: CDKA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

@@ -1,4 +1,4 @@
-"""CP adapters (arXiv 2606.00428): each update is a sum of rank-one tensors of its own."""
+"""CP adapters (arXiv 2606.00428): each update is a CP tensor of its own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MODES = 2
 
 
 def modes_of(size: int) -> tuple[int, ...]:
-    """Splits a size into two ascending factors with the smallest sum: 32 and 64 for 2,048, as published.
+    """Splits a size into two ascending factors with the smallest sum, for example 2,048 into 32 and 64.
 
-    A prime size gives (1, size).
+    This example is the paper's. A prime size gives (1, size).
     """
     modes = balanced(size, MODES)
     return (1,) * (MODES - len(modes)) + modes
@@ -30,23 +30,27 @@ def modes_of(size: int) -> tuple[int, ...]:
 class CPAdapter(OneRank, Targeted, LowRankMethod):
     """y = W·x + b + scale · ΔW·x, with ΔW a CP tensor (in₁, in₂, out₁, out₂) of `rank` components.
 
-    A component has a unit vector for each mode and a weight: 193 numbers for a matrix of 2,048 × 2,048. Only
-    the paper's abstract was accessible, so no result here reproduces the paper. Our choices are: which modes
-    are the input; vectors normalised in every forward; a start of normal vectors and zero weights, so that
-    the first step changes only the weights; a scale that is not divided by the rank; and query and value as
-    projections.
+    A component has a weight and a unit vector for each mode: 193 numbers for a matrix of 2,048 × 2,048.
+
+    Only the paper's abstract was accessible, so no result here reproduces the paper. These are our choices:
+    which modes are the input; vectors normalised in every forward; a start of normal vectors and zero
+    weights, so that the first step changes only the weights; a scale that is not divided by the rank; and
+    query and value as projections.
     """
 
     name: ClassVar[str] = "cp"
     title: ClassVar[str] = "CP adapters"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts r · Σ (in₁ + in₂ + out₁ + out₂ + 1) over the projections, for every layer."""
+        """Counts L · r · Σ (in₁ + in₂ + out₁ + out₂ + 1), with the sum over the projections, and L layers."""
         sizes = sum(1 + sum(modes_of(in_) + modes_of(out)) for out, in_ in self.adapted(geometry).values())
         return geometry.layers * rank * sizes
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The largest rank that any projection's tensor needs: the product of its modes but the largest."""
+        """Returns the rank that suffices for the tensors of all projections.
+
+        For one tensor, it is the product of all modes but the largest.
+        """
         return (max(cp_limit(modes_of(in_) + modes_of(out)) for out, in_ in self.adapted(geometry).values()),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -54,7 +58,7 @@ class CPAdapter(OneRank, Targeted, LowRankMethod):
 
 
 class _Components(OwnPairs):
-    """Trains each projection's weights (layers, 1, r) and factors (layers, n, r), one for every mode."""
+    """The parameters of each projection: weights (layers, 1, r), and a factor (layers, n, r) per mode."""
 
     def __init__(self, method: CPAdapter, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))

@@ -19,9 +19,10 @@ MODES = 4
 
 
 def modes_of(out: int, in_: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Splits output and input size into equally many ascending modes: four with the smallest sum each.
+    """Splits output and input size into equally many modes: ascending factors with the smallest sum.
 
-    A size with fewer factors gets ones in front, and a prime size is a single mode (our rule).
+    Each size has at most four factors. If one size has fewer factors than the other, it gets ones in front,
+    for example (1, 1, 1, 13). A prime size has one factor, itself. These rules are ours.
     """
     sides = [balanced(size, MODES) for size in (out, in_)]
     most = max(map(len, sides))
@@ -32,11 +33,12 @@ def modes_of(out: int, in_: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class DoTA(TrainsOfSites, StartKept):
     """y = (W - MPO(θ₀))·x + MPO(θ)·x + b; θ starts at θ₀, the cores of W's truncated decomposition.
 
-    A matrix product operator (MPO) is a tensor train whose cores have one output and one input mode each; all
-    inner ranks are `rank`. θ₀ comes from successive SVDs and is stored with a trained adapter, since SVDs
-    differ between machines. The accessible text describes only the construction, so modes, projections and
-    ranks are our choice, and no result here reproduces the paper. Each forward builds the dense update of
-    every site, which is slow.
+    A matrix product operator (MPO) is a tensor train in which each core has an output mode and an input mode.
+    All inner ranks are `rank`. θ₀ comes from successive SVDs. It is stored with a trained adapter, since SVDs
+    differ between machines. Each forward builds the dense update of every site, which is slow.
+
+    The accessible text of the paper describes only this construction. So modes, projections and ranks are our
+    choice, and no result here reproduces the paper.
     """
 
     name: ClassVar[str] = "dota"
@@ -45,7 +47,7 @@ class DoTA(TrainsOfSites, StartKept):
     fixed_start: ClassVar[str] = "DoTA starts from the weights"
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The mode sizes of each tensor train in a layer: products of an output mode and an input mode."""
+        """Returns the mode sizes of each train in a layer: products of an output mode and an input mode."""
         sides = [modes_of(*shape) for shape in self.adapted(geometry).values()]
         return [tuple(m * n for m, n in zip(*pair, strict=True)) for pair in sides]
 
@@ -72,7 +74,7 @@ class _Operator(Addition):
         return F.linear(x, update)
 
     def _matrix(self, cores: list[Tensor]) -> Tensor:
-        """The matrix (out, in) of a train whose modes combine an output mode and an input mode."""
+        """Returns the matrix (out, in) of a train whose modes each combine an output and an input mode."""
         number = len(self.pairs)
         digits = chain(cores).reshape([size for pair in self.pairs for size in pair])
         order = [*range(0, 2 * number, 2), *range(1, 2 * number, 2)]

@@ -1,4 +1,4 @@
-"""FacT (AAAI 2023, arXiv 2212.03145): every linear map of the model as slices of one tensor."""
+"""FacT (AAAI 2023, arXiv 2212.03145): the updates of all projections are slices of one tensor."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from methods.slices import (
 class _FacT(OneRank, StackedMethod):
     """y = W·x + b + scale · V·dropout(Σ·U·x), with U and V shared by the whole model.
 
-    fc1's output and fc2's input are cut into slices of hidden × hidden. A layer has S slices (12 for an MLP
-    four times as wide as hidden), each with its own Σ. Start: V zero, U as torch's linear layer (uniform in
-    ±1/√hidden). Published scales (reference code, VTAB-1k; the resulting rank in brackets): TT 0.01 (8) for
-    DTD and 100 (8) for EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
+    The updates of the MLP's projections consist of slices of hidden × hidden. A layer has S slices (12 if the
+    MLP is four times as wide as hidden), each with its own Σ. Start: V zero, U as torch's linear layer
+    (uniform in ±1/√hidden).
+
+    Published scales (reference code, VTAB-1k, with the rank in brackets): TT 0.01 (8) for DTD and 100 (8) for
+    EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
     """
 
     projections: ClassVar[tuple[str, ...]] = GATED_PROJECTIONS
@@ -40,30 +42,30 @@ class _FacT(OneRank, StackedMethod):
     #: The learning rate in the reference code for VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
-    #: Dropout on Σ·U·x, which has width `rank` (for fc1, per slice). 0.1 in the reference code.
+    #: The probability of dropout on Σ·U·x, which has width `rank` (per slice for fc1). 0.1 in the reference
+    #: code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
     def slices(self, geometry: Geometry) -> Slices:
-        """The slices into which the projections of a layer are cut."""
         return Slices.of(GATED_PROJECTIONS, geometry)
 
     def ends(self, geometry: Geometry) -> int:
-        """The number of entries of U and V together at rank 1."""
+        """Returns the number of entries of U and V together at rank 1."""
         return geometry.hidden + self.slices(geometry).width
 
 
 class FacTTT(_FacT):
-    """The tensor-train form: one free Σ for each slice.
+    """FacT in the tensor-train form: each slice has its own free Σ.
 
-    Σ starts as the linear layers of the reference code: uniform in ±1/√rank, and for fc2 in ±1/√(n·rank),
-    because there the n slices of fc2 are a single layer.
+    Σ starts like the linear layers of the reference code: uniform in ±1/√rank, and for fc2 in ±1/√(n·rank),
+    because the reference code has a single linear layer for the n slices of fc2.
     """
 
     name: ClassVar[str] = "fact_tt"
     title: ClassVar[str] = "FacT-TT"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger of hidden size and attention width: neither U nor V has more rows."""
+        """Returns the larger of hidden size and attention width, since no factor has more rows."""
         return (self.slices(geometry).width,)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
@@ -75,9 +77,10 @@ class FacTTT(_FacT):
 
 
 class FacTTK(_FacT):
-    """The Tucker form: each Σ is a mixture of the slices of one core, C ×₃ P.
+    """FacT in the Tucker form: each Σ is a mixture of the matrices C[:, :, k] of one core C.
 
-    C and P start xavier-uniform. Σ is the transposed mixture, except for fc2, where it is the mixture itself.
+    The mixtures are C ×₃ P, where P has the weights of every mixture. C and P start xavier-uniform. Σ is the
+    transposed mixture, except for fc2, where Σ is the mixture itself.
     """
 
     name: ClassVar[str] = "fact_tk"
@@ -86,11 +89,11 @@ class FacTTK(_FacT):
 
     #: `paper`: each slice of fc1 and fc2 has its own mixture. `reference`: as in the reference code, which
     #: flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. Column i of mixture s is then in
-    #: column i · 4 + s, but the code reads it from s · r + i, so that every slice mixes all four mixtures.
+    #: column i · 4 + s, but the code reads column s · r + i. So every slice has columns of all four mixtures.
     mlp_slices: Literal["paper", "reference"] = "paper"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The largest mode: hidden size, attention width, or the number of slices of all layers."""
+        """Returns the largest mode: the hidden size, the attention width, or the number of all slices."""
         slices = self.slices(geometry)
         return (max(slices.width, len(slices) * geometry.layers),)
 
@@ -103,8 +106,6 @@ class FacTTK(_FacT):
 
 
 class _Slices(Parametrisation):
-    """U and V shared by all sites, and a Σ for each slice."""
-
     def __init__(self, method: _FacT, geometry: Geometry) -> None:
         super().__init__()
         self.scale = method.scale
@@ -136,7 +137,7 @@ class _Slices(Parametrisation):
 
 
 class _TensorTrain(_Slices):
-    """U, Σ and V are the three cores of a tensor train over input, slice and output."""
+    """U, Σ and V as the three cores of a tensor train over input, slice and output."""
 
     def __init__(self, method: FacTTT, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(method, geometry)
@@ -159,7 +160,7 @@ class _TensorTrain(_Slices):
 
 
 class _Tucker(_Slices):
-    """C is the core, and U, V and P are the factors, of a Tucker tensor over input, output and slice."""
+    """C as the core, and U, V and P as the factors, of a Tucker tensor over input, output and slice."""
 
     def __init__(self, method: FacTTK, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(method, geometry)
@@ -196,6 +197,6 @@ def _interleaved(mixed: Tensor) -> Tensor:
 
 
 def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:
-    """Draws a weight as torch's linear layer does."""
+    """Draws a weight as torch's linear layer does: uniform in ±1/√fan_in."""
     bound = 1 / math.sqrt(fan_in)
     nn.init.uniform_(tensor, -bound, bound, generator=generator)

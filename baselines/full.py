@@ -1,4 +1,4 @@
-"""Full fine-tuning: the ceiling of every comparison, and no adapter at all."""
+"""Full fine-tuning, without an adapter: the ceiling of every comparison."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class FullFineTuning(Unsized):
     not_low_rank: ClassVar[str] = "full fine-tuning has no low-rank factors"
 
     def count(self, geometry: Geometry) -> int:
-        """Returns the encoder's own count, embeddings and norms included.
+        """Returns the number of all parameters of the encoder, embeddings and norms included.
 
-        Raises UserError if the geometry does not state this count.
+        Raises UserError if the geometry does not state this number.
         """
         if geometry.encoder is None:
             raise UserError(f"full fine-tuning: the encoder's parameters are not known for {geometry}")
@@ -42,8 +42,6 @@ class FullFineTuning(Unsized):
 
 
 class _Unfrozen(Adapter):
-    """The backbone's own parameters, with a pristine copy of each."""
-
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone, backbone.geometry.sites(backbone.projections))
         head = {id(parameter) for parameter in backbone.head.parameters()}

@@ -1,4 +1,4 @@
-"""No adapter at all: the floor of every comparison."""
+"""The head alone, without an adapter: the floor of every comparison."""
 
 from __future__ import annotations
 

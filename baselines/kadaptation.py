@@ -14,19 +14,21 @@ from methods.lowrank import Contracted, LowRankMethod, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Standard deviation of the initial rules l and r, as in Compacter for rules that layers do not share (arXiv
-#: 2106.04647).
+#: The standard deviation of the initial rules l and r. Compacter (arXiv 2106.04647) uses it for rules that
+#: layers do not share.
 RULE_STD = 0.01
 
 
 class KAdaptation(OneRank, Targeted, LowRankMethod):
     """y = W·x + b + scale · Σ_i (r_i ⊗ R_i)·(l_i ⊗ L_i)ᵀ·x over `products` terms.
 
-    The matrices are parametrised hypercomplex (PHM). All layers share a projection's rules l_i and r_i, of
-    length `products`; each site has its own L_i (in/products, rank) and R_i (out/products, rank). As a
-    low-rank pair it has products · rank columns. Start: rules N(0, 0.01), L uniform in ±√(12/(in/products +
-    rank)), R zero. A zero R alone is our choice: in the released code L and R are both zero, and only a bias
-    ever trains. There is no bias and no dropout.
+    The sum is a parametrised hypercomplex multiplication (PHM). l_i and r_i, of length `products`, are called
+    rules: each projection has its own, which all layers share. Each site has its own L_i (in/products, rank)
+    and R_i (out/products, rank). The update is a low-rank pair whose rank is products · rank.
+
+    Start: rules normal with standard deviation 0.01, L uniform in ±√(12/(in/products + rank)), R zero. That
+    only R is zero is our choice: in the released code L and R are both zero, so that only a bias ever trains.
+    Here, there is no bias and no dropout.
     """
 
     name: ClassVar[str] = "kadaptation"
@@ -35,12 +37,12 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
     targets: AnyTargets = "qv"
     #: The reference code's 128/4·5.
     scale: Scale = 160.0
-    #: The number of terms and the length of the rules; a divisor of every side of a weight. 32 in the
+    #: The number of terms, and the length of each rule. It has to divide every side of a weight. 32 in the
     #: reference code, where all sides are 768.
     products: PositiveInt = 4
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts rank · (in + out) for every site, and 2·products² for every projection.
+        """Counts rank · (in + out) for every site, plus 2·products² for every projection.
 
         Raises UserError unless `products` divides both sides of every weight.
         """
@@ -54,7 +56,10 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
         return geometry.layers * rank * sum(map(sum, shapes.values())) + 2 * len(shapes) * self.products**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smallest side divided by `products`: at this rank an update has full rank."""
+        """Returns n / products, where n is the smallest side of any adapted weight.
+
+        At this rank, the update of that weight can have full rank.
+        """
         smallest = min(map(min, self.adapted(geometry).values()))
         return (max(1, smallest // self.products),)
 
@@ -63,9 +68,9 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
 
 
 class _Rules(OwnPairs):
-    """Trains rules `l` and `r` (terms, products), `L` (layers, terms, in/products, rank) and `R`.
+    """The parameters of each projection: rules `l` and `r` (terms, products), and the matrices `L` and `R`.
 
-    `R` has the shape of `L` with out in place of in.
+    `L` is (layers, terms, in/products, rank), and `R` is (layers, terms, out/products, rank).
     """
 
     def __init__(self, method: KAdaptation, geometry: Geometry, generator: torch.Generator) -> None:

@@ -15,17 +15,20 @@ from methods.sizes import AnyTargets, Targeted, Unsized
 
 #: The scale, fixed in the reference code.
 SCALE = 2.0
-#: Kaiming-uniform with a = 5, i.e. ±√(6/26)/√fan_in (reference code; probably √5 was intended).
+#: V is uniform in ±BOUND/√fan_in at the start. This is kaiming-uniform with a = 5, as in the reference code;
+#: probably √5 was intended.
 BOUND = math.sqrt(6 / 26)
 
 
 class KRAdapter(Targeted, Unsized):
     """y = W·x + b + 2·P·x, with P[p, (a, b)] = V[p, a]·U[p, b] and p on the shorter side of W.
 
-    U (shorter, r) has r = ⌊√shorter⌋ columns, and V (shorter, r′) has the fewest with r·r′ ≥ longer; P is cut
-    to the longer side. The size follows from the weight, and no budget sets it. If the output is the longer
-    side, the update is 2·Pᵀ. Start: U zero, V kaiming-uniform. The update has full rank and is built once per
-    forward, as in the reference code, since no cheaper product gives it. There is no dropout.
+    Let shorter and longer be the sizes of the two sides of W. U is (shorter, r) with r = ⌊√shorter⌋. V is
+    (shorter, r′) with the smallest r′ for which r·r′ ≥ longer. P is truncated to `longer` columns. If the
+    output is the longer side, the update is 2·Pᵀ. So the size follows from the weight, and no budget sets it.
+
+    Start: U zero, V kaiming-uniform. The update has full rank. As in the reference code, it is built once per
+    forward, since no cheaper product gives it. There is no dropout.
     """
 
     name: ClassVar[str] = "kradapter"
@@ -35,7 +38,7 @@ class KRAdapter(Targeted, Unsized):
     targets: AnyTargets = "qv"
 
     def count(self, geometry: Geometry) -> int:
-        """Counts shorter · (r + r′) for every site."""
+        """Counts shorter · (r + r′), summed over all sites."""
         return geometry.layers * sum(
             min(shape) * sum(columns(*shape)) for shape in self.adapted(geometry).values()
         )

@@ -17,9 +17,9 @@ from methods.validation import Scale
 class KhatriRaoLoHa(HadamardMethod):
     """y = W·x + b + scale/rank · ((B₁·A₁) ⊙ (B₂·A₂))·x, equal to LoRA at the start.
 
-    Start: B₁ zero and A₁ uniform in ±1/√in; B₂ has ones in its first column; A₂ has ones in its first row and
-    is normal with standard deviation 1/√in below. So the second product is all ones. Weight decay would pull
-    these ones to zero. The rank of the update is at most rank². There is no dropout.
+    Start: B₁ zero, and A₁ uniform in ±1/√in. B₂ has ones in its first column and zeros elsewhere. A₂ has ones
+    in its first row and is normal with standard deviation 1/√in elsewhere. So B₂·A₂ is all ones. Weight decay
+    would pull these ones to zero. The rank of the update is at most rank². There is no dropout.
     """
 
     name: ClassVar[str] = "loha_kr"

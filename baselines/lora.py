@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685), by the `peft` package: two matrices for each weight."""
+"""LoRA (arXiv 2106.09685), as implemented by peft: two matrices for each weight."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class LoRA(OneRank):
         return ANY_TARGETS[self.targets]
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts rank · Σ (in + out) over the sites."""
+        """Counts rank · Σ (in + out), with the sum over all sites."""
         projections = geometry.having(self.projections)
         return geometry.layers * rank * sum(sum(geometry.shape(name)) for name in projections)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smaller side of the largest weight."""
+        """Returns the highest rank that any update can have: the smaller side of the largest weight."""
         return (max(min(geometry.shape(name)) for name in self.projections),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:

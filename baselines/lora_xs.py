@@ -16,33 +16,36 @@ from methods.lowrank import Contracted, LowRankMethod, Matrix, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: Power steps and seed of the randomised SVD (reference code).
+#: The number of power steps and the seed of the randomised SVD, as in the reference code.
 ITERATIONS, SVD_SEED = 10, 42
-#: Standard deviation of the trained matrices at the start (reference code).
+#: The standard deviation of the trained matrices at the start, as in the reference code.
 START_STD = 1e-5
 
 
 class LoRAXS(OneRank, Targeted, LowRankMethod):
     """y = W·x + b + scale/rank · B·R·A·dropout(x), where only R (rank, rank) is trained.
 
-    With W ≈ U·Σ·Vᵀ from the largest `rank` singular values, A = Σ·Vᵀ and B = U. Machines may differ in U and
-    V, so both are stored with a trained adapter. R starts normal with standard deviation 1e-5 (reference
-    code), so the initial update is small but not zero. The reference code adapts query, value and both output
-    projections of RoBERTa, and all linear layers of LLaMA; `qkvo+mlp` means all of them here.
+    With W ≈ U·Σ·Vᵀ from the largest `rank` singular values, A = Σ·Vᵀ and B = U. An SVD may differ between
+    machines, so A and B are stored with a trained adapter. R starts normal with standard deviation 1e-5
+    (reference code), so the initial update is small but not zero.
+
+    The reference code adapts query, value, the output projection and the MLP's output (fc2) of RoBERTa, and
+    all linear layers of LLaMA. Here, `qkvo+mlp` adapts all linear layers of every model.
     """
 
     name: ClassVar[str] = "lora_xs"
     title: ClassVar[str] = "LoRA-XS"
-    #: The scale in the reference code for GLUE at any rank. For mathematics it is equal to the rank.
+    #: The scale in the reference code for GLUE, at any rank. For mathematics, its scale equals the rank.
     published_scale: ClassVar[float | None] = 16.0
     rank_bound: ClassVar[str] = "no weight has more singular vectors"
 
     targets: AnyTargets = "qkvo+mlp"
     #: LoRA's alpha. It is divided by the rank.
     scale: Scale = 16.0
-    #: `random`: kaiming-uniform A and B, as in the reference's ablation. They are recomputed from a seed.
+    #: `svd`: A and B are singular vectors. `random`: they are kaiming-uniform, as in the authors' ablation,
+    #: and recomputed from a seed.
     basis: Literal["svd", "random"] = "svd"
-    #: `zero`: R starts at zero, so that the update is exactly zero (our addition).
+    #: `zero`: R starts at zero, so that the initial update is exactly zero (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property
@@ -50,18 +53,18 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
         return "LoRA-XS starts R with a standard deviation of 1e-5" if self.start == "published" else ""
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts r² for every site."""
+        """Counts r², summed over all sites."""
         return geometry.layers * len(self.adapted(geometry)) * rank**2
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """Counts the entries of A and B: r · Σ (in + out)."""
+        """Counts the entries of A and B: r · Σ (in + out), with the sum over all sites."""
         return geometry.layers * self.resolved_rank * sum(map(sum, self.adapted(geometry).values()))
 
     def kept_count(self, geometry: Geometry) -> int:
         return self.frozen_count(geometry) if self.basis == "svd" else 0
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smallest side of a weight, which bounds the number of singular vectors."""
+        """Returns the smallest side of any adapted weight, since that weight has no more singular vectors."""
         return (min(map(min, self.adapted(geometry).values())),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Cores:
@@ -97,7 +100,7 @@ class _Cores(OwnPairs):
 
     @torch.no_grad()
     def decompose(self, weights: list[nn.Parameter]) -> None:
-        """Fills A and B with the largest singular values and vectors of the weights, site by site."""
+        """Fills A and B of every site from the largest singular values of its weight."""
         rank = self.cores.shape[-1]
         for index, weight in enumerate(weights):
             matrix = weight.detach().double().cpu().numpy()

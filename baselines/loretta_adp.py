@@ -1,4 +1,4 @@
-"""LoRETTA (NAACL 2024, arXiv 2402.11417) as adapters: bottlenecks of tensor trains behind a layer."""
+"""LoRETTA-adp (NAACL 2024, arXiv 2402.11417): bottlenecks of tensor trains after layers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ Activation = Literal["relu", "tanh"]
 
 
 class LoRETTAAdapter(OneRank):
-    """h + scale · up(act(down(h))) after the output projection and after fc2, where h is the layer's output.
+    """y = h + scale · up(act(down(h))), where h is the output of the output projection or of fc2.
 
-    down and up have biases and matrices (hidden, width) and (width, hidden), each a tensor train with inner
-    ranks `rank`. Start (reference code): normal cores whose matrices have entries of variance 1/(hidden +
-    width), and biases uniform in ±1/√(their number), so a fresh adapter is not the identity. The places are
-    the reference code's for encoders, before residual and norm. Using them in decoders too is our choice; the
-    reference code has other places there.
+    down and up are linear layers with biases and with matrices (hidden, width) and (width, hidden). Each
+    matrix is a tensor train with inner ranks `rank`. Start (reference code): normal cores, such that the
+    matrices have entries of variance 1/(hidden + width), and biases uniform in ±1/√(their number). So a fresh
+    adapter is not the identity.
+
+    In the reference code for encoders, the bottlenecks are in the same positions, before residual and norm.
+    For decoders the reference code has other positions; that we use the same ones is our choice.
     """
 
     name: ClassVar[str] = "loretta_adp"
@@ -38,11 +40,12 @@ class LoRETTAAdapter(OneRank):
     published_scale: ClassVar[float | None] = 1.0
 
     scale: Scale = 1.0
-    #: The width of the bottleneck. 64 in the reference's script.
+    #: The width of the bottleneck. 64 in the script of the reference code.
     width: PositiveInt = 64
-    #: The activation. The reference's script has `relu`, its configuration `tanh`.
+    #: The activation function. The script of the reference code has `relu`, its configuration has `tanh`.
     activation: Activation = "relu"
-    #: `zero`: the last core of up and its bias start at zero, so that outputs do not change (our addition).
+    #: `zero`: the last core of up and the bias of up start at zero, so that a fresh adapter changes no output
+    #: (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property
@@ -50,16 +53,16 @@ class LoRETTAAdapter(OneRank):
         return "LoRETTA starts both of its matrices at random" if self.start == "published" else ""
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts 2·L · (2 · Σ r₋·n·r₊ + width + d) for the cores (r₋, n, r₊) of a matrix.
+        """Counts 2·L · (2 · Σ r₋·n·r₊ + width + d), with the sum over the cores (r₋, n, r₊) of one matrix.
 
-        L is the number of layers, d the hidden size, and `width` the size of the bottleneck.
+        L is the number of layers, d the hidden size, and `width` the width of the bottleneck.
         """
         modes = loretta_modes(geometry.hidden, self.width)
         per_site = 2 * train_count(modes, rank) + self.width + geometry.hidden
         return len(self.projections) * geometry.layers * per_site
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The bond rank with which a train can represent every (hidden, width) matrix."""
+        """Returns the inner rank with which a train can represent every (hidden, width) matrix."""
         return (train_limit(loretta_modes(geometry.hidden, self.width)),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:

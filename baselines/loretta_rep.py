@@ -1,4 +1,4 @@
-"""LoRETTA (NAACL 2024, arXiv 2402.11417) on weights: LoRA whose two matrices are tensor trains."""
+"""LoRETTA-rep (NAACL 2024, arXiv 2402.11417): LoRA whose two matrices are tensor trains."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from methods.validation import Scale
 class LoRETTA(TrainsOfSites, LowRankMethod):
     """y = W·x + b + scale/width · B·A·dropout(x), with A (width, in) and B (out, width) each a tensor train.
 
-    A's train has the shape of (in, width) and B's that of (width, out), both row-major, and all inner ranks
-    are `rank`. Start (reference code): normal cores such that entries of A have variance 1/(in + width) and
-    entries of B 1/(out + width). So the initial update is not zero: for RoBERTa-base its norm is about 5.6
-    per matrix. The reference code also trains layer norms and a classifier of trains; here both are as for
-    every other method.
+    One train has the entries of Aᵀ (in, width), the other has those of Bᵀ (width, out), both row-major. All
+    inner ranks are `rank`. Start (reference code): normal cores, such that the entries of A have variance
+    1/(in + width) and those of B have variance 1/(out + width). So the initial update is not zero: for
+    RoBERTa-base its norm is about 5.6 per weight. The reference code also trains layer norms, and its
+    classifier consists of trains. Here, layer norms and classifier are the same as for every other method.
     """
 
     name: ClassVar[str] = "loretta_rep"
@@ -33,9 +33,10 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
     #: LoRA's alpha. It is divided by `width`. 16 in the reference code.
     scale: Scale = 16.0
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    #: The rank of the update, LoRA's r, 8 in the reference code. (`rank` is that of the trains, 5 there.)
+    #: The rank of the update, which is LoRA's r. 8 in the reference code. (`rank` is the inner rank of the
+    #: trains, 5 in the reference code.)
     width: PositiveInt = 8
-    #: `zero`: the last core of every B starts at zero, so that the update is zero (our addition).
+    #: `zero`: the last core of every B starts at zero, so that the initial update is zero (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property
@@ -43,7 +44,7 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
         return "LoRETTA starts both of its factors at random" if self.start == "published" else ""
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The mode sizes of each tensor train in a layer."""
+        """Returns the mode sizes of each tensor train in a layer."""
         sizes = [size for out, in_ in self.adapted(geometry).values() for size in (in_, out)]
         return [loretta_modes(size, self.width) for size in sizes]
 
@@ -52,8 +53,6 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
 
 
 class _TwoTrains(OwnPairs):
-    """The tensor trains of A and of B for every projection, each stacked over the layers."""
-
     def __init__(self, method: LoRETTA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))
         self.width, self.scale = method.width, method.scale / method.width

@@ -19,10 +19,11 @@ from methods.validation import Scale
 class LoRTA(OneRank, StackedMethod):
     """y = W·x + b + scale/rank · ΔW·x, where ΔW is a slice of a CP tensor (d, head size, heads, layers, 4).
 
-    Start (reference code): the head-size factor zero, the d-sized one uniform in ±1/√rank, the others uniform
-    in ±√(6/rank). So steps shrink as the rank grows: for ViT-B one Adam step at rate 5e-4 moves the query,
-    key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256, where LoRA r=4 moves them
-    by 9.6e-2. At the budget of LoRA r=4, LoRTA hardly trains unless its learning rate is tuned.
+    Start (reference code): the factor of the head size is zero, the factor of size d is uniform in ±1/√rank,
+    and all other factors are uniform in ±√(6/rank). So steps shrink as the rank grows. For example, one Adam
+    step at rate 5e-4 moves the query, key and value weights of ViT-B by a norm of 1.1e-1 at rank 4, and of
+    3.6e-6 at rank 256; LoRA r=4 moves them by 9.6e-2. At the budget of LoRA r=4, LoRTA hardly trains unless
+    its learning rate is tuned.
     """
 
     name: ClassVar[str] = "lorta"
@@ -35,23 +36,27 @@ class LoRTA(OneRank, StackedMethod):
 
     #: LoRA's alpha. It is divided by the rank. 1 in the reference code.
     scale: Scale = 1.0
-    #: The side that is split into heads; channel = head · head size + j. `reference`: the input; the output
-    #: is the d-sized factor. That matches real heads for the output projection only. `output_heads`: the
-    #: output, which matches query, key and value. If heads · head size is not d, both values mean the only
-    #: possible way: heads on the output of query, key and value, and on the input of the output projection.
+    #: The side of a weight that is split into heads, where the channel is head · head size + j. The factor of
+    #: size d is for the other side. `reference`: the input is split. This matches the real heads of the
+    #: output projection only. `output_heads`: the output is split. This matches the real heads of query, key
+    #: and value. If heads · head size is not d, both values mean the only possible way: the output of query,
+    #: key and value is split, and the input of the output projection.
     orientation: Literal["reference", "output_heads"] = "reference"
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
-        """The size of every mode."""
+        """Returns the size of every mode."""
         sides = (geometry.hidden, geometry.head_size, geometry.heads)
         return (*sides, geometry.layers, len(self.projections))
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts r · (d + h + H + L + 4). `Geometry` explains d, h, H and L."""
+        """Counts r · (d + h + H + L + 4), with the letters of `Geometry`."""
         return rank * sum(self.shape(geometry))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The rank sufficient for every tensor of this shape: the product of all modes but the largest."""
+        """Returns the rank that suffices for every tensor of this shape.
+
+        It is the product of all modes but the largest.
+        """
         return (cp_limit(self.shape(geometry)),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -64,7 +69,7 @@ class _AttentionTensor(Parametrisation):
         rank = method.resolved_rank
         self.scale = method.scale / rank
         sites = geometry.sites(method.projections)
-        #: The sites whose input, not output, is split over heads.
+        #: The sites whose input is split into heads, not their output.
         self.split_inputs = {
             site
             for site in sites

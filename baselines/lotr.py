@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class LoTR(OneRank, StackedMethod):
-    """y = W·x + b + scale/rank · left·M·right·x: left and right are shared, each weight has its own M (r, r).
+    """y = W·x + b + scale/rank · left·M·right·x.
 
-    Start (reference code): left and right N(0, 1), every M zero. There is no dropout and no bias.
+    The sites of one tensor share left and right, and each site has its own M (rank, rank). Start (reference
+    code): left and right N(0, 1), every M zero. There is no dropout and no bias.
     """
 
     name: ClassVar[str] = "lotr"
@@ -28,18 +29,18 @@ class LoTR(OneRank, StackedMethod):
 
     #: LoRA's alpha. It is divided by the rank. 1 in the reference code.
     scale: Scale = 1.0
-    #: `joint`: query and value are one tensor (d, 2·L, H·h), with the letters of `Geometry`. `separate`: each
-    #: has a tensor (d, L, H·h).
+    #: `joint`: query and value are one tensor (d, 2·L, H·h), with the letters of `Geometry`. `separate`:
+    #: query has a tensor (d, L, H·h) with its own left and right, and so has value.
     tensors: Literal["joint", "separate"] = "joint"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts (d + H·h)·r for each tensor, and 2·L·r². `Geometry` explains d, H, h and L."""
+        """Counts (d + H·h)·r for each tensor, plus 2·L·r². `Geometry` explains d, H, h and L."""
         ends = geometry.hidden + geometry.attention_width
         tensors = 1 if self.tensors == "joint" else 2
         return tensors * ends * rank + 2 * geometry.layers * rank**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger of hidden size and attention width: right and left are bases of these dimensions."""
+        """Returns the larger of hidden size and attention width, the dimensions of right and left."""
         return (max(geometry.hidden, geometry.attention_width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -47,7 +48,7 @@ class LoTR(OneRank, StackedMethod):
 
 
 class _SharedEnds(Parametrisation):
-    """The factors of LoTR, held as tensor trains: a Tucker-2 tensor of three modes is a tensor train."""
+    """The factors of LoTR as tensor trains, since a Tucker-2 tensor of three modes is a tensor train."""
 
     def __init__(self, method: LoTR, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()

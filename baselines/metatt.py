@@ -17,18 +17,19 @@ from methods.trains import chain, train_count
 
 
 class MetaTT(OneRank, Targeted, CutMethod):
-    """y = W·x + b + scale · ΔW·x, where ΔW is a slice of a tensor train; all inner ranks are `rank`.
+    """y = W·x + b + scale · ΔW·x, where ΔW is a slice of a tensor train. All inner ranks are `rank`.
 
-    `4d`: the modes are input, layer, projection, output, in this order. `5d`: the output is split into heads
-    and their channels. No reference code was found, so no result here reproduces the paper. Where the paper's
-    accessible text is silent, these are our choices: the order of 5D's modes, the start (first core zero, the
-    others rectangular identities for every layer and projection), a scale not divided by the rank, the
-    projections adapted by default, and the slices of weights of unequal shapes (as in all stacking methods).
-    5D has as many heads as its widest slice needs.
+    With `4d`, the modes are input, layer, projection and output, in this order. With `5d`, the output is
+    split into heads and their channels. There are as many heads as the widest slice needs.
 
-    With `cuts`, sweeps over the bonds truncate by SVDs, as in the paper's rank-adaptive training (inspired by
-    DMRG), and each bond gets its own rank. Our choices are the steps of the sweeps, one budget for all bonds,
-    and transforming AdamW's moments.
+    No reference code was found, so no result here reproduces the paper. Where the paper's accessible text is
+    silent, these are our choices: the order of the modes in 5D; the start (first core zero, all other cores
+    rectangular identities for every layer and projection); a scale not divided by the rank; the projections
+    adapted by default; and the slices of weights of unequal shapes (as in all stacking methods).
+
+    With `cuts`, each bond gets its own rank. SVDs truncate the bonds one after another, as in the paper's
+    rank-adaptive training (inspired by DMRG). Our choices are the steps of the cuts, one budget for all
+    bonds, and transforming AdamW's moments.
     """
 
     name: ClassVar[str] = "metatt"
@@ -50,20 +51,20 @@ class MetaTT(OneRank, Targeted, CutMethod):
         return f"MetaTT-{self.modes.upper()}"
 
     def slices(self, geometry: Geometry) -> Slices:
-        """The slices into which the projections of a layer are cut."""
+        """Returns the slices of a layer's projections."""
         return Slices.of(self.projections, geometry)
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
-        """The size of every mode."""
+        """Returns the size of every mode."""
         slices, channels = self.slices(geometry), geometry.head_size
         outputs = (slices.width,) if self.modes == "4d" else (-(-slices.width // channels), channels)
         return (geometry.hidden, geometry.layers, len(slices), *outputs)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts (d + H·h)·r + (L + S)·r² for S slices of a layer; in 5D (d + h)·r + (L + S + H)·r².
+        """Counts (d + H·h)·r + (L + S)·r² in 4D, and (d + h)·r + (L + S + H)·r² in 5D.
 
-        `Geometry` explains d, H, h and L. With an MLP, H·h is replaced by max(d, H·h), and H by
-        ⌈max(d, H·h) / h⌉.
+        S is the number of slices of a layer, and `Geometry` explains d, H, h and L. If the MLP is adapted,
+        H·h is replaced by max(d, H·h), and H by ⌈max(d, H·h) / h⌉.
         """
         return train_count(self.shape(geometry), rank)
 
@@ -85,9 +86,9 @@ class MetaTT(OneRank, Targeted, CutMethod):
         return train_count(self.shape(geometry), ranks)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The larger of d and a slice's width: what the first and last core can use.
+        """Returns the larger of d and a slice's width: the first and last core cannot use larger ranks.
 
-        Inner bonds could use more.
+        Inner bonds could use larger ranks.
         """
         return (max(geometry.hidden, self.slices(geometry).width),)
 
@@ -100,7 +101,7 @@ class _OneTrain(Parametrisation):
         super().__init__()
         self.scale, self.layers = method.scale, geometry.layers
         self.slices = method.slices(geometry)
-        #: H·h if `output` uses its slice transposed (the last core is then its down factor), otherwise 0.
+        #: H·h if `output` uses its slice transposed, otherwise 0. The last core is then its down factor.
         self.turned = geometry.attention_width if turned(geometry) else 0
         first, *middle, last = method.shape(geometry)
         # All bonds start with the same rank.

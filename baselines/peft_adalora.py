@@ -1,4 +1,4 @@
-"""AdaLoRA (arXiv 2303.10512) by peft: triplets of every update compete, and training prunes the weakest."""
+"""AdaLoRA (arXiv 2303.10512), as implemented by peft: training prunes the least important rank-one terms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baselines.peft_method import AdapterClass, PeftMethod
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
 
-#: Initial triplets as a multiple of the final ones (AdaLoRA, section 4.1).
+#: The initial number of triplets, as a multiple of the final number (AdaLoRA, section 4.1).
 PEAK = 1.5
 
 #: Fields of peft's configuration that are counted in optimizer steps, with the smallest value of each.
@@ -23,11 +23,11 @@ STEP_FIELDS = {"tinit": 0, "tfinal": 0, "deltaT": 1}
 
 
 class AdaLoRAAdapter(PeftAdapter):
-    """ΔW = alpha / (init_r + 1e-5) · B·diag(E)·A for each site, with peft's schedule and masks.
+    """The adapter ΔW = alpha / (init_r + 1e-5) · B·diag(E)·A for each site, with peft's schedule and masks.
 
-    peft prunes by setting entries of E to zero, and keeps all of A, B and E in training. Once the pattern is
-    final, `parameter_count` and `state` cover the remaining triplets only. A fresh adapter that loads such a
-    state has them in its first positions.
+    A triplet is a row of A, an entry of E and a column of B. peft prunes a triplet by setting its entry of E
+    to zero, and keeps all of A, B and E in training. After the last pruning, `parameter_count` and `state`
+    cover the remaining triplets only. A fresh adapter that loads this state has them in its first positions.
     """
 
     #: The mask of remaining triplets of each site. None until pruning has ended.
@@ -45,10 +45,10 @@ class AdaLoRAAdapter(PeftAdapter):
         self._own_config.total_step = steps
 
     def extra_loss(self) -> Tensor:
-        """orth_reg_weight times the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ over all sites (eq. 4, as in peft).
+        """Returns `orth_reg_weight` times the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ over all sites.
 
-        peft adds this term only to the loss of a model that is given labels; here the harness computes the
-        loss.
+        This is eq. 4 as implemented by peft. peft itself adds the term only to a loss that the model computes
+        from labels. Here, the training loop computes the loss.
         """
         squares = [
             gram
@@ -61,7 +61,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return weight * torch.stack(far).mean()
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Scores the triplets and prunes as peft does. The optimizer's state is unchanged."""
+        """Updates the importance of the triplets and prunes, as peft does. Optimizer states are unchanged."""
         tuner: Any = self.tuner
         tuner.update_and_allocate(step)
         config = self._own_config
@@ -83,7 +83,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return sum(int(kept.sum()) * sizes[site] for site, kept in self._kept.items())
 
     def final_ranks(self) -> dict[str, list[int]]:
-        """The number of remaining triplets in every layer of each projection."""
+        """Returns the number of remaining triplets: for each projection, a list with one number per layer."""
         ranks: dict[str, list[int]] = {}
         for site in self.bases:
             left = self._own_config.init_r if self._kept is None else int(self._kept[site].sum())
@@ -91,7 +91,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return ranks
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        """The remaining triplets as factors. A site without triplets gets a zero pair of rank 1."""
+        """Returns the remaining triplets as pairs. A site without triplets has a zero pair of rank 1."""
         factors = {}
         for site in self.bases:
             layer: Any = self._adapted[site]
@@ -112,9 +112,9 @@ class AdaLoRAAdapter(PeftAdapter):
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a full state, or a state from which training pruned triplets.
+        """Loads a state with all triplets, or a state without those that training has pruned.
 
-        Raises UserError for wrong names, and for shapes of neither kind of state.
+        Raises UserError as `Adapter.load` does, and if A, E and B of a site have different ranks.
         """
         full: int = self._own_config.init_r
         filled, ranks = dict(state), dict.fromkeys(self.bases, full)
@@ -139,7 +139,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return tuner.peft_config[NAME]
 
     def _places(self) -> dict[str, tuple[Site, int]]:
-        """For each parameter's name, its site and the axis along which its triplets lie."""
+        """Returns the site of each parameter, and the axis of the parameter that counts triplets, by name."""
         axes: dict[int, tuple[Site, int]] = {}
         for site in self.bases:
             layer: Any = self._adapted[site]
@@ -149,7 +149,10 @@ class AdaLoRAAdapter(PeftAdapter):
 
 
 def check_schedule(config: Mapping[str, Any], steps: int) -> None:
-    """Raises UserError unless the steps are enough for warm-up, pruning and the final phase."""
+    """Raises UserError if there are too few steps for warm-up, pruning and the final phase.
+
+    `config` has fields of peft's configuration.
+    """
     tinit, tfinal = config.get("tinit", 0), config.get("tfinal", 0)
     # The last pruning uses importances measured in earlier steps.
     least = tfinal + max(tinit + 1, 2)
@@ -161,9 +164,9 @@ def check_schedule(config: Mapping[str, Any], steps: int) -> None:
 
 
 class AdaLoRA(PeftMethod):
-    """AdaLoRA: `config.init_r` triplets per site at the start, pruned to `rank` per site on average.
+    """AdaLoRA, which starts with `config.init_r` triplets per site and prunes to `rank` per site on average.
 
-    A triplet is a row of A, a column of B and their weight. `init_r` is 1.5 · rank by default, rounded up.
+    A triplet is a row of A, a column of B and their weight. By default, `init_r` is 1.5 · rank, rounded up.
     """
 
     adapter_class: ClassVar[AdapterClass] = AdaLoRAAdapter
@@ -200,11 +203,11 @@ class AdaLoRA(PeftMethod):
             )
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smaller side of the largest weight."""
+        """Returns the highest rank that any update can have: the smaller side of the largest weight."""
         return (max(min(geometry.shape(name)) for name in self.projections),)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts rank · Σ (in + out + 1) over the sites, the number at the end of training."""
+        """Counts rank · Σ (in + out + 1), with the sum over all sites: the number at the end of training."""
         return rank * sum(_triplet(geometry, site) for site in geometry.sites(self.projections))
 
     def peak_count(self, geometry: Geometry) -> int:
@@ -212,7 +215,7 @@ class AdaLoRA(PeftMethod):
         return self.count_at(geometry, self.initial_rank)
 
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
-        """Counts the parameters that are left at these ranks, in the form of `Adapter.final_ranks`.
+        """Counts the parameters for the ranks that `Adapter.final_ranks` returned.
 
         Raises UserError unless there is one rank for every site.
         """
@@ -242,5 +245,5 @@ class AdaLoRA(PeftMethod):
 
 
 def _triplet(geometry: Geometry, site: Site) -> int:
-    """The number of parameters of a triplet: in + out + 1."""
+    """Returns the number of parameters of a triplet: in + out + 1."""
     return sum(geometry.shape(site.projection)) + 1

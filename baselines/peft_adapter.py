@@ -1,4 +1,4 @@
-"""Adapters that the `peft` package builds, behind our interface."""
+"""Adapters built by the package peft, with the interface of `Adapter`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ NAME = "default"
 
 
 def inject(module: nn.Module, config: Any) -> nn.Module:
-    """Puts peft's layers into `module` in place and returns the tuner, which may hold shared parameters."""
+    """Puts peft's layers into `module`, in place, and returns peft's tuner.
+
+    The tuner's parameters include those that layers share.
+    """
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     return PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, NAME)
 
 
 class PeftAdapter(Adapter):
-    """An adapter injected by peft, with our merging, saving and freezing.
+    """An adapter whose layers are peft's. Merging, saving and freezing are those of `Adapter`.
 
-    peft merges by adding and unmerges by subtracting, which does not restore the weights bit for bit.
-    `config` makes a peft configuration from the adapted sites by dotted path. Raises UserError for a
-    configuration that changes the backbone's own weights.
+    peft's own unmerging is not used: it subtracts the update, which does not restore the weights bit for bit.
+    `config` returns peft's configuration, given the adapted sites by dotted path. Raises UserError if the
+    configuration changes the backbone's own weights.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class PeftAdapter(Adapter):
             raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
 
     def _widen(self) -> None:
-        """Converts peft's tensors to float32 if peft made them in a lower precision, like the weights."""
+        """Converts peft's tensors to float32, if the weights and so peft's tensors have a lower precision."""
         own = {id(base) for base in self.bases.values()}
         for layer in self._adapted.values():
             for module in layer.modules():
@@ -92,9 +95,10 @@ class PeftAdapter(Adapter):
 
     @torch.no_grad()
     def delta(self, site: Site) -> Tensor:
-        """Computes the update from the identity matrix: exact for every layer linear in its input.
+        """Computes the update by applying the adapted layer to the identity matrix.
 
-        Raises UserError for other layers, since no weight is equivalent to them.
+        This is exact if the layer is linear in its input. Otherwise raises UserError, since no weight is
+        equivalent to the layer.
         """
         weight, _ = self._probe(site)
         return weight - self.bases[site].weight
@@ -104,7 +108,7 @@ class PeftAdapter(Adapter):
 
     @torch.no_grad()
     def biases(self) -> dict[Site, Tensor]:
-        """Updates of biases, from layers that scale their output (IA3) or train a bias."""
+        """Returns the updates of biases. Layers that scale their output (IA3) or train a bias have some."""
         moved = {}
         for site, base in self.bases.items():
             _, bias = self._probe(site, with_weight=False)
@@ -122,7 +126,7 @@ class PeftAdapter(Adapter):
             del self.backbone.module.peft_config
 
     def _restore(self, before: dict[Site, tuple[Tensor, Tensor]]) -> None:
-        """Restores each site's weight from `before`, (tensor, copy of its values), then detaches."""
+        """Detaches, after restoring each site's weight from `before`: the tensor and a copy of its values."""
         for site, (weight, copy) in before.items():
             self.bases[site].weight.data = weight.copy_(copy)
         self.detach()

@@ -1,4 +1,4 @@
-"""Lily (arXiv 2407.09946) by peft: A shared by neighbouring layers, and a router that mixes B by batch."""
+"""Lily (arXiv 2407.09946), as implemented by peft: layers share A, and a router mixes several B by batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from baselines.peft_method import AdapterClass, PeftMethod
 from methods.backbone import Geometry, Site
 from methods.errors import NotLowRank, UserError
 
-#: Fields of peft's configuration that control sharing, with (default, smallest value).
+#: The fields of peft's configuration that control sharing, with the default and the smallest value of each.
 SHARED_FIELDS = {"stride_A": (1, 1), "num_B": (2, 2)}
 
 #: Why no weight is equivalent to the update, and why an example's outputs depend on its batch.
@@ -21,10 +21,10 @@ BY_BATCH = "Lily's router averages over all tokens of a batch, so that an output
 
 
 class LilyAdapter(PeftAdapter):
-    """y += scaling · Σ pₖ·Bₖ·A·x with p = softmax(router·A·x), averaged over the tokens of the batch.
+    """The adapter y += scaling · Σ pₖ·Bₖ·A·x, with p = softmax(router·A·x) averaged over the batch's tokens.
 
-    peft shares A and B among layers by their names. Here sharing follows the backbone's sites, so that it is
-    the same for all kinds of backbones.
+    peft decides by the layers' names which layers share A and B. Here, sharing follows the backbone's sites,
+    so that it is the same for all kinds of backbones.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -50,7 +50,11 @@ class LilyAdapter(PeftAdapter):
 
 
 class Lily(PeftMethod):
-    """Lily: `config.stride_A` neighbouring layers share A, a projection has `config.num_B` matrices B."""
+    """Lily, in which neighbouring layers share one matrix A, and all layers share several matrices B.
+
+    `config.stride_A` layers share one A, and there are `config.num_B` matrices B. Each projection has its
+    own A and B.
+    """
 
     adapter_class: ClassVar[AdapterClass] = LilyAdapter
     whole_numbers: ClassVar[Mapping[str, int]] = {name: least for name, (_, least) in SHARED_FIELDS.items()}
@@ -61,7 +65,7 @@ class Lily(PeftMethod):
     type: Literal["LILY"] = "LILY"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts ⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B for each projection and L layers."""
+        """Counts ⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B, summed over the projections, for L layers."""
         stride, number = (self.config.get(name, default) for name, (default, _) in SHARED_FIELDS.items())
         total = 0
         for projection in geometry.having(self.projections):

@@ -1,4 +1,4 @@
-"""The base class of peft's methods: their options, counts and fits."""
+"""The base class of methods that peft implements: their options, counts and fits to a budget."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from methods.errors import UnknownNameError, UserError, cut
 from methods.sizes import OneRank, nearest
 from methods.skeleton import Skeleton
 
-#: The fields of peft's configurations that set an adapter's size; a type has at most one of them.
+#: The fields of peft's configurations that set an adapter's size. A type has at most one of these fields.
 SIZE_FIELDS = ("r", "n_frequency")
 
-#: Fields of peft's configurations that a suite may not set, and why or what to use instead.
+#: The fields of peft's configurations that a suite may not set, and why, or what to use instead.
 RESERVED = {
     "target_modules": "use targets",
     "modules_to_save": "the head is trained beside every adapter",
@@ -41,7 +41,7 @@ RESERVED = {
     "use_asa": "it wants a call after every step, which is not made here",
 }
 
-#: Prefixes of `init_lora_weights` that the training loop does not support, and why.
+#: The beginnings of values of `init_lora_weights` that the training loop does not support, and why.
 REFUSED_STARTS = {
     "corda": "it needs a pass over data first",
     "eva": "it needs a pass over data first",
@@ -59,20 +59,21 @@ AdapterClass = type[PeftAdapter]
 class PeftMethod(OneRank):
     """An adapter type of peft, with its configuration.
 
-    Parameters are counted by building the adapter on the meta device, except for types with a closed form.
+    Parameters are counted by building the adapter, if possible on the meta device. Subclasses may have a
+    formula instead.
     """
 
     name: ClassVar[str] = "peft"
     titled: ClassVar[frozenset[str]] = frozenset({"type", "rank"})
-    #: The class of the adapters.
+    #: The class of the adapters that `attach` builds.
     adapter_class: ClassVar[AdapterClass] = PeftAdapter
-    #: Integer fields of `config`, with the smallest value of each.
+    #: The fields of `config` that have to be integers, with the smallest value of each.
     whole_numbers: ClassVar[Mapping[str, int]] = {}
 
     type: str
     #: peft's `r`, or `n_frequency` of FourierFT. None: a budget sets it, or the type has no rank.
     rank: PositiveInt | None = None
-    #: Fields of peft's configuration class.
+    #: Values for fields of peft's configuration class.
     config: dict[str, Any] = Field(default_factory=dict)
     targets: Targets = "qkv"
 
@@ -153,7 +154,10 @@ class PeftMethod(OneRank):
         return self.isorank(rank)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """A bound even for types that train single entries: the number of entries of the largest weight."""
+        """Returns the number of entries of the largest weight.
+
+        This bounds the rank of every type, even of types whose rank is a number of trained entries.
+        """
         shapes = [geometry.shape(name) for name in self.projections]
         return (max(map(math.prod, shapes)),) if self.sizeable else ()
 
@@ -163,8 +167,9 @@ class PeftMethod(OneRank):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts the parameters at this rank. Types without a rank ignore the argument.
 
-        Builds models of one and of two layers. Their difference is what each further layer adds; parameters
-        that layers share count once. Raises UserError if peft cannot build the adapter.
+        Builds adapters of models with one and with two layers. The difference of their counts is what each
+        further layer adds. So parameters that layers share count once. Raises UserError if peft cannot build
+        the adapter.
         """
         try:
             options = self.isorank(rank).model_dump_json()
@@ -178,7 +183,10 @@ class PeftMethod(OneRank):
         return self.adapter_class(backbone, self.projections, self.peft_config, generator)
 
     def peft_config(self, targets: Mapping[str, Site]) -> Any:
-        """Builds peft's configuration for sites, given by dotted path. Raises UserError for bad values."""
+        """Builds peft's configuration. `targets` are the adapted sites by dotted path.
+
+        Raises UserError for bad values.
+        """
         size = {} if self.size_field is None else {self.size_field: self.rank}
         options = {"target_modules": list(targets), **size, **self.type_options(targets)}
         try:
@@ -187,12 +195,12 @@ class PeftMethod(OneRank):
             raise UserError(f"peft's {self.type} rejects its configuration: {error}") from error
 
     def type_options(self, targets: Mapping[str, Site]) -> dict[str, Any]:
-        """The fields of peft's configuration that this type needs besides size and targets."""
+        """Returns values for the fields of peft's configuration that this type needs besides its size."""
         return {}
 
     @property
     def peft_type(self) -> str:
-        """The type by peft's own name."""
+        """peft's own name of the type. For example, `LORA` is the type of the shorthand `DORA`."""
         return self.type
 
     @property
@@ -204,7 +212,7 @@ class PeftMethod(OneRank):
 
 @cache
 def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int:
-    """Counts the trained parameters of an adapter by building the adapter on a geometry.
+    """Counts the trained parameters of an adapter by building the adapter on a model of this geometry.
 
     `options` has the method's fields as JSON. Raises UserError if peft cannot build the adapter.
     """

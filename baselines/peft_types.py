@@ -1,4 +1,4 @@
-"""The method `peft`: any type of the package with adapters on linear layers."""
+"""The method `peft`: any adapter type of the package peft that adapts linear layers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from methods.backbone import Geometry, Site
 from methods.base import Method
 from methods.errors import UnknownNameError
 
-#: Types with their own class, because peft's layers alone are not enough for them.
+#: The types with a class of their own, because they need more than peft's layers.
 OWN_CLASSES: dict[str, type[PeftMethod]] = {"ADALORA": AdaLoRA, "LILY": Lily}
 
-#: Common names for a LoRA with one option set.
+#: Names for LoRA with one option set.
 SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "DORA": ("LORA", {"use_dora": True}),
     "RSLORA": ("LORA", {"use_rslora": True}),
 }
 
-#: Titles of types whose common names are not all capitals.
+#: The titles of types whose usual names are not all capitals.
 TITLES = {"DORA": "DoRA", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA"}
 
-#: Types whose updates are low-rank pairs.
+#: The types whose updates are low-rank pairs, apart from those in `OWN_CLASSES`.
 LOW_RANK = ("LORA", "RSLORA")
 
-#: Types that our training loop does not support, or that are no adapters of linear layers, and why.
+#: The types that are refused, and why: the training loop does not support them, or they do not adapt linear
+#: layers.
 REFUSED = {
     "ADAPTION_PROMPT": "it adds virtual tokens",
     "CARTRIDGE": "it adds virtual tokens",
@@ -48,7 +49,7 @@ REFUSED = {
     "XLORA": "it mixes adapters that are trained already",
 }
 
-#: Types that draw random numbers in every training forward, even without dropout.
+#: The types that draw random numbers in every training forward, even without dropout.
 DRAWING = {
     "LOHA": "peft's LoHa draws a number at every layer, from the CPU's stream",
     "LOKR": "peft's LoKr draws a number at every layer, from the CPU's stream",
@@ -57,9 +58,10 @@ DRAWING = {
 
 
 class Peft(PeftMethod):
-    """A type of peft (VERA, LOHA, LOKR, IA3, …), or DORA or RSLORA; `config` holds its fields.
+    """An adapter type of peft, such as VERA, LOHA, LOKR or IA3. DORA and RSLORA are types, too.
 
-    `from_options` returns an instance of the type's own class if it has one.
+    `config` has values for fields of peft's configuration. For a type with a class of its own, such as
+    ADALORA, `from_options` returns an instance of this class.
     """
 
     @classmethod
@@ -107,7 +109,10 @@ class Peft(PeftMethod):
         return DRAWING.get(self.type, super().shifts_dropout)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """For LoRA, the smaller side of the largest weight; for other types, that weight's entries."""
+        """Returns the smaller side of the largest weight for LoRA, DoRA and RSLORA.
+
+        For other types, returns the number of entries of the largest weight.
+        """
         if self.peft_type != "LORA":
             return super().rank_limits(geometry)
         return (max(min(geometry.shape(name)) for name in self.projections),)
@@ -127,9 +132,9 @@ class Peft(PeftMethod):
 
 @cache
 def peft_types() -> tuple[str, ...]:
-    """The names of peft's types that adapt modules, and our shorthands, sorted.
+    """Returns the names of peft's types that adapt modules, and the names in `SHORTHANDS`, sorted.
 
-    Types that add prompts or prefixes are left out. Types in `REFUSED` are included.
+    Types without target modules are left out, such as prompts. Some of the returned types are in `REFUSED`.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 

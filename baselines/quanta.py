@@ -1,4 +1,4 @@
-"""QuanTA (NeurIPS 2024, arXiv 2406.00132): a circuit of gates on pairs of axes, with high rank."""
+"""QuanTA (NeurIPS 2024, arXiv 2406.00132): updates of high rank from gates on pairs of axes."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ from methods.sizes import StartKept, Targeted, nearest_fit
 class QuanTA(Targeted, StartKept):
     """y = W·x + b + T(x) - T₀(x), where T applies a full gate to every pair of the axes of x.
 
-    x is reshaped to `axes`, padded with zeros or cut at its end if their product is another size; the output
-    likewise. Pairs with the last axis come first. T₀ is the frozen initial T, so the initial update is
-    exactly zero (the reference code folds -T₀ into W; here W is unchanged). T₀ is recomputed from a seed.
-    Start: every gate uniform with variance 1/(n·m) for axes n and m. There is no scale and no dropout.
+    x is reshaped to `axes`. If the product of the axes is not the size of x, x is first padded with zeros or
+    truncated at its end, and so is the output. Pairs with the last axis come first.
+
+    T₀ is the frozen initial T, so the initial update is exactly zero. T₀ is recomputed from a seed. The
+    reference code instead subtracts T₀ from W; here W is unchanged. Start: every gate uniform with variance
+    1/(n·m) for axes of sizes n and m. There is no scale and no dropout.
     """
 
     name: ClassVar[str] = "quanta"
     title: ClassVar[str] = "QuanTA"
     titled: ClassVar[frozenset[str]] = frozenset({"axes"})
-    #: Large, because a size has few factorisations.
+    #: This tolerance is large, because a size has few factorisations.
     fit_tolerance: ClassVar[float] = 0.25
     not_low_rank: ClassVar[str] = "QuanTA's update has a high rank"
     #: The learning rate in the reference code for DROP.
     published_lr: ClassVar[float | None] = 1e-4
 
-    #: The sizes of the axes. A single size is repeated as often as the largest side of a weight needs.
+    #: The sizes of the axes. A single size means as many equal axes as the largest side of a weight needs.
     axes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)
 
     @property
@@ -52,13 +54,16 @@ class QuanTA(Targeted, StartKept):
         return self.model_copy(update={"axes": tuple(ranks)})
 
     def isorank(self, rank: int) -> Self:
-        """The same method with equal axes of size `rank`, as many as the largest side of a weight needs."""
+        """Returns the same method with equal axes of size `rank`.
+
+        There will be as many axes as the largest side of a weight needs.
+        """
         return self.with_size((rank,))
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
-        """The sizes of all axes.
+        """Returns the sizes of all axes.
 
-        Raises UserError while the axes are free, or if no number of axes of a single size fits the weights.
+        Raises UserError while the axes are free, and as `equal_axes` does for a single size.
         """
         if self.axes is None:
             raise UserError(f"{self.label}: axes are free; give them, or a budget")
@@ -67,15 +72,15 @@ class QuanTA(Targeted, StartKept):
         return equal_axes(self.label, self.axes[0], self._largest(geometry))
 
     def count(self, geometry: Geometry) -> int:
-        """Counts Σ (n·m)² over the pairs of axes, for every site."""
+        """Counts Σ (n·m)² over the pairs of axes of sizes n and m, for every site."""
         sites = geometry.layers * len(self.adapted(geometry))
         return sites * sum((n * m) ** 2 for n, m in combinations(self.shape(geometry), 2))
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """The same method with the axes whose count is nearest to the budget.
+        """Returns the same method with the axes whose count is nearest to the budget.
 
-        Their product is the largest side of a weight or, if that side has a prime factor above 7, the next
-        larger number without such a factor (our rule).
+        The product of the axes is the largest side of a weight. If that side has a prime factor above 7, the
+        product is the next larger number without such a factor (our rule).
         """
         choices = [self.with_size(axes) for axes in quanta_axes(self._largest(geometry))]
         return nearest_fit(self.label, choices, geometry, budget)

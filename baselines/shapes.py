@@ -1,4 +1,4 @@
-"""The modes into which references cut weights: their tables, and our rules for all other sizes."""
+"""The modes into which methods split sizes: tables from reference codes, and our rules for other sizes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 from methods.errors import UserError
 from methods.trains import balanced, factorisations
 
-#: The reference's modes of a (width, size) matrix, by width and size. Its entries with a wrong product are
-#: left out.
+#: LoRETTA's modes of a (width, size) matrix, by width and size, from its reference code. Entries of the code
+#: whose product is wrong are left out.
 LORETTA: dict[int, dict[int, tuple[int, ...]]] = {
     5: {768: (5, 8, 12, 8), 1024: (4, 8, 5, 8, 4), 4096: (16, 16, 5, 4, 4)},
     8: {768: (8, 8, 12, 8), 1024: (4, 8, 8, 8, 4), 4096: (16, 16, 8, 4, 4)},
@@ -18,14 +18,14 @@ LORETTA: dict[int, dict[int, tuple[int, ...]]] = {
     64: {768: (8, 8, 12, 8, 8), 1024: (4, 8, 8, 8, 8, 4), 4096: (16, 16, 16, 4, 4, 4)},
     128: {768: (8, 16, 12, 8, 8), 1024: (4, 8, 16, 8, 8, 4), 4096: (16, 16, 16, 8, 4, 4)},
 }
-#: The number of modes for sizes that are not in the table.
+#: The largest number of modes for sizes that are not in the table.
 LORETTA_MODES = 4
 
 
 def loretta_modes(size: int, width: int) -> tuple[int, ...]:
-    """The modes of a (width, size) matrix: the reference's table, otherwise four with the smallest sum.
+    """Returns the modes of a (width, size) matrix, from the table of LoRETTA's reference code.
 
-    The rule for other sizes is ours. A prime size is a single mode.
+    For other sizes our rule is: at most four factors of the number of entries, with the smallest sum.
     """
     return LORETTA.get(width, {}).get(size) or balanced(size * width, LORETTA_MODES)
 
@@ -33,7 +33,7 @@ def loretta_modes(size: int, width: int) -> tuple[int, ...]:
 #: The modes of the input and of the output.
 Modes = tuple[tuple[int, ...], tuple[int, ...]]
 
-#: The reference's modes by (in, out).
+#: TT-LoRA's modes by (in, out), from its reference code.
 TT_LORA: dict[tuple[int, int], Modes] = {
     (768, 768): ((64, 4, 3), (3, 4, 64)),
     (2048, 2048): ((16, 8, 4, 4), (4, 4, 8, 16)),
@@ -43,21 +43,23 @@ TT_LORA: dict[tuple[int, int], Modes] = {
     (4096, 4096): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 4, 16)),
     (4096, 1024): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 16)),
 }
-#: The largest number of modes per side for sizes not in the table, and the size from which it is one larger.
+#: The largest number of modes per side for sizes that are not in the table, and the size from which there may
+#: be one more.
 TT_LORA_MODES, TT_LORA_LARGE = 3, 2048
 
 
 def tt_lora_modes(in_: int, out: int) -> Modes:
-    """The modes of input and output: the reference's table, otherwise a rule of ours.
+    """Returns the modes of input and output, from the table of TT-LoRA's reference code.
 
-    The rule: at most three modes per side with the smallest sum, four from 2,048 on, the largest outermost. A
-    prime size is a single mode.
+    For other sizes our rule is: at most three factors per side with the smallest sum, and at most four for
+    sizes from 2,048 on. The largest factors are outermost. A prime size is a single mode.
     """
     sides = [balanced(size, TT_LORA_MODES + (size >= TT_LORA_LARGE)) for size in (in_, out)]
     return TT_LORA.get((in_, out)) or (sides[0][::-1], sides[1])
 
 
-#: The reference's modes (of A and B) and inner ranks (of A) by size. B's inner ranks are three times A's.
+#: TRAC's modes (of A and B) and inner ranks (of A) by size, from its reference code. The inner ranks of B are
+#: three times those of A.
 TRAC = {
     768: ((8, 8, 12), (8, 12)),
     1024: ((8, 8, 16), (8, 12)),
@@ -69,14 +71,17 @@ TRAC_MODES, TRAC_WIDER = 3, 3
 
 
 class TRACCores(NamedTuple):
-    """Sizes of the cores (1, n₁, ρ₁), (ρ₁, n₂, ρ₂) and (ρ₂, n₃, r) of one side of a projection."""
+    """The sizes of the cores (1, n₁, ρ₁), (ρ₁, n₂, ρ₂) and (ρ₂, n₃, r) of A or B for one projection.
+
+    `modes` are n₁, n₂ and n₃. `inner` are ρ₁ and ρ₂.
+    """
 
     modes: tuple[int, ...]
     inner: tuple[int, ...]
 
     @property
     def own(self) -> int:
-        """The number of parameters per layer: the first core and the controllers of the last."""
+        """The number of parameters that each layer has: the first core, and the third core's controllers."""
         return self.modes[0] * self.inner[0] + self.inner[1] + self.modes[2]
 
     @property
@@ -86,10 +91,11 @@ class TRACCores(NamedTuple):
 
 
 def trac_cores(size: int, *, output: bool) -> TRACCores:
-    """The cores for a size: the reference's table, otherwise a rule of ours.
+    """Returns the cores of A (or, with `output`, of B) for a size, from TRAC's reference code.
 
-    The rule: the modes with the smallest sum, and the inner ranks of the largest table entry not above
-    `size`, or of the smallest entry. A prime size is the last mode.
+    For other sizes our rule is: the modes are three factors with the smallest sum, and the inner ranks are
+    those of the next smaller size in the table or, if there is none, of the table's smallest size. If a size
+    has fewer than three factors, the first modes are 1.
     """
     _, inner = TRAC[max([entry for entry in TRAC if entry <= size], default=min(TRAC))]
     factors = balanced(size, TRAC_MODES)
@@ -102,7 +108,7 @@ QUANTA_AXES, QUANTA_PRIME = 8, 7
 
 
 def quanta_axes(size: int) -> list[tuple[int, ...]]:
-    """All lists of descending axes whose product is `size`.
+    """Returns all tuples of two to `QUANTA_AXES` axes, in descending order, whose product is `size`.
 
     If `size` has a prime factor above 7, the product is the next larger number without such a factor (our
     rule).
@@ -112,9 +118,9 @@ def quanta_axes(size: int) -> list[tuple[int, ...]]:
 
 
 def equal_axes(label: str, axis: int, size: int) -> tuple[int, ...]:
-    """The fewest equal axes of size `axis` whose product is at least `size`.
+    """Returns the fewest axes of size `axis` whose product is at least `size`.
 
-    Raises UserError, beginning with `label`, if no number of such axes fits.
+    Raises UserError, with a message that begins with `label`, unless `axis` is above 1 and below `size`.
     """
     if not 1 < axis < size:
         raise UserError(f"{label}: axes of {axis} cannot make up {size}; accepted is 2 to {size - 1}")

@@ -1,4 +1,4 @@
-"""TRAC (ICLR 2026, github.com/BangguoYe/TRAC): LoRA as tensor trains that layers share, with controllers."""
+"""TRAC (ICLR 2026, github.com/BangguoYe/TRAC): LoRA whose matrices are tensor trains with shared cores."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     """y = W·x + b + scale/rank · B·A·dropout(x); A (rank, in) and B (out, rank) are trains of three cores.
 
     Each layer has its own first core. All layers of a projection share the second core, which is random and
-    frozen, and the third, which is trained. Each layer scales the third core's left rank and its mode by
-    vectors, the controllers. Start (reference code): normal cores, controllers one, B's third core zero, so
-    that the first step changes only that core.
+    frozen, and the third core, which is trained. Each layer scales the third core along its left rank and
+    along its mode by two vectors, which are called controllers. Start (reference code): normal cores, all
+    controllers one, and B's third core zero, so that the first step changes only that core.
     """
 
     name: ClassVar[str] = "trac"
@@ -33,34 +33,35 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     #: LoRA's alpha. It is divided by the rank. 32 in the reference code, which uses rank 16.
     scale: Scale = 32.0
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    #: The scaling: the controllers themselves, as in the reference's library, or their softmax times their
-    #: number, as in its README. Both are one at the start.
+    #: What scales the third core. `plain`: the controllers themselves, as in the reference code. `softmax`:
+    #: the softmax of a controller, times its length, as in the README of the reference code. Both are one at
+    #: the start.
     controllers: Literal["plain", "softmax"] = "plain"
 
     def cores(self, geometry: Geometry) -> dict[str, tuple[TRACCores, TRACCores]]:
-        """The cores of A and of B for every projection."""
+        """Returns the sizes of the cores of A and of B for every projection."""
         shapes = self.adapted(geometry).items()
         return {
             name: (trac_cores(in_, output=False), trac_cores(out, output=True)) for name, (out, in_) in shapes
         }
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts Σ (L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r) over both sides of every projection, for L layers.
+        """Counts Σ (L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r), with the sum over A and B of every projection.
 
-        `TRACCores` explains n and ρ.
+        L is the number of layers. `TRACCores` explains n and ρ.
         """
         sides = [side for pair in self.cores(geometry).values() for side in pair]
         return sum(geometry.layers * side.own + side.inner[1] * side.modes[2] * rank for side in sides)
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """Counts Σ ρ₁·n₂·ρ₂ (see `TRACCores`) over both sides of every projection.
+        """Counts Σ ρ₁·n₂·ρ₂, the second cores, with the sum over A and B of every projection.
 
-        These cores are recomputed from a seed.
+        `TRACCores` explains n and ρ. The second cores are recomputed from a seed.
         """
         return sum(side.frozen for pair in self.cores(geometry).values() for side in pair)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smaller side of the largest weight."""
+        """Returns the highest rank that any update can have: the smaller side of the largest weight."""
         return (max(map(min, self.adapted(geometry).values())),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -106,7 +107,7 @@ class _SharedCores(OwnPairs):
         return self.contracted(downs, ups)
 
     def _matrices(self, side: str) -> Tensor:
-        """The matrices (layers, n₁·n₂·n₃, r) of one side of a projection."""
+        """Returns the matrices (layers, n₁·n₂·n₃, r) of `side`, which is A or B of a projection."""
         cores, middle = self.sides[side], self.get_buffer(f"middle_{side}")
         ranks: Tensor = cores.get_parameter("ranks")
         mode: Tensor = cores.get_parameter("mode")

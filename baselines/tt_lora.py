@@ -1,4 +1,4 @@
-"""TT-LoRA (github.com/lanl/TTLoRAMoE): each update is a tensor train over input, then output modes."""
+"""TT-LoRA (github.com/lanl/TTLoRAMoE): each update is a tensor train, first over input, then output modes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DECOMPOSED_SEED = 42
 class TTLoRA(TrainsOfSites, LowRankMethod):
     """y = W·x + b + scale · ΔW·x, with ΔW its own tensor train; all inner ranks are `rank`.
 
-    The scale is not divided by the rank. ΔW has this rank too: at the bond between input and output modes it
-    splits into a low-rank pair. Start (reference code): uniform cores of norm one, so that the update is not
-    zero: for RoBERTa-base its norm is about 0.3 per matrix. There is no dropout.
+    The scale is not divided by the rank. ΔW also has the rank `rank`: it splits into a low-rank pair at the
+    bond between input and output modes. Start (reference code): uniform cores of norm one. So the initial
+    update is not zero: for RoBERTa-base its norm is about 0.3 per weight. There is no dropout.
     """
 
     name: ClassVar[str] = "tt_lora"
@@ -34,12 +34,13 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
     #: LoRA's alpha. 16 in the reference code, which uses rank 5.
     scale: Scale = 16.0
-    #: The reference code has two forwards of the same cores that disagree. `contraction`, which it trains:
-    #: the first core has the fastest digit of the input's index. `reconstruction`: the leading cores are the
-    #: output, and all digits are in normal order; it exists for square weights only.
+    #: Which of two forwards is used. The reference code has two for the same cores, and they disagree.
+    #: `contraction` is the one that the reference code trains: the leading cores are the input, and the first
+    #: core has the fastest digit of the input's index. `reconstruction`: the leading cores are the output,
+    #: and all digits are in normal order. It exists for square weights only.
     form: Literal["contraction", "reconstruction"] = "contraction"
-    #: `decomposed`: the approximation of one kaiming-uniform matrix for all sites of a shape, drawn from seed
-    #: 42 (reference code). `zero`: as published, but with the last core zero (our addition).
+    #: `decomposed`: all sites of one shape start at the decomposition of the same kaiming-uniform matrix,
+    #: drawn from seed 42 (reference code). `zero`: as published, but with the last core zero (our addition).
     start: Literal["published", "decomposed", "zero"] = "published"
 
     @classmethod
@@ -55,9 +56,9 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
         return "the matrix that TT-LoRA decomposes has a fixed seed" if self.start == "decomposed" else ""
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The mode sizes of each tensor train in a layer.
+        """Returns the mode sizes of each tensor train in a layer.
 
-        Raises UserError for the form `reconstruction` on a weight that is not square.
+        Raises UserError if the form is `reconstruction` and a weight is not square.
         """
         shapes = self.adapted(geometry)
         for name, (out, in_) in shapes.items():
@@ -73,8 +74,6 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
 
 class _WholeTrains(OwnPairs):
-    """The tensor trains of all sites. The trains of one projection are stacked over the layers."""
-
     def __init__(self, method: TTLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))
         self.scale, self.contracting = method.scale, method.form == "contraction"

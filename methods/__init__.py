@@ -1,6 +1,7 @@
 """The `Method` interface, the code that methods share, and TensLoRA.
 
-Each name is imported on first use: most of them need torch, but errors and the list of names do not.
+Each name is imported when it is first used. Most names need torch, but the errors and the registry of methods
+do not.
 """
 
 from __future__ import annotations

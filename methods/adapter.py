@@ -1,4 +1,4 @@
-"""The base class of adapters, with merging, detaching and saving, and modules with frozen parts."""
+"""The base class of adapters, and `PartlyFrozen`, the base class of modules with frozen tensors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ REGISTERED = "adapter"
 
 
 class Adapter(ABC):
-    """The trainable part that a method put on a backbone.
+    """The trainable module that a method puts on a backbone.
 
-    Building an adapter freezes the whole backbone except its head. While the adapter is on and not merged,
-    the backbone's module lists every trained parameter once among its own parameters. `detach` puts every
-    module and every `requires_grad` back as it was. Raises UserError for a backbone that already has an
-    adapter.
+    Building an adapter freezes the whole backbone except its head. Until the adapter is merged or detached,
+    the parameters of the backbone's module include every trained parameter once. `detach` restores every
+    module and every `requires_grad`. Raises UserError if the backbone already has an adapter.
     """
 
     def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
@@ -49,29 +48,35 @@ class Adapter(ABC):
 
     @abstractmethod
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters, head excluded. A parameter shared by several sites appears once."""
+        """The trained parameters by name, head excluded. A parameter shared by several sites appears once."""
 
     @abstractmethod
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        """(down, up) for every site, shaped (r, in) and (out, r), scale included.
+        """Returns the pair (down, up) of every site, shaped (r, in) and (out, r).
 
-        Raises NotLowRank where the update has no such form.
+        The update is `up @ down`, scale included. Raises NotLowRank if the update has no such form.
         """
 
     def biases(self) -> dict[Site, Tensor]:
-        """Trained updates of biases, shape (out,), scale included; empty for most methods."""
+        """The trained updates of the sites' biases, shape (out,), scale included. Empty for most methods."""
         return {}
 
     def frozen(self) -> dict[str, Tensor]:
-        """The adapter's untrained tensors, such as random cores. Empty for most methods."""
+        """The adapter's frozen tensors by name, such as random cores. Empty for most methods."""
         return {}
 
     def kept(self) -> dict[str, Tensor]:
-        """The tensors that `state` holds besides the parameters: frozen tensors, or their seeds."""
+        """The tensors that `state` holds in addition to the trained parameters.
+
+        They are frozen tensors, or the seeds from which frozen tensors are recomputed.
+        """
         return {}
 
     def remake(self) -> None:  # noqa: B027 - most have nothing to make
-        """Recomputes from `kept`, bit for bit, the frozen tensors that `kept` lacks."""
+        """Recomputes the frozen tensors that a stored adapter does not hold, bit for bit.
+
+        `load` calls this after it has restored the tensors in `kept`.
+        """
 
     def delta(self, site: Site) -> Tensor:
         """Returns the update of the site's weight, shape (out, in), scale included."""
@@ -79,14 +84,17 @@ class Adapter(ABC):
         return up @ down
 
     def deltas(self) -> Iterator[tuple[Site, Tensor]]:
-        """Yields (site, delta) for every site, contracting the factors only once if possible."""
+        """Yields (site, delta) for every site.
+
+        This is faster than to call `delta` for each site, because the factors are computed only once.
+        """
         for site, (down, up) in self.factors().items():
             yield site, up @ down
 
     def begin_training(self, steps: int) -> None:  # noqa: B027 - most plan nothing
-        """Prepares for a training run of `steps` optimizer steps. Called once before the first step.
+        """Prepares for a training run of `steps` optimizer steps. Called once, before the first step.
 
-        Raises UserError if the method needs more steps.
+        Raises UserError if the run is too short for the method.
         """
 
     def extra_loss(self) -> Tensor | None:
@@ -97,35 +105,37 @@ class Adapter(ABC):
         return None
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 - most do nothing
-        """Acts after an optimizer step, counted from 1. Called while the gradients still exist.
+        """Called after every optimizer step, while the gradients still exist. `step` counts from 1.
 
-        A method that changes the shape of a parameter assigns the parameter's `data`, keeps the parameter
-        object, drops its gradient, and documents what happens to the parameter's optimizer state.
+        Some methods cut ranks in this call. A method that changes a parameter's shape must keep the parameter
+        object: it assigns the new value to `data` and drops the gradient. The method documents what happens
+        to the parameter's optimizer state.
         """
 
     @property
     def settled(self) -> bool:
-        """Whether the adapter has its final size.
+        """Whether the adapter has its final size. Always true if training cuts no ranks.
 
-        Only a state of the final size may be selected, since an earlier state could exceed the budget.
+        Training selects the best state only among states of the final size, because an earlier state may
+        exceed the budget.
         """
         return True
 
     def final_ranks(self) -> dict[str, list[int]]:
-        """The ranks left after training cut ranks. Empty if training cuts none.
+        """The adapter's present ranks by name. Empty if training cuts no ranks.
 
-        Modes and bonds map to [rank]; projections map to one rank per layer. `Method.count_left` counts the
-        parameters of these ranks.
+        A mode or bond has a list with its one rank. A projection has a list with one rank per layer.
+        `Method.count_left` counts the parameters for these ranks.
         """
         return {}
 
     @property
     def parameter_count(self) -> int:
-        """The number of trained parameters, head excluded, without those that training has cut."""
+        """The number of trained parameters, head excluded. Parameters that training has cut do not count."""
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def core(self) -> list[nn.Parameter]:
-        """The parameters that are cores of tensors (see `Method.has_core`)."""
+        """The parameters that are cores, which a recipe may train at a rate of their own."""
         return []
 
     @property
@@ -134,7 +144,7 @@ class Adapter(ABC):
         return sum(tensor.numel() for tensor in self.frozen().values())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups named `adapter` and `head`, without empty ones."""
+        """The optimizer's parameter groups, named `adapter` and `head`. Empty groups are left out."""
         groups: list[dict[str, Any]] = [
             {"name": "adapter", "params": list(self.named_parameters().values())},
             {"name": "head", "params": list(self.backbone.head.parameters())},
@@ -143,14 +153,18 @@ class Adapter(ABC):
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Context in which no parameter may change. Factors are contracted once for all forwards inside."""
+        """Context for forwards without gradients, such as an evaluation.
+
+        No parameter may change inside, because factors are contracted once for all forwards.
+        """
         yield
 
     @contextmanager
     def part(self, start: int, stop: int, total: int) -> Iterator[None]:
-        """Context for one part of a batch: examples `start` to `stop` of `total`, with parts run in order.
+        """Context for the forward of examples `start` to `stop` of a batch of `total` examples.
 
-        An adapter with its own dropout then drops the same entries as in a forward of the full batch.
+        A training loop uses it when one batch needs several forwards, which have to run in order. An adapter
+        with its own dropout then drops the same entries as in one forward of the full batch.
         """
         yield
 
@@ -163,9 +177,9 @@ class Adapter(ABC):
     def merge(self) -> None:
         """Adds the update to the backbone's weights and takes the adapter's layers out of the forward.
 
-        The original tensors are kept, so that `unmerge` restores them bit for bit. In weights below float32
-        the sum is rounded once, and a `RoundedMerge` warning states the error. Raises UserError for quantised
-        weights: rounding the sum would change outputs by more than most updates do.
+        The original tensors are kept, so that `unmerge` restores them bit for bit. If weights have a lower
+        precision than float32, the sum is rounded, and a `RoundedMerge` warning states the error. Raises
+        UserError for quantised weights: rounding the sum would change outputs more than most updates do.
         """
         if self.merged:
             return
@@ -191,7 +205,7 @@ class Adapter(ABC):
         rounding.tell()
 
     def unmerge(self) -> None:
-        """Restores the weights from before `merge`, bit for bit. Does nothing if no update is merged."""
+        """Restores the weights from before `merge`, bit for bit. Does nothing if nothing is merged."""
         if not self.merged:
             return
         for site, (weight, bias) in self._unmerged.items():
@@ -222,9 +236,10 @@ class Adapter(ABC):
         self._adapted[site] = module
 
     def register(self, parameters: nn.Module) -> None:
-        """Adds trained parameters outside the installed layers to the backbone's module.
+        """Adds `parameters` to the backbone's module, as a submodule named `REGISTERED`.
 
-        Then `module.parameters()` and `state_dict` include them, and `to` moves them.
+        This is for trained parameters that the installed layers do not contain, such as factors that sites
+        share. The backbone's `parameters()` and `state_dict()` then include them, and `to()` moves them.
         """
         module = self.backbone.module
         module.add_module(REGISTERED, parameters.train(module.training))
@@ -243,7 +258,7 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restores a `state()`. Raises UserError if names or shapes differ, before any change."""
+        """Restores what `state` returned. Raises UserError, before any change, if names or shapes differ."""
         own: dict[str, Tensor] = {**self.named_parameters(), **self.kept()}
         wrong = sorted(set(own) ^ set(state)) or [
             f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
@@ -258,14 +273,11 @@ class Adapter(ABC):
 
 
 class _Rounding:
-    """The rounding error of updates merged into weights below float32."""
-
     def __init__(self) -> None:
         self._lost = self._update = 0.0
         self._dtype: torch.dtype | None = None
 
     def add(self, weight: Tensor, delta: Tensor, merged: Tensor) -> None:
-        """Adds the rounding error of one site."""
         if torch.promote_types(merged.dtype, torch.float32) == merged.dtype:
             return
         self._dtype = merged.dtype
@@ -284,10 +296,11 @@ class _Rounding:
 
 
 class PartlyFrozen(nn.Module):
-    """A module with trained parameters, and with frozen tensors as its own buffers.
+    """A module with trained parameters, whose own buffers are the adapter's frozen tensors.
 
-    A stored adapter holds the persistent buffers; `remake` recomputes the other buffers from them. Buffers of
-    submodules do not count, because tensorly-torch keeps CP weights, all one, in a buffer.
+    A stored adapter holds the persistent buffers, and `remake` recomputes the other buffers from them.
+    Buffers of submodules are no frozen tensors. For example, tensorly-torch has a buffer with the weights of
+    a CP tensor, which are all one.
     """
 
     def remake(self) -> None:
@@ -303,18 +316,18 @@ class PartlyFrozen(nn.Module):
         return {name: tensor for name, tensor in self._own() if name in persistent}
 
     def draw_seed(self, generator: torch.Generator) -> None:
-        """Draws and registers the seed from which `seeded` and `draw` make frozen tensors."""
+        """Draws a seed and registers it as a persistent buffer. `seeded` and `draw` use this seed."""
         self.register_buffer("seed", torch.randint(2**62, (), generator=generator))
 
     def seeded(self) -> torch.Generator:
-        """Returns a CPU generator at the beginning of the seed's stream, the same on every device."""
+        """Returns a new CPU generator started from the seed, whatever the device of the module."""
         return torch.Generator().manual_seed(int(self.get_buffer("seed")))
 
     @torch.no_grad()
     def draw(self, fill: Callable[..., Any]) -> None:
-        """Fills the frozen tensors one after another from the seed.
+        """Fills all frozen tensors with random numbers from the seed.
 
-        `fill(tensor, generator=…)` is called like the functions of `torch.nn.init`.
+        `fill(tensor, generator=…)` fills one tensor, as the functions of `torch.nn.init` do.
         """
         generator = self.seeded()
         for tensor in self.frozen().values():
@@ -323,9 +336,10 @@ class PartlyFrozen(nn.Module):
             tensor.copy_(drawn)
 
     def begin_at(self, start: Iterable[Tensor], *, persistent: bool) -> nn.ParameterList:
-        """Registers the tensors in `start` as frozen buffers. Returns parameters that are copies of them.
+        """Registers the tensors in `start` as frozen buffers, and returns parameters that are copies of them.
 
-        `persistent` is that of `register_buffer`. `remake`, called before the copy, may fill the buffers.
+        `remake` is called before the copy, so it may fill the buffers. `persistent` is passed to
+        `register_buffer`.
         """
         for index, tensor in enumerate(start):
             self.register_buffer(f"start{index}", tensor, persistent=persistent)

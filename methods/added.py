@@ -1,4 +1,4 @@
-"""Adapters that add something other than a low-rank pair to the output of a layer."""
+"""Adapters that add the result of a module to the output of a layer, where no low-rank pair is possible."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from methods.errors import NotLowRank, UserError
 
 
 class Addition(PartlyFrozen):
-    """The module whose result is added to a site's output."""
+    """The base class of modules whose result is added to the output of a site's layer."""
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The addition (…, out) for the layer's input x (…, in) and its own output y (…, out)."""
+        """Returns the addition (…, out), given the layer's input x (…, in) and its output y (…, out)."""
 
 
 class AddedAdapter(Adapter):
-    """Computes `base(x) + addition(x, base(x))` at every site.
+    """An adapter that computes `base(x) + addition(x, base(x))` at every site.
 
-    `make` builds the addition of a site from its frozen layer. `not_low_rank` and `not_mergeable` are the
-    method's reasons why an addition is no low-rank pair or cannot be merged.
+    `make` builds the addition of a site from the site's frozen layer. `factors` raises NotLowRank with the
+    reason in `Method.not_low_rank`. If `Method.not_mergeable` gives a reason, `delta` and `merge` raise too.
     """
 
     def __init__(
@@ -62,7 +62,10 @@ class AddedAdapter(Adapter):
         raise NotLowRank(self.method.not_low_rank)
 
     def delta(self, site: Site) -> Tensor:
-        """Computes the update from unit vectors. Raises NotLowRank if no weight equals the addition."""
+        """Computes the update by applying the addition to unit vectors.
+
+        Raises NotLowRank if the method cannot be merged, since then no weight is equivalent to the addition.
+        """
         if self.method.not_mergeable:
             raise NotLowRank(self.method.not_mergeable)
         weight = self.bases[site].weight
@@ -74,7 +77,7 @@ class AddedAdapter(Adapter):
         return ((site, self.delta(site)) for site in self.bases)
 
     def merge(self) -> None:
-        """Merges the additions. Raises UserError if no change of a weight equals the addition."""
+        """Merges as `Adapter.merge` does. Raises UserError if no weight is equivalent to the addition."""
         if self.method.not_mergeable:
             raise UserError(f"{self.method.label} cannot be merged: {self.method.not_mergeable}")
         super().merge()

@@ -1,4 +1,4 @@
-"""The part of a backbone that methods may use: geometry, sites and the paths of their layers."""
+"""The interface of backbones that methods use: geometry, sites, and the paths of their layers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-#: The linear maps of a transformer layer.
+#: The projections of a transformer layer whose MLP is not gated.
 PROJECTIONS = ("query", "key", "value", "output", "fc1", "fc2")
 
-#: The same with a gated MLP, which computes fc2(act(gate(x)) · fc1(x)). Every stack of slices is built in
-#: this order.
+#: The projections of a layer with a gated MLP, which computes fc2(act(gate(x)) · fc1(x)). Methods that stack
+#: projections stack them in this order.
 GATED_PROJECTIONS = (*PROJECTIONS[:4], "gate", *PROJECTIONS[4:])
 
-#: The choices of projections to adapt, by the name that suites use. `gate` counts only in a gated MLP.
+#: The projections to adapt, by the names that suites use. `gate` is skipped if the MLP is not gated.
 Targets = Literal["qkv", "qkvo", "qkvo+mlp"]
 TARGETS: dict[Targets, tuple[str, ...]] = {
     "qkv": PROJECTIONS[:3],
@@ -27,10 +27,10 @@ TARGETS: dict[Targets, tuple[str, ...]] = {
     "qkvo+mlp": GATED_PROJECTIONS,
 }
 
-#: The projections of a layer that read the same activation: the attention's, and the gated MLP's.
+#: The projections of a layer that read the same activation: those of the attention, and those of a gated MLP.
 SHARED_INPUT, GATED_INPUT = ("query", "key", "value"), ("gate", "fc1")
 
-#: The projections whose outputs several query heads may share, and those of the MLP.
+#: The projections whose heads several query heads may share, and the projections of the MLP.
 SHARED_HEADS, MLP = ("key", "value"), ("gate", "fc1", "fc2")
 
 
@@ -46,20 +46,20 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a transformer from which parameters are counted.
+    """The sizes of a transformer, from which the parameters of a method are counted.
 
-    Query writes heads · head_size channels, which may differ from the hidden size, and output reads them. Key
-    and value write kv_heads · head_size channels, and heads / kv_heads query heads share each of these heads.
-    Formulas write d, H, K, h and L for `hidden`, `heads`, `kv_heads`, `head_size` and `layers`.
+    Query writes heads · head_size channels, and output reads them. Their number may differ from the hidden
+    size. Key and value write kv_heads · head_size channels; each of their heads is shared by heads / kv_heads
+    query heads. Formulas write d, H, K, h and L for `hidden`, `heads`, `kv_heads`, `head_size` and `layers`.
     """
 
     hidden: int
     heads: int
     layers: int
     mlp: int
-    #: Parameters of the whole encoder, for full fine-tuning. None if not counted.
+    #: The number of parameters of the whole encoder, which full fine-tuning trains. None if unknown.
     encoder: int | None = field(default=None, compare=False)
-    #: Heads of key and value. None: the same as `heads`.
+    #: The number of heads of key and value. None: the same as `heads`.
     kv_heads: int = field(default=None, kw_only=True)  # type: ignore[assignment]
     #: Channels per head. None: the hidden size divided by `heads`.
     head_size: int = field(default=None, kw_only=True)  # type: ignore[assignment]
@@ -89,19 +89,19 @@ class Geometry:
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """The projections of a layer of this shape."""
+        """The names of all projections of a layer."""
         return self.having(GATED_PROJECTIONS)
 
     def having(self, projections: Iterable[str]) -> tuple[str, ...]:
-        """Returns the projections without those that the layers lack: `gate` without a gated MLP."""
+        """Returns `projections`, without `gate` if the MLP is not gated."""
         return tuple(name for name in projections if self.gated or name != "gate")
 
     def sites(self, projections: Iterable[str]) -> list[Site]:
-        """The sites of the given projections, layer by layer, without projections that the layers lack."""
+        """The sites of these projections, layer by layer. `gate` is skipped if the MLP is not gated."""
         return [Site(layer, name) for layer, name in product(range(self.layers), self.having(projections))]
 
     def shape(self, projection: str) -> tuple[int, int]:
-        """(out, in) of a projection's weight."""
+        """Returns the shape (out, in) of a projection's weight."""
         if projection == "query":
             return self.attention_width, self.hidden
         if projection in SHARED_HEADS:
@@ -120,9 +120,10 @@ class Geometry:
 
 
 class Backbone(Protocol):
-    """A frozen pretrained classifier: `module(**inputs)` returns logits of shape (batch, classes).
+    """A frozen pretrained model with a task head.
 
-    Every site has its own `nn.Linear`; fused projections are split on loading.
+    For classification, `module(**inputs)` returns logits of shape (batch, classes). Every site has its own
+    `nn.Linear`: a layer that computes several projections at once is split when the backbone is loaded.
     """
 
     @property
@@ -133,7 +134,7 @@ class Backbone(Protocol):
 
     @property
     def head(self) -> nn.Module:
-        """The task head, part of `module`. Trained with every adapter and not counted with it."""
+        """The task head, a submodule of `module`. Every method trains it, but no count includes it."""
         ...
 
     @property
@@ -142,5 +143,5 @@ class Backbone(Protocol):
         ...
 
     def path(self, site: Site) -> str:
-        """Dotted path of the site's linear layer inside `module`."""
+        """Returns the dotted path of the site's linear layer inside `module`."""
         ...

@@ -1,4 +1,4 @@
-"""The `Method` interface: a recipe with its hyper-parameters, before it meets a backbone."""
+"""The `Method` interface: a recipe for an adapter with its hyper-parameters, independent of any backbone."""
 
 from __future__ import annotations
 
@@ -16,43 +16,45 @@ from methods.validation import Frozen, identity, validate
 
 
 class Method(Frozen, ABC):
-    """A PEFT method. Its fields are the hyper-parameters, and building a method does no work.
+    """A PEFT method. Its fields are its hyper-parameters.
 
-    A method whose size is still free, such as one with `ranks=None`, is a template. `isorank` and `fit`
-    return the same method with a size.
+    Creating a method builds no adapter; `attach` does. A method whose size is still free, such as one with
+    `ranks=None`, is called a template. `isorank` and `fit` return the same method with a size.
     """
 
     #: The name under which the method is registered.
     name: ClassVar[str]
-    #: Increased when the same options give different results, so that old trials do not match new ones.
+    #: Increased when the same options give other results, so that old trials are not taken for new ones.
     version: ClassVar[int] = 1
     #: Whether a suite can set the size by a rank or a budget.
     sizeable: ClassVar[bool] = True
-    #: The authors' learning rate for the adapter, which equal tuning always tries. None if unknown.
+    #: The authors' learning rate for the adapter, which tuning always tries. None if unknown.
     published_lr: ClassVar[float | None] = None
     #: The authors' learning rate for the head. None if it equals the adapter's.
     published_head_lr: ClassVar[float | None] = None
     #: The authors' scale. None if unknown, or if they tuned it per data set.
     published_scale: ClassVar[float | None] = None
-    #: Why gradients intentionally differ from the forward's (DoRA treats a norm as a constant). Empty if they
-    #: do not.
+    #: Why gradients intentionally differ from the exact ones. For example, DoRA treats a norm as a constant.
+    #: Empty if gradients are exact.
     approximates_gradient: ClassVar[str] = ""
-    #: Why a training forward draws from torch's global stream, which changes the backbone's dropout. Empty if
-    #: it does not.
+    #: Why a training forward draws from torch's global random stream, so that the backbone's dropout differs
+    #: from that of other methods. Empty if it draws nothing from this stream.
     shifts_dropout: ClassVar[str] = ""
     #: Why a fresh adapter changes the backbone's outputs. Empty if it does not.
     nonzero_start: ClassVar[str] = ""
-    #: Why every seed gives the same start. Empty if seeds differ, or if each tensor starts at one value.
+    #: Why every seed gives the same start. Empty if seeds give different starts, or if the start consists of
+    #: constants, such as zeros.
     fixed_start: ClassVar[str] = ""
-    #: Why `Adapter.factors` raises NotLowRank, and nothing is exported as LoRA. Empty for low-rank updates.
+    #: Why `Adapter.factors` raises NotLowRank, so that the adapter cannot be exported as LoRA. Empty if
+    #: updates are low-rank.
     not_low_rank: ClassVar[str] = ""
-    #: Why `Adapter.merge` refuses: no change of a weight equals the update. Empty if updates can be merged.
+    #: Why the update cannot be merged: no change of a weight equals it. Empty if it can be merged.
     not_mergeable: ClassVar[str] = ""
     #: Why an example's outputs depend on the other examples of its batch. Empty if they do not.
     depends_on_batch: ClassVar[str] = ""
     #: Why `count` is approximate: training chooses which parameters it cuts. Empty if `count` is exact.
     varying_count: ClassVar[str] = ""
-    #: The reason why the method cannot adapt quantised weights. Empty if it can.
+    #: Why the method cannot adapt quantised weights. Empty if it can.
     needs_dense: ClassVar[str] = ""
     #: Whether the method trains the backbone's own weights, which must then be in float32.
     trains_weights: ClassVar[bool] = False
@@ -60,74 +62,79 @@ class Method(Frozen, ABC):
     fits_head: ClassVar[bool] = False
     #: Whether some parameters are a core, which a recipe may train at its own rate.
     has_core: ClassVar[bool] = False
-    #: Largest relative distance from the budget that `fit` may leave, for a method with several ranks.
+    #: The largest relative distance between a budget and the count after `fit` that the conformance checks
+    #: accept. They use it for methods with several ranks.
     fit_tolerance: ClassVar[float] = 0.1
     #: Options that the conformance checks do not vary.
     unvaried: ClassVar[frozenset[str]] = frozenset()
-    #: Fields that `title` or `size` already show.
+    #: Fields that `label` leaves out, because `title` or `size` already shows them.
     titled: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], where: str) -> Method:
-        """Builds the method, or a subclass, from options. Raises UserError that begins with `where`."""
+        """Builds the method from its options.
+
+        A class may return a method of another class, as `peft` does for some types. Raises UserError, with a
+        message that begins with `where`, for wrong options.
+        """
         return validate(cls, options, where)
 
     @classmethod
     def presets(cls) -> Sequence[Self]:
-        """Templates that together show every construction of the method, for the conformance checks.
+        """The methods that the conformance checks try. Together they cover every way of building an adapter.
 
-        The checks vary the remaining options of the first template. A method with a required option overrides
-        this function; without that, raises UserError.
+        The checks also vary the options of the first of them. By default, there is one template with default
+        options only. A method with a required option has to override this; otherwise raises UserError.
         """
         return (validate(cls, {}, f"the preset of method '{cls.name}' (see Method.presets)"),)
 
     @classmethod
     def listed(cls) -> Sequence[Self]:
-        """The templates that listings and timings show."""
+        """The methods that listings and timings show. By default, these are the presets."""
         return cls.presets()
 
     @property
     @abstractmethod
     def projections(self) -> tuple[str, ...]:
-        """The projections that get an update, in the order of the tensor's slices.
+        """The projections that get an update. A method that stacks projections stacks them in this order.
 
-        `gate` may be among them; backbones without a gated MLP skip it.
+        `gate` is skipped on backbones without a gated MLP.
         """
 
     @property
     @abstractmethod
     def size(self) -> tuple[int, ...] | None:
-        """The ranks, one for each of `rank_names`. None while they are free, empty without ranks."""
+        """The ranks, one for each of `rank_names`. None while they are free, empty if there are no ranks."""
 
     @property
     def rank_names(self) -> tuple[str, ...]:
-        """The mode or bond of each rank in `size`. A method with several ranks overrides it."""
+        """The name of each rank in `size`. A method with several ranks names their modes or bonds."""
         return ("rank",) if self.sizeable else ()
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The largest useful rank for each of `rank_names`. None if unknown."""
+        """The largest useful value of each rank, in the order of `rank_names`. None if it is unknown."""
         return (None,) * len(self.rank_names)
 
     def with_size(self, ranks: Sequence[int]) -> Self:
-        """The same method with these ranks, one for each of `rank_names`."""
+        """Returns the same method with these ranks, one for each of `rank_names`."""
         (rank,) = ranks
         return self.isorank(rank)
 
     @abstractmethod
     def count(self, geometry: Geometry) -> int:
-        """Counts adapter parameters at the end of training in closed form, head excluded.
+        """Counts the adapter's parameters at the end of training, head excluded.
 
-        Raises UserError while the size is free.
+        The geometry is enough for this: no backbone is loaded. Raises UserError while the size is free.
         """
 
     def peak_count(self, geometry: Geometry) -> int:
-        """Counts adapter parameters at the start of training, before any are cut."""
+        """Counts the adapter's parameters at the start of training, before training cuts any."""
         return self.count(geometry)
 
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
-        """Counts the parameters for the ranks that `Adapter.final_ranks` reports.
+        """Counts the adapter's parameters for the ranks that `Adapter.final_ranks` returned.
 
-        Raises UserError if the method has no such ranks.
+        Raises UserError if training cuts no ranks, or if these are not the method's ranks.
         """
         raise UserError(f"{self.label}: its training cuts no ranks (got {shown(dict(ranks))})")
 
@@ -135,37 +142,40 @@ class Method(Frozen, ABC):
         """Raises UserError if a training run of `steps` optimizer steps is too short for the method."""
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """Counts the adapter's untrained numbers, such as random cores. `count` does not include them."""
+        """Counts the adapter's frozen numbers, such as random cores. `count` does not include them."""
         return 0
 
     def kept_count(self, geometry: Geometry) -> int:
-        """Counts the frozen numbers that a stored adapter holds. The others are recomputed from a seed."""
+        """Counts the frozen numbers that a stored adapter holds. All others are recomputed from a seed."""
         return 0
 
     @abstractmethod
     def isorank(self, rank: int) -> Self:
-        """The same method with every rank equal to `rank`."""
+        """Returns the same method with every rank equal to `rank`."""
 
     @abstractmethod
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """The same method with the ranks whose count is nearest to `budget`; the smaller count on a tie.
+        """Returns the same method with the ranks whose count is nearest to `budget`.
 
-        `uneven` allows ranks that are equal by default to differ by one. Raises UserError if even the
-        smallest ranks exceed the budget.
+        On a tie, the smaller count wins. With `uneven`, ranks that are otherwise equal may differ by one.
+        Raises UserError if even the smallest ranks exceed the budget.
         """
 
     @abstractmethod
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
-        """Builds and installs the adapter. `attach` calls this and checks the result."""
+        """Builds the adapter and puts it on the backbone. Call `attach` instead, which checks the result."""
 
     @property
     def title(self) -> str:
-        """The method's name in the literature. It may show the fields in `titled`."""
+        """The method's name in the literature. It may contain values of fields in `titled`."""
         return self.name
 
     @property
     def label(self) -> str:
-        """The method's name in tables: its title and every option with a value other than its default."""
+        """The method's name in tables: its title and the options that differ from their defaults.
+
+        Options without effect and fields in `titled` are left out.
+        """
         defaults = {
             name: field.get_default(call_default_factory=True)
             for name, field in type(self).model_fields.items()
@@ -180,28 +190,35 @@ class Method(Frozen, ABC):
 
     @property
     def revisions(self) -> int:
-        """The number of times that results changed for these options only.
+        """How often results changed for methods with these option values, but not for other values.
 
-        The number is added to `version` in an identity, so that trials with other options keep their ids.
+        `identity` adds this number to `version`. So trials with other option values keep their ids.
         """
         return 0
 
     @property
     def idle(self) -> Set[str]:
-        """The options that have no effect given the others, such as the place of dropout without dropout."""
+        """The options that have no effect because of the values of other options.
+
+        For example, an option that chooses where to drop entries has no effect if the dropout is 0.
+        """
         return frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that can change a trial's result: name, version and hyper-parameters.
+        """The method's name, version and hyper-parameters as they enter a trial's id.
 
-        Options without effect are set to their defaults, so that one trial serves all their values.
+        Options in `idle` have their defaults in an identity, so that methods that differ only in such options
+        have the same id.
         """
         defaults = {name: type(self).model_fields[name].default for name in self.idle}
         hyperparameters = identity(self.model_copy(update=defaults))
         return {"method": self.name, "version": self.version + self.revisions, **hyperparameters}
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
-        """Raises UserError if a backbone lacks a projection, or while the size is free."""
+        """Raises UserError if the method cannot adapt a backbone with this geometry and these projections.
+
+        For example, the backbone may lack a projection, or the method's size may still be free.
+        """
         missing = [name for name in geometry.having(self.projections) if name not in projections]
         if missing:
             raise UserError(
@@ -211,16 +228,18 @@ class Method(Frozen, ABC):
         self.count(geometry)
 
     def check_quantisation(self, quantisation: Quantisation | None) -> None:
-        """Raises UserError if the method cannot adapt weights of this quantisation (None: not quantised)."""
+        """Raises UserError if the method cannot adapt weights in this quantisation. None: not quantised."""
         if quantisation and self.needs_dense:
             raise UserError(f"{self.label} takes no quantise: {quantisation}, since {self.needs_dense}")
 
     def attach(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         """Freezes the backbone except its head and puts a freshly initialised adapter on it.
 
-        `generator` is a CPU generator: the start is the same on every device. Raises UserError as `check` and
-        `check_quantisation` do, and for trained parameters below float32. Raises RuntimeError unless the
-        built adapter has `peak_count` parameters and `frozen_count` frozen numbers.
+        `generator` is a CPU generator, so that the initial values are the same on every device.
+
+        Raises UserError as `check` and `check_quantisation` do, and if a trained parameter has a lower
+        precision than float32. Raises RuntimeError if the adapter does not have exactly `peak_count`
+        parameters and `frozen_count` frozen numbers.
         """
         self.check(backbone.geometry, backbone.projections)
         self.check_quantisation(quantisation_of(backbone))
@@ -249,10 +268,10 @@ class Method(Frozen, ABC):
 
 
 def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
-    """Freezes a backbone except its head and puts an adapter on it, started from a seed.
+    """Freezes a backbone except its head and puts a method's adapter on it.
 
-    The same seed gives the same start on every device. It does not reproduce a trial of a suite, which
-    derives several named streams from its seed. Raises UserError as `Method.attach` does, for instance while
-    the ranks are free.
+    The same seed gives the same initial values on every device. A suite's trial with this seed has other
+    initial values, because a trial derives several random streams from its seed. Raises UserError as
+    `Method.attach` does, for instance while the ranks are free.
     """
     return method.attach(backbone, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The capabilities of methods, found by trying a method on a tiny model."""
+"""Determines the capabilities of a method by trying the method on a tiny model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from methods.skeleton import SkeletonBackbone
 
 
 class Capability(StrEnum):
-    """A capability. Its value is the text under which it is stored and shown."""
+    """A property of a method, such as whether its update can be merged.
 
-    #: `merge` adds the update to the backbone's weights without changing outputs, so that inference costs no
-    #: more than without the method.
+    The value of a member is the text that is stored and shown.
+    """
+
+    #: `merge` adds the update to the backbone's weights without changing outputs. Inference with a merged
+    #: update costs no more than without the method.
     MERGES = "merges"
-    #: Every update is a low-rank pair.
+    #: Every update is a low-rank pair, as LoRA's are.
     EXPORTS = "exports as LoRA"
     #: A fresh adapter changes no output.
     ZERO_START = "exact zero start"
@@ -35,19 +38,19 @@ class Capability(StrEnum):
     BATCH = "depends on the batch"
 
 
-#: Query, key, value and output are square; head size, heads and layers are different numbers.
+#: A geometry in which query, key, value and output are square. Head size, heads and layers all differ.
 EVEN = Geometry(hidden=24, heads=3, layers=2, mlp=96, encoder=1)
-#: Key and value have fewer heads, the head size does not divide the hidden size, and the gated MLP's width
-#: is no multiple of the hidden size.
+#: A geometry in which key and value have fewer heads, the head size does not divide the hidden size, and the
+#: gated MLP's width is no multiple of the hidden size.
 UNEVEN = Geometry(hidden=24, heads=4, layers=3, mlp=60, encoder=1, kv_heads=2, head_size=5, gated=True)
-#: The rank of methods whose size is free. Capabilities do not depend on it.
+#: The rank at which a method with a free size is tried. Capabilities do not depend on the rank.
 RANK = 2
 
 
 def capabilities(method: Method) -> tuple[Capability, ...]:
-    """Returns the method's capabilities, in the order of `Capability`. Empty if it adapts nothing.
+    """Returns the method's capabilities, in the order of `Capability`.
 
-    Raises whatever the method raises on the tiny model with square weights.
+    Empty if the method's adapter has no parameters. Raises any error that the method raises on `EVEN`.
     """
     sized = method.isorank(RANK) if method.sizeable else method
     # The skeleton and some starts draw from torch's global stream; the caller's state must not change.
@@ -83,7 +86,7 @@ def _seen(method: Method) -> set[Capability]:
 
 
 def _put(method: Method, backbone: SkeletonBackbone) -> Adapter:
-    """Installs an adapter without `attach`, whose comparison of counts fails for the tiny encoder."""
+    """Does what `Method.attach` does, but without comparing counts: `EVEN` states no true encoder count."""
     method.check(backbone.geometry, backbone.projections)
     return method.put(backbone, torch.Generator().manual_seed(0))
 
@@ -99,7 +102,7 @@ def _fits(method: Method, geometry: Geometry) -> bool:
 
 
 def _layers(backbone: SkeletonBackbone) -> dict[str, str]:
-    """The class name of every module of the backbone, by the module's path."""
+    """Returns the class name of every module of the backbone, by the module's path."""
     return {name: type(module).__name__ for name, module in backbone.module.named_modules()}
 
 
@@ -110,7 +113,7 @@ def _move(adapter: Adapter) -> None:
 
 
 def _mixes_examples(backbone: SkeletonBackbone, x: Tensor) -> bool:
-    """Whether an example's outputs depend on the rest of its batch, randomness excluded."""
+    """Whether an example's outputs depend on the rest of its batch. False if outputs are random."""
     first, second = backbone.module(x)[:1], backbone.module(x)[:1]
     beside_others = backbone.module(torch.cat([x[:1], -x[1:]]))[:1]
     return _same(first, second) and not _same(first, beside_others)
@@ -139,5 +142,4 @@ def _merges(adapter: Adapter, backbone: SkeletonBackbone, x: Tensor) -> bool:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are equal up to rounding."""
     return torch.allclose(first, second, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The registered methods by name. Each method is imported, and torch with it, on first use."""
+"""The registered methods by name. A method, and torch with it, is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ METHODS = Registry(
 
 
 def create(name: str, /, **options: Any) -> Method:
-    """Builds a registered method. Raises UserError for unknown names, unknown fields and bad values."""
+    """Builds a registered method from its options, for example `create("lora", rank=4)`.
+
+    Raises UserError for an unknown name, an unknown option or a bad value.
+    """
     kind = METHODS.get(name)
     with METHODS.blaming(name):
         method: Method = kind.from_options(options, f"method '{name}'")
@@ -67,9 +70,10 @@ def create(name: str, /, **options: Any) -> Method:
 
 
 def from_identity(identity: Mapping[str, Any]) -> Method:
-    """Builds the method of a stored `Method.identity`.
+    """Builds a method from its stored identity (see `Method.identity`).
 
-    Raises UserError unless the stored version is the current one, and as `create` does.
+    Raises UserError if the identity has no name or version, if its version is not the method's current one,
+    and as `create` does.
     """
     if not {"method", "version"} <= identity.keys():
         raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from reprlib import Repr
 from typing import Any
 
-#: The number of characters of a value that a message shows.
+#: The largest number of characters of a value that a message shows.
 SHOWN = 80
 
-#: The number of edits within which a message suggests a name.
+#: The largest number of edits between an unknown name and the name that a message suggests.
 MOST_EDITS = 2
 
 
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 def shown(value: Any) -> str:
-    """A value's repr for a message, cut to `SHOWN` characters."""
+    """Returns a value's repr for a message, shortened to `SHOWN` characters."""
     try:
         text = _REPR.repr(value)
     except ValueError:  # an integer with more digits than Python converts
@@ -27,16 +27,16 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str, most: int = SHOWN) -> str:
-    """Shortens a text to `most` characters, the last one "…", and then escapes lone surrogates.
+    """Shortens a text to at most `most` characters. A shortened text ends with "…".
 
-    No terminal or file can encode a lone surrogate.
+    Lone surrogates are then escaped, because no terminal or file can encode them.
     """
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return short.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def first_few(items: Sequence[str], most: int, separator: str = ", ") -> str:
-    """The first `most` items, joined, and the number of further items."""
+    """Joins the first `most` items. If there are more, adds " and N more"."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return separator.join(items[:most]) + more
 
@@ -49,7 +49,11 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 4 * SHOWN
 
 
 def near_names(name: str, names: Iterable[str], at_most: int = 1) -> list[str]:
-    """At most `at_most` names within `MOST_EDITS` edits, and half its length, of `name`; nearest first."""
+    """Returns up to `at_most` names that are similar to `name`, the most similar first.
+
+    Similar names differ by at most `MOST_EDITS` edits, and by no more edits than half the length of `name`.
+    Case is ignored.
+    """
     limit = min(MOST_EDITS, len(name) // 2)
     candidates = [candidate for candidate in names if abs(len(candidate) - len(name)) <= limit]
     edits = {candidate: _edits(name.casefold(), candidate.casefold()) for candidate in candidates}
@@ -70,12 +74,12 @@ def _edits(first: str, second: str) -> int:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The question "did you mean …?" with the most similar name. Empty if no name is similar."""
+    """Returns the question "did you mean …?" with the most similar name. Empty if no name is similar."""
     return "".join(f"did you mean '{near}'?" for near in near_names(name, names))
 
 
 class UnknownNameError(UserError):
-    """An unregistered name. The message suggests the most similar registered name."""
+    """Raised for an unknown name. The message suggests the most similar known name, and lists all of them."""
 
     def __init__(self, kind: str, name: str, names: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(names)
@@ -85,14 +89,14 @@ class UnknownNameError(UserError):
 
 
 def too_small(label: str, budget: int, smallest: int, when: str = " with every rank 1") -> UserError:
-    """Returns the error for a budget that even the smallest size exceeds."""
+    """Returns the error for a budget below the smallest possible number of parameters, `smallest`."""
     return UserError(
         f"{label}: a budget of {budget:,} parameters is below the smallest possible, {smallest:,}{when}"
     )
 
 
 class RoundedMerge(UserWarning):
-    """Warns that merging into weights below float32 rounded the update."""
+    """Warns that merging rounded the update, because the weights have a lower precision than float32."""
 
 
 class NotLowRank(UserError):  # noqa: N818 - the contract's name

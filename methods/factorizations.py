@@ -1,7 +1,8 @@
-"""Factorised tensors: tensorly-torch's containers with closed-form counts and contractions.
+"""The factorisations Tucker, CP and tensor train: their counts, initial values and contractions.
 
-The first mode is always the input. Contracting a tensor gives two parts: the input factor as (r, n1), and the
-product of everything else as (n2, ..., nN, r). The low-rank pairs of the forward come from these two parts.
+The parameters of a factorised tensor are held by a container of tensorly-torch. The first mode is always the
+input. Contracting a tensor gives two results: the input factor as (r, n1), and the product of everything else
+as (n2, ..., nN, r). The low-rank pairs of the forward are made from these two.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ Init = Literal["orthogonal", "normal", "kaiming_uniform"]
 
 
 def fill(factor: Tensor, init: Init, std: float, generator: torch.Generator) -> None:
-    """Draws the start of a factor in place.
+    """Draws the initial values of a factor in place.
 
     `orthogonal` gives orthonormal columns, or orthonormal rows if there are fewer rows than columns. `normal`
     draws with the standard deviation `std` (see `normal_std`). `kaiming_uniform` draws as torch's linear
-    layer.
+    layer does.
     """
     if init == "orthogonal":
         nn.init.orthogonal_(factor, generator=generator)
@@ -39,52 +40,61 @@ def fill(factor: Tensor, init: Init, std: float, generator: torch.Generator) -> 
 
 
 def normal_std(ranks: Sequence[int], parts: int) -> float:
-    """The standard deviation (1 / ∏ √r) ^ (1 / parts) of a normal start.
+    """Returns the standard deviation (1 / ∏ √r) ^ (1 / parts) for drawing factors and cores.
 
-    With it, a tensor whose parts are all drawn has entries of variance one. TensLoRA's reference code starts
-    Tucker (N + 1 parts for N modes) and CP (N parts) this way. It has no tensor train; applying the rule to
-    its N cores is our choice.
+    If all `parts` factors and cores of a tensor are drawn with it, the tensor's entries have variance one.
+    TensLoRA's reference code draws Tucker tensors (N + 1 parts for N modes) and CP tensors (N parts) this
+    way. The reference code has no tensor train; applying the rule to the N cores of a train is our choice.
     """
     return math.prod(ranks) ** (-1 / (2 * parts))
 
 
 def cp_limit(shape: Sequence[int]) -> int:
-    """The CP rank sufficient for every tensor of this shape: the product of all modes but the largest."""
+    """Returns a CP rank that suffices for every tensor of this shape.
+
+    It is the product of all modes but the largest.
+    """
     return math.prod(shape) // max(shape)
 
 
 def khatri_rao(left: Tensor, right: Tensor) -> Tensor:
-    """The column-wise Kronecker product of (…, m, r) and (…, n, r).
+    """Returns the column-wise Kronecker product of `left` (…, m, r) and `right` (…, n, r).
 
-    The result is (…, m·n, r), and its row i·n + j is the product of the rows i and j. tensorly's own function
-    also multiplies the result by a mask of ones: forward and backward took 1.3 times as long at rank 4, and 7
-    times at rank 256. It also breaks when other code in the process sets tensorly's backend to numpy.
+    The result is (…, m·n, r). Its row i·n + j is the entrywise product of row i of `left` and row j of
+    `right`.
+
+    tensorly's function for this product is not used, because it also multiplies by a mask of ones: forward
+    and backward took 1.3 times as long at rank 4, and 7 times at rank 256. Moreover, tensorly's function
+    breaks if other code in the process sets tensorly's backend to numpy.
     """
     return (left.unsqueeze(-2) * right.unsqueeze(-3)).flatten(-3, -2)
 
 
 class Tucker:
-    """A core r1 × … × rN and a factor n × r for each mode (Tucker 1966). A rank may exceed its mode's size.
+    """The Tucker factorisation (Tucker 1966): a core r1 × … × rN, and a factor n × r for each mode.
 
-    The core starts at zero.
+    The core starts at zero. A rank may exceed its mode's size.
     """
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
-        """The mode or bond of each rank."""
+        """Returns the name of each rank, given the names of the tensor's modes."""
         return tuple(modes)
 
     def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The largest useful value of each rank: sufficient for every tensor of this shape."""
+        """Returns the largest useful value of each rank. It suffices for every tensor of this shape."""
         return tuple(shape)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
-        """Counts the parameters of a tensor in closed form."""
+        """Counts the parameters of a tensor with this shape and these ranks."""
         return sum(n * r for n, r in zip(shape, ranks, strict=True)) + math.prod(ranks)
 
     def build(
         self, shape: Sequence[int], ranks: Sequence[int], init: Init, generator: torch.Generator
     ) -> FactorizedTensor:
-        """Builds a container with initialised parameters. One parameter is zero, and so is the tensor."""
+        """Builds a container with initialised parameters.
+
+        One of the parameters is all zeros, so that the tensor is zero.
+        """
         factors = [nn.Parameter(torch.empty(n, r)) for n, r in zip(shape, ranks, strict=True)]
         for factor in factors:
             fill(factor, init, normal_std(ranks, len(shape) + 1), generator)
@@ -94,7 +104,10 @@ class Tucker:
         return TuckerTensor(core, factors, shape=tuple(shape), rank=tuple(ranks))
 
     def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
-        """Contracts T tensors of one shape to two stacked parts, (T, r, n1) and (T, n2, ..., nN, r)."""
+        """Contracts T tensors of one shape.
+
+        Returns the input factors (T, r, n1), and the products of everything else (T, n2, ..., nN, r).
+        """
         order = len(tensors[0].shape)
         rest = _stack([tensor.core for tensor in tensors])
         # From the last mode to the first: large modes come first, so that the product stays small longest.
@@ -106,9 +119,10 @@ class Tucker:
 
 
 class CP:
-    """A sum of R rank-one tensors: a factor n × R for each mode, weights fixed at one (Hitchcock 1927).
+    """The CP factorisation (Hitchcock 1927): a sum of R rank-one tensors, with a factor n × R for each mode.
 
-    The input factor starts at zero, as TensLoRA's reference code intends.
+    The weights of the rank-one tensors are fixed at one. The input factor starts at zero, as TensLoRA's
+    reference code intends.
     """
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
@@ -141,10 +155,11 @@ class CP:
 
 
 class TensorTrain:
-    """A chain of cores r₋ × n × r₊ (Oseledets 2011).
+    """The tensor train (Oseledets 2011): a chain of cores r₋ × n × r₊, one for each mode.
 
-    Its order is input, layer, projection, head, and finally head size or output. The last core starts at
-    zero; `init` draws each other core as a matrix (r₋·n, r₊).
+    The modes of the cores are, in this order, input, layer, projection, head, and finally head size or
+    output. A tensor that lacks a mode has no core for it. The last core starts at zero. `init` draws each
+    other core as a matrix (r₋·n, r₊).
     """
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
@@ -187,7 +202,7 @@ Item = TypeVar("Item")
 
 
 def _chain(modes: Sequence[Item]) -> list[Item]:
-    """Orders modes for a tensor train: the input first, then the others backwards."""
+    """Orders modes for a tensor train: the first mode, then all other modes in reverse."""
     return [modes[0], *reversed(modes[1:])]
 
 

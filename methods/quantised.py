@@ -13,20 +13,22 @@ from torch.nn import functional as F
 from methods.backbone import Backbone
 from methods.errors import UserError
 
-#: `int8`: integers of eight bits with a scale per row. `nf4`: the 16 quantiles of a normal distribution,
-#: with a scale per block of weights (arXiv 2305.14314), without its second quantisation of the scales.
+#: `int8`: each weight is an integer of eight bits, with a scale per row. `nf4`: each weight is one of 16
+#: quantiles of a normal distribution, with a scale per block of weights (arXiv 2305.14314). Unlike in the
+#: paper, the scales themselves are not quantised.
 Quantisation = Literal["int8", "nf4"]
 
-#: The weights in a block of nf4.
+#: The number of weights in a block of nf4.
 BLOCK = 64
 
 
 class QuantisedLinear(nn.Linear):
     """A frozen linear layer that holds its weight in int8 or nf4, quantised by bitsandbytes on the CPU.
 
-    Only the weight is rounded. A forward dequantises it, multiplies in the precision of a dense layer, and
-    discards the dense weight; the backward dequantises again. So on every device outputs equal those of a
-    dense layer with the dequantised weight. Raises UserError without bitsandbytes.
+    Only the weight is rounded. A forward dequantises the weight, multiplies in the precision of a dense
+    layer, and discards the dense weight. The backward dequantises the weight again. So on every device,
+    outputs equal those of a dense layer with the dequantised weight. Raises UserError if bitsandbytes is not
+    installed.
     """
 
     def __init__(self, layer: nn.Linear, quantisation: Quantisation) -> None:
@@ -56,7 +58,7 @@ class QuantisedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """Computes x · Wᵀ. Autograd keeps the quantised W instead of the dense one."""
+    """Computes x · Wᵀ. For the backward, autograd keeps the quantised W instead of the dense W."""
 
     @staticmethod
     def forward(
@@ -74,7 +76,7 @@ class _Product(torch.autograd.Function):
 
 
 def _quantised(weight: Tensor, quantisation: Quantisation) -> tuple[Tensor, Tensor]:
-    """The packed numbers and the scales of a float32 weight (out, in)."""
+    """Returns the packed numbers and the scales of a float32 weight (out, in)."""
     functional = _functional()
     if quantisation == "int8":
         packed, largest, _ = functional.int8_vectorwise_quant(weight)
@@ -84,7 +86,7 @@ def _quantised(weight: Tensor, quantisation: Quantisation) -> tuple[Tensor, Tens
 
 
 def _dequantised(packed: Tensor, scales: Tensor, quantisation: Quantisation, shape: Any) -> Tensor:
-    """The weight of this shape (out, in) in float32."""
+    """Returns the weight in float32. `shape` is (out, in)."""
     scales = scales.float()
     if quantisation == "int8":
         return packed * scales
@@ -97,7 +99,7 @@ def _dequantised(packed: Tensor, scales: Tensor, quantisation: Quantisation, sha
 
 
 def quantisation_of(backbone: Backbone) -> Quantisation | None:
-    """The quantisation of a bare backbone's weights. None if they are floating-point numbers."""
+    """Returns the quantisation of the weights of a backbone without adapter. None if it has none."""
     for site in backbone.geometry.sites(backbone.projections):
         layer = backbone.module.get_submodule(backbone.path(site))
         if isinstance(layer, QuantisedLinear):
@@ -106,7 +108,7 @@ def quantisation_of(backbone: Backbone) -> Quantisation | None:
 
 
 def check_library() -> None:
-    """Raises UserError without bitsandbytes."""
+    """Raises UserError if the package bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise UserError(
             "weights are quantised by the package bitsandbytes: pip install 'tensorpeft-bench[quantised]'"

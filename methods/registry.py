@@ -1,4 +1,4 @@
-"""Registries of built-in names and plug-ins, imported on first use."""
+"""Registries of built-in objects and plug-ins by name. Each object is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ FINDER = "__editable__"
 
 
 class Registry:
-    """Maps a name to `module:attribute`, imported on first use.
+    """Maps names to objects, for example `lora` to the class `LoRA`.
 
-    Plug-ins register in the entry-point group `tensorbench.<kind>s`. Using a name that is registered twice
-    raises UserError. `check` raises UserError for a target of the wrong kind.
+    `targets` has the `module:attribute` of every built-in name; the object is imported when its name is first
+    used. Plug-ins register further names in the entry-point group `tensorbench.<kind>s`. The use of a name
+    that is registered twice raises UserError. `check` is called with a name and its object, and raises
+    UserError if the object is not what the registry is for, such as a method that is no `Method`.
     """
 
     def __init__(self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None]) -> None:
@@ -47,9 +49,10 @@ class Registry:
         return sorted(self._plugin_points())
 
     def source_hash(self, name: str) -> str:
-        """Hex SHA-256 of the source of a name's plug-in. Empty for other names, or without Python files.
+        """Returns the hex SHA-256 of the source of a name's plug-in.
 
-        Computed once per process, because the process keeps the code that it imported.
+        Empty for names that no plug-in registers, and for plug-ins without Python files. The hash is computed
+        once per process, because the process keeps the code that it imported.
         """
         points = self._plugin_points().get(name)
         if points and name not in self._sources:
@@ -63,7 +66,11 @@ class Registry:
         return name in self._targets or name in self._plugin_points()
 
     def get(self, name: str) -> Any:
-        """Imports the target of a name. Raises UnknownNameError, or UserError for a broken plug-in."""
+        """Imports and returns the object of a name.
+
+        Raises UnknownNameError for an unregistered name, and UserError for a name that is registered twice or
+        a broken plug-in.
+        """
         points = self._plugin_points().get(name, [])
         if len(points) + (name in self._targets) > 1:
             owners = [point.value for point in points]
@@ -89,7 +96,7 @@ class Registry:
         return target
 
     def available(self) -> Iterator[tuple[str, Any]]:
-        """Yields every (name, target). Skips broken plug-ins with a warning."""
+        """Yields every name with its object. Skips broken plug-ins with a warning."""
         for name in self:
             try:
                 yield name, self.get(name)
@@ -98,9 +105,9 @@ class Registry:
 
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
-        """Converts errors of a plug-in to a UserError that names its package.
+        """Context that converts any error inside to a UserError that names the plug-in's package.
 
-        Errors of built-in targets pass unchanged.
+        Does so if a plug-in registered `name`. For built-in names, errors pass unchanged.
         """
         try:
             yield
@@ -120,9 +127,9 @@ def _package(point: EntryPoint) -> str:
 
 
 def source_hash(point: EntryPoint) -> str:
-    """Hex SHA-256 over names and contents of a plug-in's Python files. Empty if there are none.
+    """Returns the hex SHA-256 over names and contents of a plug-in's Python files. Empty if it has none.
 
-    All files of the distribution count, since results may depend on any of them.
+    All Python files of the distribution count, since results may depend on any of them.
     """
     files = {name: path for name, path in (_listed(point) or _located(point)).items() if path.is_file()}
     if not files:
@@ -136,7 +143,7 @@ def source_hash(point: EntryPoint) -> str:
 
 
 def _listed(point: EntryPoint) -> dict[str, Path]:
-    """The Python files that the distribution's record lists."""
+    """Returns the Python files that the record of the plug-in's distribution lists."""
     files = (point.dist.files if point.dist else None) or ()
     return {
         file.as_posix(): Path(str(file.locate()))
@@ -146,7 +153,10 @@ def _listed(point: EntryPoint) -> dict[str, Path]:
 
 
 def _located(point: EntryPoint) -> dict[str, Path]:
-    """The Python files of a plug-in's module or package, for editable installs, whose record lists none."""
+    """Returns the Python files of a plug-in's module or package.
+
+    This is for editable installs, whose record lists no Python files.
+    """
     spec = find_spec(point.module.partition(".")[0])
     if spec is None:
         return {}

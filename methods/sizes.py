@@ -1,4 +1,4 @@
-"""Base classes for the size and the projections of methods, and the rank nearest to a budget."""
+"""Base classes for the size and the projections of methods, and the search for the rank nearest a budget."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from methods.errors import UserError, too_small
 Choice = TypeVar("Choice")
 Sized = TypeVar("Sized", bound=Method)
 
-#: `Targets` and "qv", which is query and value.
+#: The choices of projections in `Targets`, and "qv", which is query and value.
 AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
 ANY_TARGETS: dict[str, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
 
 
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
-    """The rank in [low, high] with the count nearest to the budget; the smaller count on a tie.
+    """Returns the rank in [low, high] whose count is nearest to the budget. On a tie, the smaller count wins.
 
-    `count` must not decrease with the rank. If it stops growing, the result is the first rank with that
-    count. `count` is called a number of times logarithmic in the result.
+    `count` must not decrease with the rank. If it stops growing below the budget, the result is the smallest
+    rank with the largest count. The number of calls of `count` is logarithmic in the result.
     """
     below, above = low, low
     while count(above) < budget and (high is None or above < high):
@@ -39,7 +39,10 @@ def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: i
 
 
 def nearest(candidates: Iterable[Choice], count: Callable[[Choice], int], budget: int) -> Choice:
-    """The candidate with the count nearest to the budget; on ties the smaller count, then the first."""
+    """Returns the candidate whose count is nearest to the budget.
+
+    On a tie, the smaller count wins. Of equal counts, the first candidate wins.
+    """
     return min(candidates, key=lambda candidate: (abs(count(candidate) - budget), count(candidate)))
 
 
@@ -94,12 +97,11 @@ class StartKept(Method):
     """A method whose adapter keeps a frozen copy of the initial values of all its parameters."""
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """The number of frozen entries: the same as the number of trained parameters."""
         return self.count(geometry)
 
 
 class Unsized(Method):
-    """A method of fixed size, which joins every comparison unchanged."""
+    """A method of fixed size, which no rank or budget changes."""
 
     sizeable: ClassVar[bool] = False
 
@@ -115,7 +117,7 @@ class Unsized(Method):
 
 
 def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget: int) -> Sized:
-    """Returns the choice with the count nearest to a budget; the smaller count on a tie.
+    """Returns the method of `choices` whose count is nearest to a budget. On a tie, the smaller count wins.
 
     Raises UserError if all choices exceed the budget.
     """
@@ -126,7 +128,7 @@ def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget
 
 
 class Targeted(Method):
-    """A method with a choice of the projections that it adapts."""
+    """A method whose option `targets` chooses the projections that it adapts."""
 
     #: The conformance checks do not vary `targets`, since a wider choice only adds sites.
     unvaried: ClassVar[frozenset[str]] = frozenset({"targets"})
@@ -135,12 +137,12 @@ class Targeted(Method):
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
-        """One preset that adapts weights of all shapes."""
+        """Returns one preset, which adapts all projections and so weights of all shapes."""
         return (cls.model_validate({"targets": "qkvo+mlp"}),)
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:
-        """The method with the published choice of projections."""
+        """Returns the method with its default projections."""
         return (cls(),)
 
     @property
@@ -148,5 +150,5 @@ class Targeted(Method):
         return ANY_TARGETS[self.targets]
 
     def adapted(self, geometry: Geometry) -> dict[str, tuple[int, int]]:
-        """(out, in) of every projection that gets an update on this geometry."""
+        """Returns the shape (out, in) of the weight of every adapted projection, by the projection's name."""
         return {site.projection: geometry.shape(site.projection) for site in geometry.sites(self.projections)}

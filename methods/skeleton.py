@@ -1,4 +1,4 @@
-"""The linear layers of a geometry without the rest of a transformer, to count and try methods on."""
+"""Models with the linear layers of a transformer and little else, to count and try methods on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.backbone import Geometry, Site
 
 
 class Skeleton(nn.Module):
-    """A module per layer, with a linear layer per projection under the projection's name."""
+    """The linear layers of a transformer. For example, `0.query` is the first layer's query projection."""
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Skeleton(nn.Module):
 
 
 class _Classifier(nn.Module):
-    """A skeleton whose forward uses every layer, with a classification head."""
+    """A skeleton with a classification head, and with a forward that uses every linear layer."""
 
     def __init__(self, geometry: Geometry, classes: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _Classifier(nn.Module):
         self.head = nn.Linear(geometry.hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of x (batch, hidden)."""
+        """Returns logits (batch, classes) for x (batch, hidden)."""
         for layer in self.encoder.children():
             assert isinstance(layer, nn.ModuleDict)
             keys, values = self._repeated(layer["key"](x)), self._repeated(layer["value"](x))
@@ -44,21 +44,21 @@ class _Classifier(nn.Module):
         return logits
 
     def _repeated(self, x: Tensor) -> Tensor:
-        """Repeats each head for all query heads that share it: (batch, heads · head size)."""
+        """Repeats each key or value head for all query heads that share it: (batch, heads · head size)."""
         heads = x.unflatten(-1, (self.geometry.kv_heads, self.geometry.head_size))
         return heads.repeat_interleave(self.geometry.heads // self.geometry.kv_heads, -2).flatten(-2)
 
 
 @dataclass(frozen=True)
 class SkeletonBackbone:
-    """A `Backbone` of random layers in eval mode, sufficient for attaching a method."""
+    """A `Backbone` with random weights, on which a method can be tried. It is in eval mode."""
 
     geometry: Geometry
     module: nn.Module
 
     @classmethod
     def random(cls, geometry: Geometry, classes: int = 3) -> SkeletonBackbone:
-        """Draws the weights from torch's global stream."""
+        """Builds a backbone whose weights are drawn from torch's global random stream."""
         return cls(geometry, _Classifier(geometry, classes).eval())
 
     @property

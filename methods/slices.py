@@ -1,10 +1,10 @@
-"""Slices of one shape, by which methods that stack matrices support sites of unequal shapes.
+"""Slices of one shape, with which methods that stack updates support sites of unequal shapes.
 
-The tensor is that of the model with full attention. Query, key, value and output are one slice each, of the
-hidden size d by the attention's width, where key and value have a head for every query head. The MLP's
-projections are cut into ⌈mlp / d⌉ slices of d × d, gate and fc1 along their output and fc2 along its input;
-the last slice is cut to the remaining size. `methods.lowrank.StackedMethod` describes how a site uses its
-slices.
+The slices are those of the model with full attention, in which key and value have a head for every query
+head. Query, key, value and output are one slice each, of the hidden size d by the attention's width. Each
+projection of the MLP consists of ⌈mlp / d⌉ slices of d × d. The slices divide gate and fc1 along their
+output, and fc2 along its input. The last slice is truncated to the remaining size.
+`methods.lowrank.StackedMethod` describes how a site uses its slices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.backbone import MLP, Geometry, Site
 
-#: The projections that are sliced along their output, and along their input.
+#: The projections that are sliced along their output, and the one that is sliced along its input.
 CUT_OUTPUTS, CUT_INPUTS = ("gate", "fc1"), ("fc2",)
 
 
@@ -30,7 +30,7 @@ class Slices:
 
     @classmethod
     def of(cls, projections: Iterable[str], geometry: Geometry) -> Slices:
-        """The slices of the given projections, without projections that the geometry lacks."""
+        """Returns the slices of these projections. `gate` is skipped if the MLP is not gated."""
         return cls(geometry.having(projections), geometry)
 
     @property
@@ -40,7 +40,10 @@ class Slices:
 
     @property
     def width(self) -> int:
-        """The side of a slice opposite d: as long as the attention's width, and at least d with an MLP."""
+        """The size of a slice along its side that is not d.
+
+        It is the attention's width. If projections of the MLP are among the slices, it is at least d.
+        """
         attention = self.geometry.attention_width
         return max(attention, self.geometry.hidden) if set(self.projections) & set(MLP) else attention
 
@@ -48,50 +51,51 @@ class Slices:
         return sum(self.counts)
 
     def positions(self, projection: str) -> range:
-        """The positions of a projection's slices in the stack."""
+        """Returns the positions of a projection's slices in the stack of a layer."""
         index = self.projections.index(projection)
         end = list(accumulate(self.counts))[index]
         return range(end - self.counts[index], end)
 
     def split(self, stack: Tensor, dim: int) -> dict[str, Tensor]:
-        """Splits dimension `dim` of `stack`, which counts slices, into one part per projection."""
+        """Splits `stack`, whose dimension `dim` counts slices, into one tensor for each projection."""
         return dict(zip(self.projections, stack.split(self.counts, dim), strict=True))
 
 
 def mlp_slices(geometry: Geometry) -> int:
-    """The number of slices into which each of the MLP's projections is cut."""
+    """Returns the number of slices of each projection of the MLP."""
     return -(-geometry.mlp // geometry.hidden)
 
 
 def turned(geometry: Geometry) -> bool:
-    """Whether `output`, whose heads are on its input side, uses its slice transposed.
+    """Whether the projection `output` uses its slice transposed.
 
-    True if the attention's width is not d, since the slice's d-sized mode must then be the output. Otherwise
-    `output` is a slice like any other, as in the published methods.
+    A slice maps d inputs to as many outputs as the attention's width, but `output` reads this width and
+    writes d. So if the two differ, the slice has to be transposed. Otherwise `output` uses its slice like any
+    other projection, as in the published methods.
     """
     return geometry.attention_width != geometry.hidden
 
 
 def cut_inputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
-    """The number of slices of each site whose input is sliced, for `Parametrisation.input_slices`."""
+    """Returns the number of slices of each site whose input is sliced (`Parametrisation.input_slices`)."""
     return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_INPUTS}
 
 
 def cut_outputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
-    """The number of slices of each site whose output is sliced, for `Parametrisation.output_slices`."""
+    """Returns the number of slices of each site whose output is sliced (`Parametrisation.output_slices`)."""
     return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_OUTPUTS}
 
 
 def joined(projection: str, matrices: Tensor) -> Tensor:
-    """Joins the matrices of a projection's slices, (layers, slices, r out, r in), into one per layer.
+    """Joins the matrices of a projection's slices, (layers, slices, r out, r in), to one matrix per layer.
 
-    Matrices of input slices are put side by side, those of output slices one below the other.
+    The matrices of input slices are put side by side, and those of output slices one below the other.
     """
     return matrices.transpose(1, 2).flatten(2) if projection in CUT_INPUTS else matrices.flatten(1, 2)
 
 
 def by_site(stacks: Mapping[str, Tensor]) -> dict[Site, Tensor]:
-    """Splits stacked tensors (layers, …) of projections into one tensor per site."""
+    """Splits the tensor (layers, …) of each projection into one tensor per site."""
     return {
         Site(layer, name): tensor
         for name, stack in stacks.items()

@@ -1,7 +1,7 @@
 """TensLoRA (arXiv 2509.19391): attention updates stacked into higher-order tensors.
 
-The query, key and value updates, each (d, d), are stacked over heads ("att"), projections ("qkv")
-and layers ("depth") in the seven combinations of the paper, and every stack is factorised.
+The query, key and value updates, each (d, d), are stacked over heads ("att"), projections ("qkv") and layers
+("depth"), in the seven combinations of the paper. Every stack is a tensor, and every tensor is factorised.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 class TensLoRA(CutMethod):
     """One of the seven variants: y = W·x + b + scale · ΔW·x, where ΔW is a slice of a factorised tensor.
 
-    One part of the tensor starts at zero (the core of a Tucker tensor). So ΔW starts at zero, and the first
-    step changes only this part.
+    One parameter of each tensor starts at zero: the core of a Tucker tensor, the input factor of a CP tensor,
+    the last core of a tensor train. So ΔW starts at zero, and the first step changes only this parameter.
 
     `cuts` apply to Tucker only: training drops the smallest multilinear singular values, computed by the
-    HOSVD of the current tensor. All tensors of a variant keep equal ranks.
+    HOSVD of the current tensors. All tensors of a variant keep equal ranks.
     """
 
     name: ClassVar[str] = "tenslora"
@@ -56,15 +56,16 @@ class TensLoRA(CutMethod):
     #: `aligned`: output channel = head · head size + j, so that slices are the backbone's real heads.
     #: `interleaved`: channel = j · heads + head, as in the reference code; a slice spans all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
-    #: The start of the parts that do not start at zero (see `methods.factorizations.fill`).
+    #: The initial values of the factors and cores that do not start at zero (see
+    #: `methods.factorizations.fill`).
     init: Init = "orthogonal"
-    #: Whether each tensor has its own random start, or all have the same one, as in the reference code, which
-    #: sets the same seed before each tensor.
+    #: `independent`: each tensor has its own random initial values. `identical`: all tensors have the same
+    #: values, as in the reference code, which sets the same seed before each tensor.
     starts: Annotated[Literal["independent", "identical"], Later()] = "independent"
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
-        """Every factorisation and every set of targets, on variants with and without a head mode."""
+        """Returns presets for every factorisation and every choice of targets, with and without heads."""
         constructions = (
             {"variant": "att_qkv_depth", "factorization": "tucker", "targets": "qkv"},
             {"variant": "qkv_depth", "factorization": "cp", "targets": "qkvo+mlp"},
@@ -74,7 +75,7 @@ class TensLoRA(CutMethod):
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:
-        """The seven variants of the paper."""
+        """Returns the seven variants of the paper."""
         return tuple(cls.model_validate({"variant": variant}) for variant in VARIANTS)
 
     @model_validator(mode="after")
@@ -103,7 +104,7 @@ class TensLoRA(CutMethod):
         return self.factorization == "tucker"
 
     def slices(self, geometry: Geometry) -> Slices:
-        """The slices into which the projections of a layer are cut, in the order of the projection mode."""
+        """Returns the slices of a layer's projections, in the order of the projection mode."""
         return Slices.of(self.projections, geometry)
 
     @property
@@ -120,7 +121,7 @@ class TensLoRA(CutMethod):
 
     @property
     def revisions(self) -> int:
-        """Counts `init: normal` as changed once: it first drew from N(0, 1), unlike the reference code."""
+        """Counts one change of `init: normal`: at first it drew from N(0, 1), unlike the reference code."""
         return super().revisions + (self.init == "normal")
 
     @property
@@ -135,7 +136,10 @@ class TensLoRA(CutMethod):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The names of the modes: input, output (or head_size and head), projection, layer."""
+        """The names of the tensor's modes: input, output (or head_size and head), projection, layer.
+
+        The variant decides which of these the tensor has.
+        """
         stacked = self.variant.split("_")
         outputs = ("head_size", "head") if "att" in stacked else ("output",)
         projection = ("projection",) if "qkv" in stacked else ()
@@ -168,14 +172,18 @@ class TensLoRA(CutMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """The axes that are not stacked, with their sizes. Each combination of their indices has a tensor."""
+        """Returns the axes over which the variant does not stack, layer or projection, with their sizes.
+
+        There is one tensor for each combination of indices along these axes.
+        """
         sizes = self._sizes(geometry)
         return {axis: sizes[axis] for axis in ("layer", "projection") if axis not in self.modes}
 
     def count(self, geometry: Geometry) -> int:
-        """(number of tensors) · (Σ r·n + Π r) for Tucker, R·Σ n for CP, Σ r₋·n·r₊ for tensor train.
+        """Counts the parameters of one tensor, multiplied by the number of tensors.
 
-        Raises UserError for free ranks.
+        One tensor has Σ r·n + Π r parameters for Tucker, R·Σ n for CP, and Σ r₋·n·r₊ for a tensor train.
+        Raises UserError while the ranks are free.
         """
         return self.count_with(geometry, self.resolved_ranks)
 
@@ -202,9 +210,10 @@ class TensLoRA(CutMethod):
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """For Tucker, the size of each mode; for CP, the product of all modes but the largest.
+        """Returns ranks that suffice for every tensor of this shape.
 
-        For a tensor train, the product of the modes on the smaller side of each bond.
+        For Tucker, the rank is the size of each mode. For CP, it is the product of all modes but the largest.
+        For a tensor train, it is the product of the modes left or right of each bond, whichever is smaller.
         """
         return FACTORIZATIONS[self.factorization].rank_limits(self.shape(geometry))
 
@@ -215,10 +224,10 @@ class TensLoRA(CutMethod):
         return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """The same variant with the ranks nearest to the budget, by the rules of `methods.tenslora_ranks`.
+        """Returns the same variant with the ranks that `methods.tenslora_ranks` chooses for the budget.
 
-        `uneven` lets r(input) be one above r(output) in a Tucker tensor without heads, and the first bonds of
-        a tensor train be one above the others. Raises UserError if ranks of 1 exceed the budget.
+        With `uneven`, r(input) may be one above r(output) in a Tucker tensor without heads, and the first
+        bonds of a tensor train may be one above the others. Raises UserError if ranks of 1 exceed the budget.
         """
 
         def count(ranks: tuple[int, ...]) -> int:
@@ -239,8 +248,9 @@ class TensLoRA(CutMethod):
 class _StackedTensors(Parametrisation):
     """The tensors of one variant, and the slices that form each site's update.
 
-    The input factor of a tensor is the down factor of its sites. Only sites with slices from several tensors,
-    and sites with heads on their input side, have their own down factor, listed after the shared ones.
+    The input factor of a tensor is the down factor of all sites with slices from this tensor alone. A site
+    with slices from several tensors, or with heads on its input side, has its own down factor. These are
+    listed after the shared ones.
     """
 
     def __init__(self, method: TensLoRA, geometry: Geometry, generator: torch.Generator) -> None:
@@ -264,7 +274,7 @@ class _StackedTensors(Parametrisation):
             site: [self._tensor_of(site.layer, position) for position in positions]
             for site, positions in self._positions.items()
         }
-        #: The output projection has its heads on its input side, so its d-sized mode is the output.
+        #: The output projections, if they use their slices transposed: their heads are on the input side.
         turns = "head" in method.modes or turned(geometry)
         self._turned = {site for site in sites if site.projection == "output" and turns}
         own = itertools.count(len(self.tensors))
@@ -278,7 +288,7 @@ class _StackedTensors(Parametrisation):
         return self.down_of[site] < len(self.tensors)
 
     def _tensor_of(self, layer: int, slice_: int) -> int:
-        """The index of the tensor that holds a slice of a layer, row-major over `axes`."""
+        """Returns the index of the tensor with this slice of this layer, in row-major order over `axes`."""
         position = {"layer": layer, "projection": slice_}
         index = 0
         for axis, size in self.axes.items():

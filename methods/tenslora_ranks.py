@@ -1,8 +1,8 @@
-"""The ranks of a TensLoRA tensor under a budget.
+"""Chooses the ranks of a TensLoRA tensor under a budget.
 
-For Tucker it is the paper's heuristic: head, projection and layer modes keep their full rank, equal modes
-share a rank, and larger modes get larger ranks. CP and tensor train use one rank throughout; the paper has no
-results for them.
+Tucker ranks follow the paper's heuristic: head, projection and layer modes have their full rank, equal modes
+have equal ranks, and larger modes have larger ranks. CP and tensor train use one rank throughout; the paper
+has no results for them.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ CountRanks = Callable[[tuple[int, ...]], int]
 
 
 class CountPair(Protocol):
-    """Counts the parameters for the rank of the input and the rank of the output or head size."""
+    """A function that counts parameters.
+
+    `wide` is the rank of the input, and `narrow` is the rank of the output or head size.
+    """
 
     def __call__(self, wide: int, narrow: int) -> int: ...
 
 
-#: The largest ratio of the input's rank to the head size's rank when heads are a mode. Many pairs of ranks
-#: come near a budget then, and the nearest can be degenerate, so the ratio stays above 1 and at most this.
+#: The largest ratio of the input's rank to the head size's rank, if heads are a mode. Many pairs of ranks
+#: then come near a budget, and the nearest pair can be degenerate. So the ratio has to be above 1 and at most
+#: this number.
 LARGEST_RATIO = 5
 
 
 def even_ranks(bonds: int, count: CountRanks, budget: int, *, uneven: bool) -> tuple[int, ...]:
-    """Equal ranks with the count nearest to the budget. `uneven` lets the first bonds be one larger."""
+    """Returns the equal ranks whose count is nearest to the budget.
+
+    With `uneven`, the first bonds may have a rank that is one larger than the rank of the others.
+    """
     rank = nearest_rank(lambda r: count((r,) * bonds), budget)
     even = [(rank,) * bonds]
     steps = range(1, bonds) if uneven else ()
@@ -41,10 +48,11 @@ def even_ranks(bonds: int, count: CountRanks, budget: int, *, uneven: bool) -> t
 def tucker_ranks(
     sizes: Mapping[str, int], count: CountRanks, budget: int, *, uneven: bool
 ) -> tuple[int, ...]:
-    """The heuristic's ranks nearest to the budget for modes of these sizes.
+    """Returns the ranks of the heuristic whose count is nearest to the budget, for modes of these sizes.
 
-    If the full small modes alone exceed the budget, they are capped as little as needed, in the last resort
-    with all ranks at 1. `uneven` lets r(input) be one above r(output).
+    Full ranks of the head, projection and layer modes may exceed the budget, whatever the other ranks. Then
+    these ranks are capped as little as needed, in the last resort at 1. With `uneven`, r(input) may be one
+    above r(output) if heads are no mode.
     """
     heads = "head_size" in sizes
     cap = max(size for mode, size in sizes.items() if mode in ("head", "projection", "layer"))
@@ -69,9 +77,9 @@ def tucker_ranks(
 
 
 def _equal_pairs(size: int, count: CountPair, budget: int, *, uneven: bool) -> Iterator[tuple[int, int]]:
-    """Yields (input rank, output rank): the equal pair nearest to the budget.
+    """Yields the pair (input rank, output rank) of equal ranks that is nearest to the budget.
 
-    With `uneven`, also the pairs (r + 1, r) beside that pair.
+    With `uneven`, also yields the next smaller and the next larger pair of the form (r + 1, r).
     """
     rank = nearest_rank(lambda r: count(r, r), budget, high=size)
     yield rank, rank
@@ -80,7 +88,10 @@ def _equal_pairs(size: int, count: CountPair, budget: int, *, uneven: bool) -> I
 
 
 def _unequal_pairs(size: int, head_size: int, count: CountPair, budget: int) -> Iterator[tuple[int, int]]:
-    """Yields, for each rank of the head size, the allowed rank of the input nearest to the budget."""
+    """Yields pairs (input rank, head size's rank) that come near the budget.
+
+    For each rank of the head size, the rank of the input is the allowed one nearest to the budget.
+    """
     for narrow in range(1, head_size + 1):
         if narrow > 1 and count(narrow, narrow - 1) > budget:
             return

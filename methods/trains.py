@@ -1,4 +1,4 @@
-"""Tensor trains (Oseledets 2011): modes, cores, contraction, and base classes of methods."""
+"""Tensor trains (Oseledets 2011): their modes, cores and contraction, and a base class of methods."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from methods.sizes import OneRank, Targeted
 
 @cache
 def balanced(size: int, modes: int) -> tuple[int, ...]:
-    """The ascending factors of `size`, at most `modes` of them, with the smallest sum.
+    """Splits `size` into at most `modes` ascending factors with the smallest sum.
 
-    Ties go to the list whose largest factor is smallest. A prime is its own only factor.
+    For example, `balanced(768, 4)` is (4, 4, 6, 8). If several splits have the same sum, the split with the
+    smaller largest factor wins. A prime size has one factor, itself.
     """
     return min(factorisations(size, modes), key=lambda factors: (sum(factors), factors[::-1]))
 
 
 def factorisations(size: int, most: int, low: int = 2) -> Iterator[tuple[int, ...]]:
-    """Yields every ascending list of at most `most` factors of `size`, none below `low`."""
+    """Yields every way to write `size` as a product of at most `most` ascending factors of at least `low`."""
     if most:
         yield (size,)
     if most > 1:
@@ -35,28 +36,34 @@ def factorisations(size: int, most: int, low: int = 2) -> Iterator[tuple[int, ..
 
 
 def core_shapes(modes: Sequence[int], ranks: int | Sequence[int]) -> list[tuple[int, int, int]]:
-    """The shape (r₋, n, r₊) of every core. A single rank applies to all bonds."""
+    """Returns the shape (r₋, n, r₊) of every core. A single rank applies to all bonds."""
     inner = (ranks,) * (len(modes) - 1) if isinstance(ranks, int) else tuple(ranks)
     return list(zip((1, *inner), modes, (*inner, 1), strict=True))
 
 
 def train_count(modes: Sequence[int], ranks: int | Sequence[int]) -> int:
-    """The number of parameters Σ r₋·n·r₊ of a train. A single rank applies to all bonds."""
+    """Counts the parameters of a train, Σ r₋·n·r₊. A single rank applies to all bonds."""
     return sum(map(math.prod, core_shapes(modes, ranks)))
 
 
 def bond_limits(modes: Sequence[int]) -> tuple[int, ...]:
-    """For each bond, the rank sufficient for every tensor: the product of the modes on its smaller side."""
+    """Returns a rank for each bond, with which a train can represent every tensor with these modes.
+
+    It is the product of the modes left or right of the bond, whichever is smaller.
+    """
     return tuple(min(math.prod(modes[:i]), math.prod(modes[i:])) for i in range(1, len(modes)))
 
 
 def train_limit(modes: Sequence[int]) -> int:
-    """The smallest rank for all bonds with which a train can represent every tensor with these modes."""
+    """Returns the smallest common rank of all bonds with which a train can represent every tensor."""
     return max(bond_limits(modes), default=1)
 
 
 def chain(cores: Sequence[Tensor]) -> Tensor:
-    """The product (…, first r₋, Π n, last r₊) of cores (…, r₋, n, r₊); the first mode is the slowest."""
+    """Contracts neighbouring cores (…, r₋, n, r₊) to one tensor (…, first r₋, Π n, last r₊).
+
+    The modes are flattened to one dimension, along which the index of the first mode changes slowest.
+    """
     product = cores[0]
     for core in cores[1:]:
         longer = product.flatten(-3, -2) @ core.flatten(-2, -1)
@@ -65,9 +72,9 @@ def chain(cores: Sequence[Tensor]) -> Tensor:
 
 
 class Trains(nn.Module):
-    """Several tensor trains (`number`) of one shape and rank.
+    """Tensor trains of one shape and rank, which are contracted together.
 
-    Core k of all trains is one parameter (number, r₋, n, r₊), so that they are contracted together.
+    `number` is the number of trains. The k-th cores of all trains are one parameter (number, r₋, n, r₊).
     """
 
     def __init__(self, number: int, modes: Sequence[int], rank: int) -> None:
@@ -77,34 +84,35 @@ class Trains(nn.Module):
         )
 
     def matrices(self, rows: int) -> Tensor:
-        """Each train's tensor as a matrix (number, rows, columns), row-major."""
+        """Returns each train's tensor as a matrix with `rows` rows: (number, rows, columns), row-major."""
         return chain(list(self.cores)).flatten(1).unflatten(1, (rows, -1))
 
     @torch.no_grad()
     def draw_unit(self, generator: torch.Generator) -> None:
-        """Draws uniform cores and scales each to norm one."""
+        """Draws the cores from a uniform distribution and scales each core to norm one."""
         for core in self.cores:
             nn.init.uniform_(core, -1, 1, generator=generator)
             core.div_(core.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
 
     @torch.no_grad()
     def decompose(self, tensor: Tensor) -> None:
-        """Sets every train to the approximation of a tensor by `tt_svd`."""
+        """Sets every train to the decomposition of one tensor by `tt_svd`."""
         modes, rank = [core.shape[2] for core in self.cores], self.cores[0].shape[-1]
         for core, nearest in zip(self.cores, tt_svd(tensor, modes, rank), strict=True):
             core.copy_(nearest)
 
     def draw_normal(self, variance: float, generator: torch.Generator) -> None:
-        """Draws normal cores, each with an equal share in the `variance` of the tensor's entries."""
+        """Draws normal cores, such that the entries of each train's tensor have the variance `variance`."""
         for core in self.cores:
             std = variance ** (0.5 / len(self.cores)) / math.sqrt(core.shape[-1])
             nn.init.normal_(core, std=std, generator=generator)
 
 
 def tt_svd(tensor: Tensor, modes: Sequence[int], rank: int) -> list[Tensor]:
-    """Decomposes a tensor into cores by successive truncated SVDs (Oseledets 2011, algorithm 1).
+    """Decomposes a tensor into the cores of a train by successive truncated SVDs.
 
-    Cores are padded with zeros if an unfolding has fewer than `rank` singular values.
+    This is algorithm 1 of Oseledets 2011. Cores are padded with zeros if an unfolding has fewer than `rank`
+    singular values.
     """
     cores, rest = [], tensor.reshape(1, -1)
     for left, size, right in core_shapes(modes, rank)[:-1]:
@@ -118,16 +126,22 @@ def tt_svd(tensor: Tensor, modes: Sequence[int], rank: int) -> list[Tensor]:
 
 
 class TrainsOfSites(OneRank, Targeted):
-    """A method whose updates are tensor trains of equal shapes in all layers. All inner ranks are `rank`."""
+    """A method in which each layer has its own tensor trains, of equal shapes in all layers.
+
+    All inner ranks are `rank`.
+    """
 
     @abstractmethod
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
-        """The mode sizes of each train in a layer. Raises UserError for a geometry that cannot be adapted."""
+        """Returns the mode sizes of each train in a layer.
+
+        Raises UserError for a geometry that the method cannot adapt.
+        """
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """Counts L · Σ r₋·n·r₊ over the trains of a layer."""
+        """Counts L · Σ r₋·n·r₊, with the sum over all cores of the trains in a layer, and L layers."""
         return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The largest rank that any of the trains needs to represent every tensor of its shape."""
+        """Returns a rank with which each of the trains can represent every tensor of its shape."""
         return (max(map(train_limit, self.trains(geometry))),)

@@ -1,4 +1,4 @@
-"""The base of configurations: readable errors, and the fields that enter an id."""
+"""The base class of configurations, readable errors for them, and the fields that enter an id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from methods.errors import UserError, cut, did_you_mean, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
-#: The largest number of wrong fields in a message, and of characters about each of them.
+#: The largest number of wrong fields in a message, and the largest number of characters about each.
 MOST_TOLD, MOST_SAID = 12, 600
 
 _LISTS = ("list_type", "tuple_type")
@@ -41,9 +41,9 @@ class Later:
 
 
 class Frozen(BaseModel):
-    """Base of every configuration: immutable, finite numbers, unknown fields refused.
+    """The base class of every configuration. It is immutable and refuses unknown fields.
 
-    Unlike in Python, booleans do not count as numbers.
+    Numbers have to be finite. Unlike in Python, a boolean is not accepted as a number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,7 +58,10 @@ class Frozen(BaseModel):
 
 
 def refuse_repeats(values: Iterable[Hashable], names: Iterable[object] | None = None) -> None:
-    """Raises ValueError for a duplicate value, named by `names` if given."""
+    """Raises ValueError if a value occurs twice.
+
+    The message shows the value or, if `names` is given, the name at the same position.
+    """
     values = list(values)
     seen: set[Hashable] = set()
     for value, name in zip(values, values if names is None else names, strict=True):
@@ -75,7 +78,7 @@ def _takes_numbers(model: type[BaseModel], field: str) -> bool:
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
-    """The types of which an annotation consists: int and None for `tuple[int, ...] | None`."""
+    """Yields the types of which an annotation consists, for example int and None for `list[int] | None`."""
     arguments = get_args(annotation)
     if not arguments:
         yield annotation
@@ -98,16 +101,16 @@ def _one_line(text: str) -> str:
 #: A display name for tables, plots and reports. It enters no id.
 Label = Annotated[str, AfterValidator(_one_line), Field(max_length=80)]
 
-#: Larger values are mistakes: float32 ends at 3e38, and updates are squared.
+#: The largest accepted scale. Larger scales are mistakes: float32 ends at 3e38, and updates are squared.
 LARGEST_SCALE = 1e9
 
-#: The scale of an update.
+#: The scale of an update, which is not 0.
 Scale = Annotated[float, AfterValidator(_not_zero), Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE)]
 
 
 @cache
 def earlier(model: type[BaseModel]) -> dict[str, Any]:
-    """For each field marked `Later`, by name: the value that means the behaviour before it existed."""
+    """Returns, for each field marked `Later`, the value that means the behaviour before the field existed."""
     return {
         name: field.get_default(call_default_factory=True) if mark.before is ... else mark.before
         for name, field in model.model_fields.items()
@@ -117,18 +120,18 @@ def earlier(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Drops the named fields that are None from a serialised configuration.
+    """Returns a serialised configuration without those of the named fields that are None.
 
-    So the result equals that of stored plans that are older than these fields.
+    The result then equals the serialised configuration in plans that were stored before these fields existed.
     """
     return {key: value for key, value in written.items() if value is not None or key not in names}
 
 
 def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, Any]:
-    """The fields of a configuration that enter an id, as JSON.
+    """Returns the fields of a configuration that enter an id, as JSON values.
 
-    These are all fields, or those in `include`, except fields marked `Later` whose value means the earlier
-    behaviour.
+    These are all fields, or those in `include`. A field marked `Later` is left out if its value means the
+    earlier behaviour.
     """
     before = earlier(type(values))
     shown = {
@@ -151,7 +154,7 @@ def validate(model: type[Model], values: Any, where: str) -> Model:
 
 
 def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each wrong field, and the number of further ones."""
+    """Returns a line for each wrong field. After `MOST_TOLD` lines, the last line counts the rest."""
     problems = error.errors()
     # For a list with a wrong item, pydantic also reports it as too short: keep only the item's problem.
     problems = [
@@ -183,7 +186,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _message(problem: Any) -> str:
-    """The message of a problem in the terms of YAML instead of Python."""
+    """Returns pydantic's message about a problem, in the terms of YAML instead of Python."""
     kind = problem["type"]
     if kind in _LISTS:
         return f"should be a list{_example(problem['input'])}"
@@ -205,7 +208,10 @@ def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 
 def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """The names accepted as last part of the path `loc`, sorted. Empty if annotations do not show them."""
+    """Returns the fields that would be accepted at the end of the path `loc`, sorted.
+
+    Empty if the annotations do not tell.
+    """
     inner = [model]
     for part in loc[:-1]:
         if isinstance(part, int):

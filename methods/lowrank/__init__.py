@@ -1,8 +1,9 @@
-"""The machinery shared by all methods whose update is a low-rank pair for each site.
+"""The code that is shared by all methods whose update is a low-rank pair at each site.
 
-A method defines its parameters and their contraction to factors (a `Parametrisation`); injection and forward
-are here. Factors are contracted once per forward of the whole backbone, in at least float32 and outside
-autocast, and no dense update is built.
+A method defines a `Parametrisation`: its parameters, and their contraction to factors. This package puts the
+layers on the backbone and computes their forward. Factors are contracted once per forward of the whole
+backbone, in at least float32 and outside autocast. No dense update is built, unless dropout applies to the
+entries of the update (see `DropoutAt`).
 """
 
 from methods.lowrank.adapter import LowRankAdapter

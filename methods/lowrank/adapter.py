@@ -19,11 +19,11 @@ Fit = Callable[[Contracted, Parametrisation], Contracted]
 
 
 class LowRankAdapter(Adapter):
-    """Low-rank pairs on a backbone's sites.
+    """An adapter with a low-rank pair for each site.
 
-    One hook contracts the factors before each forward of the backbone's module, and another releases them
-    after the forward, even if it raises. `masks` drop entries at `dropout_at`. `fit` adapts contracted pairs
-    to the shapes of sites.
+    One hook contracts the factors before each forward of the backbone's module. Another hook releases them
+    after the forward, even if the forward raises. `masks` is the dropout, applied at `dropout_at`. `fit`
+    converts the contracted pairs to the shapes of the backbone's sites.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LowRankAdapter(Adapter):
         return dict(self.parametrisation.named_parameters())
 
     def contract(self) -> Contracted:
-        """Contracts the factors of all sites in their own precision, outside autocast."""
+        """Contracts the factors of all sites, in the precision of the parameters and outside autocast."""
         with torch.autocast(next(self.backbone.module.parameters()).device.type, enabled=False):
             contracted = self.parametrisation.contract()
             return contracted if self._fit is None else self._fit(contracted, self.parametrisation)
@@ -112,7 +112,7 @@ class LowRankAdapter(Adapter):
         return {} if cutting is None else {name: [rank] for name, rank in cutting.named_ranks.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a state, which may have smaller ranks if training cuts ranks.
+        """Loads a state. If training cuts ranks, the state may have smaller ranks than a fresh adapter.
 
         Raises UserError as `Adapter.load` does.
         """
@@ -159,12 +159,12 @@ class LowRankAdapter(Adapter):
         super().detach()
 
     def recontract(self) -> None:
-        """Contracts for a layer that gradient checkpointing recomputes during the backward pass.
+        """Contracts the factors again, for a layer that gradient checkpointing recomputes.
 
-        With non-reentrant checkpointing only the values of the recomputation matter, since gradients flow
-        through the factors of the first run. Reentrant checkpointing would send gradients to the recomputed
-        factors, where they would be lost; it raises RuntimeError. A layer called outside its backbone's
-        forward and any backward raises RuntimeError too.
+        With non-reentrant checkpointing only the values of the new factors matter, since gradients flow
+        through the factors of the first run. Reentrant checkpointing would send gradients to the new factors,
+        where they would be lost, so it raises RuntimeError. Also raises RuntimeError if a layer is called
+        outside both its backbone's forward and a backward pass.
         """
         if not in_backward():
             raise RuntimeError("an adapted layer was called outside the forward of its backbone's module")
@@ -175,7 +175,6 @@ class LowRankAdapter(Adapter):
         after_backward(self._drop)
 
     def _adapt(self, sites: list[Site], dropout_at: DropoutAt) -> None:
-        """Installs adapted layers on sites that read the same activation."""
         method = self.parametrisation
         indices = tuple(dict.fromkeys(method.down_of[site] for site in sites))
         shared = SharedInput(
@@ -242,7 +241,11 @@ def _as_it_is(saved: Tensor) -> Tensor:
 
 
 def _value(factor: Tensor) -> Tensor:
-    """Returns the factor's value as a leaf, since a recomputed layer must save the same tensors."""
+    """Returns the factor's value as a leaf of autograd.
+
+    The leaf requires a gradient if the factor does, so that a recomputed layer saves the same tensors as in
+    its first run.
+    """
     value = factor.detach()
     if factor.requires_grad:
         value.requires_grad_().register_hook(_refuse_gradient)
@@ -256,8 +259,9 @@ def _refuse_gradient(_: Tensor) -> None:
 
 
 def after_backward(call: Callable[[], None]) -> None:
-    """Runs `call` once at the end of the backward pass that this thread is running, as torch's DDP does.
+    """Runs `call` once, at the end of the backward pass that this thread is running.
 
-    A hook on a tensor would run as soon as its gradient arrives, while other layers may still be recomputed.
+    torch's DDP does this in the same way. A hook on a tensor would run as soon as the tensor's gradient
+    arrives, while other layers may still be recomputed.
     """
     torch.autograd.Variable._execution_engine.queue_callback(call)

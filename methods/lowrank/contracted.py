@@ -1,4 +1,4 @@
-"""Contracted factors of a forward, and the parameters from which they are contracted."""
+"""The contracted factors of a forward, and the base classes of the parameters that are contracted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from methods.slices import by_site
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix between a down factor and an up factor.
+    """A matrix that is applied between a down factor and an up factor.
 
-    `entries` is (r of the up, r of the down). For an output in n slices it holds n such matrices one below
-    the other; for an input in n slices, side by side.
+    `entries` has the shape (r of the up, r of the down). For a site with n output slices it holds n such
+    matrices, one below the other. For a site with n input slices it holds n such matrices side by side.
     """
 
     entries: Tensor
@@ -29,24 +29,29 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Diagonal:
-    """A diagonal between a down factor and an up factor of the same r.
+    """A diagonal matrix that is applied between a down factor and an up factor of the same r.
 
-    `entries` is (n, r): one diagonal for each of n slices of the output or the input, n = 1 without slices.
+    `entries` has the shape (n, r): a diagonal for each of n output or input slices. Without slices, n is 1.
+    All output slices of a site use one activation, with one dropout mask.
     """
 
     entries: Tensor
 
     def scaled(self, narrow: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """Scales the activation `narrow` (N, r) or `up` (out, r), whichever has fewer rows. Returns both.
+        """Multiplies the activation `narrow` (N, r) or the factor `up` (out, r) by the diagonal.
 
-        With n slices the activation becomes (N·n, r), or `up` becomes (n·out, r).
+        The one with fewer rows is multiplied, since this is cheaper. Returns both. With n output slices,
+        `narrow` becomes (N·n, r), or `up` becomes (n·out, r).
         """
         if len(narrow) < len(up):
             return (narrow.unsqueeze(1) * self.entries.to(narrow.dtype)).flatten(0, 1), up
         return narrow, (up * self.entries.unsqueeze(1)).flatten(0, 1)
 
     def summed(self, narrow: Tensor) -> Tensor:
-        """Scales the activations of n input slices, (N, n·r) side by side, and sums them to (N, r)."""
+        """Multiplies the activations of n input slices by their diagonals, and sums them.
+
+        `narrow` is (N, n·r), with the activations side by side. The result is (N, r).
+        """
         return (narrow.unflatten(1, self.entries.shape) * self.entries.to(narrow.dtype)).sum(1)
 
 
@@ -57,8 +62,8 @@ Middle = Matrix | Diagonal
 class Contracted:
     """The factors of one forward: `downs[i]` (r, in), `ups[site]` (out, r), `biases[site]` (out,).
 
-    An optional `middles[site]` is applied between down and up. Slices of an output share one activation and
-    its dropout; the results of input slices are summed (see `Parametrisation`).
+    `middles[site]`, if there is one, is applied between down and up. `Parametrisation` says which down factor
+    a site uses, and how a site with slices uses its factors.
     """
 
     downs: list[Tensor]
@@ -67,7 +72,7 @@ class Contracted:
     middles: dict[Site, Middle] = field(default_factory=dict)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Contracted:
-        """Applies `change` to every tensor."""
+        """Returns a copy in which `change` was applied to every tensor."""
         return Contracted(
             [change(down) for down in self.downs],
             {site: change(up) for site, up in self.ups.items()},
@@ -79,20 +84,20 @@ class Contracted:
 class Parametrisation(PartlyFrozen):
     """A method's trained parameters and their contraction to factors."""
 
-    #: The index of each adapted site's down factor in `downs`. Sites with the same index share its product.
+    #: For each adapted site, the index of its down factor in `Contracted.downs`. Several sites may share one.
     down_of: dict[Site, int]
-    #: Number of input slices per site. The down factor is applied to each slice, with results side by side.
-    #: Slices are as wide as the down factor; the last one may be narrower.
+    #: For each site whose input is sliced, the number of slices. The down factor is applied to each slice,
+    #: with results side by side. Slices are as wide as the down factor; the last one may be narrower.
     input_slices: Mapping[Site, int] = MappingProxyType({})
-    #: Number of output slices per site. The up factor is applied to each of n equal slices of the activation
-    #: of width r, with results side by side. The last result may be cut.
+    #: For each site whose output is sliced, the number n of slices. The up factor computes every slice, from
+    #: an activation of width r for each, with results side by side. The last result may be truncated.
     output_slices: Mapping[Site, int] = MappingProxyType({})
-    #: Cuts ranks during training. None if ranks stay.
+    #: Cuts ranks during training. None if training cuts no ranks.
     cutting: Cutting | None = None
 
     @abstractmethod
     def contract(self) -> Contracted:
-        """The factors of all sites, differentiable, scale included."""
+        """Returns the factors of all sites, scale included, as differentiable functions of the parameters."""
 
 
 class OwnPairs(Parametrisation):
@@ -103,7 +108,7 @@ class OwnPairs(Parametrisation):
         self.down_of = {site: index for index, site in enumerate(sites)}
 
     def contracted(self, downs: Mapping[str, Tensor], ups: Mapping[str, Tensor]) -> Contracted:
-        """Builds the factors from downs (layers, r, in) and ups (layers, out, r) of each projection."""
+        """Returns the factors, given each projection's downs (layers, r, in) and ups (layers, out, r)."""
         of_sites = by_site(downs)
         return Contracted([of_sites[site] for site in self.down_of], by_site(ups))
 
@@ -116,9 +121,9 @@ def pair(
     input_slices: int,
     output_slices: int,
 ) -> tuple[Tensor, Tensor]:
-    """Multiplies a site's factors, middle and slices out to one pair: down (r, in) and up (out, r).
+    """Combines a site's factors, middle and slices into one low-rank pair, down (r, in) and up (out, r).
 
-    `shape` is the (out, in) of the site's weight, to which the last slices are cut.
+    `shape` is the (out, in) of the site's weight. The last slices are truncated to it.
     """
     if isinstance(middle, Diagonal):
         if output_slices > 1:

@@ -1,7 +1,8 @@
-"""Ranks cut during training: the schedule, the choice of ranks, and the truncated tensors.
+"""Cutting ranks during training: the schedule, the choice of ranks, and the truncation of tensors.
 
-Tensors are first orthogonalised, so that the singular values of one part are those of the whole tensor. This
-factorises small parts only, never the whole tensor, always in float64.
+A tensor is first orthogonalised. Then the singular values of its unfoldings are those of small matrices, such
+as the unfoldings of a Tucker core. So only small matrices are decomposed, never one as large as the tensor.
+All computations are in float64.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ if TYPE_CHECKING:
 
 Ranks = tuple[int, ...]
 
-#: AdamW's state keys of a parameter. A cut transforms only AdamW's state.
+#: The keys of AdamW's moments in a parameter's optimizer state. A cut transforms no other optimizer's state.
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
 
 
 class Cuts(Frozen):
-    """A schedule that begins with more parameters than the budget and cuts ranks until the budget is met.
+    """A schedule that starts with more parameters than the budget and cuts ranks until the budget is met.
 
-    Cuts are spaced evenly from `first` to `last`, both fractions of the training's steps; a single cut is at
-    `last`. Steps before the first cut are the warm-up; after the last cut the adapter has its final ranks.
-    After cut i of n there are at most final + (start - final) · (1 - i/n)³ parameters, which is AdaLoRA's
-    schedule (arXiv 2303.10512, eq. 12). Using that schedule for tensors, and these defaults, is our choice.
+    Cuts are spaced evenly from `first` to `last`. A single cut is at `last`. After the last cut the adapter
+    has its final ranks. After cut i of n there are at most final + (start - final) · (1 - i/n)³ parameters,
+    where start and final are the numbers of parameters before the first cut and after the last. This is
+    AdaLoRA's schedule (arXiv 2303.10512, eq. 12). Using it for tensors, and the defaults, are our choices.
     """
 
-    #: The number of parameters at the start, as a multiple of the number at the end.
+    #: The largest number of parameters at the start, as a multiple of the number at the end.
     start: float = Field(1.5, gt=1, le=100)
     #: The number of cuts.
     times: int = Field(3, ge=1, le=100)
-    #: The first and last cut, as fractions of the steps.
+    #: The steps of the first and last cut, as fractions of the number of steps.
     first: float = Field(0.25, gt=0, lt=1)
     last: float = Field(0.6, gt=0, lt=1)
 
@@ -61,9 +62,10 @@ class Cuts(Frozen):
         return f"{self.times} from {self.start:g}× at {when}"
 
     def steps(self, steps: int) -> tuple[int, ...]:
-        """The steps, counted from 1, after which ranks are cut.
+        """Returns the steps after which ranks are cut, counted from 1, for a training of `steps` steps.
 
-        Raises UserError if two cuts fall on one step, or no step follows the last.
+        Raises UserError if the training is too short: two cuts would fall on one step, or no step would
+        follow the last cut.
         """
         gap = (self.last - self.first) / (self.times - 1) if self.times > 1 else 0.0
         shares = (self.last - gap * i for i in reversed(range(self.times)))
@@ -76,17 +78,18 @@ class Cuts(Frozen):
         return places
 
     def budgets(self, peak: int, final: int) -> tuple[int, ...]:
-        """The largest number of parameters after each cut."""
+        """Returns the largest number of parameters after each cut, given the numbers at start and end."""
         left = (1 - i / self.times for i in range(1, self.times + 1))
         return tuple(final + math.floor((peak - final) * share**3) for share in left)
 
     def start_ranks(
         self, ranks: Ranks, limits: Sequence[int], count: Callable[[Ranks], int], label: str
     ) -> Ranks:
-        """The ranks at the start, in proportion to the final `ranks` and as large as `start` allows.
+        """Returns the ranks at the start, given the final `ranks`.
 
-        No rank exceeds its limit, and at least one exceeds its value in `ranks`. Raises UserError if the
-        limits allow no larger rank, since there would be nothing to cut.
+        The ranks grow in proportion to `ranks`, as far as `start` and `limits` allow. At least one rank is
+        larger than in `ranks`, even if `start` is then exceeded. Raises UserError if `limits` allow no larger
+        rank, since there would be nothing to cut.
         """
         most, larger_ranks = self.start * count(ranks), ranks
         while growing := [i for i, rank in enumerate(larger_ranks) if rank < limits[i]]:
@@ -113,12 +116,13 @@ def kept_ranks(
     limits: Callable[[Ranks], Ranks],
     budget: int,
 ) -> Ranks:
-    """Chooses how many of each descending list of singular values to keep within a budget.
+    """Chooses how many singular values of each list to keep, so that `count` is within the budget.
 
-    Repeatedly drops the last value of a list. The value with the smallest square per saved parameter goes
-    first, since the square bounds the loss of squared norm. Ranks above `limits`, which depend on the other
-    ranks, are dropped before all others at no cost. Finally dropped values are taken back while the budget
-    has room, those with the largest square per parameter first. No rank falls below 1.
+    `spectra` has a descending list for each rank. Each round drops the last value of one list. It is the
+    value with the smallest square per saved parameter, because the square bounds the loss of squared norm.
+    Values beyond `limits`, which depend on the other ranks, are dropped before all others, since dropping
+    them loses nothing. Finally, dropped values are taken back while the budget has room, those with the
+    largest square per parameter first. Every list keeps at least one value.
     """
     ranks = tuple(map(len, spectra))
 
@@ -151,9 +155,9 @@ def kept_ranks(
 
 @dataclass(frozen=True)
 class CutParameter:
-    """A parameter's value after a cut, and the map from its old gradients to new ones.
+    """A parameter's value after a cut, and the map from its old gradients to new gradients.
 
-    `axes` maps an axis to the matrix (new size, old size) that multiplies gradients along it.
+    For each axis in `axes`, gradients are multiplied along this axis by a matrix (new size, old size).
     """
 
     parameter: nn.Parameter
@@ -163,9 +167,10 @@ class CutParameter:
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
         """Sets the value, drops the gradient, and transforms AdamW's moments.
 
-        The first moment is mapped like a gradient. The second moment is mapped by squared matrices, which is
-        exact for uncorrelated entries, as Adam's diagonal assumes. Fresh moments would instead restart with
-        full steps in the middle of a schedule. The state of other optimizers is dropped.
+        The first moment is mapped like a gradient. The second moment is mapped by the matrices with squared
+        entries. This is exact if the entries of a gradient are uncorrelated, as Adam assumes. With new
+        moments, training would instead take full steps again in the middle of its schedule. The state of
+        other optimizers is dropped.
         """
         _replace_value(self.parameter, self.value.to(self.parameter).contiguous())
         state = optimizer.state.get(self.parameter)
@@ -183,9 +188,10 @@ class CutParameter:
 
 @dataclass(frozen=True)
 class RankSpectrum:
-    """The singular values of tensors: a descending (r,) for each rank.
+    """The singular values of tensors: a descending vector (r,) for each rank.
 
-    `cut` truncates the tensors' parameters to the largest singular values of each rank.
+    `cut` truncates the tensors to smaller ranks, keeping the largest singular values. It returns the new
+    values of the parameters.
     """
 
     values: list[Tensor]
@@ -193,7 +199,7 @@ class RankSpectrum:
 
 
 class Cuttable(ABC):
-    """Tensors of one shape that share their ranks, with their parameters."""
+    """One or several factorised tensors of equal shape and equal ranks, which can be cut to smaller ranks."""
 
     @property
     @abstractmethod
@@ -202,26 +208,35 @@ class Cuttable(ABC):
 
     @abstractmethod
     def shapes(self, ranks: Ranks) -> dict[nn.Parameter, tuple[int, ...]]:
-        """The shape of each parameter with these ranks."""
+        """Returns the shape that each parameter would have with these ranks."""
 
     @abstractmethod
     def ranks_of(self, shapes: Sequence[tuple[int, ...]]) -> Ranks | None:
-        """The ranks of parameters with these shapes, in the order of `self.shapes`. None if no ranks fit."""
+        """Returns the ranks with which the parameters would have these shapes. None if no ranks fit.
+
+        The shapes are in the order of the parameters in `self.shapes`.
+        """
 
     @abstractmethod
     def room(self, ranks: Ranks) -> Ranks:
-        """The largest useful value of each rank given the others: more would add zero singular values."""
+        """Returns the largest useful value of each rank, given the other ranks.
+
+        A larger rank would only add singular values of zero.
+        """
 
     @abstractmethod
     def spectrum(self) -> RankSpectrum:
-        """Computes the current singular values."""
+        """Computes the tensors' current singular values."""
 
     def resized(self) -> None:  # noqa: B027 - most keep no note of their shapes
-        """Updates the shapes that containers have noted, after their parameters changed shape."""
+        """Updates the ranks that containers store, after their parameters have changed shape."""
 
 
 class TuckerTensors(Cuttable):
-    """Tucker tensors with common ranks. A mode's singular values are those of all tensors' unfoldings."""
+    """Tucker tensors with common ranks.
+
+    The i-th singular value of a mode is the root of the sum of squares of the tensors' i-th singular values.
+    """
 
     def __init__(self, tensors: Sequence[TuckerTensor]) -> None:
         self.tensors = tensors
@@ -263,13 +278,14 @@ class TuckerTensors(Cuttable):
 class _OrthogonalTucker:
     """The HOSVD of a Tucker tensor (De Lathauwer et al. 2000).
 
-    It has orthonormal factors, and the singular vectors and values of its core's unfoldings.
+    It consists of orthonormal factors, and of the singular vectors and values of the core's unfoldings.
     """
 
     def __init__(self, tensor: TuckerTensor) -> None:
         self.tensor = tensor
         self.core = tensor.core.detach().double()
-        #: For every factor: an orthonormal basis (n, q), the factor in it (q, r), and its columns' RMS norm.
+        #: For every factor: an orthonormal basis (n, q), the factor in this basis (q, r), and the RMS norm of
+        #: the factor's columns.
         self.bases, self.inside, self.sizes = [], [], []
         for mode, parameter in enumerate(tensor.factors):
             factor = parameter.detach().double()
@@ -301,7 +317,10 @@ class _OrthogonalTucker:
 
 
 class TrainCores(Cuttable):
-    """A tensor train of cores (r₋, n, r₊); the singular values of a bond are those of its unfolding."""
+    """A tensor train of cores (r₋, n, r₊).
+
+    The singular values of a bond are those of the tensor's unfolding into the modes left and right of it.
+    """
 
     def __init__(self, cores: Sequence[nn.Parameter]) -> None:
         self.cores = cores
@@ -338,7 +357,7 @@ class _OrthogonalTrain:
     def __init__(self, cores: Sequence[nn.Parameter]) -> None:
         self.cores = cores
         values = [core.detach().double() for core in cores]
-        #: The left-orthonormal cores, and the triangular factor (q, r) of each at its right bond.
+        #: The left-orthonormal cores, and the triangular factor (q, r) at the right bond of each core.
         self.orthogonal, self.rests = [], [values[0].new_ones(1, 1)]
         for value in values:
             carried_core = _times(self.rests[-1], value, 0)
@@ -354,7 +373,10 @@ class _OrthogonalTrain:
         self.values = reversed_values[::-1]
 
     def cut(self, ranks: Ranks) -> list[CutParameter]:
-        """Truncates the bonds. The first core absorbs the tensor's norm; the others keep their size."""
+        """Truncates the bonds. The first core absorbs the tensor's norm.
+
+        Of every other core, the slices along the left rank keep their RMS norm.
+        """
         changes: list[CutParameter] = []
         carried = after = self.rests[0].new_ones(1, 1)
         for index in range(len(self.cores) - 1, 0, -1):
@@ -382,7 +404,7 @@ class _OrthogonalTrain:
 
 @dataclass
 class Cutting:
-    """The cuts of one adapter: their steps and budgets."""
+    """Cuts the ranks of one adapter during training, at the steps and to the budgets of a schedule."""
 
     cuts: Cuts
     tensor: Cuttable
@@ -392,7 +414,7 @@ class Cutting:
     count: Callable[[Ranks], int]
     #: The largest number of parameters at the end.
     final: int
-    #: The budget of each future cut, by step.
+    #: For the step of each future cut, the largest number of parameters after the cut.
     _due: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -407,13 +429,13 @@ class Cutting:
         return dict(zip(self.names, self.tensor.ranks, strict=True))
 
     def begin_training(self, steps: int) -> None:
-        """Plans the cuts. Raises UserError if the steps are too few."""
+        """Plans the cuts of a training run of `steps` steps. Raises UserError if the run is too short."""
         budgets = self.cuts.budgets(self.count(self.tensor.ranks), self.final)
         self._due = dict(zip(self.cuts.steps(steps), budgets, strict=True))
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts ranks if a cut is due at this step. A training run that diverged continues without cuts."""
+        """Cuts ranks if a cut is due at this step. Does nothing if a parameter is no longer finite."""
         budget = self._due.pop(step, None)
         parameters = self.tensor.shapes(self.tensor.ranks)
         if budget is None or not all(bool(parameter.isfinite().all()) for parameter in parameters):
@@ -427,7 +449,10 @@ class Cutting:
 
     @torch.no_grad()
     def take_shapes(self, shapes: Mapping[nn.Parameter, tuple[int, ...]]) -> None:
-        """Resizes parameters to the shapes of a stored state, if some ranks have those shapes."""
+        """Resizes the parameters to the shapes of a stored state.
+
+        Does nothing if no ranks fit the shapes, or if a rank would be larger than at the start.
+        """
         ranks = self.tensor.ranks_of([shapes[parameter] for parameter in self.tensor.shapes(self._largest)])
         if ranks is None or any(rank > most for rank, most in zip(ranks, self._largest, strict=True)):
             return
@@ -442,9 +467,9 @@ class Cutting:
 def _replace_value(parameter: nn.Parameter, value: Tensor) -> None:
     """Gives a parameter a value of another shape, and drops its gradient.
 
-    A loss that is still referenced keeps the autograd node that accumulates the parameter's gradient, and
-    this node remembers the old shape. torch makes a new node only after a change of dtype or device. So the
-    value passes through a lower dtype, which no parameter ever has.
+    If a loss is still referenced, so is the autograd node that accumulates the parameter's gradient. This
+    node remembers the old shape, and torch makes a new node only after a change of dtype or device. So the
+    parameter gets the value in half precision first. No parameter has this dtype otherwise.
     """
     parameter.grad = None
     parameter.data = value.half()
@@ -452,15 +477,14 @@ def _replace_value(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 def _times(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """Multiplies an axis of the tensor by a matrix (new size, old size)."""
+    """Multiplies the tensor by a matrix (new size, old size) along an axis."""
     return torch.tensordot(matrix, tensor, dims=([1], [axis])).movedim(0, axis)
 
 
 def _size(tensor: Tensor, vectors: int) -> float:
-    """The root mean square of the norms of a tensor's `vectors` vectors. 1 if all are zero."""
+    """Returns the RMS norm of the `vectors` vectors of which a tensor consists. 1 if all are zero."""
     return float(tensor.norm()) / math.sqrt(vectors) or 1.0
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """Pads singular values with zeros to `length`."""
     return torch.nn.functional.pad(values, (0, length - len(values)))

@@ -13,17 +13,19 @@ from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
 from methods.lowrank.masks import DropoutSite
 from methods.quantised import QuantisedLinear
 
-#: The place of dropout: on the activation that enters `down`, on the activation of width r that enters
-#: `up`, or on the entries of the update, for which training builds a d×d matrix per site (slow).
+#: Where dropout is applied. `input`: to the activation that enters `down`. `before_up`: to the activation of
+#: width r that enters `up`. `update`: to the entries of the update; this is slow, since training then builds
+#: the dense update of every site.
 DropoutAt = Literal["input", "before_up", "update"]
 
 
 class SharedInput:
-    """The down factors of the sites of a layer that read the same activation.
+    """The down factors of sites that read the same activation, and the activation's products with them.
 
-    `indices` are the positions of the downs in `Contracted.downs`, and `readers` is the number of sites. The
-    downs apply to each of `input_slices` slices of the activation, or to the whole activation if that is 0.
-    With `dropout`, training drops entries of the activation. A layer without factors calls `recontract`.
+    `indices` are the positions of these factors in `Contracted.downs`, and `readers` is the number of sites.
+    Each factor is applied to `input_slices` slices of the activation or, if that is 0, to all of it at once.
+    With `dropout`, training drops entries of the activation. `recontract` computes the factors again for a
+    layer that is called while there are none.
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class SharedInput:
         self._left = 0
 
     def own_down(self, position: int) -> Tensor:
-        """The down factor (r, in) at a position of `indices`."""
+        """Returns the down factor (r, in) at a position of `indices`."""
         assert self.down is not None
         return self.down.split(self.widths)[position]
 
     def project(self, x: Tensor, training: bool) -> tuple[Tensor, ...]:
-        """Projects x to (N, r) by each down factor. The first site that reads this x computes it for all."""
+        """Multiplies x by each down factor. Each result is (N, r), where N is the number of vectors in x.
+
+        The first site that reads this x computes the results for all sites that read it.
+        """
         if self._input is not x:
             assert self.down is not None
             dropped = self.dropout.drop(x) if self.dropout and training else x
@@ -68,7 +73,7 @@ class SharedInput:
         return narrows
 
     def forget(self) -> None:
-        """Releases the activation and its projections."""
+        """Releases the activation and its products with the down factors."""
         self._input = None
         self._narrow = ()
 
@@ -76,9 +81,10 @@ class SharedInput:
 class AdaptedLinear(nn.Module):
     """A linear layer with an update: `base(x) + up(dropout(middle(down(x))))`.
 
-    Layers that read the same x share its down projection. `position` is the site's position among the down
-    factors of `shared`. The up factor computes each of `output_slices` equal slices of the output. Factors
-    exist only during a forward of the backbone.
+    Factors exist only during a forward of the backbone. Layers that read the same x share `shared`, which
+    computes `down(x)` once for all of them. `position` is the position of this layer's down factor in
+    `shared`. The up factor computes each of `output_slices` slices of the output. With `drops_update`,
+    `dropout` applies to the entries of the update itself.
     """
 
     def __init__(
@@ -105,7 +111,7 @@ class AdaptedLinear(nn.Module):
         self.shared = shared
 
     def receive(self, up: Tensor, middle: Middle | None, bias_update: Tensor | None) -> None:
-        """Stores the factors for one forward."""
+        """Stores the factors for the next forward."""
         self.up, self.middle, self.bias_update = _unregistered(up), middle, _unregistered(bias_update)
 
     def forget(self) -> None:
@@ -130,9 +136,9 @@ class AdaptedLinear(nn.Module):
         return y.view(*x.shape[:-1], self.base.out_features)
 
     def _of_base(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The base layer's output with this bias.
+        """Returns the base layer's output, with `bias` in place of the layer's own bias.
 
-        A quantised layer computes the output itself, so that autograd does not keep a dense weight.
+        A quantised layer computes its output itself, so that autograd does not keep a dense weight.
         """
         if not isinstance(self.base, QuantisedLinear):
             return F.linear(x, self.base.weight, bias)
@@ -185,7 +191,7 @@ def _unregistered(factor: Tensor | None) -> Tensor | None:
 def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
     """Applies `weight` to slices of x's last dimension, with results side by side.
 
-    Slices are as wide as the weight; the last one may be narrower. With `slices` 0, x stays whole.
+    Slices are as wide as the weight; the last one may be narrower. With `slices` 0, x is not sliced.
     """
     if not slices:
         return F.linear(x, weight)

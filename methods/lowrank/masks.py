@@ -1,4 +1,4 @@
-"""Dropout from the adapter's own stream, which leaves the backbone's dropout unchanged."""
+"""Dropout that draws from the adapter's own random stream, so that the backbone's dropout is unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class BatchPart(NamedTuple):
-    """The examples `start` to `stop` of a batch of `total`."""
+    """The examples `start` to `stop` of a batch of `total` examples."""
 
     start: int
     stop: int
@@ -21,14 +21,15 @@ class BatchPart(NamedTuple):
 
 
 class Masks:
-    """The dropout of one adapter. It leaves torch's global stream to the backbone.
+    """The dropout of one adapter. It does not draw from torch's global random stream.
 
-    Each forward draws a seed for every place where the adapter drops, and the place's mask depends on this
-    seed alone. So a layer that gradient checkpointing recomputes uses the mask of its own forward, whatever
-    was drawn since. A place that runs twice in one forward drops the same entries twice. If a batch is
-    computed in parts, each part gets its rows of the full batch's mask.
+    An adapter may drop entries in several places, for example at the input of every layer. Each forward draws
+    a seed for every place, and the mask of a place depends on its seed alone. So if gradient checkpointing
+    recomputes a layer, the layer gets the mask of its first run again. A place that runs twice in one forward
+    drops the same entries twice. If a batch is computed in parts, each part gets its rows of the full batch's
+    mask.
 
-    Only `torch.compile` takes masks from the global stream, because it cannot trace generators.
+    Under `torch.compile`, masks do come from the global stream, because the compiler cannot trace generators.
     """
 
     def __init__(self, probability: float, seed: int) -> None:
@@ -47,7 +48,10 @@ class Masks:
         self._open: WeakSet[_Forward] = WeakSet()
 
     def place(self, *, of_weight: bool = False) -> DropoutSite:
-        """Registers another place that drops entries of activations or, with `of_weight`, of a weight."""
+        """Adds a place that drops entries of activations or, with `of_weight`, entries of a weight.
+
+        Places are numbered from 0.
+        """
         if of_weight:
             self._of_weights.add(self._places)
         self._places += 1
@@ -65,9 +69,10 @@ class Masks:
             self._running = None
 
     def drop(self, x: Tensor, place: int) -> Tensor:
-        """Drops entries of `x` and scales up the others. A recomputed layer drops the same entries.
+        """Sets random entries of `x` to zero and scales up all others. `place` is the place's number.
 
-        Raises RuntimeError if the forward of a recomputed layer is ambiguous.
+        A layer that gradient checkpointing recomputes drops the same entries as in its first run. Raises
+        RuntimeError if it is unclear to which forward the recomputed layer belongs.
         """
         if torch.compiler.is_compiling():
             return F.dropout(x, self.probability)
@@ -87,7 +92,7 @@ class Masks:
         return x * mask.div_(kept)
 
     def remember(self, output: Tensor) -> None:
-        """Keeps the running forward's masks alive as long as the graph of its `output`."""
+        """Keeps the seeds of the running forward as long as the autograd graph of `output` exists."""
         if torch.compiler.is_compiling():
             return
         forward = self._running
@@ -96,7 +101,6 @@ class Masks:
             output.register_hook(forward)
 
     def _forward(self) -> _Forward:
-        """The forward to which the current computation belongs."""
         if in_backward():
             return self._recomputed()
         # Single layers may be called while an adapter holds its factors.
@@ -121,21 +125,22 @@ class Masks:
 
 @dataclass(frozen=True)
 class DropoutSite:
-    """One place of an adapter where entries are dropped."""
+    """A place where an adapter drops entries. `number` is the place's number in `masks`."""
 
     masks: Masks
     number: int
 
     def drop(self, x: Tensor) -> Tensor:
-        """Drops entries of x at this place (see `Masks.drop`)."""
+        """Sets random entries of x to zero, as `Masks.drop` does, with the mask of this place."""
         return self.masks.drop(x, self.number)
 
 
 @dataclass(eq=False)
 class _Forward:
-    """One forward: the seeds of its masks, drawn at its first dropout, and its range of autograd nodes.
+    """The seeds and the autograd nodes of one forward.
 
-    Nodes are numbered in order of creation: `start` is the first, `end` one past the last.
+    The seeds of the masks are drawn at the forward's first dropout. Autograd numbers nodes in order of
+    creation: `start` is the number of the forward's first node, and `end` is one more than that of its last.
     """
 
     start: int
@@ -144,23 +149,26 @@ class _Forward:
     seeds: list[int] = field(default_factory=list)
 
     def __call__(self, gradient: Tensor) -> None:
-        """Does nothing. Registered as a tensor's hook, the object lives exactly as long as the graph."""
+        """Does nothing. The object is registered as a tensor's hook only to live as long as the graph."""
 
 
 def in_backward() -> bool:
     """Whether this thread is running a backward pass.
 
-    torch's public hooks report when a backward pass reaches some tensor, but not whether code runs inside
-    one. That is the difference between recomputing a checkpointed layer and calling it out of turn.
+    If so, a layer that runs is being recomputed by gradient checkpointing. torch has no public function for
+    this: its hooks only report that a backward pass has reached a tensor.
     """
     return torch._C._current_graph_task_id() != -1
 
 
 def next_node() -> int:
-    """The number that autograd will give to the next node created by this thread."""
+    """Returns the number that autograd will give to the next node created by this thread."""
     return torch._C._autograd._get_sequence_nr()
 
 
 def current_node() -> int:
-    """The number of the node whose gradient this thread is computing. Valid only inside a backward pass."""
+    """Returns the number of the node whose gradient this thread is computing.
+
+    Valid only inside a backward pass.
+    """
     return torch._C._current_autograd_node()._sequence_nr()

@@ -1,4 +1,4 @@
-"""Base classes of methods with low-rank updates: plain, stacked over sites, and with cut ranks."""
+"""Base classes of methods with low-rank updates: in general, stacked over sites, and with cuts of ranks."""
 
 from __future__ import annotations
 
@@ -23,30 +23,33 @@ from methods.lowrank.linear import DropoutAt
 from methods.lowrank.masks import Masks
 from methods.validation import Later, Scale
 
-#: The update of a key or value head that several query heads share. `tied`: the mean of their slices, which
-#: is the nearest shared update to that of full attention.
-#: `cut`: the first kv_heads · head_size rows, as VeRA in peft takes them.
+#: The update of a key or value head that several query heads share. `tied`: the mean of these query heads'
+#: slices, which is the shared update nearest to that of full attention. `cut`: the first
+#: kv_heads · head_size rows of the update of full attention, as VeRA in peft takes them.
 SharedHeads = Literal["tied", "cut"]
 
 
 class LowRankMethod(Method):
     """A method whose update is `up @ down` at every site."""
 
-    #: Factor of the update. Not divided by any rank unless the method says so.
+    #: The factor of the update. It is not divided by a rank, unless the method says so.
     scale: Scale = 1.0
-    #: Dropout probability, at `dropout_at`.
+    #: The probability of dropout, which is applied at `dropout_at`.
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     dropout_at: ClassVar[DropoutAt] = "input"
 
     @property
     def revisions(self) -> int:
-        """Counts dropout as changed once, because dropout first drew from the backbone's stream."""
+        """Counts one change of results with dropout: at first, dropout drew from torch's global stream."""
         return super().revisions + (self.dropout > 0)
 
     @abstractmethod
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        """Builds the parameters at their start. They contract to zero unless `nonzero_start` says why not."""
+        """Builds the parameters with their initial values.
+
+        With these values the update is zero, unless `nonzero_start` says why not.
+        """
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         parametrisation = self.parametrise(backbone.geometry, generator)
@@ -54,13 +57,17 @@ class LowRankMethod(Method):
         return LowRankAdapter(backbone, parametrisation, self.masks(generator), self.dropout_at, fit)
 
     def fitting(self, geometry: Geometry) -> Fit | None:
-        """The function that fits contracted pairs to the sites' shapes. None if the shapes match already."""
+        """Returns a function that converts contracted pairs to the shapes of the backbone's sites.
+
+        None if the pairs have these shapes already.
+        """
         return None
 
     def masks(self, generator: torch.Generator) -> Masks | None:
         """Returns the adapter's dropout, or None if the method drops nothing.
 
-        The dropout's seed is drawn after the adapter's start, which therefore does not depend on dropout.
+        The seed of the dropout is drawn after the adapter's initial values, so that these do not depend on
+        dropout.
         """
         if not self.dropout:
             return None
@@ -68,10 +75,11 @@ class LowRankMethod(Method):
 
 
 class StackedMethod(LowRankMethod):
-    """A method that stacks the matrices of several sites in tensors, as slices of one shape.
+    """A method that stacks the updates of several sites in tensors, as slices of one shape.
 
-    `parametrise` builds the tensor of `methods.slices.Slices` and contracts it to pairs. A weight with fewer
-    rows than its up factor takes the first rows. Shared heads follow `shared_heads`.
+    The slices are those of the model with full attention (see `methods.slices`). If a weight has fewer rows
+    than its up factor, it gets the factor's first rows. For the heads of key and value that query heads
+    share, `shared_heads` applies.
     """
 
     shared_heads: Annotated[SharedHeads, Later()] = "tied"
@@ -82,13 +90,13 @@ class StackedMethod(LowRankMethod):
 
 @dataclass(frozen=True)
 class Fitting:
-    """Converts the up factors of the full-attention model to the shapes of a backbone's sites."""
+    """Converts the up factors of the model with full attention to the shapes of a backbone's sites."""
 
     geometry: Geometry
     shared_heads: SharedHeads
 
     def __call__(self, contracted: Contracted, method: Parametrisation) -> Contracted:
-        """Cuts each up factor to the rows of its site, or of one slice if the site's output is sliced."""
+        """Reduces each up factor to as many rows as its site has, or to `hidden` rows for output slices."""
         rows = {
             site: self.geometry.hidden
             if site in method.output_slices
@@ -104,7 +112,10 @@ class Fitting:
         return replace(contracted, ups=contracted.ups | fitted | means)
 
     def _means(self, ups: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Averages up factors over the query heads that share a head, once for each distinct up factor."""
+        """Averages up factors over the query heads that share a head.
+
+        Sites may share an up factor, so each distinct one is averaged once.
+        """
         geometry = self.geometry
         different = {id(up): up[: geometry.attention_width] for up in ups.values()}
         if not different:
@@ -118,32 +129,38 @@ class Fitting:
 
 
 class CutMethod(StackedMethod):
-    """A tensor method with several ranks, which training may cut down to the method's own ranks."""
+    """A method whose tensors have several ranks, which training may cut.
 
-    #: Training begins with larger ranks and drops the smallest singular values until there are no more
-    #: parameters than with the method's own ranks. None: ranks stay.
+    Without `cuts`, an adapter keeps the method's own ranks. With `cuts`, training starts with larger ranks.
+    """
+
+    #: The schedule of cuts. Training starts with larger ranks and drops the smallest singular values, until
+    #: there are no more parameters than with the method's own ranks. None: no cuts.
     cuts: Annotated[Cuts | None, Later()] = None
 
     @property
     @abstractmethod
     def cut_names(self) -> tuple[str, ...]:
-        """The mode or bond of each rank of a tensor."""
+        """The names of a tensor's ranks: the mode or bond of each."""
 
     @property
     @abstractmethod
     def budget_ranks(self) -> Ranks:
-        """The ranks that define the final number of parameters, one for each of `cut_names`."""
+        """The method's own ranks, one for each of `cut_names`. After cuts, the count is at most theirs."""
 
     @abstractmethod
     def cut_limits(self, geometry: Geometry) -> Ranks:
-        """The largest useful rank for each of `cut_names`."""
+        """Returns the largest useful rank for each of `cut_names`."""
 
     @abstractmethod
     def count_with(self, geometry: Geometry, ranks: Ranks) -> int:
-        """Counts the adapter's parameters with a rank for each of `cut_names`."""
+        """Counts the adapter's parameters with these ranks, one for each of `cut_names`."""
 
     def start_ranks(self, geometry: Geometry) -> Ranks:
-        """The ranks of a fresh adapter. Raises UserError if `cuts` is set and there is nothing to cut."""
+        """Returns the ranks of a fresh adapter, one for each of `cut_names`.
+
+        Raises UserError if `cuts` is set but no rank can be larger than the method's own.
+        """
         if self.cuts is None:
             return self.budget_ranks
         counted = partial(self.count_with, geometry)
@@ -181,7 +198,7 @@ class CutMethod(StackedMethod):
         return reason if self.cuts else ""
 
     def cutting(self, geometry: Geometry, tensor: Cuttable) -> Cutting | None:
-        """Builds the cuts of an adapter's tensor. None if its ranks stay."""
+        """Builds the object that cuts the ranks of an adapter's tensors. None without `cuts`."""
         if self.cuts is None:
             return None
         counted = partial(self.count_with, geometry)
