@@ -88,7 +88,7 @@ class ABBA(HadamardMethod):
     published_scale: ClassVar[float | None] = 32.0
 
     targets: AnyTargets = "qkvo+mlp"
-    #: α₁ = α₂ in the reference code, which uses rank 32.
+    #: The value of both α₁ and α₂ in the reference code, which uses rank 32.
     scale: Scale = 32.0
 
     @classmethod

@@ -14,9 +14,10 @@ from methods.validation import Scale
 
 
 class LoRA(OneRank):
-    """y = W·x + b + scale · B·A·dropout(x); A kaiming-uniform (a=√5), B zero, both by peft.
+    """y = W·x + b + scale · B·A·dropout(x), with A (rank, in) and B (out, rank).
 
-    The published alpha is rank · scale, so `scale` is not divided by the rank.
+    LoRA's alpha is rank · scale, so `scale` is not divided by the rank. Start: A kaiming-uniform (a = √5) and
+    B zero, both drawn by peft.
     """
 
     name: ClassVar[str] = "lora"

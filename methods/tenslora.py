@@ -53,8 +53,9 @@ class TensLoRA(CutMethod):
     factorization: Literal["tucker", "cp", "tt"] = "tucker"
     #: The paper adapts query, key and value. `qkvo+mlp` cuts the MLP's projections into (d, d) slices.
     targets: Targets = "qkv"
-    #: `aligned`: output channel = head · head size + j, so that slices are the backbone's real heads.
-    #: `interleaved`: channel = j · heads + head, as in the reference code; a slice spans all heads.
+    #: The number of a head's channel j among all output channels. `aligned`: head · head size + j, so that
+    #: slices are the backbone's real heads. `interleaved`: j · heads + head, as in the reference code, so
+    #: that each slice spans all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
     #: The initial values of the factors and cores that do not start at zero (see
     #: `methods.factorizations.fill`).
