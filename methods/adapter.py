@@ -135,7 +135,7 @@ class Adapter(ABC):
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def core(self) -> list[nn.Parameter]:
-        """The parameters that are cores, which a recipe may train at a rate of their own."""
+        """The parameters that are cores of Tucker tensors. A recipe may train them at a rate of their own."""
         return []
 
     @property

@@ -60,7 +60,7 @@ class Method(Frozen, ABC):
     trains_weights: ClassVar[bool] = False
     #: Whether a trial fits the head to frozen features directly, without training steps.
     fits_head: ClassVar[bool] = False
-    #: Whether some parameters are a core, which a recipe may train at its own rate.
+    #: Whether some parameters are the core of a Tucker tensor, which a recipe may train at a rate of its own.
     has_core: ClassVar[bool] = False
     #: The largest relative distance between a budget and the count after `fit` that the conformance checks
     #: accept. They use it for methods with several ranks.
