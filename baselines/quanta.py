@@ -72,7 +72,7 @@ class QuanTA(Targeted, StartKept):
         return equal_axes(self.label, self.axes[0], self._largest(geometry))
 
     def count(self, geometry: Geometry) -> int:
-        """Counts Σ (n·m)² over the pairs of axes of sizes n and m, for every site."""
+        """Counts Σ (n·m)², with the sum over all pairs of axes, of sizes n and m, at all sites."""
         sites = geometry.layers * len(self.adapted(geometry))
         return sites * sum((n * m) ** 2 for n, m in combinations(self.shape(geometry), 2))
 

@@ -112,7 +112,7 @@ class Method(Frozen, ABC):
         return ("rank",) if self.sizeable else ()
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The largest useful value of each rank, in the order of `rank_names`. None if it is unknown."""
+        """Returns the largest useful value of each rank, in the order of `rank_names`. None: unknown."""
         return (None,) * len(self.rank_names)
 
     def with_size(self, ranks: Sequence[int]) -> Self:

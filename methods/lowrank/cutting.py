@@ -78,7 +78,10 @@ class Cuts(Frozen):
         return places
 
     def budgets(self, peak: int, final: int) -> tuple[int, ...]:
-        """Returns the largest number of parameters after each cut, given the numbers at start and end."""
+        """Returns the largest number of parameters after each cut.
+
+        `peak` is the number before the first cut, and `final` is the largest number after the last cut.
+        """
         left = (1 - i / self.times for i in range(1, self.times + 1))
         return tuple(final + math.floor((peak - final) * share**3) for share in left)
 

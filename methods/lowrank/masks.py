@@ -69,7 +69,7 @@ class Masks:
             self._running = None
 
     def drop(self, x: Tensor, place: int) -> Tensor:
-        """Sets random entries of `x` to zero and scales up all others. `place` is the place's number.
+        """Sets random entries of `x` to zero and scales up all others. `place` is the number of a place.
 
         A layer that gradient checkpointing recomputes drops the same entries as in its first run. Raises
         RuntimeError if it is unclear to which forward the recomputed layer belongs.

@@ -90,7 +90,10 @@ class StackedMethod(LowRankMethod):
 
 @dataclass(frozen=True)
 class Fitting:
-    """Converts the up factors of the model with full attention to the shapes of a backbone's sites."""
+    """Converts the up factors of the model with full attention to the shapes of a backbone's sites.
+
+    In that model, key and value have a head for every query head (see `methods.slices`).
+    """
 
     geometry: Geometry
     shared_heads: SharedHeads
