@@ -37,11 +37,13 @@ class HadamardMethod(OneRank, Targeted, LowRankMethod):
         return 2 * geometry.layers * rank * sum(map(sum, self.adapted(geometry).values()))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Returns ⌈√n⌉, where n is the smallest side of any adapted weight.
+        """Returns ⌈√n⌉, where n is the smaller side of the largest adapted weight.
 
-        At this rank, the update of that weight can have full rank.
+        At this rank, every update can have full rank. The limit is at most the smallest side of any weight,
+        since ABBA starts from as many singular values of each.
         """
-        return (math.isqrt(min(map(min, self.adapted(geometry).values())) - 1) + 1,)
+        sides = list(map(min, self.adapted(geometry).values()))
+        return (min(min(sides), math.isqrt(max(sides) - 1) + 1),)
 
 
 class HadamardPairs(OwnPairs):

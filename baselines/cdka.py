@@ -58,15 +58,15 @@ class CDKA(OneRank, Targeted, LowRankMethod):
         )
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Returns the smallest min(r1·in/r2, r2·out/r1) of any adapted weight.
+        """Returns the largest min(r1·in/r2, r2·out/r1) of any adapted weight.
 
-        So many terms suffice for every update of that weight.
+        With so many terms, every update can be any matrix.
         """
         sides = (
             min(self.r1 * in_ // self.r2, self.r2 * out // self.r1)
             for out, in_ in self.adapted(geometry).values()
         )
-        return (min(sides),)
+        return (max(sides),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Terms:
         return _Terms(self, geometry, generator)

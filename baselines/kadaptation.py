@@ -56,12 +56,12 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
         return geometry.layers * rank * sum(map(sum, shapes.values())) + 2 * len(shapes) * self.products**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Returns n / products, where n is the smallest side of any adapted weight.
+        """Returns ⌈n / products⌉, where n is the smaller side of the largest adapted weight.
 
-        At this rank, the update of that weight can have full rank.
+        At this rank, every update can have full rank.
         """
-        smallest = min(map(min, self.adapted(geometry).values()))
-        return (max(1, smallest // self.products),)
+        largest = max(map(min, self.adapted(geometry).values()))
+        return (-(-largest // self.products),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Rules:
         return _Rules(self, geometry, generator)

@@ -38,6 +38,13 @@ class ProductOracle(LowRankOracle):
         """The update ΔW (out, in) of a site."""
         raise NotImplementedError
 
+    def test_at_the_highest_rank_every_update_can_have_full_rank(self) -> None:
+        geometry = UNEQUAL[-1]  # Its keys and values are a third as wide as its queries.
+        (limit,) = self.method().rank_limits(geometry)
+        _, adapter = self.attached(geometry, rank=limit)
+        for _, delta in adapter.deltas():
+            assert torch.linalg.matrix_rank(delta) == min(delta.shape)
+
 
 class TestCDKA(ProductOracle):
     name = "cdka"
