@@ -100,16 +100,17 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
 
     Args:
         plan: The plan of the suite.
-        store: The address of a store. Its runs of this suite determine the noise. If it has none, noise is
-            assumed: each standard deviation of `ASSUMED` gives a result or, in a suite with studies, the
-            defaults of `Response` give one. Assumed noise includes test examples by `DISAGREEMENT`, but no
-            collapsed runs. Without studies, it also lacks the chance in tuning.
-        sd: The standard deviation of scores over seeds to assume, whether or not runs are stored.
+        store: The address of a store. The noise of each result is that of this suite's runs in the store. A
+            result without such runs has assumed noise. Without studies, there is then one result for each
+            standard deviation in `ASSUMED`; with studies, there is one, by the defaults of `Response`.
+            Assumed noise includes that of test examples (see `DISAGREEMENT`), but no collapsed runs. Without
+            studies, it also lacks the chance in tuning.
+        sd: The standard deviation of scores over seeds to assume. The store is then not read.
         threshold: The smallest differences that matter. None: the default of each metric.
 
     Raises:
         UserError: if there are fewer studies than an interval needs, or if a threshold is invalid. Also if a
-            threshold has units but no run is stored, because assumed noise is relative to the score.
+            threshold has units but noise is assumed, because assumed noise is relative to the score.
     """
     tuning, rows = plan.suite.studies, plan.of(None).rows
     studies = len({row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials})
@@ -131,7 +132,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
             claims = max(1, len(methods) - bool(tuning or REFERENCE in methods.values()))
             point = METRICS.get(metric).point
             stored, least = stored_designs.get((budget, metric, task), (None, DEFAULT * point))
-            if task and metric in matters and stored is None and not tuning:
+            if task and metric in matters and stored is None:
                 raise UserError(
                     f"threshold of {metric}: it is in the units of '{task}', and assumed noise is a share of "
                     "the score: leave it out, or take the noise of stored runs of the suite"

@@ -18,7 +18,7 @@ Sized = TypeVar("Sized", bound=Method)
 
 #: The choices of projections in `Targets`, and "qv", which is query and value.
 AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
-ANY_TARGETS: dict[str, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
+ANY_TARGETS: dict[AnyTargets, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
 
 
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:

@@ -25,7 +25,7 @@ from bench.training import numerics
 from bench.training.inference import Forward, Inference
 from bench.training.measure import PeakMemory
 from methods import METHODS, Adapter, Backbone, Method, UnknownNameError, UserError, create
-from methods.backbone import TARGETS, Targets
+from methods.sizes import ANY_TARGETS, AnyTargets
 from methods.tenslora import VARIANTS
 
 #: The numbers of untimed and of timed steps in every round. The untimed steps come first: they compile, and
@@ -99,15 +99,14 @@ class Timing:
 class Contender:
     """A method to time, with the function that puts its adapter on the backbone.
 
-    `targets` names the smallest set of projections, among those that LoRA can adapt, that contains all of the
-    method's projections.
+    `targets` are the fewest projections of a LoRA that include all of the method's.
     """
 
     label: str
     rank_mode: str
     ranks: str
     put: Callable[[Backbone, torch.Generator], Adapter]
-    targets: Targets = "qkv"
+    targets: AnyTargets = "qkv"
     is_lora: bool = False
 
 
@@ -166,8 +165,8 @@ def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: Loaded
     return [Contender("floor", "–", "", lambda backbone, _: OneBias(backbone)), *by_method.values()]
 
 
-def _targets(method: Method) -> Targets:
-    return next(name for name, projections in TARGETS.items() if set(method.projections) <= set(projections))
+def _targets(method: Method) -> AnyTargets:
+    return next(name for name, projections in ANY_TARGETS.items() if {*method.projections} <= {*projections})
 
 
 def measure(

@@ -17,6 +17,7 @@ from bench.tasks import TASKS
 from methods import UserError
 
 from ..messages import naming
+from ..reports import made_up_studies
 from ..reports.made_up import plan_of, result
 from ..stored import write as store
 from .toy_suites import TEXT, plan, write
@@ -130,6 +131,10 @@ def test_scores_with_units_have_a_line_for_each_task(tmp_path: Path) -> None:
     # A threshold in units cannot be compared with assumed noise, which is relative to the score.
     with pytest.raises(UserError, match=naming("'one'", "assumed noise")):
         power(planned, nowhere, 0.007, {"rmse": 0.5})
+    of_text = {"backbones": ["tiny-random-bert"], "methods": ["lora", "lotr"], "training": {"batch_size": 8}}
+    studied = made_up_studies.plan_of(tasks=tasks, **of_text)
+    with pytest.raises(UserError, match=naming("'one'", "assumed noise")):
+        power(studied, nowhere, threshold={"rmse": 0.5})
 
 
 def test_the_command_shows_the_power_and_writes_json(call: Call, tmp_path: Path) -> None:

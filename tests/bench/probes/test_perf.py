@@ -45,7 +45,7 @@ def test_floor_and_lora_come_first_and_each_rank_mode_once() -> None:
 
 def test_methods_on_other_layers_are_compared_with_lora_on_them() -> None:
     lora = {label for label, _ in labels(["cara", "lorta", "lotr"]) if label.startswith("LoRA")}
-    assert lora == {"LoRA", "LoRA (targets=qkvo)", "LoRA (targets=qkvo+mlp)"}
+    assert lora == {"LoRA", *(f"LoRA (targets={targets})" for targets in ("qv", "qkvo", "qkvo+mlp"))}
 
 
 def test_all_is_every_method_and_every_variant() -> None:
@@ -89,7 +89,7 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
         "perf",
         *TINY,
         "--methods",
-        "qkv_depth,lorta,loretta_adp,trac",
+        "qkv_depth,lorta,loretta_adp,trac,kradapter",
         "--rounds",
         3,
         "--plot",
@@ -108,7 +108,8 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
         own = row["ratio_to_floor"] * least / row["multiplications"]
         assert row["ratio_to_own_floor"] == pytest.approx(own)
         assert row["multiplications"] > least or row["method"] == "floor"
-    assert by_name["LoRA (targets=qkvo)", "isoparameters"]["ratio_to_lora_on_sites"] == 1
+    for targets in ("qkvo", "qv"):
+        assert by_name[f"LoRA (targets={targets})", "isoparameters"]["ratio_to_lora_on_sites"] == 1
     for row in rows:
         # Parts have separate medians, so they add up only approximately.
         assert row["step_ms"] > max(row["forward_ms"], row["backward_ms"]) > 0
