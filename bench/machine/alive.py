@@ -30,8 +30,9 @@ def _place() -> str:
 def _started(pid: int) -> str:
     """Returns the start time of a process, which distinguishes it from a later process with the same id.
 
-    On Linux, the value does not depend on the wall clock, which may be reset, and it is empty for a process
-    that has ended but that its parent has not yet collected. Raises NoSuchProcess if there is no process.
+    On Linux, the value does not depend on the wall clock, which may be reset. It is empty for a zombie: a
+    process that has ended, but is not yet collected by its parent. Raises NoSuchProcess if there is no
+    process.
     """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -44,8 +45,8 @@ def dead(owner: str) -> bool:
     """Whether the process of this name ran on this machine, in this container, and has ended.
 
     False for a process on another machine, before a restart, or in another container, since its state is
-    unknown. `owner` is a name that `owner()` returned. In names from earlier versions, the host name alone
-    stands for the machine.
+    unknown. `owner` is a name that `owner()` returned. Names from earlier versions identify the machine by
+    its host name only.
     """
     place, _, rest = owner.partition(":")
     if place not in (_place(), platform.node()):

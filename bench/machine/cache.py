@@ -218,7 +218,7 @@ def _lock(folder: Path) -> FileLock:
 def _unchanged(folder: Path) -> None:
     """Raises UserError for a folder that has changed since it was built.
 
-    Earlier versions stored no hashes. Their folders get a manifest now.
+    A folder without a manifest is from an earlier version, and gets one here.
     """
     hashes = manifest(folder)
     if (contents := check(folder) if hashes.exists() else look(folder)) is not None:
@@ -233,14 +233,14 @@ class CacheCheck:
 
     #: The number of files that were checked.
     files: int
-    #: Descriptions of changed, missing and new files.
+    #: A description for each faulty folder: its first changed, missing or new file, or its broken manifest.
     faults: list[str]
     #: Folders without hashes, built by an earlier version.
     unhashed: list[Path]
 
 
 def check_cache() -> CacheCheck:
-    """Compares all files in folders that have a manifest with their hashes. Changes nothing."""
+    """Checks every folder that has a manifest against the hashes in it. Reads all files, changes none."""
     kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
     # The names of folders under construction begin with a dot.
     made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}

@@ -125,9 +125,10 @@ def raise_pending() -> None:
 
 
 def _swallowed(error: BaseException | None) -> bool:
-    """Whether an exception that Python ignored is a KeyboardInterrupt, or arose while one was handled.
+    """Whether Python swallowed a KeyboardInterrupt, given an exception that it ignored.
 
-    A KeyboardInterrupt that the program is handling right now does not count.
+    This is so if the exception is a KeyboardInterrupt, or arose while one was handled. An interrupt that the
+    program is handling right now does not count.
     """
     handled = sys.exception()
     while error is not None and error is not handled:

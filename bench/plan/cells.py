@@ -24,7 +24,7 @@ from bench.records.words import Phase
 from bench.tasks import Task
 from methods import Geometry, Method, UserError, create
 
-#: The rank of LoRA, on query, key and value, whose number of parameters is 100% in tables and in the paper.
+#: The rank at which LoRA, on query, key and value, counts as 100% of parameters in tables and in the paper.
 REFERENCE_RANK = 4
 
 #: The default centre of methods whose paper states no learning rate, and of methods that train the
@@ -42,8 +42,8 @@ DECIMALS, MANTISSA = 4, 3
 class Planned(NamedTuple):
     """The rows and trials of a cell.
 
-    Each trial comes with a pair of numbers, its study and its position within the study, by which a plan
-    orders its trials. Without studies, the first number is 0.
+    Each trial comes with two numbers, by which a plan orders its trials: the trial's study, and its position
+    within the study. Without studies, the first number is 0.
     """
 
     rows: list[Row]
@@ -102,7 +102,8 @@ class PlanCell:
     budget: Budget | None
     method: Method
     recipe: Recipe
-    #: Whether the head has the adapter's learning rate, because the suite gives no rate for the head.
+    #: Whether the suite's recipe gives no learning rate for the head. The head then has the adapter's rate,
+    #: or the rate that studies or tuning give it.
     head_follows: bool
     #: The labels that the suite gives to method, backbone and task.
     labels: tuple[str | None, str | None, str | None] = (None, None, None)

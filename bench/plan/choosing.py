@@ -24,7 +24,7 @@ from methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 #: adapter, the scale of the method, the learning rate of the head, and the core's rate as a factor of `lr`.
 AXES = ("lr", "scale", "head_lr", "core_lr")
 
-#: The largest seed of a search. Optuna's samplers take 32 bits, and each tried point adds 1.
+#: The largest seed of a search. Each tried point adds 1 to it, and Optuna's samplers take 32 bits at most.
 MAX_SEED = 2**31
 
 #: The adapter's learning rates of equal tuning: two per decade.
@@ -168,8 +168,8 @@ class Studies(Frozen):
     def ks(self) -> tuple[int, ...]:
         """The values of k for which the score after k trials is shown.
 
-        They are the number of points of a study, and the powers of two up to twice that number. No k exceeds
-        the number of trials in all studies but one, because the jackknife leaves one study out.
+        They are the number of points of a study, and the powers of two up to twice that number. The jackknife
+        leaves one study out, so no k exceeds the number of trials in the remaining studies.
         """
         most = min(2 * self.points, (self.studies - 1) * self.points)
         powers = (2**power for power in range(most.bit_length()) if 2**power <= most)
@@ -191,8 +191,8 @@ class Search(ChoosingSection):
     #: The objectives. `metric` is the result named by `by`. With the number of parameters as a second
     #: objective, the search gives a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
-    #: The rule that ends a weak trial after an epoch. `auto`: the median rule with one objective and at least
-    #: two epochs, otherwise none.
+    #: The rule that ends a weak trial after an epoch. `auto`: none with two objectives or with a single
+    #: epoch, otherwise the median rule.
     pruner: Literal["auto", "median", "halving", "none"] = "auto"
     #: The seed of Optuna's sampler.
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -207,7 +207,7 @@ class Search(ChoosingSection):
 
 
 class Allocation(ChoosingSection):
-    """A sweep over ways to share a budget among modes, and a path from equal ranks to the heuristic's."""
+    """Ways to share a budget among modes: a sweep, and a path from equal ranks to the heuristic's ranks."""
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
     #: The modes whose ranks are varied. None: all.

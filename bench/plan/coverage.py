@@ -23,7 +23,7 @@ COARSE = 4.0
 def shared_points(plan: Plan) -> list[Setting]:
     """Returns the points of equal tuning that all methods share. Empty without equal tuning.
 
-    A method tries its published point first, and leaves out axes that it lacks.
+    Before these, each method tries its own published point. It drops the axes that it lacks from all points.
     """
     section = plan.suite.equal_tuning
     return points(section.grids, section.grids, section.trials, Setting()) if section else []
@@ -72,7 +72,10 @@ def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
 
 
 def coarse(grids: Grids) -> Iterator[str]:
-    """Yields a warning for each grid whose neighbouring values are too far apart."""
+    """Yields a warning for each grid whose neighbouring values are too far apart.
+
+    Values of `scale` are multiplied by those of `lr`, and the products are checked instead of the scales.
+    """
     steps = {axis: grid for axis, grid in grids.items() if axis != "scale"}
     if "scale" in grids:
         # Scale and rate both multiply the update, so values of one may fill gaps of the other.

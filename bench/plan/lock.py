@@ -45,8 +45,9 @@ class Locked(Frozen):
 class Lock(Frozen):
     """The content of a lock file: a suite's hub repositories, each fixed to a commit.
 
-    Keys of tasks are their names. Keys of backbones are the names in the suite (`owner/model` or
-    `timm:model`). If the suite has several revisions of one repository, `@` and the revision follow the name.
+    The keys of `tasks` are names of tasks. The keys of `backbones` are the names that the suite gives, such
+    as `owner/model` or `timm:model`. If the suite has several revisions of one backbone, `@` and the revision
+    follow the name.
     """
 
     version: Literal[1] = VERSION

@@ -74,7 +74,8 @@ def cells_of(plan: Plan, device: str) -> list[PlanCell]:
 class Pairing(NamedTuple):
     """A task and a backbone of the same modality.
 
-    `task` and `spec` are what the suite says, and `definition` and `info` describe what these stand for.
+    `task` and `spec` are the suite's entries. `definition` and `info` are the task and the backbone that they
+    refer to.
     """
 
     task: TaskRow

@@ -36,8 +36,8 @@ class Setting(Frozen):
     def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
         """Returns the recipe with these rates and, if given, another number of epochs.
 
-        If `head_follows` and `head_lr` is None, the head gets the adapter's rate. Raises UserError for a rate
-        below the recipe's `lr_floor`.
+        If `head_lr` is None, the head keeps the recipe's rate. With `head_follows=True`, it then gets the
+        adapter's rate instead. Raises UserError for a rate below the recipe's `lr_floor`.
         """
         lr = self.lr or recipe.lr
         update: dict[str, Any] = {
@@ -82,11 +82,17 @@ def applicable(
     head_follows: bool,
     has_head: bool = True,
 ) -> Grids:
-    """Drops the grids that have no effect on a method with this number of adapter parameters.
+    """Returns the grids that affect a method with this number of adapter parameters.
 
-    Some methods have no scale, most have no core, and a fitted head has no learning rate. `head_only` has
-    only the head's rate, from the grid of `head_lr`. If there is no such grid and `head_follows`, the head's
-    rate is from the grid of `lr`. `has_head` is False for a model that answers in words.
+    A method that fits its head keeps no grid, since it has no learning rate. Any other method keeps these:
+
+    - `lr` if it has adapter parameters. `head_only` has none, and keeps `lr` only if the head takes its rate
+      from this grid: `has_head` and `head_follows` are true, and there is no grid of `head_lr`.
+    - `scale` if it has adapter parameters and a scale.
+    - `head_lr` if `has_head` is true. It is false for a language model that answers in words.
+    - `core_lr` if it has a core.
+
+    `head_follows` is true if the suite's recipe gives no learning rate for the head.
     """
     if method.fits_head:
         return {}
@@ -119,9 +125,9 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
 
     The first point is `first`, which need not lie on the grids. If `first` has no value on an axis, the point
     has the middle value of the axis's grid. The other points are those of `design` on all grids, which are
-    the same for every method. `axes` are the axes that the method has. The other axes are dropped from all
-    points, and if points become equal thereby, only one of them is kept. A smaller `count` gives the first
-    points of a larger `count`.
+    the same for every method. `axes` names the axes that the method has. All other axes are dropped from the
+    points. If this makes points equal, only one of them is kept. A smaller `count` gives the first points of
+    a larger `count`.
     """
     kept = [axis for axis in grids if axis in axes]
     sizes = tuple(map(len, grids.values()))
@@ -147,11 +153,10 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
 def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
     """Returns the first `count` points of a grid, in an order that covers each pair of axes evenly.
 
-    `sizes` are the numbers of values of each axis, and a point is given by an index for each axis. The first
-    point is the middle of the grid. Each next point is the new one that has the fewest single values and
-    pairs of values in common with the earlier points. Ties go to the point that keeps the axes least
-    correlated, by the sum over pairs of axes of the fourth power of their covariance. The order is
-    deterministic.
+    `sizes` has the number of values on each axis. A point has an index for each axis. The first point is the
+    middle of the grid. Every later point is the one with the fewest values, and pairs of values, that earlier
+    points have too. Ties go to the point after which the axes are least correlated: for every pair of axes,
+    the covariance is raised to the fourth power, and the sum is minimised. The order is deterministic.
     """
     cells = np.array(list(product(*map(range, sizes)))).reshape(prod(sizes), len(sizes))
     deviations = [math.sqrt((size**2 - 1) / 3) or 1.0 for size in sizes]

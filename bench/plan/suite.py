@@ -35,9 +35,10 @@ Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
 
 def _once(value: Any) -> Any:
-    """Returns what must be unique among the entries of a list: of a task its name, of a budget its label.
+    """Returns the part of a list's entry by which repeated entries are found.
 
-    Of a backbone it is everything but the label, and of a seed the seed.
+    It is the name of a task, the label of a budget, and a backbone without its label. A seed is returned
+    unchanged.
     """
     if isinstance(value, TaskRow):
         return value.task
@@ -295,7 +296,7 @@ class Suite(Frozen):
         return self._lock
 
     def beside(self, folder: Path) -> Suite:
-        """Returns the suite with its relative paths made absolute. They are relative to `folder`.
+        """Returns the suite with absolute paths. Its relative paths start at `folder`.
 
         A stored trial then finds its data and backbone from any working folder.
         """

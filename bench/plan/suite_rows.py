@@ -110,7 +110,7 @@ class TaskRow(Frozen):
     train_size: PositiveInt | None = None
     validation_size: PositiveInt | None = None
     test_size: PositiveInt | None = None
-    #: Percentages of train, validation and test that replace the task's, unless its splits are official.
+    #: Percentages of train, validation and test that replace the task's. An error if its splits are official.
     fractions: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     #: The metric that replaces the task's own.
     metric: str | None = None
@@ -127,7 +127,7 @@ class TaskRow(Frozen):
     normalise: bool | Literal["imagenet"] = True
     #: Whether all seeds share a random split, or each seed draws its own. Official splits are always shared.
     split: Literal["fixed", "per_seed"] = "fixed"
-    #: The prompt that the backbone (a decoder) answers in words, without a head, and its answer words.
+    #: The prompt and the answer words of a decoder that answers in words instead of through a head.
     verbalizer: Verbalizer | None = None
     #: For a hub task: a data source that replaces the task's own repository.
     source: DataSource | None = None

@@ -40,7 +40,7 @@ def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, in
 def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
     """Returns at most `count` rank vectors from `start` to `end`, both included.
 
-    The ranks of each mode are evenly spaced by logarithm.
+    The ranks of each mode are evenly spaced by logarithm. A `count` of 1 gives `start` alone.
     """
     steps = max(count - 1, 1)
     vectors = [
@@ -86,7 +86,11 @@ class RankAllocation:
         return list(dict.fromkeys(map(space.affordable, points)))
 
     def run(self, nested: Nested) -> AllocationResult:
-        """Runs all rank vectors, then the best one of the sweeps and the heuristic's on the suite's seeds."""
+        """Runs all rank vectors. Then compares the best one of the sweeps with the heuristic's ranks.
+
+        The comparison runs on the suite's seeds. It is skipped if no vector of the sweeps finished on all of
+        the allocation's seeds.
+        """
         method, section = self.cell.method, self.section
         sizes = [method.with_size(ranks) for ranks in self.vectors]
         rows, trials = nested.trials(sizes, section.seeds, "allocation", epochs=section.epochs)

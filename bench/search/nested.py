@@ -106,10 +106,11 @@ class Nested:
         phase: Phase | None,
         listen: Report | None = None,
     ) -> dict[str, Record]:
-        """Runs the trials that have no result. Returns the records of all trials with a result, by trial id.
+        """Runs the trials that are not settled. Returns the records of all settled trials, by trial id.
 
-        A trial that was pruned before counts as without result, since this search might let it continue.
-        `listen` is called with every event, and may raise Pruned on a progress event.
+        The failed trials in `retried` run again. So do trials that were pruned before, since this search
+        might let them continue. `listen` is called with every event, and may raise Pruned on a progress
+        event.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
         records = latest(patiently(self.store, self.store.records))
@@ -149,9 +150,10 @@ class Nested:
         return {trial.id: records[trial.id] for trial in trials if has_result(trial)}
 
     def compare(self, methods: Mapping[str, Method], **options: Any) -> tuple[Finalist, ...]:
-        """Runs the cell's method with other ranks on the suite's seeds, and returns a result for each.
+        """Runs these methods on the suite's seeds, and returns a result for each of them.
 
-        `methods` maps a label of each result to the method. `options` are those of `PlanCell.trial`.
+        `methods` maps the label of each result to the cell's method with other ranks. `options` are those of
+        `PlanCell.trial`.
         """
         rows, trials = self.trials(list(methods.values()), self.cell.suite.seeds, None, **options)
         self.run(rows, trials, None)
@@ -166,10 +168,10 @@ def study_name(cell: PlanCell) -> str:
 
 
 def about(cell: PlanCell) -> dict[str, Any]:
-    """Returns the method, task, backbone and budget of a cell, by the names of fields of `RankResult`."""
+    """Returns the method, task, backbone and budget of a cell, as keyword arguments for `RankResult`."""
     return {**cell.shown._asdict(), "budget": cell.budget.label if cell.budget else None}
 
 
 def tried(row: Row) -> dict[str, Any]:
-    """Returns the ranks, number of parameters and trials of a row, by the names of fields of `Tried`."""
+    """Returns the ranks, number of parameters and trials of a row, as keyword arguments for `Tried`."""
     return {"ranks": row.ranks, "parameters": row.parameters, "trials": row.trials}

@@ -54,7 +54,10 @@ class Choices:
 
 @dataclass
 class _Step:
-    """The trials of a pilot's step, with the subject of the choice (such as a task) and the tried value."""
+    """The trials of a pilot's step. `ids` has their ids by subject of the choice and by tried value.
+
+    The subject is a task's name, or the index of a method's row.
+    """
 
     rows: list[Row] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
@@ -72,8 +75,8 @@ class _Step:
     ) -> list[str]:
         """Adds trials of a cell at this learning rate, one for each seed. Returns their ids.
 
-        They are the trials with which `value` is tried for `subject`. They follow the choices of earlier
-        steps for the cell's task. If given, `epochs` replaces the chosen number.
+        `value` is the value that these trials try for `subject`. The trials have the head's rate and the
+        epochs that earlier steps chose for the cell's task. If given, `epochs` replaces the chosen number.
         """
         task = cell.task.task
         rates = cell.window()
@@ -227,7 +230,7 @@ def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tu
 
 
 def _any_ended(subject: str, losses: Mapping[float, float], choices: Choices) -> bool:
-    """Whether any value finished on all seeds. If not, notes in `choices` that no choice is possible."""
+    """Whether all trials of at least one value ended with a loss. If not, notes this in `choices.missing`."""
     if any(map(math.isfinite, losses.values())):
         return True
     choices.missing.append(f"{subject}: at every tried value a trial failed")
@@ -275,8 +278,8 @@ def _adapted(cells: Sequence[PlanCell]) -> Iterator[PlanCell]:
 def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:
     """Returns the indices of the rows that tables show under this name.
 
-    If there are none, returns those of the methods with this title or registered name. Raises UserError if
-    there are none of these either.
+    If there are none, returns the rows of methods with this title or registered name. Raises UserError if
+    there is no such method either.
     """
     labels = {cell.number: cell.shown.method for cell in cells}
     if exact := {number for number, label in labels.items() if label == name}:
@@ -336,7 +339,7 @@ def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
 
 
 def write_suite(suite: Suite, choices: Choices, out: Path) -> None:
-    """Writes the suite with a pilot's choices. Comments above it list the losses that they are based on.
+    """Writes the suite with a pilot's choices. Comments at its top list the losses behind each choice.
 
     Raises UserError if the file cannot be written.
     """

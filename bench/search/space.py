@@ -22,7 +22,7 @@ class RankSpace:
 
     `modes` names the modes whose ranks vary. None: all modes. The other modes keep the ranks that they have
     in `method`. If several ranks vary, the space contains only vectors of which no rank could be raised by
-    one within the budget. With `below`, and if a single rank varies, it contains smaller vectors as well.
+    one within the budget. If `below` is set, or if only one rank varies, it contains smaller vectors as well.
     Raises UserError for a mode that the method lacks, and for a budget below the smallest vector.
     """
 
@@ -42,7 +42,7 @@ class RankSpace:
                 raise UnknownNameError(f"mode of {method.label}:", mode, self.names)
         #: The indices of the ranks that vary.
         self.free = [i for i, name in enumerate(self.names) if modes is None or name in modes]
-        #: Whether vectors may leave part of the budget unused, as they may if a single rank varies.
+        #: Whether vectors may leave part of the budget unused. Always true if only one rank varies.
         self.below = below or len(self.free) == 1
         self._fixed = {i: rank for i, rank in enumerate(method.size or ()) if i not in self.free}
         self.smallest = self._with({})

@@ -45,7 +45,7 @@ LOOK = 1.0
 UNSIGNED = 60
 #: The attribute of Optuna's study that tells whether a head without a grid of its own has the rates of `lr`.
 FOLLOWS = "whether the head has the rate of lr"
-#: The attribute of Optuna's study with the result, loss or score, by which points are ranked.
+#: The attribute of Optuna's study that tells whether points are ranked by loss or by score.
 BY = "ranked by"
 
 #: The states of Optuna trials whose points have been tried.
@@ -235,9 +235,9 @@ class RankSearch:
         return trials
 
     def _try_again(self, nested: Nested) -> None:
-        """Marks points as untried if they failed and are to be retried, or if their trials are not stored.
+        """Marks a point as untried if it failed and is to be retried, or if the store lacks its trials.
 
-        An attribute of the study marks them, since Optuna never changes a trial that has ended.
+        The mark is an attribute of the study, since Optuna never changes a trial that has ended.
         """
         # Read the study first: another process stores a trial before the study gets its result.
         trials, stored = self._trials(), latest(patiently(nested.store, nested.store.records))
@@ -267,7 +267,7 @@ class RankSearch:
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> SampledPoint | None:
         """Returns the first point whose trial was interrupted and that is still untried. None without one.
 
-        `taken` are the keys of points that were tried, run or wait.
+        `taken` has the keys of points that have been tried, are running or are waiting.
         """
         for trial in trials:
             key = trial.user_attrs.get("key")

@@ -249,8 +249,9 @@ def _share_out(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Deals each block (see `blocks`) to the split whose distance from its shares of the strata grows least.
 
-    `numbers` has the block of each position in `kept`, and `parts` the strata of each example. Blocks of
-    equal size are dealt in a pseudo-random order that depends on `name` and on the smallest id of each.
+    `kept` has the positions to deal, `numbers` the block of each of them, and `parts` the strata of every
+    example. Blocks of equal size are dealt in a pseudo-random order that depends on `name` and on the
+    smallest id in each block.
     """
     if not len(kept):
         return {}

@@ -246,10 +246,11 @@ class HubTask(Task):
 
 
 def _place(file: Path, part: str) -> str:
-    """Returns a glob pattern of the files that a split's file belongs to.
+    """Returns a glob pattern for the set of files to which a split's file belongs.
 
-    The pattern is either all files in the folder that begin with the split's name, or all files in the
-    folder. If a split's files give two patterns, the repository has them twice.
+    If the file's name begins with the split's name, the set is all such files in its folder. Otherwise the
+    whole folder belongs to the split. If the files of a split give two patterns, the repository has the split
+    twice.
     """
     return f"{file.parent}/{part}*" if _beginning(file) == part else f"{file.parent}/*"
 

@@ -72,9 +72,9 @@ class Objective:
         return (torch.special.entr(share) + torch.special.entr(1 - share)).mean().item()
 
     def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
-        """Returns the number of terms of which `loss` is the mean.
+        """Returns the weight of these examples' loss when losses of parts of a batch are averaged.
 
-        These are the examples of the batch, or for generation the tokens to predict.
+        It is the number of examples, or for generation the number of tokens to predict.
         """
         return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)
 
@@ -192,7 +192,7 @@ def as_labels(task: Task, labels: Tensor) -> list[Any]:
 def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[int]) -> None:
     """Raises UserError if one of a split's correct answers has no final part (see `extracted`).
 
-    Every answer that a model writes to this example would count as wrong.
+    Every answer that a model writes to such an example would count as wrong.
     """
     for answer, number in zip(answers, ids, strict=True):
         if not extracted(answer, task.answer_after):

@@ -59,7 +59,8 @@ def _by_class(description: Description, folder: Path) -> list[Picture]:
 def _homes(description: Description, folder: Path) -> list[tuple[SplitName | None, Path]]:
     """Returns the folders that contain class folders, each with its official split or None.
 
-    Raises UserError if folders of splits lie beside other folders, unless the description lists the splits.
+    Raises UserError if the description lists splits, and none of them has a folder. If it lists none, raises
+    UserError if folders of splits lie beside other folders.
     """
     below = _folders(folder)
     # A class may be called train as well: then its folder contains images, not folders.
@@ -121,7 +122,7 @@ def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
 
 
 def inside(root: Path, name: str, line: str) -> Path:
-    """Returns the path of the image file `name`, relative to `root`.
+    """Returns the path of an image file, given its path `name` relative to the folder `root`.
 
     Raises UserError, beginning with `line`, if the path leads out of `root` or there is no such file.
     """

@@ -62,8 +62,8 @@ def read_labels(
 def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[str, str] | None:
     """Maps a part's class numbers to those of earlier parts, by class name.
 
-    None if the part has no class names, or the same as earlier parts. `stored_names` are the class names of
-    earlier parts in the order of their numbers. New names are added to this list.
+    None if no number changes, because class names are missing or the same. `stored_names` has the class names
+    of earlier parts in the order of their numbers. New names are added to this list.
     """
     if names is None or not stored_names or list(names) == stored_names:
         return None

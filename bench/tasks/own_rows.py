@@ -219,9 +219,10 @@ class _TableRows:
 
 
 def _official(splits: list[SplitName]) -> list[SplitName] | None:
-    """Returns the official splits, or None if all rows are to be dealt: no split is official, or only train.
+    """Returns the official splits. Returns None if all rows are to be dealt.
 
-    Raises UserError if there are official splits without train.
+    All rows are dealt if there are no official splits, or if all rows are in train. Raises UserError if there
+    are official splits without train.
     """
     if splits and "train" not in splits:
         raise UserError(f"there is no train split, only {' and '.join(sorted(set(splits)))}")

@@ -120,7 +120,7 @@ class Pool:
     splits: NDArray[np.int64] | None
 
     def deal(self, task: Task, seed: int) -> dict[SplitName, NDArray[np.int64]]:
-        """Returns the positions in this pool of the examples of each split, as `seed` deals them.
+        """Deals the splits of `seed`. Returns the positions of each split's examples in this pool.
 
         Raises UserError as `dealing.deal` does.
         """
@@ -182,8 +182,8 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
 def split_count(task: Task, split: SplitName) -> int | None:
     """Returns the number of examples in a split that all seeds share. None if it is not known.
 
-    Without declared sizes, the number is not known before a download. Nor is it for images that must be
-    dealt, since all of them would have to be decoded. Raises UserError for data that cannot be split.
+    Without declared sizes, the number is known only for texts on this machine. Images would all have to be
+    decoded first. Raises UserError for data that cannot be split.
     """
     if task.sizes is not None:
         return task.sizes[SPLITS.index(split)]
@@ -209,7 +209,7 @@ def _check_images(task: Task) -> None:
 
 @lru_cache(maxsize=32)
 def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
-    """Raises UserError for splits that are too small, or whose labels the task's metric cannot score.
+    """Raises UserError for splits smaller than `sizes`, and for labels that cannot be scored or learned.
 
     The result is remembered, since several rows of a plan may have the same splits.
     """
@@ -237,8 +237,8 @@ def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> No
 def check_size(task: Task, split: str, size: int | None, available: int, seed: int | None = None) -> None:
     """Raises UserError unless `size` is from 1 to `available`, the size of the whole split.
 
-    A size of None is accepted and means the whole split. `seed` is for the message: the seed that deals the
-    split, if it has one of its own.
+    A size of None is accepted and means the whole split. If a seed deals this split for itself, give it as
+    `seed`, for the message.
     """
     if size is not None and not 1 <= size <= available:
         by = "" if seed is None else f" as seed {seed} deals it"

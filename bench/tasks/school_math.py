@@ -19,7 +19,7 @@ from methods.errors import UserError
 #: The prompt. As in peft's comparison, the answer follows without a space.
 PROMPT = "Question: {question} Think step by step.\nAnswer:"
 
-#: The phrases that precede the final number in an answer. The first that occurs in an answer counts.
+#: The phrases that precede the final number in an answer. The first in this order that an answer has counts.
 PHRASES = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
 
 #: Pairs of MetaMathQA are left out if question and answer together have more characters than this.
@@ -40,7 +40,7 @@ class Gsm8k(HubTexts):
     label = "answer"
     target = "generation"
     metric = "exact_match"
-    #: Since version 2, text after empty lines counts, and fractions are read as in peft.
+    #: Since version 2, the final answer may follow empty lines, and fractions are read as in peft.
     version = 2
     answer_after = PHRASES
     new_tokens = 300
@@ -69,7 +69,7 @@ class MetaMath(HubTexts):
     label = "response"
     target = "generation"
     metric = "exact_match"
-    #: Since version 2, text after empty lines counts, and fractions are read as in peft.
+    #: Since version 2, the final answer may follow empty lines, and fractions are read as in peft.
     version = 2
     answer_after = PHRASES
     loss_on = "all"

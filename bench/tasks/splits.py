@@ -35,6 +35,7 @@ class TextSplit:
     seconds: Tensor | None = None
     width: int | None = None
     #: The number of prompts (for generation, of prompts with their answers) that were too long and were cut.
+    #: Texts without a prompt are not counted.
     cut: int = 0
 
     def __len__(self) -> int:
