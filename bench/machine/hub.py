@@ -26,7 +26,7 @@ SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 WEIGHT_FILES = ("model*.safetensors",)
 
-#: A data set's card, downloaded to find the commit.
+#: A repository's card, downloaded to find the commit.
 CARD = ("README.md",)
 
 

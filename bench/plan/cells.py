@@ -286,10 +286,13 @@ class PlanCell:
     def window(self) -> RateWindow:
         """The window of learning rates of the cell's studies.
 
-        Its centre is the one that the method's row gives. If the row gives none, the centre is the head's
-        rate for `head_only` and `CENTRE_OF_WEIGHTS` for full fine-tuning. For any other method, the suite's
-        window gives a number as centre, or says that the centre is the method's published rate (`CENTRE` if
-        none is published).
+        Its centre is the first of these that applies:
+
+        - the centre that the method's row gives
+        - for `head_only`, the head's rate
+        - for full fine-tuning, `CENTRE_OF_WEIGHTS`
+        - the centre that the suite's window gives as a number
+        - the method's published rate, or `CENTRE` if none is published
 
         Raises UserError unless all rates of the window are above `lr_floor` and at most `LARGEST_RATE`.
         """

@@ -288,7 +288,7 @@ def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
 
 
 def _check_number(suite: Suite, pairs: int, methods: int) -> None:
-    """Raises UserError for too many trials. Counts every budget for every method."""
+    """Raises UserError for too many trials. Counts every budget of the suite for every method."""
     seeds = suite.studies.studies * suite.studies.points if suite.studies else len(suite.seeds)
     if tuning := suite.equal_tuning:
         # The published setting may be an additional point outside the grids.
@@ -305,8 +305,8 @@ def _check_number(suite: Suite, pairs: int, methods: int) -> None:
 def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
     """Raises UserError for ranks so large that smaller ranks are as powerful on this backbone.
 
-    A rank may not exceed the size of its mode. If a budget sets the ranks, or if all ranks of a row are
-    equal, a rank may exceed its mode, as the paper's isorank does, but not the size of the largest mode.
+    A rank may not exceed the size of its mode. The limit is looser if a budget sets the ranks, or if all
+    ranks are equal, as in the paper's isorank. It is then the size of the largest mode.
     """
     ranks, limits = method.size or (), method.rank_limits(geometry)
     if budget is not None or len(set(ranks)) == 1:

@@ -119,8 +119,8 @@ class TaskRow(Frozen):
     #: The length to which a batch of texts is padded: `max_tokens`, or the batch's longest text. With
     #: `longest`, texts of similar length are batched together.
     padding: Annotated[Padding, Later()] = "longest"
-    #: The side in pixels of the square to which images are squashed before their centre is cut out. None: the
-    #: central square is resized to the backbone's size.
+    #: Images are squashed to a square with this side in pixels, whose centre is then cut out. None: the
+    #: image's central square is resized to the backbone's size.
     resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
     #: The normalisation of images: as the backbone expects, or ImageNet's. False: none, with pixels between 0
     #: and 1.

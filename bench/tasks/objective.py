@@ -101,10 +101,11 @@ class Objective:
         return self.score_of(predictions, np.asarray(self.targets(labels)))
 
     def score_of(self, predictions: NDArray[Any], targets: NDArray[Any]) -> float:
-        """Returns the score of `predictions`, given `targets` in the form that the method `targets` returns.
+        """Returns the score of `predictions`, given the correct `targets`.
 
-        `predictions` are outputs, or what `answers` returns, as `Metric.reads` says. Raises UserError if the
-        metric is undefined for these targets.
+        `targets` have the form that the method `targets` returns. `Metric.reads` says whether `predictions`
+        are outputs, or what the method `answers` returns. Raises UserError if the metric is undefined for
+        these targets.
         """
         with METRICS.blaming(self.metric.name):
             return float(self.metric.score(targets, predictions))
