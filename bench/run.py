@@ -150,9 +150,9 @@ class _Work:
         """Runs the trials of a plan that have one purpose.
 
         `phase` is the purpose, such as "tuning". None: the final trials. `plan` is the selected part of
-        `full_plan`, and `records` are those of the store. If a trial fails after these were read, in another
-        driver, its failure counts even with `retry_failed`. Returns the full plan, with the choices of tuning
-        that have been made meanwhile.
+        `full_plan`, and `records` are those of the store. `retry_failed` runs only the failures in `records`
+        again, without those that another driver has retried since, even if they failed there. Returns the
+        full plan, with the choices of tuning that have been made meanwhile.
         """
         store, executor, part = self.store, self.executor, plan.of(phase)
         failed = failures(records) if retry_failed else {}

@@ -202,9 +202,9 @@ def put_head(
 ) -> None:
     """Puts a fresh head on the backbone.
 
-    A language model that answers in words gets `Answers` instead if `model_input` has a prompt, and a
-    `Writer` if its answers are written. `fitted` is as in `LoadedBackbone.reset`. Raises UserError as
-    `check_answers` does, and for words without tokens.
+    A language model that answers in words gets no head: it gets `Answers` if `model_input` has a prompt, or
+    else a `Writer`. `fitted` is as in `LoadedBackbone.reset`. Raises UserError as
+    `check_answers` and `Prompt.word_tokens` do.
     """
     backbone.reset(classes, generator, fitted=fitted)
     if not isinstance(model_input, TextInput) or not model_input.answers_by_words:

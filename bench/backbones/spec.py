@@ -18,7 +18,7 @@ from methods.validation import Label, silent
 class BackboneSpec(Lockable):
     """A backbone in a suite. It has exactly one source: `name`, `hub`, `local` or `timm`.
 
-    `name` is a registered name. Instead of it, a suite may give a plain string. `hub` is a repository of the
+    `name` is a registered name. A plain string in a suite is short for it. `hub` is a repository of the
     Hugging Face hub for transformers, `local` a folder written by `save_pretrained`, and `timm` a timm model,
     such as `vit_small_patch16_224` or `hf_hub:owner/model`. With `timm`, `local` may give a safetensors file
     with the model's weights. `revision` is a branch, tag or commit of a hub repository.

@@ -60,7 +60,7 @@ class Group(_PlainFlags, TyperGroup):
 
 
 class Program(Group):
-    """The group of all commands. Shows the errors that users can fix without a traceback.
+    """The group of all commands. Errors that users can fix are shown without a traceback.
 
     With `--debug` every error has a traceback.
     """

@@ -48,8 +48,9 @@ def worker_lines(console: Console) -> Bars:
 class RunDisplay:
     """Shows the progress of a run: one line per worker and, when a trial has ended, a line that stays.
 
-    If the console is not a terminal, only the lines of ended trials are printed. The remaining time includes
-    the work that follows these trials. `following` is that work, in units of the duration of one trial.
+    If the console is not a terminal, it prints a line when a trial has ended or falls silent. The remaining
+    time includes the work that follows these trials. `following` is that work, in units of the duration of
+    one trial.
     """
 
     def __init__(

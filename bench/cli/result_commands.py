@@ -61,7 +61,7 @@ def show(
 ) -> None:
     """Show one trial, or a cell of a report, with its results and their origin.
 
-    A report on a part numbers its own cells: give --method and the like, or --pair, as for that report.
+    A report on a part numbers its cells anew: give the options of that report (--method, --pair, ...).
     """
     check_store(store, *what)
     from bench.cli.stored import print_cell, print_trial

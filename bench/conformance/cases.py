@@ -58,7 +58,7 @@ def conformance_cases(
         method: The registered name of a method, or its class. If it is one or more `Method` objects, these
             are the presets, and there are no variations.
         backbones: The kinds of backbones. None: `BACKBONES`, and `DECODERS` for presets in checks that depend
-            on shapes. A check that is not `on_each` runs on the first kind only.
+            on shapes. Checks that depend on the method alone run on the first kind only.
         checks: The names of checks in `CHECKS`. None: those that run by default. Slow checks (compiling) run
             for presets only.
         quick: Whether to leave out variations, and slow checks that `checks` does not name.
@@ -170,7 +170,7 @@ def check_case(case: Case) -> str:
 
 
 def run_case(case: Case) -> CheckResult:
-    """Runs a case and returns its result. If the case raises an error, the result is a failure."""
+    """Runs a case and returns its result. Treats errors as `judge` does."""
     began = time.perf_counter()
     finding = judge(case.check, lambda: check_case(case))
     seconds = time.perf_counter() - began

@@ -28,7 +28,7 @@ class Finding:
 
 
 def judge(check: str, run: Callable[[], str | None]) -> Finding:
-    """Runs a check and returns its result. If the check raises an error, the result is a failure."""
+    """Runs a check and returns its result: "not applicable" for NotApplicable, "failed" for other errors."""
     try:
         return Finding(check, "passed", run() or "")
     except NotApplicable as reason:

@@ -337,8 +337,8 @@ def local_slots(device: str, workers: int | None, slots_per_device: int | None) 
     """The name, the device and the number of threads of each slot on a device.
 
     On a CPU there are `workers` slots, by default one per core. On GPUs there are `slots_per_device` slots
-    per GPU (by default one), of which the first `workers` are used. The slots share the cores of this process
-    equally.
+    per GPU, by default one. Of all these slots, the first `workers` are used, by default all. The slots share
+    the cores of this process equally.
 
     Raises UserError if there are more workers than slots on the GPUs, and for `slots_per_device` on a CPU.
     """
@@ -364,7 +364,7 @@ def _limit_memory(mib: int) -> None:
     """Limits this process's private writable memory. Allocations beyond the limit fail.
 
     The limit is RLIMIT_DATA, which does not count libraries, mapped files and reserved addresses. RLIMIT_AS
-    counts them. With torch loaded, that is three times as much.
+    would count them, which is three times as much once torch is loaded.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = mib * MIB

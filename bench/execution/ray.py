@@ -79,8 +79,8 @@ class SlotShare:
     def of_gpus(cls, slots_per_device: int | None) -> SlotShare:
         """The share of a trial on GPUs: 1 / `slots_per_device` of a GPU, and some cores.
 
-        A trial gets as many cores as every node with GPUs can give to each of its trials, but at least one.
-        Raises UserError if no node has a GPU.
+        The number of cores is what the node with the fewest cores per GPU can give to each of its trials, and
+        at least one. Raises UserError if no node has a GPU.
         """
         slots = slots_per_device or 1
         nodes = [node for node in _living_resources() if node.get("GPU")]

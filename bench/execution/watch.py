@@ -100,7 +100,7 @@ class Limits:
 
     `timeout` is the suite's `trial_timeout`: seconds, or a multiple such as `5x`. A multiple refers to the
     median time per step of finished trials with the same method, backbone and task, in the store and in this
-    run. There is no limit until the first of them has finished.
+    run. Until the first such trial has finished, there is no limit.
     """
 
     def __init__(self, timeout: float | str | None, plan: Plan, records: Iterable[Record]) -> None:

@@ -76,7 +76,7 @@ class Export:
 
     @torch.no_grad()
     def write(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Returns the tokens that a language model writes after the prompts, padded on the left."""
+        """Returns the tokens that a language model writes after prompts, which are padded on the left."""
         end = self.settings["end"]
         written: Tensor = self.model.generate(
             input_ids=input_ids,

@@ -117,7 +117,7 @@ def head_class(backbone: LoadedBackbone) -> type[nn.Module]:
     return nn.Linear if kind.make_head is pooling.linear_head else pooling.DenseHead
 
 
-#: The poolings of the kinds of backbone whose models accept `token_type_ids`.
+#: The poolings of backbones whose models accept `token_type_ids`.
 SEGMENTED = (pooling.mean_of_tokens, pooling.first_token, pooling.first_token_as_masked)
 
 

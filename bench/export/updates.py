@@ -33,7 +33,7 @@ class Fused:
     head_size: int | None = None
 
     def ordered(self, rows: Tensor) -> Tensor:
-        """Returns rows in the order of the original layer. The argument has them one part after the other."""
+        """Reorders rows that are sorted by part to the order of the original layer."""
         if self.head_size is None:
             return rows
         return rows.unflatten(0, (len(self.parts), -1, self.head_size)).transpose(0, 1).flatten(0, 2)

@@ -35,8 +35,8 @@ from bench.machine.outputs import earlier_files, output_folder
 from bench.machine.visible import markdown_text
 from methods import Adapter, UserError
 
-#: How far an export's logits may differ from the harness's: by this times the harness's largest absolute
-#: logit, or by this alone if that logit is below 1.
+#: The largest accepted difference between an export's logits and the harness's, divided by the harness's
+#: largest absolute logit if that is above 1.
 TOLERANCE = 1e-5
 
 #: The file that lists an export's files. A later export with `force` removes those that it lists.
@@ -264,7 +264,7 @@ def _beside(target: Path) -> Iterator[Path]:
 def _publish(folder: Path, target: Path) -> None:
     """Moves the finished export to `target`. Files of an earlier export or of the same name are replaced.
 
-    Raises UserError if `target` contains a folder with the name of a new file that no export wrote.
+    Raises UserError if a new file would replace a folder in `target` that no export wrote.
     """
     if not target.exists():
         folder.replace(target)
@@ -291,6 +291,7 @@ def form_of(
     Raises UserError for each of these:
     - the backbone comes from a plug-in, and no library can load it again
     - the head is a converged head, and the classifier of transformers has a dense layer before the last
+    - the timm model ends in a classifier that is not a linear layer
     - the frozen weights are not float32
     - the sites are quantised, and the original model has them fused or transposed
     """

@@ -6,9 +6,10 @@ low-rank pairs. The heads of the output projection are on its input side, so its
 of the input mode. A key or value head that several query heads share occurs in the tensor once for each of
 them.
 
-Parts of the update are called components: a layer, a projection, a head, a site, or a head of a site. A
-shared key or value head is a head of its site only, and is left out of the component of a head over all
-sites. Updates of the MLP have no heads and are not in the tensor, but they belong to components.
+Parts of the update are called components: a layer, a projection, a head, a site, or a head of a site. The
+component of a head is this head at all sites. Key and value heads that query heads share are left out of it,
+and are components at their own sites only. Updates of the MLP have no heads and are not in the tensor, but
+they belong to components.
 """
 
 from __future__ import annotations
@@ -277,10 +278,10 @@ def analyse(
 ) -> Redundancy:
     """Analyses a finished trial's adapter, and stores the result with its run as `redundancy.json`.
 
-    Every component gets its share of the update's squared norm. If `drops`, layers, projections, heads and
-    sites, but not heads of single sites, also get the drop of the validation metric when they are set to
-    zero. `opened` lists the folders, or "hub", that a trial from a pack may open. Raises UserError as
-    `stored_trial` does, and as `pairs` does.
+    Every component gets its share of the update's squared norm. All components but the heads of single sites
+    also get the drop of the validation metric when they are set to zero; `drops=False` skips this. `opened`
+    lists the folders that a trial from a pack may open, or "hub". Raises UserError as `stored_trial` and
+    `pairs` do.
     """
     with stored_trial(store, run, opened) as stored:
         geometry = stored.backbone.geometry

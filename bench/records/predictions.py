@@ -83,8 +83,8 @@ class Compact:
 def compact(content: bytes) -> Compact | None:
     """Converts the content of a `predictions.parquet`, which may be compact already, to the compact form.
 
-    Returns None if this is impossible: the file is unreadable, an example may have several classes, a logit
-    is not finite, an answer is not the class with the largest logit, or a log-probability is out of range.
+    Returns None if this is impossible, for example because the file is unreadable, an example may have
+    several classes, a logit is not finite, or an answer is not the class with the largest logit.
     """
     import pyarrow.parquet as pq
     from pyarrow import ArrowException
@@ -138,7 +138,7 @@ def log_probabilities(logits: NDArray[Any], labels: Integers) -> NDArray[np.floa
 
 
 def _of(outputs: NDArray[Any], classes: Integers) -> NDArray[Any]:
-    """Selects from outputs (examples, classes) the one of each example's class in `classes` (examples,)."""
+    """Returns one output per example: row i of `outputs` (examples, classes) at column `classes[i]`."""
     return np.take_along_axis(outputs, classes[:, None].astype(int), axis=1)[:, 0]
 
 
@@ -172,6 +172,6 @@ def a_class_each(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
 def numbered(have: Sequence[str], name: str) -> list[str]:
     """Returns the names of the columns that hold `name`: the column itself, or `NAME_0`, `NAME_1`, …
 
-    `have` are the names of all columns. Empty if none of them matches.
+    `have` are the names of all columns. The list is empty if no name matches.
     """
     return [name] if name in have else [c for c in have if re.fullmatch(rf"{name}_\d+", c)]

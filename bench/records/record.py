@@ -80,7 +80,7 @@ class Record:
 
     @property
     def origin(self) -> str:
-        """The run's id in the store in which the trial ran. It differs from `run_id` if it came from a pack.
+        """The run's id in the store in which the trial ran. It differs from `run_id` if the run was unpacked.
 
         Tables show this id, so that they are the same for every store and pack.
         """
@@ -181,9 +181,9 @@ def scores(records: Mapping[str, Record], ids: Iterable[str | None]) -> list[flo
 
 
 def results(records: Mapping[str, Record], ids: Iterable[str | None], by: By) -> list[float]:
-    """Returns the scores of the trials with these ids or, if `by` is loss, their losses on the same split.
+    """Returns the scores of the trials with these ids or, if `by` is "loss", their losses on the same split.
 
-    Trials without a score are left out.
+    Trials without a score are left out. If `by` is "loss", so are trials whose loss is missing or not finite.
     """
     if by == "score":
         return scores(records, ids)

@@ -12,7 +12,7 @@ from bench.records.words import OWN_SIZE, By, Phase
 class Tuned(Wired):
     """The tuning of a row, with the same allowance for every method: its cost and its choice."""
 
-    #: The number of points. There is a trial for each point with each of `seeds`.
+    #: The number of points, not of trials: each point has a trial for every seed in `seeds`.
     trials: int
     #: The epochs of each trial. None if the recipe counts steps.
     epochs: int | None = None
@@ -30,9 +30,9 @@ class Tuned(Wired):
     tied: int = 0
     #: The ids of all tuning trials.
     ids: tuple[str, ...]
-    #: The number of points, and the values by axis, that the suite allows every method. A method that some
-    #: axes do not affect tries fewer. In plans of earlier versions whose suite is not stored, they are None
-    #: and empty.
+    #: The number of points and the values on each axis that the suite allows for every method. A method tries
+    #: fewer if some axes do not affect it. None and empty in plans of earlier versions, unless they could be
+    #: read from the stored suite.
     allowed_points: int | None = None
     allowed_grids: dict[str, tuple[float, ...]] = {}
 
@@ -98,7 +98,7 @@ class PlannedRow(Wired):
     percent_of_lora: float
     #: The id of each seed's trial. None until tuning has chosen.
     trials: dict[int, str | None]
-    #: The row's tuning. None if the row has no tuning, or studies.
+    #: The row's tuning. None if the row is not tuned, and also if it has studies.
     tuning: Tuned | None = None
     #: The studies to which the trials belong. None if the trials differ in their seeds only.
     studies: StudyPlan | None = None

@@ -95,7 +95,8 @@ class Tag(StrEnum):
     EVALUATED = "evaluated"
     RANKS = "ranks"
     BUDGET = "budget"
-    #: JSON: each budget that the trial belongs to, with its number of parameters and the trial's ratio to it.
+    #: JSON: the budgets that the trial belongs to. Each has a label, a number of parameters, the ratio of the
+    #: trial's parameters to that number, and whether this ratio is within the tolerance.
     BUDGETS = "budgets"
     BUDGET_MISSED = "budget_missed"
     #: The trial's `Phase`. Final trials have no such tag.

@@ -66,9 +66,8 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
 def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
     """Yields a warning for each method, task, backbone or metric whose plug-in changed since trials ran.
 
-    It yields a pair: a text such as "method 'x'", and the warning. The sources of the plug-in with which the
-    finished trials ran are compared with the installed source. If the plug-in is not installed, they are
-    compared with one another.
+    Each item is a pair: a text such as "method 'x'", and the warning. The plug-in's sources with which the
+    finished trials ran are compared with its installed source or, if it is not installed, with one another.
     """
     stored: defaultdict[tuple[Tag, str], Counter[str]] = defaultdict(Counter)
     for record in records:

@@ -292,8 +292,8 @@ class Leftovers:
     runs: list[Record]
     #: The dead drivers whose last sign of life is still stored.
     drivers: list[str]
-    #: Folders of records on this machine's disk. The next start sends the waiting ones. The store refused the
-    #: other ones.
+    #: Folders of records on this machine's disk: those that the next start will send, and those that the
+    #: store refused.
     waiting: list[Path]
     refused: list[Path]
 

@@ -314,9 +314,9 @@ BEGUN, FILLED_BY_MIGRATIONS = {"experiments", "alembic_version"}, {"alembic_vers
 def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
     """Makes the tables of a SQLite file that has none, or that has only some after a killed first start.
 
-    If MLflow is going to upgrade the tables of a file with results, the file is copied first. `upgraded`
-    removes the copy. `folder` is for temporary files and must be on the database's file system. Only one
-    process at a time may call this function.
+    A file with results that lacks tables of the installed MLflow is copied, since MLflow will upgrade it.
+    `upgraded` removes the copy. `folder` is for temporary files and must be on the database's file system.
+    Only one process at a time may call this function.
     """
     from mlflow.store.db.base_sql_model import Base
 

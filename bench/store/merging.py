@@ -29,7 +29,7 @@ AGREES = 1e-6
 #: The fields of a task that must be equal in all parts. Its name and its files may differ between machines.
 SIZES = ("train_size", "validation_size", "test_size")
 
-#: The keys of `_content` in which the trials of a row's studies differ.
+#: The keys of `_content` that may differ between the trials of a row with studies.
 STUDIED = ("training lr", "training head_lr")
 
 #: The largest number of contradictions listed in an error.

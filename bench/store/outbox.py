@@ -70,7 +70,7 @@ class Outbox:
         """Sends the record in the folder `kept`, and deletes the folder after the record has arrived.
 
         `send` is called with the record and the folder of its artifacts. It must be safe to send a record
-        twice. Raises UnreadableRecordError if the folder contains no record.
+        twice. If the folder is gone, nothing is sent. Raises UnreadableRecordError if the record is damaged.
         """
         if not kept.exists():
             return

@@ -108,9 +108,9 @@ class Source(ABC):
         return None
 
     def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
-        """Reads the section `tuning` of the stored suite, for plans of versions without allowed points.
+        """Reads the section `tuning` of the stored suite, if the plan itself lacks `allowed_points`.
 
-        None for other plans, and if no suite is stored that this version can read.
+        Plans of earlier versions lack it. Returns None for other plans, and if no stored suite can be read.
         """
         if all(row.tuning is None or row.tuning.allowed_points for row in plan.rows):
             return None

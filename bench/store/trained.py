@@ -57,8 +57,8 @@ class StoredTrial:
     def ranks(self) -> tuple[int, ...]:
         """The ranks left at the end of training, which are the method's ranks unless training cut some.
 
-        Empty for methods without ranks. AdaLoRA is an exception: since it ends with another rank in each
-        layer, this is the method's rank, which is the mean over layers.
+        For AdaLoRA, whose ranks at the end differ between layers, it is the method's rank: their mean over
+        layers. Empty for methods without ranks.
         """
         left = list(self.adapter.final_ranks().values())
         if left and all(len(ranks) == 1 for ranks in left):

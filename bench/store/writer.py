@@ -169,7 +169,7 @@ class TrialRun:
     def flush(self) -> bool:
         """Sends the data that wait. Returns False without sending if the store is known to be unreachable.
 
-        Raises StoreError if sending fails. The data then wait on.
+        Raises StoreError if sending fails. The data are then kept for the next call.
         """
         if not self._store.online:
             return False

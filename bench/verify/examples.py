@@ -28,8 +28,9 @@ OF_DATA = ("task", "task_identity", "split", "data_hash")
 
 
 def stored_objective(trial: Trial, outputs: int) -> Objective:
-    """Returns what computes loss and score of a trial's task, given the stored number of outputs per example.
+    """Returns the objective of a trial's task, which computes loss and score.
 
+    `outputs` is the stored number of outputs per example.
     Raises UserError if the task or the metric is not registered here. Raises ValueError if the task has
     another number of outputs, or if the metric cannot score them.
     """
@@ -94,9 +95,10 @@ class Splits:
         self._stored[split].append((findings, hashlib.sha256(content.tobytes()).hexdigest()))
 
     def compare(self) -> None:
-        """Reports each trial whose examples or labels differ from those of most trials with its split.
+        """Reports trials whose examples or labels differ although their split is the same.
 
-        If no version is the most common one, it reports all trials with this split.
+        In each split, the most common examples and labels count as right. If two versions are equally common,
+        all trials with this split are reported.
         """
         for stored in self._stored.values():
             counts = Counter(digest for _, digest in stored).most_common()

@@ -124,7 +124,7 @@ def compare_name(
 ) -> None:
     """Adds a finding unless a stored name is `own`, the object's own name, or a label that a suite gave it.
 
-    `what` says in the finding what has the name. `known_as` is the object's name in the sets of
+    `what` describes the stored name in the finding. `known_as` is the object's name in the sets of
     `names_by_label`, if it differs from `own`.
     """
     # For a partly unreadable suite, labels are known only without the values of variants.

@@ -26,9 +26,9 @@ from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
 from methods import UserError
 
-#: The largest accepted difference between two scores. SAME is for the same hardware and version of torch.
-#: ELSEWHERE is for other hardware, where sums are in another order. EXAMPLES is also for other hardware: so
-#: many answers may change, which allows larger differences on small splits.
+#: The largest accepted difference between two scores is SAME for the same hardware and version of torch. For
+#: other hardware, where sums are in another order, it is ELSEWHERE. On small splits there, it is larger: the
+#: share of EXAMPLES examples.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 
 #: The largest accepted difference between validation losses on the same hardware, divided by the stored loss

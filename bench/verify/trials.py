@@ -99,7 +99,7 @@ def examine(
 
 
 def _files(findings: Examined, source: Source, record: Record, folder: Path) -> dict[Artifact, Path]:
-    """Copies a run's artifacts into `folder`. Returns the paths of those that are intact."""
+    """Copies a run's artifacts into `folder`. Returns the paths of those that no stored hash contradicts."""
     try:
         digests = hashes(record)
     except UserError as error:
@@ -244,7 +244,7 @@ def _check_words(
 
 
 def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapter: Path | None) -> None:
-    """Compares the stored counts of parameters with counts by the ranks, final ranks and stored tensors."""
+    """Checks the stored parameter counts: counts again from the ranks, the final ranks and the tensors."""
     stored = record.measure(Measure.ADAPTER_PARAMETERS)
     if not resolved.method.varying_count:
         findings.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
@@ -377,9 +377,10 @@ def _recomputed_compact(goal: Objective, table: pd.DataFrame) -> Recomputed:
 
 
 def _columns(table: pd.DataFrame, name: str) -> Tensor:
-    """The stored values of the examples: (examples,) from one column, or (examples, outputs) from several.
+    """The stored values called `name`, such as "label", of all examples.
 
-    Outputs always have two dimensions. Raises ValueError if the table has no such column.
+    The shape is (examples,) for a single column, and (examples, outputs) for numbered columns such as
+    `logit_0`. Raises ValueError if the table has no such column.
     """
     columns = numbered(list(table.columns), name)
     if not columns:

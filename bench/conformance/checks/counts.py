@@ -123,7 +123,7 @@ def isorank(subject: Subject) -> None:
     """Checks that `isorank` makes all ranks equal, and that a higher rank never gives fewer parameters.
 
     Also checks that `with_size` sets the requested ranks, that each rank has a name and a limit, and that
-    both methods leave all other options unchanged.
+    `isorank` and `with_size` leave all other options unchanged.
     """
     method = _sizeable(subject)
     counts = []
@@ -149,7 +149,7 @@ def fit(subject: Subject) -> str:
     """Checks that `fit` comes near to a budget, keeps all other options, and refuses a budget of zero.
 
     If the method has one rank, no neighbouring rank may be nearer to the budget. If it has several, the count
-    may differ from the budget by `fit_tolerance`. Returns the largest difference in percent of the budget.
+    may differ from the budget by at most `fit_tolerance`. Returns the largest difference in percent.
     """
     method, worst = _sizeable(subject), 0.0
     for geometry in FITTED:

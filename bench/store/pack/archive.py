@@ -35,7 +35,7 @@ from methods.validation import explained
 MOST_MEMBERS, MOST_DIRECTORY, MOST_BYTES = 100_000, 13 * 2**20, 16 * 2**30
 #: The largest unpacked file of each kind, in bytes.
 LARGEST = {".json": 64 * 2**20, ".parquet": 2**30, ".safetensors": MOST_BYTES}
-#: The size in bytes above which a parquet file is read only if its metadata state enough rows for this size.
+#: A parquet file of more bytes than this is read only if its metadata state enough rows for the file's size.
 LARGE = 16 * 2**20
 #: Limits for all JSON files in memory together: their bytes, and their marks (see `marks`). A limit (a, b) is
 #: a plus b for every compressed byte. A mark may take a hundred bytes in memory. The plan of 10,000 trials
@@ -93,7 +93,7 @@ class Archive:
         return [name for name in self._entries if name != MANIFEST]
 
     def read(self, name: str) -> bytes:
-        """Returns the content of a file. Raises PackError if it needs too much memory."""
+        """Returns the content of a file. Raises PackError if it is damaged or needs too much memory."""
         if name.endswith(".parquet") and self._entries[name].file_size > LARGE:
             self._check_stated(name)
         if name.endswith(".json"):

@@ -23,8 +23,8 @@ _PATH = re.compile(
 def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Selects the tags to pack and sorts them by key.
 
-    MLflow's own tags are left out, since they name users and files. Folders and the machine's name are
-    removed from the message of a failure.
+    Packed are provenance and the tags in `Tag`, except those in `STAYS`. MLflow's other tags name users and
+    files. Folders and the machine's name are removed from the message of a failure.
     """
     kept = {key: value for key, value in tags.items() if key in _OWN_TAGS or key.startswith(PROVENANCE)}
     if Tag.FAILURE_MESSAGE in kept:
@@ -33,7 +33,10 @@ def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_host(text: str, tags: Mapping[str, str]) -> str:
-    """Removes the name of the run's machine from a text, except for a run from a pack, which lacks it."""
+    """Removes the name of the run's machine from a text.
+
+    The text of a run from a pack stays unchanged: its machine's name was removed when the run was packed.
+    """
     host = re.split("[/:]", tags.get(Tag.OWNER, ""))[0]
     return re.sub(rf"\b{re.escape(host)}\b", "…", text) if host and Tag.ORIGIN not in tags else text
 

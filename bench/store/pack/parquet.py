@@ -208,8 +208,9 @@ class _Reader:
         return value >> 1 ^ -(value & 1)
 
 
-#: The columns of the tables of runs and curves. `run_id` is `Record.origin` of the run. `parent` is that of
-#: the run in which it is nested, or empty. Times are in milliseconds since the epoch.
+#: The columns of the tables of runs and curves. `run_id` is the run's `Record.origin`. `parent` is the
+#: `Record.origin` of the run in which the run is nested, or empty if it is not nested. Times are in
+#: milliseconds since the epoch.
 RUNS = pa.schema(
     {
         "run_id": pa.string(),
@@ -261,7 +262,7 @@ SLACK = 64 * 2**20
 #: footer. In memory a footer takes forty times as much.
 MOST_FOOTER = 4 * 2**20
 
-#: The size in bytes up to which a footer is too small to nest columns so deep that pyarrow's stack overflows.
+#: A footer of up to this many bytes cannot nest columns deep enough to overflow pyarrow's stack.
 SMALL_FOOTER = 16 * 2**10
 
 #: The largest factor by which zip compresses a large table, whose pages are already compressed.
@@ -277,8 +278,8 @@ class Room:
 
     #: The bytes that a row may need on average.
     row: int
-    #: The fewest compressed bytes that a row can have. They limit the number of rows that count, whatever
-    #: number the file states.
+    #: The fewest compressed bytes that a row can have. Of the rows that a file states, only as many count as
+    #: its size allows.
     least: int = 1
     #: The bytes that each value takes in memory.
     value: int = IN_COLUMN
@@ -324,8 +325,8 @@ def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[p
     """Reads a table. Also returns how many bytes it needs beyond the allowance for its rows.
 
     Columns of text become Arrow's dictionaries. `packed` is the file's compressed size. Raises ValueError if
-    the table has other columns, or if it exceeds its allowance by more than `slack` bytes. Raises
-    ArrowException if the table cannot be read.
+    the table is malformed, has other columns, or exceeds its allowance by more than `slack` bytes. Raises
+    ArrowException if pyarrow cannot read it.
     """
     metadata = _metadata(io.BytesIO(content), len(content))
     if not metadata.schema.to_arrow_schema().equals(columns):
@@ -335,9 +336,10 @@ def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[p
 
 
 def check_predictions(content: bytes, packed: int) -> None:
-    """Raises ValueError if a table of predictions is too large or has columns other than numbers and texts.
+    """Raises ValueError if a table of predictions is malformed, too large, or has unexpected columns.
 
-    `packed` is the file's compressed size. Raises ArrowException if the table cannot be read.
+    Expected are columns of numbers and of texts. `packed` is the file's compressed size. Raises
+    ArrowException if pyarrow cannot read the table.
     """
     metadata = _metadata(io.BytesIO(content), len(content))
     texts = []
@@ -353,8 +355,9 @@ def check_predictions(content: bytes, packed: int) -> None:
 def check_stated(stream: IO[bytes], size: int, packed: int) -> None:
     """Raises ValueError if a file is too large for the number of rows that its metadata state.
 
-    Also raises ValueError if zip compresses the file so well that most of it must be padding. `packed` is the
-    file's compressed size. Raises ArrowException if the metadata cannot be read.
+    Also raises ValueError if the metadata are malformed, or if zip compresses the file so well that most of
+    it must be padding. `packed` is the file's compressed size. Raises ArrowException if pyarrow cannot read
+    the metadata.
     """
     metadata = _metadata(stream, size)
     row = max(ROOMS[RUNS].row, _of_predictions(metadata.num_columns).row)

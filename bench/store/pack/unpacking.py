@@ -22,7 +22,7 @@ from bench.store.merging import Joined, result_of
 from bench.store.source import Source
 from bench.store.store import Store
 
-#: Is called with the number of trials that are written, and with the number of all trials to write.
+#: A function that is called after each trial, with the number of trials written so far and their total.
 Listener = Callable[[int, int], None]
 
 

@@ -113,7 +113,7 @@ def _json(content: Any) -> bytes:
 
 
 class _Content:
-    """The content of a pack for one experiment. Raises UserError if it is empty or has an invalid name."""
+    """An experiment's part of a pack. Raises UserError if the experiment is empty or has an invalid name."""
 
     def __init__(self, source: Source, adapters: bool, done: WrittenPack) -> None:
         self._source, self._adapters, self._done = source, adapters, done
