@@ -36,8 +36,8 @@ class Scored:
     sd: float | None
     #: The ids of the runs.
     runs: list[str]
-    #: "complete" if `value` is the mean over all seeds. Otherwise the reason why not, for example
-    #: "2 of 3 finished", or "pruned" for a point of a search.
+    #: "complete" if `value` is the mean over all seeds. Otherwise the reason, for example "2 of 3 finished",
+    #: or "pruned" for a point of a search.
     state: str = "complete"
 
 

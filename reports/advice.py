@@ -30,15 +30,16 @@ class RateAdvice:
     backbone: str
     #: The rate with the lowest smoothed validation loss.
     start: float
-    #: The ends of the widest range of tried rates around the best rate in which every trial succeeded and the
-    #: smoothed score is within a point of the best.
+    #: The lowest and the highest rate that score about as well as the best. At all tried rates between them,
+    #: every trial succeeded, and the smoothed score is within a point of the best smoothed score.
     low: float
     high: float
-    #: Whether `low` is the lowest tried rate, and whether `high` is the highest. If so, rates beyond it may
-    #: be as good.
+    #: Whether `low` is the lowest tried rate, and whether `high` is the highest tried rate. If so, rates
+    #: beyond that end may be as good.
     is_lowest: bool
     is_highest: bool
-    #: The share of trials that succeeded at a rate whose smoothed score is within a point of the best.
+    #: The share of all trials that succeeded and have a rate whose smoothed score is within a point of the
+    #: best.
     share: float
     studies: int
     trials: int

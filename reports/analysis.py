@@ -42,10 +42,11 @@ class Block:
 
     budget: str
     metric: str
-    #: The task, if scores have the unit of its targets, so that a block has only one task. Otherwise empty.
+    #: The block's only task, if scores have the unit of the task's targets. Otherwise empty, since a block
+    #: may have several tasks.
     task: str
-    #: The budget's name. If several blocks have that budget, also the metric or the number of the recipe, for
-    #: example "isorank 4 · recipe 2".
+    #: The budget's name. If the budget has several metrics, the metric follows. If the recipe is not the
+    #: first of this budget and metric, its number follows, for example "isorank 4 · recipe 2".
     title: str
     unit: Unit
     #: The smallest difference that matters, in units of the metric.
@@ -54,7 +55,7 @@ class Block:
     settings: tuple[TaskAndBackbone, ...]
     #: By method, the numbers of its cells in the order of `settings`. Only methods with runs on all settings.
     cells: Mapping[str, tuple[int, ...]] = field(repr=False)
-    #: By method, the reason why it is in no mean over settings and has no rank.
+    #: The reason why a method is in no mean over settings and has no rank, by method.
     left_out: Mapping[str, str]
     #: The method that replaces LoRA as the reference. Empty for LoRA.
     named_reference: str = ""
@@ -113,9 +114,10 @@ class Block:
 
     @property
     def held(self) -> str:
-        """The joint confidence level as text, such as "95%".
+        """The joint confidence level of the block's intervals as text, such as "95%".
 
-        If the report has several references, the text adds the level of all their intervals together.
+        If the report has several references, the text also says that the intervals of all references are
+        simultaneous at 95%.
         """
         together = f", those of all {self.families} references together with 95%"
         return f"{100 * self.level:.4g}%" + together * (self.families > 1)
@@ -196,10 +198,12 @@ class Comparable:
 
     title: str
     metric: str
-    #: The task, if scores have the unit of its targets and therefore no mean over tasks. Otherwise empty.
+    #: The only task, if scores have the unit of the task's targets. Otherwise empty, since there may be
+    #: several tasks.
     task: str
     methods: Mapping[str, Sequence[Cell]]
-    #: A note for readers if more methods of this budget and metric have another recipe. Otherwise empty.
+    #: A note that these methods have another recipe than the largest group of this budget and metric. Empty
+    #: for the largest group.
     note: str
 
     @property
@@ -343,7 +347,10 @@ def _needed(blocks: Sequence[Block]) -> list[int]:
 
 
 def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapses]) -> Block:
-    """Adds comparisons and statistics to the block. A block without methods stays unchanged."""
+    """Adds comparisons and statistics to the block.
+
+    The block stays unchanged if no method has runs on all its settings.
+    """
     if not block.cells:
         return block
     everything, notes = against_reference(

@@ -224,18 +224,21 @@ def _in_percent(cell: Cell) -> bool:
 
 @dataclass(frozen=True)
 class Forest:
-    """The forest plot of a block: all differences from the reference, on one scale centred on zero."""
+    """The forest plot of a block: each method's mean difference from the reference, centred on zero.
+
+    Methods without runs on some settings are left out.
+    """
 
     #: The difference at the right end of the scale, in units of the score. The left end is its negative.
     reach: float
-    #: The positions of minus the threshold and plus the threshold, in percent of the width.
+    #: The positions of the differences −threshold and +threshold, in percent of the width.
     within: tuple[float, float]
     #: The difference of each method and its interval.
     strips: Mapping[str, Strip]
 
 
 def forest(block: Block) -> Forest | None:
-    """The forest plot of a block. None if the block has no comparisons."""
+    """The forest plot of a block. None if the block has no comparisons over all settings."""
     if not block.comparisons:
         return None
     reach = _reach(block.comparisons, block.threshold)

@@ -46,7 +46,7 @@ HEADS = {FLOOR: "the head alone", CONVERGED: "the converged head"}
 #: The families of methods without an adapter.
 NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 
-#: Sentences on differences from a failed reference: one with collapsed runs, and one that a head beats.
+#: Sentences on differences from a failed reference, for collapsed runs and for a mean below a head's.
 OF_FAILED_RUNS = "Differences from it there measure its failed runs."
 OF_NO_BETTER = "Differences there are from a baseline that does no better than a head."
 
@@ -78,7 +78,7 @@ class _Trained:
 def guards(experiment: Experiment) -> Iterator[str]:
     """Yields warnings about trainings, tunings and ties in searches.
 
-    A warning about trainings or tunings names its setting and all methods concerned.
+    A warning about trainings or tunings names its setting and up to four of the methods concerned.
     Raises UserError for a malformed result of a search or an allocation.
     """
     settings = grouped(experiment.rows, lambda row: TaskAndBackbone(row.task, row.backbone))
@@ -168,8 +168,9 @@ def failed_references(
     """A sentence for each reference that failed, by the number of its cell.
 
     A reference has failed if some of its runs collapsed, or if its mean is below that of a head on the same
-    setting (see `HEADS`). `cells` are all cells of the report. `collapses` has the collapsed runs by the
-    number of the cell.
+    setting (see `HEADS`). Methods without an adapter, and cells without a score, never count as failed.
+
+    `cells` are all cells of the report. `collapses` has the collapsed runs by the number of the cell.
     """
     failures = {cell.number: _failure(cell, cells, collapses.get(cell.number)) for cell in references}
     return {
@@ -180,10 +181,10 @@ def failed_references(
 
 
 def reference_failures(analysis: Analysis) -> list[str]:
-    """Sentences about failed references.
+    """Sentences about failed references, then about their effect on mean differences.
 
-    They are followed by a sentence for each block with a failed reference: the best mean difference over all
-    tasks, and without each task on which the reference failed.
+    For each block with several tasks and a failed reference, a sentence has the best mean difference: over
+    all tasks, and without each task on which the reference failed.
     """
     study = analysis.study
     used = [number for block in analysis.blocks if block.reference for number in block.reference.cells]
@@ -220,7 +221,8 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
 def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
     """Yields a sentence on the best mean difference with and without the tasks where the reference failed.
 
-    `tasks` has the task of each failed cell of a reference, by the cell's number.
+    `tasks` maps the number of each failed reference cell to the cell's task. There is no sentence if the
+    reference did not fail, or if the block has a single task.
     """
     methods = [comparison for comparison in block.comparisons if comparison.family not in HEADS]
     if block.reference is None or not methods:

@@ -28,10 +28,11 @@ DIVERGED = "diverged"
 #: default threshold.
 POINTS = 10
 #: A run also counts as collapsed if its score is at most this many standard errors above guessing. This rule
-#: needs a method whose mean is `POINTS` above that level. Otherwise well-trained runs may score as low.
+#: applies only if some method's mean is more than `POINTS` points higher still, since well-trained runs may
+#: score near guessing on a hard task. It does not apply to the head alone.
 ERRORS = 2
-#: Guessing answers every example with the same class: of this many most frequent classes, the one with the
-#: best score.
+#: Guessing answers every example with the same class. This many of the most frequent classes are tried, and
+#: the best score counts.
 GUESSES = 2
 
 
@@ -87,8 +88,8 @@ class _Levels:
 def collapses(study: Study) -> dict[int, Collapses]:
     """The collapsed runs of each cell that has any, by the cell's number.
 
-    Diverged runs count as collapsed. Cells with studies are left out: their trials have random learning
-    rates, so some are expected to fail.
+    Diverged runs count as collapsed. Cells without a finished run are left out. So are cells with studies:
+    their trials have random learning rates, so some are expected to fail.
     """
     collapsed = {}
     of_seeds = (cell for cell in study.all_cells if cell.metric and cell.studies is None)

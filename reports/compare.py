@@ -158,8 +158,8 @@ def compare(
 
     The file of a pack may replace the name. Then the URI is not used.
 
-    Raises UserError if an experiment is missing or has no finished trial, if both are the same, if a pack has
-    several experiments, and for a threshold as `reports.thresholds.thresholds` does.
+    Raises UserError if an experiment is missing, has no result or was tuned by studies, if both are the same,
+    if a pack has several experiments, and for a threshold as `reports.thresholds.thresholds` does.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name another experiment or --against-store")
@@ -199,7 +199,11 @@ def _read_single(uri: str, name: str) -> Study:
 def _moves(
     before: _Side, after: _Side, common: Sequence[CellName], matters: Mapping[str, float]
 ) -> list[Move]:
-    """Compares the common cells. Changed cells come first, then the larger differences."""
+    """Compares the common cells.
+
+    Significant changes come first, then all others. Both are ordered from the largest difference to the
+    smallest.
+    """
     differs: dict[CellName, Differences] = {}
     differences: dict[CellName, Between] = {}
     for name in common:

@@ -28,7 +28,8 @@ class Reference:
     """The method with which the other methods of a block are compared."""
 
     method: str
-    #: The budget of the reference's cells. It differs from the block's budget if that budget has no LoRA.
+    #: The budget of the reference's cells. It differs from the block's budget if the reference was not run
+    #: under the block's budget.
     budget: str
     #: The numbers of the reference's cells, one per setting.
     cells: tuple[int, ...]
@@ -114,7 +115,8 @@ def find_reference(
     budgets, and methods of fixed size, use the plain LoRA of the first budget that has it, or else a variant.
 
     Args:
-        cells: The cells of one method. The reference must have runs on their settings, with their recipes.
+        cells: The cells of one method. On each of their settings, the reference must have a run with the same
+            recipe.
         of_cells: The recipe of every cell, by the cell's number.
         named: The name of a method to use instead of LoRA.
     """
@@ -217,9 +219,10 @@ class _Family:
     evidence: Evidence
     collapses: Mapping[int, Collapses]
     threshold: float
-    #: The confidence level of a single interval at which the intervals of all methods are simultaneous.
+    #: The confidence level of a single interval that makes the intervals of all methods simultaneous.
     level: float
-    #: The confidence level at which the intervals of all methods on all settings are simultaneous.
+    #: The confidence level of a single interval that makes the intervals of all methods on all settings
+    #: simultaneous.
     level_on_settings: float
 
     def compared(

@@ -109,7 +109,7 @@ def _panels(study: Study) -> dict[Panel, list[Cell]]:
 
 
 def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> list[Cell]:
-    """The best methods of a budget, and the reference and the baselines even if they are not among them."""
+    """The best methods of a budget. The reference, the head alone and full fine-tuning are always added."""
     best = sorted(
         (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.gain or 0.0, reverse=True
     )
@@ -149,7 +149,7 @@ def converged_validation(study: Study, task: str, backbone: str) -> float | None
 
 
 def _converged_levels(study: Study, curves: Sequence[Curve]) -> Iterator[Curve]:
-    """Yields a flat curve for each panel at the converged head's validation score."""
+    """Yields a flat curve for each panel: the converged head's validation score, if it is stored."""
     for panel, shown in grouped(curves, lambda curve: curve.panel).items():
         head = study.converged_head(panel.setting)
         if head is None or head.validation is None:

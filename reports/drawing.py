@@ -162,9 +162,9 @@ class Drawn:
     def inline(self, *, in_page: bool = True) -> str:
         """The figure as an SVG element for the report's page or, if `in_page` is false, for another page.
 
-        In the report's page, colours follow the theme and marks link to rows of its tables. Marks have their
-        tooltips as titles, which browsers show, or `tips.js` in a nicer form. Ids begin with the figure's
-        name, since several figures share a page.
+        In the report's page, colours follow the theme and marks link to rows of the page's tables. A mark's
+        tooltip is its `title` element, which browsers show and `tips.js` shows in a nicer form. Ids begin
+        with the figure's name, since several figures share a page.
         """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -269,8 +269,8 @@ class Looks:
 def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
     """Moves values apart until neighbours differ by at least `gap` and no value is above `top`.
 
-    Returns the moved values in the order of `values`. The sum of their squared shifts is as small as possible
-    if `top` moves none of them.
+    Returns the moved values in the order of `values`. Unless `top` lowers some of them, the sum of the
+    squared shifts is as small as possible.
     """
     if not len(values):
         return []
@@ -288,8 +288,9 @@ def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
 
     A value is an outlier if it is worse than the quartile at the bad end by more than `least`, and by more
     than four times the distance between this quartile and the median. The worst value is also an outlier if
-    its distance from the next value exceeds `least` and the range of all other values. This rule is repeated.
-    If there are at most three values, none is ignored. `sign` is 1 if larger is better, otherwise -1.
+    its distance from the next value exceeds both `least` and the range of all other values. This second rule
+    is repeated while more than three values, and more than three quarters of all values, are left. If there
+    are at most three values, none is ignored. `sign` is 1 if larger is better, otherwise -1.
     """
     gains = sign * np.asarray(values, dtype=float)
     # Three values are too few to tell which are usual.

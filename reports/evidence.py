@@ -70,7 +70,7 @@ class Evidence:
         return shared if len(shared) == len(parts) else None
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
-        """The contributions of test examples to the score of each of these seeds of a cell.
+        """For each of these seeds of a cell, the contributions of test examples to its score.
 
         Larger is better. None if the contributions to some score are unknown.
         """
@@ -93,7 +93,8 @@ def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnS
 def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
     """The mean of paired differences (seeds,), with its error.
 
-    The error covers test examples if `sides` has the contributions to the runs of both sides.
+    `sides` has the contributions of test examples to each side's runs, or None if they are unknown. The error
+    covers test examples if both sides' contributions are known and each pair of runs has the same examples.
     """
     stored = [runs for runs in sides if runs is not None]
     if len(stored) < len(sides) or any(
@@ -154,7 +155,8 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
 def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -> OnSetting:
     """The difference between the means of unpaired scores, with its error.
 
-    The error covers test examples if `stored` has the contributions to the runs of both sides.
+    `stored` has the contributions of test examples to the runs of those sides for which they are known. The
+    error covers test examples if both are known, and if all runs have the same examples or no two runs do.
     """
     tested = Counter(run.test_set for runs in stored for run in runs)
     if len(stored) < 2 or 1 < len(tested) < tested.total():
@@ -216,9 +218,11 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
 
 
 def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], list[str]]:
-    """Estimates the variance that tuning adds to each tuned cell's mean score.
+    """Estimates the variance that tuning adds to a cell's mean score.
 
-    Returns the variances by the cell's number, and notes on cells whose variance is unknown.
+    Returns the variance of each tuned cell with at least two finished seeds, by the cell's number, and notes.
+    Cells whose variance is unknown are absent, and a note counts them. Another note counts cells tuned with a
+    single trial.
 
     The estimate repeats the choice of the best point many times, each time with new random errors in the
     points' validation scores. The choice is by validation score, even if the suite chose by validation loss.
@@ -256,9 +260,10 @@ def _tuning_ids(cell: Cell) -> Sequence[str]:
 def _lottery(
     study: Study, cell: Cell, records: Mapping[str, Record], by_trial: Mapping[str, ByExample]
 ) -> float | None:
-    """The variance that tuning adds to a cell's mean score. 0 if tuning had fewer than two points.
+    """The variance that tuning adds to a cell's mean score.
 
-    None if a tuning trial or its predictions are not stored.
+    0 if tuning could choose among fewer than two points. None if a tuning trial or its predictions are not
+    stored.
     """
     if not all(id_ in records for id_ in _tuning_ids(cell)):
         return None
@@ -280,8 +285,8 @@ def _lottery(
 def _of_examples(points: Sequence[Sequence[ByExample | None]]) -> Array | None:
     """The covariance (points, points) that validation examples cause between the points' mean scores.
 
-    `points` has the contributions to each run of each point. None if the covariance is unknown, for example
-    because each seed has its own validation examples.
+    For each point, `points` has the contributions of examples to each run. None if the contributions to some
+    run are unknown, or if the points have different validation examples.
     """
     noise = np.zeros((len(points), len(points)))
     for test_set in dict.fromkeys(run.test_set for run in points[0] if run):

@@ -62,7 +62,7 @@ def against(block: Block, comparison: AgainstReference, place: int | None = None
 def collapsed_on(comparison: AgainstReference, place: int | None) -> Sequence[Collapses]:
     """The collapsed runs of the method and of the reference in a comparison.
 
-    They are those on all settings or, if `place` is given, on the setting at that index.
+    If `place` is None, runs on all settings count, otherwise only those on the setting at this index.
     """
     return comparison.collapsed if place is None else comparison.collapses[place]
 
@@ -111,7 +111,10 @@ class Claim:
 
 
 def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
-    """Yields a claim for each block. If the block has several settings, a claim for each of them follows."""
+    """Yields a claim for each block. If the block has several settings, a claim for each of them follows.
+
+    Claims for each setting are left out if no method has runs on all settings of the block.
+    """
     for block in blocks:
         if len(block.settings) == 1:
             yield _finding(study, block, 0)
@@ -160,11 +163,11 @@ def _finding(study: Study, block: Block, place: int | None) -> Claim:
 def _better_part(
     study: Study, block: Block, place: int | None, cells: Sequence[int]
 ) -> tuple[AgainstReference, int] | None:
-    """Finds a method that is better than `cells` on one setting, but did not run on all settings.
+    """Finds the best method on one setting, if this method did not run on all settings.
 
-    The setting is that at index `place`. `cells` has the cell of the best method that ran on all settings.
-    Returns the comparison of the better method, and the setting's index in that comparison. None if there is
-    no better method, or if `place` is None.
+    `place` is the setting's index in the block. `cells` has one cell: that of the best method among those
+    that ran on all settings. Returns the comparison of the better method, and the setting's index in that
+    comparison. None if no method has a better mean than this cell, or if `place` is None.
     """
     if place is None:
         return None
@@ -309,7 +312,10 @@ def _driven(block: Block, comparison: AgainstReference) -> str:
 
 
 def moved_without(block: Block, comparison: AgainstReference) -> list[Without]:
-    """The comparisons without one task whose mean difference changes by more than the threshold."""
+    """The results of a comparison without one task, for each task that matters to the mean difference.
+
+    A task matters if the mean difference changes by more than the threshold without it.
+    """
     mean = comparison.effect.difference
     return [rest for rest in comparison.without if abs(rest.difference - mean) > block.threshold]
 

@@ -69,13 +69,13 @@ def mean_score(cell: Cell) -> str:
 
 
 def estimated(score: Estimate) -> str:
-    """The score after all trials of a study and its interval, as text."""
+    """The score after all trials of a study, with its interval, as text."""
     assert score.interval
     return f"{score.value:.4f} [{score.interval[0]:.4f}, {score.interval[1]:.4f}]"
 
 
 def kept_score(kept: Mapping[int, Seed | None]) -> str:
-    """The mean score of the trials that complete studies kept and its standard deviation, as text.
+    """The mean and standard deviation of scores over the trials that complete studies kept, as text.
 
     A dash if no study kept a trial.
     """

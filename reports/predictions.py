@@ -23,8 +23,9 @@ from reports.study import Experiment, Study
 
 #: The number of artifacts read concurrently.
 READERS = 8
-#: The largest accepted difference between the score that stored predictions give and the stored score, as a
-#: share of the score or of the task's typical score, whichever is larger. Older stores have float32.
+#: The largest accepted difference between the stored score and the score computed from stored predictions. It
+#: is a share of the stored score or of the typical size of scores on the task, whichever is larger. It allows
+#: for older stores, which have float32.
 AGREES = 1e-4
 
 
@@ -113,7 +114,7 @@ class Contributions:
     unreadable: int
     #: The number of runs whose predictions do not give the stored score.
     wrong: int
-    #: The number of runs with an example whose prediction is missing or NaN.
+    #: The number of runs with an example whose prediction is missing, NaN or infinite.
     silent: int
 
 
@@ -144,11 +145,10 @@ def _silent(stored: Predictions) -> bool:
 
 
 def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
-    """The contributions of examples. None if labels or the score are missing, or if they disagree.
+    """The contributions of examples to the run's score.
 
-    They disagree if the mean of the contributions is not the stored score (see `AGREES`).
-
-    Raises UserError if a plug-in's metric fails.
+    None if the run has no example or no stored score, or if the mean contribution is not the stored score
+    (see `AGREES`). Raises UserError if a plug-in's metric fails.
     """
     if not len(stored.labels):
         return None

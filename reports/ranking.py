@@ -22,7 +22,7 @@ from reports.study import Cell, Study, grouped
 
 #: The largest number of methods that are compared in pairs: the best by mean rank if there are more.
 MOST_PAIRED = 20
-#: The number of rivals against which each cell is tested for the front: the best cells that cost no more.
+#: A cell is tested for the front against at most this many rivals: the best of the cells that cost no more.
 MOST_RIVALS = 8
 
 #: A function that returns the cost of a cell, or None if the cost is unknown.
@@ -42,7 +42,8 @@ class Ranking:
     #: A matrix over `paired`: 1 if the row is significantly better than the column, -1 if worse, otherwise 0.
     #: None if unknown.
     separations: NDArray[np.int64] | None
-    #: A matrix like `separations` for each setting. Its comparisons are simultaneous over settings.
+    #: A matrix like `separations` for each setting. Comparisons are simultaneous over settings. Empty for
+    #: fewer than two methods.
     separations_on: tuple[NDArray[np.int64] | None, ...]
     #: For each of `paired`, the letters of the groups to which it belongs. The methods of a group are
     #: statistically indistinguishable. None if unknown.
@@ -132,9 +133,9 @@ RANKS = Statistic("ranks", rank, _lines)
 def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
     """The cells on the Pareto front of score and cost, from cheapest to costliest on each setting.
 
-    A cell is on the front if all its seeds have finished and no other cell beats it. A cell beats another of
-    the same setting and recipe if it costs no more and is significantly better. The tests of a cell against
-    its rivals are one-sided, and simultaneous at 95%.
+    A cell is on the front if all its seeds have finished, its cost is known, and no other cell beats it. A
+    cell beats another of the same setting and recipe if it costs no more and is significantly better. The
+    tests of a cell against its rivals are one-sided, and simultaneous at 95%.
     """
     recipe_of = {number: frozenset(recipe.items()) for number, recipe in recipes(evidence.study).items()}
     front: list[Cell] = []

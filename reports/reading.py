@@ -286,7 +286,7 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
 
 
 def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
-    """The columns of a cell that are known only from finished runs. Their texts are empty without one."""
+    """The columns of a cell that are known only from finished runs. Empty if no run has finished."""
     finished = [(experiment, record) for experiment, record in runs if record and record.score is not None]
     if not finished:
         return dict.fromkeys(("metric", "evaluated", "unit", "capabilities", "left"), "")
@@ -318,7 +318,7 @@ def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Sto
 def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
     """The ranks that cutting left in each mode, as text such as "input 30 to 31, layer 6".
 
-    A range is that over runs and layers.
+    A range is from the smallest to the largest rank over runs and layers.
     """
     by_mode: defaultdict[str, list[int]] = defaultdict(list)
     for of_run in cut:

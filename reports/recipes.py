@@ -23,10 +23,10 @@ Differences = dict[str, tuple[str, str]]
 #: The fields of a trial that define what is measured. Trials that differ in one have incomparable scores.
 DECISIVE = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
 
-#: The fields that a suite may set to another value for each method.
+#: The fields whose values a suite may set for each method separately.
 PER_METHOD = ("training lr", "training head_lr", "training core_lr")
 
-#: The prefixes of those keys of provenance in which the trials of one table should agree.
+#: Prefixes of keys of provenance. For these keys, all trials of a table should have the same value.
 SURROUNDINGS = (
     "harness",
     "git_commit",

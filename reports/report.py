@@ -87,9 +87,10 @@ def write_report(
         selection: Limits the rows and the comparisons.
 
     Raises UserError, and writes nothing, for an unknown format or experiment, for an experiment without a
-    finished trial, for trials that are not comparable (unless `mixed`), and for a threshold as `thresholds`
-    does. It also does so if only some of the experiments were tuned by studies, and if the folder is not
-    empty (unless `force`). Raises StoreError if the report was written but could not be logged.
+    result, for trials that are not comparable (unless `mixed`), and for a threshold as `thresholds` does. It
+    also does so if only some of the experiments were tuned by studies, if a selected row does not exist, and
+    if the folder is not empty (unless `force`). Raises StoreError if the report was written but could not be
+    logged.
     """
     for field, value in (("experiments", names), ("formats", formats)):
         if isinstance(value, str):

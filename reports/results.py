@@ -130,7 +130,7 @@ class Results(ShowsOverview, Study):
 
     @property
     def answer(self) -> str:
-        """The report's answer to the question which method to use, with a line per budget and setting.
+        """The sentences with which the report answers which method to use, one per line.
 
         Raises UserError as `analysis` does.
         """
@@ -150,8 +150,8 @@ class Results(ShowsOverview, Study):
 
         For suites tuned by studies, the kinds are `differences`, `differences-by-task`, `curves` (scores by
         trials of tuning) and `rates` (scores by learning rate). For other suites, they are `differences`,
-        `ranks`, `score-vs-parameters`, `score-vs-memory` and `training-curves`. Kinds without data are left
-        out. Raises UserError if there is nothing to draw, for an unknown kind, and as `analysis` does.
+        `ranks`, `score-vs-parameters`, `score-vs-memory` and `training-curves`. Raises UserError if there is
+        nothing to draw, for a kind that is unknown or has no data, and as `analysis` does.
         """
         from reports.drawing import Figures
 
@@ -179,7 +179,7 @@ class Results(ShowsOverview, Study):
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One line per point of each trial's curves: in the order of `trials`, then by measure and step."""
+        """One line per point of each trial's curves. Lines are in the order of `trials`, measure and step."""
         runs = grouped(self._records(), lambda run: run[0].name)
         own = {name: [record for _, record in of_name] for name, of_name in runs.items()}
         frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]

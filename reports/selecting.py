@@ -1,8 +1,9 @@
 """The dimensions of the page's selector, with which readers hide tables and figures.
 
-An HTML element about certain budgets, tasks, backbones, families or capabilities lists them in attributes.
-The page's script hides the element if none of them is selected. Elements without these attributes are always
-shown.
+An HTML element about certain budgets, tasks, backbones, families or capabilities lists them in attributes,
+one per dimension. In each dimension, a reader may select one value. The page's script (select.js) hides an
+element if, in any dimension, its attribute lacks the selected value. A dimension in which nothing is selected
+hides nothing. Nor does a dimension hide elements that lack its attribute.
 """
 
 from __future__ import annotations

@@ -21,15 +21,17 @@ class Selection:
     """Selects the rows of a report. Rows that are not selected are in no comparison.
 
     An empty field selects everything. `methods` has names of methods in tables, titles, or families. A title
-    or a family selects every method that has it: `tenslora` selects all variants of TensLoRA. A name that
-    several experiments use selects the row of each of them.
+    or a family selects every method that has it: `tenslora` selects all variants of TensLoRA. A title
+    that is also a name in tables selects only the method of that name. A name that several experiments use
+    selects the row of each of them.
 
     `reference` is the name in tables of a method that replaces LoRA as the reference. Its rows are selected
-    even if `methods` and `budgets` leave them out.
+    even if `methods` leaves them out. If it has no row under `budgets`, its rows under all other budgets are
+    selected.
 
     `pairs` selects single comparisons. Each pair has the names in tables of a method and of its reference.
-    With `pairs`, `methods` and `reference` must be empty. The intervals of all pairs of one budget and metric
-    are simultaneous.
+    If `pairs` is given, `methods` and `reference` must be empty. The intervals of all pairs of one budget and
+    metric are simultaneous.
     """
 
     methods: Sequence[str] = ()
@@ -53,7 +55,7 @@ class Selection:
 
     @property
     def compared(self) -> Mapping[str, tuple[str, ...]]:
-        """The methods to compare with each reference, by its name (see `reports.study.Study.compared`)."""
+        """The methods to compare with each reference, by the reference's name (see `Study.compared`)."""
         methods_of: dict[str, tuple[str, ...]] = {} if self.pairs else {self.reference: ()}
         for method, reference in dict.fromkeys(self.pairs):
             methods_of[reference] = (*methods_of.get(reference, ()), method)
@@ -84,8 +86,8 @@ class Selection:
     def of(self, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
         """Limits experiments to their selected rows. Experiments without selected rows are left out.
 
-        Raises UserError for a name that no row has, if no row is selected, and if no row of the method of a
-        pair is selected.
+        Raises UserError for a name that no row has, if no row is selected, and if a pair's method has no
+        selected row.
         """
         rows = [row for experiment in experiments for row in experiment.rows]
         table_names = {row.name for row in rows}

@@ -108,7 +108,7 @@ class TrialContents:
     experiment: str
     #: The run that counts.
     record: Record
-    #: The trial's row in the suite's latest plan. None if no row has the trial, such as a trial of a search.
+    #: The trial's row in the suite's latest plan. None if the trial is in no row, as are trials of searches.
     row: PlannedRow | None
     #: The trial's budgets, each as a mapping with `budget`, `asked`, `ratio` and `within` (see `Cell`).
     budgets: tuple[Mapping[str, Any], ...]
@@ -197,7 +197,7 @@ class CellContents:
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yields (heading, text) for each subject of the seeds' provenance.
+        """Yields (heading, text) for each subject of the seeds' provenance, except their random streams.
 
         If the seeds differ, each text is followed by the number of seeds that have it.
         """

@@ -35,7 +35,7 @@ SHUFFLES = 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval. The interval is None if its error is unknown."""
+    """A value with its 95% interval. The interval is None if the value's error is unknown."""
 
     value: float
     interval: Bounds | None = None
@@ -62,8 +62,8 @@ class Difference:
 class Sensitivity:
     """A method's sensitivity to learning rates, measured by shares of its trials."""
 
-    #: The share of trials that succeeded at a rate whose smoothed score is within a point of the best. Mean
-    #: over settings.
+    #: The share of all trials that succeeded and have a rate whose smoothed score is within a point of the
+    #: best. Mean over settings.
     near: float
     #: The share of trials that failed. Mean over settings.
     failed: float
@@ -71,7 +71,7 @@ class Sensitivity:
     failures: int
     trials: int
     #: The differences of `near` and `failed` from the reference. None for the reference itself, if there is
-    #: no reference, and if the two share no study on some setting.
+    #: no reference, and if the method and the reference share no study on some setting.
     near_difference: Difference | None
     failed_difference: Difference | None
 
@@ -106,7 +106,7 @@ class Entrant:
     #: The mean of `scores` over settings, by k.
     means: Mapping[int, Estimate]
     #: The differences from the reference after k trials, by k. Empty for the reference itself, if there is no
-    #: reference, and if the two share no study on some setting.
+    #: reference, and if the method and the reference share no study on some setting.
     differences: Mapping[int, Difference]
     sensitivity: Sensitivity
     #: The transfer of rates between settings. None for a single setting, and if the settings share no study.
@@ -290,7 +290,7 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
 def _chances(study: Study) -> dict[TaskAndBackbone, float]:
     """The score by chance on each setting. Larger is better.
 
-    The score by chance is the mean score that a trial's answers have if they are shuffled over the test
+    The score by chance is the mean score of one trial's answers after they are shuffled over the test
     examples. If no answers are stored, it is the worst score on the setting. If no trial has finished, it
     is 0.
     """
@@ -478,7 +478,10 @@ def _compared(study: Study, block: StudyBlock, complete: Mapping[int, CompleteSt
 def _against(
     study: Study, block: StudyBlock, entrant: Entrant, reference: Sequence[CompleteStudies], claims: int
 ) -> Entrant:
-    """Adds the differences from the reference to a method, unless the two share no study on some setting."""
+    """Adds the differences from the reference to a method.
+
+    A method that shares no study with the reference on some setting stays unchanged.
+    """
     cells = [study.all_cells[number] for number in entrant.cells]
     sides = list(zip(cells, entrant.studies, reference, strict=True))
     if not all({*own.numbers} & {*other.numbers} for _, own, other in sides):

@@ -78,8 +78,8 @@ class Seed(FrameLine):
     backbone: str
     budget: str
     method: str
-    #: The experiment that has the run. If the trial did not finish in the cell's own experiment, it may be
-    #: another experiment.
+    #: The experiment that has the run. This may be another experiment than the cell's, if the trial did not
+    #: finish in the cell's experiment.
     experiment: str
     seed: int
     #: The numbers of the trial's study and of its point in the study, both from 0. None if the cell has no
@@ -188,7 +188,7 @@ class Cell(FrameLine):
     mean: float | None
     sd: float | None
     #: Student's 95% interval of the mean, clipped to possible scores. None for fewer than three finished
-    #: seeds.
+    #: seeds, and for a cell with studies.
     low: float | None
     high: float | None
     measures: Mapping[str, float | None] = field(repr=False, hash=False)

@@ -79,7 +79,7 @@ def answer(block: StudyBlock) -> str:
 
 
 def answers(analysis: StudyAnalysis) -> list[str]:
-    """The answer of each block. If too few studies are complete for any block, one sentence says so."""
+    """The answer of each block. If there is no block, a sentence says that too few studies are complete."""
     if not analysis.blocks:
         lacking = "Too few studies are complete to compare methods."
         return [lacking if analysis.studies else "No study is complete."]

@@ -32,7 +32,7 @@ class Summary(CellsAndSeeds):
     seeds: pd.DataFrame
     #: Warnings about trainings and tunings.
     warnings: tuple[str, ...] = ()
-    #: A sentence for each task on which plain LoRA failed, and one for each row with collapsed runs.
+    #: A sentence for each cell in which plain LoRA failed, and one for each cell with collapsed runs.
     failures: tuple[str, ...] = ()
     #: The analysis with every method's score after k trials. None if the plan has no studies.
     studies: StudyAnalysis | None = None
@@ -42,7 +42,10 @@ class Summary(CellsAndSeeds):
         return bool(self.cells["complete"].all())
 
     def overview(self, name: str) -> Overview:
-        """The table of scores. Its notes are failures, the answer of studies, and warnings."""
+        """The table of scores.
+
+        Its notes are failures, unbeaten heads, the answer of studies, warnings, and the suite's closing text.
+        """
         answers, score_of = [], None
         if self.studies is not None:
             from reports import study_words

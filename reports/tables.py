@@ -189,7 +189,7 @@ def _rows(
     averaged: Mapping[str, Sequence[Column]],
     marks: Marks,
 ) -> list[MainRow]:
-    """Makes the rows of one budget. If a metric has a column of averages, only that column has marks."""
+    """Makes the rows of one budget. A metric with a column of averages has marks only there."""
     places: dict[int, int] = {}
     for own in grouped(cells, lambda cell: column_of[cell.number]).values():
         places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in own if cell.complete})

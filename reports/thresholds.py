@@ -23,8 +23,10 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
     """The threshold of each of these metrics: the user's own or the default.
 
     Metrics whose scores have the unit of the targets have no default threshold and are absent unless the user
-    gives one (see `threshold_of`). Raises UserError for a single number if there are several metrics, for an
-    unknown metric, and for a threshold outside [0, 1] (for scores with units, below 0).
+    gives one (see `threshold_of`).
+
+    Raises UserError for a single number if there are several metrics, for an unknown metric, and for a
+    negative threshold. A threshold above 1 is also refused, unless scores have the unit of the targets.
     """
     own = {metric: METRICS.get(metric) for metric in metrics}
     defaults = {name: DEFAULT * metric.point for name, metric in own.items() if not metric.in_units}
@@ -55,9 +57,9 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
 def threshold_of(metric: str, matters: Mapping[str, float], cells: Sequence[Cell]) -> float:
     """The smallest difference that matters among these cells, which share a metric and its unit.
 
-    `matters` has the thresholds by metric, as `thresholds` returns them. If it lacks the metric, whose scores
-    then have units, the threshold is `Metric.point` percent of LoRA's mean score. If LoRA has not run, the
-    mean score of all cells replaces it. The threshold is 0 if `metric` is empty.
+    `matters` has the thresholds by metric, as `thresholds` returns them. A metric whose scores have the unit
+    of the targets may be absent. Then the threshold is `Metric.point` percent of the mean score of LoRA's
+    cells or, if LoRA has not run, of all these cells. The threshold is 0 if `metric` is empty.
     """
     if metric in matters or not metric:
         return matters.get(metric, 0.0)

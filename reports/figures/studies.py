@@ -348,7 +348,11 @@ def _zeros(block: StudyBlock) -> list[float]:
 
 
 def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
-    """The lowest score of trials that did not fail, relative to `zeros`; at least minus `DEPTH` points."""
+    """How far the panels of rates must extend below zero for a method's trials that did not fail.
+
+    Returns the lowest of their scores, each minus the zero of its setting, but no less than -`DEPTH` points.
+    `zeros` has the zero of each setting (see `_zeros`).
+    """
     each = [
         max(float(studies.scores[~studies.failed].min()) - zero, -DEPTH * studies.point)
         for studies, zero in zip(entrant.studies, zeros, strict=True)
