@@ -39,8 +39,8 @@ class HadamardMethod(OneRank, Targeted, LowRankMethod):
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """Returns ⌈√n⌉, where n is the smaller side of the largest adapted weight.
 
-        At this rank, every update can have full rank. The limit is at most the smallest side of any weight,
-        since ABBA starts from as many singular values of each.
+        At this rank, every update can have full rank. If ⌈√n⌉ exceeds the smallest side of any adapted
+        weight, returns this side: ABBA starts from `rank` singular values of each weight.
         """
         sides = list(map(min, self.adapted(geometry).values()))
         return (min(min(sides), math.isqrt(max(sides) - 1) + 1),)

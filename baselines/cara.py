@@ -28,10 +28,10 @@ class CaRA(OneRank, StackedMethod):
     head size). Its second mode is the input, and the output channel is head · head size + j for the channel j
     of a head.
 
-    The updates of the output projection and the MLP are a tensor (S·L, d, d), where S is 9 for an MLP of four
-    slices. Its second mode is the output of `output`, gate and fc1, and the input of fc2. Its third mode is
-    the other side of these weights; if heads · head size, the input size of `output`, exceeds d, the third
-    mode has that size. c is a bias for each of output, gate, fc1 and fc2, shared by all layers.
+    The updates of `output` and the MLP are a tensor (S·L, d, max(d, heads · head size)). S is the number of
+    slices of a layer: 9 if the MLP is fc1 and fc2 with four slices each. The second mode is the output of
+    `output`, gate and fc1, and the input of fc2. The third mode is the other side of these weights. c is a
+    bias for each of `output`, gate, fc1 and fc2, shared by all layers.
 
     Start (reference code): first modes xavier-normal, second modes and biases zero, all other modes
     orthogonal. Published values (reference code, VTAB-1k, rank 32), with λ as (mean, standard deviation):

@@ -119,7 +119,7 @@ class _Slices(Parametrisation):
 
     @abstractmethod
     def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Returns U (d, r), V (d or H·h, r), and each projection's Σ (layers, slices, r out, r in)."""
+        """Returns U (d, r), V (max(d, H·h), r), and each projection's Σ (layers, slices, r out, r in)."""
 
     def contract(self) -> Contracted:
         inputs, outputs, sigmas = self.parts()

@@ -35,7 +35,7 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
     title: ClassVar[str] = "KAdaptation"
 
     targets: AnyTargets = "qv"
-    #: 128 / 4 · 5 = 160 in the reference code.
+    #: The factor of the update. 160 in the reference code, which computes it as 128 / 4 · 5.
     scale: Scale = 160.0
     #: The number of terms, and the length of each rule. It has to divide every side of a weight. 32 in the
     #: reference code, where all sides are 768.

@@ -28,7 +28,7 @@ class LoRETTAAdapter(OneRank):
     adapter is not the identity.
 
     In the reference code for encoders, the bottlenecks are in the same positions, before residual and norm.
-    For decoders the reference code has other positions; that we use the same ones is our choice.
+    For decoders, the reference code has other positions. Keeping the encoders' positions is our choice.
     """
 
     name: ClassVar[str] = "loretta_adp"

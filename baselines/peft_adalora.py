@@ -139,7 +139,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return tuner.peft_config[NAME]
 
     def _places(self) -> dict[str, tuple[Site, int]]:
-        """Returns the site of each parameter, and the axis of the parameter that counts triplets, by name."""
+        """Maps each parameter's name to its site and to the number of its axis that counts triplets."""
         axes: dict[int, tuple[Site, int]] = {}
         for site in self.bases:
             layer: Any = self._adapted[site]

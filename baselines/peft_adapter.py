@@ -108,7 +108,7 @@ class PeftAdapter(Adapter):
 
     @torch.no_grad()
     def biases(self) -> dict[Site, Tensor]:
-        """Returns the updates of biases. Layers that scale their output (IA3) or train a bias have some."""
+        """Returns the updates of biases that are not zero. IA3, for example, also scales biases."""
         moved = {}
         for site, base in self.bases.items():
             _, bias = self._probe(site, with_weight=False)
@@ -126,7 +126,7 @@ class PeftAdapter(Adapter):
             del self.backbone.module.peft_config
 
     def _restore(self, before: dict[Site, tuple[Tensor, Tensor]]) -> None:
-        """Detaches, after restoring each site's weight from `before`: the tensor and a copy of its values."""
+        """Restores the weights and detaches. `before` has each site's weight and a copy of its values."""
         for site, (weight, copy) in before.items():
             self.bases[site].weight.data = weight.copy_(copy)
         self.detach()
@@ -134,7 +134,8 @@ class PeftAdapter(Adapter):
     def _probe(self, site: Site, *, with_weight: bool = True) -> tuple[Tensor, Tensor]:
         """Returns the layer's effective weight (out, in) and bias (out,).
 
-        Without `with_weight` the weight is the base's. Raises UserError if a layer is not linear.
+        With `with_weight`, raises UserError if the layer is not linear. Without it, returns the base layer's
+        weight, and does not check whether the layer is linear.
         """
         layer, base = self._adapted[site], self.bases[site]
         training = layer.training

@@ -154,7 +154,7 @@ class PeftMethod(OneRank):
         return self.isorank(rank)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Returns the number of entries of the largest weight.
+        """Returns the number of entries of the largest weight. Empty if the type has no rank.
 
         This bounds the rank of every type, even of types whose rank is a number of trained entries.
         """

@@ -108,7 +108,7 @@ QUANTA_AXES, QUANTA_PRIME = 8, 7
 
 
 def quanta_axes(size: int) -> list[tuple[int, ...]]:
-    """Returns all tuples of two to `QUANTA_AXES` axes, in descending order, whose product is `size`.
+    """Returns every way to write `size` as a product of two to `QUANTA_AXES` axes, the largest axis first.
 
     If `size` has a prime factor above 7, the product is the next larger number without such a factor (our
     rule).

@@ -34,10 +34,10 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
     #: LoRA's alpha. 16 in the reference code, which uses rank 5.
     scale: Scale = 16.0
-    #: Which of two forwards is used. The reference code has two for the same cores, and they disagree.
-    #: `contraction` is the one that the reference code trains: the leading cores are the input, and the first
-    #: core has the fastest digit of the input's index. `reconstruction`: the leading cores are the output,
-    #: and all digits are in normal order. It exists for square weights only.
+    #: How the cores make ΔW. The reference code has two ways, which disagree. `contraction`, which it trains:
+    #: the leading cores are for the input, and the input's index changes fastest along the first core's mode.
+    #: `reconstruction`, for square weights only: the leading cores are for the output, and every index
+    #: changes slowest along the first of its modes.
     form: Literal["contraction", "reconstruction"] = "contraction"
     #: `decomposed`: all sites of one shape start at the decomposition of the same kaiming-uniform matrix,
     #: drawn from seed 42 (reference code). `zero`: as published, but with the last core zero (our addition).

@@ -24,7 +24,8 @@ class Adapter(ABC):
 
     Building an adapter freezes the whole backbone except its head. Until the adapter is merged or detached,
     the parameters of the backbone's module include every trained parameter once. `detach` restores every
-    module and every `requires_grad`. Raises UserError if the backbone already has an adapter.
+    module and every `requires_grad`. Raises UserError if layers or parameters of another adapter are on the
+    backbone.
     """
 
     def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
@@ -86,7 +87,7 @@ class Adapter(ABC):
     def deltas(self) -> Iterator[tuple[Site, Tensor]]:
         """Yields (site, delta) for every site.
 
-        This is faster than to call `delta` for each site, because the factors are computed only once.
+        For low-rank updates, this is faster than `delta` for each site: the factors are computed only once.
         """
         for site, (down, up) in self.factors().items():
             yield site, up @ down
@@ -296,11 +297,11 @@ class _Rounding:
 
 
 class PartlyFrozen(nn.Module):
-    """A module with trained parameters, whose own buffers are the adapter's frozen tensors.
+    """A module with trained parameters, whose own buffers are frozen tensors of the adapter, or a seed.
 
     A stored adapter holds the persistent buffers, and `remake` recomputes the other buffers from them.
-    Buffers of submodules are no frozen tensors. For example, tensorly-torch has a buffer with the weights of
-    a CP tensor, which are all one.
+    Buffers of submodules do not count as frozen tensors. For example, tensorly-torch keeps the weights of a
+    CP tensor, all of them one, in such a buffer.
     """
 
     def remake(self) -> None:
@@ -336,9 +337,9 @@ class PartlyFrozen(nn.Module):
             tensor.copy_(drawn)
 
     def begin_at(self, start: Iterable[Tensor], *, persistent: bool) -> nn.ParameterList:
-        """Registers the tensors in `start` as frozen buffers, and returns parameters that are copies of them.
+        """Registers the tensors in `start` as frozen buffers, and returns a trained copy of each buffer.
 
-        `remake` is called before the copy, so it may fill the buffers. `persistent` is passed to
+        `remake` is called before the buffers are copied, so it may fill them. `persistent` is passed to
         `register_buffer`.
         """
         for index, tensor in enumerate(start):

@@ -27,10 +27,10 @@ TARGETS: dict[Targets, tuple[str, ...]] = {
     "qkvo+mlp": GATED_PROJECTIONS,
 }
 
-#: The projections of a layer that read the same activation: those of the attention, and those of a gated MLP.
+#: The projections of a layer that read the same activation: in the attention, and in a gated MLP.
 SHARED_INPUT, GATED_INPUT = ("query", "key", "value"), ("gate", "fc1")
 
-#: The projections whose heads several query heads may share, and the projections of the MLP.
+#: The projections that may have fewer heads than query, and the projections of the MLP.
 SHARED_HEADS, MLP = ("key", "value"), ("gate", "fc1", "fc2")
 
 

@@ -30,7 +30,7 @@ class Method(Frozen, ABC):
     sizeable: ClassVar[bool] = True
     #: The authors' learning rate for the adapter, which tuning always tries. None if unknown.
     published_lr: ClassVar[float | None] = None
-    #: The authors' learning rate for the head. None if it equals the adapter's.
+    #: The authors' learning rate for the head. None: the same as `published_lr`.
     published_head_lr: ClassVar[float | None] = None
     #: The authors' scale. None if unknown, or if they tuned it per data set.
     published_scale: ClassVar[float | None] = None
@@ -83,8 +83,8 @@ class Method(Frozen, ABC):
     def presets(cls) -> Sequence[Self]:
         """The methods that the conformance checks try. Together they cover every way of building an adapter.
 
-        The checks also vary the options of the first of them. By default, there is one template with default
-        options only. A method with a required option has to override this; otherwise raises UserError.
+        The checks also vary the options of the first preset. By default, the only preset has all options at
+        their defaults. So a method with a required option has to override this; otherwise raises UserError.
         """
         return (validate(cls, {}, f"the preset of method '{cls.name}' (see Method.presets)"),)
 
@@ -190,9 +190,9 @@ class Method(Frozen, ABC):
 
     @property
     def revisions(self) -> int:
-        """How often results changed for methods with these option values, but not for other values.
+        """The number of times that results changed for these values of the options, but not for others.
 
-        `identity` adds this number to `version`. So trials with other option values keep their ids.
+        `identity` adds this number to `version`, so that trials with other values keep their ids.
         """
         return 0
 

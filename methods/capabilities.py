@@ -86,7 +86,7 @@ def _seen(method: Method) -> set[Capability]:
 
 
 def _put(method: Method, backbone: SkeletonBackbone) -> Adapter:
-    """Does what `Method.attach` does, but without comparing counts: `EVEN` states no true encoder count."""
+    """Builds the adapter like `Method.attach`, but compares no counts: the encoder's count is made up."""
     method.check(backbone.geometry, backbone.projections)
     return method.put(backbone, torch.Generator().manual_seed(0))
 

@@ -29,7 +29,8 @@ def shown(value: Any) -> str:
 def cut(text: str, most: int = SHOWN) -> str:
     """Shortens a text to at most `most` characters. A shortened text ends with "…".
 
-    Lone surrogates are then escaped, because no terminal or file can encode them.
+    Afterwards, lone surrogates are escaped, because no terminal or file can encode them. This may make the
+    text longer than `most`.
     """
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return short.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -79,7 +80,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 class UnknownNameError(UserError):
-    """Raised for an unknown name. The message suggests the most similar known name, and lists all of them."""
+    """Raised for an unknown name. Lists all known names, and suggests the most similar one of them."""
 
     def __init__(self, kind: str, name: str, names: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(names)
@@ -100,4 +101,4 @@ class RoundedMerge(UserWarning):
 
 
 class NotLowRank(UserError):  # noqa: N818 - the contract's name
-    """Raised by `factors` and `delta` of an adapter whose update has no low-rank form."""
+    """Raised by `factors` if updates have no low-rank form, and by `delta` if no weight equals the update."""

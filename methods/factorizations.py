@@ -81,7 +81,7 @@ class Tucker:
         return tuple(modes)
 
     def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Returns the largest useful value of each rank. It suffices for every tensor of this shape."""
+        """Returns the largest useful ranks. They suffice to represent every tensor of this shape."""
         return tuple(shape)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
@@ -211,7 +211,7 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _mode_product(tensor: Tensor, factor: Tensor, dim: int) -> Tensor:
-    """Multiplies dimension `dim` of (T, ...) by (T, n, r): r becomes n."""
+    """Multiplies dimension `dim`, of size r, of T tensors by their factors (T, n, r). Its size becomes n."""
     flat = tensor.movedim(dim, -1)
     product = flat.flatten(1, -2) @ factor.transpose(1, 2)
     return product.unflatten(1, flat.shape[1:-1]).movedim(-1, dim)

@@ -99,7 +99,7 @@ def _dequantised(packed: Tensor, scales: Tensor, quantisation: Quantisation, sha
 
 
 def quantisation_of(backbone: Backbone) -> Quantisation | None:
-    """Returns the quantisation of the weights of a backbone without adapter. None if it has none."""
+    """Returns how the weights of a backbone without adapter are quantised. None if they are not."""
     for site in backbone.geometry.sites(backbone.projections):
         layer = backbone.module.get_submodule(backbone.path(site))
         if isinstance(layer, QuantisedLinear):

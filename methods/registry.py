@@ -33,7 +33,7 @@ class Registry:
         self._check = check
         self._plugins: dict[str, list[EntryPoint]] | None = None
         self._sources: dict[str, str] = {}
-        #: The targets that passed the check.
+        #: The objects that passed the check, by name.
         self._checked: dict[str, Any] = {}
 
     def _plugin_points(self) -> dict[str, list[EntryPoint]]:
@@ -68,8 +68,8 @@ class Registry:
     def get(self, name: str) -> Any:
         """Imports and returns the object of a name.
 
-        Raises UnknownNameError for an unregistered name, and UserError for a name that is registered twice or
-        a broken plug-in.
+        Raises UnknownNameError for an unregistered name. Raises UserError if the name is registered twice, if
+        its plug-in fails to import, or if the object does not pass the check.
         """
         points = self._plugin_points().get(name, [])
         if len(points) + (name in self._targets) > 1:
@@ -105,9 +105,9 @@ class Registry:
 
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
-        """Context that converts any error inside to a UserError that names the plug-in's package.
+        """Context in which any error becomes a UserError with the package of the plug-in that has this name.
 
-        Does so if a plug-in registered `name`. For built-in names, errors pass unchanged.
+        For built-in names, errors pass unchanged.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""Slices of one shape, with which methods that stack updates support sites of unequal shapes.
+"""Slices of one shape, so that methods can stack the updates of sites with unequal shapes.
 
 The slices are those of the model with full attention, in which key and value have a head for every query
 head. Query, key, value and output are one slice each, of the hidden size d by the attention's width. Each

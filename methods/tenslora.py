@@ -53,9 +53,9 @@ class TensLoRA(CutMethod):
     factorization: Literal["tucker", "cp", "tt"] = "tucker"
     #: The paper adapts query, key and value. `qkvo+mlp` cuts the MLP's projections into (d, d) slices.
     targets: Targets = "qkv"
-    #: The number of a head's channel j among all output channels. `aligned`: head · head size + j, so that
-    #: slices are the backbone's real heads. `interleaved`: j · heads + head, as in the reference code, so
-    #: that each slice spans all heads.
+    #: The position of channel j of a head among all output channels. `aligned`: head · head size + j, so
+    #: that slices are the backbone's real heads. `interleaved`: j · heads + head, as in the reference code,
+    #: so that each slice spans all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
     #: The initial values of the factors and cores that do not start at zero (see
     #: `methods.factorizations.fill`).
@@ -66,7 +66,7 @@ class TensLoRA(CutMethod):
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
-        """Returns presets for every factorisation and every choice of targets, with and without heads."""
+        """Returns presets that cover all factorisations and choices of targets, with and without heads."""
         constructions = (
             {"variant": "att_qkv_depth", "factorization": "tucker", "targets": "qkv"},
             {"variant": "qkv_depth", "factorization": "cp", "targets": "qkvo+mlp"},
@@ -122,7 +122,7 @@ class TensLoRA(CutMethod):
 
     @property
     def revisions(self) -> int:
-        """Counts one change of `init: normal`: at first it drew from N(0, 1), unlike the reference code."""
+        """One more with `init: normal`, which drew from N(0, 1) in an earlier version."""
         return super().revisions + (self.init == "normal")
 
     @property
@@ -173,7 +173,7 @@ class TensLoRA(CutMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """Returns the axes over which the variant does not stack, layer or projection, with their sizes.
+        """Returns the size of each axis, layer or projection, over which the variant does not stack.
 
         There is one tensor for each combination of indices along these axes.
         """
@@ -250,8 +250,8 @@ class _StackedTensors(Parametrisation):
     """The tensors of one variant, and the slices that form each site's update.
 
     The input factor of a tensor is the down factor of all sites with slices from this tensor alone. A site
-    with slices from several tensors, or with heads on its input side, has its own down factor. These are
-    listed after the shared ones.
+    with slices from several tensors, or which uses its slice transposed, has its own down factor. In
+    `Contracted.downs`, the sites' own down factors come after the shared ones.
     """
 
     def __init__(self, method: TensLoRA, geometry: Geometry, generator: torch.Generator) -> None:
@@ -275,7 +275,8 @@ class _StackedTensors(Parametrisation):
             site: [self._tensor_of(site.layer, position) for position in positions]
             for site, positions in self._positions.items()
         }
-        #: The output projections, if they use their slices transposed: their heads are on the input side.
+        #: The sites that use their slices transposed: all output projections, or none. Their heads are on the
+        #: input side.
         turns = "head" in method.modes or turned(geometry)
         self._turned = {site for site in sites if site.projection == "output" and turns}
         own = itertools.count(len(self.tensors))

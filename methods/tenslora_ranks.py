@@ -50,9 +50,9 @@ def tucker_ranks(
 ) -> tuple[int, ...]:
     """Returns the ranks of the heuristic whose count is nearest to the budget, for modes of these sizes.
 
-    Full ranks of the head, projection and layer modes may exceed the budget, whatever the other ranks. Then
-    these ranks are capped as little as needed, in the last resort at 1. With `uneven`, r(input) may be one
-    above r(output) if heads are no mode.
+    If full ranks of the head, projection and layer modes exceed the budget even with the smallest other
+    ranks, the full ranks get a cap: the largest number that fits, or else 1. With `uneven`, r(input) may be
+    one above r(output) if heads are no mode.
     """
     heads = "head_size" in sizes
     cap = max(size for mode, size in sizes.items() if mode in ("head", "projection", "layer"))

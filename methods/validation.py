@@ -72,7 +72,7 @@ def refuse_repeats(values: Iterable[Hashable], names: Iterable[object] | None = 
 
 @cache
 def _takes_numbers(model: type[BaseModel], field: str) -> bool:
-    """Whether a field, or each item of its list, is a number and cannot be a bool."""
+    """Whether a field, or an item of its list, may be a number but not a bool."""
     leaves = list(_leaves(model.model_fields[field].annotation))
     return any(leaf in (int, float) for leaf in leaves) and not any(leaf in (bool, Any) for leaf in leaves)
 
@@ -120,9 +120,9 @@ def earlier(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Returns a serialised configuration without those of the named fields that are None.
+    """Returns a serialised configuration without the fields in `names` that are None.
 
-    The result then equals the serialised configuration in plans that were stored before these fields existed.
+    If all of them are None, the result is the same as in plans stored before these fields existed.
     """
     return {key: value for key, value in written.items() if value is not None or key not in names}
 
@@ -208,9 +208,9 @@ def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 
 def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """Returns the fields that would be accepted at the end of the path `loc`, sorted.
+    """Returns the names of the fields accepted in place of the last part of the path `loc`, sorted.
 
-    Empty if the annotations do not tell.
+    The path begins at `model`. Empty if its other parts lead to no model.
     """
     inner = [model]
     for part in loc[:-1]:

@@ -31,7 +31,7 @@ class Accuracy(Metric):
 
 
 class BalancedAccuracy(Metric):
-    """The mean recall over classes. A class's recall is the share of its examples with a correct answer."""
+    """The mean recall over classes with examples: the share of a class's examples with a correct answer."""
 
     name = "balanced_accuracy"
     kinds = ("single label",)
@@ -131,10 +131,10 @@ class Matthews(Metric):
 class Auroc(Metric):
     """The area under the ROC curve.
 
-    For one class, it is the probability that the class's output is higher for an example of the class than
-    for another example. For a task with two classes, the score is that of the second class. For more classes,
-    or several labels, it is the mean over all of them. Raises UserError for a class that all examples have,
-    or none.
+    For one class, it is the chance that an example of the class gets a higher predicted probability of the
+    class than an example of another class. If each example has one of two classes, the score is that of the
+    second class. Otherwise it is the mean over all classes. Raises UserError if all examples have a class, or
+    if none has it.
     """
 
     name = "auroc"
@@ -169,10 +169,10 @@ class Auroc(Metric):
 
 
 def _against_rest(targets: NDArray[Any], outputs: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], Array]]:
-    """Yields two arrays (N,) for each class: whether an example has the class, and the output for the class.
+    """Yields two arrays (N,) for each class: whether an example has it, and how likely the model finds it.
 
-    If there are only two classes, only the second is yielded. Raises UserError for a class that all examples
-    have, or none.
+    If each example has one of two classes, yields only those of the second class. Raises UserError if all
+    examples have a class, or if none has it.
     """
     outputs = np.asarray(outputs, dtype=float)
     if targets.ndim > 1:

@@ -74,7 +74,7 @@ class Metric(ABC):
         """Returns each example's contribution (N,) to the score. The score is their mean.
 
         To first order, the variance of the score over test sets is the variance of the contributions divided
-        by N. This default computes the jackknife's pseudo-values (Tukey, 1958), which takes N further scores.
+        by N. This default computes the jackknife's pseudo-values (Tukey, 1958), with N further scores.
         The metrics of this package use a closed form: the score plus the influence of each example (Hampel,
         1974).
         """
@@ -96,6 +96,6 @@ class Metric(ABC):
 
 
 def about(score: float, influence: Array) -> Array:
-    """Returns the influence (N,) of each example, shifted so that its mean is the score."""
+    """Returns the influence (N,) of each example, shifted so that the mean over examples is the score."""
     contributions: Array = score + influence - influence.mean()
     return contributions

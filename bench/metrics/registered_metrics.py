@@ -11,7 +11,7 @@ from methods.registry import Registry
 
 
 def _check(name: str, metric: Any) -> None:
-    """Raises UserError unless `metric` is a `Metric` with complete and valid attributes."""
+    """Raises UserError unless `metric` is a `Metric` of this name with valid kinds and bounds."""
     where = f"metric '{name}'"
     if not isinstance(metric, Metric):
         raise UserError(f"{where}: should be an instance of a subclass of bench.metrics.Metric")

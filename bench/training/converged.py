@@ -75,7 +75,7 @@ def fit_head(
 ) -> Trained:
     """Fits the head to the frozen features and leaves it on the backbone.
 
-    Raises Diverged if a feature is not finite. Warns if scikit-learn's solver did not converge.
+    Raises Diverged if a feature is not finite. Warns if the solver did not converge for the chosen penalty.
     """
     train, validation = (
         _features(backbone, split, recipe, saving) for split in (data.train, data.validation)

@@ -15,8 +15,8 @@ from bench.backbones.pooling import decoded
 from bench.plan.recipe import Recipe
 from bench.training.loop import autocast
 
-#: The number of tokens per batch, including padding. It is small, since each token has logits over the whole
-#: vocabulary.
+#: The largest number of tokens in a batch of several documents, including padding. It is small, since each
+#: token has logits over the whole vocabulary.
 TOKENS_AT_ONCE = 1024
 
 

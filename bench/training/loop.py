@@ -305,7 +305,7 @@ class _Batch:
 def _backward(
     backbone: Backbone, adapter: Adapter, batch: _Batch, recipe: Recipe, objective: Objective
 ) -> Tensor:
-    """Computes the mean loss of a batch and its gradients, in parts of `batch.at_once` examples.
+    """Computes the mean loss of a batch and its gradients, in parts of at most `batch.at_once` examples.
 
     Order, augmentation, padding and the adapter's dropout are the same as for the undivided batch.
     """
@@ -326,7 +326,7 @@ def _backward(
 
 
 def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
-    """Returns the adapter's parameter groups. Cores move to groups "core". Empty groups are left out."""
+    """Returns the adapter's parameter groups, with all cores in a group "core". Omits empty groups."""
     core = {id(parameter) for parameter in adapter.core()}
     groups = []
     for group in adapter.parameter_groups():

@@ -52,7 +52,7 @@ class StepTimer:
         self._marks.append((self._start, self._now()))
 
     def median_ms(self) -> float | None:
-        """Returns the median time of a step after `WARMUP_STEPS`, in milliseconds. None if there is none."""
+        """Returns the median milliseconds per step after `WARMUP_STEPS` steps. None if no step follows."""
         marks = self._marks[WARMUP_STEPS:]
         if not marks:
             return None
@@ -98,7 +98,7 @@ class PeakMemory:
 
 
 def _give_back() -> None:
-    """Makes glibc's allocator return memory to the system that it kept after earlier trials."""
+    """Makes glibc's allocator return to the system the memory that it kept after earlier trials."""
     with suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 

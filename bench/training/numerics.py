@@ -56,8 +56,8 @@ def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
 def deterministic(enabled: bool) -> Iterator[None]:
     """A context in which torch uses only deterministic algorithms, if `enabled`.
 
-    Torch raises for operations that have none. cuBLAS reads its setting only on first use. So a process that
-    ran earlier trials on a GPU in another mode may keep that mode.
+    Torch raises for operations without a deterministic algorithm. cuBLAS reads its setting only on first use.
+    So a process that ran earlier trials on a GPU in another mode may keep that mode.
     """
     if not enabled:
         yield

@@ -90,11 +90,11 @@ class Saving:
     def check_backbone(
         self, name: str, module: nn.Module, example: Mapping[str, Any], device: str, *, splits: bool
     ) -> None:
-        """Raises UserError if the options would change the backbone's results, or if it cannot use them.
+        """Raises UserError if the backbone cannot use the options, or would have other results with them.
 
-        A backbone that draws random numbers in training cannot be computed in parts, and some have no
-        gradient checkpointing. `example` has the keyword arguments of a forward pass of `module`. `splits`
-        says whether batches are computed in parts.
+        A backbone that draws random numbers in training cannot compute batches in parts, and some backbones
+        have no gradient checkpointing. `example` has the keyword arguments of a forward pass of `module`.
+        `splits` says whether batches are computed in parts.
         """
         if self.checkpointing and _switch(module.encoder) is None:
             raise UserError(f"--checkpointing: backbone '{name}' has no gradient checkpointing")
@@ -142,7 +142,7 @@ def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
 
 
 def _switch(encoder: Any) -> Any:
-    """Returns a function that turns an encoder's gradient checkpointing on or off. None if it has none."""
+    """Returns a function that turns gradient checkpointing on or off. None if the encoder has none."""
     if hasattr(encoder, "set_grad_checkpointing"):
         return encoder.set_grad_checkpointing
     if not getattr(encoder, "supports_gradient_checkpointing", False):

@@ -9,9 +9,9 @@ from typing import Literal, get_args
 
 import torch
 
-#: The names of the streams. A stream depends only on the seed, so all methods share it. `head_start` and
-#: `adapter_start` draw the initial values of head and adapter. `dropout` is the backbone's own dropout. An
-#: adapter's dropout continues the stream `adapter_start`.
+#: The names of the streams. A stream depends only on its name and the seed, so all methods get the same
+#: numbers. `head_start` and `adapter_start` draw the initial values of head and adapter. `dropout` is the
+#: backbone's own dropout. An adapter's dropout continues the stream `adapter_start`.
 Stream = Literal["head_start", "adapter_start", "data_order", "augmentation", "dropout"]
 
 

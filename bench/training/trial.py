@@ -54,8 +54,8 @@ class Outcome:
 class Resources:
     """The backbone and the data that a worker keeps between trials.
 
-    A trial that needs another backbone or other data replaces them, so that its peak memory includes only its
-    own.
+    If a trial needs another backbone or other data, the old ones are dropped first, so that the trial's peak
+    memory does not include them.
     """
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:

@@ -161,10 +161,10 @@ class LowRankAdapter(Adapter):
     def recontract(self) -> None:
         """Contracts the factors again, for a layer that gradient checkpointing recomputes.
 
-        With non-reentrant checkpointing only the values of the new factors matter, since gradients flow
-        through the factors of the first run. Reentrant checkpointing would send gradients to the new factors,
-        where they would be lost, so it raises RuntimeError. Also raises RuntimeError if a layer is called
-        outside both its backbone's forward and a backward pass.
+        Non-reentrant checkpointing needs only the values of the new factors, since gradients flow through the
+        factors of the first run. Reentrant checkpointing would send gradients to the new factors, where the
+        gradients would be lost. So a gradient that arrives there raises RuntimeError. Also raises
+        RuntimeError outside a backward pass: a layer was called without its backbone's forward.
         """
         if not in_backward():
             raise RuntimeError("an adapted layer was called outside the forward of its backbone's module")

@@ -1,4 +1,4 @@
-"""The contracted factors of a forward, and the base classes of the parameters that are contracted."""
+"""The factors that a forward uses, and the base classes of the parameters from which they are computed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from methods.slices import by_site
 class Matrix:
     """A matrix that is applied between a down factor and an up factor.
 
-    `entries` has the shape (r of the up, r of the down). For a site with n output slices it holds n such
-    matrices, one below the other. For a site with n input slices it holds n such matrices side by side.
+    `entries` has the shape (r of the up factor, r of the down factor). For a site with n output slices it
+    holds n such matrices, one below the other. For a site with n input slices it holds n such matrices, side
+    by side.
     """
 
     entries: Tensor
@@ -32,7 +33,7 @@ class Diagonal:
     """A diagonal matrix that is applied between a down factor and an up factor of the same r.
 
     `entries` has the shape (n, r): a diagonal for each of n output or input slices. Without slices, n is 1.
-    All output slices of a site use one activation, with one dropout mask.
+    All output slices of a site start from one activation with one dropout mask. Only their diagonals differ.
     """
 
     entries: Tensor
@@ -40,7 +41,7 @@ class Diagonal:
     def scaled(self, narrow: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """Multiplies the activation `narrow` (N, r) or the factor `up` (out, r) by the diagonal.
 
-        The one with fewer rows is multiplied, since this is cheaper. Returns both. With n output slices,
+        Multiplies whichever has fewer rows, since this is cheaper, and returns both. With n output slices,
         `narrow` becomes (N·n, r), or `up` becomes (n·out, r).
         """
         if len(narrow) < len(up):
@@ -89,8 +90,9 @@ class Parametrisation(PartlyFrozen):
     #: For each site whose input is sliced, the number of slices. The down factor is applied to each slice,
     #: with results side by side. Slices are as wide as the down factor; the last one may be narrower.
     input_slices: Mapping[Site, int] = MappingProxyType({})
-    #: For each site whose output is sliced, the number n of slices. The up factor computes every slice, from
-    #: an activation of width r for each, with results side by side. The last result may be truncated.
+    #: For each site whose output is sliced, the number of slices. `Contracted.middles` gives each slice an
+    #: activation of width r, from which the up factor computes the slice. Slices are side by side; the last
+    #: one may be truncated.
     output_slices: Mapping[Site, int] = MappingProxyType({})
     #: Cuts ranks during training. None if training cuts no ranks.
     cutting: Cutting | None = None

@@ -64,8 +64,8 @@ class Cuts(Frozen):
     def steps(self, steps: int) -> tuple[int, ...]:
         """Returns the steps after which ranks are cut, counted from 1, for a training of `steps` steps.
 
-        Raises UserError if the training is too short: two cuts would fall on one step, or no step would
-        follow the last cut.
+        Raises UserError if the training is too short: the first cut would come before any step, two cuts
+        would fall on one step, or no step would follow the last cut.
         """
         gap = (self.last - self.first) / (self.times - 1) if self.times > 1 else 0.0
         shares = (self.last - gap * i for i in reversed(range(self.times)))
@@ -121,11 +121,12 @@ def kept_ranks(
 ) -> Ranks:
     """Chooses how many singular values of each list to keep, so that `count` is within the budget.
 
-    `spectra` has a descending list for each rank. Each round drops the last value of one list. It is the
-    value with the smallest square per saved parameter, because the square bounds the loss of squared norm.
-    Values beyond `limits`, which depend on the other ranks, are dropped before all others, since dropping
-    them loses nothing. Finally, dropped values are taken back while the budget has room, those with the
-    largest square per parameter first. Every list keeps at least one value.
+    `spectra` has a descending list for each rank. Each round compares the last values of all lists and drops
+    the one with the smallest square per saved parameter: its square bounds the loss of squared norm. `limits`
+    returns the largest useful ranks, given all ranks. Values beyond these limits are dropped before all
+    others, which loses nothing. Finally, dropped values are taken back while the budget has room, those with
+    the largest square per parameter first. Every list keeps at least one value, even if `count` then exceeds
+    the budget.
     """
     ranks = tuple(map(len, spectra))
 
@@ -378,7 +379,7 @@ class _OrthogonalTrain:
     def cut(self, ranks: Ranks) -> list[CutParameter]:
         """Truncates the bonds. The first core absorbs the tensor's norm.
 
-        Of every other core, the slices along the left rank keep their RMS norm.
+        In every other core, the RMS norm of the slices along the left rank stays the same.
         """
         changes: list[CutParameter] = []
         carried = after = self.rests[0].new_ones(1, 1)
@@ -485,7 +486,7 @@ def _times(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 
 def _size(tensor: Tensor, vectors: int) -> float:
-    """Returns the RMS norm of the `vectors` vectors of which a tensor consists. 1 if all are zero."""
+    """Returns the RMS norm of the vectors in a tensor. `vectors` is their number. 1 if all are zero."""
     return float(tensor.norm()) / math.sqrt(vectors) or 1.0
 
 

@@ -42,7 +42,7 @@ class SharedInput:
         self.readers = readers
         self.input_slices = input_slices
         self.dropout = dropout
-        #: The down factors, one below the other. None outside a forward of the backbone.
+        #: The down factors, one below the other. None while the adapter holds no factors.
         self.down: Tensor | None = None
         #: The number of rows of each down factor in `down`.
         self.widths: list[int] = []
@@ -81,10 +81,10 @@ class SharedInput:
 class AdaptedLinear(nn.Module):
     """A linear layer with an update: `base(x) + up(dropout(middle(down(x))))`.
 
-    Factors exist only during a forward of the backbone. Layers that read the same x share `shared`, which
-    computes `down(x)` once for all of them. `position` is the position of this layer's down factor in
-    `shared`. The up factor computes each of `output_slices` slices of the output. With `drops_update`,
-    `dropout` applies to the entries of the update itself.
+    Factors exist only during a forward of the backbone, or as long as `Adapter.hold` holds them. Layers that
+    read the same x share `shared`, which computes `down(x)` once for all of them. `position` is the position
+    of this layer's down factor in `shared`. The output has `output_slices` slices, and the same up factor
+    computes each. With `drops_update`, `dropout` applies to the entries of the update itself.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class AdaptedLinear(nn.Module):
         return y if self.bias_update is None else y + self.bias_update.to(y.dtype)
 
     def _with_update(self, y: Tensor, narrow: Tensor, up: Tensor) -> Tensor:
-        """Adds the update to `y` (N, out) in place. Returns `y`, as (N·n, out / n) for n equal slices."""
+        """Adds the update to `y` (N, out) in place. Returns `y`, possibly reshaped."""
         out = y.shape[1]
         if len(up) > out:
             up = up[:out]
@@ -184,7 +184,7 @@ class AdaptedLinear(nn.Module):
 
 
 def _unregistered(factor: Tensor | None) -> Tensor | None:
-    """Returns a view of a parameter, because a module does not register a view as its own."""
+    """Returns a view of a parameter, because a module would register the parameter itself as its own."""
     return factor.view_as(factor) if isinstance(factor, nn.Parameter) else factor
 
 

@@ -48,7 +48,7 @@ class Masks:
         self._open: WeakSet[_Forward] = WeakSet()
 
     def place(self, *, of_weight: bool = False) -> DropoutSite:
-        """Adds a place that drops entries of activations or, with `of_weight`, entries of a weight.
+        """Adds and returns a place that drops entries of activations or, with `of_weight`, of a weight.
 
         Places are numbered from 0.
         """

@@ -1,4 +1,4 @@
-"""Base classes of methods with low-rank updates: in general, stacked over sites, and with cuts of ranks."""
+"""Base classes of methods with low-rank updates, of those that stack updates, and of those that cut ranks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LowRankMethod(Method):
 
     @property
     def revisions(self) -> int:
-        """Counts one change of results with dropout: at first, dropout drew from torch's global stream."""
+        """One more with dropout: in an earlier version, dropout drew from torch's global stream."""
         return super().revisions + (self.dropout > 0)
 
     @abstractmethod
@@ -78,8 +78,8 @@ class StackedMethod(LowRankMethod):
     """A method that stacks the updates of several sites in tensors, as slices of one shape.
 
     The slices are those of the model with full attention (see `methods.slices`). If a weight has fewer rows
-    than its up factor, it gets the factor's first rows. For the heads of key and value that query heads
-    share, `shared_heads` applies.
+    than its up factor, only the factor's first rows are used. If query heads share the heads of key and
+    value, `shared_heads` chooses how key and value use their up factors instead.
     """
 
     shared_heads: Annotated[SharedHeads, Later()] = "tied"
@@ -99,7 +99,7 @@ class Fitting:
     shared_heads: SharedHeads
 
     def __call__(self, contracted: Contracted, method: Parametrisation) -> Contracted:
-        """Reduces each up factor to as many rows as its site has, or to `hidden` rows for output slices."""
+        """Reduces each up factor to the number of rows of its weight or, for sliced outputs, of a slice."""
         rows = {
             site: self.geometry.hidden
             if site in method.output_slices
@@ -149,7 +149,10 @@ class CutMethod(StackedMethod):
     @property
     @abstractmethod
     def budget_ranks(self) -> Ranks:
-        """The method's own ranks, one for each of `cut_names`. After cuts, the count is at most theirs."""
+        """The method's own ranks, one for each of `cut_names`.
+
+        After all cuts, the adapter has at most as many parameters as with these ranks.
+        """
 
     @abstractmethod
     def cut_limits(self, geometry: Geometry) -> Ranks:
