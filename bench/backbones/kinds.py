@@ -155,8 +155,8 @@ class Kind:
     transposed: tuple[str, ...] = ()
     #: The function that resizes position embeddings. None: the forward pass accepts any image size.
     resize: Resize | None = None
-    #: Composite model types that contain an encoder of this kind, such as `clip`, each with the field of its
-    #: configuration that holds the encoder's configuration.
+    #: Composite model types that contain an encoder of this kind, such as `clip`. Each is mapped to the field
+    #: of its configuration that holds the encoder's configuration.
     within: Mapping[str, str] = field(default_factory=dict)
     #: Weights outside the encoder that a checkpoint may have, beyond `MAY_EXCEED`.
     may_exceed: tuple[str, ...] = ()

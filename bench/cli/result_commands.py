@@ -371,10 +371,11 @@ def verify(
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Check that finished trials are what they claim to be: files, ids, scores, parameters. Changes nothing.
+    """Check that finished trials are what they claim to be: files, ids, scores, parameters.
 
-    The exit code is 0 if everything was checked and nothing is broken, 1 if something is broken, and 3 if
-    nothing is broken but something cannot be checked on this machine.
+    Changes nothing, except with --leftovers --delete. The exit code is 0 if everything was checked and
+    nothing is broken, 1 if something is broken, and 3 if nothing is broken but something cannot be checked on
+    this machine.
     """
     names = what or []
     # Only the address of a store contains these characters.

@@ -123,8 +123,9 @@ def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
 def print_summary(console: Console, summary: Summary) -> None:
     """Prints the results of a run, with one table for each task and backbone.
 
-    Above the tables it prints on which tasks LoRA failed, which rows have collapsed runs, and on which tasks
-    no adapter beats the converged head. Below the tables it prints failed and missing trials, and warnings.
+    Above the tables it names the tasks on which LoRA failed, the rows with collapsed runs, and the tasks on
+    which no adapter beats the converged head. Below the tables it counts failed and missing trials, and
+    prints warnings.
     """
     cells = summary.all_cells
     for sentence in (*summary.failures, *unbeaten(cells)):

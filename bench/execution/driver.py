@@ -40,8 +40,8 @@ LOOK = 2.0
 #: The largest expected difference between the clocks of two machines, in seconds.
 SKEW = 10.0
 
-#: Seconds that an idle driver waits for a server that does not answer (PATIENCE), or for a SQLite file that
-#: cannot be used (FILE_PATIENCE), for instance because another process has locked it.
+#: Seconds that an idle driver waits during an outage: PATIENCE if a server does not answer, FILE_PATIENCE if
+#: a SQLite file cannot be used, for instance because another process has locked it.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
 
 #: The number of automatic further attempts at a trial that was lost with its worker or node. A trial that

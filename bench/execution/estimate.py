@@ -171,9 +171,9 @@ def step_flops(trial: Trial) -> float:
 def activation_mib(trial: Trial, saving: Saving) -> float:
     """A rough estimate of the peak memory of a training step's activations, in MiB.
 
-    For the backward pass each layer keeps, for each position, four vectors of the hidden size, the query, the
-    key, the value, the output of attention, and the inner states of the MLP. With checkpointing each layer
-    keeps only its input, and one layer at a time keeps everything. The temporary memory of one layer's
+    For the backward pass each layer keeps, for each position, the query, the key, the value, the output of
+    attention, the inner states of the MLP, and four more vectors of the hidden size. With checkpointing each
+    layer keeps only its input, and one layer at a time keeps everything. The temporary memory of one layer's
     backward pass is added. Attention scores are ignored, because fused kernels do not keep them. Logits over
     a vocabulary are ignored as well.
     """

@@ -44,8 +44,8 @@ HELD = 0.99
 class Pair:
     """The update of an attention projection as a product of low rank, `split` @ `unsplit`.
 
-    `split` (heads, head size, r) is the factor of the side that is split into heads, and `unsplit` (r, d)
-    that of the other side, of hidden size d.
+    `split` (heads, head size, r) is the factor of the side that is split into heads. `unsplit` (r, d) is the
+    factor of the other side, which has the hidden size d.
     """
 
     split: Tensor

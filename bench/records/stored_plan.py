@@ -111,7 +111,7 @@ class PlannedRow(Wired):
 
 
 class TableLine(Protocol):
-    """What `row_texts` needs of a row, whether it is one of a plan or one of results."""
+    """The fields that `row_texts` reads, of a row of a plan or a row of results."""
 
     @property
     def task(self) -> str: ...

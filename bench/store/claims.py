@@ -29,7 +29,7 @@ from bench.store.outbox import Outbox
 from bench.store.queries import PAGE, every_page
 from bench.store.store import Store
 
-#: The prefix of the names of claims, and of the keys of tags that are signs of life.
+#: The prefix of the names of claims (PREFIX), and that of the keys of signs of life (SIGN).
 PREFIX = "tensorbench-claim"
 SIGN = "driver."
 

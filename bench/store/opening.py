@@ -93,8 +93,9 @@ def unpack(
 ) -> list[MergedExperiment]:
     """Merges packs into a store, which is created if missing.
 
-    Trials in the store stay unchanged. If the process is killed, the same call continues where it ended.
-    `listener` is called with the number of trials written and their total.
+    Finished trials in the store keep their results, and get a missing adapter from the pack. If the process
+    is killed, the same call continues where it ended. `listener` is called with the number of trials written
+    and their total.
 
     Raises UserError and writes nothing if a pack is refused, if a trial's score in the store or in another
     pack differs, or if the same suite was run differently there.

@@ -41,9 +41,9 @@ def merge(
 ) -> list[MergedExperiment]:
     """Merges experiments with distinct names into the store at `uri`, which is created if missing.
 
-    Trials in the store stay unchanged. If the process is killed, the same call continues where it ended.
-    Raises UserError and writes nothing if a trial or a search has another result in the store, or if the same
-    suite was run differently there.
+    Finished trials in the store keep their results, and get a missing adapter from the pack. If the process
+    is killed, the same call continues where it ended. Raises UserError and writes nothing if a trial or a
+    search has another result in the store, or if the same suite was run differently there.
     """
     connect(uri, create=True)
     merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
