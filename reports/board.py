@@ -18,7 +18,7 @@ from reports.ranking import pareto
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.units import unit_of
 
-#: A field of a heat map has the full colour if its difference is at least this many thresholds.
+#: A field of a heat map has the full colour if its difference is at least this many times the threshold.
 FULL_COLOUR = 4
 
 

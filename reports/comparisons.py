@@ -111,7 +111,7 @@ def find_reference(
 
     Returns the reference and an empty list, or None and a note that says why there is no reference.
 
-    A budget that has LoRA uses its own, and plain LoRA (without options) rather than a variant. Other
+    A budget that has LoRA uses its own: plain LoRA (without options) if possible, otherwise a variant. Other
     budgets, and methods of fixed size, use the plain LoRA of the first budget that has it, or else a variant.
 
     Args:

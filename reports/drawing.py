@@ -227,7 +227,7 @@ def visible_lines(text: str) -> str:
 def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -> tuple[Figure, list[Axes]]:
     """Makes a figure with `count` axes in a grid whose rows are `height` inches high.
 
-    `wide` gives a figure with a single column the width of figures with several.
+    If `wide` is true, a figure with a single column is as wide as figures with several.
     """
     columns = min(columns, count)
     rows = -(-count // columns)

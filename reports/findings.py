@@ -44,8 +44,8 @@ class Against:
 def against(block: Block, comparison: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
     """The difference over all settings of a comparison, or on the setting at index `place`.
 
-    The interval over all settings is simultaneous with those of the block's other methods, and of `beside`
-    further comparisons. The interval on one setting is simultaneous with those of all methods on all
+    The interval over all settings is simultaneous with those of the block's other methods, and with those of
+    `beside` further comparisons. The interval on one setting is simultaneous with those of all methods on all
     settings.
     """
     assert block.reference is not None

@@ -22,8 +22,8 @@ from methods.errors import UnknownNameError, shown
 from reports.inference.intervals import Bounds, Error, simultaneous
 from reports.inference.reruns import RunNoise, run_noise
 
-#: The final metrics that are compared, by their names in peft's files, with the number of test questions
-#: (1,319 in GSM8K). None if the score is not a share of right answers.
+#: The final metrics that are compared, by their names in peft's files. Each has the number of test questions
+#: (1,319 in GSM8K), or None if the score is not a share of right answers.
 METRICS: dict[str, int | None] = {"test accuracy": 1319, "test dino_similarity": None}
 
 #: The default reference configuration.

@@ -183,10 +183,10 @@ class StudyAnalysis:
         return _score(cell.metric, effect([part]))
 
     def failed(self, seed: Seed) -> bool:
-        """Whether a trial failed: it diverged, or its score is far below its method's best.
+        """Whether a trial failed: it diverged, or its score is far below that of its cell's best trial.
 
-        Far means at least `FAILED` points (see `reports.inference.studies`). In a cell without a complete
-        study, only divergence counts.
+        The best trial has the lowest validation loss. Far means at least `FAILED` points (see
+        `reports.inference.studies`). In a cell without a complete study, only divergence counts.
         """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None:

@@ -412,8 +412,9 @@ class Study(CellsAndSeeds):
     def metrics(self) -> dict[int, str]:
         """The metric of each cell, by the cell's number.
 
-        A cell without a score has the metric of another cell on its setting, of its own experiment if
-        possible. If there is none, it has the metric of any cell. Empty if no cell has a score.
+        A cell without a score has the metric of another cell on its setting, if possible of a cell of its
+        own experiment. If no cell on its setting has a score, it has the metric of some other cell. Empty if
+        no cell has a score.
         """
         scored = [cell for cell in reversed(self.all_cells) if cell.metric]
         own = {(cell.experiment, cell.setting): cell.metric for cell in scored}

@@ -11,7 +11,7 @@ from bench.records.stored_plan import PlannedTrial, StudyPlan
 from reports.study import Cell, Seed, Study, kept_trials
 from reports.units import unit_of
 
-#: The fields of a recipe that earlier versions lacked, with the values that amount to their behaviour.
+#: The fields of a recipe that earlier versions lacked, with values that give the behaviour of those versions.
 EARLIER = {"adapter_weight_decay": "as weight_decay"}
 
 #: The words, in lower case, that YAML 1.1 does not read as strings.

@@ -30,7 +30,7 @@ class Summary(CellsAndSeeds):
     closing: str
     cells: pd.DataFrame
     seeds: pd.DataFrame
-    #: Warnings about trainings and tunings.
+    #: Warnings about trainings, tunings and searches.
     warnings: tuple[str, ...] = ()
     #: A sentence for each cell in which plain LoRA failed, and one for each cell with collapsed runs.
     failures: tuple[str, ...] = ()
