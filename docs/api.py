@@ -78,7 +78,7 @@ def _documented(doc: Doc) -> Iterator[Doc]:
 
 
 def _wants_words(doc: Doc) -> bool:
-    """Whether a name needs a docstring: constants, fields and overrides of documented members need none."""
+    """Whether a name needs a docstring. Constants, fields and overriding methods need none."""
     if isinstance(doc, Function):
         return not any(doc.name in vars(base) for base in _bases(doc))
     return isinstance(doc, Module | Class)

@@ -21,7 +21,7 @@ HEADINGS = ("method", "at rank 4", "at LoRA's budget", "sites", "scale", "rate")
 #: The geometry of ViT-B and RoBERTa-base.
 SHAPE = Geometry(768, 12, 12, 3072)
 RANK = 4
-#: The value of `targets` that stands for these projections.
+#: Maps projections to the value of the option `targets` that selects them.
 SITES = {
     ("query", "value"): "qv",
     ("query", "key", "value"): "qkv",

@@ -118,7 +118,7 @@ def copies(tensors: Any) -> dict[str, Tensor]:
 
 
 def size(method: Method) -> str:
-    """The choice that sets the number of parameters: "a rank", "a rank or a budget", or none ("its own")."""
+    """Names what sets the number of parameters: "a rank", "a rank or a budget", or "its own" if fixed."""
     if not method.sizeable:
         return "its own"
     for budget in BUDGETS:

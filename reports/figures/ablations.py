@@ -14,8 +14,8 @@ from reports.units import unit_of
 def ablation(number: int, stored: StoredAblation, level: float | None = None) -> list[Drawn]:
     """The figures of an ablation: score by rank, importance of each mode, and singular values by mode.
 
-    `level` is the validation score of the converged head, if known. `number` distinguishes the names of the
-    figures of several ablations.
+    `level` is the validation score of the converged head, if known. `number` is part of the figures' names,
+    which thus differ between ablations.
     """
     with styled():
         drawn = [_by_rank(number, stored, level), _importance(number, stored), _spectra(number, stored)]

@@ -17,8 +17,8 @@ from reports.inference.intervals import Bounds
 
 #: The largest number of rows of one forest.
 MOST_ROWS = 40
-#: A value is an outlier, marked only at the edge, if it is farther from zero than this many times the
-#: threshold and this many times the median value.
+#: An outlier is farther from zero than this many times the threshold and than this many times the median
+#: distance from zero. Outliers are marked only at the edge.
 FAR = 6
 #: The dash patterns of lines across a forest, in order.
 DASHES = (":", "--", "-.")

@@ -131,7 +131,7 @@ def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None =
 
 
 def _inside(block: StudyBlock, differences: Sequence[float | None]) -> dict[int, float]:
-    """The differences that are not None, by index, in units of the axis."""
+    """The known differences by index, in units of the axis."""
     return {
         number: block.unit.factor * value for number, value in enumerate(differences) if value is not None
     }
@@ -338,9 +338,9 @@ def _draw_trials(
 
 
 def _zeros(block: StudyBlock) -> list[float]:
-    """The zero of the score axis on each setting: the score after `k` trials of the reference.
+    """The score that each setting's panel shows as zero: that of the reference after `k` trials.
 
-    Without a reference, the score of the best method.
+    Without a reference, that of the best method.
     """
     sign, places = direction(block.metric), range(len(block.settings))
     own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
@@ -348,10 +348,10 @@ def _zeros(block: StudyBlock) -> list[float]:
 
 
 def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
-    """How far the panels of rates must extend below zero for a method's trials that did not fail.
+    """The lower limit that a method needs in the panels of rates: its lowest score of trials that did not fail.
 
-    Returns the lowest of their scores, each minus the zero of its setting, but no less than -`DEPTH` points.
-    `zeros` has the zero of each setting (see `_zeros`).
+    Each score is relative to the zero of its setting, from `zeros` (see `_zeros`). The limit is at least
+    -`DEPTH` points.
     """
     each = [
         max(float(studies.scores[~studies.failed].min()) - zero, -DEPTH * studies.point)

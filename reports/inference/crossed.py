@@ -26,8 +26,8 @@ _LOG_DRAWS = 11
 class OnSetting:
     """The difference between two methods on one setting, and the variance of its error from each source."""
 
-    #: The number of seed pairs, or of paired studies. If the methods share no seeds: the number of seeds of
-    #: the method that has fewer.
+    #: The number of seed pairs, or of paired studies. For methods that share no seeds, the smaller of their
+    #: two numbers of seeds.
     pairs: int
     #: The difference between the methods' means or estimates.
     difference: float
@@ -123,9 +123,9 @@ def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array])
 
 
 def _noise(by_example: Array) -> float:
-    """The variance R / ne of `of_seeds_and_examples`, which neither seeds nor examples explain.
+    """The residual variance R / ne in the formula of `of_seeds_and_examples`.
 
-    `by_example` is (seeds, examples).
+    `by_example` is (seeds, examples). The residual is the part that neither seeds nor examples explain.
     """
     seeds, examples = by_example.shape
     of_seed, of_example = by_example.mean(1), by_example.mean(0)
@@ -186,6 +186,6 @@ def lottery(scores: Array, noise: Array) -> float:
 
 @lru_cache
 def _draws(points: int) -> Array:
-    """Independent standard normal numbers (draws, points), the same in every call."""
+    """Quasi-random standard normal numbers (draws, points), the same in every call."""
     draws: Array = stats.qmc.MultivariateNormalQMC(np.zeros(points), rng=0).random(2**_LOG_DRAWS)
     return draws

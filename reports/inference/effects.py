@@ -28,7 +28,7 @@ class Effect:
 
     @property
     def fewest(self) -> int:
-        """The smallest number of pairs on a setting."""
+        """The number of pairs on the setting that has the fewest."""
         return min(part.pairs for part in self.parts)
 
     @property
@@ -73,7 +73,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a difference. It depends only on the interval, not on the estimate in it."""
+    """The verdict on a difference. It depends on the interval, not on the estimate within the interval."""
 
     answer: Answer
     #: "better" or "worse" if the interval excludes zero. Otherwise empty.
@@ -108,7 +108,7 @@ def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = Fals
 
 
 def weaker(first: Verdict, second: Verdict) -> Verdict:
-    """The verdict with only the claims that both verdicts make."""
+    """The strongest verdict that both verdicts support."""
     if Answer.NONE in (first.answer, second.answer):
         return Verdict(Answer.NONE)
     side = first.side if first.side == second.side else ""

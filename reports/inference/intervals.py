@@ -26,18 +26,20 @@ RESOLUTION = 10.0**-RESOLUTION_DIGITS
 
 
 def simultaneous(claims: int, level: float = LEVEL) -> float:
-    """The level that each of `claims` two-sided intervals needs for joint coverage of `level` (Šidák, 1967).
+    """The level that each of several intervals needs for the joint level `level` (Šidák, 1967).
 
-    Independence is not required: for jointly normal estimates with any correlation, such as differences from
-    one reference, the joint coverage is at least the product.
+    `claims` is the number of intervals, which are two-sided. Independence is not required: for jointly normal
+    estimates with any correlation, such as differences from one reference, the joint coverage is at least the
+    product.
     """
     return float(level ** (1 / max(1, claims)))
 
 
 def of_each(families: int) -> float:
-    """The level that each family of claims needs so that all `families` are simultaneous at `LEVEL`.
+    """The joint level that each group of claims needs, so that all groups together have `LEVEL`.
 
-    This is Bonferroni's correction. It is valid for families with any dependence.
+    `families` is the number of groups. This is Bonferroni's correction, which is valid for groups with any
+    dependence.
     """
     return 1 - ALPHA / families
 
@@ -54,7 +56,7 @@ def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
 def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
     """Half the width of Student's interval of a mean, at `LEVEL`.
 
-    `sd` is the standard deviation of the `count` values averaged.
+    The mean is over `count` values, whose standard deviation is `sd`.
     """
     count = np.asarray(count)
     half: Array = t_quantile((1 + LEVEL) / 2, count - 1) * np.asarray(sd) / np.sqrt(count)

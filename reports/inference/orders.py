@@ -17,8 +17,7 @@ from reports.inference.intervals import LEVEL, RESOLUTION_DIGITS, Array, simulta
 class Ranks:
     """The places of methods, 1 for the best. Ties share the mean of their places."""
 
-    #: Each method's mean place: its place on every single setting, averaged over settings. It has no
-    #: interval.
+    #: Each method's places on the single settings, averaged over settings. This average has no interval.
     mean: Array
     #: Each method's place by its mean score over settings.
     place: Array

@@ -18,11 +18,11 @@ from reports.inference.studies import CompleteStudies, of_pair
 POWER = 0.8
 #: The largest number of seeds that is suggested.
 MOST_SEEDS = 1000
-#: Probabilities are averaged over 2**_LOG_DRAWS random draws of the variances over seeds.
+#: Probabilities are averaged over 2**_LOG_DRAWS quasi-random draws of the variances over seeds.
 _LOG_DRAWS = 8
-#: Jackknife variances are multiplied by this factor, which was found by simulation. They vary more than
-#: variances of normal values, mostly at k ≥ 8. An interval that is wide by chance detects less, so their
-#: plain mean would promise too much.
+#: A factor on the mean of jackknife variances, found by simulation. Jackknife variances vary more than
+#: variances of normal values, mostly at k ≥ 8. An interval that is wide by chance detects less, so the mean
+#: without this factor would promise too much.
 _TAILS = 1.1
 #: A method's assumed score at its best learning rate, and its score by chance.
 _BEST, _CHANCE = 0.85, 0.5
@@ -97,7 +97,7 @@ class Design:
         )
 
     def _halves(self, seeds: int) -> Array:
-        """Half widths of the interval (draws,), one for each random draw of the sample variances over seeds.
+        """Half widths of the interval (draws,), one for each draw of the sample variances over seeds.
 
         Each draw's degrees of freedom follow from its own variances, as they do in a report.
         """
@@ -134,7 +134,8 @@ class Design:
 def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | None:
     """The design behind a measured comparison. None if the noise of the comparison is unknown.
 
-    The comparison is one of `claims`. `at_once` is the joint level of their intervals.
+    `claims` is the number of comparisons with simultaneous intervals, including this one. `at_once` is their
+    joint level.
     """
     if effect.error is None or effect.error.none:
         return None
@@ -153,7 +154,7 @@ def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -
 
     The mean is taken over all comparisons whose noise is known. A median would promise too much, since most
     variances over few seeds are too small. Leaving out comparisons with collapsed runs would promise too much
-    as well. `claims` and `at_once` are as in `of_effect`.
+    as well. For `claims` and `at_once` see `of_effect`.
     """
     designs = [design for each in effects if (design := of_effect(each, claims, at_once))]
     if not designs:
@@ -253,12 +254,12 @@ def of_assumed(
     examples: float = 0.0,
     repeats: int = 200,
 ) -> Design:
-    """The design of a comparison of two methods by studies, if `response` describes both on every task.
+    """The design of a comparison of two methods by studies. `response` describes both methods on every task.
 
-    The comparison is one of `claims`. Its variance over studies is the mean over `repeats` simulated
-    comparisons of scores after `k` trials. `examples` is the variance that test examples add to a difference
-    on one task. Raises ValueError if there are too few studies for an interval, or if fewer than k trials
-    remain without one study.
+    `claims` is the number of comparisons with simultaneous intervals, including this one. The comparison is
+    simulated `repeats` times, with scores after `k` trials, and its variances over studies are averaged.
+    `examples` is the variance that test examples add to a difference on one task. Raises ValueError if there
+    are too few studies for an interval, or if fewer than k trials remain without one study.
     """
     if studies < LEAST_SEEDS:
         raise ValueError(f"studies: {studies}, expected at least {LEAST_SEEDS}")
@@ -275,10 +276,10 @@ def of_assumed(
 
 
 def of_stored(stored: Design, *, tasks: int, studies: int, claims: int, points: float = 1.0) -> Design:
-    """The design of a comparison of this size, with the noise of stored studies at the same k.
+    """The design of a comparison of this many tasks, studies and claims, with the noise of stored studies.
 
-    `stored` is the result of `of_effects` for effects from `studies.of_pair`. `points` is the number of
-    points per study, divided by the number in the stored studies.
+    `stored` is the result of `of_effects` for effects from `studies.of_pair`, at the same k. `points` is the
+    number of points per study, divided by the number in the stored studies.
     """
     spreads = stored.spreads if stored.settings == tasks else (fmean(stored.spreads),) * tasks
     examples = stored.examples * stored.settings / tasks

@@ -27,7 +27,7 @@ from reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, B
 TRIALS = (1, 2, 4, 8, 16)
 #: A trial counts as failed if it scores this many points or more below its method's best.
 FAILED = 10
-#: The variance due to failures is computed at this quantile of the share of failures.
+#: The variance due to failures is computed with this quantile in place of the observed share of failures.
 _OF_FAILURES = 0.75
 #: A rate counts as near the best if its score is at most this many points lower.
 NEAR = 1
@@ -117,7 +117,7 @@ class CompleteStudies:
     def fall(self) -> float:
         """The mean amount by which failed trials score below `best`.
 
-        If no trial failed, the amount by which `chance` lies below `best`.
+        If no trial failed, the amount by which `chance` lies below `best`, at least 0.
         """
         failed = self.scores[self.failed].mean() if self.failed.any() else min(self.chance, self.best)
         return float(self.best - failed)
@@ -181,10 +181,11 @@ def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
     """The probability (cases,) that k randomly drawn trials include no barred trial.
 
     `barred` (cases, strata) and `sizes` (strata,) count the barred trials and all trials of each stratum. The
-    counts drawn per stratum are multinomial, and no stratum gives more trials than it has. Their generating
-    functions multiply. In them, j trials of a stratum have the weight 1 / j!. If b of its n trials are
-    barred, j trials avoid them with probability C(n - b, j) / C(n, j). The coefficient at k is computed from
-    the product's values on the unit circle.
+    numbers of trials drawn per stratum are multinomial, but no stratum gives more trials than it has. The
+    probability is therefore a coefficient, at k, of a product of generating functions, one for each stratum.
+    If b of a stratum's n trials are barred, j trials drawn from the stratum have the weight 1 / j!, and avoid
+    the barred ones with probability C(n - b, j) / C(n, j). The coefficient is computed from the values of the
+    product on the unit circle.
     """
     drawn = np.arange(1, min(k, int(sizes.max())) + 1)
     left = sizes[:, None] - drawn + 1
@@ -265,9 +266,9 @@ def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
 
     If a share p of trials fails, all k fail with probability p^k, and the score loses that share of `fall`.
     By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p over
-    studies. With few trials, the observed p and its error may be too small by chance. So p is the upper
-    quartile compatible with the trials (Clopper and Pearson), and its standard error is at least 0.5 /
-    trials, or 1 / trials if no trial failed.
+    studies. With few trials, the observed p and its error may be too small by chance. So p is set to
+    its one-sided upper limit of level `_OF_FAILURES` (Clopper and Pearson). Its standard error is set to at
+    least 0.5 / trials, or 1 / trials if no trial failed.
     """
     failed, trials = int(studies.failed.sum()), studies.trials
     share = float(stats.beta.ppf(_OF_FAILURES, failed + 1, trials - failed))
@@ -292,8 +293,8 @@ def smoothed(studies: CompleteStudies, rates: Array) -> Array:
     """The typical score at each of these rates (offsets in decades).
 
     The score is a LOESS curve of degree 2 and span 0.75 (Cleveland and Devlin, 1988) through the trials that
-    did not fail. If most of the quarter of trials nearest to a rate failed, the typical score is `best` minus
-    `fall` instead, the mean score of failures.
+    did not fail. At a rate where most of the nearest quarter of trials failed, the score is instead the
+    mean score of failed trials, `best` minus `fall`.
     """
     curve = _loess(studies, studies.scores, rates)
     return np.where(_failing(studies, rates), studies.best - studies.fall, curve)

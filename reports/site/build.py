@@ -36,8 +36,8 @@ def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
     """Writes the site of the packs in the folder `results`, and returns the site's files.
 
     An earlier site in `out` is replaced. Raises UserError, with nothing written, if a pack is refused (see
-    `reports.site.published`) or if `out` has other contents. With `force`, other contents are kept and the
-    site is written beside them. Raises UserError also if the files cannot be written.
+    `reports.site.published`) or if `out` has contents but no earlier site. With `force`, such contents are
+    kept and the site is written beside them. Raises UserError also if the files cannot be written.
     """
     earlier = (out / MANIFEST).is_file()
     target = output_folder(out, "site", force=force or earlier)
@@ -64,7 +64,7 @@ def site_files(packs: Sequence[Path]) -> Files:
 
 
 class _Line(NamedTuple):
-    #: The standing from which the line takes its name.
+    #: One of the standings. It gives the line's suite, block, method and difference over all settings.
     first: Standing
     #: The method's standing on each setting of the site. None on settings where the method has none.
     standings: Sequence[Standing | None]
@@ -77,7 +77,7 @@ class _Site:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """The standings of all cells with an ended seed. Other cells appear only on their suite's page."""
+        """The standings of all cells with a finished or failed seed. Only the suite's page has the others."""
         every = (line for suite in self.suites for line in standings(suite.name, suite.analysis))
         return [line for line in every if line.cell.missing < line.cell.seeds]
 
@@ -172,8 +172,8 @@ AGREES = 1e-6
 def differences(expected: Files, folder: Path, beside: Collection[str] = ()) -> list[str]:
     """Compares the files in a folder with the expected ones. Returns a line per difference.
 
-    A file may differ, be missing, or be neither expected nor in `beside`. Drawings and digits after the sixth
-    are not compared.
+    A file may differ, be missing, or be unexpected. Unexpected files named in `beside` are ignored. Drawings
+    and digits after the sixth are not compared.
     """
     if not folder.is_dir():
         return ["there is no such folder"]

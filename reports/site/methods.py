@@ -56,7 +56,7 @@ class MethodPage:
 
 
 def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
-    """The standings by heading of a table: setting and block, or an empty heading for up to `MOST_LINES`."""
+    """Groups standings by the heading of their table. Up to `MOST_LINES` make one table without heading."""
     is_short = len(standings) <= MOST_LINES
     return grouped(standings, lambda line: "" if is_short else f"{line.cell.setting}: {line.block}")
 
@@ -82,7 +82,7 @@ def _page(name: str, standings: Sequence[Standing]) -> MethodPage:
 
 
 def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> str:
-    """The title of a method's page: its name, without the words of a variant or label."""
+    """The title of a method's page: the method's name, without the words that tell its variants apart."""
     titles = list(dict.fromkeys(cell.title for cell in cells))
     plain = family.replace("_", "-")
     if equation and equation.name.lower().replace(" ", "-") != plain:
@@ -96,7 +96,8 @@ def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> s
 def file_name(name: str) -> str:
     """A file name for any name, without its ending.
 
-    A long name is shortened, unusual characters are replaced, and a hash is then added.
+    A short name of lower-case letters, digits, `-` and `_` stays as it is. Any other name is cleaned and
+    shortened, and gets a hash of the full name.
     """
     if re.fullmatch("[a-z0-9][a-z0-9_-]{0,60}", name):
         return name

@@ -122,7 +122,8 @@ class Published:
 def answer_of_all(suites: Sequence[Published]) -> str:
     """A sentence on the methods that are significantly better than LoRA, with their suites and budgets.
 
-    A second sentence says how large a difference may have gone undetected.
+    For suites that were not tuned by studies, a second sentence says how large a difference may have gone
+    undetected.
     """
     better = [
         f"{first_few(names, 3)} ({suite.name}, {budget})"
@@ -160,8 +161,8 @@ def packs_in(folder: Path) -> list[Path]:
 def published(packs: Sequence[Path]) -> Iterator[Published]:
     """Yields the suites in these packs, by name.
 
-    Raises UserError if a pack is refused or has no finished trial, if results of a suite contradict each other, or
-    if trials are not comparable.
+    Raises UserError if a pack is refused or has no finished trial, if results of a suite contradict each
+    other, or if trials are not comparable.
     """
     opened = [(path.name, source) for path in packs for source in open_pack(path)]
     for _, parts in sorted(grouped(opened, lambda part: part[1].name).items()):

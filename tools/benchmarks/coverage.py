@@ -5,8 +5,8 @@
 Prints the tables of docs/explanations/statistics.md. Each example's contribution is simulated as the sum of
 four terms: the method's mean, an effect of the run, an effect of the example under the method, and noise.
 Effects of runs have a standard deviation of 0.7 points. They are normal, or skewed to the left like a gamma
-distribution of shape 4. With 1,000 examples, the last two terms give a run's score standard deviations of
-0.33 and 0.35 points. A collapsed run scores 30 points less.
+distribution of shape 4. With 1,000 examples, the last two terms contribute standard deviations of 0.33 and
+0.35 points to a run's score. A collapsed run scores 30 points less.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def parts(tables: Sequence[Table], method: int, reference: int = 0) -> list[OnSe
     return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
 
 
-#: Names of quantities with their values in one repeat. A value is a share of cases, or a number of points.
+#: Yields names of quantities with their values in one repeat: shares of cases, or numbers of points.
 Counted = Iterator[tuple[str, float]]
 Quantity = Callable[[Scenario, Generator], Counted]
 Rows = dict[str, list[float]]
@@ -193,10 +193,10 @@ class Tuning:
         return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
 
     def once(self, numbers: Generator) -> tuple[Effect, float, float]:
-        """Simulates one comparison. Returns the estimated effect and two true values of it.
+        """Simulates one comparison. Returns the estimated effect and two true differences.
 
-        The first is the true value if the methods are tuned again, and the second the true value at the
-        chosen points.
+        The first is the mean difference over repeated tunings, and the second the difference between the
+        points that were chosen.
         """
         gains, true_gains, gains_at_points = [], [], []
         for _ in range(self.tasks):
@@ -227,11 +227,11 @@ class Tuning:
 
 
 def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
-    """Three shares of repeats in which an interval contains a true value.
+    """The shares of repeats in which an interval contains a true difference of `Tuning.once`.
 
-    - the full interval, and the true value if the methods are tuned again
-    - the interval for the chosen points, and the same true value
-    - the interval for the chosen points, and the true value at these points
+    - the full interval, and the difference over repeated tunings
+    - the interval for the chosen points, and the difference over repeated tunings
+    - the interval for the chosen points, and the difference between these points
     """
     held = []
     for _ in range(repeats):

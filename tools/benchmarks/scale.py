@@ -2,12 +2,12 @@
 
     python -m tools.benchmarks.scale FOLDER [--store postgres] [--stored 1000 10000] [--drivers 4]
 
-For each size, a store is filled with made-up results. Drivers with `--slots` slots each then run the
-`--trials` that are missing. These trials take no time, but their records are written as always, with files
-and one report of progress. The command prints processor times (which do not depend on other load of the
-machine), requests to the server, and statements to a SQLite file. Each is given for the start (up to the
-first trial), per trial, for the end, and for another start on the finished suite. `--store postgres` is an
-MLflow server over PostgreSQL.
+For each size, a store is filled with made-up results of a suite, except for a number of missing trials
+(`--trials`). Drivers (`--drivers`), with a number of slots each (`--slots`), then run these trials. They take
+no time, but their records are written as always, with files and one report of progress. The command prints
+processor times (which do not depend on other load of the machine), requests to the server, and statements to
+a SQLite file. Each is given for the start (up to the first trial), per trial, for the end, and for another
+start on the finished suite. `--store postgres` is an MLflow server over PostgreSQL.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Times(Audience):
     """Takes processor times and counts requests, at the start, the first and last trial, and the end."""
 
     def __init__(self, services: dict[str, int]) -> None:
-        #: Processes that serve the driver, by name.
+        #: The ids of the processes that serve the driver, by name.
         self._services = services
         self.ended: Counter[str] = Counter()
         self._began = self._now()
@@ -153,7 +153,7 @@ def drive(suite: str, store: str, slots: str, services: str) -> None:
 
 
 def driven(suite: Path, store: str, drivers: int, slots: int, services: dict[str, int]) -> dict[str, Any]:
-    """Runs several drivers at once, and returns the sums of their times and requests."""
+    """Runs several drivers at once. Returns their total times and requests at start, per trial and at end."""
     command = [sys.executable, "-m", __spec__.name, "--drive", str(suite), store, str(slots)]
     running = [
         subprocess.Popen([*command, json.dumps(services)], stdout=subprocess.PIPE) for _ in range(drivers)

@@ -6,9 +6,9 @@ Trials are simulated by `reports.inference.power.Response`: the score is a parab
 points lower one decade from its optimum. The window is one decade wide. Standard deviations are 0.65 points
 over seeds, 0.35 for answers and 0.7 for validation losses. The optima of the two methods lie 0.31 decades
 above and 0.28 decades below the window's centre. Both methods have the same stratified rates, 8 points per
-study. Test examples add 0.25 points to a difference. True values come from a million independent trials. All
-repeats of a scenario are computed at once, and the first two are checked against `of_pair`. A thousand
-repeats take about five minutes.
+study. Test examples add an error with a standard deviation of 0.25 points to a difference. True values come
+from a million independent trials. All repeats of a scenario are computed at once, and the first two are
+checked against `of_pair`. A thousand repeats take about five minutes.
 """
 
 from __future__ import annotations
@@ -168,14 +168,14 @@ class Drawn:
 
     #: The method and the reference on each task.
     sides: list[tuple[Side, Side]]
-    #: The errors of the differences after k trials, for each k in `TRIALS` (tasks, ks, repeats).
+    #: The estimated minus the true difference after k trials, for each k in `TRIALS` (tasks, ks, repeats).
     off: Array
     #: The squared standard errors of the differences over studies (tasks, ks, repeats).
     variance: Array
     studies: int
 
     def errors(self, tasks: int, level: float = LEVEL) -> tuple[Array, Array]:
-        """The errors of mean differences over this many tasks, and half the widths of their intervals."""
+        """The errors `off` averaged over the first `tasks` tasks, and half the widths of the intervals."""
         variance = self.variance[:tasks]
         total = variance.sum(0)
         freedom = (self.studies - 1) * total**2 / (variance**2).sum(0)
@@ -214,7 +214,7 @@ def draw(numbers: Generator, scenario: Scenario, studies: int, repeats: int) -> 
 
 
 def true_shares(response: Response, optimum: float) -> tuple[float, float]:
-    """The share of the window within a point of the best, and the share of failures."""
+    """The true values of `share_near` and `share_failed`."""
     away = np.linspace(-0.5, 0.5, 10_001) - optimum
     lasting, curve = away <= response.cliff, -response.curvature * away**2
     near = lasting & (curve >= curve[lasting].max() - 0.01)
@@ -223,7 +223,7 @@ def true_shares(response: Response, optimum: float) -> tuple[float, float]:
 
 
 def shares(scenario: Scenario, drawn: Drawn, repeats: int) -> dict[str, float]:
-    """Coverage of the intervals for the shares of trials near the best and of failed trials."""
+    """Coverage of the intervals for `share_near`, `share_failed` and `transfer`, by name."""
     held: dict[str, list[bool]] = {}
 
     def count(name: str, interval: tuple[float, float] | None, truth: float) -> None:

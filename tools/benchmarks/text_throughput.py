@@ -3,8 +3,8 @@
     python -m tools.benchmarks.text_throughput
 
 TensLoRA's code pads to 512 tokens. Both sides train the same adapter on a model of RoBERTa-base's shape with
-random weights (no download), in one process and in turns. Both have the same batches of sentences as long as
-CoLA's. First their losses are compared on a few batches, with dropout off.
+random weights (no download), in one process and in turns. Both have the same batches of sentences, with
+lengths like CoLA's. First their losses are compared on a few batches, with dropout off.
 """
 
 from __future__ import annotations

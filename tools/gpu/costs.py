@@ -33,9 +33,9 @@ def speed(
 ) -> Iterator[Row]:
     """Times the methods that `perf` compares, on one backbone.
 
-    The floor (one trained bias) and the reference run first, and the step fails if one of them fails. Any
-    other method that fails gives a row with its error. After the first round every method has a row, which
-    later rounds refine.
+    The first round begins with the floor (one trained bias) and the reference, and the step fails if one of
+    them ever fails. Any other method that fails gives a row with its error. After the first round every
+    method has a row, which later rounds refine.
     """
     loaded = _loaded(backbone, device)
     inputs, labels = perf._batch(loaded, batch, device)

@@ -116,7 +116,7 @@ class Runner:
         return status == "done"
 
     def _watch(self, step: Step, end: float) -> tuple[str, str]:
-        """Reads the rows of a step until it ends and returns how it ended, with a message."""
+        """Reads the rows of a step until it or its time ends. Returns how it ended, with a message."""
         process, link = self._at_work(step)
         while self._clock() < end and link.poll(max(0.0, end - self._clock())):
             try:
@@ -137,7 +137,7 @@ class Runner:
         return "over time", f"ended after {step.seconds:g} s, or with the time of the whole run"
 
     def _at_work(self, step: Step) -> tuple[Any, Connection]:
-        """Sends the step to the current process, or to a new one if that has died."""
+        """Sends the step to the current process, or to a new one if there is none or it has died."""
         request = (step.run, dict(step.options))
         if self._worker is not None:
             try:

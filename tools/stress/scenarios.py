@@ -153,7 +153,7 @@ def first_killed(folder: Path, store: str, last: int, how: Literal["bench", "mlf
 
 
 def first_starts(folder: Path, kills: int = 12) -> Report:
-    """Kills the first start at many points of creating a store, then starts normally."""
+    """Kills the first start at many points of creating a store, and starts normally after each kill."""
     began = time.monotonic()
     statements = first_statements(folder, sqlite(folder))
     for number in range(kills):
@@ -252,7 +252,8 @@ def outage(
 ) -> Report:
     """Stops and restarts the MLflow server, and then PostgreSQL, while two drivers run trials.
 
-    Both drivers share one experiment on a server over PostgreSQL. Unless `both`, PostgreSQL is not stopped.
+    Both drivers share one experiment on a server over PostgreSQL. If `both` is False, only the
+    server stops.
     """
     suite = write_suite(folder, trials, steps)
     began = time.monotonic()
