@@ -27,7 +27,7 @@ def files(pack: Path) -> Files:
 def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed: bool = True) -> Path:
     """Writes a copy of a pack to `target`, with files that `change` has changed.
 
-    If `signed`, the manifest gets the hashes of the new content, as any maker of packs can write them.
+    If `signed`, the manifest gets the hashes of the new content, which anybody can compute.
     """
     content = files(pack)
     change(content)

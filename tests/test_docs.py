@@ -52,9 +52,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def table_rows(page: str, column: int) -> dict[str, dict[str, str]]:
-    """Maps each section's heading to its table, as a map from the first column to the given column.
+    """Reads two columns of each table on a page, by the section's heading.
 
-    Backquotes around cells are removed.
+    Each table becomes a map from its first column to the column with this number. Backquotes around cells are
+    removed.
     """
     sections = {}
     for section in (DOCS / page).read_text(encoding="utf-8").split("\n## ")[1:]:
@@ -151,7 +152,7 @@ TARGETS = ("qv", "qkv", "qkvo", "qkvo+mlp")
 
 
 def options_of_methods(column: int) -> dict[str, dict[str, str]]:
-    """Maps each method to a column of its table of options in methods.md, as a map from option to cell."""
+    """Reads a column of each method's table of options in methods.md, as {method: {option: cell}}."""
     sections = table_rows("reference/methods.md", column)
     methods = {heading.strip("`"): options for heading, options in sections.items() if heading[0] == "`"}
     bare = methods.pop("head_only`, `converged_head` and `full")

@@ -85,8 +85,8 @@ def commands(page: str) -> Iterator[list[str]]:
 def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     """The name of a command, and the values that the program reads from its arguments.
 
-    Raises the errors of the parser. A command without arguments is accepted, since a sentence may only name
-    it.
+    Raises the errors of the parser. A command without arguments is accepted, since sentences name commands
+    without arguments.
     """
     command: Any = typer.main.get_command(app)
     context, name, rest = None, "tensorbench", list(arguments)

@@ -1,4 +1,4 @@
-"""Tests each FacT slice against dense tensors: the paper's, and those of the reference code's reshape."""
+"""Tests each FacT slice against dense tensors: those of the paper, and those of the reference code."""
 
 from __future__ import annotations
 

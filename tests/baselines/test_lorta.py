@@ -44,7 +44,7 @@ class TestLoRTA(StackedOracle):
         return stacked(full.flatten(2, 3), geometry, *PROJECTIONS[:4])
 
     def turned(self, geometry: Geometry) -> set[str]:
-        """The projections with heads on the input side: all, or output alone if attention is not d wide."""
+        """All four projections, or only the output projection if attention is not d wide."""
         return super().turned(geometry) or set(PROJECTIONS[:4])
 
     def formula(self, geometry: Geometry, rank: int) -> int:

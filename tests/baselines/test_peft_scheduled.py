@@ -28,7 +28,7 @@ STEPS = 10
 
 
 def put(options: dict[str, Any], seed: int = 0) -> tuple[SkeletonBackbone, Adapter]:
-    """A backbone, the same in every call, and an adapter on it, whose start `seed` draws."""
+    """A backbone that is the same in every call, and an adapter on it whose start is drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = SkeletonBackbone.random(GEOMETRY)

@@ -26,8 +26,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("RobertaModel", {**SHAPE, **MLP, **TEXT, "classifier_dropout": 0.25}),
 }
 
-#: By kind: patterns of names in transformers 5, with the names that transformers 4 wrote in their place. They
-#: are replaced in this order.
+#: For each kind, the replacements of patterns, in order, that turn names of weights in transformers 5 into
+#: names in transformers 4.
 OLD_NAMES = {
     "vit": (
         (r"^layers\.", "encoder.layer."),
@@ -51,7 +51,7 @@ OLD_NAMES = {
 
 
 def encoder(kind: str, seed: int = 1, **changes: Any) -> Any:
-    """A small model of transformers with random weights, biases and norms. `changes` are of its config."""
+    """A small model of transformers with random parameters. `changes` replace fields of its configuration."""
     name, config = KINDS[kind]
     model_class = getattr(transformers, name)
     with torch.random.fork_rng(devices=[]):
@@ -65,7 +65,7 @@ def encoder(kind: str, seed: int = 1, **changes: Any) -> Any:
 
 
 def model_of(kind: str, **changes: Any) -> Any:
-    """The model of transformers for a tiny backbone of this kind, with random weights."""
+    """The model of transformers for a tiny backbone of this kind, with random parameters."""
     row = ROWS[kind]
     model_class = getattr(transformers, row.model_class)
     config = tiny(kind)._config()
@@ -80,9 +80,10 @@ def model_of(kind: str, **changes: Any) -> Any:
 
 
 def whole_model_of(name: str, tower: str) -> Any:
-    """A model with a text tower and a vision tower. `name` is that of a class, such as CLIP or Siglip.
+    """A model with a text tower and a vision tower, such as CLIP.
 
-    The vision tower is of the kind `tower`.
+    `name` is the beginning of the names of its classes, such as "CLIP". `tower` is the kind of the vision
+    tower.
     """
     text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = getattr(transformers, f"{name}Config")(

@@ -33,7 +33,7 @@ CPU = bench.Place(device="cpu")
 
 
 class Heard(Audience):
-    """Keeps a line of text for each thing that it is told."""
+    """Keeps a line of text for each call that it receives."""
 
     def __init__(self) -> None:
         self.events: list[str] = []

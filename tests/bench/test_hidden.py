@@ -15,9 +15,9 @@ pytestmark = pytest.mark.processes
 
 HOME = str(Path(bench.__file__).parents[1])
 
-#: A script that makes Python find our packages as an editable installation does: after everything on
-#: `sys.path`. Only `bench` is found before, since it starts the search for the other packages. The script
-#: needs Python's option `-S`, because otherwise an installed copy is found first.
+#: A script that makes Python search for our packages as an editable installation does: `sys.path` first, our
+#: code last. Only `bench` is found in our code first, so that the script can import it. The script needs
+#: Python's option `-S`, because otherwise an installed copy is found first.
 EDITABLE = f"""
 import sys
 from importlib.machinery import PathFinder

@@ -61,7 +61,8 @@ class Resumed:
     ran: Ran
     #: The exit code and the output of the fourth start.
     second: Any = None
-    #: What `stop` returns, for the first three starts: under "SIGKILL", "SIGINT" and "last".
+    #: The exit code, the output and the run counts of the first three starts. The keys are "SIGKILL",
+    #: "SIGINT" and "last".
     ends: dict[str, tuple[int, str, Counter[str]]] = field(default_factory=dict)
 
 

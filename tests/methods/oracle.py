@@ -39,7 +39,7 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 RANK, SCALE = 3, 1.7
 
 Values = dict[str, Tensor]
-#: The updates of the weight (out, in) and of the bias (out,), or None for the bias, by adapted site.
+#: Each adapted site's update of the weight (out, in), and of the bias (out,) or None.
 Dense = dict[Site, tuple[Tensor, Tensor | None]]
 
 
@@ -169,7 +169,7 @@ class DenseOracle:
             assert gradients == (zero or set(named))
 
     def test_the_seed_decides_the_start(self) -> None:
-        """Covers parameters and frozen tensors that a stored adapter omits."""
+        """Covers parameters, and also frozen tensors if a stored adapter omits them."""
         geometry, method = self.geometries[0], self.method()
         adapters = [self.started(geometry, seed)[1] for seed in (0, 0, 1)]
         first, same, other = (adapter.named_parameters() for adapter in adapters)
@@ -229,7 +229,7 @@ class LowRankOracle(DenseOracle):
     dropout_at: ClassVar[str] = "input"
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """The change of a site's output (…, out) in training, without bias, under `SpiedDropout`'s masks."""
+        """The change of a site's output (…, out) under `SpiedDropout`'s masks, apart from the bias."""
         weight, _ = self.dense(values, geometry)[site]
         if self.dropout_at == "update":
             return x @ (weight * SpiedDropout.mask(weight)).T
@@ -396,7 +396,10 @@ def copied(adapter: Any) -> dict[str, Tensor]:
 def check_twenty_steps(
     backbone: ToyBackbone, adapter: Any, own: dict[str, Tensor], forward: Callable[[Tensor], Tensor]
 ) -> None:
-    """Compares 20 AdamW steps on the adapter with 20 on `own`, whose logits `forward` computes."""
+    """Compares 20 AdamW steps on the adapter with 20 steps on a copy of its parameters.
+
+    `own` is the copy, and `forward` computes logits from it.
+    """
     named = adapter.named_parameters()
     optimizers = [torch.optim.AdamW(list(group), lr=1e-2) for group in (named.values(), own.values())]
     x = backbone.inputs()
@@ -422,7 +425,7 @@ class SpiedDropout:
 
     @staticmethod
     def mask(x: Tensor) -> Tensor:
-        """A mask like x with zeros and two other values, different in every row and column."""
+        """A mask in the shape of x: zeros, ones and twos that change along every row and column."""
         steps = torch.arange(x[..., 0].numel()).view(*x.shape[:-1], 1) * 5 + torch.arange(x.shape[-1]) * 7
         return (steps % 3).to(x.dtype)
 

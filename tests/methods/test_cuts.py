@@ -1,4 +1,4 @@
-"""Tests ranks cut in training: the choice of ranks, the update's loss, and AdamW's moments."""
+"""Tests cutting ranks in training: which ranks stay, what is left of the update, and AdamW's moments."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def is_train(adapter: LowRankAdapter) -> bool:
 def truncated(tensor: Tensor, ranks: list[int], *, train: bool) -> Tensor:
     """Projects a tensor on the leading singular vectors of its unfoldings.
 
-    All modes of a Tucker tensor use the unfoldings of the tensor itself. Bonds of a train are projected from
-    the last to the first, each with an unfolding of the tensor as projected before.
+    For a Tucker tensor, all modes use the unfoldings of the tensor itself. For a tensor train (`train`), the
+    bonds are projected from the last to the first, and each uses an unfolding of the result so far.
     """
     expected = tensor
     for index, rank in reversed(list(enumerate(ranks))):

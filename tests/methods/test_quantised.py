@@ -72,7 +72,7 @@ def run(
 ) -> tuple[Adapter, Tensor, dict[str, Tensor | None]]:
     """Attaches an adapter with random parameters and runs it forward and backward.
 
-    Returns the adapter, its logits, and the gradients of its parameters, None for those without one.
+    Returns the adapter, its logits, and the gradients of its parameters. A missing gradient is None.
     """
     adapter = method.attach(backbone, torch.Generator().manual_seed(1))
     backbone.module.eval()

@@ -41,7 +41,7 @@ def tensors(adapter: Any) -> list[Any]:
 
 
 def sized(variant: str, factorization: str = "tucker", **options: Any) -> TensLoRA:
-    """A variant whose ranks, if several, all differ and exceed the smallest modes."""
+    """A variant whose ranks all differ, and of which some are larger than the smallest mode."""
     method = create("tenslora", variant=variant, factorization=factorization, **options)
     assert isinstance(method, TensLoRA)
     ranks = (4, 5, 3, 6, 2)[: len(method.rank_names)]
@@ -108,7 +108,7 @@ class TestTucker(StackedOracle):
         return stacked(full, geometry, *method.projections)
 
     def turned(self, geometry: Geometry) -> set[str]:
-        """Adds the output projection for tensors with a head mode, since the heads are on its input side."""
+        """The output projection if the tensor has a head mode, since its heads are on the input side."""
         heads = "att" in self.options["variant"].split("_")
         return {"output"} if heads else super().turned(geometry)
 

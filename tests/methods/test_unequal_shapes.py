@@ -23,7 +23,7 @@ WIDER, *_ = UNEQUAL
 def test_a_training_forward_is_that_of_evaluation_but_for_what_is_dropped(
     monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
 ) -> None:
-    """Covers each place of dropout with an MLP whose last slice is cut."""
+    """Covers each place of dropout. The geometry's MLP is no whole number of slices."""
     monkeypatch.setattr(Masks, "drop", lambda masks, x, place: x * 2)
     backbone, adapter = attached(WIDER, name, dropout=0.5, **options)
     backbone.module.train()

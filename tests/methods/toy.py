@@ -103,7 +103,7 @@ def attached(
 
 
 def gradients(backbone: ToyBackbone, adapter: LowRankAdapter) -> dict[str, Tensor | None]:
-    """The gradients of the adapter's parameters after one backward, None for those without one."""
+    """The gradients of the adapter's parameters after one backward. A missing gradient is None."""
     for parameter in adapter.named_parameters().values():
         parameter.grad = None
     backbone.module(backbone.inputs()).square().sum().backward()

@@ -116,7 +116,7 @@ def test_seeds_that_do_not_differ_break_no_interval(study: Study) -> None:
 
 
 def lines(drawn: Drawn, axis: int) -> set[float]:
-    """The positions of those lines in a figure's panels that are constant along this axis."""
+    """The positions of a figure's vertical lines if `axis` is 0, or of its horizontal lines if it is 1."""
     data = [line.get_xydata() for panel in drawn.figure.axes for line in panel.lines]
     return {round(float(d[0][axis]), 6) for d in map(np.asarray, data) if len({row[axis] for row in d}) == 1}
 

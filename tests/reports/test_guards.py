@@ -45,9 +45,9 @@ def planned(**changes: Any) -> Plan:
 def results_with(
     folder: Path, new_store: NewStore, measures: dict[str, dict[str, float]], **changes: Any
 ) -> list[str]:
-    """The warnings about a store in which the runs of a row have these measures, by the row's title.
+    """The warnings about a store whose runs have these measures.
 
-    Measures that are not given are harmless.
+    `measures` maps the title of a row to measures of its runs. Other measures have harmless values.
     """
     plan = planned(**changes)
 

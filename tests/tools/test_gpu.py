@@ -53,7 +53,7 @@ def forbidden() -> Iterator[Row]:
 
 
 def imports() -> Iterator[Row]:
-    """Imports the modules of the steps anew, because the tests have imported them with MLflow."""
+    """Imports the modules of the steps again, in a process in which MLflow cannot be imported."""
     ours = ("bench", "methods", "baselines", *wheels.UNNEEDED)
     modules = [
         f"tools.gpu.{name}" for name in ("machine", "correctness", "costs", "gaps", "memory", "trials")
@@ -94,7 +94,7 @@ def test_a_step_that_fails_or_dies_keeps_its_rows_and_the_next_one_goes_on(tmp_p
 
 def test_a_step_over_its_time_is_ended_and_what_no_time_is_left_for_is_not_run(tmp_path: Path) -> None:
     def clock() -> float:
-        """A clock that stops until the first row is written, then jumps past all time limits."""
+        """A clock that stands still until the first row is written, then jumps past all time limits."""
         file = tmp_path / runner.RESULTS
         return 4000.0 if file.exists() and file.read_text() else 0.0
 

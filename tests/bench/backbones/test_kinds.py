@@ -22,7 +22,7 @@ from methods.errors import UserError
 from ...messages import naming
 from ..local_checkpoints import batch, edit, features, model_of, whole_model_of
 
-#: The kinds on which tests/bench/conformance runs the checks with all methods, so that this file does not.
+#: The kinds that are not checked here, since tests/bench/conformance checks them with all methods.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
 
 #: The text kinds whose head reads the mean of the hidden states.

@@ -50,7 +50,7 @@ def without_layers(backbone: LoadedBackbone) -> None:
 
 
 def counting(backbone: LoadedBackbone) -> None:
-    """Gives a backbone a pooling that counts its calls in training mode, as batch norm keeps statistics."""
+    """Gives a backbone a pooling whose forwards in training mode change a buffer, as in batch norm."""
     backbone.module.encoder.register_buffer("seen", torch.zeros(()))
 
     def pool(encoder: Any, pixel_values: torch.Tensor) -> torch.Tensor:

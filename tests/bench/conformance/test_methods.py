@@ -10,12 +10,12 @@ from bench.backbones.backbone import BackboneKind
 from bench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
 from methods import METHODS, create
 
-#: Checks that depend on the method alone run on one kind of backbone, but with this method on all kinds. It
-#: adapts every projection, cuts the MLP into squares, and has biases and dropout.
+#: Checks that depend on the method alone run on one kind of backbone. They run on all kinds only for this
+#: method, which adapts every projection, cuts the MLP into squares, and has biases and dropout.
 REPRESENTATIVE = create("cara", rank=4)
 
-#: Methods that are tested on one kind of backbone. Their adapters consist of modules that other methods put
-#: on every kind.
+#: Methods that are tested on one kind of backbone. Their adapters consist of the same modules as those of
+#: other methods, which are tested on every kind.
 ON_ONE_KIND: dict[str, BackboneKind] = {
     "loretta_rep": "roberta",
     "loretta_adp": "bert",

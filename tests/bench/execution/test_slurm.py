@@ -55,7 +55,10 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def held(tmp_path: Path, cluster: Slurm) -> Path:
-    """The folder with the folders of the files that hold drivers. Jobs call `HELD` as `tensorbench`."""
+    """A folder in which each driver has a folder with the files that hold it.
+
+    Jobs that call `tensorbench` run `HELD`.
+    """
     program = tmp_path / "bin" / "tensorbench"
     program.parent.mkdir()
     program.write_text(HELD)

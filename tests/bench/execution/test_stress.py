@@ -30,7 +30,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 def folder(new_store: Callable[[Path], str]) -> Iterator[Path]:
-    """A folder with an empty store. The user `postgres`, who may run PostgreSQL, can enter it."""
+    """A folder with an empty store. The user `postgres` can enter it, in case that user runs PostgreSQL."""
     with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
         path = Path(made)
         path.chmod(0o755)

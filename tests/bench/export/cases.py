@@ -23,7 +23,7 @@ from methods.lowrank import Contracted, Parametrisation
 from ..local_checkpoints import KINDS, batch
 
 CLASSES = ("heron", "ibis", "stork")
-#: The id of the one repository in `hub_folder`.
+#: The id of the only commit of the repository in `hub_folder`.
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SOURCES = [*KINDS, "timm", "timm-random"]
 

@@ -1,4 +1,4 @@
-"""Tests which processes count as dead. Those of another container or another boot never do."""
+"""Tests which processes count as dead. Processes of another container or another boot never do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from bench.machine.alive import dead, owner
 
 from ..services import container
 
-#: A program that prints its own name, and for each name that it reads whether that process is dead.
+#: A program that prints the name of its process. Then, for each name of a process that it reads, it prints
+#: whether that process is dead.
 TELLING = """
 import sys
 from bench.machine.alive import dead, owner

@@ -116,7 +116,10 @@ def test_offline_folder_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def pip_serving(*contents: bytes) -> tuple[Callable[[Asset, Path, bool], Path], list[bool]]:
-    """Returns a fake download that writes these contents in turn, and a list of each call's `fresh`."""
+    """Returns a fake download function, and a list of the values of `fresh` with which it was called.
+
+    Each call writes the next one of these contents.
+    """
     calls: list[bool] = []
 
     def download(asset: Asset, folder: Path, fresh: bool) -> Path:

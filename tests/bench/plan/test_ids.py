@@ -1,9 +1,10 @@
 """Tests that trials keep their ids, which `ids.json` holds as an earlier version computed them.
 
-In that version adapters had the weight decay of heads, and states were selected by score. Recipes that state
-both of these give the ids in `ids.json`. Recipes that state neither give new ids, and `ids.json` holds some
-of these under `toys by loss`. That version also drew dropout from the backbone's random stream. Trials with
-dropout (by default FacT and CaRA) therefore have new ids, and `ids.json` holds the new ones.
+In that version two defaults were different: adapters had the weight decay of heads, and states were
+selected by score. A trial whose recipe states both has its earlier id. A trial whose recipe states neither
+has a new id, and `ids.json` holds some of these new ids under `toys by loss`. That version also drew dropout
+from the backbone's random stream. Trials with dropout (by default FacT and CaRA) therefore have new ids, and
+`ids.json` holds those.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ TRAINING = VISION["training"]
 #: The defaults of that version's recipe that have changed since.
 THEN = {"adapter_weight_decay": AS_HEAD, "select": "score"}
 
-#: A suite and changes to it, by the name of the trial's id in `ids.json`. The changes set fields that were
-#: added after the first ids, to their defaults and to other values, and options without effect.
+#: Toy trials by their names in `ids.json`, each as a suite and changes of this suite. Some changes set a
+#: field that was added after the first ids, to its default or to another value. Others set an option that
+#: has no effect.
 TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nothing": (VISION, {}),
     "normalise": (VISION, {"tasks": [{**DIGITS, "normalise": False}]}),

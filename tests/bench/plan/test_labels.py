@@ -1,4 +1,4 @@
-"""Tests labels of rows, which appear in tables but in no id, and `each` over fields of the recipe."""
+"""Tests labels of rows, which are in tables but in no id, and sweeps (`each`) over fields of the recipe."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from ..toy_suites import TEXT, plan
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DEFAULT: Grids = {"lr": LR_GRID, "scale": SCALE_GRID, "head_lr": HEAD_LR_GRID}
-#: Grids of usual sizes. Where two sizes share a factor, going round each grid would repeat the same pairs.
+#: Grids of usual sizes. Some pairs of sizes have a common factor. Going through two such grids in step would
+#: repeat the same pairs of values.
 TUNED: dict[str, Grids] = {
     "default": DEFAULT,
     "6x3": {"lr": RATES, "scale": SCALE_GRID},

@@ -30,7 +30,7 @@ DONE = ("COMPLETE", "PRUNED")
 
 @dataclass
 class Searched:
-    """A search with its suite and store, and once it has ended with its result."""
+    """A search: its suite, its store and, once it has ended, its result."""
 
     folder: Path
     suite: Path

@@ -37,7 +37,7 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 
 def leave(store: Store, name: str, run_id: str) -> Path:
-    """Puts a record into the outbox, as a process leaves it that ended before it could send the record."""
+    """Puts a record into the outbox, like a process that ended before it could send the record."""
     tags = {"failure": "error", "failure_message": "it broke"}
     outbox = Outbox(store.outbox)
     kept = outbox.keep(Record(run_id, "t", Status.FAILED, 0, tags, ended=1))

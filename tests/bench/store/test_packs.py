@@ -78,7 +78,7 @@ def test_the_same_results_give_the_same_bytes_also_from_another_store(
 def test_an_unpack_that_was_killed_goes_on(
     which: int, there: int, pack: Path, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kills the unpack while it writes the suite's run, or its third trial."""
+    """Kills the unpack while it writes the run of the suite or the run of the third trial."""
     uri, send, sent = new_store(tmp_path), Store.send, []
 
     def killed(store: Store, record: Record, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests that records from MLflow's tables equal those from its client, also if the tables are unknown."""
+"""Tests that records from MLflow's tables equal its client's, and that the client reads unknown tables."""
 
 from __future__ import annotations
 

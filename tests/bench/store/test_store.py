@@ -256,7 +256,7 @@ def test_a_full_store_is_distinguished_from_a_failing_trial(
 
 @pytest.fixture
 def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops MLflow from asking an absent server again, since it waits before it does."""
+    """Stops MLflow from repeating requests to an absent server, since it waits before each repetition."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 

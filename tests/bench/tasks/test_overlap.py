@@ -1,4 +1,4 @@
-"""Tests that preparation counts the test examples that are also in train, and that sizes show this count."""
+"""Tests the count of test examples that are also in train, in preparation and where split sizes are shown."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
 
 
 def test_data_of_an_earlier_version_have_no_overlap_count(own_cache: Path) -> None:
-    """An earlier version's cache has the deal and the prepared texts, but not the contents."""
+    """The cache of an earlier version has splits and prepared texts, but no file that identifies contents."""
     task = OfficialText()
     prepare(task, TEXT)
     for folder in (own_cache / "prepared").glob("contents-*"):

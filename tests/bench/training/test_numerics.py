@@ -173,7 +173,7 @@ def test_impossible_requests_are_refused_before_any_work(changes: dict[str, Any]
 # --- compile ---
 
 
-#: Compiling takes half a minute for texts, whose lengths differ by batch. That case runs by
+#: Compiling takes half a minute for texts, whose lengths differ by batch. The case of texts runs only with
 #: `TENSORBENCH_WHOLE=1 python -m pytest tests/bench/training/test_numerics.py`.
 FULL_SIZE = pytest.mark.skipif(not os.environ.get("TENSORBENCH_WHOLE"), reason="TENSORBENCH_WHOLE is not set")
 
