@@ -348,7 +348,7 @@ def _zeros(block: StudyBlock) -> list[float]:
 
 
 def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
-    """The lower limit that a method needs in the panels of rates: its lowest score of trials that did not fail.
+    """The lower limit that the panels of rates need for a method: its lowest score of trials without failure.
 
     Each score is relative to the zero of its setting, from `zeros` (see `_zeros`). The limit is at least
     -`DEPTH` points.
