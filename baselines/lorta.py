@@ -36,11 +36,11 @@ class LoRTA(OneRank, StackedMethod):
 
     #: LoRA's alpha. It is divided by the rank. 1 in the reference code.
     scale: Scale = 1.0
-    #: The side of a weight that is split into heads: channel j of a head is head · head size + j. The factor
-    #: of size d is for the other side. `reference`: the input is split, which gives the real heads of the
-    #: output projection only. `output_heads`: the output is split, which gives the real heads of query, key
-    #: and value only. If heads · head size is not d, this option makes no difference: query, key and value
-    #: split their output, and the output projection splits its input.
+    #: The side of a weight that is split into heads: channel j of a head is channel head · head size + j of
+    #: this side. The factor of size d is for the other side. `reference`: the input is split, which gives the
+    #: real heads of the output projection only. `output_heads`: the output is split, which gives the real
+    #: heads of query, key and value only. If heads · head size is not d, this option makes no difference:
+    #: query, key and value split their output, and the output projection splits its input.
     orientation: Literal["reference", "output_heads"] = "reference"
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:

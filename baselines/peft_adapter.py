@@ -108,7 +108,7 @@ class PeftAdapter(Adapter):
 
     @torch.no_grad()
     def biases(self) -> dict[Site, Tensor]:
-        """Returns the updates of biases that are not zero. IA3, for example, also scales biases."""
+        """Returns the nonzero updates of biases. IA3, for example, also scales biases."""
         moved = {}
         for site, base in self.bases.items():
             _, bias = self._probe(site, with_weight=False)

@@ -122,7 +122,7 @@ class TensLoRA(CutMethod):
 
     @property
     def revisions(self) -> int:
-        """One more with `init: normal`, which drew from N(0, 1) in an earlier version."""
+        """One more with `init: normal` than without: it once drew from N(0, 1)."""
         return super().revisions + (self.init == "normal")
 
     @property

@@ -31,7 +31,7 @@ class Accuracy(Metric):
 
 
 class BalancedAccuracy(Metric):
-    """The mean recall over classes with examples: the share of a class's examples with a correct answer."""
+    """The mean recall of all classes with examples. A class's recall is its share of correct answers."""
 
     name = "balanced_accuracy"
     kinds = ("single label",)

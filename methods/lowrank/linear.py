@@ -81,10 +81,11 @@ class SharedInput:
 class AdaptedLinear(nn.Module):
     """A linear layer with an update: `base(x) + up(dropout(middle(down(x))))`.
 
-    Factors exist only during a forward of the backbone, or as long as `Adapter.hold` holds them. Layers that
-    read the same x share `shared`, which computes `down(x)` once for all of them. `position` is the position
-    of this layer's down factor in `shared`. The output has `output_slices` slices, and the same up factor
-    computes each. With `drops_update`, `dropout` applies to the entries of the update itself.
+    Factors exist only during a forward of the backbone, inside `Adapter.hold`, and while a backward pass
+    recomputes layers. Layers that read the same x share `shared`, which computes `down(x)` once for all of
+    them. `position` is the position of this layer's down factor in `shared`. The output has `output_slices`
+    slices, and the same up factor computes each. With `drops_update`, `dropout` applies to the entries of the
+    update itself.
     """
 
     def __init__(

@@ -23,9 +23,9 @@ from methods.lowrank.linear import DropoutAt
 from methods.lowrank.masks import Masks
 from methods.validation import Later, Scale
 
-#: The update of a key or value head that several query heads share. `tied`: the mean of these query heads'
-#: slices, which is the shared update nearest to that of full attention. `cut`: the first
-#: kv_heads · head_size rows of the update of full attention, as VeRA in peft takes them.
+#: How key and value heads that several query heads share get their update from that of full attention, which
+#: has a head for every query head. `tied`: each gets the mean over its query heads, which is the nearest
+#: shared update. `cut`: together they get the first kv_heads · head_size rows, as VeRA in peft takes them.
 SharedHeads = Literal["tied", "cut"]
 
 
@@ -41,7 +41,7 @@ class LowRankMethod(Method):
 
     @property
     def revisions(self) -> int:
-        """One more with dropout: in an earlier version, dropout drew from torch's global stream."""
+        """One more with dropout than without: dropout once drew from torch's global stream."""
         return super().revisions + (self.dropout > 0)
 
     @abstractmethod
