@@ -215,7 +215,7 @@ class Allocation(ChoosingSection):
     #: The number of ranks to try per mode, evenly spaced on a logarithmic scale.
     ranks: int = Field(6, ge=2, le=6)
     #: The number of rank vectors on the path from equal ranks to the heuristic's ranks, both ends included.
-    #: 0 skips the path.
+    #: 1 tries the equal ranks alone, and 0 skips the path.
     path: int = Field(5, ge=0, le=12)
     #: The rank of every mode at the path's beginning.
     isorank: BudgetRank = 4

@@ -100,7 +100,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, PlanCell]]:
             methods += [(number, *variant) for variant in row.variants()]
     _check_labels(methods)
     pairs = _pairs(suite)
-    _check_number(suite, len(pairs), len(methods))
+    _check_number(suite, len(pairs), [row for _, row, _ in methods])
     for place, pair in enumerate(pairs):
         data = _data(pair)
         # Studies share one split, independent of their seeds.
@@ -287,18 +287,19 @@ def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
             raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
 
 
-def _check_number(suite: Suite, pairs: int, methods: int) -> None:
-    """Raises UserError for too many trials. Counts every budget of the suite for every method."""
+def _check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None:
+    """Raises UserError for too many trials. Counts every budget of a method, even one of fixed size."""
     seeds = suite.studies.studies * suite.studies.points if suite.studies else len(suite.seeds)
     if tuning := suite.equal_tuning:
         # The published setting may be an additional point outside the grids.
         most = 1 + prod(len(grid) for grid in tuning.grids.values() if grid)
         seeds += len(tuning.seeds) * min(tuning.trials, most)
-    budgets = max(1, len(suite.budgets))
-    if (trials := pairs * methods * budgets * seeds) > MOST_TRIALS:
+    budgets = [suite.budgets if row.budgets is None else row.budgets for row in methods]
+    sizes = sum(max(1, len(of_row)) for of_row in budgets)
+    if (trials := pairs * sizes * seeds) > MOST_TRIALS:
         raise UserError(
             f"suite '{suite.name}' would be {trials:,} trials, accepted are at most {MOST_TRIALS:,}: {pairs} "
-            f"pairs of task and backbone × {methods:,} methods × {budgets} budgets × {seeds:,} trials of each"
+            f"pairs of task and backbone × {sizes:,} methods under a budget × {seeds:,} trials of each"
         )
 
 

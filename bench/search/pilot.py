@@ -233,7 +233,7 @@ def _any_ended(subject: str, losses: Mapping[float, float], choices: Choices) ->
     """Whether all trials of at least one value ended with a loss. If not, notes this in `choices.missing`."""
     if any(map(math.isfinite, losses.values())):
         return True
-    choices.missing.append(f"{subject}: at every tried value a trial failed")
+    choices.missing.append(f"{subject}: at every tried value a trial has no validation loss")
     return False
 
 

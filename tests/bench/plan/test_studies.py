@@ -191,6 +191,9 @@ def test_a_window_outside_of_what_adamw_takes_is_refused(centre: float, decades:
 def test_too_many_trials_are_refused() -> None:
     with pytest.raises(UserError, match="at most 100,000"):
         make_plan(suite(tuning={"studies": 1000, "points": 1000}))
+    own_budgets = {"method": "lora", "budgets": [{"isorank": rank} for rank in range(1, 201)]}
+    with pytest.raises(UserError, match="at most 100,000"):
+        make_plan(suite(methods=[own_budgets], tuning={"studies": 40, "points": 40}))
 
 
 @pytest.mark.parametrize(
