@@ -107,7 +107,7 @@ class TextInput:
     load_tokenizer: Callable[[], Any] = field(compare=False)
     padding: Padding = "longest"
     modality: Modality = "text"
-    #: Makes a context in which errors of loading or using the tokenizer name the source of the tokenizer.
+    #: Makes a context in which errors of the tokenizer also name its source, such as a folder or a plug-in.
     blaming: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
     #: Whether the backbone is a language model.
     decodes: bool = False

@@ -49,7 +49,7 @@ def load(folder: str | Path = ".", original: str | Path | None = None) -> Export
 
 
 class Export:
-    """A loaded export: the model and, if a file of its own holds the head, the head's tensors."""
+    """A loaded export: the model, and the head's tensors if the head is in a file beside the model."""
 
     def __init__(self, model: Any, head: dict[str, Tensor] | None, settings: dict[str, Any]) -> None:
         self.model, self.head, self.settings = model, head, settings

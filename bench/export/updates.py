@@ -33,7 +33,7 @@ class Fused:
     head_size: int | None = None
 
     def ordered(self, rows: Tensor) -> Tensor:
-        """Reorders rows that are sorted by part to the order of the original layer."""
+        """Puts rows that are sorted by part into the order of the original layer."""
         if self.head_size is None:
             return rows
         return rows.unflatten(0, (len(self.parts), -1, self.head_size)).transpose(0, 1).flatten(0, 2)

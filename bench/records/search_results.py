@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from bench.records import Wired
 from bench.records.words import Artifact, By, PointState, RunKind
 
-#: Each mode's share of the variation in the validation result that ranks the points, by Optuna's evaluator
-#: of importance and then by mode: {evaluator: {mode: share}}.
+#: For each importance evaluator of Optuna, each mode's share of the variation in the validation result that
+#: ranks the points: {evaluator: {mode: share}}.
 Importance = dict[str, dict[str, float]]
 
 

@@ -244,7 +244,7 @@ def _check_words(
 
 
 def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapter: Path | None) -> None:
-    """Checks the stored parameter counts: counts again from the ranks, the final ranks and the tensors."""
+    """Compares the stored parameter counts with those of the ranks, the final ranks and the tensors."""
     stored = record.measure(Measure.ADAPTER_PARAMETERS)
     if not resolved.method.varying_count:
         findings.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))

@@ -131,9 +131,9 @@ def streams(subject: Subject) -> str | None:
 
 
 def _shifts(subject: Subject, method: Method) -> str:
-    """The method's `shifts_dropout`, which is empty if the backbone's dropout does not change.
+    """Returns the method's `shifts_dropout`: the reason why it changes the backbone's dropout, or "".
 
-    Raises CheckFailed if it gives a reason but nothing changes, or if something changes without a reason.
+    Raises CheckFailed if there is a reason but no change, or a change but no reason.
     """
     states = []
     for adapted in (False, True):

@@ -41,7 +41,7 @@ class Shared:
         self._configs: dict[str, list[str]] = {}
         #: Every line of a configuration, with itself as the key, so that equal lines are in memory once.
         self._lines: dict[str, str] = {}
-        #: Each split's number and the first predictions on it, by its classes, example ids and labels.
+        #: Maps a split (number of classes, example ids, labels) to its number and its first predictions.
         self._splits: dict[tuple[int, bytes, bytes], tuple[int, Compact]] = {}
         #: For each run the split's number, the answers, and the log-probabilities in steps.
         self._predictions: dict[str, tuple[int, Any, Any]] = {}
