@@ -167,8 +167,8 @@ def lottery(scores: Array, noise: Array) -> float:
     """The variance of the score of the point that tuning chooses, over repetitions of the tuning.
 
     Each simulated repetition adds normal noise to the validation scores and chooses the best point again.
-    This is a parametric bootstrap (Efron and Tibshirani, 1993, section 6.5), which takes the measured scores
-    for the true ones. Measured scores are already spread by noise, so the variance is rather too large, most
+    This is a parametric bootstrap (Efron and Tibshirani, 1993, section 6.5) with the measured scores in place
+    of the true ones. Measured scores are already spread by noise, so the variance is rather too large, most
     of all for similar points.
 
     `scores` (points,) are validation scores; larger is better. `noise` (points, points) is the covariance of

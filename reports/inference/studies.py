@@ -395,7 +395,7 @@ def of_share(
     """The difference between two methods' shares, with its error by a jackknife over paired studies.
 
     `share` computes one method's share, for example `share_near`. There is no interval for fewer than
-    `LEAST_SEEDS` studies, nor if leaving out a study never changes the difference.
+    `LEAST_SEEDS` studies, or if the difference is the same whichever study is left out.
     """
     return _jackknife(lambda sides: share(sides[0]) - share(sides[1]), paired(method, reference))
 
@@ -467,8 +467,8 @@ class Sources:
     #: The variance of a method's trials around its smoothed score, without failed trials. The mean over
     #: methods.
     seed: float
-    #: The variance of a trial's score over test sets of this size. The mean over methods. None if no method
-    #: has contributions of examples.
+    #: The variance of a trial's score over random test sets of the same size. The mean over methods. None if
+    #: no method has contributions of examples.
     examples: float | None
 
 

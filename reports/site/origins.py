@@ -63,7 +63,7 @@ def origins(study: Study) -> Origins:
 
 
 class _Reader:
-    """Reads the origins of trials and numbers them. A trial of several cells is read once."""
+    """Reads the origins of trials and numbers the origins. A trial that cells share is read once."""
 
     def __init__(self) -> None:
         self.numbers: dict[tuple[tuple[str, str], ...], int] = {}

@@ -1,4 +1,4 @@
-"""The suites in a folder of packs. If several packs hold results of a suite, these are merged."""
+"""The suites in a folder of packs. Results of one suite in several packs are merged."""
 
 from __future__ import annotations
 

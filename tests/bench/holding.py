@@ -3,7 +3,7 @@
 `holding.py TRIALS FOLDER run suite.yaml …` runs TRIALS trials as usual. At the first progress of each later
 trial, it writes the name of the trial's worker to the file FOLDER/held. Then the driver waits until somebody
 removes that file or makes a file FOLDER/go. If FOLDER/go exists, no trial waits. If the environment variable
-FORK_WORKERS is set, local workers are forks of the driver and need no imports.
+with the name `FORK_WORKERS` is set, local workers are forks of the driver and need no imports.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: An environment variable that makes local workers forks.
+#: The name of an environment variable. If it is set, local workers are forks.
 FORK_WORKERS = "TENSORBENCH_TESTS_FORK_WORKERS"
 
 #: Seconds between checks for a file.

@@ -1,4 +1,4 @@
-"""Imported as the last module by the process from which `programs.py` forks programs."""
+"""The last import of the process from which `programs.py` forks programs."""
 
 import gc
 

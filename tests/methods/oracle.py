@@ -293,8 +293,8 @@ class StackedOracle(LowRankOracle):
     """Checks for every method that stacks sites into a tensor.
 
     The dense tensor is that of the model with full attention. If query heads share a key or value head, its
-    update is the mean of the slices of these query heads. With `heads` "cut", it is the first rows of the
-    slice instead.
+    update is the mean of the slices of these query heads. But if `heads` is "cut", the updates of these heads
+    are the first rows of the slice.
     """
 
     #: The value of the option `shared_heads` that `dense` implements.
@@ -431,7 +431,7 @@ class SpiedDropout:
 
 
 def trained_forward(backbone: ToyBackbone, adapter: Any) -> dict[Site, tuple[Tensor, Tensor, Tensor]]:
-    """For every adapted site in training mode: its input, its output, and the output of the frozen layer."""
+    """Runs a forward in training mode. Returns each adapted site's input, output, and output when frozen."""
     seen: dict[Site, tuple[Tensor, Tensor, Tensor]] = {}
     for site, base in adapter.bases.items():
 

@@ -118,7 +118,7 @@ def test_a_merged_adapter_contracts_nothing() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Counts the entries of the largest tensor that an operation creates, ignoring views of existing ones."""
+    """Counts the entries of the largest tensor that an operation returns, ignoring views of parameters."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

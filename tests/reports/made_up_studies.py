@@ -35,7 +35,7 @@ STUDIED: dict[str, Any] = {
     "tuning": {"studies": 4, "points": 4},
 }
 
-#: The points by which each method exceeds LoRA at its best rate, and the offset of that rate.
+#: For each method: the points by which its score at its best rate exceeds LoRA's, and that rate's offset.
 EDGE = {
     "converged head": (-6.0, 0.0),
     "head only": (-9.0, 0.0),
@@ -60,7 +60,7 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """The made-up result of a trial: a parabola over rates, collapses at high rates, and noise.
+    """The made-up result of a trial: a parabola over rates, noise, and collapses of LoTR at high rates.
 
     None for the trial `MISSING`.
     """

@@ -46,7 +46,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> StudyAnalysis:
-    """The analysis of eight studies of two methods. The pack has the first four of them."""
+    """The analysis of eight studies of each of two methods. `pack` has the first four of each."""
     uri = new_store(tmp_path_factory.mktemp("fresh"))
     write(uri, plan_of(methods=METHODS[-2:], tuning={"studies": 8, "points": 4}), result)
     selection = Selection(methods=["LoRA", QKV_DEPTH])

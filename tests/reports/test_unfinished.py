@@ -32,7 +32,10 @@ TUNED = SMALL | {
 
 
 def half_tuned(uri: str, name: str = "tuned", final: bool = True) -> Store:
-    """A store in which LoRA and the head alone are tuned and finished, and LoTR is not yet tuned."""
+    """A store in which LoRA and the head alone are tuned, and LoTR is not yet tuned.
+
+    If `final`, the final trials of the two have finished too.
+    """
     plan = plan_of(**TUNED | {"name": name})
     done = plan.select(Part(methods=["lora", "head_only"]))
     store = write(uri, done.of("tuning"), result_of_any)

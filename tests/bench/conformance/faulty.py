@@ -1,4 +1,4 @@
-"""A small correct method, and variants of it. Each has one fault, which one conformance check finds."""
+"""A small correct method, and faulty variants. Each variant has one fault that a conformance check finds."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_every_trial_runs_once_and_workers_report_their_place(store: Store, work
 
 
 def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], None]:
-    """Makes a listener that kills a trial's worker when the trial makes progress, `times` times in all."""
+    """Makes a listener that kills the worker of a trial that makes progress, `times` times in all."""
     left = [times]
 
     def notify(event: Event) -> None:

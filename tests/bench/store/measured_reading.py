@@ -1,4 +1,4 @@
-"""A script that reads a pack, and prints why it is refused and by how many MiB memory grew at most.
+"""A script that reads a pack. It prints the refusal, if any, and the peak growth of memory in MiB.
 
 `measured_reading.py SOUND PACK` first reads the valid pack SOUND, so that the code for reading is loaded
 before the measurement begins.

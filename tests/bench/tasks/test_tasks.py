@@ -29,7 +29,7 @@ NAMES = ["movie-sentiment", "amazon-sentiment", "tweet-sentiment", "textile", "l
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Returns a function that returns a registered task, its examples and its prepared data.
+    """Gives tests a function that returns a registered task, its examples and its prepared data.
 
     Downloads come from the user's cache. The data are prepared in a new cache, once for each task.
     """

@@ -69,7 +69,7 @@ def adapter_and_head(adapter: Any) -> dict[str, Tensor]:
 
 @pytest.fixture
 def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
-    """Returns a function that runs a trial and returns what it observed. A `Diverged` is in `error`.
+    """Returns a function that runs a trial and returns what it observed, including a `Diverged` in `error`.
 
     `metrics` and `losses` replace those of validation. `meddle` is called with the adapter before training.
     """
