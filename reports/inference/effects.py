@@ -92,9 +92,9 @@ class Verdict:
 def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = False) -> Verdict:
     """The verdict that an interval gives: beyond the threshold, within it, or undecided.
 
-    "Within" is the result of two one-sided tests (Schuirmann, 1987). It is never given if runs of either
-    method `collapsed`, since the interval of a few runs does not cover rare collapses. Without an interval
-    there is no verdict.
+    "Within" is the result of two one-sided tests (Schuirmann, 1987). If runs of either method `collapsed`,
+    the verdict is never "within", since the interval of a few runs does not cover rare collapses. Without an
+    interval there is no verdict.
     """
     if interval is None:
         return Verdict(Answer.NONE)

@@ -39,7 +39,8 @@ _RATES = 81
 class CompleteStudies:
     """The complete studies of one method on one task.
 
-    Raises ValueError if shapes disagree, study numbers repeat, or a value other than a loss is not finite.
+    Raises ValueError if there are no trials, shapes disagree, study numbers repeat, or a value other than a
+    loss is not finite.
     """
 
     #: Validation losses (studies, points). NaN or infinite for a diverged trial, which ranks last.
@@ -203,7 +204,7 @@ def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
 def score_after(studies: CompleteStudies, k: int) -> float:
     """The score after k trials: the test scores of all trials, weighted by `kept_weights`.
 
-    Raises ValueError if there are fewer than k trials.
+    Raises ValueError unless 1 <= k <= trials.
     """
     return float(kept_weights(studies.losses.ravel(), k, studies.strata) @ studies.scores.ravel())
 
@@ -219,7 +220,8 @@ def of_pair(method: CompleteStudies, reference: CompleteStudies, k: int) -> OnSe
     Only studies that both methods have count. The squared standard error is a jackknife variance over studies
     plus the variance of failures. Its degrees of freedom are the number of studies minus one. The error is
     None for fewer than `LEAST_SEEDS` studies, or if fewer than k trials remain without one study. It covers
-    test examples if both methods have them, from the same test set. Raises the ValueErrors of `paired`.
+    test examples if both methods have them, from the same test set. Raises the ValueErrors of `paired` and
+    `score_after`.
     """
     method, reference = paired(method, reference)
     return _estimate([(1, method), (-1, reference)], k)

@@ -183,8 +183,8 @@ class TestTuckerOfTheReference(TestTucker):
     def mixtures(self, values: Values) -> Tensor:
         """The mixtures as the reference code reads them.
 
-        With n slices of rank r, it writes column c as (rank, slice) = (c // n, c % n) and reads it as
-        (slice, rank) = (c // r, c % r).
+        That code writes column c of n slices of rank r as (rank, slice) = (c // n, c % n), but reads column c
+        as (slice, rank) = (c // r, c % r).
         """
         mixed = super().mixtures(values).clone()
         names = owners(self.geometry) * self.geometry.layers

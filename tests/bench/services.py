@@ -25,8 +25,8 @@ from . import holding
 from .held_programs import begin, release
 from .programs import Program
 
-#: The ports to choose from. The system gives none of them to other programs by itself, so a server that is
-#: started again gets its port again.
+#: The ports to choose from. The system does not assign these ports by itself, so a server that is restarted
+#: finds its port free.
 PORTS = range(20_000, 32_768)
 
 

@@ -293,8 +293,8 @@ class StackedOracle(LowRankOracle):
     """Checks for every method that stacks sites into a tensor.
 
     The dense tensor is that of the model with full attention. If query heads share a key or value head, its
-    update is the mean of the slices of these query heads. But if `heads` is "cut", the updates of these heads
-    are the first rows of the slice.
+    update is the mean of the slices of these query heads. But if `heads` is "cut", the updates of key
+    and value are the first rows of their slices.
     """
 
     #: The value of the option `shared_heads` that `dense` implements.

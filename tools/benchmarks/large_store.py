@@ -3,9 +3,9 @@
     python -m tools.benchmarks.large_store FOLDER [--trials 10000]
     python -m tools.benchmarks.large_store FOLDER --study
 
-The scores, times and predictions are made up. `run` on the finished suite must take at most 20 seconds of a
-core, `report` 40 seconds and 1 GiB. With `--study`, the store is instead that of a typical study of the
-field: 20 methods, 4 tasks, 3 budgets and 5 seeds. It serves to look at the report.
+The scores, times and predictions are made up. `run` on the finished suite must take at most 20 seconds of CPU
+time, and `report` at most 40 seconds and 1 GiB. With `--study`, the store is instead that of a typical study
+of the field (20 methods, 4 tasks, 3 budgets and 5 seeds), whose report can then be looked at.
 """
 
 from __future__ import annotations

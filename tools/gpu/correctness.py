@@ -42,8 +42,8 @@ ONE_PASS = {torch.float64: 1e-10, torch.float32: 1e-4}
 #: for every backbone, and AdamW turns a nearly zero gradient into a whole step.
 TRAINING = {torch.float64: 1e-5, torch.float32: 1e-2}
 
-#: The largest accepted difference between bf16 autocast and float32 on one device: bf16 has eight bits of
-#: precision.
+#: The largest accepted difference of a training's losses between bf16 autocast and float32 on one device,
+#: relative to the first loss. bf16 has eight bits of precision.
 BF16 = 0.1
 
 TRAINED_STEPS, BATCH = 20, 8

@@ -83,7 +83,7 @@ def _on_card(training: Callable[[int], float]) -> Row:
 
 
 def _seen(training: Callable[[int], float], steps: int) -> tuple[int, int, float]:
-    """The number of waits for the GPU, the number of kernels and copies, and their total milliseconds."""
+    """The number of waits for the GPU, and the number and total milliseconds of kernels and copies."""
     waits = _waits(training, steps)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         training(steps)

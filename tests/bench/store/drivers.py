@@ -22,7 +22,7 @@ ELSEWHERE = "elsewhere:1:0"
 def opened(store: Store, who: str | None = None) -> Claims:
     """A driver that has given one sign of life and will give no further one.
 
-    With `who`, the sign says that this owner gave it, instead of this process.
+    The sign names `who` as its owner, by default this process.
     """
     made = Claims(Store.existing(store.uri, "toy"))
     made.beat()
