@@ -159,7 +159,7 @@ def with_encoder(
     A vision encoder has `patches` patches of `patch` × `patch` pixels, a class token, `spare_tokens` further
     tokens (such as a mask token), and a final norm. A text encoder has `vocabulary` tokens, `positions`
     positions, two token types, and a norm of the embeddings. Every layer has six projections with biases, two
-    norms, and if `layer_scale` two vectors of scales.
+    norms and, if `layer_scale` is true, two vectors of scales.
     """
     d, mlp = geometry.hidden, geometry.mlp
     layer = 4 * (d * d + d) + 2 * d * mlp + d + mlp + 4 * d + (2 * d if layer_scale else 0)

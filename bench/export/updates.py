@@ -1,4 +1,4 @@
-"""Updates of linear layers as the model's own library has them, which may keep several sites in one layer."""
+"""Updates of linear layers of the original model, each of which may correspond to several sites."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Fused:
     """
 
     parts: tuple[str, ...]
-    #: Rows per head and part, if the layer's rows are grouped by head, then by part. None if by part only.
+    #: The head size if the layer's rows are ordered by head and, within each head, by part. None if they are
+    #: ordered by part.
     head_size: int | None = None
 
     def ordered(self, rows: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from methods import Adapter, UserError
 #: largest absolute logit if that is above 1.
 TOLERANCE = 1e-5
 
-#: The file that lists an export's files. A later export with `force` removes those that it lists.
+#: The file that lists an export's files. With `force`, a later export removes all files in this list.
 MANIFEST = "export.json"
 
 #: The name that the copy of `bench/export/loading.py` has in an export.

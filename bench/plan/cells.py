@@ -214,7 +214,7 @@ class PlanCell:
     def planned(self) -> Planned:
         """Returns the cell's rows and trials.
 
-        They are those of the suite's studies or of its equal tuning. In a suite without both, they are one
+        They are those of the suite's studies or of its equal tuning. In a suite with neither, they are one
         row with a trial for each seed.
         """
         if self.suite.studies:

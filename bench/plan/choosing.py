@@ -169,7 +169,7 @@ class Studies(Frozen):
         """The values of k for which the score after k trials is shown.
 
         They are the number of points of a study, and the powers of two up to twice that number. The jackknife
-        leaves one study out, so no k exceeds the number of trials in the remaining studies.
+        leaves one study out, so no power exceeds the number of trials in the remaining studies.
         """
         most = min(2 * self.points, (self.studies - 1) * self.points)
         powers = (2**power for power in range(most.bit_length()) if 2**power <= most)

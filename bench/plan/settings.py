@@ -16,7 +16,8 @@ from bench.plan.recipe import Recipe
 from methods import Method
 from methods.validation import Frozen, validate
 
-#: The axes whose values are factors: `scale` of the method's own scale, and `core_lr` of `lr`.
+#: The axes whose values are factors. A value of `scale` multiplies the method's own scale, and a value of
+#: `core_lr` multiplies `lr`.
 RATIOS = ("scale", "core_lr")
 
 #: The values to try for each axis (see `AXES`). An absent axis keeps the suite's value.
@@ -36,8 +37,8 @@ class Setting(Frozen):
     def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
         """Returns the recipe with these rates and, if given, another number of epochs.
 
-        If `head_lr` is None, the head keeps the recipe's rate. With `head_follows=True`, it then gets the
-        adapter's rate instead. Raises UserError for a rate below the recipe's `lr_floor`.
+        If this setting has no `head_lr`, the head keeps the recipe's rate or, if `head_follows` is true, gets
+        the adapter's rate. Raises UserError for a rate below the recipe's `lr_floor`.
         """
         lr = self.lr or recipe.lr
         update: dict[str, Any] = {
@@ -154,8 +155,8 @@ def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
     """Returns the first `count` points of a grid, in an order that covers each pair of axes evenly.
 
     `sizes` has the number of values on each axis. A point has an index for each axis. The first point is the
-    middle of the grid. Every later point is the one with the fewest values, and pairs of values, that earlier
-    points have too. Ties go to the point after which the axes are least correlated: for every pair of axes,
+    middle of the grid. Every later point is the one that shares the fewest values, and pairs of values, with
+    earlier points. Ties go to the point after which the axes are least correlated: for every pair of axes,
     the covariance is raised to the fourth power, and the sum is minimised. The order is deterministic.
     """
     cells = np.array(list(product(*map(range, sizes)))).reshape(prod(sizes), len(sizes))

@@ -163,7 +163,10 @@ class Suite(Frozen):
     @field_validator("seeds")
     @classmethod
     def _seeds_once(cls, seeds: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        """Refuses seeds together with studies, which have their own, and a suite without seeds or studies."""
+        """Refuses seeds in a suite with studies, which have seeds of their own.
+
+        Also refuses a suite that has neither seeds nor studies.
+        """
         studied = isinstance(info.data.get("tuning"), Studies)
         if studied and seeds:
             raise ValueError("the trials of studies have seeds of their own: leave these out, or tuning")

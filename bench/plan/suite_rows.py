@@ -50,7 +50,8 @@ class Budget(Frozen):
     isoparameters: BudgetRank | None = None
     #: The requested number of adapter parameters. Ranks come as near to it as possible.
     parameters: Annotated[int, Field(gt=0, le=10**12)] | None = None
-    #: The relative difference between a row's number of parameters and the budget above which tables flag it.
+    #: The largest relative difference between the budget and a row's number of parameters that tables do not
+    #: flag.
     tolerance: float = Field(0.05, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -110,7 +111,8 @@ class TaskRow(Frozen):
     train_size: PositiveInt | None = None
     validation_size: PositiveInt | None = None
     test_size: PositiveInt | None = None
-    #: Percentages of train, validation and test that replace the task's. An error if its splits are official.
+    #: Percentages of train, validation and test that replace the task's. Refused for a task with official
+    #: splits.
     fractions: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     #: The metric that replaces the task's own.
     metric: str | None = None
@@ -119,8 +121,8 @@ class TaskRow(Frozen):
     #: The length to which a batch of texts is padded: `max_tokens`, or the batch's longest text. With
     #: `longest`, texts of similar length are batched together.
     padding: Annotated[Padding, Later()] = "longest"
-    #: Images are squashed to a square with this side in pixels, whose centre is then cut out. None: the
-    #: image's central square is resized to the backbone's size.
+    #: The side in pixels of a square. Images are squashed to this square and then cropped to its centre.
+    #: None: an image is cropped to its central square, which is resized to the backbone's size.
     resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
     #: The normalisation of images: as the backbone expects, or ImageNet's. False: none, with pixels between 0
     #: and 1.

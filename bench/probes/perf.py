@@ -99,7 +99,7 @@ class Timing:
 class Contender:
     """A method to time, with the function that puts its adapter on the backbone.
 
-    `targets` are the fewest projections of a LoRA that include all of the method's.
+    `targets` is a value of LoRA's option `targets`: the smallest that covers all projections of the method.
     """
 
     label: str

@@ -40,7 +40,7 @@ class Measure(StrEnum):
     dtype: Literal["Int64", "float64"]
     #: None for a measure that cells do not summarise.
     summary: Summary | None
-    #: Whether smaller values are better. None if neither smaller nor larger is, or if the metric decides.
+    #: Whether smaller values are better. None if no value is better, or if it depends on the metric.
     less: bool | None
     #: The keys of the measures that are arguments of `formula`. Empty for a measure that is stored.
     parts: tuple[str, ...]

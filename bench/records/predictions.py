@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Integers = NDArray[np.integer[Any]]
 
-#: The columns that compact predictions have in place of logits, and all of their columns.
+#: The two columns that compact predictions have in place of logits, and a list of all their columns.
 LOG_PROBABILITY, CLASSES = "log_probability", "classes"
 COMPACT = ("example", "label", "prediction", CLASSES, LOG_PROBABILITY)
 

@@ -13,7 +13,7 @@ Importance = dict[str, dict[str, float]]
 
 
 class Tried(Wired):
-    """The ranks of all modes that were tried together, and the ids of their trials by seed."""
+    """A rank for each mode, with the resulting number of parameters and the ids of the trials, by seed."""
 
     ranks: tuple[int, ...]
     parameters: int
@@ -50,14 +50,14 @@ class SearchPoint(Tried):
 class RankResult(Wired):
     """The fields that results of searches and of allocations have in common.
 
-    A result is that of one method, task, backbone and budget.
+    There is a result for each method, task, backbone and budget.
     """
 
     name: str
     method: str
     task: str
     backbone: str
-    #: The budget's label. None if the suite gives the method's ranks. Their count is then the budget.
+    #: The budget's label. None if the suite gives ranks: their number of parameters is then the budget.
     budget: str | None
     #: The largest allowed number of adapter parameters.
     asked: int

@@ -111,7 +111,7 @@ class PlannedRow(Wired):
 
 
 class TableLine(Protocol):
-    """The fields that `row_texts` reads, of a row of a plan or a row of results."""
+    """A planned row or a row of results. Has the fields that `row_texts` reads."""
 
     @property
     def task(self) -> str: ...

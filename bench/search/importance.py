@@ -15,10 +15,10 @@ def importances(
     """Returns the share of each mode in the variation of the score, for each evaluator.
 
     `points` are pairs of ranks, in the order of `names`, and a score of which larger values are better. A
-    mode whose rank never varies is left out. Empty for fewer than `FEWEST` points, and if no rank or no score
-    varies. fANOVA (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the log-ranks.
-    PED-ANOVA (Watanabe et al. 2023) compares the distribution of the better half of the points with that of
-    all points.
+    mode whose rank never varies is left out. Empty for fewer than `FEWEST` points, if no rank varies, and if
+    all scores are equal. fANOVA (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the
+    log-ranks. PED-ANOVA (Watanabe et al. 2023) compares the distribution of the better half of the points
+    with that of all points.
     """
     import optuna
     from optuna.importance import (

@@ -293,8 +293,8 @@ def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:
 def check_target(suite: Suite, out: Path) -> None:
     """Raises UserError if the suite with a pilot's choices cannot be written to `out`.
 
-    The file must be named after a new suite and end in `.yaml` or `.yml`. Relative paths in the suite must
-    lead to the same folders and files if they start at the folder of `out`.
+    The file must be NAME.yaml or NAME.yml, where NAME is a valid name that differs from the suite's. Relative
+    paths in the suite must lead to the same folders and files if they start at the folder of `out`.
     """
     if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")

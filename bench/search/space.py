@@ -18,12 +18,13 @@ Ranks = tuple[int, ...]
 
 
 class RankSpace:
-    """The rank vectors of a method with which its number of parameters does not exceed a budget.
+    """The rank vectors of a method that stay within a budget, a number of parameters.
 
     `modes` names the modes whose ranks vary. None: all modes. The other modes keep the ranks that they have
-    in `method`. If several ranks vary, the space contains only vectors of which no rank could be raised by
-    one within the budget. If `below` is set, or if only one rank varies, it contains smaller vectors as well.
-    Raises UserError for a mode that the method lacks, and for a budget below the smallest vector.
+    in `method`. If several ranks vary, the space contains only maximal vectors: raising any varying rank by
+    one would exceed the budget or the rank's limit. If `below` is true, or if only one rank varies, the space
+    contains smaller vectors as well. Raises UserError for a mode that the method lacks, and for a budget
+    below the smallest vector.
     """
 
     def __init__(

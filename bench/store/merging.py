@@ -50,9 +50,9 @@ def brings_more(coming: Record, stored: Record | None) -> bool:
 
 
 def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record]) -> bool:
-    """Whether a finished run has its adapter, while the finished run that is stored lacks it.
+    """Whether a run that is merged has its adapter, while the stored run of the same trial lacks it.
 
-    Each argument is a source with one of its runs.
+    False unless both runs are finished trials. Each argument is a source with one of its runs.
     """
     (there, run), (here, other) = coming, stored
     if not run.status == other.status == Status.FINISHED or not run.trial_id:
@@ -139,7 +139,10 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
 
 
 def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
-    """The rows by task, backbone, budget, method and ranks. Rows equal in these are numbered from 1."""
+    """The rows by (task, backbone, budget, method, ranks, number).
+
+    `number` counts the rows that are equal in the other five, from 1.
+    """
     counted: Counter[tuple[Any, ...]] = Counter()
     rows = {}
     for row in plan.rows:

@@ -44,7 +44,8 @@ def verify(
         names: Names of experiments and files of packs. Empty for the whole store.
         reruns: The number of finished trials to run again. `sample_seed` decides which.
         tolerance: The largest accepted difference between the scores of a trial that is run again on other
-            hardware. If None, it is 0.02 or the share of five examples, whichever is larger.
+            hardware, or on a GPU without a deterministic recipe. If None, it is 0.02 or the share of five
+            examples, whichever is larger.
         caches: Whether to check every file of this machine's caches as well.
         opened: The folders that trials from packs may open, or "hub" for the Hugging Face hub.
         watching: Called with a description of each check.

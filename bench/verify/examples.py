@@ -97,8 +97,8 @@ class Splits:
     def compare(self) -> None:
         """Reports trials whose examples or labels differ although their split is the same.
 
-        In each split, the most common examples and labels count as right. If two versions are equally common,
-        all trials with this split are reported.
+        In each split, the most common examples and labels count as right. If two or more versions are the
+        most common, all trials with this split are reported.
         """
         for stored in self._stored.values():
             counts = Counter(digest for _, digest in stored).most_common()

@@ -333,7 +333,7 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.Da
 def check_selected(findings: Examined, record: Record, losses: Mapping[float, float]) -> None:
     """Compares the stored validation loss of the selected epoch with the curve of validation losses.
 
-    `losses` is this curve, by epoch. Nothing is compared if it is empty.
+    `losses` is this curve, by epoch. Nothing is compared if it is empty, or if no finite loss is stored.
     """
     stored, epoch = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.SELECTED_EPOCH)
     if losses and stored is not None and math.isfinite(stored):

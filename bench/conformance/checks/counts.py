@@ -86,7 +86,8 @@ def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Me
 def count(subject: Subject) -> str:
     """Checks that `peak_count` is the number of parameters that train at the start.
 
-    Several geometries and ranks are tried. Returns how many were counted and how many the method refused.
+    Several sizes of the method are tried on several geometries. Returns the number of adapters that were
+    counted, and the number that the method refused.
     """
     counted, refusals = 0, []
     for geometry in (None, *COUNTED):

@@ -144,7 +144,10 @@ class _Reader:
             yield number, kind
 
     def lists_of(self, field: int) -> Iterator[dict[int, Any]]:
-        """Yields the structs in the lists that are fields with this number. The number may repeat."""
+        """Yields the structs in the list whose field number is `field`.
+
+        If several fields have this number, the structs of all their lists are yielded.
+        """
         for number, kind in self._fields():
             if (number, kind) != (field, _LIST):
                 self._skip(kind, 0)
@@ -278,8 +281,8 @@ class Room:
 
     #: The bytes that a row may need on average.
     row: int
-    #: The fewest compressed bytes that a row can have. Of the rows that a file states, only as many count as
-    #: its size allows.
+    #: The fewest compressed bytes that a row can take. If a file states more rows than its size allows, the
+    #: additional rows add nothing to the allowance.
     least: int = 1
     #: The bytes that each value takes in memory.
     value: int = IN_COLUMN
@@ -425,7 +428,10 @@ def _refuse_larger(metadata: Any, needed: int, allowed: int) -> None:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """The bytes that texts take if each is looked up in its dictionary."""
+    """The bytes of a column's texts if each text were stored in full, not as an index of a dictionary.
+
+    Numbers and texts in lists count as 0.
+    """
     if isinstance(values, pa.MapArray):
         return _text_bytes(values.keys) + _text_bytes(values.items)
     if not isinstance(values, pa.DictionaryArray):

@@ -1,10 +1,11 @@
-"""Tests that trials keep their ids, which `ids.json` holds as an earlier version computed them.
+"""Tests that trials keep their ids. `ids.json` holds the ids that an earlier version computed.
 
-In that version two defaults were different: adapters had the weight decay of heads, and states were
-selected by score. A trial whose recipe states both has its earlier id. A trial whose recipe states neither
-has a new id, and `ids.json` holds some of these new ids under `toys by loss`. That version also drew dropout
-from the backbone's random stream. Trials with dropout (by default FacT and CaRA) therefore have new ids, and
-`ids.json` holds those.
+Two defaults of the recipe have changed since that version: it gave adapters the weight decay of heads, and it
+tested the state with the best validation score. A suite that asks for both old values gets the old ids. A
+suite that asks for neither gets new ids, and `ids.json` holds some of the new ids under `toys by loss`.
+
+That version also drew dropout from the backbone's random stream. So every trial with dropout, which FacT and
+CaRA have by default, has a new id. For these trials `ids.json` holds the new ids only.
 """
 
 from __future__ import annotations
