@@ -30,8 +30,8 @@ class _FacT(OneRank, StackedMethod):
     """y = W·x + b + scale · V·dropout(Σ·U·x), with U and V shared by the whole model.
 
     The updates of the MLP's projections consist of slices of hidden × hidden. A layer has S slices (12 if the
-    MLP is four times as wide as hidden), each with its own Σ. Start: V zero, U as torch's linear layer
-    (uniform in ±1/√hidden).
+    MLP is four times as wide as hidden and has no gate), each with its own Σ. Start: V zero, U as torch's
+    linear layer (uniform in ±1/√hidden).
 
     Published scales (reference code, VTAB-1k, with the rank in brackets): TT 0.01 (8) for DTD and 100 (8) for
     EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
@@ -42,8 +42,8 @@ class _FacT(OneRank, StackedMethod):
     #: The learning rate in the reference code for VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
-    #: The probability of dropout on Σ·U·x, which has width `rank` (per slice for fc1). 0.1 in the reference
-    #: code.
+    #: The probability of dropout on Σ·U·x, which has width `rank` (for gate and fc1, per slice). 0.1 in the
+    #: reference code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
     def slices(self, geometry: Geometry) -> Slices:

@@ -27,10 +27,11 @@ class AdaLoRAAdapter(PeftAdapter):
 
     A triplet is a row of A, an entry of E and a column of B. peft prunes a triplet by setting its entry of E
     to zero, and keeps all of A, B and E in training. After the last pruning, `parameter_count` and `state`
-    cover the remaining triplets only. A fresh adapter that loads this state has them in its first positions.
+    cover the remaining triplets only. In a fresh adapter that loads this state, the remaining triplets come
+    first, and zeros follow.
     """
 
-    #: The mask of remaining triplets of each site. None until pruning has ended.
+    #: The mask of remaining triplets of each site. None until pruning has ended or a pruned state is loaded.
     _kept: dict[Site, Tensor] | None = None
 
     def __init__(self, *arguments: Any) -> None:

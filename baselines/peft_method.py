@@ -41,7 +41,8 @@ RESERVED = {
     "use_asa": "it wants a call after every step, which is not made here",
 }
 
-#: The beginnings of values of `init_lora_weights` that the training loop does not support, and why.
+#: Values of `init_lora_weights` that the training loop does not support, and why. Values that begin with one
+#: of these are refused, too.
 REFUSED_STARTS = {
     "corda": "it needs a pass over data first",
     "eva": "it needs a pass over data first",

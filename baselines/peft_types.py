@@ -19,7 +19,7 @@ from methods.errors import UnknownNameError
 #: The types with a class of their own, because they need more than peft's layers.
 OWN_CLASSES: dict[str, type[PeftMethod]] = {"ADALORA": AdaLoRA, "LILY": Lily}
 
-#: Names for LoRA with one option set.
+#: Types that are LoRA with one option of its configuration turned on.
 SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "DORA": ("LORA", {"use_dora": True}),
     "RSLORA": ("LORA", {"use_rslora": True}),
@@ -60,8 +60,8 @@ DRAWING = {
 class Peft(PeftMethod):
     """An adapter type of peft, such as VERA, LOHA, LOKR or IA3. DORA and RSLORA are types, too.
 
-    `config` has values for fields of peft's configuration. For a type with a class of its own, such as
-    ADALORA, `from_options` returns an instance of this class.
+    `config` has values for fields of peft's configuration. Types such as ADALORA have a class of their own.
+    For these, `from_options` returns an instance of that class.
     """
 
     @classmethod
@@ -111,7 +111,7 @@ class Peft(PeftMethod):
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """Returns the smaller side of the largest weight for LoRA, DoRA and RSLORA.
 
-        For other types, returns the number of entries of the largest weight.
+        For other types, returns the number of entries of the largest weight. Empty if the type has no rank.
         """
         if self.peft_type != "LORA":
             return super().rank_limits(geometry)

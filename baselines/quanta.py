@@ -63,7 +63,7 @@ class QuanTA(Targeted, StartKept):
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
         """Returns the sizes of all axes.
 
-        Raises UserError while the axes are free, and as `equal_axes` does for a single size.
+        Raises UserError while the axes are free, or if `axes` is a single size that `equal_axes` refuses.
         """
         if self.axes is None:
             raise UserError(f"{self.label}: axes are free; give them, or a budget")

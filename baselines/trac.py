@@ -34,8 +34,8 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     scale: Scale = 32.0
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
     #: What scales the third core. `plain`: the controllers themselves, as in the reference code. `softmax`:
-    #: the softmax of a controller, times its length, as in the README of the reference code. Both are one at
-    #: the start.
+    #: the softmax of a controller, times its length, as in the README of the reference code. With either
+    #: option, all scales are one at the start.
     controllers: Literal["plain", "softmax"] = "plain"
 
     def cores(self, geometry: Geometry) -> dict[str, tuple[TRACCores, TRACCores]]:

@@ -297,11 +297,11 @@ class _Rounding:
 
 
 class PartlyFrozen(nn.Module):
-    """A module with trained parameters, whose own buffers are frozen tensors of the adapter, or a seed.
+    """A module with trained parameters, and with frozen tensors of the adapter as buffers.
 
-    A stored adapter holds the persistent buffers, and `remake` recomputes the other buffers from them.
-    Buffers of submodules do not count as frozen tensors. For example, tensorly-torch keeps the weights of a
-    CP tensor, all of them one, in such a buffer.
+    One more buffer may hold a seed. A stored adapter holds the persistent buffers, and `remake` recomputes
+    all other buffers from these. Buffers of submodules do not count as frozen tensors. For example,
+    tensorly-torch keeps the weights of a CP tensor, all of them one, in such a buffer.
     """
 
     def remake(self) -> None:

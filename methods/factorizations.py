@@ -211,7 +211,10 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _mode_product(tensor: Tensor, factor: Tensor, dim: int) -> Tensor:
-    """Multiplies dimension `dim`, of size r, of T tensors by their factors (T, n, r). Its size becomes n."""
+    """Multiplies T tensors by their factors (T, n, r) along dimension `dim`.
+
+    This changes the dimension's size from r to n.
+    """
     flat = tensor.movedim(dim, -1)
     product = flat.flatten(1, -2) @ factor.transpose(1, 2)
     return product.unflatten(1, flat.shape[1:-1]).movedim(-1, dim)

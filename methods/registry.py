@@ -105,7 +105,7 @@ class Registry:
 
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
-        """Context in which any error becomes a UserError with the package of the plug-in that has this name.
+        """Context in which any error becomes a UserError that names the package of the plug-in `name`.
 
         For built-in names, errors pass unchanged.
         """

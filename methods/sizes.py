@@ -24,8 +24,9 @@ ANY_TARGETS: dict[AnyTargets, tuple[str, ...]] = {"qv": ("query", "value"), **di
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
     """Returns the rank in [low, high] whose count is nearest to the budget. On a tie, the smaller count wins.
 
-    `count` must not decrease with the rank. If it stops growing below the budget, the result is the smallest
-    rank with the largest count. The number of calls of `count` is logarithmic in the result.
+    `count` must not decrease with the rank. If it stops growing below the budget and `high` is None, the
+    result is the smallest rank with the largest count. The number of calls of `count` is logarithmic in the
+    result.
     """
     below, above = low, low
     while count(above) < budget and (high is None or above < high):

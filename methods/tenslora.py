@@ -105,7 +105,10 @@ class TensLoRA(CutMethod):
         return self.factorization == "tucker"
 
     def slices(self, geometry: Geometry) -> Slices:
-        """Returns the slices of a layer's projections, in the order of the projection mode."""
+        """Returns the slices of one layer, in the order in which the projection mode stacks them.
+
+        A projection of the MLP may have several slices. Every other projection has one.
+        """
         return Slices.of(self.projections, geometry)
 
     @property
@@ -122,7 +125,7 @@ class TensLoRA(CutMethod):
 
     @property
     def revisions(self) -> int:
-        """One more with `init: normal` than without: it once drew from N(0, 1)."""
+        """Counts one revision more with `init: normal`, which once drew from N(0, 1)."""
         return super().revisions + (self.init == "normal")
 
     @property
@@ -173,9 +176,9 @@ class TensLoRA(CutMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """Returns the size of each axis, layer or projection, over which the variant does not stack.
+        """Returns the sizes of the axes `layer` and `projection`, without those that the variant stacks.
 
-        There is one tensor for each combination of indices along these axes.
+        There is one tensor for each combination of indices along the returned axes.
         """
         sizes = self._sizes(geometry)
         return {axis: sizes[axis] for axis in ("layer", "projection") if axis not in self.modes}
@@ -227,8 +230,9 @@ class TensLoRA(CutMethod):
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         """Returns the same variant with the ranks that `methods.tenslora_ranks` chooses for the budget.
 
-        With `uneven`, r(input) may be one above r(output) in a Tucker tensor without heads, and the first
-        bonds of a tensor train may be one above the others. Raises UserError if ranks of 1 exceed the budget.
+        With `uneven`, r(input) may be one above r(output) in a Tucker tensor without a head mode, and the
+        first ranks of a tensor train may be one above its other ranks. Raises UserError if ranks of 1 exceed
+        the budget.
         """
 
         def count(ranks: tuple[int, ...]) -> int:
@@ -250,8 +254,8 @@ class _StackedTensors(Parametrisation):
     """The tensors of one variant, and the slices that form each site's update.
 
     The input factor of a tensor is the down factor of all sites with slices from this tensor alone. A site
-    with slices from several tensors, or which uses its slice transposed, has its own down factor. In
-    `Contracted.downs`, the sites' own down factors come after the shared ones.
+    has a down factor of its own if its slices come from several tensors, or if it uses its slice transposed.
+    In `Contracted.downs`, the sites' own down factors come after the shared ones.
     """
 
     def __init__(self, method: TensLoRA, geometry: Geometry, generator: torch.Generator) -> None:
@@ -324,7 +328,7 @@ class _StackedTensors(Parametrisation):
         return Contracted(downs, ups)
 
     def _by_slice(self, rest: Tensor) -> Tensor:
-        """Reshapes the product of all but the input factor to (layer, slice, out, r)."""
+        """Reshapes `rest`, the product of everything but the input factor, to (layer, slice, out, r)."""
         names = [*self.axes, *self.method.modes[1:], "rank"]
         rest = rest.unflatten(0, tuple(self.axes.values())) if self.axes else rest.squeeze(0)
         out = [name for name in names if name in ("output", "head_size", "head")]

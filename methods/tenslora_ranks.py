@@ -27,9 +27,9 @@ class CountPair(Protocol):
     def __call__(self, wide: int, narrow: int) -> int: ...
 
 
-#: The largest ratio of the input's rank to the head size's rank, if heads are a mode. Many pairs of ranks
-#: then come near a budget, and the nearest pair can be degenerate. So the ratio has to be above 1 and at most
-#: this number.
+#: The largest ratio of the input's rank to the head size's rank, for tensors with a head mode. For these,
+#: many pairs of ranks come near a budget, and the nearest pair can be degenerate. So the ratio has to be
+#: above 1 and at most this number.
 LARGEST_RATIO = 5
 
 
@@ -48,11 +48,11 @@ def even_ranks(bonds: int, count: CountRanks, budget: int, *, uneven: bool) -> t
 def tucker_ranks(
     sizes: Mapping[str, int], count: CountRanks, budget: int, *, uneven: bool
 ) -> tuple[int, ...]:
-    """Returns the ranks of the heuristic whose count is nearest to the budget, for modes of these sizes.
+    """Returns the ranks whose count is nearest to the budget, among those that the heuristic allows.
 
-    If full ranks of the head, projection and layer modes exceed the budget even with the smallest other
-    ranks, the full ranks get a cap: the largest number that fits, or else 1. With `uneven`, r(input) may be
-    one above r(output) if heads are no mode.
+    `sizes` has the size of each mode. The head, projection and layer modes have full ranks. If these exceed
+    the budget even with the smallest other ranks, they are capped: at the largest number that fits, or else
+    at 1. With `uneven`, r(input) may be one above r(output), unless there is a head mode.
     """
     heads = "head_size" in sizes
     cap = max(size for mode, size in sizes.items() if mode in ("head", "projection", "layer"))
@@ -88,9 +88,10 @@ def _equal_pairs(size: int, count: CountPair, budget: int, *, uneven: bool) -> I
 
 
 def _unequal_pairs(size: int, head_size: int, count: CountPair, budget: int) -> Iterator[tuple[int, int]]:
-    """Yields pairs (input rank, head size's rank) that come near the budget.
+    """Yields pairs (input rank, head size's rank) whose counts come near the budget.
 
-    For each rank of the head size, the rank of the input is the allowed one nearest to the budget.
+    Each rank of the head size is paired with one input rank: the allowed one whose count is nearest to the
+    budget.
     """
     for narrow in range(1, head_size + 1):
         if narrow > 1 and count(narrow, narrow - 1) > budget:

@@ -208,9 +208,10 @@ def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 
 def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """Returns the names of the fields accepted in place of the last part of the path `loc`, sorted.
+    """Returns the sorted field names of the model in which the path `loc` ends.
 
-    The path begins at `model`. Empty if its other parts lead to no model.
+    The path begins at `model`. Its last part may be an unknown field. Empty if the parts before it lead to no
+    model.
     """
     inner = [model]
     for part in loc[:-1]:

@@ -23,9 +23,10 @@ from methods.lowrank.linear import DropoutAt
 from methods.lowrank.masks import Masks
 from methods.validation import Later, Scale
 
-#: How key and value heads that several query heads share get their update from that of full attention, which
-#: has a head for every query head. `tied`: each gets the mean over its query heads, which is the nearest
-#: shared update. `cut`: together they get the first kv_heads · head_size rows, as VeRA in peft takes them.
+#: How key and value heads get their updates if several query heads share one. A method first computes updates
+#: for full attention, where every query head has a key head and a value head of its own. `tied`: each shared
+#: head gets the mean of the updates for its query heads, which is the nearest shared update. `cut`: together,
+#: the shared heads get the first kv_heads · head_size rows of these updates, as in peft's VeRA.
 SharedHeads = Literal["tied", "cut"]
 
 
@@ -41,7 +42,7 @@ class LowRankMethod(Method):
 
     @property
     def revisions(self) -> int:
-        """One more with dropout than without: dropout once drew from torch's global stream."""
+        """Counts one revision more with dropout, which once drew from torch's global stream."""
         return super().revisions + (self.dropout > 0)
 
     @abstractmethod

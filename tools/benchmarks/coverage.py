@@ -30,7 +30,7 @@ METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
 COLLAPSE = 0.3
 #: For tuning: the number of validation examples, the standard deviation of a point's validation score, and
-#: the standard deviation of the term that all points share in an example's contribution.
+#: that of the part of an example's contribution that is the same for all points.
 VALIDATED, OF_VALIDATION, OF_VALIDATED = 400, 0.02, 0.3
 
 #: A function that draws random numbers with mean zero and unit variance.
@@ -229,6 +229,7 @@ class Tuning:
 def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
     """The shares of repeats in which an interval contains a true difference of `Tuning.once`.
 
+    There is a share for each of these pairs:
     - the full interval, and the difference over repeated tunings
     - the interval for the chosen points, and the difference over repeated tunings
     - the interval for the chosen points, and the difference between these points

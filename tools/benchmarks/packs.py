@@ -1,9 +1,9 @@
 """Packs a store of 1,000 made-up trials, each with a configuration, predictions with logits, and curves.
 
-    python -m tools.benchmarks.packs FOLDER [--trials 1000]
+    python -m tools.benchmarks.packs FOLDER [--trials 1000] [--unpack]
 
-`pack` must return within 20 seconds, with a file of at most 3 MiB. The times of reading and unpacking are
-printed too.
+`pack` must return within 20 seconds, with a file of at most 3 MiB. The time of reading the pack is printed
+too and, with `--unpack`, the time of unpacking it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEPS = 200
 
 
 def fill(uri: str, suite: Path) -> None:
-    """Gives every trial the files of a real trial: configuration, logits, and a loss per step."""
+    """Gives every stored trial what a real one has: a configuration, logits, and a loss per step."""
     trials = {trial.id: trial for trial in make_plan(load_suite(suite)).trials}
     points = []
     for record in Store.existing(uri, "large").records():

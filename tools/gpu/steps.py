@@ -10,9 +10,9 @@ from .runner import Step
 #: The default total time in minutes. It suffices for the limits of all steps except the compiled ones.
 MINUTES = 9
 
-#: One method of each kind: matrices, tensors over a layer and over the model, a high rank, layers of its own,
-#: full fine-tuning and the head alone. The reduced form checks only these, since the tests check all methods
-#: on a CPU.
+#: One method of each kind: matrices, tensors over a layer and over the model, updates of high rank, added
+#: layers, full fine-tuning and the head alone. The reduced form checks only these methods, since the tests
+#: check all methods on a CPU.
 FAMILIES = ("lora", "tenslora", "lorta", "cara", "quanta", "loretta_adp", "full", "head_only")
 
 #: The methods whose gaps are measured, in this order. The time may not suffice for all.

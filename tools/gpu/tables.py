@@ -13,7 +13,7 @@ STEPS, MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY = (
     *("steps", "machine", "correctness", "speed", "gaps", "trials", "memory"),
 )
 
-#: The text of a table's entries without a value.
+#: The text of an entry that has no value.
 NONE = "–"
 
 

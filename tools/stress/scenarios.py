@@ -328,9 +328,9 @@ def silence(folder: Path, trials: int = 6, seconds: float = 45) -> Report:
 
 
 def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: float = 0) -> Report:
-    """Runs two drivers of one worker behind a proxy of a server over PostgreSQL.
+    """Runs two drivers with one worker each, which reach a server over PostgreSQL through a proxy.
 
-    A silence of `silent` seconds begins while both work.
+    If `silent` is above 0, answers stop for that many seconds while both drivers run a trial.
     """
     suite = write_suite(folder, trials)
     began = time.monotonic()
