@@ -53,8 +53,8 @@ def _tied(backbone: LoadedBackbone) -> bool:
 class Writer:
     """Replaces pooling and head of a language model that writes its answers. Outputs are (batch, 3).
 
-    The first output is 0, which evaluation replaces by whether the written answer is correct. The second is
-    the log-likelihood of the tokens to predict, and the third is the number of these tokens. `limit` is the
+    The first output is 0; evaluation sets it to 1 if the written answer is correct. The second is the
+    log-likelihood of the tokens to predict, and the third is the number of these tokens. `limit` is the
     largest number of tokens that the model can read, and `new_tokens` the largest number that it may write.
     """
 

@@ -131,8 +131,8 @@ class LoadedBackbone:
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
-        #: The weight (vocabulary, hidden) of a language model's output layer. None for other models, and if
-        #: the output layer is tied to the input embeddings.
+        #: The weight (vocabulary, hidden) of a language model's output layer. None for other models, and for
+        #: checkpoints without this weight, such as most whose output layer is tied to the input embeddings.
         self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
         self._module.eval()

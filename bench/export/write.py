@@ -290,7 +290,7 @@ def form_of(
 
     Raises UserError for each of these:
     - the backbone comes from a plug-in, and no library can load it again
-    - the head is a converged head, and the classifier of transformers has a dense layer before the last
+    - the head is a converged head, but the classifier of transformers has a dense layer before its last layer
     - the timm model ends in a classifier that is not a linear layer
     - the frozen weights are not float32
     - the sites are quantised, and the original model has them fused or transposed

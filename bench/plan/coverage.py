@@ -23,7 +23,8 @@ COARSE = 4.0
 def shared_points(plan: Plan) -> list[Setting]:
     """Returns the points of equal tuning that all methods share. Empty without equal tuning.
 
-    Before these, each method tries its own published point. It drops the axes that it lacks from all points.
+    Each method tries its own published point before these. From all of its points, a method drops the axes
+    that it lacks.
     """
     section = plan.suite.equal_tuning
     return points(section.grids, section.grids, section.trials, Setting()) if section else []

@@ -110,8 +110,8 @@ def applicable(
 def published(method: Method) -> Setting:
     """Returns a method's published rates, and its published scale as a factor of the method's own scale.
 
-    A value is None if the method's paper does not state it. If the paper states no rate of the head, the
-    adapter's rate stands for it.
+    A value is None if the method's paper does not state it. But if the paper states no rate for the head,
+    `head_lr` is the adapter's published rate.
     """
     scale = method.published_scale
     if scale is not None:

@@ -88,7 +88,7 @@ def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
             )
 
 
-#: The largest number of fields in which a planned trial may differ from a stored one to be worth a warning.
+#: There is a warning if a planned trial differs from a stored one in at most this number of fields.
 MOST_FIELDS = 3
 #: The largest number of stored configurations to read, and of warnings.
 MOST_READ, MOST_TOLD = 200, 3

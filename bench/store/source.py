@@ -108,9 +108,10 @@ class Source(ABC):
         return None
 
     def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
-        """Reads the section `tuning` of the stored suite, if the plan itself lacks `allowed_points`.
+        """Reads the section `tuning` of the stored suite, if the plan's own tuning lacks `allowed_points`.
 
-        Plans of earlier versions lack it. Returns None for other plans, and if no stored suite can be read.
+        Plans of earlier versions lack this field. Returns None for plans that have it or have no tuning, and
+        if no stored suite can be read.
         """
         if all(row.tuning is None or row.tuning.allowed_points for row in plan.rows):
             return None

@@ -24,7 +24,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Unchecked:
-    """A stored value that cannot be checked on this machine or at all. `why` says the reason."""
+    """A stored value that cannot be checked on this machine or at all. `why` gives the reason."""
 
     experiment: str
     trial: str
