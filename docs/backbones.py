@@ -19,8 +19,8 @@ BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the k
 
 HEADINGS = ("kind", "reads", "sites", "the head reads", "head", "checks")
 
-#: The line of the table for all models of timm, without checks. timm builds these models itself, so `KINDS`
-#: has no entry for them.
+#: The line of the table for all models of timm, without its last entry, the checks. timm builds these models
+#: itself, so `KINDS` has no entry for them.
 TIMM_ROW = (
     "`timm`",
     "images",

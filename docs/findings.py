@@ -1,7 +1,7 @@
 """Writes the answers in the pages of results/: `python docs/findings.py`.
 
-Those of the study go into leaderboard.md, those of the first leaderboard into findings.md and evidence.md.
-Draws the figures of evidence.md, and prints the commands that write the reports behind it.
+The answers of the study go into leaderboard.md. The answers of the first leaderboard go into findings.md and
+evidence.md. Draws the figures of evidence.md, and prints the commands that write the reports behind it.
 
 A question is answered once all of its rows are complete. Until then the text lists the missing rows and the
 results on finished tasks.
@@ -57,7 +57,10 @@ def in_short(evidence: str, by_letter: Mapping[str, Answer]) -> str:
 
 
 def of_study(packs: Path = PAGES) -> dict[str, Answer]:
-    """The study's answers in the order of its questions, or how far it is, by title."""
+    """The study's answers by title, in the order of its questions.
+
+    While the study cannot answer its first question, one entry for all questions says how far the study is.
+    """
     study = packs / "study.tensorbench.zip"
     by_title = of_studies(study, packs / "study_fresh.tensorbench.zip")
     if not by_title["Question 1"].short:
@@ -74,7 +77,10 @@ def rewritten(page: str, contents: Mapping[str, str]) -> str:
 
 
 def pages(by_letter: Mapping[str, Answer], by_title: Mapping[str, Answer]) -> dict[Path, str]:
-    """The pages with the current answers: those of the first leaderboard by letter, of the study by title."""
+    """The texts of the pages with the current answers, by file.
+
+    `by_letter` has the answers of the first leaderboard, `by_title` those of the study.
+    """
     findings, evidence, study = (page.read_text(encoding="utf-8") for page in (FINDINGS, EVIDENCE, STUDY))
     parts = [part for title, each in by_title.items() for part in (f"### {title}", each.short, each.text)]
     return {

@@ -34,10 +34,10 @@ class Scored:
     #: The standard deviation of scores over `runs`. None if fewer than two runs have a score, and for a point
     #: of a search.
     sd: float | None
-    #: The ids of the runs.
+    #: The ids of the runs with these ranks.
     runs: list[str]
-    #: "complete" if `value` is the mean over all seeds. Otherwise the reason, for example "2 of 3 finished",
-    #: or "pruned" for a point of a search.
+    #: "complete" if `value` is the mean over all seeds. Otherwise the reason why it is not, for example
+    #: "2 of 3 finished". For a point of a search, Optuna's state, for example "pruned".
     state: str = "complete"
 
 
@@ -60,7 +60,8 @@ class StoredAblation:
     tried: list[Scored] = field(default_factory=list)
     #: The sets of ranks on the Pareto front of score and parameters, as indices of `tried`.
     pareto: list[int] = field(default_factory=list)
-    #: The importance of each mode's rank for the score: by Optuna's name of the evaluator, then by mode.
+    #: The importance of each mode's rank for the score. The outer keys are Optuna's names of the evaluators,
+    #: the inner keys are modes.
     importance: dict[str, dict[str, float]] = field(default_factory=dict)
     #: The chosen sets of ranks, with their scores on fresh seeds.
     final: list[Scored] = field(default_factory=list)
@@ -70,10 +71,10 @@ class StoredAblation:
     components: list[ComponentWorth] = field(default_factory=list)
 
     def levels(self, most: int) -> list[tuple[str, list[ComponentWorth]]]:
-        """The first `most` components, grouped by the way in which they divide the update.
+        """Groups the first `most` components by how much of the update one component covers.
 
-        Returns (heading, components) for each group. For example, the heading "Each layer" is for components
-        that are each one layer's share of the update.
+        Returns (heading, components) for each group. For example, each component under the heading
+        "Each layer" covers a single layer.
         """
 
         def heading(component: ComponentWorth) -> str:
@@ -83,7 +84,7 @@ class StoredAblation:
 
 
 def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | AllocationResult]]:
-    """Yields the run and the result of each search and each rank allocation that has a result.
+    """Yields (run, result) for each search and each rank allocation that has stored a result.
 
     Raises UserError for a malformed result.
     """

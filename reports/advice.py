@@ -38,8 +38,8 @@ class RateAdvice:
     #: beyond that end may be as good.
     is_lowest: bool
     is_highest: bool
-    #: The share of all trials that succeeded and have a rate whose smoothed score is within a point of the
-    #: best.
+    #: The number of trials that succeeded at a rate whose smoothed score is within a point of the best, as a
+    #: share of all trials.
     share: float
     studies: int
     trials: int

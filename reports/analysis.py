@@ -42,11 +42,11 @@ class Block:
 
     budget: str
     metric: str
-    #: The block's only task, if scores have the unit of the task's targets. Otherwise empty, since a block
-    #: may have several tasks.
+    #: The block's only task, if the metric has the unit of the task's targets. Empty for all other metrics,
+    #: since several tasks may share them.
     task: str
-    #: The budget's name. If the budget has several metrics, the metric follows. If the recipe is not the
-    #: first of this budget and metric, its number follows, for example "isorank 4 · recipe 2".
+    #: The budget's name. If the budget has several metrics, the metric follows, with the task if `task` names
+    #: one. If the recipe is not the first, its number follows, for example "isorank 4 · recipe 2".
     title: str
     unit: Unit
     #: The smallest difference that matters, in units of the metric.
@@ -61,7 +61,7 @@ class Block:
     named_reference: str = ""
     #: The number of references in the report. Intervals are simultaneous over the blocks of all references.
     families: int = 1
-    #: The reference. If it is None, `no_reference` says why there is no reference.
+    #: The reference. If it is None, `no_reference` says why, unless `cells` is empty.
     reference: Reference | None = None
     no_reference: str = ""
     #: The comparisons of the methods in `cells` with the reference.
@@ -198,8 +198,8 @@ class Comparable:
 
     title: str
     metric: str
-    #: The only task, if scores have the unit of the task's targets. Otherwise empty, since there may be
-    #: several tasks.
+    #: The only task, if the metric has the unit of the task's targets. Empty for all other metrics, since
+    #: several tasks may share them.
     task: str
     methods: Mapping[str, Sequence[Cell]]
     #: A note that these methods have another recipe than the largest group of this budget and metric. Empty

@@ -152,7 +152,7 @@ class Board:
 
 
 def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
-    """The tables of results for each setting, in the plan's order.
+    """The tables of results for each setting. Settings are in the plan's order.
 
     Scores of different tasks do not compare, so no table mixes tasks.
     """

@@ -64,8 +64,8 @@ class Change:
     what: str
     before: str
     after: str
-    #: The number of cells with this change, and the name of the first. 0 and empty if the property belongs to
-    #: the provenance of all trials.
+    #: The number of cells with this change, and the name of the first of these cells. 0 and empty for a
+    #: property of provenance, which is not compared by cell.
     cells: int
     example: str
 
@@ -78,7 +78,7 @@ class Move:
     backbone: str
     budget: str
     method: str
-    #: The metric of the scores. Empty if the cell has no score in either experiment.
+    #: The metric of the scores. Empty if neither experiment has a score of the cell.
     metric: str
     #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
     unit: str
@@ -88,10 +88,11 @@ class Move:
     #: The numbers of finished seeds and of planned seeds, before and after.
     seeds: tuple[int, int]
     planned: tuple[int, int]
-    #: The number of seeds that finished in both experiments and are compared in pairs. If 0, means over all
-    #: finished seeds are compared, unless the scores are not compared at all.
+    #: The number of seeds that finished in both experiments and are compared in pairs. If it is 0, means over
+    #: all finished seeds are compared, or the scores are not compared at all.
     pairs: int
-    #: The score after minus the score before. None if the scores are not compared.
+    #: The score after minus the score before. 0 if both experiments have the same trials. None if the scores
+    #: are not compared for another reason.
     difference: float | None
     #: The interval of the difference, simultaneous with those of all other cells. None if the scores are not
     #: compared, or if their noise is unknown.
@@ -159,7 +160,7 @@ def compare(
     The file of a pack may replace the name. Then the URI is not used.
 
     Raises UserError if an experiment is missing, has no result or was tuned by studies, if both are the same,
-    if a pack has several experiments, and for a threshold as `reports.thresholds.thresholds` does.
+    and if a pack has several experiments. Raises the errors of `reports.thresholds.thresholds` as well.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name another experiment or --against-store")
@@ -201,8 +202,8 @@ def _moves(
 ) -> list[Move]:
     """Compares the common cells.
 
-    Significant changes come first, then all others. Both are ordered from the largest difference to the
-    smallest.
+    Cells with a significant change come first, then all other cells. Each of the two groups is ordered from
+    the largest difference to the smallest.
     """
     differs: dict[CellName, Differences] = {}
     differences: dict[CellName, Between] = {}

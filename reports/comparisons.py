@@ -219,10 +219,10 @@ class _Family:
     evidence: Evidence
     collapses: Mapping[int, Collapses]
     threshold: float
-    #: The confidence level of a single interval that makes the intervals of all methods simultaneous.
+    #: The confidence level of each method's interval, so high that the intervals of all methods hold
+    #: simultaneously.
     level: float
-    #: The confidence level of a single interval that makes the intervals of all methods on all settings
-    #: simultaneous.
+    #: The same for the intervals on single settings, which hold simultaneously for all methods and settings.
     level_on_settings: float
 
     def compared(

@@ -49,7 +49,7 @@ class Curve:
 
     @property
     def label(self) -> str:
-        """The method's name. If some planned seeds are not in the mean, also the number of those that are."""
+        """The method's name. If the mean lacks some planned seeds, " (2 of 3 seeds)" or the like follows."""
         return (
             self.method
             if self.seeds == self.planned

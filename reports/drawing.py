@@ -80,7 +80,8 @@ _STYLE: Any = {
     "savefig.facecolor": "none",
 }
 
-#: The widths in inches of figures with several columns and with one, and the page's pixels per inch.
+#: The width in inches of a figure with several columns, the width of a figure with one column, and the
+#: page's pixels per inch.
 WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
 #: The largest number of names beside a panel, and of letters in a name.
 MOST_NAMES, MOST_LETTERS = 17, 50
@@ -286,11 +287,13 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
 def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
     """The smallest and the largest value, ignoring outliers among the bad values.
 
-    A value is an outlier if it is worse than the quartile at the bad end by more than `least`, and by more
-    than four times the distance between this quartile and the median. The worst value is also an outlier if
-    its distance from the next value exceeds both `least` and the range of all other values. This second rule
-    is repeated while more than three values, and more than three quarters of all values, are left. If there
-    are at most three values, none is ignored. `sign` is 1 if larger is better, otherwise -1.
+    Two rules find outliers. First, let q be the quartile at the bad end. Values are outliers if they are
+    worse than q by more than `least`, and by more than four times the distance from q to the median. Second,
+    the worst value left is an outlier if its distance from the next value exceeds both `least` and the range
+    of the other values left. The second rule is repeated while more than three values, and more than three
+    quarters of all values, are left. If there are at most three values to begin with, none is ignored.
+
+    `sign` is 1 if larger is better, otherwise -1.
     """
     gains = sign * np.asarray(values, dtype=float)
     # Three values are too few to tell which are usual.

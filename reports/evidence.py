@@ -82,9 +82,10 @@ class Evidence:
 
 
 def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnSetting:
-    """Adds to a difference its variance from tuning, and the typical size and the range of scores.
+    """Adds three numbers to a difference: its variance from tuning, and the size and the range of scores.
 
-    The size and the range are those of this cell's task and metric.
+    The size is the typical size of scores on the cell's task. The range is that of the scores which the
+    cell's metric allows.
     """
     low, high = bounds(study.all_cells[cell].metric)
     return replace(part, tuning=tuning, size=study.size(cell), limit=high - low)
@@ -155,8 +156,9 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
 def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -> OnSetting:
     """The difference between the means of unpaired scores, with its error.
 
-    `stored` has the contributions of test examples to the runs of those sides for which they are known. The
-    error covers test examples if both are known, and if all runs have the same examples or no two runs do.
+    For each side, `stored` has the contributions of test examples to the side's runs. A side whose
+    contributions are unknown is absent. The error covers test examples if no side is absent, and if either
+    all runs have the same test examples or each run has its own.
     """
     tested = Counter(run.test_set for runs in stored for run in runs)
     if len(stored) < 2 or 1 < len(tested) < tested.total():
@@ -262,8 +264,8 @@ def _lottery(
 ) -> float | None:
     """The variance that tuning adds to a cell's mean score.
 
-    0 if tuning could choose among fewer than two points. None if a tuning trial or its predictions are not
-    stored.
+    0 if tuning could choose among fewer than two points. None if a tuning trial is not stored, or if
+    `_of_examples` returns None for the points.
     """
     if not all(id_ in records for id_ in _tuning_ids(cell)):
         return None
@@ -286,7 +288,7 @@ def _of_examples(points: Sequence[Sequence[ByExample | None]]) -> Array | None:
     """The covariance (points, points) that validation examples cause between the points' mean scores.
 
     For each point, `points` has the contributions of examples to each run. None if the contributions to some
-    run are unknown, or if the points have different validation examples.
+    run are unknown, if the points have different validation examples, or if they have fewer than two.
     """
     noise = np.zeros((len(points), len(points)))
     for test_set in dict.fromkeys(run.test_set for run in points[0] if run):

@@ -44,9 +44,9 @@ class Against:
 def against(block: Block, comparison: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
     """The difference over all settings of a comparison, or on the setting at index `place`.
 
-    The interval over all settings is simultaneous with those of the block's other methods, and with those of
-    `beside` further comparisons. The interval on one setting is simultaneous with those of all methods on all
-    settings.
+    The interval over all settings is simultaneous with those of the block's other methods, and with the
+    intervals of further comparisons, whose number is `beside`. The interval on one setting is simultaneous
+    with those of all methods on all settings.
     """
     assert block.reference is not None
     shown, floor = comparison.effect, comparison.if_floor.effect if comparison.if_floor else None
@@ -92,7 +92,8 @@ class Claim:
     block: Block
     #: The setting. None if the statement is about all settings of the block.
     setting: TaskAndBackbone | None
-    #: The method with the best mean score. None if all means are equal, or if no method can be ranked.
+    #: The method with the best mean score. None if there is no such method, for example because all methods
+    #: have the same mean.
     best: str | None
     #: The methods that are statistically indistinguishable from the best. None if unknown.
     equals: tuple[str, ...] | None
@@ -125,7 +126,7 @@ def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
 
 
 def sentences(analysis: Analysis) -> list[str]:
-    """Sentences about failed references and unbeaten heads, then the claim of each block and setting."""
+    """Sentences on failed references and on heads that no adapter beats, then the claims of all blocks."""
     study = analysis.study
     faults = [*reference_failures(analysis), *unbeaten(study.all_cells)]
     return [*faults, *map(str, findings(study, analysis.blocks))]
@@ -165,9 +166,10 @@ def _better_part(
 ) -> tuple[AgainstReference, int] | None:
     """Finds the best method on one setting, if this method did not run on all settings.
 
-    `place` is the setting's index in the block. `cells` has one cell: that of the best method among those
-    that ran on all settings. Returns the comparison of the better method, and the setting's index in that
-    comparison. None if no method has a better mean than this cell, or if `place` is None.
+    `place` is the setting's index in the block. `cells` has the cell, on this setting, of the best method
+    that ran on all settings. It is empty if none of those methods is the best. Returns the comparison of the
+    better method, and the setting's index in that comparison. None if no method has a better mean than the
+    cell, or if `place` is None.
     """
     if place is None:
         return None
@@ -199,9 +201,11 @@ def _at(values: Sequence[Item], place: int | None) -> Sequence[Item]:
 def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tuple[str, ...] | None]:
     """The method with the best mean score, and the methods statistically indistinguishable from it.
 
-    There is no best method (None) if there is no ranking, or if all means are equal. The second value is None
-    if there is no best method, or if no pair of methods has an interval. If there are too many methods to
-    compare all in pairs, only those that are compared can be the best.
+    Scores are those on the setting at index `place` or, if it is None, means over all settings. Only methods
+    that are compared in pairs count (see `Ranking.paired`).
+
+    Returns (None, None) if there is no such method, or if all of them have the same mean. The second value
+    is also None if no pair of methods has an interval.
     """
     ranking = block.ranking
     if ranking is None or not ranking.paired:
@@ -233,7 +237,7 @@ def _detectable(block: Block, place: int | None) -> float | None:
 def chance(study: Study, block: Block, place: int | None = None) -> str:
     """A sentence on the difference that the best method would show by chance if all methods were equal.
 
-    Empty if there is a single comparison, or if the noise is unknown.
+    Empty if the noise of fewer than two comparisons is known.
     """
     errors = []
     setting = None if place is None else block.settings[place]

@@ -16,8 +16,8 @@ MOST_NAMES = 1
 def answer(blocks: Sequence[Block]) -> str:
     """Says which methods are significantly better than the reference.
 
-    A second sentence says how large a difference may be and still go undetected. Empty if no block has a
-    comparison.
+    A second sentence says how large a difference may be and still go undetected. The text is empty if no
+    block has a comparison over all settings.
     """
     compared = _compared(blocks)
     if not compared:

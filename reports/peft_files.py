@@ -25,13 +25,13 @@ from reports.study import CEILING, COLUMNS, Experiment, Seed, Study, kept_trials
 #: The metrics that, like peft's "test accuracy", are a share of right answers.
 SHARES = ("accuracy", "exact_match")
 
-#: The budget of peft's results in tables.
+#: The text that tables show in place of a budget for peft's results, which have none.
 UNTUNED = "seed 0, not tuned alike"
 
 #: The names of peft's metrics, each with our name of the same metric. Empty if we have no such metric.
 SCORED_AS = {"test accuracy": "accuracy", "test dino_similarity": ""}
 
-#: Notes in every file, on numbers that a trial measures otherwise than peft, or not at all.
+#: Notes in every file, on numbers that a trial measures differently from peft or does not measure.
 NOTES = (
     "accelerator_memory_*: the peak of the trial, of the process if it ran on a CPU (0: not measured)",
     "train_time: the median step times the number of steps",
@@ -187,15 +187,15 @@ def _train_info(experiment: Experiment, record: Record, trial: PlannedTrial) -> 
 
 
 def holds_peft_results(folder: Path) -> bool:
-    """Whether the path is a folder with files named METHOD--NAME.json."""
+    """Whether the path is a folder with at least one file named METHOD--NAME.json."""
     return folder.is_dir() and next(folder.glob("*--*.json"), None) is not None
 
 
 def peft_study(folders: Sequence[Path]) -> Study:
     """Reads peft's result files in these folders. Each run becomes a cell with a single seed.
 
-    The budget of all cells is `UNTUNED`. Raises UserError as `read_peft_results` does, and if no file has a
-    score.
+    These runs have no budget, so the field `budget` of each cell has the text `UNTUNED` instead. Raises
+    UserError as `read_peft_results` does, and if no file has a score.
     """
     runs, skipped, _ = read_peft_results(folders)
     if not runs:

@@ -23,9 +23,9 @@ from reports.study import Experiment, Study
 
 #: The number of artifacts read concurrently.
 READERS = 8
-#: The largest accepted difference between the stored score and the score computed from stored predictions. It
-#: is a share of the stored score or of the typical size of scores on the task, whichever is larger. It allows
-#: for older stores, which have float32.
+#: The largest accepted difference between the stored score and the score computed from stored predictions, as
+#: a share of the stored score or of the typical size of scores on the task, whichever is larger. It is not
+#: zero, since older stores have float32.
 AGREES = 1e-4
 
 
@@ -34,7 +34,7 @@ class Predictions:
     """The stored predictions of one run, sorted by example.
 
     `labels` and `responses` are (examples,), or (examples, classes) if they are stored in several columns
-    (see `bench.metrics.Metric`). If they are integers, -1 means that there is no answer.
+    (see `bench.metrics.Metric`). In an array of integers, -1 stands for a missing value.
     """
 
     examples: NDArray[np.int64]

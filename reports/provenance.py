@@ -32,8 +32,8 @@ class Provenance:
     ended: int | None
     #: The commit, the versions of the main packages, and the hardware.
     facts: Mapping[str, str]
-    #: The suite, the lock, all packages, and the seeds of the random streams. None if they are unknown. Then
-    #: `why` has the reason, or is empty if the trial has not stored them.
+    #: The suite, the lock, all packages, and the seeds of the random streams. None if unknown. In that case,
+    #: `why` has the reason, or is empty if the trial has stored no configuration.
     start: Start | None
     why: str = ""
 

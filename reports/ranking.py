@@ -22,7 +22,7 @@ from reports.study import Cell, Study, grouped
 
 #: The largest number of methods that are compared in pairs: the best by mean rank if there are more.
 MOST_PAIRED = 20
-#: A cell is tested for the front against at most this many rivals: the best of the cells that cost no more.
+#: The largest number of rivals against which `pareto` tests a cell: the best of the cells that cost no more.
 MOST_RIVALS = 8
 
 #: A function that returns the cost of a cell, or None if the cost is unknown.
@@ -35,7 +35,7 @@ class Ranking:
 
     #: The methods, best mean rank first.
     methods: tuple[str, ...]
-    #: The ranks of `methods`. They have intervals if all methods are compared in pairs.
+    #: The ranks of `methods`. They have no intervals unless all methods are compared in pairs.
     ranks: Ranks
     #: The methods that are compared in pairs.
     paired: tuple[str, ...]
@@ -52,7 +52,7 @@ class Ranking:
 
 
 def rank(entrants: Entrants) -> Ranking:
-    """Ranks methods by mean score, and compares each pair on the seeds that both have."""
+    """Ranks methods by mean score, and compares the best in pairs, on the seeds that both methods have."""
     study, cells, level = entrants.evidence.study, entrants.cells, entrants.level
     means = _means(study, list(cells.values()))
     order = np.argsort(orders.ranks(means, None).mean, kind="stable")

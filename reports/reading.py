@@ -286,7 +286,7 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
 
 
 def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
-    """The columns of a cell that are known only from finished runs. Empty if no run has finished."""
+    """The columns of a cell that are known only from finished runs. All are "" if no run has finished."""
     finished = [(experiment, record) for experiment, record in runs if record and record.score is not None]
     if not finished:
         return dict.fromkeys(("metric", "evaluated", "unit", "capabilities", "left"), "")

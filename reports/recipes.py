@@ -20,7 +20,7 @@ Recipe = Mapping[str, str]
 #: The fields in which two recipes differ: by name, the value in the first recipe and in the second.
 Differences = dict[str, tuple[str, str]]
 
-#: The fields of a trial that define what is measured. Trials that differ in one have incomparable scores.
+#: The fields of a trial that define what is measured. If they differ, scores of trials are not comparable.
 DECISIVE = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
 
 #: The fields whose values a suite may set for each method separately.
@@ -66,8 +66,8 @@ def trial_of_each(study: Study) -> dict[int, PlannedTrial]:
 def recipes(study: Study) -> dict[int, Recipe]:
     """The recipe of each cell, by the cell's number: protocol, data, training, and allowed tuning.
 
-    Tuned rates are no part of a recipe, since every method was allowed the same tuning. Rates that were set
-    by hand are part of it. Cells that are not yet tuned have no recipe and are absent.
+    The recipe of a tuned cell has no rates, since every method was allowed the same tuning. All other recipes
+    have the suite's rates. Cells that are not yet tuned have no recipe and are absent.
     """
     most = {
         experiment.name: max((row.tuning.trials for row in experiment.rows if row.tuning), default=0)
@@ -139,7 +139,10 @@ class Alike:
         return [cell for cells in self.methods.values() for cell in cells]
 
     def differs(self, cells: Sequence[Cell]) -> Differences:
-        """The differences between the recipes of these cells and the group's recipes on their settings."""
+        """The fields in which the recipe of a cell differs from the group's recipe on the same setting.
+
+        Cells without a recipe are ignored, and so are cells on settings where the group has none.
+        """
         differences: Differences = {}
         for cell in cells:
             if (recipe := self._by_setting.get(cell.setting)) is not None:

@@ -86,11 +86,16 @@ def write_report(
         log: Whether to log the report on the suites' runs.
         selection: Limits the rows and the comparisons.
 
-    Raises UserError, and writes nothing, for an unknown format or experiment, for an experiment without a
-    result, for trials that are not comparable (unless `mixed`), and for a threshold as `thresholds` does. It
-    also does so if only some of the experiments were tuned by studies, if a selected row does not exist, and
-    if the folder is not empty (unless `force`). Raises StoreError if the report was written but could not be
-    logged.
+    Raises UserError, and writes nothing:
+
+    - for an unknown format or experiment, and for an experiment without a result
+    - for trials that are not comparable, unless `mixed` is true
+    - if only some of the experiments were tuned by studies
+    - if a selected row does not exist
+    - for a threshold that `reports.thresholds.thresholds` refuses
+    - if the folder is not empty, unless `force` is true
+
+    Raises StoreError if the report was written but could not be logged.
     """
     for field, value in (("experiments", names), ("formats", formats)):
         if isinstance(value, str):

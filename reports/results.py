@@ -97,8 +97,8 @@ PREDICTIONS = WHICH | {
     ),
 }
 
-#: The numbered columns after those of `PREDICTIONS`: `logit_0` etc., and for multi-label tasks `label_0` etc.
-#: and `prediction_0` etc.
+#: The types of the numbered columns after those of `PREDICTIONS`, such as `logit_0`, by name without number.
+#: Only multi-label tasks have numbered labels and predictions, such as `label_0` and `prediction_0`.
 NUMBERED = {"label": INTEGER, "prediction": INTEGER, "logit": "float32"}
 
 

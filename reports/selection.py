@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class Selection:
     """Selects the rows of a report. Rows that are not selected are in no comparison.
 
-    An empty field selects everything. `methods` has names of methods in tables, titles, or families. A title
-    or a family selects every method that has it: `tenslora` selects all variants of TensLoRA. A title
-    that is also a name in tables selects only the method of that name. A name that several experiments use
-    selects the row of each of them.
+    An empty field selects everything. An entry of `methods` may be the name of a method in tables, a title
+    or a family. A title or a family selects every method that has it: `tenslora` selects all variants of
+    TensLoRA. An entry that is also a name in tables selects only the method of that name. A name that
+    several experiments use selects the row of each of them.
 
     `reference` is the name in tables of a method that replaces LoRA as the reference. Its rows are selected
     even if `methods` leaves them out. If it has no row under `budgets`, its rows under all other budgets are

@@ -118,7 +118,7 @@ class TrialContents:
     artifacts: Mapping[str, int | None]
     #: The origin: suite, lock, commit, packages, seeds and hardware.
     provenance: Provenance
-    #: Python's traceback if the trial failed. Otherwise empty.
+    #: Python's traceback, if the trial failed and a traceback is stored. Otherwise empty.
     traceback: str
     #: The trial's other runs, oldest first, such as failures before a retry.
     others: tuple[Record, ...]
@@ -193,7 +193,7 @@ class CellContents:
     """A cell of a report's tables, with the provenance of its seeds."""
 
     cell: Cell
-    #: The provenance of each seed. None for trials that never started.
+    #: Each seed with its provenance. The provenance is None if the trial never started.
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
     def lines(self) -> Iterator[tuple[str, str]]:

@@ -62,8 +62,8 @@ class Difference:
 class Sensitivity:
     """A method's sensitivity to learning rates, measured by shares of its trials."""
 
-    #: The share of all trials that succeeded and have a rate whose smoothed score is within a point of the
-    #: best. Mean over settings.
+    #: The number of trials that succeeded at a rate whose smoothed score is within a point of the best, as a
+    #: share of all trials. Mean over settings.
     near: float
     #: The share of trials that failed. Mean over settings.
     failed: float
@@ -172,7 +172,7 @@ class StudyAnalysis:
     studies: Mapping[int, CompleteStudies] = field(repr=False)
 
     def score(self, number: int) -> Estimate | None:
-        """The score of the cell with this number after as many trials as one study has.
+        """The score after k trials, for the cell with this number. k is the number of trials in one study.
 
         None if no study of the cell is complete.
         """
@@ -185,8 +185,8 @@ class StudyAnalysis:
     def failed(self, seed: Seed) -> bool:
         """Whether a trial failed: it diverged, or its score is far below that of its cell's best trial.
 
-        The best trial has the lowest validation loss. Far means at least `FAILED` points (see
-        `reports.inference.studies`). In a cell without a complete study, only divergence counts.
+        The best trial is the one with the lowest validation loss. Far means at least
+        `reports.inference.studies.FAILED` points. In a cell without a complete study, only divergence counts.
         """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None:

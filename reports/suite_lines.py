@@ -24,8 +24,9 @@ def suite_lines(study: Study) -> Callable[[Cell], str]:
     """Returns a function that takes a cell and returns its suite as YAML, or the reason why it has none.
 
     The suite has the cell's own task, backbone, method, ranks, rates and seeds. Its trials have the same ids
-    as the cell's trials, as long as the method's version is the one that a comment names. For a cell with
-    studies, the suite has a single trial: the one with the lowest validation loss of all complete studies.
+    as the cell's trials, unless the method's version has changed since. A comment in the suite names that
+    version. For a cell with studies, the suite has a single trial: the one with the lowest validation loss of
+    all complete studies.
     """
     trials = {id_: trial for each in study.experiments for id_, trial in each.trials.items()}
 

@@ -44,7 +44,8 @@ class Summary(CellsAndSeeds):
     def overview(self, name: str) -> Overview:
         """The table of scores.
 
-        Its notes are failures, unbeaten heads, the answer of studies, warnings, and the suite's closing text.
+        Its notes are failures, converged heads that no adapter beats, the answer of studies, warnings, and
+        the suite's closing text.
         """
         answers, score_of = [], None
         if self.studies is not None:

@@ -75,7 +75,8 @@ class MainTable:
     tasks: list[str]
     #: The split, the metric and the unit of each column, as text.
     metrics: list[str]
-    #: The metrics that several tasks share. Each of them has a column with means over these tasks.
+    #: The metrics that several tasks share, except metrics in the unit of a task's targets. Each has a column
+    #: with means over its tasks.
     averages: list[str]
     #: The rows of each budget.
     blocks: dict[str, list[MainRow]]
@@ -189,7 +190,7 @@ def _rows(
     averaged: Mapping[str, Sequence[Column]],
     marks: Marks,
 ) -> list[MainRow]:
-    """Makes the rows of one budget. A metric with a column of averages has marks only there."""
+    """Makes the rows of one budget. If a metric has a column of averages, its marks are only there."""
     places: dict[int, int] = {}
     for own in grouped(cells, lambda cell: column_of[cell.number]).values():
         places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in own if cell.complete})

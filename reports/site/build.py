@@ -77,7 +77,10 @@ class _Site:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """The standings of all cells with a finished or failed seed. Only the suite's page has the others."""
+        """The standings of all cells with a finished or failed seed.
+
+        Other cells are only on the page of their suite.
+        """
         every = (line for suite in self.suites for line in standings(suite.name, suite.analysis))
         return [line for line in every if line.cell.missing < line.cell.seeds]
 

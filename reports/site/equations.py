@@ -40,7 +40,8 @@ def equation_of(family: str) -> Equation | None:
     """The text about a registered method. None if there is no text, as for a method from a plug-in.
 
     One text may cover several methods: the text named FacT covers fact_tt and fact_tk. If the method's name
-    begins with the names of several texts, the longest of them wins.
+    begins with the names of several texts, the longest of these names wins. If it begins with none of them,
+    the first text is taken whose name begins with the method's name.
     """
     equations, name = _equations(), _plain(family)
     if begin := [head for head in equations if _begins(name, _plain(head))]:

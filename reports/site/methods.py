@@ -13,7 +13,7 @@ from reports.site.equations import Equation, equation_of
 from reports.site.standing import Standing
 from reports.study import Cell, block_order, grouped
 
-#: The family of all methods from the `peft` package. On the site, each of its types is a method of its own.
+#: The family of all methods from the `peft` package. The site treats each type of peft as a separate method.
 COLLECTION = "peft"
 
 #: The largest number of lines in one table. Longer tables are split by setting and block.
@@ -56,7 +56,7 @@ class MethodPage:
 
 
 def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
-    """Groups standings by the heading of their table. Up to `MOST_LINES` make one table without heading."""
+    """Splits standings into tables, by heading. Up to `MOST_LINES` standings get one table and no heading."""
     is_short = len(standings) <= MOST_LINES
     return grouped(standings, lambda line: "" if is_short else f"{line.cell.setting}: {line.block}")
 

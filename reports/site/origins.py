@@ -42,7 +42,7 @@ class Origins:
     origins: Sequence[Origin]
     #: The texts of suite files and of their lock files, by SHA-256.
     texts: Mapping[str, SourceFile]
-    #: The seeds of the random streams, by the trial's seed.
+    #: The seeds of a trial's random streams as texts, by the trial's own seed.
     streams: Mapping[int, Sequence[str]]
 
     @property

@@ -89,9 +89,9 @@ class Published:
     def headlines(self) -> list[Claim]:
         """The claim of each block over all its settings.
 
-        A block has no claim if no method has finished on all its settings. Methods of fixed size do not have
-        LoRA's budget, so their block counts only if the suite has no other. Empty for a suite tuned by
-        studies.
+        Blocks without a best method are left out (see `Claim.best`). The block of methods of fixed size is
+        also left out, unless the suite has no other budget, since these methods do not have LoRA's budget.
+        Empty for a suite tuned by studies.
         """
         if isinstance(self.analysis, StudyAnalysis):
             return []
@@ -189,7 +189,10 @@ def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
 
 
 def _last(experiment: Experiment) -> int:
-    """The time at which the experiment's last trial ended, in milliseconds since the epoch."""
+    """The time at which the experiment's last trial ended, in milliseconds since the epoch.
+
+    For trials that have not ended, the start counts.
+    """
     return max(record.ended or record.started for record in experiment.records.values())
 
 
