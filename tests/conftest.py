@@ -49,8 +49,8 @@ THRESHOLDS = gc.get_threshold()
 # would take a sixth longer.
 gc.set_threshold(100_000, 20, 20)
 
-#: Objects are frozen again when about this many modules were imported since. A model or a database imports as
-#: many.
+#: Objects are frozen again when a test file begins, or when about this many more modules have been imported.
+#: A model or a database imports as many.
 MANY_MODULES = 50
 
 SUITES = Path(__file__).parent.parent / "suites"
@@ -108,7 +108,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def unsynced_databases() -> None:
     """Keeps SQLite from waiting for the disk, which would take most of the time of small trials.
 
-    A process that is killed loses nothing, because the system has the written data. A power cut would.
+    A killed process loses nothing, because the system has the written data. Only a power cut would lose it.
     """
     from sqlalchemy import Engine, event
 

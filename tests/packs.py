@@ -44,7 +44,7 @@ def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed
 
 
 def edit_json(name: str, change: Callable[[dict], None]) -> Callable[[Files], None]:  # type: ignore[type-arg]
-    """Makes a function that applies `change` to each JSON file of a pack whose name ends with `name`."""
+    """Makes a function that applies `change` to those JSON files of a pack whose paths end with `name`."""
 
     def edit(content: Files) -> None:
         for path in [path for path in content if path.endswith(name)]:

@@ -52,10 +52,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def table_rows(page: str, column: int) -> dict[str, dict[str, str]]:
-    """Reads two columns of each table on a page, by the section's heading.
+    """Reads two columns of the tables on a page: the first column, and the one with the number `column`.
 
-    Each table becomes a map from its first column to the column with this number. Backquotes around cells are
-    removed.
+    For each section, by its heading, returns a map from the first to the other column. Rows that do not begin
+    with a backquote are left out. Backquotes around cells are removed.
     """
     sections = {}
     for section in (DOCS / page).read_text(encoding="utf-8").split("\n## ")[1:]:

@@ -183,8 +183,8 @@ class TestTuckerOfTheReference(TestTucker):
     def mixtures(self, values: Values) -> Tensor:
         """The mixtures as the reference code reads them.
 
-        That code writes column c of n slices of rank r as (rank, slice) = (c // n, c % n), but reads column c
-        as (slice, rank) = (c // r, c % r).
+        That code puts the n mixtures of a projection, which have r columns each, into one matrix. It writes
+        column i of mixture s to column i·n + s of the matrix, but reads it from column s·r + i.
         """
         mixed = super().mixtures(values).clone()
         names = owners(self.geometry) * self.geometry.layers

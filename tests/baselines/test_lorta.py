@@ -44,7 +44,10 @@ class TestLoRTA(StackedOracle):
         return stacked(full.flatten(2, 3), geometry, *PROJECTIONS[:4])
 
     def turned(self, geometry: Geometry) -> set[str]:
-        """All four projections, or only the output projection if attention is not d wide."""
+        """The projections that use their slice transposed.
+
+        These are all four, or only the output projection if the attention is not d wide.
+        """
         return super().turned(geometry) or set(PROJECTIONS[:4])
 
     def formula(self, geometry: Geometry, rank: int) -> int:
@@ -52,7 +55,7 @@ class TestLoRTA(StackedOracle):
         return rank * (sizes + geometry.layers + 4)
 
     def test_a_head_is_a_block_on_the_split_side(self) -> None:
-        """With only one head's entry in the head factor, only that head's channels are updated."""
+        """If the head factor is zero except for one head, only the channels of this head are updated."""
         geometry = EVEN[1]
         _, adapter = self.attached(geometry)
         heads = adapter.named_parameters()["tensor.factors.factor_2"]

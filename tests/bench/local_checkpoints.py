@@ -26,8 +26,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("RobertaModel", {**SHAPE, **MLP, **TEXT, "classifier_dropout": 0.25}),
 }
 
-#: For each kind, the replacements of patterns, in order, that turn names of weights in transformers 5 into
-#: names in transformers 4.
+#: For each kind, pairs of a pattern and its replacement. Applied in order, they turn the names that
+#: transformers 5 gives to weights into those of transformers 4.
 OLD_NAMES = {
     "vit": (
         (r"^layers\.", "encoder.layer."),

@@ -1,9 +1,10 @@
 """A task and a backbone for which the true update is known: a tensor of low multilinear rank.
 
-An image consists of vectors of `hidden` pixels, one for each projection (the image's channels) and each
-layer. The backbone is linear, and its weights are zero. Its features are the sum, over projections and
-layers, of the update times the vector. The logit of class c is read from head c of the features. The labels
-are the classes with the largest logits under the true update. So this update can be learned, up to its scale.
+Each of an image's three channels belongs to a projection. It is divided into four vectors of 16 pixels, one
+for each layer. The backbone is linear, and its weights are zero. So each site multiplies its vector by its
+update, and the sum over all sites gives the features. The logit of class c is read from head c of the
+features. The labels are the classes with the largest logits under the true update. So this update can be
+learned, up to its scale.
 """
 
 from __future__ import annotations

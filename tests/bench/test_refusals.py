@@ -40,7 +40,7 @@ def imported(call: Call, tmp_path_factory: pytest.TempPathFactory) -> None:
 def field(base: dict[str, Any] = VISION, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
     """Makes a function that writes a suite with these fields to a folder.
 
-    The function returns the arguments of the program that plan this suite.
+    The function returns the command line arguments with which the program plans this suite.
     """
     return lambda folder: ("plan", write(folder, base, **changes))
 
@@ -61,7 +61,10 @@ def run(*options: str, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
 
 
 def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]:
-    """Makes a function like that of `field`, for a suite with a checkpoint that has changes in its config."""
+    """Makes a function like that of `field`, for a suite with a checkpoint.
+
+    `config` replaces entries of the checkpoint's config.json.
+    """
 
     def made(folder: Path) -> tuple[object, ...]:
         place = local_checkpoints.write(folder / "checkpoint", kind, local_checkpoints.encoder(kind))
@@ -75,7 +78,7 @@ def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]
 def broken(name: str, content: bytes) -> Callable[[Path], tuple[object, ...]]:
     """Makes a function like that of `field`, for a suite with a checkpoint whose file `name` is broken.
 
-    The function's arguments run the suite instead of planning it.
+    The arguments that the function returns run the suite instead of planning it.
     """
 
     def made(folder: Path) -> tuple[object, ...]:

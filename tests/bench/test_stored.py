@@ -27,7 +27,7 @@ DIVERGES = {"method": "lora", "rank": 2, "training": {"lr": 1e30, "steps": 3}}
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str], call: Call) -> Ran:
-    """A suite with one finished trial, one failed trial, and four trials that never ran."""
+    """A suite with one finished trial and one failed trial. The runs of four others were deleted."""
     folder = tmp_path_factory.mktemp("stored")
     methods = ["lora", DIVERGES, {"method": "tenslora", "variant": "qkv_depth"}]
     ran = run(folder, new_store, call, VISION, methods=methods, seeds=[0, 1], training=SHORT | {"lr": 5e-3})

@@ -54,8 +54,8 @@ class DenseOracle:
     zero: ClassVar[str] = "$^"
     #: Numbers of parameters from the paper or by hand, as (options, geometry, count).
     published: ClassVar[list[tuple[dict[str, Any], Geometry, int]]] = []
-    #: The size nearest to the budget of LoRA r=4 on query, key and value of a base model, and its number of
-    #: parameters, as (options, size, count).
+    #: For options of the method: the size that fits the budget of LoRA r=4 on query, key and value of a base
+    #: model best, and the number of parameters at this size.
     budgets: ClassVar[list[tuple[dict[str, Any], tuple[int, ...], int]]] = []
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
@@ -155,7 +155,7 @@ class DenseOracle:
                 template.fit(geometry, counts[1] - 1)
 
     def test_it_starts_at_zero_by_the_parameters_that_say_so(self) -> None:
-        """Only the parameters that start at zero have a gradient, or all parameters if none does."""
+        """Only the parameters that start at zero get a gradient. If none starts at zero, all get one."""
         for geometry in self.geometries:
             backbone, adapter = self.started(geometry)
             named, fresh = adapter.named_parameters(), backbone.module(backbone.inputs())
@@ -202,7 +202,7 @@ class DenseOracle:
         assert torch.equal(backbone.module(x), expected)
 
     def test_twenty_steps_as_the_dense_reconstruction(self) -> None:
-        """Compares 20 steps of AdamW with 20 on frozen weights plus the oracle's updates."""
+        """Compares 20 steps of AdamW on the adapter with 20 on a frozen model plus the oracle's updates."""
         geometry = self.geometries[0]
         backbone, adapter = self.attached(geometry)
         plain, own = ToyBackbone(geometry), copied(adapter)

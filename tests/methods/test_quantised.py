@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     reason="bitsandbytes is not installed: pip install 'tensorpeft-bench[quantised]'",
 )
 
-#: Two kinds of backbones: one with equal shapes and biases, and one with unequal shapes and no biases.
+#: Two kinds of backbones: one has biases and projections of equal shape, the other has neither.
 QUANTISED: list[tuple[str, Quantisation]] = [("bert", "int8"), ("llama", "nf4")]
 #: The largest relative error of a weight, by norm: int8 rounds to 255 even steps, nf4 to 16 uneven ones.
 ERRORS: dict[Quantisation, float] = {"int8": 0.02, "nf4": 0.12}

@@ -41,7 +41,7 @@ def tensors(adapter: Any) -> list[Any]:
 
 
 def sized(variant: str, factorization: str = "tucker", **options: Any) -> TensLoRA:
-    """A variant whose ranks all differ, and of which some are larger than the smallest mode."""
+    """A variant whose ranks all differ. Some of the ranks are larger than the smallest mode."""
     method = create("tenslora", variant=variant, factorization=factorization, **options)
     assert isinstance(method, TensLoRA)
     ranks = (4, 5, 3, 6, 2)[: len(method.rank_names)]

@@ -67,7 +67,7 @@ CAN = {
     "tenslora": ["merges", "exports as LoRA", "exact zero start"],
     "full": ["merges", "exact zero start", "trained biases", "no cost unmerged"],
 }
-#: The failures of runs, by title, budget, task and seed.
+#: The failures of runs, by title, budget, task and seed. Runs with the entry `missing` never began.
 LOST = {
     ("TensLoRA depth", "isoparameters 2", "digits", 3): "diverged",
     ("LoTR", "isorank 2", "movie-sentiment", 4): "missing",
@@ -80,7 +80,7 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def result(trial: Trial, row: Row) -> Result | None:
-    """The made-up result of a trial. None for runs that `LOST` calls missing.
+    """The made-up result of a trial. None for a trial whose entry in `LOST` is `missing`.
 
     The number of correct answers is the sum of the task's base, the method's edge, a shift that depends on
     the seed, and noise of the run's own.

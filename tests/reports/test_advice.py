@@ -29,7 +29,7 @@ Call = Callable[..., Any]
 
 #: For each method, in decades from the centre: the best rate, and the ends of the range of rates whose score
 #: is within a point of the best. Scores fall by four points per decade², so this range extends half a decade
-#: to either side, within the window.
+#: to either side, within the window. The range of LoTR ends earlier than stated here, at `CLIFF`.
 TRUE_RANGES = {"LoRA": (0.2, -0.3, 0.5), "LoTR": (-0.1, -0.5, 0.4), "TensLoRA att": (0.0, -0.5, 0.5)}
 #: Beyond this offset, LoTR scores as by chance.
 CLIFF = 0.25

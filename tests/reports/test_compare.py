@@ -27,7 +27,7 @@ FIVE = SMALL | {"seeds": [0, 1, 2, 3, 4], "training": {"lr": 1e-3}}
 
 
 def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
-    """A function like `result` that raises TensLoRA's score by this amount and a little noise."""
+    """A function like `result` that adds a little noise to all scores, and also this amount to TensLoRA's."""
 
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)

@@ -39,9 +39,10 @@ def write(folder: Path, name: str, content: Any) -> None:
 
 
 def snapshots(folder: Path, scores: Sequence[Sequence[float]]) -> list[Path]:
-    """Writes result files: a folder for each wave, with a file for each of its scores.
+    """Writes a folder of result files for each wave, and returns the folders.
 
-    The first score of a wave is the reference's.
+    A wave is one round of runs of all rows. `scores` has one list for each wave: first the score of the
+    reference, then those of the other rows.
     """
     for wave, row_scores in enumerate(scores):
         for row, score in enumerate(row_scores):
@@ -51,9 +52,10 @@ def snapshots(folder: Path, scores: Sequence[Sequence[float]]) -> list[Path]:
 
 
 def drawn(shares: Sequence[float], waves: int, rng: np.random.Generator, run_sd: float) -> list[list[float]]:
-    """Random scores, wave by wave, of rows that answer the same questions.
+    """Random scores: one list for each wave, with one score for each row. All rows answer the same questions.
 
-    Each wave has a shift of its own, and each run has noise of its own.
+    `shares` are the rows' expected shares of right answers. A wave shifts all of them alike, and each run
+    adds noise of its own with the standard deviation `run_sd`.
     """
     hardness = rng.uniform(size=QUESTIONS)
     answers = []

@@ -177,7 +177,7 @@ def test_full_fine_tuning_counts_all_but_the_head() -> None:
 
 
 class Own(nn.Module):
-    """A user's module with a head around an encoder, for which transformers has no classifier."""
+    """A user's own classifier, with a head on an encoder for which transformers has no classifier."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -190,7 +190,10 @@ class Own(nn.Module):
 
 
 def full_model(kind: str, name: str) -> Any:
-    """Makes a whole model of transformers around a tiny encoder of this kind."""
+    """Makes a whole model around a tiny encoder of this kind.
+
+    Its class is `Own` for an encoder of DINOv3, and otherwise transformers' class `name`.
+    """
     config = tiny(kind)._config()
     if kind == "clip_vision_model":
         text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

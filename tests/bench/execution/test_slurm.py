@@ -55,7 +55,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def held(tmp_path: Path, cluster: Slurm) -> Path:
-    """A folder in which each driver has a folder with the files that hold it.
+    """A folder with one subfolder per driver. The files in a subfolder hold and release its driver.
 
     Jobs that call `tensorbench` run `HELD`.
     """
@@ -96,7 +96,7 @@ def let_through(held: Path) -> None:
 
 
 def counted(store: Store) -> Counter[str]:
-    """Checks that each trial has finished once, and returns the number of runs by status."""
+    """Checks that each trial has finished once and none is running. Returns the number of runs by status."""
     records = store.records()
     finished = [record.trial_id for record in records if record.status == "FINISHED"]
     assert len(finished) == len(set(finished)) == TRIALS

@@ -154,9 +154,9 @@ def test_off_a_terminal_a_silence_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Local, psutil.Process]]:
-    """A local executor and its only worker's process, which was suspended before it prepared anything.
+    """A local executor, and the process of its only worker.
 
-    After the test, checks that preparing raises UserError and that the process is ended.
+    The process has been suspended, before the worker prepared any data or backbone.
     """
     monkeypatch.setattr(watch, "SILENT", 0.5)
     monkeypatch.setattr(watch, "DEAF", 0.0)

@@ -29,7 +29,7 @@ SOURCES = [*KINDS, "timm", "timm-random"]
 
 RANDOM_TIMM = RandomBackbone("timm-random", "timm", Geometry(32, 4, 2, 128), image_size=32, patch=8)
 PLUGIN_TIMM = type("Plugin", (), {"describe": RANDOM_TIMM.describe, "load": RANDOM_TIMM.load})()
-#: The MLP is four times the hidden size because some methods slice it.
+#: Makes the MLP four times as wide as the hidden size, for kinds without the field `intermediate_size`.
 WIDE = {"dinov2": {"mlp_ratio": 4}}
 
 METHODS = {

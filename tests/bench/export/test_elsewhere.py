@@ -322,7 +322,7 @@ def test_names_of_others_are_text_on_an_export_s_page(case: Callable[..., Case])
 def test_no_text_of_a_hub_s_config_is_run_or_written_as_code(
     hub_folder: Path, tmp_path: Path, merged: bool
 ) -> None:
-    """The malicious key never reaches the model itself, since timm drops arguments without a value."""
+    """The malicious key has no value, so timm drops it before it makes the model."""
     ran = tmp_path / "ran"
     hub_folder.mkdir(parents=True)
     save_timm(hub_folder / "model.safetensors", "test_vit")

@@ -36,7 +36,7 @@ def made() -> Path:
 
 
 def restored(file: Path, text: str) -> None:
-    """Changes a file but keeps its size and time."""
+    """Replaces the text of a file but keeps its times. The texts here are equally long."""
     before = file.stat()
     file.write_text(text)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))

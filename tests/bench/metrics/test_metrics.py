@@ -21,7 +21,7 @@ CASES = [(name, kind) for name in METRICS for kind in METRICS.get(name).kinds]
 
 
 def made(name: str, kind: Kind, rows: int = 150) -> tuple[Metric, NDArray[Any], NDArray[Any]]:
-    """Returns a metric, random targets of this kind, and predictions that are mostly right, with ties."""
+    """Returns a metric, random targets of this kind, and predictions with some errors and some ties."""
     metric, draw = METRICS.get(name), np.random.default_rng(0)
     if kind == "regression":
         targets = np.round(draw.normal(size=rows), 1)

@@ -28,7 +28,7 @@ STORED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "ids.jso
 
 TRAINING = VISION["training"]
 
-#: The defaults of that version's recipe that have changed since.
+#: The two defaults of the earlier version that have changed, with their old values.
 THEN = {"adapter_weight_decay": AS_HEAD, "select": "score"}
 
 #: Toy trials by their names in `ids.json`, each as a suite and changes of this suite. Some changes set a

@@ -1,4 +1,4 @@
-"""Tests the lower bounds of a training step: multiplications equal closed forms, and one bias is trained."""
+"""Tests the lower bounds of a training step: the count of multiplications, and the training of one bias."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Update(nn.Module):
         return (x @ self.weight).addmm_(x @ self.down, self.up)
 
     def extra_loss(self) -> Tensor:
-        """Takes 3·3·8 multiplications forward, and as many backward for each of the two factors."""
+        """A product of two matrices: 3·3·8 multiplications forward, and as many backward for each matrix."""
         return (self.down.T @ self.down).sum()
 
     def parameter_groups(self) -> list[dict[str, Any]]:

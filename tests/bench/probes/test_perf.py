@@ -23,7 +23,7 @@ TINY = ("--backbone", "tiny-random-vit", "--device", "cpu", "--batch", "2")
 
 
 def wide() -> LoadedBackbone:
-    """Loads a backbone whose MLP is four times as wide as the hidden size, which FacT and CaRA require."""
+    """Loads a backbone whose MLP has the usual width: four times the hidden size."""
     return RandomBackbone("wide", "vit", Geometry(32, 4, 2, 128), image_size=32, patch=8).load(None)
 
 

@@ -36,7 +36,8 @@ class Searched:
     suite: Path
     uri: str
     ended: Any = None
-    #: The trials and the artifact at the end of the search. They are kept, since another test continues it.
+    #: The trials and the artifact at the end of the search. They are kept here because a test continues the
+    #: search.
     trials: Sequence[optuna.trial.FrozenTrial] = ()
     artifacts: dict[str, Any] = field(default_factory=dict)
 

@@ -24,7 +24,7 @@ LONG, GROUPS = "x" * 2**20, 24
 
 
 def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
-    """A parquet file of tables. Each table is repeated so many times, each time as a row group of its own."""
+    """A parquet file of `parts`: tables, and how many times each is written, each time as a row group."""
     file = io.BytesIO()
     with pq.ParquetWriter(file, parts[0][0].schema, compression="zstd", compression_level=9, **how) as writer:
         for table, times in parts:

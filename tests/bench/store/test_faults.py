@@ -41,7 +41,10 @@ def between(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 def check(store: Store, trials: int) -> None:
-    """Checks that each trial finished exactly once and no run, claim or sign remains."""
+    """Checks that each trial finished exactly once.
+
+    Also checks that no claim, sign of life or running run remains, and that the outbox is empty.
+    """
     records = store.records()
     done = Counter(record.trial_id for record in records if record.status == "FINISHED")
     assert sorted(done.values()) == [1] * trials

@@ -1,4 +1,7 @@
-"""Tests that records from MLflow's tables equal its client's, and that the client reads unknown tables."""
+"""Tests reading records from MLflow's tables directly: they equal those that MLflow's client returns.
+
+If the tables are not as expected, the client is used instead.
+"""
 
 from __future__ import annotations
 

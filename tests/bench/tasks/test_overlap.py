@@ -1,4 +1,4 @@
-"""Tests the count of test examples that are also in train, in preparation and where split sizes are shown."""
+"""Tests the number of test examples that are also in train: how it is counted, and where it is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests methods that cut parameters during training: they end within the budget and store both counts."""
+"""Tests methods that cut parameters during training: budgets, and the stored counts before and after."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_trials_end_within_their_budget_and_store_both_counts_and_their_ranks(
 
 
 def test_the_selected_state_answers_as_in_training(made: tuple[Store, Plan]) -> None:
-    """Compares outputs bit for bit, also of methods that depend on the batch or whose ranks changed."""
+    """Compares outputs bit by bit, even if they depend on the batch or if the ranks changed."""
     store, planned = made
     resources = Resources("cpu")
     for trial in planned.trials:

@@ -69,9 +69,10 @@ def adapter_and_head(adapter: Any) -> dict[str, Tensor]:
 
 @pytest.fixture
 def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
-    """Returns a function that runs a trial and returns what it observed, including a `Diverged` in `error`.
+    """Gives tests a function that runs a trial and returns what happened, including a raised `Diverged`.
 
-    `metrics` and `losses` replace those of validation. `meddle` is called with the adapter before training.
+    `metrics` and `losses` replace the results of the first validations. Before training, `meddle` is called
+    with the adapter as its argument.
     """
 
     def watched(
