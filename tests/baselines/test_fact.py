@@ -55,7 +55,7 @@ class FacTOracle(StackedOracle):
         return stacked(full.unflatten(0, (geometry.layers, -1)), geometry, *GATED_PROJECTIONS)
 
     def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
-        """Masks Σ·U·x, before V. The slices of gate and fc1 are concatenated under one mask."""
+        """Masks Σ·U·x, before V. In gate and fc1, one mask covers the concatenated Σ·U·x of all slices."""
         (u, v), names = self.ends(values), owners(geometry)
         of_layer = self.sigmas(values, geometry).unflatten(0, (geometry.layers, -1))[site.layer]
         sigmas = [sigma for sigma, name in zip(of_layer, names, strict=True) if name == site.projection]

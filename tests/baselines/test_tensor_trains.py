@@ -252,7 +252,10 @@ class TestMetaTT(StackedOracle):
     test_containers_hold_the_tensors = None  # It has no containers.
 
     def slices(self, values: Values, geometry: Geometry) -> Any:
-        """The slices, from a tensor with modes input, layer, slice, output (or head and channel)."""
+        """The slices of a tensor with the modes input, layer, slice and output.
+
+        In the form `5d`, the modes head and channel stand in place of output.
+        """
         full = SCALE * train(values, "cores").flatten(3).permute(1, 2, 3, 0)
         return stacked(
             full, geometry, *(name for name in GATED_PROJECTIONS if name in self.method().projections)

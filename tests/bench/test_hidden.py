@@ -16,8 +16,8 @@ pytestmark = pytest.mark.processes
 HOME = str(Path(bench.__file__).parents[1])
 
 #: A script that makes Python search for our packages as an editable installation does: `sys.path` first, our
-#: code last. Only `bench` is found in our code first, so that the script can import it. The script needs
-#: Python's option `-S`, because otherwise an installed copy is found first.
+#: code last. `bench` is an exception and comes from our code, so that the script can import it. The script
+#: needs Python's option `-S`, because otherwise an installed copy is found first.
 EDITABLE = f"""
 import sys
 from importlib.machinery import PathFinder

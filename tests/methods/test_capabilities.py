@@ -40,7 +40,7 @@ def test_capabilities_are_those_of_the_papers(name: str, options: dict[str, Any]
 
 
 class _Rigid(LoTR):
-    """A method whose start differs from the backbone alone, and which does not merge."""
+    """A method that changes the outputs from the start, and whose adapters cannot be merged."""
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         adapter = super().put(backbone, generator)

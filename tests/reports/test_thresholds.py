@@ -1,4 +1,4 @@
-"""Tests that thresholds belong to one metric each."""
+"""Tests that each threshold belongs to one metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests a regression from data to report: lower may be better, and scores have units."""
+"""Tests a regression task from data to report: its metrics may have units, and lower may be better."""
 
 from __future__ import annotations
 

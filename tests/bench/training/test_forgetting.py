@@ -1,4 +1,4 @@
-"""Tests forgetting: its value against a naive loop, in trials, and wherever it is shown."""
+"""Tests the measure of forgetting: against a naive loop, in trials, and everywhere it is shown."""
 
 from __future__ import annotations
 

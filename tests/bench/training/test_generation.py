@@ -43,7 +43,7 @@ PROMPTS, ANSWERS = ["what?", "why is it so?", "a"], ["this", "é", "no reason at
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "gpt2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Saves a language model of transformers with a tokenizer of bytes, and returns the folder."""
+    """A language model of transformers, saved with a tokenizer of bytes in the folder `model.folder`."""
     folder = tmp_path_factory.mktemp(request.param)
     config = tiny(request.param)._config()
     config.max_position_embeddings = 64
