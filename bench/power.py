@@ -25,7 +25,7 @@ from reports.studies import analyse_studies, block_budgets
 from reports.study import OWN_SIZE, REFERENCE, grouped
 from reports.thresholds import DEFAULT, CustomThresholds, thresholds
 
-#: The standard deviations of a run's score over seeds that are assumed without stored runs.
+#: The standard deviations over seeds that are assumed for a run's score if no run is stored.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
 
 #: The assumed share of test examples on which two methods disagree whatever their seeds. Two single runs
@@ -194,7 +194,7 @@ def _assumed(
 def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
     """Maps budget, metric and task to the design and the threshold of stored studies.
 
-    Only studies with as many points as the plan's count.
+    Studies with another number of points than those of the plan are left out.
     """
     try:
         analysis = analyse_studies(read(store, [plan.suite.name], studies=True))
@@ -213,8 +213,8 @@ def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
     """A design of the planned size with the noise of a stored design.
 
-    `settings` is the number of tasks on backbones. If the stored number differs, each gets the mean of the
-    stored variances.
+    `settings` is the planned number of tasks on backbones. If the stored design has another number of them,
+    every planned one gets the mean of the stored variances.
     """
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings

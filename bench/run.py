@@ -51,14 +51,15 @@ class Audience:
     def opened(self, sent: int, closed: int) -> None:
         """Called when the store has been opened.
 
-        `sent` records that earlier processes left behind were sent, and `closed` of their runs were closed.
+        Earlier processes may have left records and open runs behind. `sent` is the number of these records
+        that were sent, and `closed` the number of these runs that were closed.
         """
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
         """Called before the trials of one purpose run.
 
         `phase` is the purpose, such as "tuning". None: the final trials. `plan` has the trials of this
-        purpose. `waiting` of them remain to run.
+        purpose. `waiting` is the number of them that remain to run.
         """
 
     def following(self, trials: float) -> None:
@@ -150,9 +151,9 @@ class _Work:
         """Runs the trials of a plan that have one purpose.
 
         `phase` is the purpose, such as "tuning". None: the final trials. `plan` is the selected part of
-        `full_plan`, and `records` are those of the store. `retry_failed` runs only the failures in `records`
-        again, without those that another driver has retried since, even if they failed there. Returns the
-        full plan, with the choices of tuning that have been made meanwhile.
+        `full_plan`, and `records` are those of the store. If `retry_failed` is set, only the failures in
+        `records` run again. A failure that another driver has already retried is left out, even if it failed
+        again. Returns the full plan, with the choices that tuning has made by the time the trials start.
         """
         store, executor, part = self.store, self.executor, plan.of(phase)
         failed = failures(records) if retry_failed else {}

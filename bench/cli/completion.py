@@ -46,7 +46,7 @@ def suite_files(context: typer.Context, incomplete: str) -> list[str]:
 def methods(context: typer.Context, incomplete: str) -> list[str]:
     """Completes the last name in a list of methods. For example `lora,lort` becomes `lora,lorta`.
 
-    Returns the whole list once for every method that matches.
+    Returns one completed list for each method that matches.
     """
     from methods import METHODS
 

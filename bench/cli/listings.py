@@ -40,7 +40,7 @@ SOURCES = ("methods", "baselines", "bench", "reports")
 #: Cached rows are computed again if the version of one of these libraries changes.
 LIBRARIES = ("peft", "torch", "transformers", "timm")
 
-#: Methods are counted with all their ranks equal to this one, and within the budget of LoRA at this rank.
+#: Methods are counted twice: with all ranks equal to this one, and within the budget of LoRA at this rank.
 RANK = 4
 
 #: Bytes per number in float32.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def step_table(rows: Sequence[Timing], title: str) -> Table:
     """The table of the time and memory of a training step, with one row per method and rank mode.
 
-    Further columns are the ratios of the times to those of LoRA, and to those of a backbone of which only one
-    bias is trained.
+    The rank mode is isorank or isoparameters, or a dash for a method of fixed size. Further columns are the
+    ratios of the times to those of LoRA, and to those of a backbone of which only one bias is trained.
     """
     times = ("forward", "backward", "step ms")
     ratios = ("of LoRA", "same sites", "of floor", "own floor")
@@ -45,7 +45,8 @@ def step_table(rows: Sequence[Timing], title: str) -> Table:
 def inference_table(rows: Sequence[Timing], title: str) -> Table:
     """The table of inference times and of adapter sizes, with one row per method and rank mode.
 
-    The times are those of a forward pass without the adapter, with the adapter, and with the update merged.
+    The rank mode is isorank or isoparameters, or a dash for a method of fixed size. The times are those of a
+    forward pass without the adapter, with the adapter, and with the update merged.
     """
     table = _table(title, "bare ms", "adapted", "merged", "bytes on disk", "with all frozen")
     for row in rows:

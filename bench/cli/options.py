@@ -367,8 +367,8 @@ def report_part_options(
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator for commands that builds some arguments of a command from several options each.
 
-    For example, `with_options(place=place_options)` gives the command all options of `place_options`. What
-    that function makes of them becomes the command's argument `place`.
+    For example, `with_options(place=place_options)` gives the command all options of `place_options`. The
+    object that this function returns becomes the command's argument `place`.
     """
 
     def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:

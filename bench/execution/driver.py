@@ -97,8 +97,8 @@ def execute(
 ) -> None:
     """Runs trials of a plan and stores their results.
 
-    Returns when all `trials` are settled. Other drivers may run some of them. An interrupt ends the running
-    trials and marks their runs as killed.
+    Returns when each trial is settled, or has been lost more than `TIMES` times. Other drivers may run some
+    of the trials. An interrupt ends the running trials and marks their runs as killed.
 
     Args:
         plan: The plan with the rows of the trials.
@@ -126,7 +126,7 @@ class Retries:
         self._due: dict[str, float] = {}
 
     def another(self, trial: str) -> bool:
-        """Counts a loss of the trial. Returns whether to run the trial again, once it is `due`."""
+        """Counts that the trial was lost. Returns whether to run it again, once it is `due`."""
         self._lost[trial] += 1
         if self._lost[trial] > TIMES:
             return False

@@ -45,8 +45,8 @@ PROCESS_MIB = 400
 #: in docs/guides/decoders.md. It is the same for any batch size, with and without checkpointing.
 PASSING_LAYERS = 5
 
-#: The names of a method, a backbone and a task, as rows and stored trials have them. All trials of a workload
-#: are assumed to need the same time per step.
+#: The names of a method, a backbone and a task. The method's name lacks the rates that tuning appends to it
+#: (see SETTING). All trials of a workload are assumed to need the same time per step.
 Workload = tuple[str, str, str]
 #: Matches the rates and the scale that tuning appends to a method's name. The time of a step does not depend
 #: on them.

@@ -26,7 +26,7 @@ class Executor(ABC):
 
     def __init__(self, device: str, saving: Saving) -> None:
         self.device, self._saving = device, saving
-        #: The preparations that were made, as texts of `needed`.
+        #: The preparations that were made, as texts that `perform.needed` returned.
         self._prepared: set[str] = set()
 
     @classmethod
@@ -83,7 +83,10 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, trial: Trial, limit: float | None = None) -> None:
-        """Gives a trial to a worker. The worker is ended after `limit` seconds. None: no limit."""
+        """Gives a trial to a worker.
+
+        If the trial runs for more than `limit` seconds, the worker is ended. None: no limit.
+        """
 
     @abstractmethod
     def step(self, report: Report) -> None:

@@ -24,7 +24,8 @@ from bench.training.numerics import check_precision
 from bench.training.trial import Resources, run_trial
 from methods import UserError
 
-#: The kinds of events with which a trial ends, and the kind for each status. A lost trial may run again.
+#: The kinds of events with which a trial ends. `ENDS` maps each final status of a run to its kind. A lost
+#: trial may run again.
 End = Literal["finished", "failed", "pruned", "lost"]
 ENDS: dict[Status, End] = {
     Status.FINISHED: "finished",
@@ -46,9 +47,9 @@ class Event:
     kind: Literal["started", "progress", "silent", "elsewhere"] | End
     #: The name of the worker that runs the trial. Empty if the driver's own process runs it.
     worker: str = ""
-    #: For a start: the versions, the commit and the hardware that may influence the result.
+    #: For kind "started": the versions, the commit and the hardware that may influence the result.
     provenance: dict[str, str] | None = None
-    #: For a start: the version of every package in the worker.
+    #: For kind "started": the version of every package in the worker.
     libraries: dict[str, str] | None = None
     progress: Progress | None = None
     ending: Record | None = None

@@ -62,7 +62,7 @@ class Session:
     sent: int
     #: The number of open runs of dead drivers that were closed at the start.
     closed: int
-    #: The plug-ins of which a change has been warned about.
+    #: The plug-ins whose changes have already caused a warning.
     _warned: set[str] = field(default_factory=set, repr=False)
 
     def warn_of_changed_plugins(self, records: Iterable[Record]) -> None:
@@ -141,5 +141,5 @@ def _sent(kept: Path, store: Store, claims: Claims) -> bool:
 
 
 def put_aside(error: UserError, path: Path) -> None:
-    """Warns that the store does not accept a record, and in which folder the record is kept."""
+    """Warns that the store does not accept a record, and names the folder `path` in which it is kept."""
     warnings.warn(f"{error}; the record is kept at {path}", stacklevel=2)

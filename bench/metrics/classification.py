@@ -55,8 +55,9 @@ class BalancedAccuracy(Metric):
 class FScore(Metric):
     """F1, averaged over classes in one of three ways.
 
-    "binary" is F1 of the second of two classes. "macro" is the mean F1 of all classes. "micro" is F1 computed
-    from the counts of all classes together.
+    "binary" is F1 of the second of two classes. "macro" is the mean F1 of all classes. In a single-label task
+    it leaves out classes that occur in neither targets nor answers. "micro" is F1 computed from the counts of
+    all classes together.
     """
 
     bounds = (0.0, 1.0)

@@ -131,8 +131,8 @@ def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
 #: classes.
 PARTS = 10
 
-#: The smallest number of examples in such a range, by version 2 of `Task.rules`. Small data have fewer
-#: ranges.
+#: By version 2 of `Task.rules`, data with fewer than PARTS × LEAST examples are cut into fewer ranges: one
+#: for every LEAST examples, and at least one.
 LEAST = 20
 
 

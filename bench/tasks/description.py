@@ -68,7 +68,7 @@ class Description(Frozen):
     #: The names of the classes in their order, or a mapping of the label column's values to the names.
     classes: tuple[_Words, ...] | dict[str, _Words] | None = None
     target: Kind = "single label"
-    #: Only for generation: a text in which `{prompt}` stands for an example's prompt. The backbone reads it.
+    #: Only for generation: the text that the backbone reads. `{prompt}` in it stands for an example's prompt.
     template: Annotated[str, Later()] = "{prompt}"
     # These three fields are also only for generation, and documented in `Task`.
     loss_on: Annotated[Literal["answer", "all"], Later()] = "answer"

@@ -72,9 +72,9 @@ class Objective:
         return (torch.special.entr(share) + torch.special.entr(1 - share)).mean().item()
 
     def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
-        """Returns the weight of these examples' loss when losses of parts of a batch are averaged.
+        """Returns the weight with which these examples' mean loss enters the mean loss of a larger batch.
 
-        It is the number of examples, or for generation the number of tokens to predict.
+        The weight is the number of examples, or for generation the number of tokens to predict.
         """
         return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)
 
@@ -111,7 +111,7 @@ class Objective:
             return float(self.metric.score(targets, predictions))
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Converts labels to the form that metrics and stored predictions use: integers for multi-label."""
+        """Converts labels for metrics and stored predictions. Multi-label labels become integers."""
         return labels.long() if self.kind == "multi-label" else labels
 
     def standardised(self, task: str, labels: Tensor) -> Objective:
@@ -193,7 +193,7 @@ def as_labels(task: Task, labels: Tensor) -> list[Any]:
 def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[int]) -> None:
     """Raises UserError if one of a split's correct answers has no final part (see `extracted`).
 
-    Every answer that a model writes to such an example would count as wrong.
+    Without a final part, there is nothing to compare a written answer with.
     """
     for answer, number in zip(answers, ids, strict=True):
         if not extracted(answer, task.answer_after):
@@ -211,9 +211,12 @@ MARGIN = " .!?$%"
 def extracted(text: str, phrases: Sequence[str]) -> str | None:
     """Returns the final answer in a text, by the rule of peft's comparison of methods on MetaMathQA.
 
-    The first of `phrases` that occurs in the text counts. The final answer is the first non-empty line after
-    the phrase's last occurrence. For example, "The answer is 6. The answer is 7!" with the phrase "The answer
-    is " gives "7". Returns the whole text if `phrases` is empty, and None if no phrase occurs.
+    One phrase marks the final answer: the first item of `phrases` that the text contains. The answer is the
+    first non-empty line after this phrase's last occurrence, without the characters of `MARGIN` at both ends.
+    For example, the phrase "The answer is " gives "7" for the text "The answer is 6. The answer is 7!".
+
+    If `phrases` is empty, the answer is the whole text without spaces at both ends. Returns None if the text
+    contains no phrase.
     """
     if not phrases:
         return text.strip()

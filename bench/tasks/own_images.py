@@ -19,7 +19,7 @@ class Picture:
     path: Path
     label: str
     split: SplitName | None
-    #: The name in messages: the line of the list, or the file.
+    #: The name of this image in messages: a list's file and line, or the path of the image.
     line: str
 
 
@@ -59,8 +59,8 @@ def _by_class(description: Description, folder: Path) -> list[Picture]:
 def _homes(description: Description, folder: Path) -> list[tuple[SplitName | None, Path]]:
     """Returns the folders that contain class folders, each with its official split or None.
 
-    Raises UserError if the description lists splits, and none of them has a folder. If it lists none, raises
-    UserError if folders of splits lie beside other folders.
+    A description that lists splits is refused if none of them has a folder. Any other description is refused
+    if the folders of splits lie beside other folders.
     """
     below = _folders(folder)
     # A class may be called train as well: then its folder contains images, not folders.

@@ -1,4 +1,4 @@
-"""Converts the label columns of described data to labels. Every error names the line."""
+"""Converts the label columns of described data to labels. Errors about a row say where it is."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def read_rows(description: Description) -> Rows:
     """Reads the described data.
 
     Raises UserError for files that cannot be read, and for a row that contradicts the description. Errors
-    about a row name its line.
+    about a row name its line, its row number or, in folders of images, its file.
     """
     if description.format in ("images", "image_list"):
         return _picture_rows(description, pictures_of(description))

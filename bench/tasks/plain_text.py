@@ -37,7 +37,10 @@ class PlainText:
 
 
 def editorials(count: int) -> list[str]:
-    """Returns the first editorials of the New York Times in VADER's archive, joined from their sentences."""
+    """Returns the first `count` editorials of the New York Times in VADER's archive.
+
+    Each is joined from its sentences.
+    """
     sentences = ((source.partition("_")[0], text) for source, _, text in rows("nytEditorialSnippets"))
     documents = [" ".join(text for _, text in group) for _, group in groupby(sentences, lambda pair: pair[0])]
     return documents[:count]
@@ -50,7 +53,7 @@ FILE = "data/enwiki/000_00000.parquet"
 
 
 def articles(count: int) -> list[str]:
-    """Returns the texts of the first articles of FineWiki, without downloading the whole file of 2.5 GB.
+    """Returns the texts of FineWiki's first `count` articles, without downloading its whole file of 2.5 GB.
 
     Raises UserError if the file can be neither reached nor found in the hub's cache.
     """

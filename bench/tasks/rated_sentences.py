@@ -15,7 +15,7 @@ from bench.tasks.task import Examples, Task
 
 
 def rows(member: str) -> list[tuple[str, float, str]]:
-    """Returns source, mean rating and text of each row in a file of the archive.
+    """Returns id, mean rating and text of each row in a file of the archive.
 
     `member` is the beginning of the file's name, such as "tweets" for tweets_GroundTruth.txt. Raises
     UserError if the archive cannot be downloaded.

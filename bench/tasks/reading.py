@@ -1,4 +1,4 @@
-"""Reads a task's examples and checks them against the task's attributes. Errors name the row."""
+"""Reads a task's examples and checks them against its attributes. Errors about an example name its row."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def read_examples(task: Task) -> Examples:
 
 
 def read_texts(task: Task, examples: Examples) -> Iterator[Any]:
-    """Yields the texts or pairs of texts. Raises UserError for an input of another type than the first."""
+    """Yields the texts or pairs of texts.
+
+    Raises UserError unless all are strings or, except for generation, all are tuples of two strings.
+    """
     paired = isinstance(examples.inputs[0], tuple) and task.target != "generation"
     accepted = "texts are all strings, or all tuples of two strings"
     with TASKS.blaming(task.name):

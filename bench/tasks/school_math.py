@@ -19,10 +19,11 @@ from methods.errors import UserError
 #: The prompt. As in peft's comparison, the answer follows without a space.
 PROMPT = "Question: {question} Think step by step.\nAnswer:"
 
-#: The phrases that precede the final number in an answer. The first in this order that an answer has counts.
+#: The phrases that precede the final number in an answer. If an answer has several, the first in this list
+#: counts.
 PHRASES = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
 
-#: Pairs of MetaMathQA are left out if question and answer together have more characters than this.
+#: Pairs of MetaMathQA are left out if question and answer, joined by a space, have more characters than this.
 LONGEST = 1_300
 
 

@@ -292,7 +292,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def blank_row(column: Any) -> int | None:
-    """Returns the first row in a column of texts that is null or only spaces. None if there is none."""
+    """Returns the first row of a column of texts that is null, empty or only spaces. None if no row is."""
     from pyarrow import compute, types
 
     texts = compute.cast(column, column.type.value_type) if types.is_dictionary(column.type) else column

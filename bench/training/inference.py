@@ -18,8 +18,9 @@ from bench.records.measures import Measure, Measures
 from methods import Adapter, UserError
 from methods.errors import RoundedMerge
 
-#: After a warm-up, LEAST forward passes are timed. Further ones follow until there are MOST of them, or until
-#: all together took SHORT_MS milliseconds. The fastest counts, since other work disturbed it least.
+#: After a warm-up, at least LEAST and at most MOST forward passes are timed. Between these limits, timing
+#: stops when the passes have taken SHORT_MS milliseconds together. The fastest counts, since other work
+#: disturbed it least.
 LEAST, MOST, SHORT_MS = 3, 12, 50.0
 
 #: The largest number of examples in the timed batch. It is small, so that timing costs less than a training

@@ -36,7 +36,7 @@ LOSS_EVERY = 25
 
 
 class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
-    """Raised when a loss is not finite."""
+    """Raised when a loss is not finite, or a feature to which a head is fitted."""
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"the loss is {loss} at step {step}")

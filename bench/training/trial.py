@@ -190,8 +190,8 @@ class Resources:
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
     """Trains and scores one trial, and passes its progress to `report`.
 
-    Raises Diverged if a loss is not finite, whatever `report` raises (such as Pruned), errors for too little
-    memory, and any other error of the trial. In every case, the backbone is left without adapter.
+    Raises Diverged if a loss is not finite. Every error of `report`, such as Pruned, and every other error of
+    the trial, such as too little memory, is raised as well. The backbone is always left without adapter.
     """
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)
@@ -264,7 +264,10 @@ def _trained(
     *,
     fits_head: bool,
 ) -> tuple[Trained, Evaluation]:
-    """Trains the adapter, then evaluates it on `split`. Raises Diverged if a loss is not finite."""
+    """Trains adapter and head, or fits only the head if `fits_head`. Then evaluates on `split`.
+
+    Raises Diverged if a loss is not finite, or a feature to which the head is fitted.
+    """
     encoder = backbone.module.encoder
     with (
         deterministic(trial.recipe.deterministic),
@@ -317,7 +320,7 @@ def _in_use(
 def _inference(
     trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batch: Mapping[str, Tensor]
 ) -> Measures:
-    """Times forward passes of a batch with the adapter, merged, and without it. Detaches the adapter.
+    """Times forward passes with the adapter, with its update merged, and without it. Detaches the adapter.
 
     If this fails, warns and returns no measures. The trial keeps its result.
     """
