@@ -20,8 +20,8 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
 
     One train has the entries of Aᵀ (in, width), the other has those of Bᵀ (width, out), both row-major. All
     inner ranks are `rank`. Start (reference code): normal cores, such that the entries of A have variance
-    1/(in + width) and those of B have variance 1/(out + width). So the initial update is not zero: for
-    RoBERTa-base its norm is about 5.6 per weight. The reference code also trains layer norms, and its
+    1/(in + width) and those of B have variance 1/(out + width). So the initial update is not zero: its
+    norm is about 5.6 per matrix of RoBERTa-base. The reference code also trains layer norms, and its
     classifier consists of trains. Here, layer norms and classifier are the same as for every other method.
     """
 

@@ -39,7 +39,8 @@ class QuanTA(Targeted, StartKept):
     #: The learning rate in the reference code for DROP.
     published_lr: ClassVar[float | None] = 1e-4
 
-    #: The sizes of the axes. A single size means as many equal axes as the largest side of a weight needs.
+    #: The sizes of the axes. With a single size, all axes have this size, and there are as many as the
+    #: largest side of a weight needs.
     axes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)
 
     @property

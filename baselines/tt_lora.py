@@ -24,7 +24,7 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
     The scale is not divided by the rank. ΔW also has the rank `rank`: it splits into a low-rank pair at the
     bond between input and output modes. Start (reference code): uniform cores of norm one. So the initial
-    update is not zero: for RoBERTa-base its norm is about 0.3 per weight. There is no dropout.
+    update is not zero: its norm is about 0.3 per matrix of RoBERTa-base. There is no dropout.
     """
 
     name: ClassVar[str] = "tt_lora"

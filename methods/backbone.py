@@ -48,9 +48,9 @@ class Site(NamedTuple):
 class Geometry:
     """The sizes of a transformer, from which the parameters of a method are counted.
 
-    Query writes heads · head_size channels, and output reads them. Their number may differ from the hidden
-    size. Key and value write kv_heads · head_size channels; each of their heads is shared by heads / kv_heads
-    query heads. Formulas write d, H, K, h and L for `hidden`, `heads`, `kv_heads`, `head_size` and `layers`.
+    Query writes heads · head_size channels, and output reads these. The hidden size may be another number.
+    Key and value write kv_heads · head_size channels; each of their heads is shared by heads / kv_heads query
+    heads. Formulas write d, H, K, h and L for `hidden`, `heads`, `kv_heads`, `head_size` and `layers`.
     """
 
     hidden: int

@@ -20,9 +20,9 @@ from methods.slices import by_site
 class Matrix:
     """A matrix that is applied between a down factor and an up factor.
 
-    `entries` has the shape (r of the up factor, r of the down factor). For a site with n output slices it
-    holds n such matrices, one below the other. For a site with n input slices it holds n such matrices, side
-    by side.
+    `entries` has the shape (r of the up factor, r of the down factor). For a site with n output slices,
+    `entries` holds n such matrices, one below the other. For a site with n input slices, it holds n such
+    matrices side by side.
     """
 
     entries: Tensor

@@ -121,10 +121,10 @@ def kept_ranks(
 ) -> Ranks:
     """Chooses how many singular values of each list to keep, so that `count` is within the budget.
 
-    `spectra` has a descending list for each rank. Each round compares the last values of all lists and drops
-    the one with the smallest square per saved parameter: its square bounds the loss of squared norm. `limits`
+    `spectra` has a descending list for each rank. Each round drops the last value of one list: the one with
+    the smallest square per saved parameter, since its square bounds the loss of squared norm. `limits`
     returns the largest useful ranks, given all ranks. Values beyond these limits are dropped before all
-    others, which loses nothing. Finally, dropped values are taken back while the budget has room, those with
+    others, which loses nothing. In the end, dropped values are restored while the budget has room, those with
     the largest square per parameter first. Every list keeps at least one value, even if `count` then exceeds
     the budget.
     """
@@ -323,7 +323,8 @@ class _OrthogonalTucker:
 class TrainCores(Cuttable):
     """A tensor train of cores (r₋, n, r₊).
 
-    The singular values of a bond are those of the tensor's unfolding into the modes left and right of it.
+    The singular values of a bond are those of the tensor unfolded to a matrix: its rows are for the modes
+    left of the bond, and its columns for the modes right of the bond.
     """
 
     def __init__(self, cores: Sequence[nn.Parameter]) -> None:

@@ -20,12 +20,12 @@ DropoutAt = Literal["input", "before_up", "update"]
 
 
 class SharedInput:
-    """The down factors of sites that read the same activation, and the activation's products with them.
+    """The down factors of sites that read the same activation, and the products of factors and activation.
 
     `indices` are the positions of these factors in `Contracted.downs`, and `readers` is the number of sites.
     Each factor is applied to `input_slices` slices of the activation or, if that is 0, to all of it at once.
-    With `dropout`, training drops entries of the activation. `recontract` computes the factors again for a
-    layer that is called while there are none.
+    With `dropout`, training drops entries of the activation. `recontract` computes the factors again if a
+    layer is called while no factors are held.
     """
 
     def __init__(

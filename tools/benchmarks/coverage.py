@@ -195,8 +195,8 @@ class Tuning:
     def once(self, numbers: Generator) -> tuple[Effect, float, float]:
         """Simulates one comparison. Returns the estimated effect and two true differences.
 
-        The first is the mean difference over repeated tunings, and the second the difference between the
-        points that were chosen.
+        The first true difference is the mean over repeated tunings. The second is that between the points
+        that were chosen.
         """
         gains, true_gains, gains_at_points = [], [], []
         for _ in range(self.tasks):

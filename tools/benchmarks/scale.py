@@ -3,11 +3,11 @@
     python -m tools.benchmarks.scale FOLDER [--store postgres] [--stored 1000 10000] [--drivers 4]
 
 For each size, a store is filled with made-up results of a suite, except for a number of missing trials
-(`--trials`). Drivers (`--drivers`), with a number of slots each (`--slots`), then run these trials. They take
-no time, but their records are written as always, with files and one report of progress. The command prints
-processor times (which do not depend on other load of the machine), requests to the server, and statements to
-a SQLite file. Each is given for the start (up to the first trial), per trial, for the end, and for another
-start on the finished suite. `--store postgres` is an MLflow server over PostgreSQL.
+(`--trials`). Drivers (`--drivers`), with a number of slots each (`--slots`), then run these trials. The
+trials do no work, but their records are written as always, with files and one report of progress. The command
+prints processor times (which do not depend on other load of the machine), requests to the server, and
+statements to a SQLite file. Each is given for the start (up to the first trial), per trial, for the end, and
+for another start on the finished suite. `--store postgres` is an MLflow server over PostgreSQL.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Times(Audience):
     def parts(self) -> dict[str, Counter[str]]:
         """The times and requests of the start, the trials and the end of the run.
 
-        If no trial ran, all of them count as the end.
+        If no trial ran, everything counts as the end.
         """
         done = self._now()
         if self._first is None:

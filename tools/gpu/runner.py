@@ -1,7 +1,7 @@
 """Runs steps one after another in a separate process, each with a time limit, and writes each result at once.
 
-A step is a function that yields rows. If an error, its time limit or a crash ends it, the rows so far are on
-disk, and the next step runs in a fresh process. Only the standard library is needed.
+A step is a function that yields rows. If an error, a crash or its time limit ends a step, the rows so far are
+on disk, and the next step runs in a fresh process. Only the standard library is needed.
 """
 
 from __future__ import annotations
