@@ -71,7 +71,7 @@ class AgainstReference:
     interval: Bounds | None
     #: Like `interval`, without the variance from tuning: the points chosen by tuning count as fixed.
     at_chosen_points: Bounds | None
-    #: The verdict on `interval`, or the verdict with diverged runs at the floor if that is weaker.
+    #: The weaker of two verdicts: that on `interval`, and that on the effect in `if_floor`, if there is one.
     verdict: Verdict
     #: The interval on each setting, simultaneous with those of all methods on all settings of the block.
     intervals: tuple[Bounds | None, ...]
@@ -199,10 +199,10 @@ def against_reference(
 def judged(
     measured: Effect, if_floor: Effect | None, level: float, threshold: float, *, collapsed: bool
 ) -> Verdict:
-    """The verdict on the effect `measured`, or the verdict on `if_floor` if that is weaker.
+    """The weaker of two verdicts: that on the effect `measured`, and that on the effect `if_floor`.
 
-    `if_floor` is the effect with diverged runs at the floor, if there are any. `level` is the confidence
-    level of the intervals. `collapsed` says whether some compared run collapsed.
+    `if_floor` is the effect with diverged runs at the floor. If it is None, only `measured` counts. `level`
+    is the confidence level of the intervals. `collapsed` says whether some compared run collapsed.
     """
     verdicts = [
         verdict(version.interval(level), threshold, collapsed=collapsed)
@@ -313,7 +313,7 @@ def floor_of(study: Study, setting: TaskAndBackbone) -> float:
 
 
 def _limits(reference: Reference, comparisons: Sequence[AgainstReference]) -> list[str]:
-    """Notes on comparisons that have no verdict or lost seed pairs."""
+    """Notes on comparisons without a verdict, and on comparisons that lost seed pairs."""
     notes = []
     silent = [comparison for comparison in comparisons if comparison.verdict.answer is Answer.NONE]
     if few := sum(comparison.effect.error is None for comparison in silent):

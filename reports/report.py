@@ -56,7 +56,7 @@ class WrittenReport:
     files: tuple[str, ...]
     analysis: Analysis | StudyAnalysis
     mixtures: tuple[Mixture, ...]
-    #: The experiments on whose suite run the report was logged.
+    #: The experiments that have the report among the artifacts of their suite's run.
     logged: tuple[str, ...]
     #: The experiments on which the report could not be logged, because their store is read-only.
     read_only: tuple[str, ...]
