@@ -163,7 +163,7 @@ def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:
         METHODS.get("mine")
 
 
-#: The same for mistakes that show only when the plug-in is used.
+#: Like `MISTAKES`, for mistakes that show only when the plug-in is used.
 LATE_MISTAKES = {
     "tasks": [
         ("return Examples(", "raise KeyError('x')\n        (", naming("KeyError: 'x'")),

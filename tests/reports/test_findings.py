@@ -1,4 +1,4 @@
-"""Tests that the first screen states what can and cannot be claimed, for rich and poor stores."""
+"""Tests that the first screen states what can and cannot be claimed, from many and from few results."""
 
 from __future__ import annotations
 

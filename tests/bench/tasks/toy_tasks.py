@@ -96,7 +96,7 @@ def pictures(folder: Path, *parts: str, count: int = 8) -> None:
 
 
 def with_named_classes(file: Path, names: list[str], labels: list[str]) -> None:
-    """Writes a parquet file whose label column stores class names, in the order of `names`."""
+    """Writes a parquet file of texts with these labels. Its schema has the class names `names`, in order."""
     import datasets
 
     rows = {"title": [f"{label} w{i} {file.stem}" for i, label in enumerate(labels)], "kind": labels}
