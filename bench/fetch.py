@@ -27,8 +27,8 @@ from bench.tasks.plain_text import plain_tokens
 def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:
     """Downloads the backbones and data of a suite, and writes the commits of its hub repositories to a lock.
 
-    A repository that is already in the lock stays at its commit. It moves to the newest commit of its
-    revision if `update` is true, or if the suite now names another revision. Every backbone is loaded and
+    A repository that is already in the lock stays at its commit, unless `update` is true or the suite now
+    names another revision. Then it moves to the newest commit of the revision. Every backbone is loaded and
     every data set is prepared, so that errors show now.
 
     Args:

@@ -104,7 +104,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
             result without such runs has assumed noise. Without studies, there is then one result for each
             standard deviation in `ASSUMED`; with studies, there is one, by the defaults of `Response`.
             Assumed noise includes that of test examples (see `DISAGREEMENT`), but no collapsed runs. Without
-            studies, it also lacks the chance in tuning.
+            studies, it also lacks the randomness of tuning.
         sd: The standard deviation of scores over seeds to assume. The store is then not read.
         threshold: The smallest differences that matter. None: the default of each metric.
 

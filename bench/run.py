@@ -305,8 +305,8 @@ def search_suite(
         store: The address of the MLflow store.
         place: Where trials run.
         part: Which part of the suite is searched. By default everything.
-        storage: The address of Optuna's database. None: a file beside a store that is a file, otherwise in
-            the working folder.
+        storage: The address of Optuna's database. None: a file beside the store if the store is a file,
+            otherwise a file in the working folder.
         trials: Replaces `trials` of the section `search`.
         sampler_seed: Replaces `seed` of the section `search`.
         out: Where a pilot writes the suite with its choices.

@@ -365,7 +365,7 @@ def report_part_options(
 
 
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator for commands that builds some arguments of a command from several options each.
+    """A decorator for commands. It builds each of the named arguments from several options.
 
     For example, `with_options(place=place_options)` gives the command all options of `place_options`. The
     object that this function returns becomes the command's argument `place`.

@@ -66,7 +66,7 @@ class Session:
     _warned: set[str] = field(default_factory=set, repr=False)
 
     def warn_of_changed_plugins(self, records: Iterable[Record]) -> None:
-        """Warns once of each plug-in whose source changed after some of these trials ran."""
+        """Warns once of each plug-in whose source has changed since a run in `records`."""
         for plugin, warning in changed_plugins(records):
             if plugin not in self._warned:
                 self._warned.add(plugin)

@@ -190,7 +190,7 @@ def deal(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Deals examples into splits. Returns the positions of each split's examples.
 
-    `contents` and `groups` are those of `blocks`, which says which examples stay together. The blocks are
+    `contents` and `groups` determine the blocks of examples that stay together (see `blocks`). Blocks are
     dealt in order of size, the largest first. Each goes to the split whose shares of the classes it disturbs
     least. If `splits` is given, official validation and test splits keep their examples, and a missing one is
     dealt from train. Positions are shuffled, so that the first n of a split are a fair sample. Every `seed`
@@ -247,11 +247,11 @@ def _share_out(
     parts: Sequence[tuple[int, ...]],
     shares: Mapping[SplitName, int],
 ) -> dict[SplitName, NDArray[np.int64]]:
-    """Deals each block (see `blocks`) to the split whose distance from its shares of the strata grows least.
+    """Deals each block to the split that it moves least away from its share of each stratum (see `_growth`).
 
-    `kept` has the positions to deal, `numbers` the block of each of them, and `parts` the strata of every
-    example. Blocks of equal size are dealt in a pseudo-random order that depends on `name` and on the
-    smallest id in each block.
+    `kept` has the positions to deal, `numbers` the block of each position (see `blocks`), and `parts` the
+    strata of every example. Blocks of equal size are dealt in a pseudo-random order that depends on `name`
+    and on the smallest id in each block.
     """
     if not len(kept):
         return {}

@@ -88,7 +88,7 @@ class Description(Frozen):
     group: _Words | None = None
     #: The column with the official split of each row.
     split_by: _Words | None = None
-    #: A mapping of the data's own names of official splits to ours. If given, it replaces `SPLIT_WORDS`.
+    #: Maps the names that the data use for official splits to ours. If given, it replaces `SPLIT_WORDS`.
     splits: dict[str, SplitName] | None = None
     #: Percentages of train, validation and test, which add up to 100. An official split has 0. None: a
     #: default that depends on the official splits.
