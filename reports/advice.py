@@ -52,10 +52,10 @@ class RateAdvice:
 
 
 def rate_advice(analysis: StudyAnalysis) -> Iterator[RateAdvice]:
-    """Yields the advice for each cell that has a complete study and a trial that succeeded."""
+    """Yields the advice for each cell with a complete study and a rate near which most trials succeeded."""
     for number, studies in analysis.studies.items():
         cell = analysis.study.all_cells[number]
-        if cell.studies is None or studies.offsets is None or studies.failed.all():
+        if cell.studies is None or studies.offsets is None or not estimates.have_best_rates(studies):
             continue
         centre = cell.studies.centre
         ends = estimates.range_near(studies)
@@ -93,8 +93,8 @@ def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
     if not advice:
         where = ", ".join(map(shown_uri, places))
         raise UserError(
-            f"no complete study in {where}: advice on learning rates comes from suites with "
-            "tuning: {studies: 5, points: 8}"
+            f"no complete study in {where} with a rate at which trials succeed: advice on learning rates "
+            "comes from suites with tuning: {studies: 5, points: 8}"
         )
     return advice
 

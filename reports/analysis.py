@@ -70,6 +70,8 @@ class Block:
     cells_of_part: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     #: The comparisons of the methods in `cells_of_part`, each on the settings with its runs.
     of_part: tuple[AgainstReference, ...] = ()
+    #: The collapsed runs of cells without a finished run, which are in no comparison.
+    collapsed_entirely: tuple[Collapses, ...] = ()
     #: The methods and comparisons from which statistics are computed. None if `cells` is empty.
     entrants: Entrants | None = field(default=None, repr=False)
     #: The results of those `STATISTICS` that could be computed.
@@ -129,10 +131,9 @@ class Block:
 
     @property
     def collapsed(self) -> tuple[Collapses, ...]:
-        """The collapsed runs of all compared methods and of the reference, with one entry per cell."""
-        return tuple(
-            dict.fromkeys(side for comparison in self.all_comparisons for side in comparison.collapsed)
-        )
+        """The collapsed runs of all methods and of the reference, with one entry per cell."""
+        compared = (side for comparison in self.all_comparisons for side in comparison.collapsed)
+        return tuple(dict.fromkeys([*compared, *self.collapsed_entirely]))
 
     @property
     def claims(self) -> int:
@@ -178,12 +179,13 @@ def analyse(study: Study, threshold: CustomThresholds = None) -> Analysis:
     matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     of_cells = recipes(study)
     budgets = sorted(dict.fromkeys(cell.budget for cell in study.all_cells), key=block_order)
+    collapsed = collapses(study)
     begun = [
         _with_reference(study, block, of_cells)
         for budget in budgets
-        for block in _blocks(study, budget, of_cells, matters)
+        for block in _blocks(study, budget, of_cells, matters, collapsed)
     ]
-    evidence, collapsed = gather(study, _needed(begun)), collapses(study)
+    evidence = gather(study, _needed(begun))
     blocks = tuple(_finished(evidence, block, collapsed) for block in begun)
     notes = (*study.notes, *evidence.notes, *_limits(study))
     return Analysis(study, matters, blocks, notes, evidence, collapsed)
@@ -247,7 +249,11 @@ def _apart(group: Alike, first: Alike) -> str:
 
 
 def _blocks(
-    study: Study, budget: str, of_cells: Mapping[int, Recipe], matters: Mapping[str, float]
+    study: Study,
+    budget: str,
+    of_cells: Mapping[int, Recipe],
+    matters: Mapping[str, float],
+    collapsed: Mapping[int, Collapses],
 ) -> Iterator[Block]:
     planned = [cell for cell in study.all_cells if cell.budget == budget]
     for group in comparable(study, budget, planned, of_cells):
@@ -269,6 +275,9 @@ def _blocks(
             methods = {method: cells for method, cells in group.methods.items() if method in kept}
             if not named or methods.keys() & {*named}:
                 block = _with_entrants(replace(begun, named_reference=reference), methods)
+                lost = [cell.number for cells in methods.values() for cell in cells if not cell.finished]
+                entirely = tuple(collapsed[number] for number in lost if number in collapsed)
+                block = replace(block, collapsed_entirely=entirely)
                 yield replace(block, notes=(group.note, *block.notes)) if group.note else block
 
 

@@ -49,6 +49,8 @@ NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 #: Sentences on differences from a failed reference, for collapsed runs and for a mean below a head's.
 OF_FAILED_RUNS = "Differences from it there measure its failed runs."
 OF_NO_BETTER = "Differences there are from a baseline that does no better than a head."
+#: The sentence for a reference without a finished run.
+OF_NO_SCORE = "It has no score there, so nothing is compared with it."
 
 
 # --- trainings and tunings ---
@@ -168,35 +170,50 @@ def failed_references(
     """A sentence for each reference that failed, by the number of its cell.
 
     A reference has failed if some of its runs collapsed, or if its mean is below that of a head on the same
-    setting (see `HEADS`). Methods without an adapter, and cells without a score, never count as failed.
+    setting (see `HEADS`). Methods without an adapter, and cells without a run that ended, never count as
+    failed.
 
     `cells` are all cells of the report. `collapses` has the collapsed runs by the number of the cell.
     """
-    failures = {cell.number: _failure(cell, cells, collapses.get(cell.number)) for cell in references}
-    return {
-        number: f"{failure}. {OF_FAILED_RUNS if number in collapses else OF_NO_BETTER}"
-        for number, failure in failures.items()
-        if failure
-    }
+    sentences = {}
+    for cell in references:
+        if failure := _failure(cell, cells, collapses.get(cell.number)):
+            rest = OF_FAILED_RUNS if cell.number in collapses else OF_NO_BETTER
+            sentences[cell.number] = f"{failure}. {OF_NO_SCORE if cell.gain is None else rest}"
+    return sentences
 
 
 def reference_failures(analysis: Analysis) -> list[str]:
     """Sentences about failed references, then about their effect on mean differences.
+
+    A cell of LoRA or of a named reference that collapsed entirely has failed as well: no block can use it.
 
     For each block with several tasks and a failed reference, a sentence has the best mean difference: over
     all tasks, and without each task on which the reference failed.
     """
     study = analysis.study
     used = [number for block in analysis.blocks if block.reference for number in block.reference.cells]
-    references = [study.all_cells[number] for number in dict.fromkeys(used)]
+    lost = [
+        cell.number
+        for cell in _possible_references(study)
+        if not cell.finished and cell.number in analysis.collapses
+    ]
+    references = [study.all_cells[number] for number in dict.fromkeys([*used, *lost])]
     sentences = failed_references(study.all_cells, references, analysis.collapses)
     tasks = {cell.number: cell.task for cell in references if cell.number in sentences}
     return [*sentences.values(), *(mean for block in analysis.blocks for mean in _means(block, tasks))]
 
 
+def _possible_references(study: Study) -> Iterator[Cell]:
+    """Yields the cells of each named reference, and of plain LoRA if it is a reference."""
+    for name in study.compared:
+        named = (cell for cell in study.all_cells if cell.method == name)
+        yield from named if name else plain_lora(study.all_cells)
+
+
 def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> str:
     """Says how a reference failed (see `failed_references`). Empty if it did not."""
-    if cell.family in NO_ADAPTERS or cell.gain is None:
+    if cell.family in NO_ADAPTERS:
         return ""
     unit, reasons = unit_of(cell.metric, cell.unit), []
     for family, name in HEADS.items():
@@ -207,7 +224,7 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
             and other.gain is not None
         ]
         best = max(heads, key=lambda other: other.gain or 0.0, default=None)
-        if best is not None and (best.gain or 0.0) > cell.gain:
+        if best is not None and cell.gain is not None and (best.gain or 0.0) > cell.gain:
             reasons.append(f"it is below {name} ({unit.score(cell.mean)} against {unit.score(best.mean)})")
             break
     if collapsed is not None:

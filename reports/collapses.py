@@ -88,14 +88,14 @@ class _Levels:
 def collapses(study: Study) -> dict[int, Collapses]:
     """The collapsed runs of each cell that has any, by the cell's number.
 
-    Diverged runs count as collapsed. Cells without a finished run are left out. So are cells with studies:
-    their trials have random learning rates, so some are expected to fail.
+    Diverged runs count as collapsed. Cells with studies are left out: their trials have random learning
+    rates, so some are expected to fail.
     """
     collapsed = {}
-    of_seeds = (cell for cell in study.all_cells if cell.metric and cell.studies is None)
-    by_metric = grouped(of_seeds, lambda cell: (cell.setting, cell.metric))
-    for cells in by_metric.values():
-        final, tuning = (_levels(study, cells, of_final=of_final) for of_final in (True, False))
+    of_seeds = (cell for cell in study.all_cells if cell.studies is None)
+    by_metric = grouped(of_seeds, lambda cell: (cell.setting, study.metrics[cell.number]))
+    for (_, metric), cells in by_metric.items():
+        final, tuning = (_levels(study, cells, metric, of_final=of_final) for of_final in (True, False))
         for cell in cells:
             ended = [*_final(study, cell, final), *_chosen(study, cell, tuning)]
             if any(ended):
@@ -115,7 +115,7 @@ def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
     """Like `_final`, for the tuning trials of the chosen point."""
     if cell.tuning is None or cell.tuning.chosen is None:
         return
-    sign = direction(cell.metric)
+    sign = study.direction(cell.number)
     own = [sign * seed.validation for seed in study.finished(cell.number) if seed.validation is not None]
     for record in at_chosen_point(study.experiment(cell.experiment), cell.tuning):
         if record.score is not None:
@@ -139,9 +139,14 @@ def _point(record: Record) -> dict[str, str]:
     return {axis: value.lstrip("×") for axis, _, value in pairs}
 
 
-def _levels(study: Study, cells: Sequence[Cell], *, of_final: bool) -> _Levels:
-    """The levels for final runs (`of_final`) or for tuning trials. `cells` share a setting and a metric."""
-    metric, sign = METRICS.get(cells[0].metric), direction(cells[0].metric)
+def _levels(study: Study, cells: Sequence[Cell], metric_name: str, *, of_final: bool) -> _Levels:
+    """The levels for final runs (`of_final`) or for tuning trials. `cells` share a setting and a metric.
+
+    If `metric_name` is empty, no final run has a score, and no score counts as collapsed.
+    """
+    if not metric_name:
+        return _Levels(None, None, math.inf)
+    metric, sign = METRICS.get(metric_name), direction(metric_name)
     scores = [cell.mean if of_final else cell.validation for cell in cells]
     gains = [(cell, sign * score) for cell, score in zip(cells, scores, strict=True) if score is not None]
     heads = [gain for cell, gain in gains if cell.family == FLOOR]

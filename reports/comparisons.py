@@ -113,6 +113,7 @@ def find_reference(
 
     A budget that has LoRA uses its own: plain LoRA (without options) if possible, otherwise a variant. Other
     budgets, and methods of fixed size, use the plain LoRA of the first budget that has it, or else a variant.
+    A reference with studies may have failed in all trials, since failed trials have a score there.
 
     Args:
         cells: The cells of one method. On each of their settings, the reference must have a run with the same
@@ -130,7 +131,7 @@ def find_reference(
     for place, candidates in order:
         of_budget = [cell for cell in candidates if cell.budget == place]
         for method, of_method in grouped(of_budget, lambda cell: cell.method).items():
-            on = {cell.setting: cell for cell in of_method if cell.finished}
+            on = {c.setting: c for c in of_method if c.finished or (c.studies and c.failed)}
             if not all(setting in on for setting in recipe):
                 continue
             differs: Differences = {}

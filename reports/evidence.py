@@ -87,7 +87,7 @@ def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnS
     The size is the typical size of scores on the cell's task. The range is that of the scores which the
     cell's metric allows.
     """
-    low, high = bounds(study.all_cells[cell].metric)
+    low, high = bounds(study.metrics[cell])
     return replace(part, tuning=tuning, size=study.size(cell), limit=high - low)
 
 

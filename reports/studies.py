@@ -12,7 +12,7 @@ import numpy as np
 from bench.metrics import METRICS, bounds, direction
 from bench.records.words import OWN_SIZE, Status
 from methods import UserError
-from reports.analysis import comparable
+from reports.analysis import Comparable, comparable
 from reports.cautions import NO_ADAPTERS
 from reports.collapses import DIVERGED
 from reports.comparisons import Reference, find_reference
@@ -109,7 +109,8 @@ class Entrant:
     #: reference, and if the method and the reference share no study on some setting.
     differences: Mapping[int, Difference]
     sensitivity: Sensitivity
-    #: The transfer of rates between settings. None for a single setting, and if the settings share no study.
+    #: The transfer of rates between settings. None for a single setting, if the settings share no study, and
+    #: if on some setting most trials failed at every rate.
     transfer: Transfer | None
 
 
@@ -180,7 +181,7 @@ class StudyAnalysis:
         if studies is None or cell.studies is None:
             return None
         part = scaled(estimates.of_method(studies, cell.studies.points), self.study, number)
-        return _score(cell.metric, effect([part]))
+        return _score(self.study.metrics[number], effect([part]))
 
     def failed(self, seed: Seed) -> bool:
         """Whether a trial failed: it diverged, or its score is far below that of its cell's best trial.
@@ -211,12 +212,15 @@ def analyse_studies(study: Study, threshold: CustomThresholds = None) -> StudyAn
     for cell in study.all_cells:
         if cell.studies:
             numbers, reasons = _complete(cell, study.of_cell(cell.number))
+            chance = chances.get(cell.setting)
+            if numbers and chance is None:
+                reasons.append("all studies (no trial on the task finished, so chance is unknown)")
+            elif chance is not None and numbers:
+                complete[cell.number] = _studies(evidence, cell, numbers, chance)
             for reason in reasons:
                 left_out[reason].append(cell)
-            if numbers:
-                complete[cell.number] = _studies(evidence, cell, numbers, chances[cell.setting])
     blocks = tuple(_blocks(study, complete, matters))
-    notes = (*study.notes, *evidence.notes, *_left_out(left_out, study))
+    notes = (*study.notes, *evidence.notes, *_left_out(left_out, study), *_all_failed(complete, study))
     return StudyAnalysis(study, matters, blocks, notes, evidence, complete)
 
 
@@ -258,10 +262,20 @@ def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[s
         yield f"Left out: {reason} of {whose}."
 
 
+def _all_failed(complete: Mapping[int, CompleteStudies], study: Study) -> Iterator[str]:
+    cells = [study.all_cells[number] for number, studies in complete.items() if studies.failed.all()]
+    if cells:
+        yield (
+            f"All trials failed of {listed(f'{cell.method} on {cell.task}' for cell in cells)}: the score "
+            "shown is that of chance, and no learning rate is advised."
+        )
+
+
 def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: float) -> CompleteStudies:
     """A cell's complete studies with these numbers. Diverged trials get the score by chance (`chance`)."""
     assert cell.studies is not None
-    study, sign = evidence.study, direction(cell.metric)
+    study, sign = evidence.study, evidence.study.direction(cell.number)
+    metric = study.metrics[cell.number]
     by_study = _by_study(study.of_cell(cell.number))
     trials = [sorted(by_study[number], key=lambda seed: seed.point or 0) for number in numbers]
     shape = len(numbers), cell.studies.points
@@ -282,7 +296,7 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
         offsets=np.array([seed.offset for seed in every], dtype=float).reshape(shape),
         by_example=by_example,
         test_set=test_set,
-        point=DEFAULT * METRICS.get(cell.metric).point * study.size(cell.number) if cell.metric else DEFAULT,
+        point=DEFAULT * METRICS.get(metric).point * study.size(cell.number) if metric else DEFAULT,
         chance=chance,
     )
 
@@ -291,8 +305,8 @@ def _chances(study: Study) -> dict[TaskAndBackbone, float]:
     """The score by chance on each setting. Larger is better.
 
     The score by chance is the mean score of one trial's answers after they are shuffled over the test
-    examples. If no answers are stored, it is the worst score on the setting. If no trial has finished, it
-    is 0.
+    examples. If no answers are stored, it is the worst score on the setting. Settings on which no trial
+    has finished are absent.
     """
     chances: dict[TaskAndBackbone, float] = {}
     finished = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.cell)
@@ -300,9 +314,9 @@ def _chances(study: Study) -> dict[TaskAndBackbone, float]:
     for setting, cells in by_setting.items():
         seeds = [seed for cell in cells for seed in finished.get(cell.number, [])]
         scores = [study.direction(seed.cell) * seed.score for seed in seeds if seed.score is not None]
-        chances[setting] = min(scores, default=0.0)
-        if not seeds:
+        if not scores:
             continue
+        chances[setting] = min(scores)
         metric = METRICS.get(study.all_cells[seeds[0].cell].metric)
         stored = predictions(study.experiment(seeds[0].experiment), [seeds[0].trial_id], metric)
         for answers in stored.values():
@@ -327,7 +341,7 @@ def _blocks(
     by_budget = grouped(adapters, lambda cell: joined[cell.budget])
     for budget in sorted(by_budget, key=block_order):
         for group in comparable(study, budget, by_budget[budget], made):
-            block = _block(study, complete, group.methods, budget, group.title, made)
+            block = _block(study, complete, group, budget, made)
             if block is not None:
                 block = replace(block, threshold=matters.get(group.metric, block.threshold))
                 block = _compared(study, block, complete)
@@ -349,14 +363,13 @@ def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
 def _block(
     study: Study,
     complete: Mapping[int, CompleteStudies],
-    methods: Mapping[str, Sequence[Cell]],
+    group: Comparable,
     budget: str,
-    title: str,
     made: Mapping[int, Recipe],
 ) -> StudyBlock | None:
     """A block with its methods, before they are compared. None if too few studies are complete."""
-    every = grouped((cell for cells in methods.values() for cell in cells), lambda cell: cell.setting)
-    least = min(2, len(methods))
+    methods = group.methods
+    every, least = grouped(group.cells, lambda cell: cell.setting), min(2, len(methods))
     settings = tuple(s for s, cells in every.items() if sum(c.number in complete for c in cells) >= least)
     if not settings:
         return None
@@ -378,14 +391,13 @@ def _block(
     if reference and not all(number in complete for number in reference.cells):
         missing = [f"{reference.method} has no complete study on some task: nothing is compared with it."]
         reference = None
-    cell = first[0]
     # Methods with the same recipe differ at most in the number of studies.
     plan = max((c.studies for cells in entrants for c in cells if c.studies), key=lambda plan: plan.studies)
     return StudyBlock(
         budget=budget,
-        metric=cell.metric,
-        title=title,
-        unit=unit_of(cell.metric, cell.unit),
+        metric=group.metric,
+        title=group.title,
+        unit=unit_of(group.metric, next((cell.unit for cell in group.cells if cell.unit), "")),
         threshold=max(complete[cell.number].point for cell in first),
         settings=settings,
         k=plan.points,
@@ -410,7 +422,7 @@ def _entrant(
             _part(study, cell, estimates.of_method(each, k))
             for cell, each in zip(cells, studies, strict=True)
         ]
-        metric = cells[0].metric
+        metric = study.metrics[cells[0].number]
         scores[k] = tuple(_score(metric, effect([part])) for part in parts)
         means[k] = _score(metric, effect(parts))
     failures = sum(int(each.failed.sum()) for each in studies)
@@ -521,9 +533,12 @@ def _difference(parts: Sequence[OnSetting], claims: int, threshold: float) -> Di
 def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int) -> Entrant:
     """Adds the transfer of rates to a method.
 
-    A method stays unchanged if the block has a single setting, or if the settings share no study.
+    A method stays unchanged if the block has a single setting, if the settings share no study, or if most of
+    the method's trials failed at every rate of some setting.
     """
     if len(block.settings) < 2 or not set.intersection(*({*each.numbers} for each in entrant.studies)):
+        return entrant
+    if not estimates.have_best_rates(*entrant.studies):
         return entrant
     cell = study.all_cells[entrant.cells[0]]
     over_all = effect([_part(study, cell, estimates.of_transfer(entrant.studies))])

@@ -388,8 +388,8 @@ class Study(CellsAndSeeds):
         return seeds, scores * np.array([[self.direction(cell)] for cell in cells])
 
     def direction(self, cell: int) -> float:
-        """1 if larger scores of this cell are better, otherwise −1."""
-        return direction(self.all_cells[cell].metric)
+        """1 if larger scores are better by the metric of this cell (see `metrics`), otherwise −1."""
+        return direction(self.metrics[cell])
 
     @cached_property
     def _sizes(self) -> dict[tuple[str, str], float]:
@@ -401,12 +401,11 @@ class Study(CellsAndSeeds):
         return {key: float(np.median(sizes)) or 1.0 for key, sizes in scores.items() if sizes}
 
     def size(self, cell: int) -> float:
-        """The typical size of scores on this cell's task, by its metric.
+        """The typical size of scores on this cell's task, by its metric (see `metrics`).
 
         It is the median absolute score if scores have the unit of the task's targets, and otherwise 1.
         """
-        line = self.all_cells[cell]
-        return self._sizes.get((line.task, line.metric), 1.0)
+        return self._sizes.get((self.all_cells[cell].task, self.metrics[cell]), 1.0)
 
     @cached_property
     def metrics(self) -> dict[int, str]:

@@ -34,8 +34,10 @@ def suite_lines(study: Study) -> Callable[[Cell], str]:
         seeds = [seed for seed in study.of_cell(cell.number) if seed.trial_id in trials]
         if cell.studies:
             seeds = _kept(cell.studies, study.of_cell(cell.number))
+        if not seeds and cell.studies:
+            return "None: no trial of a complete study has finished."
         if not seeds:
-            return "None: no study is complete." if cell.studies else "None: its tuning has chosen no rate."
+            return "None: its tuning has chosen no rate."
         return _suite(cell, seeds, trials[seeds[0].trial_id])
 
     return lines

@@ -350,11 +350,11 @@ def _zeros(block: StudyBlock) -> list[float]:
 def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
     """The lower limit that the panels of rates need for a method: its lowest score of trials without failure.
 
-    Each score is relative to the zero of its setting, from `zeros` (see `_zeros`). The limit is at least
-    -`DEPTH` points.
+    If all trials failed, it is their mean score. Each score is relative to the zero of its setting, from
+    `zeros` (see `_zeros`). The limit is at least -`DEPTH` points.
     """
     each = [
-        max(float(studies.scores[~studies.failed].min()) - zero, -DEPTH * studies.point)
+        max(float(studies.scores[~studies.failed].min(initial=studies.best)) - zero, -DEPTH * studies.point)
         for studies, zero in zip(entrant.studies, zeros, strict=True)
     ]
     return min(each)

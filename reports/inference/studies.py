@@ -25,7 +25,7 @@ from reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, B
 
 #: The values of k for which the score is shown.
 TRIALS = (1, 2, 4, 8, 16)
-#: A trial counts as failed if it scores this many points or more below its method's best.
+#: A trial counts as failed if it diverged, or scores this many points or more below its method's best.
 FAILED = 10
 #: The variance due to failures is computed with this quantile in place of the observed share of failures.
 _OF_FAILURES = 0.75
@@ -101,17 +101,23 @@ class CompleteStudies:
 
     @cached_property
     def best(self) -> float:
-        """The test score of the trial with the lowest validation loss. Trials that tie give their mean."""
+        """The test score of the trial with the lowest validation loss. Trials that tie give their mean.
+
+        All trials tie if all diverged.
+        """
         losses = np.where(np.isnan(self.losses), np.inf, self.losses)
         return float(self.scores[losses == losses.min()].mean())
 
     @cached_property
     def failed(self) -> NDArray[np.bool_]:
-        """Whether each trial (studies, points) scored `FAILED` points or more below `best`."""
-        return self.fails(self.scores)
+        """Whether each trial (studies, points) diverged, or scored `FAILED` points or more below `best`."""
+        return ~np.isfinite(self.losses) | self.fails(self.scores)
 
     def fails(self, scores: Array) -> NDArray[np.bool_]:
-        """Whether trials with these scores failed, by the rule of `failed`. Rounding errors are tolerated."""
+        """Whether trials that ended with these scores failed, by the rule of `failed`.
+
+        Rounding errors are tolerated.
+        """
         return self.best - scores >= (FAILED - RESOLUTION) * self.point
 
     @cached_property
@@ -273,10 +279,15 @@ def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
     least 0.5 / trials, or 1 / trials if no trial failed.
     """
     failed, trials = int(studies.failed.sum()), studies.trials
-    share = float(stats.beta.ppf(_OF_FAILURES, failed + 1, trials - failed))
+    share = _most(_OF_FAILURES, failed, trials)
     least = (0.5 if failed else 1.0) / trials
     variance = max(studies.failed.mean(1).var(ddof=1) / studies.count, least**2)
     return float((k * share ** (k - 1) * studies.fall) ** 2 * variance)
+
+
+def _most(level: float, failed: int, trials: int) -> float:
+    """The one-sided upper limit of the share of failures at this level (Clopper and Pearson, 1934)."""
+    return float(stats.beta.ppf(level, failed + 1, trials - failed)) if failed < trials else 1.0
 
 
 # --- sensitivity to learning rates ---
@@ -314,10 +325,9 @@ def _failing(studies: CompleteStudies, rates: Array) -> NDArray[np.bool_]:
 
 
 def _loess(studies: CompleteStudies, values: Array, rates: Array) -> Array:
-    lasting = (~studies.failed & np.isfinite(values)).ravel()
+    lasting = ~studies.failed.ravel()
     if not lasting.any():
-        # All losses of a method that always diverged are infinite.
-        return np.full(len(rates), np.inf)
+        return np.full(len(rates), np.nan)
     return _smoother(_offsets(studies)[lasting], rates) @ values.ravel()[lasting]
 
 
@@ -342,6 +352,17 @@ def _tricube(offsets: Array, rates: Array, span: float) -> Array:
     return weights
 
 
+def have_best_rates(*tasks: CompleteStudies) -> bool:
+    """Whether each task has a rate near which most trials succeeded.
+
+    If most trials failed at every rate, no rate is the best. Only studies that all tasks have count, and
+    only rates that were tried on all tasks.
+    """
+    tasks = tuple(_shared(tasks))
+    rates = window(*tasks)
+    return not any(_failing(studies, rates).all() for studies in tasks)
+
+
 def share_near(studies: CompleteStudies) -> float:
     """The share of trials that did not fail and whose rate has a smoothed score near the maximum.
 
@@ -356,16 +377,19 @@ def _near(studies: CompleteStudies) -> tuple[NDArray[np.bool_], Array]:
     """Whether each trial (trials,) succeeded at a rate near the best, and the LOESS curve at its rate."""
     curve = _loess(studies, studies.scores, _offsets(studies))
     lasting = ~studies.failed.ravel()
-    return (curve >= curve[lasting].max() - NEAR * studies.point) & lasting, curve
+    most = curve[lasting].max(initial=-np.inf)
+    return (curve >= most - NEAR * studies.point) & lasting, curve
 
 
 def range_near(studies: CompleteStudies) -> Bounds:
     """The widest range of offsets around the best rate in which every trial counts as near.
 
-    Trials count as near by the rule of `share_near`.
+    Trials count as near by the rule of `share_near`. Raises ValueError if all trials failed.
     """
     order = _offsets(studies).argsort()
     near, curve = _near(studies)
+    if not near.any():
+        raise ValueError("studies: all trials failed, so no rate is near the best")
     near, curve = near[order], curve[order]
     best = int(np.where(near, curve, -np.inf).argmax())
     breaks = np.flatnonzero(~near)
@@ -388,7 +412,7 @@ def share_failed_interval(studies: CompleteStudies) -> Bounds:
     """
     failed, trials, tail = int(studies.failed.sum()), studies.trials, (1 - LEVEL) / 2
     low = stats.beta.ppf(tail, failed, trials - failed + 1) if failed else 0.0
-    return float(low), float(stats.beta.ppf(1 - tail, failed + 1, trials - failed))
+    return float(low), _most(1 - tail, failed, trials)
 
 
 def of_share(
@@ -423,7 +447,7 @@ def transfer(tasks: Sequence[CompleteStudies]) -> Array:
     is compared with the task's own rate: the offset at which the task's smoothed validation loss is lowest.
     The change is the difference between the task's smoothed scores at the two offsets. The task's own rate is
     not chosen by test scores, since the best of them would be too high. Only studies that all tasks have
-    count. Raises ValueError for a single task.
+    count. Raises ValueError for a single task, and unless all tasks have a best rate (`have_best_rates`).
     """
     if len(tasks) < 2:
         raise ValueError("tasks: 1, expected at least 2 for a transfer between them")
@@ -437,19 +461,33 @@ def transfer(tasks: Sequence[CompleteStudies]) -> Array:
 
 
 def chosen_by_validation(studies: CompleteStudies) -> float:
-    """The offset at which the smoothed validation loss is lowest."""
+    """The offset at which the smoothed validation loss is lowest.
+
+    Raises ValueError if most trials failed at every rate (see `have_best_rates`).
+    """
     rates = window(studies)
     return float(rates[_chosen(studies, rates)])
 
 
 def _chosen(studies: CompleteStudies, rates: Array) -> int:
-    losses = np.where(_failing(studies, rates), np.inf, _loess(studies, studies.losses, rates))
-    return int(losses.argmin())
+    failing = _failing(studies, rates)
+    if failing.all():
+        raise ValueError("studies: most trials failed at every rate, so no rate is the best")
+    return int(np.where(failing, np.inf, _loess(studies, studies.losses, rates)).argmin())
 
 
 def of_transfer(tasks: Sequence[CompleteStudies]) -> OnSetting:
-    """The mean of `transfer` over tasks, with its error by a jackknife over studies that all tasks have."""
-    return _jackknife(lambda sides: float(transfer(sides).mean()), _shared(tasks))
+    """The mean of `transfer` over tasks, with its error by a jackknife over studies that all tasks have.
+
+    There is no error if a task has no best rate without one of the studies. Raises the ValueErrors of
+    `transfer`.
+    """
+    tasks = _shared(tasks)
+    count = tasks[0].count
+    rest = [[studies.without(study) for studies in tasks] for study in range(count if count > 1 else 0)]
+    if not all(have_best_rates(*sides) for sides in rest):
+        return OnSetting(count, float(transfer(tasks).mean()), None)
+    return _jackknife(lambda sides: float(transfer(sides).mean()), tasks)
 
 
 def _shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
@@ -463,12 +501,12 @@ class Sources:
 
     #: The variance between methods of their scores after k trials.
     method: float
-    #: The variance of a method's smoothed score over the window, without failed trials. The mean over
-    #: methods.
-    rate: float
-    #: The variance of a method's trials around its smoothed score, without failed trials. The mean over
-    #: methods.
-    seed: float
+    #: The variance of a method's smoothed score over the window, without failed trials. The mean over the
+    #: methods with a trial that succeeded. None if there are none.
+    rate: float | None
+    #: The variance of a method's trials around its smoothed score, without failed trials. The mean over the
+    #: same methods, or None.
+    seed: float | None
     #: The variance of a trial's score over random test sets of the same size. The mean over methods. None if
     #: no method has contributions of examples.
     examples: float | None
@@ -482,14 +520,18 @@ def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
     scores = [of_method(studies, k) for studies in methods]
     between = float(np.var([part.difference for part in scores], ddof=1)) if len(scores) > 1 else 0.0
     noise = float(np.mean([part.seeds or 0.0 for part in scores]))
-    rates, seeds = np.mean([_about_the_curve(studies) for studies in methods], axis=0)
+    lasting = [_about_the_curve(studies) for studies in methods if not studies.failed.all()]
+    rates, seeds = np.mean(lasting, axis=0).tolist() if lasting else (None, None)
     tables = [studies.by_example for studies in methods if studies.by_example is not None]
     examples = [float(table.var(-1, ddof=1).mean()) / table.shape[-1] for table in tables]
     return Sources(max(0.0, between - noise), rates, seeds, float(np.mean(examples)) if examples else None)
 
 
 def _about_the_curve(studies: CompleteStudies) -> tuple[float, float]:
-    """The variance of the smoothed score, and of scores around it, over trials that did not fail."""
+    """The variance of the smoothed score, and of scores around it, over trials that did not fail.
+
+    Some trial must have succeeded.
+    """
     lasting = ~studies.failed.ravel()
     offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]
     smoother = _smoother(offsets, offsets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -90,6 +90,7 @@ def _gain(standing: Standing) -> float:
 
 def _uncompared(suite: str, analysis: Analysis | StudyAnalysis, cell: Cell) -> Standing:
     if isinstance(analysis, StudyAnalysis):
+        cell = _with_metric(analysis, cell.number)
         score = analysis.score(cell.number)
         value, interval = (score.value, score.interval) if score else (cell.mean, _bounds(cell))
         k = cell.studies.points if score and cell.studies else None
@@ -144,7 +145,7 @@ def _of_studies(suite: str, analysis: StudyAnalysis) -> Iterator[Standing]:
                 score = entrant.scores[block.k][place]
                 yield Standing(
                     suite,
-                    analysis.study.all_cells[number],
+                    _with_metric(analysis, number),
                     block.title,
                     score.value,
                     score.interval,
@@ -153,6 +154,11 @@ def _of_studies(suite: str, analysis: StudyAnalysis) -> Iterator[Standing]:
                     is_reference=entrant.cells == own,
                     **(_study_claim(block, difference, place) if difference else {}),
                 )
+
+
+def _with_metric(analysis: StudyAnalysis, number: int) -> Cell:
+    """The cell with this number. If none of its trials finished, it has the metric of its setting."""
+    return replace(analysis.study.all_cells[number], metric=analysis.study.metrics[number])
 
 
 def _study_claim(block: StudyBlock, difference: Difference, place: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bench.records.words import Status
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from reports import cautions
-from reports.analysis import Analysis, analyse
+from reports.analysis import Analysis, Block, analyse
 from reports.board import boards, heats
 from reports.collapses import Collapses, collapses
 from reports.comparisons import AgainstReference
@@ -30,6 +31,7 @@ from reports.frames import frames
 from reports.inference.effects import Answer, Verdict, weaker
 from reports.reading import read
 from reports.report import write_report
+from reports.selection import Selection
 from reports.study import Study, TaskAndBackbone
 from reports.summary import summarise
 from reports.tables import BETTER, main_tables
@@ -49,13 +51,13 @@ Right = Mapping[tuple[str, str, int], int]
 ResultOf = Callable[[Trial, Row], Result]
 
 
-def results_with(right: Right, diverged: tuple[str, str, int] | None = None) -> ResultOf:
+def results_with(right: Right, diverged: Collection[tuple[str, str, int]] = ()) -> ResultOf:
     def of_trial(trial: Trial, row: Row) -> Result:
         key = (row.title, row.task, trial.seed)
         count = right.get(key, 900 + (trial.seed * 7 + len(row.title)) % 3)
         answers = LABELS.copy()
         answers[np.random.default_rng(trial.seed).permutation(EXAMPLES)[: EXAMPLES - count]] ^= 1
-        score, failure = count / EXAMPLES, "diverged" if key == diverged else ""
+        score, failure = count / EXAMPLES, "diverged" if key in diverged else ""
         return Result(score=score, failure=failure, answers=answers, labels=LABELS, validation=[score])
 
     return of_trial
@@ -76,8 +78,12 @@ def analysis_of(uri: str, threshold: float | None = None) -> Analysis:
     return analyse(read(uri, ["small"]), threshold)
 
 
+def only_block(analysis: Analysis) -> Block:
+    return next(block for block in analysis.blocks if block.title == "isorank 2")
+
+
 def only(analysis: Analysis) -> AgainstReference:
-    (comparison,) = next(block for block in analysis.blocks if block.title == "isorank 2").comparisons
+    (comparison,) = only_block(analysis).comparisons
     return comparison
 
 
@@ -157,6 +163,58 @@ def tuned(uri: str, plan: Plan, result: ResultOf) -> str:
     return uri
 
 
+def every_seed(method: str, task: str = "digits") -> set[tuple[str, str, int]]:
+    return {(method, task, seed) for seed in range(5)}
+
+
+def test_a_cell_whose_seeds_all_diverged_collapsed_entirely(
+    stored: Callable[..., str], tmp_path: Path
+) -> None:
+    analysis = analysis_of(stored(results_with({}, diverged=every_seed("TensLoRA att"))))
+    assert of(analysis.study) == [("TensLoRA att", 5, 5)]
+    (side,) = analysis.collapses.values()
+    assert (side.seeds, side.chance) == (5, 1)
+    # It is compared with nothing, and shown all the same.
+    assert only_block(analysis).comparisons == ()
+    assert only_block(analysis).collapsed == (side,)
+    line = frames(analysis)["collapses"].iloc[0]
+    assert (line["method"], line["collapsed"], line["runs"]) == ("TensLoRA att", 5, 5)
+    page = page_of(analysis, tmp_path).read_text()
+    assert page.count("5 of 5 runs collapsed") >= 2
+    assert cautions.reference_failures(analysis) == []
+
+
+def test_runs_that_the_machine_lost_are_no_collapses(stored: Callable[..., str]) -> None:
+    def lost(trial: Trial, row: Row) -> Result:
+        made = results_with({})(trial, row)
+        failure = "out of memory" if row.title == "LoRA" else ""
+        return replace(made, failure=failure)
+
+    assert of(read(stored(lost), ["small"])) == []
+
+
+def test_a_cell_that_diverged_after_its_tuning_counts_the_trials_of_the_chosen_point(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    def result(trial: Trial, row: Row) -> Result:
+        final = trial.evaluate == "test"
+        return results_with({}, every_seed("LoRA") if final else ())(trial, row)
+
+    tuning = {"trials": 2, "seeds": [7, 8], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
+    uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})
+    assert of(read(tuned(uri, plan, result), ["small"])) == [("LoRA", 5, 7)]
+
+
+def test_a_store_in_which_every_run_diverged_has_collapsed_entirely(stored: Callable[..., str]) -> None:
+    methods = ("LoRA", "TensLoRA att")
+    uri = stored(results_with({}, set().union(*map(every_seed, methods))), FIVE)
+    opened = Store.existing(uri, "small")
+    plan = opened.plan()
+    assert plan is not None
+    summary = summarise(opened, plan)
+    assert all(any(failure.startswith(method) for failure in summary.failures) for method in methods)
+
+
 # --- what is claimed ---
 
 
@@ -187,7 +245,7 @@ def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(
 def test_nothing_claims_more_than_with_diverged_runs_at_the_floor(stored: Callable[..., str]) -> None:
     right = {("TensLoRA att", "digits", seed): 950 + seed % 2 for seed in range(5)}
     right |= {("head only", "digits", seed): 700 for seed in range(5)}
-    analysis = analysis_of(stored(results_with(right, diverged=("TensLoRA att", "digits", 2))))
+    analysis = analysis_of(stored(results_with(right, diverged={("TensLoRA att", "digits", 2)})))
     comparison = only(analysis)
     assert comparison.interval is not None
     assert comparison.interval[0] > 0.01
@@ -296,6 +354,29 @@ def test_a_reference_of_which_a_run_collapsed_has_failed_there(
     line = frames(analysis)["collapses"].iloc[0]
     assert (line["method"], line["task"], line["collapsed"], line["runs"]) == ("LoRA", "textile", 1, 5)
     assert line["chance_at_most"] == side.chance
+
+
+@pytest.mark.parametrize("reference", ["LoRA", "TensLoRA att"])
+def test_a_reference_whose_seeds_all_diverged_has_failed_there(
+    reference: str, stored: Callable[..., str], tmp_path: Path, call: Call
+) -> None:
+    uri = stored(results_with({}, diverged=every_seed(reference, "textile")), TWO_TASKS)
+    named = Selection() if reference == "LoRA" else Selection(reference=reference)
+    analysis = analyse(read(uri, ["small"], named))
+    (failure,) = cautions.reference_failures(analysis)
+    assert re.match(naming(f"{reference} (isorank 2)", "textile · tiny-random-vit", 5, 5), failure)
+    # It scores nothing, so nothing measures its failed runs, and nothing is below a head.
+    assert cautions.OF_FAILED_RUNS not in failure
+    assert cautions.OF_NO_BETTER not in failure
+    chosen = [] if reference == "LoRA" else ["--reference", reference]
+    out = str(tmp_path / "out")
+    done = call("report", "small", "--store", uri, "--out", out, "--format", "md", "--no-log", *chosen)
+    assert done.out.splitlines()[0] == failure
+    assert failure.split(";")[0] in (tmp_path / "out" / "tables" / "tables.md").read_text()
+    opened = Store.existing(uri, "small")
+    plan = opened.plan()
+    assert plan is not None
+    assert (failure in summarise(opened, plan).failures) == (reference == "LoRA")
 
 
 def test_a_reference_that_is_above_the_heads_has_not_failed(stored: Callable[..., str]) -> None:

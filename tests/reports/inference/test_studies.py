@@ -18,6 +18,7 @@ from reports.inference.power import Response, stratified
 from reports.inference.studies import (
     CompleteStudies,
     chosen_by_validation,
+    have_best_rates,
     kept_weights,
     of_method,
     of_pair,
@@ -348,13 +349,77 @@ def test_rounding_errors_decide_no_failure(best: float) -> None:
     assert CompleteStudies(1 - scores, scores).failed.tolist() == [[False, True, False]]
 
 
-def test_a_method_that_always_diverges_has_its_scores_and_no_more() -> None:
-    offsets = stratified(np.random.default_rng(0), 3, 4)
-    method = CompleteStudies(np.full((3, 4), nan), np.full((3, 4), 0.5), offsets=offsets, chance=0.5)
+def diverged(*lasting: tuple[int, int], loss: float = inf) -> CompleteStudies:
+    """Five studies of which all trials diverged, except those at these places (study, point)."""
+    losses = np.full((5, 8), loss)
+    scores = np.full((5, 8), 0.5)
+    for place in lasting:
+        losses[place], scores[place] = 0.2, 0.8
+    offsets = stratified(np.random.default_rng(7), 5, 8)
+    return CompleteStudies(losses, scores, offsets=offsets, chance=0.5)
+
+
+@pytest.mark.parametrize("loss", [nan, inf])
+def test_a_method_that_always_diverges_has_failed_in_all_trials(loss: float) -> None:
+    method, other = diverged(loss=loss), parabola(0.0)
+    assert method.failed.all()
+    assert share_failed(method) == 1
+    low, high = share_failed_interval(method)
+    assert (stats.binom.sf(39, 40, low), high) == (pytest.approx(0.025), 1)
+    assert share_near(method) == 0
+    assert smoothed(method, np.linspace(-0.4, 0.4, 5)) == pytest.approx(0.5)
+    # It scores as by chance, whatever is tuned.
     assert score_after(method, 4) == pytest.approx(0.5)
-    assert share_near(method) == 1
-    assert transfer([method, method]) == pytest.approx(0)
     assert interval(of_method(method, 4)) is None
+    part = of_pair(method, drawn(1, points=8), 8)
+    assert part.seeds is not None
+    assert 0 < part.seeds < 1
+    assert of_share(share_near, method, other).difference == pytest.approx(-1)
+
+
+def test_a_method_that_always_diverges_has_no_best_rate() -> None:
+    method, other = diverged(), parabola(0.0)
+    assert have_best_rates(other)
+    for tasks in ([method], [other, method]):
+        assert not have_best_rates(*tasks)
+    for refused in (range_near, chosen_by_validation):
+        with pytest.raises(ValueError, match="failed"):
+            refused(method)
+    for tasks in ([method, method], [method, other]):
+        with pytest.raises(ValueError, match="failed"):
+            of_transfer(tasks)
+
+
+def test_a_method_that_fails_almost_everywhere_has_no_best_rate_either() -> None:
+    method = diverged((2, 3))
+    assert method.failed.sum() == 39
+    assert not have_best_rates(method)
+    with pytest.raises(ValueError, match="failed"):
+        chosen_by_validation(method)
+    # The successful trial is near itself. Without its study, none is.
+    assert share_near(method) == 1 / 40
+    part = of_share(share_near, method, parabola(0.0))
+    assert part.difference == pytest.approx(1 / 40 - 1)
+    assert part.seeds == pytest.approx(of_seeds(np.array([0, 0, 1, 0, 0]) / 8).seeds)
+
+
+def test_transfer_has_no_error_if_no_rate_is_best_without_a_study() -> None:
+    # Only study 0 succeeds, at rates that are close together.
+    method = diverged(*((0, point) for point in range(8)))
+    assert method.offsets is not None
+    offsets = method.offsets.copy()
+    offsets[0] = np.linspace(0.35, 0.45, 8)
+    tasks = [replace(method, offsets=offsets), parabola(0.0)]
+    assert have_best_rates(*tasks)
+    part = of_transfer(tasks)
+    assert (part.seeds, part.difference) == (None, pytest.approx(transfer(tasks).mean()))
+
+
+def test_a_diverged_trial_fails_although_it_scores_like_the_best() -> None:
+    # The trained trials learn nothing, so chance is no worse.
+    studies = CompleteStudies(array(0.7, inf, 0.8, nan).reshape(2, 2), np.full((2, 2), 0.5), chance=0.5)
+    assert studies.failed.tolist() == [[False, True], [False, True]]
+    assert studies.fall == 0
 
 
 def test_variances_go_to_their_sources() -> None:
@@ -370,6 +435,16 @@ def test_variances_go_to_their_sources() -> None:
     assert split.examples is None
     table = np.random.default_rng(3).random((25, 8, 400)) < 0.8
     assert sources([replace(methods[0], by_example=table)], 1).examples == pytest.approx(0.16 / 400, rel=0.05)
+
+
+def test_methods_that_always_diverge_have_no_variance_of_rates_and_seeds() -> None:
+    method = replace(drawn(0, points=8), offsets=parabola(0.0).offsets)
+    alone, beside = sources([method], 1), sources([method, diverged()], 1)
+    assert (alone.rate, alone.seed) == (beside.rate, beside.seed)
+    assert alone.seed is not None
+    assert alone.seed > 0
+    none = sources([diverged(), diverged()], 1)
+    assert (none.method, none.rate, none.seed) == (0, None, None)
 
 
 # --- what is refused ---
