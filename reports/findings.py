@@ -138,7 +138,7 @@ def _finding(study: Study, block: Block, place: int | None) -> Claim:
     comparison = next((each for each in block.comparisons if each.method == best), None)
     cells = _at(block.cells[best], place) if best else ()
     by_chance, detectable = chance(study, block, place), _detectable(block, place)
-    if better := _better_part(study, block, place, cells):
+    if better := _better_part(study, block, place):
         comparison, place = better
         best, equals, cells = comparison.method, None, _at(comparison.cells, place)
     difference = against(block, comparison, place) if comparison else None
@@ -161,19 +161,16 @@ def _finding(study: Study, block: Block, place: int | None) -> Claim:
     )
 
 
-def _better_part(
-    study: Study, block: Block, place: int | None, cells: Sequence[int]
-) -> tuple[AgainstReference, int] | None:
+def _better_part(study: Study, block: Block, place: int | None) -> tuple[AgainstReference, int] | None:
     """Finds the best method on one setting, if this method did not run on all settings.
 
-    `place` is the setting's index in the block. `cells` has the cell, on this setting, of the best method
-    that ran on all settings. It is empty if none of those methods is the best. Returns the comparison of the
-    better method, and the setting's index in that comparison. None if no method has a better mean than the
-    cell, or if `place` is None.
+    `place` is the setting's index in the block. Returns the comparison of that method, and the setting's
+    index in the comparison. None if a method that ran on all settings has as good a mean on this setting, or
+    if `place` is None.
     """
     if place is None:
         return None
-    means = [study.all_cells[number].gain or 0.0 for number in cells]
+    means = [study.all_cells[cells[place]].gain or 0.0 for cells in block.cells.values()]
     rivals = [
         (study.all_cells[cell].gain or 0.0, comparison, i)
         for comparison in block.of_part

@@ -398,6 +398,19 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
     assert page.count("on 1 of 2 tasks") >= 2
 
 
+@pytest.mark.parametrize(("mean", "best"), [(0.7, None), (0.95, "LoTR")])
+def test_a_method_that_misses_settings_is_best_only_with_the_best_mean(
+    mean: float, best: str | None, analysed: Callable[..., Analysis]
+) -> None:
+    def result_of(trial: Trial, row: Row) -> Result:
+        lost = "error" if row.task == "textile" and row.title == "LoTR" else ""
+        return Result(score=mean if row.title == "LoTR" else 0.9, answers=(), labels=(), failure=lost)
+
+    analysis = analysed(result_of, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
+    claims = findings(analysis.study, analysis.blocks)
+    assert {claim.best for claim in claims if claim.setting and claim.setting.task == "digits"} == {best}
+
+
 def test_the_best_method_of_a_setting_may_miss_other_settings(analysed: Callable[..., Analysis]) -> None:
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = scores(0.15 if row.title == "LoTR" else 0.05)(trial, row)
