@@ -25,11 +25,12 @@ class CaRA(OneRank, StackedMethod):
     """y = W·x + b + scale · (ΔW·x + c), where ΔW is a slice of a CP tensor with weights λ.
 
     The scale is not divided by the rank. The updates of query, key and value are a tensor (3·L, d, heads,
-    head size). Its second mode is the input, and the output channel is head · head size + j for the channel j
-    of a head.
+    head size). Its second mode is the input. Its last two modes are the output: channel j of head i is output
+    i · head size + j.
 
     The updates of `output` and the MLP are a tensor (S·L, d, max(d, heads · head size)). S is the number of
-    slices of a layer: 9 if the MLP is fc1 and fc2 with four slices each. The second mode is the output of
+    slices of a layer: one of `output`, and those of the MLP. For example, it is 9 if fc1 and fc2 have four
+    slices each, and there is no gate. The second mode is the output of
     `output`, gate and fc1, and the input of fc2. The third mode is the other side of these weights. c is a
     bias for each of `output`, gate, fc1 and fc2, shared by all layers.
 

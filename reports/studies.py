@@ -351,8 +351,8 @@ def _blocks(
 def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
     """Maps each budget to the budget under which its methods are compared.
 
-    Every budget is mapped to itself, except that of methods of fixed size. If there is exactly one other
-    budget, methods of fixed size are compared under it, so that one comparison answers which method to use.
+    Every budget is mapped to itself, with one exception: if methods of fixed size occur beside exactly one
+    budget, they are compared under that budget. One comparison then answers which method to use.
     """
     every = set(budgets)
     sized = every - {OWN_SIZE}

@@ -454,7 +454,7 @@ class Cutting:
 
     @torch.no_grad()
     def take_shapes(self, shapes: Mapping[nn.Parameter, tuple[int, ...]]) -> None:
-        """Resizes the parameters to the shapes of a stored state.
+        """Gives the parameters the shapes of a stored state, and zeros until that state is loaded.
 
         Does nothing if no ranks fit the shapes, or if a rank would be larger than at the start.
         """

@@ -1,4 +1,7 @@
-"""The last import of the process from which `programs.py` forks programs."""
+"""Prepares the process that `programs.py` forks: caches installed versions, and freezes imported objects.
+
+It has to be imported last, so that the objects of all other imports are frozen too.
+"""
 
 import gc
 
