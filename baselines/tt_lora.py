@@ -1,4 +1,4 @@
-"""TT-LoRA (github.com/lanl/TTLoRAMoE): each update is a tensor train, first over input, then output modes."""
+"""TT-LoRA (github.com/lanl/TTLoRAMoE): each update is a tensor train over input and output modes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ DECOMPOSED_SEED = 42
 
 
 class TTLoRA(TrainsOfSites, LowRankMethod):
-    """y = W·x + b + scale · ΔW·x, with ΔW its own tensor train; all inner ranks are `rank`.
+    """y = W·x + b + scale · ΔW·x. The ΔW of every matrix is a tensor train of its own, of rank `rank`.
 
-    The scale is not divided by the rank. ΔW also has the rank `rank`: it splits into a low-rank pair at the
-    bond between input and output modes. Start (reference code): uniform cores of norm one. So the initial
-    update is not zero: its norm is about 0.3 per matrix of RoBERTa-base. There is no dropout.
+    The scale is not divided by the rank. The bond between input and output modes splits ΔW into a low-rank
+    pair of rank `rank`. At the start (reference code), each core is drawn from a uniform distribution and
+    scaled to norm one. So the initial update is not zero: at rank 5 and scale 16, its norm is about 0.3 per
+    matrix of RoBERTa-base. The reference code has no dropout.
     """
 
     name: ClassVar[str] = "tt_lora"

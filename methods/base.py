@@ -190,7 +190,7 @@ class Method(Frozen, ABC):
 
     @property
     def revisions(self) -> int:
-        """The number of times that results changed for these values of the options, but not for other values.
+        """How many changes of the code altered the results with these option values, but not with others.
 
         `identity` adds this number to `version`, so that trials with other values keep their ids.
         """

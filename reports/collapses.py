@@ -112,7 +112,10 @@ def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
 
 
 def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Like `_final`, for the tuning trials of the chosen point."""
+    """Yields for each tuning trial of the chosen point whether it collapsed, by its validation score.
+
+    Failures other than divergence are left out.
+    """
     if cell.tuning is None or cell.tuning.chosen is None:
         return
     sign = study.direction(cell.number)

@@ -1,4 +1,4 @@
-"""Verification of a stored plan. Tables show the ranks and numbers of parameters that it states."""
+"""Verifies a stored plan: the ids of its trials, and what tables show of its rows, such as ranks."""
 
 from __future__ import annotations
 

@@ -79,13 +79,13 @@ class SharedInput:
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer with an update: `base(x) + up(dropout(middle(down(x))))`.
+    """A linear layer with an update: `base(x) + up(middle(down(x)))`.
 
     Factors exist only during a forward of the backbone, inside `Adapter.hold`, and while a backward pass
     recomputes layers. Layers that read the same x share `shared`, which computes `down(x)` once for all of
     them. `position` is the position of this layer's down factor in `shared`. The output has `output_slices`
-    slices, and the same up factor computes each. With `drops_update`, `dropout` applies to the entries of the
-    update itself.
+    slices, and the same up factor computes each. Dropout of the input is in `shared`. The layer's own
+    `dropout` applies before `up` or, with `drops_update`, to the entries of the update itself.
     """
 
     def __init__(

@@ -343,7 +343,10 @@ def _smoother(offsets: Array, rates: Array) -> Array:
 
 
 def _tricube(offsets: Array, rates: Array, span: float) -> Array:
-    """Weights (rates, offsets) for the share `span` of offsets nearest to each rate. They sum to 1."""
+    """Tricube weights of the offsets for each rate, of shape (rates, offsets). Each rate's weights sum to 1.
+
+    Only the share `span` of offsets that is nearest to the rate has weight.
+    """
     apart = np.abs(rates[:, None] - offsets)
     reach = np.sort(apart, axis=1)[:, math.ceil(span * len(offsets)) - 1, None]
     # Slightly wider, so that the farthest offset counts even if it is the only one.

@@ -121,9 +121,10 @@ class TestTensorTrain(FacTOracle):
     def test_dropout_of_entries_where_downs_are_joined_and_outputs_sliced(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Tests dropout of single entries of ΔW.
+        """Tests dropout of single entries of ΔW with a full matrix between the down and the up factor.
 
-        Only CaRA has this option. It is tested on FacT, because FacT's slices have down factors of their own.
+        Only CaRA has this option, and its matrix is diagonal. So the dropout is added to FacT, whose slices
+        have full matrices.
         """
         geometry = EVEN[0]
         method: Any = self.method()

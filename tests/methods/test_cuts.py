@@ -127,7 +127,10 @@ def test_a_cut_leaves_the_dense_tensor_truncated(options: dict[str, Any]) -> Non
 
 @ALL
 def test_moments_turn_as_gradients_do(options: dict[str, Any]) -> None:
-    """After cutting ranks that are zero, the first moment is the mean gradient of the new parameters."""
+    """Cuts only singular values that are zero, so that the update stays the same.
+
+    AdamW's first moment must then be the gradient with respect to the new parameters.
+    """
     # Larger updates make the backbone chaotic: a last digit, rounded differently by another processor, would
     # change every gradient.
     backbone, adapter = scattered(made(options), sd=0.3)

@@ -1,4 +1,4 @@
-"""Tests peft's comparison on made-up results with known truth, and on files of another origin."""
+"""Tests the comparison of peft's published results: with known truth, and on files that are not peft's."""
 
 from __future__ import annotations
 

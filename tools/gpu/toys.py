@@ -66,7 +66,7 @@ def recipe(steps: int, batch: int, *, bf16: bool = False, deterministic: bool = 
 
 @contextmanager
 def own_cache() -> Iterator[Path]:
-    """Makes an empty temporary folder the cache of this process, and of workers that it starts."""
+    """Sets the cache of this process and of its workers to an empty temporary folder, and restores it."""
     before = os.environ.get("TENSORBENCH_CACHE")
     with TemporaryDirectory() as folder:
         os.environ["TENSORBENCH_CACHE"] = folder
