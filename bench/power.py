@@ -30,7 +30,7 @@ ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
 
 #: The assumed share of test examples on which two methods disagree whatever their seeds. Two single runs
 #: disagree on more examples, but most of these change with the seeds, so that the standard deviation over
-#: seeds includes them. On the published leaderboard, the medians over tasks are .007 to .028.
+#: seeds includes them. On the first published leaderboard, the medians over tasks are .007 to .028.
 DISAGREEMENT = 0.025
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from bench.metrics import METRICS, bounds, direction
 from bench.records.words import OWN_SIZE, Status
 from methods import UserError
+from methods.errors import first_few
 from reports.analysis import Comparable, comparable
 from reports.cautions import NO_ADAPTERS
 from reports.collapses import DIVERGED
@@ -29,6 +30,8 @@ from reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
 
+#: The largest number of cells that a note on left-out studies names.
+MOST_NAMED = 6
 #: The score by chance is the mean over this many shuffles of a trial's answers.
 SHUFFLES = 20
 
@@ -256,7 +259,7 @@ def _by_study(seeds: Sequence[Seed]) -> dict[int, list[Seed]]:
 def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[str]:
     every = sum(cell.studies is not None for cell in study.all_cells)
     for reason, cells in reasons.items():
-        whose = listed(f"{cell.method} on {cell.task}" for cell in cells)
+        whose = first_few([f"{cell.method} on {cell.task}" for cell in cells], MOST_NAMED)
         if len(cells) == every:
             whose = "all methods on all tasks"
         yield f"Left out: {reason} of {whose}."

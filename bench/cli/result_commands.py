@@ -312,7 +312,7 @@ def unpack(
     file: Annotated[list[Path], typer.Argument(help="Packs. Packs of one experiment are merged.")],
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
-    """Merge packs into a store. Trials in the store stay unchanged; contradicting ones are refused."""
+    """Merge packs into a store. Stored trials stay; missing adapters are added, contradictions refused."""
     from bench.cli.tables import progress_bars
     from bench.store import opening
 

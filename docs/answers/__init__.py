@@ -1,1 +1,1 @@
-"""Answers the questions of first-leaderboard.md and leaderboard.md from published packs."""
+"""Answers of the published packs, for the pages of docs/results."""

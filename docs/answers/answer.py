@@ -1,55 +1,67 @@
-"""The form of an answer to a question, for findings.md, evidence.md and leaderboard.md."""
+"""An answer to a question of the study, and how its numbers are written."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 
-from reports.words import many
+from reports.drawing import Drawn
+from reports.inference.intervals import Bounds
+from reports.units import PERCENT
 
-from .picture import Picture
-
-#: Up to this many comparisons are all listed in short; beyond it, only the significant ones.
-FEW = 2
+PICTURES = Path(__file__).parents[1] / "pictures"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One comparison, as text."""
+class Picture:
+    """A figure of a page. Its file also holds the figure's numbers as text."""
 
-    compared: str
-    difference: str
-    interval: str
-    verdict: str
-    #: Whether the interval excludes zero.
-    apart: bool
+    #: The name of the file, without its ending.
+    name: str
+    drawn: Drawn
+
+    @property
+    def path(self) -> Path:
+        return PICTURES / f"{self.name}.svg"
+
+    @property
+    def shown(self) -> str:
+        """The Markdown that shows the figure on a page of docs/results."""
+        return f"![{self.drawn.title}](../pictures/{self.path.name})"
+
+    def svg(self) -> str:
+        """The figure as SVG, with its numbers in the element `desc`."""
+        description = f"<desc>{escape(self.drawn.alternative)}</desc>"
+        return self.drawn.svg().replace("<metadata>", f"{description}\n<metadata>", 1)
 
 
 @dataclass(frozen=True)
 class Answer:
     """The answer to a question."""
 
-    #: The question's progress, in a few words.
-    state: str
-    #: The full text, for evidence.md.
+    #: The tables behind the answer, or how many studies are complete if there is no answer yet.
     text: str
-    pictures: Sequence[Picture] = ()
-    #: The short text, for findings.md and leaderboard.md. Empty while there is no answer.
+    #: The answer in a sentence. Empty if there is none.
     short: str = ""
-    #: The commands that make the report behind the answer. Empty if there is none.
-    command: str = ""
 
 
-def shortly(letter: str, outcomes: Sequence[Outcome]) -> str:
-    """Lists significant comparisons with their numbers, linked to the evidence, and counts the others."""
-    shown = [outcome for outcome in outcomes if outcome.apart or len(outcomes) <= FEW]
-    verdicts = Counter(outcome.verdict for outcome in outcomes if outcome not in shown)
-    numbers = [
-        f"{row.compared} [{row.difference}](evidence.md#{letter}) ({row.interval}), {row.verdict}"
-        for row in shown
-    ]
-    counted = [
-        f"{count} of {many(len(outcomes), 'comparison')} {verdict}" for verdict, count in verdicts.items()
-    ]
-    return f"{'; '.join(numbers + counted)}."
+def points(value: float) -> str:
+    """Formats a difference of scores in points.
+
+    Means of scores often lie halfway between two displayed values. Rounding first keeps floating-point errors
+    from deciding which one is shown.
+    """
+    return PERCENT.difference(round(value, 9)).replace("-", "−")
+
+
+def bounds(interval: Bounds | None) -> str:
+    """Formats an interval of a difference of scores in points."""
+    return "none" if interval is None else " to ".join(map(points, interval))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

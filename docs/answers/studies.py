@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from bench.metrics import direction
 from reports.advice import rate_advice
@@ -20,11 +20,11 @@ from reports.inference.studies import score_after
 from reports.reading import read
 from reports.selection import Selection
 from reports.studies import Difference, StudyAnalysis, StudyBlock, analyse_studies
+from reports.study_words import answers as sentences
+from reports.study_words import level_notes, order_note
 from reports.words import listed, many
 
-from .answer import Answer
-from .packed import bounds, points, table
-from .picture import Picture
+from .answer import Answer, Picture, bounds, points, table
 
 LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
 
@@ -42,19 +42,16 @@ Rule = Callable[[StudyBlock], Ruling]
 EVERY = Selection(reference=LORA)
 
 
-def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
-    """The answers by title: to questions 1 to 5, the advice, and the check by fresh tunings.
+@cache
+def analysed(pack: Path, selection: Selection = EVERY) -> StudyAnalysis:
+    """The analysis of the pack's studies. It is computed once for each pack and selection."""
+    return analyse_studies(read("", [str(pack)], selection, studies=True))
 
-    The check is left out if the pack `fresh` does not exist. Until enough studies are complete, an answer
-    says so, and its `short` is empty.
-    """
 
-    @cache
-    def analysed(selection: Selection, file: Path = pack) -> StudyAnalysis:
-        return analyse_studies(read("", [str(file)], selection, studies=True))
-
+def of_questions(study: Path) -> dict[str, Answer]:
+    """The answers to questions 1 to 5 by title, from the study's pack."""
     variants = (QKV_DEPTH, ALL_MODES)
-    questions: dict[str, list[tuple[Selection, Rule]]] = {
+    rules: dict[str, list[tuple[Selection, Rule]]] = {
         "Question 1": [(EVERY, after_tuning)],
         "Question 2": [(EVERY, another_order)],
         "Question 3": [(EVERY, forgiving)],
@@ -64,39 +61,36 @@ def of_studies(pack: Path, fresh: Path) -> dict[str, Answer]:
         ],
         "Question 5": [(EVERY, default_rate)],
     }
-    questions["Advice"] = [(EVERY, affordable), (EVERY, partial(rates, analysed(EVERY)))]
-    if fresh.exists():
-        questions["Fresh tunings"] = [(EVERY, partial(fresh_tunings, analysed(EVERY, fresh)))]
-    answers = {
-        title: answered([(analysed(selection), rule) for selection, rule in parts])
-        for title, parts in questions.items()
+    return {
+        title: answered([(analysed(study, selection), rule) for selection, rule in parts])
+        for title, parts in rules.items()
     }
-    first = answers["Question 1"]
-    if first.short:
-        picture = DifferencesPicture(analysed(EVERY))
-        text = f"{picture.shown}\n\n{first.text}"
-        answers["Question 1"] = replace(first, text=text, pictures=[picture])
-    return answers
 
 
-class DifferencesPicture(Picture):
-    """The figure of question 1: every method's difference from LoRA."""
+def of_advice(study: Path) -> Answer:
+    """What to use after each number of trials, what to expect, and the rates to start from."""
+    every = analysed(study)
+    return answered([(every, rule) for rule in (partial(affordable, every), expected, partial(rates, every))])
 
-    name = "study"
 
-    def __init__(self, analysis: StudyAnalysis) -> None:
-        self._drawn = draw(analysis)[0]
+def of_fresh_tunings(study: Path, fresh: Path) -> Answer:
+    """The check of the study's intervals by the tunings in the pack `fresh`."""
+    return answered([(analysed(study), partial(fresh_tunings, analysed(fresh)))])
 
-    @property
-    def alternative(self) -> str:
-        return self._drawn.alternative
 
-    @property
-    def title(self) -> str:
-        return self._drawn.title
+def in_one_sentence(study: Path) -> str:
+    """The answer to question 1 as a sentence, or why there is none."""
+    return " ".join(sentences(analysed(study)))
 
-    def figure(self) -> Figure:
-        return self._drawn.figure
+
+def beside(study: Path) -> str:
+    """How the converged head and full fine-tuning differ from LoRA, in sentences."""
+    return " ".join(note for block in analysed(study).blocks for note in level_notes(block))
+
+
+def picture(study: Path) -> Picture:
+    """The figure of question 1: each method's difference from LoRA."""
+    return Picture("findings-study", draw(analysed(study))[0])
 
 
 def of_core_rate(study: Path, multiples: Path) -> Answer:
@@ -122,13 +116,13 @@ def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
         complete, planned = studies_complete(analysis)
         state = f"{complete} of {planned} studies complete"
         if complete < LEAST_SEEDS:
-            return Answer(state, f"**Not yet**: {state}, and an interval needs {LEAST_SEEDS}.")
+            return Answer(f"**Not yet**: {state}, and an interval needs {LEAST_SEEDS}.")
         (block,) = analysis.blocks
         rulings.append(rule(block))
     notes = dict.fromkeys(note for analysis, _ in parts for note in analysis.evidence.notes)
     extent = f"On {state.replace(' complete', '')}."
     text = "\n\n".join([extent, *notes, *(table(r.head, r.rows) for r in rulings)])
-    return Answer(state, text, short=" ".join(ruling.short for ruling in rulings if ruling.short))
+    return Answer(text, " ".join(ruling.short for ruling in rulings if ruling.short))
 
 
 def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
@@ -178,14 +172,7 @@ def by_trials(block: StudyBlock) -> Ruling:
 
 def another_order(block: StudyBlock) -> Ruling:
     """Question 2: whether few and many trials put a method on different sides of the reference."""
-    turned = []
-    few, most = block.ks[1], block.ks[-1]
-    for entrant in block.compared:
-        sides = {entrant.differences[k].verdict.side for k in (few, most) if k in entrant.differences}
-        if {"better", "worse"} <= sides:
-            turned.append(entrant.method)
-    short = f"For {listed(turned)}: **yes**." if turned else "**Not shown** for any method."
-    return replace(by_trials(block), short=short)
+    return replace(by_trials(block), short=order_note(block))
 
 
 def forgiving(block: StudyBlock) -> Ruling:
@@ -251,7 +238,29 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
 # --- advice ---
 
 
-def affordable(block: StudyBlock) -> Ruling:
+def affordable(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
+    """The method to use after each number of trials: the best of those shown to be better than the reference.
+
+    It is the reference itself if no method is shown to be better.
+    """
+    starts = {advice.cell: advice.start for advice in rate_advice(analysis)}
+    rows = []
+    for k in block.ks:
+        better = [
+            (difference.effect.difference, entrant)
+            for entrant in block.compared
+            if (difference := entrant.differences.get(k)) and difference.verdict.side == "better"
+        ]
+        _, best = max(better, key=itemgetter(0), default=(0.0, block.entrants[0]))
+        of_tasks = [starts[number] for number in best.cells if number in starts]
+        rate = f"{min(of_tasks):.2g} to {max(of_tasks):.2g}" if of_tasks else "–"
+        change = _with_interval(best.differences[k]) if better else "no method is shown to be better"
+        rows.append([many(k, "trial"), best.method, rate, block.unit.score(best.means[k].value), change])
+    head = ["if you can afford", "use", "rate to start from", "expect", f"difference from {block.against}"]
+    return Ruling("", head, rows)
+
+
+def expected(block: StudyBlock) -> Ruling:
     """Each method's expected score after each number of trials, and its share of failed trials."""
     rows = [
         [
@@ -282,11 +291,11 @@ def rates(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
 
 
 def fresh_tunings(fresh: StudyAnalysis, block: StudyBlock) -> Ruling:
-    """Whether the study's intervals contain the scores after k trials of other tunings.
+    """Whether the intervals of the published study contain the scores after k trials of fresh tunings.
 
-    The other tunings are the studies of `fresh` whose numbers the study lacks. The trials that they keep
-    score a little better on average than the score after k trials, since their rates are spread over the
-    window.
+    The fresh tunings are those in `fresh` whose numbers do not occur in `block`. The column "mean kept" has
+    the mean test score of the trials that they keep. It is a little higher on average than the score after k
+    trials, since the rates of a tuning cover the window more evenly than k random rates.
     """
     cells = fresh.study.all_cells
     others = {(cells[n].method, cells[n].setting): studies for n, studies in fresh.studies.items()}

@@ -122,8 +122,7 @@ class Published:
 def answer_of_all(suites: Sequence[Published]) -> str:
     """A sentence on the methods that are significantly better than LoRA, with their suites and budgets.
 
-    For suites that were not tuned by studies, a second sentence says how large a difference may have gone
-    undetected.
+    Unless a suite was tuned by studies, a second sentence says how large a difference may have gone undetected.
     """
     better = [
         f"{first_few(names, 3)} ({suite.name}, {budget})"
@@ -139,8 +138,10 @@ def answer_of_all(suites: Sequence[Published]) -> str:
     else:
         lead, rest = "No method is significantly better than LoRA", f" in any of {many(without, 'suite')}."
         rest = rest if without > 1 else "."
-    blocks = (block for suite in suites for block in suite.analysis.blocks)
-    return f"{lead}{rest} {detectable([block for block in blocks if isinstance(block, Block)])}".strip()
+    blocks = [block for suite in suites for block in suite.analysis.blocks]
+    of_seeds = [block for block in blocks if isinstance(block, Block)]
+    limit = detectable(of_seeds) if len(of_seeds) == len(blocks) else ""
+    return f"{lead}{rest} {limit}".strip()
 
 
 def packs_in(folder: Path) -> list[Path]:

@@ -17,7 +17,6 @@ from reports.reading import read
 from reports.report import write_report
 from reports.study import Study
 
-from ..packs import packed
 from ..stored import write
 from .browsing import CHROMIUM, DRIVER, opened, page_of
 from .made_up import NAME, NewStore, plan_of, result, store
@@ -31,14 +30,6 @@ def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     uri = new_store(tmp_path_factory.mktemp("rich"))
     write(uri, plan_of(), result)
     return uri
-
-
-@pytest.fixture(scope="session")
-def checkout(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pack of the made-up results in `results`, as in a checkout. Tests only read it."""
-    made = tmp_path_factory.mktemp("checkout")
-    packed(rich, NAME, made / "results")
-    return made
 
 
 @pytest.fixture

@@ -113,8 +113,3 @@ def store(folder: Path, new_store: NewStore, plan: Plan | None = None, result_of
     uri = new_store(folder)
     write(uri, plan or plan_of(**SMALL), result_of)
     return uri
-
-
-def rich_of(script: Any, checkout: Path) -> Any:
-    """The made-up results in the form that docs/answers reads."""
-    return script("answers.packed").Packed("rich", checkout / "results")

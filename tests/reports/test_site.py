@@ -29,7 +29,7 @@ from reports.site import build
 from reports.site.build import differences, site_files
 from reports.site.equations import equation_of
 from reports.site.methods import file_name
-from reports.site.published import packs_in, published
+from reports.site.published import answer_of_all, packs_in, published
 from reports.site.standing import Standing
 from reports.studies import StudyAnalysis
 from reports.study_words import answer
@@ -244,6 +244,20 @@ def test_a_suite_tuned_by_studies_is_listed_with_the_others(
     assert pd.isna(lines.loc["LoRA", "overall"])
     assert lines.loc["converged head", "mean"] == block.levels[0].scores[0]
     assert "after 4 trials of tuning" in str(site["methods/lotr.html"])
+
+
+def test_a_limit_of_suites_without_studies_is_not_said_of_all(
+    results: Path, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = new_store(tmp_path)
+    methods = ["converged_head", "lora", "lotr"]
+    plan = made_up_studies.plan_of(tasks=["digits"], backbones=["tiny-random-vit"], methods=methods)
+    write(uri, plan, made_up_studies.result)
+    pack = packed(uri, made_up_studies.NAME, tmp_path)
+    small, studied = published([results / "small.tensorbench.zip", pack])
+    monkeypatch.setattr("reports.site.published.detectable", lambda blocks: "A limit.")
+    assert answer_of_all([small]).endswith("A limit.")
+    assert "A limit." not in answer_of_all([small, studied])
 
 
 def test_the_index_says_where_nothing_can_be_claimed(results: Path, tmp_path: Path) -> None:

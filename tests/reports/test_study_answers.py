@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import bench
 from bench.plan.rows import Row
@@ -71,17 +73,9 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: Script) -> None:
-    answers, shown = (
-        script("answers.studies").of_studies(pack, pack.with_name("absent.zip")),
-        script("answers.packed"),
-    )
-    numbered = [f"Question {number}" for number in range(1, 6)]
-    assert list(answers) == [*numbered, "Advice"]
-    assert all(answer.state == "4 of 4 studies complete" for answer in answers.values())
-    assert all(answers[title].short for title in numbered)
-    (picture,) = answers["Question 1"].pictures
-    assert picture.shown in answers["Question 1"].text
-    assert all(method in picture.alternative for method in (ATT, QKV_DEPTH, ALL_MODES))
+    answers, shown = script("answers.studies").of_questions(pack), script("answers.answer")
+    assert list(answers) == [f"Question {number}" for number in range(1, 6)]
+    assert all(answer.text.startswith("On 4 of 4 studies.") and answer.short for answer in answers.values())
 
     def expected(analysis: StudyAnalysis) -> dict[str, list[str]]:
         (block,) = analysis.blocks
@@ -128,7 +122,7 @@ def test_a_core_s_rate_is_compared_with_the_rows_of_the_study(
     write(uri, plan_of(**changes), slower)
     bench.pack("core_lr", out=str(tmp_path / "core_lr.tensorbench.zip"), store=uri)
     answer = script("answers.studies").of_core_rate(pack, tmp_path / "core_lr.tensorbench.zip")
-    assert answer.state == "3 of 3 studies complete"
+    assert answer.text.startswith("On 3 of 3 studies.")
     assert f"**worse by what matters**: {QKV_DEPTH} [core_lr=16.0]" in answer.short
     assert [cells[0] for cells in rows(answer.text)[1:3]] == [f"{QKV_DEPTH} [core_lr={n}.0]" for n in (4, 16)]
 
@@ -169,14 +163,14 @@ def test_a_cost_is_judged_by_its_interval(script: Script) -> None:
 def test_forgiveness_is_judged_at_the_level_of_both_shares(block: StudyBlock, script: Script) -> None:
     ruling = script("answers.studies").forgiving(block)
     by_method = {cells[0]: cells for cells in ruling.rows}
-    packed = script("answers.packed")
+    shown = script("answers.answer")
     for entrant in block.compared:
         near = entrant.sensitivity.near_difference
         assert near is not None
         interval = near.effect.interval(simultaneous(2 * len(block.compared)))
         assert interval != near.interval
         printed = by_method[entrant.method][2]
-        assert printed == f"{packed.points(near.effect.difference)} ({packed.bounds(interval)})"
+        assert printed == f"{shown.points(near.effect.difference)} ({shown.bounds(interval)})"
 
 
 def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
@@ -184,7 +178,7 @@ def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
     number = analysis.blocks[0].entrants[0].cells[0]
     fewer = {**analysis.studies, number: analysis.studies[number].only((0, 1))}
     answer = rules.answered([(replace(analysis, studies=fewer), rules.after_tuning)])
-    assert answer.state == "2 of 4 studies complete"
+    assert "2 of 4 studies complete" in answer.text
     assert answer.short == ""
 
 
@@ -227,7 +221,7 @@ def test_advice_has_the_expected_scores_and_the_rates_of_the_list(
     pack: Path, block: StudyBlock, script: Script
 ) -> None:
     rules = script("answers.studies")
-    rows = {cells[0]: cells for cells in rules.affordable(block).rows}
+    rows = {cells[0]: cells for cells in rules.expected(block).rows}
     for entrant in block.entrants:
         expected = [block.unit.score(entrant.means[k].value) for k in block.ks]
         assert list(rows[entrant.method][1:-1]) == expected
@@ -237,3 +231,44 @@ def test_advice_has_the_expected_scores_and_the_rates_of_the_list(
         assert [cell.split(" ")[0] for cell in by_method[entrant.method]] == [
             starts[n] for n in entrant.cells
         ]
+
+
+def test_a_method_is_advised_only_if_it_is_shown_to_be_better(
+    pack: Path, block: StudyBlock, script: Script
+) -> None:
+    advised = partial(script("answers.studies").affordable, analysed(pack))
+    better = {
+        k: [e for e in block.compared if k in e.differences and e.differences[k].verdict.side == "better"]
+        for k in block.ks
+    }
+    assert any(better.values())
+    for k, row in zip(block.ks, advised(block).rows, strict=True):
+        best = max(better[k], key=lambda entrant: entrant.means[k].value, default=block.entrants[0])
+        assert row[1] == best.method
+        assert row[3] == block.unit.score(best.means[k].value)
+    only_worse = tuple(entrant for entrant in block.entrants if entrant.method in ("LoRA", ATT))
+    assert {row[1] for row in advised(replace(block, entrants=only_worse)).rows} == {"LoRA"}
+
+
+def test_a_figure_s_file_has_its_numbers(pack: Path, script: Script) -> None:
+    picture = script("answers.studies").picture(pack)
+    drawn = picture.svg()
+    assert all(f"{method} " in picture.drawn.alternative for method in (ATT, QKV_DEPTH, ALL_MODES))
+    assert f"<desc>{picture.drawn.alternative}</desc>" in drawn
+
+
+def test_forgetting_is_compared_with_lora_by_seed(script: Script) -> None:
+    decoder = script("answers.decoder")
+    pack = Path(__file__).parents[2] / "results/smollm2.tensorbench.zip"
+    study = read("", [str(pack)])
+    cells = {cell.method: cell for cell in study.all_cells}
+    own, lora = (
+        [seed["forgetting"] for seed in study.finished(cells[method].number)] for method in ("LoRTA", "LoRA")
+    )
+    differences = np.subtract(own, lora)
+    more = decoder.more_forgotten(study, cells["LoRTA"])
+    assert more.difference == pytest.approx(differences.mean())
+    error = differences.std(ddof=1) / np.sqrt(len(differences))
+    t = stats.t.ppf(0.975, len(differences) - 1)
+    assert more.interval(0.95) == pytest.approx((more.difference - t * error, more.difference + t * error))
+    assert decoder.more_forgotten(study, cells["LoRA"]) is None
