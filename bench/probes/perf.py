@@ -166,7 +166,9 @@ def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: Loaded
 
 
 def _targets(method: Method) -> AnyTargets:
-    return next(name for name, projections in ANY_TARGETS.items() if {*method.projections} <= {*projections})
+    # Methods without projections of their own, such as the head alone, are compared with the usual LoRA.
+    own = {*method.projections} or {*ANY_TARGETS["qkv"]}
+    return next(name for name, projections in ANY_TARGETS.items() if own <= {*projections})
 
 
 def measure(
