@@ -28,7 +28,7 @@ class RateAdvice:
     budget: str
     task: str
     backbone: str
-    #: The rate with the lowest smoothed validation loss.
+    #: The rate between `low` and `high` with the lowest smoothed validation loss.
     start: float
     #: The lowest and the highest rate that score about as well as the best. At all tried rates between them,
     #: every trial succeeded, and the smoothed score is within a point of the best smoothed score.

@@ -70,7 +70,7 @@ def of_questions(study: Path) -> dict[str, Answer]:
 def of_advice(study: Path) -> Answer:
     """What to use after each number of trials, what to expect, and the rates to start from."""
     every = analysed(study)
-    return answered([(every, rule) for rule in (partial(affordable, every), expected, partial(rates, every))])
+    return answered([(every, rule) for rule in (affordable, expected, partial(rates, every))])
 
 
 def of_fresh_tunings(study: Path, fresh: Path) -> Answer:
@@ -238,12 +238,11 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
 # --- advice ---
 
 
-def affordable(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
+def affordable(block: StudyBlock) -> Ruling:
     """The method to use after each number of trials: the best of those shown to be better than the reference.
 
     It is the reference itself if no method is shown to be better.
     """
-    starts = {advice.cell: advice.start for advice in rate_advice(analysis)}
     rows = []
     for k in block.ks:
         better = [
@@ -252,11 +251,9 @@ def affordable(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
             if (difference := entrant.differences.get(k)) and difference.verdict.side == "better"
         ]
         _, best = max(better, key=itemgetter(0), default=(0.0, block.entrants[0]))
-        of_tasks = [starts[number] for number in best.cells if number in starts]
-        rate = f"{min(of_tasks):.2g} to {max(of_tasks):.2g}" if of_tasks else "–"
         change = _with_interval(best.differences[k]) if better else "no method is shown to be better"
-        rows.append([many(k, "trial"), best.method, rate, block.unit.score(best.means[k].value), change])
-    head = ["if you can afford", "use", "rate to start from", "expect", f"difference from {block.against}"]
+        rows.append([many(k, "trial"), best.method, block.unit.score(best.means[k].value), change])
+    head = ["if you can afford", "use", "expect", f"difference from {block.against}"]
     return Ruling("", head, rows)
 
 

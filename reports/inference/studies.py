@@ -464,12 +464,14 @@ def transfer(tasks: Sequence[CompleteStudies]) -> Array:
 
 
 def chosen_by_validation(studies: CompleteStudies) -> float:
-    """The offset at which the smoothed validation loss is lowest.
+    """The offset in the range of `range_near` at which the smoothed validation loss is lowest.
 
     Raises ValueError if most trials failed at every rate (see `have_best_rates`).
     """
-    rates = window(studies)
-    return float(rates[_chosen(studies, rates)])
+    if not have_best_rates(studies):
+        raise ValueError("studies: most trials failed at every rate, so no rate is the best")
+    rates = np.linspace(*range_near(studies), _RATES)
+    return float(rates[_loess(studies, studies.losses, rates).argmin()])
 
 
 def _chosen(studies: CompleteStudies, rates: Array) -> int:

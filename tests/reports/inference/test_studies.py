@@ -297,6 +297,9 @@ def test_the_range_is_that_of_rates_within_a_point_of_the_best(
     assert chosen_by_validation(studies) == pytest.approx(optimum, abs=0.02)
     within = (studies.offsets >= range_near(studies)[0]) & (studies.offsets <= range_near(studies)[1])
     assert share_near(studies) == pytest.approx(within.mean())
+    # Losses that fall on towards a range of failures lead to its border, not into it.
+    falling = replace(studies, losses=np.where(studies.failed, np.inf, 2 - studies.offsets))
+    assert range_near(falling)[0] <= chosen_by_validation(falling) <= range_near(falling)[1]
 
 
 def test_no_trial_of_the_range_failed() -> None:
