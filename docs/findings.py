@@ -37,36 +37,33 @@ def in_short(protocol: str, answers: Mapping[str, Answer]) -> str:
     return table(["question", "answer"], rows)
 
 
-def pages(packs: Path = PACKS) -> dict[Path, str]:
-    """The pages with the answers of these packs."""
-    study, fresh = packs / "study.tensorbench.zip", packs / "study_fresh.tensorbench.zip"
+def pages() -> dict[Path, str]:
+    """The pages with the answers of the published packs, and the figure of the findings."""
+    study, fresh = PACKS / "study.tensorbench.zip", PACKS / "study_fresh.tensorbench.zip"
     questions = studies.of_questions(study)
-    first = questions["Question 1"]
-    sentence = (
-        f"**{studies.in_one_sentence(study)}** {studies.beside(study)}\n\n{studies.picture(study).shown}"
-    )
     rest = {"The core's rate": studies.of_core_rate(study, PAGES / "core_lr.tensorbench.zip")}
     if fresh.exists():
         rest["Fresh tunings"] = studies.of_fresh_tunings(study, fresh)
     parts = [
         part for title, each in (questions | rest).items() for part in (f"### {title}", each.short, each.text)
     ]
-    return {
+    figures, answer = {}, questions["Question 1"].text
+    if questions["Question 1"].short:
+        picture = studies.picture(study)
+        figures[picture.path] = picture.svg()
+        answer = f"**{studies.in_one_sentence(study)}** {studies.beside(study)}\n\n{picture.shown}"
+    contents = {
+        "answer": answer,
+        "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),
+        "advice": studies.of_advice(study).text,
+    }
+    return figures | {
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(filter(None, parts))}),
-        FINDINGS: rewritten(
-            FINDINGS,
-            {
-                "answer": sentence if first.short else first.text,
-                "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),
-                "advice": studies.of_advice(study).text,
-            },
-        ),
-        DECODER: rewritten(DECODER, {"table": of_decoder(packs / "smollm2.tensorbench.zip")}),
+        FINDINGS: rewritten(FINDINGS, contents),
+        DECODER: rewritten(DECODER, {"table": of_decoder(PACKS / "smollm2.tensorbench.zip")}),
     }
 
 
 if __name__ == "__main__":
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")
-    figure = studies.picture(PACKS / "study.tensorbench.zip")
-    figure.path.write_text(figure.svg(), encoding="utf-8")

@@ -217,16 +217,20 @@ def test_a_table_is_what_its_script_makes(page: str, script: str, monkeypatch: p
     assert rewritten == text, f"run python docs/{script}.py"
 
 
+def description(drawing: str) -> str | None:
+    """The numbers of a figure as text, which its file holds."""
+    return ElementTree.fromstring(drawing).findtext("{http://www.w3.org/2000/svg}desc")
+
+
 def test_the_results_pages_are_what_the_packs_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
-    findings, studies = map(importlib.import_module, ("findings", "answers.studies"))
-    for page, text in findings.pages().items():
-        assert page.read_text(encoding="utf-8") == text, "run python docs/findings.py"
-    picture = studies.picture(findings.PACKS / "study.tensorbench.zip")
-    drawn = ElementTree.fromstring(picture.path.read_text(encoding="utf-8"))
-    described = drawn.find("{http://www.w3.org/2000/svg}desc")
-    assert described is not None
-    assert described.text == picture.drawn.alternative, "run python docs/findings.py"
+    for page, text in importlib.import_module("findings").pages().items():
+        stored = page.read_text(encoding="utf-8")
+        if page.suffix == ".svg":
+            # Lines of a drawing depend on the version of matplotlib.
+            stored, text = description(stored), description(text)
+        assert stored == text, "run python docs/findings.py"
+    assert description((DOCS / "pictures/findings-study.svg").read_text(encoding="utf-8"))
 
 
 def test_the_table_of_kinds_is_what_the_kinds_say(

@@ -202,15 +202,10 @@ def _share(difference: Difference | None, level: float, higher: str, lower: str)
 
 def worst(block: StudyBlock) -> Ruling:
     """Question 4: whether the reference is below each of the other variants."""
-    differences = {entrant.method: entrant.differences[block.k] for entrant in block.compared}
-    sides = {difference.verdict.side for difference in differences.values()}
+    sides = {entrant.differences[block.k].verdict.side for entrant in block.compared}
     ruled = "yes" if sides == {"better"} else "no" if "worse" in sides else "undecided"
-    rows = [
-        [method, points(each.effect.difference), bounds(each.interval), in_words(each.verdict)]
-        for method, each in differences.items()
-    ]
     short = f"{block.against} is below each other variant that ran: **{ruled}**."
-    return Ruling(short, ["method", f"from {block.against}", "interval", "verdict"], rows)
+    return replace(after_tuning(block), short=short)
 
 
 def default_rate(block: StudyBlock) -> Ruling:

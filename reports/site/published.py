@@ -136,8 +136,8 @@ def answer_of_all(suites: Sequence[Published]) -> str:
         lead = f"Significantly better than LoRA: {'; '.join(better)}."
         rest = f" In {many(without, 'other suite')} no method is." if without else ""
     else:
-        lead, rest = "No method is significantly better than LoRA", f" in any of {many(without, 'suite')}."
-        rest = rest if without > 1 else "."
+        lead = "No method is significantly better than LoRA"
+        rest = f" in any of {many(without, 'suite')}." if without > 1 else "."
     blocks = [block for suite in suites for block in suite.analysis.blocks]
     of_seeds = [block for block in blocks if isinstance(block, Block)]
     limit = detectable(of_seeds) if len(of_seeds) == len(blocks) else ""
