@@ -28,7 +28,7 @@ def read_labels(
 
     If the description has several label columns, each value in `parts` is a tuple. `line(row)` returns a
     row's name in messages. Raises UserError for a label that is missing, of the wrong type, or not one of the
-    classes, and for too few or too many different labels.
+    classes, for too few or too many different labels, and if only later parts store class names.
     """
     reader = _ValueReader(description, line)
     values = [value for part, _ in parts for value in part]
@@ -44,6 +44,11 @@ def read_labels(
     keys: list[tuple[str, ...]] = []
     stored_names = list(parts[0][1] or ())
     for part, names in parts:
+        if names and not stored_names:
+            raise UserError(
+                f"{line(len(keys))}: column '{reader.column}' stores class names here, but not in the files "
+                "before: store them in all files or in none"
+            )
         renumbered = _renumbered(stored_names, names)
         for row, value in enumerate(part, len(keys)):
             key = tuple(_class_key(reader, key, row, renumbered) for key in reader.keys(value, row))

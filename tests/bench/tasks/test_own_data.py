@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -126,6 +127,15 @@ def test_a_class_is_known_by_its_name_whatever_number_a_file_gives_it(tmp_path: 
     own = task(tmp_path, **where, text="title", label="kind", every_class=False)
     assert own.classes == ("ant", "bee", "cat", "dog")
     assert class_of_each(own) == animals * 2
+
+
+def test_class_names_that_only_a_later_file_stores_are_refused(tmp_path: Path) -> None:
+    animals = ["ant", "bee", "cat", "bee"]
+    pd.DataFrame({"title": animals, "kind": [0, 1, 2, 1]}).to_parquet(tmp_path / "train.parquet")
+    with_named_classes(tmp_path / "test.parquet", ["cat", "bee", "ant"], animals)
+    parts = {split: f"{split}.parquet" for split in ("train", "test")}
+    with pytest.raises(UserError, match=naming("test.parquet", "'kind'", "class names")):
+        task(tmp_path, parquet=parts, text="title", label="kind")
 
 
 def test_classes_in_another_order_are_reordered_and_other_names_rename(tmp_path: Path) -> None:
