@@ -51,7 +51,7 @@ def pages() -> dict[Path, str]:
     if questions["Question 1"].short:
         picture = studies.picture(study)
         figures[picture.path] = picture.svg()
-        answer = f"**{studies.in_one_sentence(study)}** {studies.beside(study)}\n\n{picture.shown}"
+        answer = f"**{studies.in_one_sentence(study)}** {studies.of_levels(study)}\n\n{picture.shown}"
     contents = {
         "answer": answer,
         "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),

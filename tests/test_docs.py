@@ -233,6 +233,15 @@ def test_the_results_pages_are_what_the_packs_say(monkeypatch: pytest.MonkeyPatc
     assert description((DOCS / "pictures/findings-study.svg").read_text(encoding="utf-8"))
 
 
+def test_with_too_few_studies_the_results_pages_have_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    monkeypatch.setattr(importlib.import_module("answers.studies"), "LEAST_SEEDS", 99)
+    page = importlib.import_module("findings").pages()[DOCS / "results/findings.md"]
+    assert "findings-study.svg" not in page
+    # The answers of five questions, the first of them twice, and the advice.
+    assert page.count("studies complete, and an interval needs 99") == 7
+
+
 def test_the_table_of_kinds_is_what_the_kinds_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -61,6 +61,11 @@ def bounds(interval: Bounds | None) -> str:
     return "none" if interval is None else " to ".join(map(points, interval))
 
 
+def with_interval(difference: float, interval: Bounds | None) -> str:
+    """Formats a difference of scores in points, with its interval in brackets."""
+    return f"{points(difference)} ({bounds(interval)})"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]

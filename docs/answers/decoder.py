@@ -14,7 +14,7 @@ from reports.inference.intervals import simultaneous
 from reports.reading import read
 from reports.study import REFERENCE, Cell, Study
 
-from .answer import bounds, points, table
+from .answer import table, with_interval
 
 HEAD = (
     *("method", "ranks", "parameters", "chosen rate", "accuracy, mean ± sd"),
@@ -28,7 +28,8 @@ def of_decoder(pack: Path) -> str:
     compared = {each.cells[0]: each for block in analysis.blocks for each in block.all_comparisons}
     cells = analysis.study.all_cells
     forgetting = {cell.number: more_forgotten(analysis.study, cell) for cell in cells}
-    level = simultaneous(sum(difference is not None for difference in forgetting.values()))
+    # A method that failed has no difference, but was to be compared as well.
+    level = simultaneous(sum(cell.family != REFERENCE for cell in cells))
     rows = []
     for cell in cells:
         more = forgetting[cell.number]
@@ -61,7 +62,7 @@ def _accuracy(cell: Cell, against: AgainstReference | None) -> list[str]:
     row = [cell.method, cell.ranks or "–", f"{cell.parameters:,}", f"{tuned:g}" if tuned else "–", mean]
     if against is None:
         return [*row, "reference" if cell.family == REFERENCE else "–", ""]
-    difference = f"{points(against.effect.difference)} ({bounds(against.interval)})"
+    difference = with_interval(against.effect.difference, against.interval)
     return [*row, difference, against.verdict.side or "undecided"]
 
 

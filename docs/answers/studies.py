@@ -24,7 +24,7 @@ from reports.study_words import answers as sentences
 from reports.study_words import level_notes, order_note
 from reports.words import listed, many
 
-from .answer import Answer, Picture, bounds, points, table
+from .answer import Answer, Picture, bounds, points, table, with_interval
 
 LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
 
@@ -83,7 +83,7 @@ def in_one_sentence(study: Path) -> str:
     return " ".join(sentences(analysed(study)))
 
 
-def beside(study: Path) -> str:
+def of_levels(study: Path) -> str:
     """How the converged head and full fine-tuning differ from LoRA, in sentences."""
     return " ".join(note for block in analysed(study).blocks for note in level_notes(block))
 
@@ -197,7 +197,7 @@ def _share(difference: Difference | None, level: float, higher: str, lower: str)
         return "–", ""
     interval = difference.effect.interval(level)
     word = {"better": higher, "worse": lower}.get(verdict(interval, 0).side, "")
-    return f"{points(difference.effect.difference)} ({bounds(interval)})", word
+    return with_interval(difference.effect.difference, interval), word
 
 
 def worst(block: StudyBlock) -> Ruling:
@@ -290,13 +290,13 @@ def fresh_tunings(fresh: StudyAnalysis, block: StudyBlock) -> Ruling:
     trials, since the rates of a tuning cover the window more evenly than k random rates.
     """
     cells = fresh.study.all_cells
-    others = {(cells[n].method, cells[n].setting): studies for n, studies in fresh.studies.items()}
+    of_cells = {(cells[n].method, cells[n].setting): studies for n, studies in fresh.studies.items()}
     head = ["method", "task", "the study", "interval", "fresh tunings", f"score after {block.k}", "mean kept"]
     rows, sign, score = [], direction(block.metric), block.unit.score
     for entrant in block.entrants:
         settings = zip(block.settings, entrant.studies, entrant.scores[block.k], strict=True)
         for setting, own, estimate in settings:
-            studies = others.get((entrant.method, setting))
+            studies = of_cells.get((entrant.method, setting))
             if studies is None or estimate.interval is None:
                 continue
             numbers = [number for number in studies.numbers if number not in own.numbers]
@@ -328,9 +328,7 @@ def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> str:
 
 
 def _with_interval(difference: Difference | None) -> str:
-    if difference is None:
-        return "–"
-    return f"{points(difference.effect.difference)} ({bounds(difference.interval)})"
+    return "–" if difference is None else with_interval(difference.effect.difference, difference.interval)
 
 
 def percent(share: float) -> str:

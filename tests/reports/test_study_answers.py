@@ -1,4 +1,4 @@
-"""Tests the answers that docs/findings.py writes about the study, on made-up studies."""
+"""Tests what docs/findings.py writes: answers of the study, on made-up studies, and the decoder's table."""
 
 from __future__ import annotations
 
