@@ -111,8 +111,8 @@ def print_advice(console: Console, advice: Sequence[RateAdvice]) -> None:
         table.add_row(*map(escape, names), *numbers)
     console.print(fitted(console, table, "trials", "share", "backbone"))
     console.print(
-        "start: the lowest smoothed validation loss. share: trials within a point of the best rate that did "
-        "not fail. ≤ and ≥: the range ends with the tried rates; rates beyond may be as good.",
+        "start: the lowest smoothed validation loss in the range. share: trials within a point of the best "
+        "rate that did not fail. ≤ and ≥: the range ends with the tried rates; rates beyond may be as good.",
         markup=False,
         soft_wrap=True,
     )
