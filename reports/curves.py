@@ -10,10 +10,24 @@ import numpy as np
 
 from bench.records.measures import validation_key
 from reports.inference.intervals import Array
-from reports.study import CEILING, FLOOR, OWN_SIZE, REFERENCE, Cell, Seed, Study, TaskAndBackbone, grouped
+from reports.study import (
+    CEILING,
+    CONVERGED,
+    FLOOR,
+    OWN_SIZE,
+    REFERENCE,
+    Cell,
+    Seed,
+    Study,
+    TaskAndBackbone,
+    block_order,
+    grouped,
+)
 
 #: The largest numbers of panels, of best methods in a panel, and of training curves that a report reads.
 MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 600
+#: The methods that are in every panel of their setting.
+BASELINES = (FLOOR, CONVERGED, CEILING)
 
 
 class Panel(NamedTuple):
@@ -98,13 +112,16 @@ def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
 
 
 def _panels(study: Study) -> dict[Panel, list[Cell]]:
+    """The cells of each panel. A panel of fixed size is made if a method other than the baselines has that size."""
     begun = [cell for cell in study.all_cells if cell.finished]
-    budgets = list(dict.fromkeys(cell.budget for cell in begun if cell.budget != OWN_SIZE)) or [OWN_SIZE]
+    methods = [cell for cell in begun if cell.family not in BASELINES] or begun
+    several = len({cell.budget for cell in methods}) > 1
     return {
-        Panel(setting, budget if len(budgets) > 1 else ""): _shown(cells, budget, study.compared)
-        for setting, cells in grouped(begun, lambda cell: cell.setting).items()
-        for budget in budgets
-        if any(cell.budget == budget for cell in cells)
+        Panel(setting, budget if several else ""): _shown(
+            [cell for cell in begun if cell.setting == setting], budget, study.compared
+        )
+        for setting, cells in grouped(methods, lambda cell: cell.setting).items()
+        for budget in sorted(dict.fromkeys(cell.budget for cell in cells), key=block_order)
     }
 
 
@@ -116,7 +133,7 @@ def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> l
     named = [cell for cell in best if cell.method in references]
     if not any(references):
         named = [cell for cell in best if cell.family == REFERENCE][:1]
-    baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in (FLOOR, CEILING)]
+    baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in BASELINES]
     chosen = {cell.number: cell for cell in (*best[:MOST_CURVES], *named, *baselines)}
     return list(chosen.values())
 

@@ -209,6 +209,18 @@ def test_labels_do_not_overlap_and_stay_below_the_top() -> None:
     assert spread([9.9, 9.8, 9.7, 1.0], 1.0, top=10.0) == pytest.approx([10.0, 9.0, 8.0, 1.0])
 
 
+def test_a_method_of_fixed_size_beside_budgets_has_a_curve(tmp_path: Path, new_store: NewStore) -> None:
+    methods = ["head_only", "lora", {"method": "peft", "type": "IA3"}]
+    plan = plan_of(**SMALL | {"methods": methods, "budgets": [{"isorank": 2}, {"isorank": 3}]})
+    uri = store(tmp_path, new_store, plan, lambda *_: Result(score=0.5, validation=[0.4, 0.5]))
+    study = read(uri, ["small"])
+    drawn = [curve for curve in curves.read(study)[0] if curve.family != "head_only"]
+    assert {curve.cell for curve in drawn} == {
+        cell.number for cell in study.all_cells if cell.family != "head_only"
+    }
+    assert sorted(curve.panel.budget for curve in drawn) == ["fixed size", "isorank 2", "isorank 3"]
+
+
 def test_a_curve_says_that_a_seed_is_not_in_its_mean(study: Study) -> None:
     drawn = [(study.all_cells[curve.cell], curve.label) for curve in curves.read(study)[0]]
     short = [(cell, label) for cell, label in drawn if not cell.complete]
