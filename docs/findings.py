@@ -39,8 +39,12 @@ def in_short(protocol: str, answers: Mapping[str, Answer]) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages with the answers of the published packs, and the figure of the findings."""
-    study, fresh = PACKS / "study.tensorbench.zip", PACKS / "study_fresh.tensorbench.zip"
+    study, full, fresh, trains = (
+        PACKS / f"study{part}.tensorbench.zip" for part in ("", "_full", "_fresh", "_trains")
+    )
     questions = studies.of_questions(study)
+    if trains.exists():
+        questions["Question 6"] = studies.of_trains(study, trains)
     rest = {"The core's rate": studies.of_core_rate(study, PAGES / "core_lr.tensorbench.zip")}
     if fresh.exists():
         rest["Fresh tunings"] = studies.of_fresh_tunings(study, fresh)
@@ -51,7 +55,9 @@ def pages() -> dict[Path, str]:
     if questions["Question 1"].short:
         picture = studies.picture(study)
         figures[picture.path] = picture.svg()
-        answer = f"**{studies.in_one_sentence(study)}** {studies.of_levels(study)}\n\n{picture.shown}"
+        levels, on_tasks = studies.of_levels(study, *([full] if full.exists() else []))
+        answer = f"**{studies.in_one_sentence(study)}** {levels}\n\n{picture.shown}"
+        parts += ["### Without an adapter", on_tasks]
     contents = {
         "answer": answer,
         "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),

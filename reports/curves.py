@@ -112,7 +112,10 @@ def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
 
 
 def _panels(study: Study) -> dict[Panel, list[Cell]]:
-    """The cells of each panel. A panel of fixed size is made if a method other than the baselines has that size."""
+    """The cells of each panel.
+
+    There is a panel of fixed size if a method other than the baselines has that size, or if nothing else ran.
+    """
     begun = [cell for cell in study.all_cells if cell.finished]
     methods = [cell for cell in begun if cell.family not in BASELINES] or begun
     several = len({cell.budget for cell in methods}) > 1

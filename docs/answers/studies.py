@@ -27,6 +27,8 @@ from reports.words import listed, many
 from .answer import Answer, Picture, bounds, points, table, with_interval
 
 LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
+#: Methods of stage 2: two trains for all matrices, a train for each matrix, and a CP tensor for all.
+TRAIN, METATT, TT_LORA, LORTA = f"{QKV_DEPTH} (factorization=tt)", "MetaTT-4D", "TT-LoRA", "LoRTA"
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ EVERY = Selection(reference=LORA)
 
 
 @cache
-def analysed(pack: Path, selection: Selection = EVERY) -> StudyAnalysis:
-    """The analysis of the pack's studies. It is computed once for each pack and selection."""
-    return analyse_studies(read("", [str(pack)], selection, studies=True))
+def analysed(*packs: Path, selection: Selection = EVERY) -> StudyAnalysis:
+    """The analysis of the packs' studies. It is computed once for the same packs and selection."""
+    return analyse_studies(read("", [str(pack) for pack in packs], selection, studies=True))
 
 
 def of_questions(study: Path) -> dict[str, Answer]:
@@ -62,7 +64,7 @@ def of_questions(study: Path) -> dict[str, Answer]:
         "Question 5": [(EVERY, default_rate)],
     }
     return {
-        title: answered([(analysed(study, selection), rule) for selection, rule in parts])
+        title: answered([(analysed(study, selection=selection), rule) for selection, rule in parts])
         for title, parts in rules.items()
     }
 
@@ -83,9 +85,18 @@ def in_one_sentence(study: Path) -> str:
     return " ".join(sentences(analysed(study)))
 
 
-def of_levels(study: Path) -> str:
-    """How the converged head and full fine-tuning differ from LoRA, in sentences."""
-    return " ".join(note for block in analysed(study).blocks for note in level_notes(block))
+def of_levels(*packs: Path) -> tuple[str, str]:
+    """How methods without an adapter differ from LoRA, in sentences, and on each task, as a table."""
+    (block,) = analysed(*packs).blocks
+    rows = [
+        [
+            level.method,
+            *(points(each) if each is not None else "–" for each in (level.difference, *level.differences)),
+        ]
+        for level in block.levels
+    ]
+    head = ["method", f"from {block.against}", *(setting.task for setting in block.settings)]
+    return " ".join(level_notes(block)), table(head, rows)
 
 
 def picture(study: Path) -> Picture:
@@ -102,8 +113,20 @@ def of_core_rate(study: Path, multiples: Path) -> Answer:
     methods = tuple(f"{QKV_DEPTH} [core_lr={multiple}]" for multiple in (4.0, 16.0))
     tasks = tuple({cell.task: None for cell in read("", [str(multiples)], studies=True).all_cells})
     selection = Selection(methods=methods, reference=QKV_DEPTH, tasks=tasks)
-    both = analyse_studies(read("", [str(study), str(multiples)], selection, studies=True))
+    both = analysed(study, multiples, selection=selection)
     return answered([(both, after_tuning), (both, by_trials)])
+
+
+def of_trains(study: Path, trains: Path) -> Answer:
+    """Answers question 6: the train against Tucker, one train against many, and each method against LoRA.
+
+    The pack `trains` has the trials of stage 2, and `study` those of Tucker and LoRA.
+    """
+    families = {QKV_DEPTH: (TRAIN,), TT_LORA: (TRAIN, METATT), LORA: (TRAIN, METATT, TT_LORA, LORTA)}
+    selections = [Selection(methods=methods, reference=against) for against, methods in families.items()]
+    return answered(
+        [(analysed(study, trains, selection=selection), compared_by_name) for selection in selections]
+    )
 
 
 def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
@@ -150,6 +173,12 @@ def after_tuning(block: StudyBlock) -> Ruling:
         rows.append([entrant.method, mean, interval, words, *on_tasks])
     head = ["method", f"from {block.against}", "interval", "verdict"]
     return Ruling(_by_verdict(verdicts), [*head, *(setting.task for setting in block.settings)], rows)
+
+
+def compared_by_name(block: StudyBlock) -> Ruling:
+    """Question 6: each method's difference from the reference, which the answer names."""
+    ruling = after_tuning(block)
+    return replace(ruling, short=f"Compared with {block.against}: {ruling.short}")
 
 
 def in_words(verdict: Verdict) -> str:

@@ -47,6 +47,10 @@ EDGE = {
     "LoTR": (0.3, -0.3),
     "LoRA-XS": (-1.0, 0.3),
     "FacT-TT": (0.8, 0.2),
+    "TensLoRA qkv_depth (factorization=tt)": (-3.0, 0.1),
+    "MetaTT-4D": (0.0, 0.1),
+    "TT-LoRA": (-6.0, 0.0),
+    "LoRTA": (-1.0, 0.1),
 }
 BASE = {"movie-sentiment": 84, "digits": 90, "textile": 71, "tweet-sentiment": 60}
 #: The trial that diverged: point 2 of study 1.

@@ -126,6 +126,46 @@ def test_a_core_s_rate_is_compared_with_the_rows_of_the_study(
     assert [cells[0] for cells in rows(answer.text)[1:3]] == [f"{QKV_DEPTH} [core_lr={n}.0]" for n in (4, 16)]
 
 
+def test_trains_are_compared_with_the_rows_of_the_study(
+    pack: Path, tmp_path: Path, new_store: NewStore, script: Script
+) -> None:
+    train = {"method": "tenslora", "variant": "qkv_depth", "factorization": "tt"}
+    changes = {"name": "trains", "methods": [train, "metatt", "tt_lora", "lorta"]}
+    uri = new_store(tmp_path)
+
+    def made(trial: Trial, row: Row) -> Result | None:
+        return result(trial, row.model_copy(update={"title": row.method}))
+
+    write(uri, plan_of(**changes, tuning={"studies": 3, "points": 4}), made)
+    bench.pack("trains", out=str(tmp_path / "trains.tensorbench.zip"), store=uri)
+    answer = script("answers.studies").of_trains(pack, tmp_path / "trains.tensorbench.zip")
+    assert answer.text.startswith("On 3 of 3 studies.")
+    # The train is three points below Tucker, and each of the shared trains well above the separate ones.
+    below, above = (f"**{side} by what matters**: " for side in ("worse", "better"))
+    assert f"Compared with {QKV_DEPTH}: {below}{QKV_DEPTH} (factorization=tt)." in answer.short
+    assert f"Compared with TT-LoRA: {above}MetaTT-4D, {QKV_DEPTH} (factorization=tt)." in answer.short
+    *_, last = answer.short.split("Compared with ")
+    assert below in last
+    assert "LoRTA" in last
+
+
+def test_full_fine_tuning_that_ran_on_one_task_has_a_difference_there(
+    pack: Path, tmp_path: Path, new_store: NewStore, script: Script
+) -> None:
+    changes: dict[str, Any] = {"name": "full", "methods": ["full"], "tasks": ["movie-sentiment"]}
+    uri = new_store(tmp_path)
+    write(uri, plan_of(**changes, backbones=["tiny-random-bert"], tuning={"studies": 2, "points": 4}), result)
+    bench.pack("full", out=str(tmp_path / "full.tensorbench.zip"), store=uri)
+    sentences, shown = script("answers.studies").of_levels(pack, tmp_path / "full.tensorbench.zip")
+    assert "Full fine-tuning ran on movie-sentiment alone" in sentences
+    differences = {cells[0]: cells[1:] for cells in rows(shown)}
+    assert differences["method"] == ["from LoRA", "movie-sentiment", "digits"]
+    mean, movie, digits = differences["full fine-tuning"]
+    assert mean == digits == "–"
+    assert 1 < float(movie) < 3
+    assert "–" not in differences["converged head"]
+
+
 def test_words_follow_the_verdict(script: Script) -> None:
     words = script("answers.studies").in_words
     assert words(Verdict(Answer.BEYOND, "worse")) == "worse by what matters"
