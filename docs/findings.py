@@ -39,9 +39,7 @@ def in_short(protocol: str, answers: Mapping[str, Answer]) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages with the answers of the published packs, and the figure of the findings."""
-    study, full, fresh, trains = (
-        PACKS / f"study{part}.tensorbench.zip" for part in ("", "_full", "_fresh", "_trains")
-    )
+    study, fresh, trains = (PACKS / f"study{part}.tensorbench.zip" for part in ("", "_fresh", "_trains"))
     questions = studies.of_questions(study)
     if trains.exists():
         questions["Question 6"] = studies.of_trains(study, trains)
@@ -55,7 +53,7 @@ def pages() -> dict[Path, str]:
     if questions["Question 1"].short:
         picture = studies.picture(study)
         figures[picture.path] = picture.svg()
-        levels, on_tasks = studies.of_levels(study, *([full] if full.exists() else []))
+        levels, on_tasks = studies.of_levels(study, PAGES / "study_full.tensorbench.zip")
         answer = f"**{studies.in_one_sentence(study)}** {levels}\n\n{picture.shown}"
         parts += ["### Without an adapter", on_tasks]
     contents = {

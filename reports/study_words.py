@@ -105,7 +105,7 @@ def level_notes(block: StudyBlock) -> list[str]:
             by = block.unit.difference(level.difference).replace("-", "−")
             notes.append(f"{level.method.capitalize()}: {by} {block.unit.points} from {block.against}.")
         elif len(ran) < len(block.settings):
-            where = listed(setting.task for setting in ran)
+            where = _joined([setting.task for setting in ran])
             notes.append(
                 f"{level.method.capitalize()} ran on {where} alone, so it has no mean over all tasks."
             )
