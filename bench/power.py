@@ -17,12 +17,11 @@ from bench.plan.rows import Plan, Row
 from bench.plan.suite import Suite
 from methods import UserError
 from reports.analysis import analyse, measured
-from reports.cautions import NO_ADAPTERS
 from reports.inference.intervals import LEAST_SEEDS
 from reports.inference.power import Design, Response, of_assumed, of_effects, of_runs, of_stored
 from reports.reading import read
 from reports.studies import analyse_studies, block_budgets
-from reports.study import OWN_SIZE, REFERENCE, grouped
+from reports.study import NO_ADAPTERS, OWN_SIZE, REFERENCE, grouped
 from reports.thresholds import DEFAULT, CustomThresholds, thresholds
 
 #: The standard deviations over seeds that are assumed for a run's score if no run is stored.

@@ -18,9 +18,9 @@ from bench.records.words import By, Status, Tag
 from methods.errors import first_few
 from reports import ablation
 from reports.study import (
-    CEILING,
     CONVERGED,
     FLOOR,
+    NO_ADAPTERS,
     OWN_SIZE,
     REFERENCE,
     Cell,
@@ -43,8 +43,6 @@ STILL = 0.01
 
 #: The heads that every adapter should beat: their families, with names for sentences.
 HEADS = {FLOOR: "the head alone", CONVERGED: "the converged head"}
-#: The families of methods without an adapter.
-NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 
 #: Sentences on differences from a failed reference, for collapsed runs and for a mean below a head's.
 OF_FAILED_RUNS = "Differences from it there measure its failed runs."

@@ -11,9 +11,7 @@ import numpy as np
 from bench.records.measures import validation_key
 from reports.inference.intervals import Array
 from reports.study import (
-    CEILING,
-    CONVERGED,
-    FLOOR,
+    NO_ADAPTERS,
     OWN_SIZE,
     REFERENCE,
     Cell,
@@ -26,8 +24,6 @@ from reports.study import (
 
 #: The largest numbers of panels, of best methods in a panel, and of training curves that a report reads.
 MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 600
-#: The methods that are in every panel of their setting.
-BASELINES = (FLOOR, CONVERGED, CEILING)
 
 
 class Panel(NamedTuple):
@@ -114,10 +110,10 @@ def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
 def _panels(study: Study) -> dict[Panel, list[Cell]]:
     """The cells of each panel.
 
-    There is a panel of fixed size if a method other than the baselines has that size, or if nothing else ran.
+    There is a panel of fixed size if a method with an adapter has that size, or if nothing else ran.
     """
     begun = [cell for cell in study.all_cells if cell.finished]
-    methods = [cell for cell in begun if cell.family not in BASELINES] or begun
+    methods = [cell for cell in begun if cell.family not in NO_ADAPTERS] or begun
     several = len({cell.budget for cell in methods}) > 1
     return {
         Panel(setting, budget if several else ""): _shown(
@@ -136,7 +132,7 @@ def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> l
     named = [cell for cell in best if cell.method in references]
     if not any(references):
         named = [cell for cell in best if cell.family == REFERENCE][:1]
-    baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in BASELINES]
+    baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in NO_ADAPTERS]
     chosen = {cell.number: cell for cell in (*best[:MOST_CURVES], *named, *baselines)}
     return list(chosen.values())
 

@@ -14,7 +14,6 @@ from bench.records.words import OWN_SIZE, Status
 from methods import UserError
 from methods.errors import first_few
 from reports.analysis import Comparable, comparable
-from reports.cautions import NO_ADAPTERS
 from reports.collapses import DIVERGED
 from reports.comparisons import Reference, find_reference
 from reports.evidence import Evidence, gather, scaled
@@ -25,7 +24,17 @@ from reports.inference.intervals import Bounds, simultaneous
 from reports.inference.studies import CompleteStudies, Sources
 from reports.predictions import predictions
 from reports.recipes import Recipe, recipes
-from reports.study import CONVERGED, Cell, Seed, Study, TaskAndBackbone, block_order, grouped, kept_trials
+from reports.study import (
+    CONVERGED,
+    NO_ADAPTERS,
+    Cell,
+    Seed,
+    Study,
+    TaskAndBackbone,
+    block_order,
+    grouped,
+    kept_trials,
+)
 from reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many

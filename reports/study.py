@@ -28,6 +28,8 @@ from reports.inference.intervals import Array
 REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
 #: The registered name of the converged head, a line in every figure that adapters should beat.
 CONVERGED = "converged_head"
+#: The families of methods without an adapter.
+NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 
 #: The measures that have a column in tables, by the column's name.
 COLUMNS = {measure.column: measure for measure in Measure if measure.column}
