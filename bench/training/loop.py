@@ -23,6 +23,7 @@ from bench.tasks import ImageSplit, Objective, PreparedData, Split
 from bench.tasks.splits import WrittenSplit
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
+from bench.training.numerics import emulate_bf16
 from bench.training.saving import PLAIN, Saving
 from bench.training.seeding import generator
 from methods import Adapter, Backbone
@@ -129,6 +130,8 @@ def _multiplier(peak: float, steps: int, warmup: int, floor: float) -> Callable[
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
     """Returns the context in which forward passes run. It casts to bfloat16 if the recipe says so."""
     if recipe.precision == "bf16":
+        if device.type == "cpu":
+            emulate_bf16()
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 

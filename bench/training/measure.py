@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from bench.machine.memory import MIB
+from bench.training.numerics import computes_bf16
 
 #: The number of first steps that the step time leaves out, since they allocate memory, compile and fill
 #: caches.
@@ -120,6 +121,7 @@ def provenance(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
+        "cpu_bf16": "hardware" if computes_bf16() else "emulated",
         "cpu_cores": str(os.cpu_count()),
         "memory_mib": str(psutil.virtual_memory().total // MIB),
         "threads": str(torch.get_num_threads()),

@@ -17,7 +17,14 @@ from bench.tasks import ImageSplit
 from bench.training import loop
 from bench.training.augmentation import augmenter
 from bench.training.loop import Evaluation
-from bench.training.numerics import CUBLAS, EMULATE_BF16, check_precision, compiled, deterministic
+from bench.training.numerics import (
+    CUBLAS,
+    EMULATE_BF16,
+    check_precision,
+    compiled,
+    deterministic,
+    emulate_bf16,
+)
 from bench.training.seeding import generator, lent
 from bench.training.trial import Outcome, Resources, run_trial
 from methods import UserError, from_identity
@@ -355,3 +362,36 @@ def test_bf16_is_refused_where_the_processor_emulates_it(
     else:
         check_precision([trial], torch.device("cpu"))
     check_precision([trial], torch.device("cuda"))
+
+
+def test_emulated_bf16_rounds_products_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    left, right, added = (
+        torch.randn(2, 5, 64).bfloat16(),
+        torch.randn(2, 64, 7).bfloat16(),
+        torch.randn(7).bfloat16(),
+    )
+    expected = (left.float() @ right.float()).bfloat16()
+    scaled = (0.5 * added.float() + 2 * left.float() @ right.float()).bfloat16()
+    gradient = (torch.ones(5, 7) @ right[0].float().T).bfloat16()
+
+    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: False)
+    kernels = emulate_bf16.__wrapped__()
+    try:
+        assert torch.equal(torch.bmm(left, right), expected)
+        assert torch.equal(torch.mm(left[1], right[1]), expected[1])
+        assert torch.equal(torch.addmm(added, left[0], right[0], beta=0.5, alpha=2), scaled[0])
+        assert torch.equal(torch.baddbmm(added.expand(2, 5, 7), left, right, beta=0.5, alpha=2), scaled)
+        assert torch.equal(
+            torch.mm(left[0].double(), right[0].double()), left[0].double() @ right[0].double()
+        )
+        learned = left[0].clone().requires_grad_()
+        (learned @ right[0]).sum().backward()
+        assert torch.equal(learned.grad, gradient)
+    finally:
+        kernels._destroy()
+
+
+def test_bf16_is_not_emulated_where_the_processor_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: True)
+    assert emulate_bf16.__wrapped__() is None
