@@ -96,7 +96,8 @@ class _Site:
         shared = {"suites": self.suites, "pages": self.pages, "incomplete": INCOMPLETE}
         yield "site.css", "".join(_template(name) for name in ("page.css", "print.css", "site/site.css"))
         yield "leaderboard.csv", csv(frame(self.standings))
-        yield "index.html", self._rendered("index", "", settings=self.settings, lines=self._lines(), answer=answer_of_all(self.suites), **shared)
+        index = {"settings": self.settings, "lines": self._lines(), "answer": answer_of_all(self.suites)}
+        yield "index.html", self._rendered("index", "", **index, **shared)
         for path in self.packs:
             yield f"packs/{path.name}", path.read_bytes()
         for suite in self.suites:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.machine.outputs import Files
+from bench.records.pack_format import ENDING
+from bench.records.words import OWN_SIZE
 from bench.store.opening import as_one, is_pack
 from bench.store.pack.reading import open_pack
 from bench.store.source import Source
-from bench.records.pack_format import ENDING
-from bench.records.words import OWN_SIZE
 from methods import UserError
 from methods.errors import first_few, shown
 from reports.analysis import Analysis, Block
-from reports.headline import better_methods, detectable
 from reports.cautions import reference_failures
 from reports.findings import Claim, findings
+from reports.headline import better_methods, detectable
 from reports.page import Facts, facts_of
 from reports.reading import read_sources
 from reports.report import compose, compose_studies
-from reports.studies import StudyAnalysis, StudyBlock
+from reports.studies import StudyAnalysis
 from reports.study import Experiment, Study, grouped
 from reports.study_words import answer
 from reports.words import listed, many
@@ -42,6 +42,18 @@ class Published:
     analysis: Analysis | StudyAnalysis
     #: The report's files, by name.
     files: Files
+    #: Whether any method is compared with the reference.
+    compares: bool
+    #: The names of the methods that are significantly better than the reference, by block. Without studies,
+    #: methods of fixed size are left out, since they do not have LoRA's budget.
+    better: Mapping[str, Sequence[str]]
+    #: For a suite tuned by studies: the answer of each block, and the name of the figure for the index.
+    answers: Sequence[str] = ()
+    picture: str = ""
+    #: For any other suite: the claim of each block over all its settings, and sentences about failed
+    #: references, which come before all claims.
+    headlines: Sequence[Claim] = ()
+    failures: Sequence[str] = ()
 
     @property
     def study(self) -> Study:
@@ -56,60 +68,6 @@ class Published:
         return self.experiment.name
 
     @property
-    def answers(self) -> list[str]:
-        """The answer of each block, for a suite tuned by studies. Empty for other suites."""
-        return [answer(block) for block in self.analysis.blocks if isinstance(block, StudyBlock)]
-
-    @property
-    def compares(self) -> bool:
-        """Whether any method is compared with the reference."""
-        if isinstance(self.analysis, StudyAnalysis):
-            return any(block.compared for block in self.analysis.blocks)
-        return any(block.reference and block.comparisons for block in self.analysis.blocks)
-
-    @property
-    def better(self) -> dict[str, list[str]]:
-        """The names of the methods that are significantly better than the reference, by block.
-
-        For a suite that was not tuned by studies, methods of fixed size are left out.
-        """
-        if isinstance(self.analysis, StudyAnalysis):
-            return {
-                block.title: names
-                for block in self.analysis.blocks
-                if (names := [e.method for e in block.compared if e.differences[block.k].verdict.side == "better"])
-            }
-        return better_methods(block for block in self.analysis.blocks if block.budget != OWN_SIZE)
-
-    @property
-    def picture(self) -> str:
-        return PICTURE if PICTURE in self.files else ""
-
-    @property
-    def headlines(self) -> list[Claim]:
-        """The claim of each block over all its settings.
-
-        Blocks without a best method are left out (see `Claim.best`). The block of methods of fixed size is
-        also left out, unless the suite has no other budget, since these methods do not have LoRA's budget.
-        Empty for a suite tuned by studies.
-        """
-        if isinstance(self.analysis, StudyAnalysis):
-            return []
-        budgets = {cell.budget for cell in self.study.all_cells} - {OWN_SIZE} or {OWN_SIZE}
-        return [
-            finding
-            for finding in findings(self.study, self.analysis.blocks)
-            if finding.best
-            and (finding.setting is None or len(finding.block.settings) == 1)
-            and finding.block.budget in budgets
-        ]
-
-    @property
-    def failures(self) -> list[str]:
-        """Sentences about failed references, shown before all claims. Empty for a suite tuned by studies."""
-        return [] if isinstance(self.analysis, StudyAnalysis) else reference_failures(self.analysis)
-
-    @property
     def facts(self) -> Facts:
         return facts_of(self.study)
 
@@ -122,7 +80,8 @@ class Published:
 def answer_of_all(suites: Sequence[Published]) -> str:
     """A sentence on the methods that are significantly better than LoRA, with their suites and budgets.
 
-    Unless a suite was tuned by studies, a second sentence says how large a difference may have gone undetected.
+    Unless a suite was tuned by studies, a second sentence says how large a difference may have gone
+    undetected.
     """
     better = [
         f"{first_few(names, 3)} ({suite.name}, {budget})"
@@ -177,16 +136,63 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
     study = read_sources(as_one(parts), studies=True)
     when = f"of trials up to {day(_last(study.experiments[0]))}"
-    if study.experiments[0].studied:
-        of_studies = compose_studies(study, (*FORMATS, "svg"), when=when)
-        files = {
-            name: content
-            for name, content in of_studies.files.items()
-            if name == PICTURE or not name.startswith("figures/")
-        }
-        return Published(names, of_studies.analysis, files)
+    of_kind = _of_studies if study.experiments[0].studied else _of_seeds
+    return of_kind(names, study, when)
+
+
+def _of_studies(names: tuple[str, ...], study: Study, when: str) -> Published:
+    composed = compose_studies(study, (*FORMATS, "svg"), when=when)
+    files = {
+        name: content
+        for name, content in composed.files.items()
+        if name == PICTURE or not name.startswith("figures/")
+    }
+    blocks = composed.analysis.blocks
+    better = {
+        block.title: [
+            each.method for each in block.compared if each.differences[block.k].verdict.side == "better"
+        ]
+        for block in blocks
+    }
+    return Published(
+        names,
+        composed.analysis,
+        files,
+        compares=any(block.compared for block in blocks),
+        better={title: methods for title, methods in better.items() if methods},
+        answers=[answer(block) for block in blocks],
+        picture=PICTURE if PICTURE in files else "",
+    )
+
+
+def _of_seeds(names: tuple[str, ...], study: Study, when: str) -> Published:
     composed = compose(study, FORMATS, when=when)
-    return Published(names, composed.analysis, composed.files)
+    blocks = composed.analysis.blocks
+    return Published(
+        names,
+        composed.analysis,
+        composed.files,
+        compares=any(block.reference and block.comparisons for block in blocks),
+        better=better_methods(block for block in blocks if block.budget != OWN_SIZE),
+        headlines=_headlines(study, blocks),
+        failures=reference_failures(composed.analysis),
+    )
+
+
+def _headlines(study: Study, blocks: Sequence[Block]) -> list[Claim]:
+    """The claim of each block that has a best method over all its settings (see `Claim.best`).
+
+    The block of methods of fixed size is left out, unless the suite has no other budget, since these methods
+    do not have LoRA's budget.
+    """
+    budgets = {cell.budget for cell in study.all_cells} - {OWN_SIZE} or {OWN_SIZE}
+    return [
+        claim
+        for claim in findings(study, blocks)
+        if claim.best
+        and (claim.setting is None or len(claim.block.settings) == 1)
+        and claim.block.budget in budgets
+    ]
 
 
 def _last(experiment: Experiment) -> int:
