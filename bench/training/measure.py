@@ -121,7 +121,7 @@ def provenance(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cpu_bf16": "hardware" if computes_bf16() else "emulated",
+        "cpu_kind": _cpu_kind(),
         "cpu_cores": str(os.cpu_count()),
         "memory_mib": str(psutil.virtual_memory().total // MIB),
         "threads": str(torch.get_num_threads()),
@@ -173,10 +173,22 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
+    return _cpu_facts().get("model name") or platform.processor()
+
+
+def _cpu_kind() -> str:
+    """What decides the order of sums on a processor. Clouds give processors of several families one name."""
+    facts = _cpu_facts()
+    numbers = [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return ", ".join([*numbers, vectors, "bf16" if computes_bf16() else "no bf16"])
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says about the first processor. Empty on other systems."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
-        return platform.processor()
-    return platform.processor()
+        return {}
+    facts = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in facts}

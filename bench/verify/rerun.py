@@ -40,8 +40,9 @@ SAME_LOSS = 1e-4
 #: hardware, by the precision of training.
 SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "bf16": 0.1}
 
-#: The keys of the provenance on which the order of sums depends.
-HARDWARE = ("cpu", "gpu", "version_torch")
+#: The keys of the provenance on which the order of sums depends. Trials of earlier versions have no
+#: `cpu_kind`, so their hardware counts as other hardware.
+HARDWARE = ("cpu", "cpu_kind", "gpu", "version_torch")
 
 
 @dataclass(frozen=True)

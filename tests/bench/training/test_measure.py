@@ -134,3 +134,19 @@ def test_provenance_names_libraries_and_hardware() -> None:
     assert provenance["threads"] == str(torch.get_num_threads())
     assert provenance["cpu"]
     assert provenance["gpu"] == ""
+
+
+def test_processors_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = []
+    for model, bf16 in (("1", False), ("17", True)):
+        facts = {"model name": "AMD EPYC", "cpu family": "25", "model": model}
+        monkeypatch.setattr(measure, "_cpu_facts", lambda facts=facts: facts)
+        monkeypatch.setattr(measure, "computes_bf16", lambda bf16=bf16: bf16)
+        provenance.cache_clear()
+        kinds.append(provenance("cpu")["cpu_kind"])
+    provenance.cache_clear()
+    vectors = torch.backends.cpu.get_cpu_capability()
+    assert kinds == [
+        f"cpu family 25, model 1, {vectors}, no bf16",
+        f"cpu family 25, model 17, {vectors}, bf16",
+    ]

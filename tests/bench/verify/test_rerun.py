@@ -50,12 +50,15 @@ def test_a_trial_whose_data_are_not_here_cannot_run_again(
 
 
 def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
-    """The test changes a trial's labels, all that is computed from them, and the name of its CPU."""
+    """The test changes a trial's labels, all that is computed from them, and the kind of its processor.
+
+    Its name stays, as with processors of two generations in a cloud.
+    """
 
     def change(frame: pd.DataFrame) -> None:
         frame.loc[:, "label"] = frame["prediction"]
 
-    kept.store.client.set_tag(kept.record.run_id, "provenance.cpu", "another")
+    kept.store.client.set_tag(kept.record.run_id, "provenance.cpu_kind", "another")
     content = kept.predictions(change)
     kept.replace(Artifact.PREDICTIONS, content)
     frame = pd.read_parquet(io.BytesIO(content))
@@ -68,7 +71,7 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     result = verify(kept.store.uri, reruns=2, tolerance=1.0)
     assert [fault.what for fault in result.faults] == [*without, "examples and labels"]
     (elsewhere,) = (rerun for rerun in result.reruns if rerun.run == kept.record.run_id)
-    assert (elsewhere.allowed, elsewhere.reason) == (1.0, "not the same cpu as then")
+    assert (elsewhere.allowed, elsewhere.reason) == (1.0, "not the same cpu_kind as then")
     result = verify(kept.store.uri, reruns=2, tolerance=0.02)
     assert "score of another run, to 0.02" in [fault.what for fault in result.faults]
     result = verify(kept.store.uri, reruns=2)
