@@ -93,8 +93,8 @@ def emulate_bf16() -> torch.library.Library | None:
     """Makes this process multiply bfloat16 matrices on the CPU in float32, then round the product.
 
     Hardware does the same, except for the order of its sums. On a processor without bf16, torch's kernels
-    take 7 to 24 times as long as those of float32; these take about as long. Returns the kernels, or None
-    where `computes_bf16()` and nothing is changed.
+    take 7 to 24 times as long as those of float32; these take about as long. Returns the kernels. Changes
+    nothing and returns None where `computes_bf16()`.
     """
     if computes_bf16():
         return None
@@ -103,6 +103,8 @@ def emulate_bf16() -> torch.library.Library | None:
         warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
         for name in ("mm", "addmm", "bmm", "baddbmm"):
             kernels.impl(name, _in_float32(getattr(torch.ops.aten, name).out))
+        for name in ("addmm", "baddbmm"):
+            kernels.impl(f"{name}_", _in_place(_in_float32(getattr(torch.ops.aten, name).out)))
     return kernels
 
 
@@ -116,6 +118,10 @@ def _in_float32(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return product(*matrices, **factors, out=matrices[0].new_empty(0)).to(dtype)
 
     return multiply
+
+
+def _in_place(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda added, *matrices, **factors: added.copy_(product(added, *matrices, **factors))
 
 
 def check_precision(trials: Iterable[Trial], device: torch.device) -> None:

@@ -385,6 +385,8 @@ def test_emulated_bf16_rounds_products_of_float32(monkeypatch: pytest.MonkeyPatc
         assert torch.equal(
             torch.mm(left[0].double(), right[0].double()), left[0].double() @ right[0].double()
         )
+        in_place = added.repeat(5, 1).addmm_(left[0], right[0], beta=0.5, alpha=2)
+        assert torch.equal(in_place, scaled[0])
         learned = left[0].clone().requires_grad_()
         (learned @ right[0]).sum().backward()
         assert torch.equal(learned.grad, gradient)
