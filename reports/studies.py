@@ -156,6 +156,8 @@ class StudyBlock:
     reference: Reference | None
     #: The compared methods. The reference comes first, then the others by score after `k` trials, best first.
     entrants: tuple[Entrant, ...]
+    #: The names of methods that lack a complete study on some setting, and so are not compared.
+    unfinished: tuple[str, ...]
     #: The methods without adapter.
     levels: tuple[Level, ...]
     #: The variance of scores by source, on each setting.
@@ -355,7 +357,7 @@ def _blocks(
         for group in comparable(study, budget, by_budget[budget], made):
             block = _block(study, complete, group, budget, made)
             if block is not None:
-                block = replace(block, threshold=matters.get(group.metric, block.threshold))
+                block = replace(block, threshold=matters.get(group.metric, _threshold(block)))
                 block = _compared(study, block, complete)
                 yield replace(block, notes=(group.note, *block.notes)) if group.note else block
 
@@ -388,11 +390,12 @@ def _block(
     notes = []
     if absent := [setting for setting in every if setting not in settings]:
         notes.append(f"Too few methods have a complete study on {listed(absent)}: not compared there.")
-    entrants = []
+    entrants, unfinished = [], []
     for method, cells in methods.items():
         on = {cell.setting: cell for cell in cells if cell.number in complete}
         if lacking := [setting for setting in settings if setting not in on]:
             notes.append(f"{method} has no complete study on {listed(lacking)} and is not compared.")
+            unfinished.append(method)
             continue
         entrants.append([on[setting] for setting in settings])
     if not entrants:
@@ -416,10 +419,20 @@ def _block(
         ks=plan.ks,
         reference=reference,
         entrants=tuple(_entrant(study, cells, complete, plan.ks) for cells in entrants),
+        unfinished=tuple(unfinished),
         levels=(),
         sources=(),
         notes=(*notes, *missing),
     )
+
+
+def _threshold(block: StudyBlock) -> float:
+    """The default threshold. For scores in the unit of the targets, it is a share of the reference's."""
+    metric, own = METRICS.get(block.metric), block.reference
+    mean = next((e.means.get(block.k) for e in block.entrants if own and e.cells == own.cells), None)
+    if mean is None or not metric.in_units:
+        return block.threshold
+    return DEFAULT * metric.point * (abs(mean.value) or 1.0)
 
 
 def _entrant(
@@ -569,7 +582,11 @@ def _levels(
     """Yields the converged head, the head alone and full fine-tuning, if they have run."""
     sign = direction(block.metric)
     for family in (CONVERGED, *(name for name in NO_ADAPTERS if name != CONVERGED)):
-        cells = {cell.setting: cell for cell in reversed(study.all_cells) if cell.family == family}
+        cells = {
+            cell.setting: cell
+            for cell in reversed(study.all_cells)
+            if cell.family == family and study.metrics[cell.number] == block.metric
+        }
         scores: list[float | None] = []
         differences: list[float | None] = []
         for place, setting in enumerate(block.settings):

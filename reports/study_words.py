@@ -73,6 +73,7 @@ def answer(block: StudyBlock) -> str:
             if verdict.answer is Answer.UNDECIDED and not verdict.side
         ],
         "without an interval": [name for name, verdict in verdicts.items() if verdict.answer is Answer.NONE],
+        "not compared": list(block.unfinished),
     }
     rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
     return "; ".join([start + lead, *rest]) + "."

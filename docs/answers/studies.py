@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from operator import itemgetter
@@ -14,9 +14,9 @@ from bench.metrics import direction
 from reports.advice import rate_advice
 from reports.figures.studies import draw
 from reports.inference.effects import Answer as Size
-from reports.inference.effects import Verdict, verdict
+from reports.inference.effects import Verdict, effect, verdict
 from reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
-from reports.inference.studies import score_after
+from reports.inference.studies import CompleteStudies, of_method, score_after
 from reports.reading import read
 from reports.selection import Selection
 from reports.studies import Difference, StudyAnalysis, StudyBlock, analyse_studies
@@ -76,8 +76,13 @@ def of_advice(study: Path) -> Answer:
 
 
 def of_fresh_tunings(study: Path, fresh: Path) -> Answer:
-    """The check of the study's intervals by the tunings in the pack `fresh`."""
-    return answered([(analysed(study), partial(fresh_tunings, analysed(fresh)))])
+    """The check of the study's errors by the pack `fresh`, and what its tunings say by themselves."""
+    again = analysed(fresh)
+    check, alone = (
+        answered([(analysed(study), partial(fresh_tunings, again))]),
+        answered([(again, after_tuning)]),
+    )
+    return replace(check, text=f"{check.text}\n\nThe fresh tunings by themselves. {alone.text}")
 
 
 def in_one_sentence(study: Path) -> str:
@@ -142,10 +147,20 @@ def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
             return Answer(f"**Not yet**: {state}, and an interval needs {LEAST_SEEDS}.")
         (block,) = analysis.blocks
         rulings.append(rule(block))
-    notes = dict.fromkeys(note for analysis, _ in parts for note in analysis.evidence.notes)
+    notes = dict.fromkeys(note for analysis, _ in parts for note in _notes(analysis))
     extent = f"On {state.replace(' complete', '')}."
     text = "\n\n".join([extent, *notes, *(table(r.head, r.rows) for r in rulings)])
     return Answer(text, " ".join(ruling.short for ruling in rulings if ruling.short))
+
+
+def _notes(analysis: StudyAnalysis) -> Iterator[str]:
+    """What the numbers of an analysis do not cover."""
+    yield from analysis.evidence.notes
+    for block in analysis.blocks:
+        yield from block.notes
+    # The number of complete studies is printed in any case.
+    limits = (note for note in analysis.notes if note.startswith(("Left out", "All trials failed")))
+    yield from (note for note in limits if "is incomplete" not in note)
 
 
 def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
@@ -312,37 +327,57 @@ def rates(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
 
 
 def fresh_tunings(fresh: StudyAnalysis, block: StudyBlock) -> Ruling:
-    """Whether the intervals of the published study contain the scores after k trials of fresh tunings.
+    """Whether fresh tunings score after k trials what the published study expects of them.
 
     The fresh tunings are those in `fresh` whose numbers do not occur in `block`. The column "mean kept" has
     the mean test score of the trials that they keep. It is a little higher on average than the score after k
     trials, since the rates of a tuning cover the window more evenly than k random rates.
     """
-    cells = fresh.study.all_cells
-    of_cells = {(cells[n].method, cells[n].setting): studies for n, studies in fresh.studies.items()}
-    head = ["method", "task", "the study", "interval", "fresh tunings", f"score after {block.k}", "mean kept"]
+    cells = {(cell.method, cell.setting): cell for cell in fresh.study.all_cells}
+    head = ["method", "task", "the study", "its interval", "expected of fresh tunings", "fresh tunings"]
+    head += [f"score after {block.k}", "mean kept", "as expected"]
     rows, sign, score = [], direction(block.metric), block.unit.score
     for entrant in block.entrants:
         settings = zip(block.settings, entrant.studies, entrant.scores[block.k], strict=True)
         for setting, own, estimate in settings:
-            studies = of_cells.get((entrant.method, setting))
-            if studies is None or estimate.interval is None:
+            cell = cells.get((entrant.method, setting))
+            if cell is None or cell.number not in fresh.studies or cell.studies is None:
                 continue
+            studies = fresh.studies[cell.number]
             numbers = [number for number in studies.numbers if number not in own.numbers]
-            if not numbers:
+            if len(numbers) < LEAST_SEEDS or estimate.interval is None:
                 continue
             studies = studies.only(numbers)
             after = sign * score_after(studies, block.k)
             kept = np.take_along_axis(studies.scores, studies.losses.argmin(1)[:, None], 1).mean()
-            low, high = estimate.interval
-            inside = "yes" if low <= after <= high else "no"
-            of_study = [entrant.method, setting.task, score(estimate.value), f"{score(low)} to {score(high)}"]
-            rows.append([*of_study, str(studies.count), score(after), score(sign * kept), inside])
+            low, high = sorted(sign * bound for bound in expected_of(own, studies.count, block.k))
+            as_expected = "yes" if low <= after <= high else "no"
+            of_study = [score(estimate.value), _scores(block, estimate.interval), _scores(block, (low, high))]
+            count = f"{len(numbers)} of {cell.studies.studies - own.count}"
+            of_fresh = [count, score(after), score(sign * kept), as_expected]
+            rows.append([entrant.method, setting.task, *of_study, *of_fresh])
     if not rows:
-        return Ruling("**Not yet**: no fresh tuning is complete.", [*head, "inside"], [])
+        return Ruling("**Not yet**: too few fresh tunings are complete.", head, [])
     outside = [f"{row[0]} on {row[1]}" for row in rows if row[-1] == "no"]
-    short = f"**Outside the interval**: {listed(outside)}." if outside else "**Inside** every interval."
-    return Ruling(short, [*head, "inside"], rows)
+    short = f"**Not as expected**: {listed(outside)}." if outside else "**As expected**."
+    return Ruling(short, head, rows)
+
+
+def expected_of(studies: CompleteStudies, count: int, k: int) -> Bounds:
+    """The 95% interval for the score after k trials of `count` further studies. Larger is better.
+
+    Its variance is that of the difference between these studies and further ones on the same test examples.
+    """
+    part = of_method(studies, k)
+    assert part.seeds is not None, "there is an interval, so that studies have an error"
+    of_both = replace(part, seeds=part.seeds * (1 + studies.count / count), examples=0.0)
+    interval = effect([of_both]).interval(simultaneous(1))
+    assert interval is not None
+    return interval
+
+
+def _scores(block: StudyBlock, interval: Bounds) -> str:
+    return " to ".join(map(block.unit.score, interval))
 
 
 # --- words ---

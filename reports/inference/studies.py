@@ -191,8 +191,7 @@ def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
     numbers of trials drawn per stratum are multinomial, but no stratum gives more trials than it has. The
     probability is therefore a coefficient, at k, of a product of generating functions, one for each stratum.
     If b of a stratum's n trials are barred, j trials drawn from the stratum have the weight 1 / j!, and avoid
-    the barred ones with probability C(n - b, j) / C(n, j). The coefficient is computed from the values of the
-    product on the unit circle.
+    the barred ones with probability C(n - b, j) / C(n, j).
     """
     drawn = np.arange(1, min(k, int(sizes.max())) + 1)
     left = sizes[:, None] - drawn + 1
@@ -200,11 +199,14 @@ def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
     # The scale keeps coefficients near 1 for any k and cancels out.
     steps = free / np.maximum(left, 1) * (k / (np.e * len(sizes)) / drawn)
     coefficients = np.cumprod(np.concatenate([np.ones((*barred.shape, 1)), steps], axis=2), axis=2)
-    degree = len(sizes) * len(drawn)
-    circle = np.exp(2j * np.pi * np.arange(degree + 1) / (degree + 1))
-    values = (coefficients @ circle ** np.arange(len(drawn) + 1)[:, None]).prod(1)
-    coefficient: Array = (values @ circle**-k).real
-    return coefficient / coefficient[0]
+    # All terms are positive, so that multiplying them out loses no digits, for any k.
+    product = np.eye(1, k + 1).repeat(len(barred), axis=0)
+    for factor in coefficients.swapaxes(0, 1):
+        before, product = product, np.zeros_like(product)
+        for power in range(factor.shape[1]):
+            product[:, power:] += factor[:, power, None] * before[:, : k + 1 - power]
+    avoided: Array = product[:, k] / product[0, k]
+    return avoided
 
 
 def score_after(studies: CompleteStudies, k: int) -> float:

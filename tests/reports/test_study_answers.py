@@ -235,25 +235,38 @@ def test_fresh_tunings_are_other_studies(fresh: StudyAnalysis, pack: Path, scrip
     (block,) = analysed(pack).blocks
     ruling = script("answers.studies").fresh_tunings(fresh, block)
     assert len(ruling.rows) == 2 * len(block.settings)
-    assert {row[4] for row in ruling.rows} == {"4"}
+    assert {row[5] for row in ruling.rows} == {"4 of 4"}
     for row in ruling.rows:
         (number,) = [c.number for c in fresh.study.all_cells if (c.method, c.task) == (row[0], row[1])]
         studies = fresh.studies[number]
         later = [studies.numbers.index(study) for study in range(4, 8)]
         kept = [studies.scores[at][studies.losses[at].argmin()] for at in later]
-        assert row[6] == block.unit.score(float(np.mean(kept)))
-        low, high = map(float, row[3].split(" to "))
-        assert (row[7] == "yes") == (low <= float(row[5]) <= high)
-    # None is complete, or only some that the study has.
-    for studies in ({}, {n: each.only([2, 3]) for n, each in fresh.studies.items()}):
+        assert row[7] == block.unit.score(float(np.mean(kept)))
+        low, high = map(float, row[4].split(" to "))
+        assert (row[8] == "yes") == (low <= float(row[6]) <= high)
+    # None is complete, or only some that the study has, or too few others.
+    for some in ([], [2, 3], [3, 4, 5]):
+        studies = {n: each.only(some) for n, each in fresh.studies.items() if some}
         ruling = script("answers.studies").fresh_tunings(replace(fresh, studies=studies), block)
         assert not ruling.rows
         assert "Inside" not in ruling.short
     # Fresh tunings of a method that became ten points worse are outside.
     worse = {n: replace(studies, scores=studies.scores - 0.1) for n, studies in fresh.studies.items()}
     outside = script("answers.studies").fresh_tunings(replace(fresh, studies=worse), block)
-    assert {row[7] for row in outside.rows} == {"no"}
+    assert {row[8] for row in outside.rows} == {"no"}
     assert QKV_DEPTH in outside.short
+
+
+def test_what_is_expected_of_fresh_tunings_lacks_the_luck_of_test_examples(
+    pack: Path, block: StudyBlock, script: Script
+) -> None:
+    expected_of = script("answers.studies").expected_of
+    for entrant in block.entrants:
+        for studies in entrant.studies:
+            widths = [high - low for low, high in (expected_of(studies, count, 4) for count in (4, 10**9))]
+            assert widths[0] == pytest.approx(2**0.5 * widths[1])
+            no_examples = replace(studies, by_example=None)
+            assert expected_of(no_examples, 10**9, 4) == pytest.approx(expected_of(studies, 10**9, 4))
 
 
 def test_advice_has_the_expected_scores_and_the_rates_of_the_list(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
+import bench
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from bench.records.measures import Measure
 from bench.store.store import Store
 from methods import UserError
 from reports.inference import studies as estimates
@@ -26,7 +32,7 @@ from reports.report import answers_of, write_report
 from reports.selection import Selection
 from reports.studies import StudyAnalysis, analyse_studies, block_budgets
 from reports.study import Study
-from reports.study_words import in_words, level_notes
+from reports.study_words import answer, in_words, level_notes
 from reports.summary import summarise
 
 from ..stored import Result, write
@@ -351,6 +357,62 @@ def test_a_verdict_is_said_as_the_documentation_has_it(
     interval: tuple[float, float] | None, words: str
 ) -> None:
     assert in_words(verdict(interval, 0.01), "1 point") == words
+
+
+def test_the_answer_names_a_method_that_lacks_a_task(tmp_path: Path, new_store: NewStore) -> None:
+    def made(trial: Trial, row: Row) -> Result | None:
+        return None if (row.title, row.task) == ("LoTR", "digits") else result(trial, row)
+
+    uri = new_store(tmp_path)
+    write(uri, plan_of(methods=["lora", "lotr", "fact_tt"]), made)
+    (block,) = analyse_studies(read(uri, [NAME], studies=True)).blocks
+    assert [entrant.method for entrant in block.compared] == ["FacT-TT"]
+    assert "not compared: LoTR" in answer(block)
+
+
+def test_a_level_is_subtracted_on_its_own_metric_only(tmp_path: Path, new_store: NewStore) -> None:
+    def as_matthews(trial: Trial, row: Row) -> Result:
+        made = result(trial, row)
+        assert made is not None
+        return replace(made, score=2 * made.score - 1, tags={"metric": "matthews"})
+
+    packs = []
+    for name, metric, methods in (("first", "accuracy", ["lora"]), ("second", "matthews", ["lora", "full"])):
+        tasks = [{"task": "movie-sentiment", "metric": metric}]
+        plan = plan_of(name=name, tasks=tasks, backbones=["tiny-random-bert"], methods=[*methods, "lotr"])
+        (tmp_path / name).mkdir()
+        uri = new_store(tmp_path / name)
+        write(uri, plan, result if metric == "accuracy" else as_matthews)
+        packs.append(str(tmp_path / f"{name}.tensorbench.zip"))
+        bench.pack(name, out=packs[-1], store=uri)
+    blocks = analyse_studies(read("", packs, studies=True)).blocks
+    assert {block.metric: [level.family for level in block.levels] for block in blocks} == {
+        "accuracy": [],
+        "matthews": ["full"],
+    }
+
+
+def test_a_percentage_of_lora_s_error_matters_where_scores_have_units(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    def in_stars(trial: Trial, row: Row) -> Result:
+        of_method = {"LoRA": 0.5, "LoTR": 1.8}[row.title]
+        score = of_method + random.Random(trial.id).gauss(0, 0.003)
+        errors = score * np.resize([-1.0, 1.0], 400)
+        labels = np.random.default_rng(0).normal(size=400)
+        return Result(
+            score=score,
+            labels=labels,
+            answers=labels + errors,
+            tags={"metric": "rmse", "unit": "stars"},
+            measures={Measure.SELECTED_LOSS: score**2},
+        )
+
+    uri = new_store(tmp_path)
+    changes = {"tasks": ["rating-pairs"], "backbones": ["tiny-random-bert"], "methods": ["lora", "lotr"]}
+    write(uri, plan_of(**changes), in_stars)
+    (block,) = analyse_studies(read(uri, [NAME], studies=True)).blocks
+    assert block.threshold == pytest.approx(0.005, rel=0.02)
 
 
 def test_own_sizes_join_the_only_budget() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import combinations, product
-from math import comb, inf, nan
+from math import comb, factorial, inf, nan
 
 import numpy as np
 import pytest
@@ -89,6 +90,31 @@ def test_strata_are_drawn_as_fresh_rates_would_fall_into_them(k: int) -> None:
             chances.append(stats.multinomial.pmf(counts, k, [1 / 3] * 3))
     expected = np.average(means, weights=chances)
     assert kept_weights(losses, k, strata) @ scores == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("studies", "points", "k"), [(3, 32, 64), (5, 100, 100)])
+def test_many_trials_have_exact_weights(studies: int, points: int, k: int) -> None:
+    losses, strata = np.random.default_rng(2).random(studies * points), np.tile(np.arange(points), studies)
+    weights = kept_weights(losses, k, strata)
+    assert weights.min() >= 0
+    assert weights.sum() == pytest.approx(1, abs=1e-12)
+    # The best trial is kept unless no draw falls on it. In exact fractions:
+    drawn = [Fraction(comb(studies, j), comb(studies, j) * factorial(j)) for j in range(studies + 1)]
+    avoided = [Fraction(comb(studies - 1, j), comb(studies, j) * factorial(j)) for j in range(studies + 1)]
+    others = _power(drawn, points - 1, k)
+    with_it, without = (sum(own[j] * others[k - j] for j in range(studies + 1)) for own in (drawn, avoided))
+    assert weights[losses.argmin()] == pytest.approx(float(1 - without / with_it), rel=1e-9)
+
+
+def _power(polynomial: list[Fraction], exponent: int, degree: int) -> list[Fraction]:
+    """The coefficients of a power of a polynomial, up to a degree."""
+    product = [Fraction(1)] + [Fraction(0)] * degree
+    for _ in range(exponent):
+        product = [
+            sum((c * product[d - j] for j, c in enumerate(polynomial) if j <= d), Fraction(0))
+            for d in range(degree + 1)
+        ]
+    return product
 
 
 def test_stratified_rates_are_not_taken_for_independent_ones() -> None:
