@@ -172,10 +172,8 @@ def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> 
         stored = predictions(study.experiment(name), [trial_id], metric).get(trial_id)
         if stored is None or len(stored.labels) < 2:
             continue
-        levels = [
-            level for answers in _constant(metric, stored) if (level := _within(metric, stored, answers))
-        ]
-        return max(levels, default=None)
+        levels = (_within(metric, stored, answers) for answers in _constant(metric, stored))
+        return max((level for level in levels if level is not None), default=None)
     return None
 
 

@@ -115,6 +115,17 @@ def test_scores_near_guessing_are_collapses_unless_all_methods_guess(stored: Cal
     assert of(read(stored(results_with(head(550) | near | guessed)), ["small"])) == []
 
 
+def test_constant_answers_are_collapses_where_they_score_zero(stored: Callable[..., str]) -> None:
+    def result(trial: Trial, row: Row) -> Result:
+        kept = results_with({})(trial, row)
+        if row.title != "LoRA" or trial.seed > 2:
+            return replace(kept, score=0.8)
+        return replace(kept, score=0.0, answers=np.zeros_like(LABELS))
+
+    of_matthews = FIVE | {"tasks": [{"task": "digits", "metric": "matthews"}]}
+    assert of(read(stored(result, of_matthews), ["small"])) == [("LoRA", 3, 5)]
+
+
 def test_tuning_trials_of_the_chosen_point_count(tmp_path: Path, new_store: NewStore) -> None:
     def result(trial: Trial, row: Row) -> Result:
         if trial.evaluate == "test":
