@@ -111,6 +111,8 @@ class TextInput:
     blaming: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
     #: Whether the backbone is a language model.
     decodes: bool = False
+    #: The model type, such as "roberta", if the tokenizer's class depends on it as well as on its files.
+    model_type: str = ""
     #: If given, a language model answers with the words of a class.
     prompt: Prompt | None = None
     #: If given, a language model answers with free text.

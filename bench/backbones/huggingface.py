@@ -375,6 +375,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
             load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
             blaming=partial(_blaming_tokenizer, folder),
             decodes=kind.decodes,
+            model_type=config.model_type,
         )
     size, patch = _side(config.image_size, name), _side(config.patch_size, name)
     return ImageInput(pixel_size(name, size, image_size, patch), *normalisation(folder, kind.normalisation))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -176,6 +178,7 @@ def _classes(
         integers = all(key.removeprefix("-").isdecimal() for key in keys)
         names = tuple(sorted(keys, key=int) if integers else sorted(keys))
         _check_number(description, column, names, rows)
+        _check_spellings(column, names)
     return names, {name: number for number, name in enumerate(names)}
 
 
@@ -191,6 +194,19 @@ def _check_number(description: Description, column: str, values: Sequence[str], 
             f"column '{column}' has {len(values):,} different values in {rows:,} rows, too many for "
             f"classes: {hint}"
         )
+
+
+def _check_spellings(column: str, names: Sequence[str]) -> None:
+    """Raises UserError if two classes are one: 1 and 1.0, or a text in two Unicode encodings."""
+    spelled: dict[str, str] = {}
+    for name in names:
+        whole = re.fullmatch(r"(-?\d+)\.0+", name)
+        other = spelled.setdefault(whole[1] if whole else unicodedata.normalize("NFC", name), name)
+        if other != name:
+            how = f"{shown(other)} and {shown(name)}" if whole else f"{shown(name)} in two Unicode encodings"
+            raise UserError(
+                f"column '{column}' has {how}, which would be two classes: write one of them only"
+            )
 
 
 def _is_number(text: str) -> bool:

@@ -258,12 +258,14 @@ def files_of(description: Description) -> list[tuple[str, Path]]:
             for p in pictures_of(description)
         ]
     if (folder := description.dataset) is not None:
-        return [(str(file.relative_to(folder)), file) for file in sorted(folder.rglob("*.arrow"))]
-    files = list(description.paths.items())
+        # `datasets` writes the results of `map` and `filter` there, under names that begin with "cache-".
+        files = sorted(file for file in folder.rglob("*.arrow") if not file.name.startswith("cache-"))
+        return [(str(file.relative_to(folder)), file) for file in files]
+    paths = list(description.paths.items())
     if description.image is None or description.format not in ("csv", "jsonl"):
-        return files
+        return paths
     rows = _TableRows(description, [*_tables(description)])
-    return files + [(str(row), path) for row, path in enumerate(rows.image_files())]
+    return paths + [(str(row), path) for row, path in enumerate(rows.image_files())]
 
 
 def content_hash(description: Description) -> str:

@@ -99,6 +99,7 @@ def plain_tokens(name: TextName, model_input: TextInput) -> tuple[Tensor, ...]:
         "documents": text.documents,
         "tokens": min(text.tokens, model_input.max_tokens),
         "tokenizer_hash": model_input.tokenizer_hash,
+        "model_type": model_input.model_type,
     }
 
     def build(folder: Path) -> None:

@@ -155,6 +155,9 @@ def _folder(task: Task, model_input: ModelInput, key: dict[str, Any], sizes: Siz
         build = build_image_pool if per_seed else build_images
         return prepared(task.name, key, partial(build, source, model_input))
     limit = key["max_tokens"]
+    # Two backbones with the same tokenizer files may read other tokens. A trial's id names the backbone, so
+    # that only the cache needs this.
+    key = {**key, "model_type": model_input.model_type}
     if per_seed:
         return prepared(task.name, key, partial(build_text_pool, source, model_input, limit))
     if any(sizes) and not is_prepared(task.name, key):

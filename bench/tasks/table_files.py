@@ -65,6 +65,7 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
             frame = pd.read_csv(file, na_values=[""], **options)
         except pd.errors.ParserError as error:
             raise UserError(_csv_fault(file, delimiter, len(have))) from error
+        _check_quotes(file, delimiter)
         # pandas takes the first column as row names if rows have more values than the header.
         if not isinstance(frame.index, pd.RangeIndex):
             raise UserError(_csv_fault(file, delimiter, len(have)))
@@ -90,17 +91,40 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
     Empty lines are skipped, as pandas does.
     """
+    with _csv_reader(file, delimiter) as reader:
+        ended = rows = 0
+        for fields in reader:
+            if len(fields) > 1 or "".join(fields).strip():
+                rows += 1
+                if rows > 1:
+                    yield ended + 1, fields
+            ended = reader.line_num
+
+
+def _check_quotes(file: Path, delimiter: str) -> None:
+    """Raises UserError if text follows a closing quote.
+
+    pandas adds it to the value. So a stray quote at the start of a value would make one value of all lines up
+    to the next quote.
+    """
+    with _csv_reader(file, delimiter, strict=True) as reader:
+        try:
+            for _ in reader:
+                pass
+        except csv.Error as error:
+            raise UserError(
+                f"{file}, line {reader.line_num}: text follows a closing quote. Either this quote belongs to "
+                "a text and should be doubled, or a quote in a line above is not closed"
+            ) from error
+
+
+@contextmanager
+def _csv_reader(file: Path, delimiter: str, strict: bool = False) -> Iterator[Any]:
+    """A context with a reader of the file's rows, which may have values of any length."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader, ended = csv.reader(stream, delimiter=delimiter), 0
-            rows = 0
-            for fields in reader:
-                if len(fields) > 1 or "".join(fields).strip():
-                    rows += 1
-                    if rows > 1:
-                        yield ended + 1, fields
-                ended = reader.line_num
+            yield csv.reader(stream, delimiter=delimiter, strict=strict)
     finally:
         csv.field_size_limit(limit)
 

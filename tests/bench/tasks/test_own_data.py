@@ -59,6 +59,19 @@ def test_one_table_is_one_task_in_every_format(tmp_path: Path) -> None:
     assert len({reviews_task.data_hash for reviews_task in read}) == 5
 
 
+def test_looking_at_a_data_set_does_not_change_it(tmp_path: Path) -> None:
+    import datasets
+
+    def data_hash() -> str | None:
+        return task(tmp_path, dataset="d", text="body", label="stars").data_hash
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "d")
+    before = data_hash()
+    datasets.load_from_disk(tmp_path / "d").filter(lambda row: row["stars"])
+    assert [*(tmp_path / "d").glob("cache-*.arrow")]
+    assert data_hash() == before
+
+
 def test_a_task_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
     first = reviews(tmp_path)
     other = tmp_path / "elsewhere"
@@ -203,6 +216,21 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "empty file": ("", {}, "r.csv is empty"),
     "too many values in the first row": (COLUMNS + "a,1,2\n", {}, "r.csv, line 2: the row has 3 values"),
     "too many values below": (COLUMNS + 'a,1\n"b\nc",0\nd,e,1\n', {}, "r.csv, line 5: the row has 3 values"),
+    "a stray quote": (
+        COLUMNS + 'a,1\n"b,0\nc,1\nd,0\n"e",1\n',
+        {},
+        "r.csv, line 6: text follows a closing quote. .* a quote in a line above is not closed",
+    ),
+    "two spellings of a number": (
+        COLUMNS + "a,1\nb,0\nc,1.0\n",
+        {},
+        "'stars' has '1' and '1.0', which would be two",
+    ),
+    "two encodings of a letter": (
+        COLUMNS + "a,caf\u00e9\nb,cafe\u0301\nc,tea\n",
+        {},
+        "'stars' has 'caf.*' in two Unicode encodings",
+    ),
     "an open quote": (COLUMNS + 'a,1\n"b,0\nc,1\n', {}, "r.csv, line 3: a double quote is never closed"),
     "semicolons": (CSV.replace(",", ";"), {}, "r.csv: its columns are separated by ';'"),
     "a spreadsheet": (CSV, {"csv": "r.xlsx"}, "r.xlsx is a spreadsheet: export it as CSV"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from bench.tasks import Examples, ImageSplit, TextSplit, data_key, objective, prepare
 from methods.errors import UserError
@@ -34,6 +36,18 @@ def test_second_preparation_does_no_work(own_cache: Path) -> None:
     assert torch.equal(first.train.ids[:10], second.train.ids)
     prepare(task, text, max_tokens=20)
     assert task.reads == len(loaded) == 2
+
+
+def test_models_that_read_the_same_files_otherwise_share_no_tokens(own_cache: Path) -> None:
+    plain = deepcopy(tokenizer())
+    plain.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    first = prepare(ToyText(), replace(TEXT, model_type="roberta")).test
+    second = prepare(ToyText(), replace(TEXT, model_type="gpt2", load_tokenizer=lambda: plain)).test
+    assert isinstance(first, TextSplit)
+    assert isinstance(second, TextSplit)
+    framed, bare = (split.batch(torch.tensor([0]))["input_ids"][0].tolist() for split in (first, second))
+    assert framed[1:-1] == bare[: len(framed) - 2]
+    assert framed[0] == 9 != bare[0]
 
 
 def test_text_batch_is_the_tokenizers_own(own_cache: Path) -> None:
