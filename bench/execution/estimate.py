@@ -12,7 +12,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.backbones import describe
 from bench.inputs import ImageInput
@@ -45,12 +45,18 @@ PROCESS_MIB = 400
 #: in docs/guides/decoders.md. It is the same for any batch size, with and without checkpointing.
 PASSING_LAYERS = 5
 
-#: The names of a method, a backbone and a task. The method's name lacks the rates that tuning appends to it
-#: (see SETTING). All trials of a workload are assumed to need the same time per step.
-Workload = tuple[str, str, str]
 #: Matches the rates and the scale that tuning appends to a method's name. The time of a step does not depend
 #: on them.
 SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
+
+
+class Workload(NamedTuple):
+    """The names of a method, a backbone and a task. Its trials are assumed to need the same time per step."""
+
+    #: Without the rates and the scale that tuning appends to it.
+    method: str
+    backbone: str
+    task: str
 
 
 def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
@@ -86,8 +92,10 @@ class Pace:
     """
 
     def __init__(self, plan: Plan, records: Iterable[Record], per_operation: float = 1.0) -> None:
+        records = list(records)
         times = seconds_per_step(records)
         self.measured = {workload: statistics.median(seconds) for workload, seconds in times.items()}
+        self._examples = training_examples(records)
         by_id = {trial.id: trial for trial in plan.trials}
         planned = {
             workload_of(row): by_id[id_] for row in plan.rows for id_ in row.trials.values() if id_ in by_id
@@ -99,7 +107,8 @@ class Pace:
 
     def seconds(self, trial: Trial, workload: Workload) -> float:
         step = self.measured.get(workload)
-        return step_count(trial) * (self._per_operation * step_flops(trial) if step is None else step)
+        steps = step_count(trial, self._examples.get(workload.task))
+        return steps * (self._per_operation * step_flops(trial) if step is None else step)
 
 
 def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
@@ -130,12 +139,19 @@ def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
     return times
 
 
+def training_examples(records: Iterable[Record]) -> dict[str, int]:
+    """Maps each task to the number of training examples of a finished trial."""
+    counts = ((record.tag(Tag.TASK), record.measure(Measure.TRAIN_EXAMPLES)) for record in records)
+    return {task: int(count) for task, count in counts if count}
+
+
 def workload_of(row: Row) -> Workload:
-    return SETTING.sub("", row.method), row.backbone, row.task
+    return Workload(SETTING.sub("", row.method), row.backbone, row.task)
 
 
 def workload_of_record(record: Record) -> Workload:
-    return SETTING.sub("", record.tag(Tag.METHOD)), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
+    method = SETTING.sub("", record.tag(Tag.METHOD))
+    return Workload(method, record.tag(Tag.BACKBONE), record.tag(Tag.TASK))
 
 
 def workloads(plan: Plan) -> dict[str, Workload]:
@@ -143,14 +159,15 @@ def workloads(plan: Plan) -> dict[str, Workload]:
     return {id_: workload_of(row) for row in plan.rows for id_ in row.trials.values() if id_}
 
 
-def step_count(trial: Trial) -> int:
+def step_count(trial: Trial, seen: int | None = None) -> int:
     """The number of optimizer steps of a trial.
 
-    It is an estimate if the task does not state its number of examples. For methods that fit a head on the
-    frozen features, it is the number of batches of one pass over the data.
+    `seen` is the number of training examples in earlier trials of the task. It is used if the task does not
+    state the number. Without both, the result is an estimate. For methods that fit a head on the frozen
+    features, it is the number of batches of one pass over the data.
     """
     task = trial.task.lookup()
-    examples = trial.task.train_examples(task)
+    examples = trial.task.train_examples(task) or seen
     if examples is None:
         # Approximately, from the fractions of a suite's split.
         examples = task.total * task.redealt[0] // 100 if task.total and task.redealt else UNKNOWN_SIZE

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from bench.execution.estimate import seconds_per_step, step_count, workloads
+from bench.execution.estimate import seconds_per_step, step_count, training_examples, workloads
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
@@ -106,22 +106,31 @@ class Limits:
     def __init__(self, timeout: float | str | None, plan: Plan, records: Iterable[Record]) -> None:
         self._timeout = timeout
         self._workloads = workloads(plan)
+        records = list(records)
         self._paces = seconds_per_step(records)
+        self._examples = training_examples(records)
 
     def seconds(self, trial: Trial) -> float | None:
         """The time limit of a trial in seconds. None: no limit."""
         if not isinstance(self._timeout, str):
             return self._timeout
-        paces = self._paces.get(self._workloads[trial.id])
+        workload = self._workloads[trial.id]
+        paces = self._paces.get(workload)
         if not paces:
             return None
-        return max(LEAST, float(self._timeout.removesuffix("x")) * step_count(trial) * median(paces))
+        steps = step_count(trial, self._examples.get(workload.task))
+        return max(LEAST, float(self._timeout.removesuffix("x")) * steps * median(paces))
 
     def learn(self, trial: Trial, ending: Record) -> None:
-        """Notes the time per step of a finished trial, for the limits of similar trials."""
-        seconds, steps = ending.metrics.get(Measure.SECONDS), ending.metrics.get(Measure.STEPS)
+        """Notes the time per step of a finished trial and its training examples, for the limits of others."""
+        seconds, steps, examples = (
+            ending.metrics.get(measure)
+            for measure in (Measure.SECONDS, Measure.STEPS, Measure.TRAIN_EXAMPLES)
+        )
         if ending.status == Status.FINISHED and seconds and steps:
-            self._paces.setdefault(self._workloads[trial.id], []).append(seconds / steps)
+            workload = self._workloads[trial.id]
+            self._paces.setdefault(workload, []).append(seconds / steps)
+            self._examples |= {workload.task: int(examples)} if examples else {}
 
 
 def too_long(limit: float) -> str:

@@ -21,6 +21,7 @@ from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.execution.watch import Limits, Silence, Watch
 from bench.plan.suite import Suite
+from bench.plan.suite_rows import TaskRow
 from bench.records.measures import Measure
 from bench.records.record import Record
 from bench.records.words import Status
@@ -107,6 +108,16 @@ def test_a_time_limit_may_be_a_multiple_of_what_such_trials_took() -> None:
     assert limits.seconds(head) == watch.LEAST
     assert Limits(7.0, made, []).seconds(head) == 7.0
     assert Limits(None, made, [stored]).seconds(lora) is None
+
+
+def test_a_task_of_unstated_size_has_the_steps_of_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TaskRow, "train_examples", lambda row, task: None)
+    made = plan(training={"batch_size": 16, "epochs": 1}, seeds=[0, 1])
+    first, second = made.trials
+    limits = Limits("5x", made, [])
+    measures = {Measure.SECONDS: 200.0, Measure.STEPS: 100.0, Measure.TRAIN_EXAMPLES: 1600.0}
+    limits.learn(first, Record(status=Status.FINISHED, metrics=measures))
+    assert limits.seconds(second) == 5 * 200
 
 
 def test_times_of_stored_trials_limit_those_of_other_settings() -> None:
