@@ -42,7 +42,8 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
     rows: list[tuple[tuple[int, ...], Row]] = []
     trials: dict[str, tuple[tuple[int, ...], Trial]] = {}
-    lines: set[tuple[Budget | str | None, ...]] = set()
+    #: The number of the suite's row that made each line of the plan.
+    lines: dict[tuple[Budget | str | None, ...], int] = {}
     # Blocks in the order of tables: rows of a fixed size, then the suite's budgets.
     blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
     for pair, cell in cells(suite, device):
@@ -52,8 +53,14 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
         final = (t.id for row in planned.rows for choice in row.candidates for t in choice.final.values())
         line = (cell.budget, *(trial.id for _, trial in planned.trials), *final)
         if line in lines:
-            continue  # rows with equal trials, such as orders of heads without a head mode
-        lines.add(line)
+            # Rows with equal trials, such as orders of heads without a head mode.
+            if cell.labels[0] and lines[line] != cell.number:
+                raise UserError(
+                    f"methods.{cell.number}.label: {shown(cell.labels[0])} has the same trials as "
+                    f"methods.{lines[line]}; remove one of the two"
+                )
+            continue
+        lines[line] = cell.number
         rows += [((pair, block), row) for row in planned.rows]
         for (study, place), trial in planned.trials:
             # Ordered by study, then by seed, so that a stopped run has treated all methods alike.

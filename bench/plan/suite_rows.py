@@ -358,9 +358,13 @@ class MethodRow(Frozen):
 
     @property
     def content(self) -> str:
-        """The contents of the row as text, independent of the order of its options."""
+        """The contents of the row as text, independent of the order of its options.
+
+        Rows that differ in their centre alone have the same name in tables, unless one has a label.
+        """
+        centre = self.centre if self.label else None
         mappings = (self.options, self.each, self.training)
-        return repr((self.method, self.budgets, *(sorted(mapping.items()) for mapping in mappings)))
+        return repr((self.method, self.budgets, centre, *(sorted(mapping.items()) for mapping in mappings)))
 
     @property
     def recipe_fields(self) -> set[str]:

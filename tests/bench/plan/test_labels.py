@@ -122,6 +122,10 @@ def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:
             {"methods": [{"method": "head_only", "label": "LoRA"}, {"method": "lora", "rank": 2}]},
             "methods.0.label: 'LoRA'",
         ),
+        (
+            {"methods": ["lora", {"method": "lora", "scale": 1.0, "label": "again"}]},
+            "methods.1.label: 'again' has the same trials as methods.0",
+        ),
         ({"tasks": [{**DIGITS, "label": "two\nlines"}]}, "label: should be one line of text"),
         ({"tasks": [{**DIGITS, "label": " "}]}, "label: should be one line of text"),
         ({"backbones": ["tiny-random-vit", {"name": "tiny-random-vit", "label": "again"}]}, "backbones: "),

@@ -71,6 +71,13 @@ def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own()
             assert trial.recipe.head_lr == (place.lr if row.family == "head_only" else 3e-3)
 
 
+def test_a_method_may_have_two_centres_if_a_label_tells_them_apart() -> None:
+    made = make_plan(suite(methods=["lora", {"method": "lora", "centre": 2e-2, "label": "wide"}]))
+    assert {row.method: of(row).centre for row in made.rows} == {"LoRA": 5e-3, "wide": 2e-2}
+    with pytest.raises(UserError, match="lora is duplicated"):
+        suite(methods=["lora", {"method": "lora", "centre": 2e-2}])
+
+
 @pytest.mark.parametrize(("points", "decades"), [(8, 1.0), (5, 2.0)])
 def test_one_offset_lies_in_each_stratum_of_the_window(points: int, decades: float) -> None:
     section = Studies.model_validate({"points": points, "lr": {"decades": decades}})
