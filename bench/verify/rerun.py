@@ -42,7 +42,7 @@ SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "bf16": 0.1}
 
 #: The keys of the provenance on which the order of sums depends. Trials of earlier versions have no
 #: `cpu_kind`, so their hardware counts as other hardware.
-HARDWARE = ("cpu", "cpu_kind", "gpu", "version_torch")
+HARDWARE = ("cpu", "cpu_kind", "gpu", "version_torch", "version_transformers", "version_timm")
 
 
 @dataclass(frozen=True)

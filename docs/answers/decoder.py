@@ -57,7 +57,7 @@ def more_forgotten(study: Study, cell: Cell) -> Effect | None:
 
 
 def _accuracy(cell: Cell, against: AgainstReference | None) -> list[str]:
-    tuned = cell.tuning.chosen.get("lr") if cell.tuning else None
+    tuned = cell.tuning.chosen.get("lr") if cell.tuning and cell.tuning.chosen else None
     mean = "–" if cell.mean is None else f"{100 * cell.mean:.2f} ± {100 * (cell.sd or 0):.2f}"
     row = [cell.method, cell.ranks or "–", f"{cell.parameters:,}", f"{tuned:g}" if tuned else "–", mean]
     if against is None:
