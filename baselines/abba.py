@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
+from methods.errors import UserError
 from methods.lowrank import Contracted, LowRankMethod, OwnPairs
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
@@ -100,6 +101,15 @@ class ABBA(HadamardMethod):
         With the MLP, even rank 1 has more parameters than LoRA r=4 on query, key and value.
         """
         return (cls.model_validate({"targets": "qkvo"}),)
+
+    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
+        super().check(geometry, projections)
+        limit = min(map(min, self.adapted(geometry).values()))
+        if self.resolved_rank > limit:
+            raise UserError(
+                f"{self.label}: rank is {self.resolved_rank:,}, accepted is at most {limit:,}, the smallest "
+                f"side of an adapted weight of {geometry}: it starts from that many singular values"
+            )
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> HadamardPairs:
         pairs = HadamardPairs(self, geometry)

@@ -62,7 +62,9 @@ class PeftAdapter(Adapter):
             self._restore(before)
             raise
         for site in sites:
-            self.install(site, backbone.module.get_submodule(backbone.path(site)))
+            layer = backbone.module.get_submodule(backbone.path(site))
+            # peft's layers are in training mode, whatever the mode of the backbone.
+            self.install(site, layer.train(self.bases[site].training))
         # Injection freezes everything else, including the head.
         for parameter in backbone.head.parameters():
             parameter.requires_grad_(True)

@@ -14,8 +14,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
-from methods.errors import UnknownNameError, UserError, cut
-from methods.sizes import OneRank, nearest
+from methods.errors import UnknownNameError, UserError, cut, too_small
+from methods.sizes import OneRank, nearest, nearest_rank
 from methods.skeleton import Skeleton
 
 #: The fields of peft's configurations that set an adapter's size. A type has at most one of these fields.
@@ -146,8 +146,21 @@ class PeftMethod(OneRank):
         with suppress(UserError):
             if guess > 2 and self.count_at(geometry, guess) == first + (guess - 1) * (second - first):
                 return self.isorank(guess)
+        if first > budget:
+            raise too_small(self.label, budget, first)
         count = partial(self.count_at, geometry)
-        rank = super().fit(geometry, budget, uneven=uneven).resolved_rank
+
+        def count_or_more(rank: int) -> int:
+            try:
+                return count(rank)
+            except UserError:
+                # Farther from the budget than any rank below it.
+                return 2 * budget + 1
+
+        rank = nearest_rank(count_or_more, budget)
+        if budget - count(rank) > count(rank) - count(max(1, rank - 1)):
+            # The budget is above the counts of all ranks. This raises peft's error if it limits the rank.
+            count(rank + 1)
         with suppress(UserError):
             if count(2 * rank) <= count(rank):
                 # LoKr's count is constant from some rank on, and larger at the ranks just below.

@@ -56,6 +56,17 @@ DRAWING = {
     "PVERA": "peft's PVERA draws its update anew at every layer",
 }
 
+#: The types whose update is not zero at the start.
+NONZERO_STARTS = {
+    "C3A": "peft's C3A draws its kernels at random",
+    "FOURIERFT": "peft's FourierFT draws its spectrum at random",
+    "UNILORA": "peft's UniLoRA draws all entries of A and B from one random vector",
+    "VBLORA": "peft's VB-LoRA draws its vector bank and its logits at random",
+}
+
+#: The types in `NONZERO_STARTS` that start at zero if `config.init_weights` is true.
+ZERO_ON_REQUEST = ("C3A", "FOURIERFT")
+
 
 class Peft(PeftMethod):
     """An adapter type of peft, such as VERA, LOHA, LOKR or IA3. DORA and RSLORA are types, too.
@@ -107,6 +118,12 @@ class Peft(PeftMethod):
     @property
     def shifts_dropout(self) -> str:  # type: ignore[override]
         return DRAWING.get(self.type, super().shifts_dropout)
+
+    @property
+    def nonzero_start(self) -> str:  # type: ignore[override]
+        if self.type in ZERO_ON_REQUEST and self.config.get("init_weights") is True:
+            return ""
+        return NONZERO_STARTS.get(self.type, super().nonzero_start)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """Returns the smaller side of the largest weight for LoRA, DoRA and RSLORA.

@@ -16,7 +16,7 @@ from baselines.shapes import equal_axes, quanta_axes
 from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
 from methods.errors import UserError
-from methods.sizes import StartKept, Targeted, nearest_fit
+from methods.sizes import StartKept, Targeted, check_ranks, nearest_fit
 
 
 class QuanTA(Targeted, StartKept):
@@ -52,6 +52,7 @@ class QuanTA(Targeted, StartKept):
         return tuple(f"axis {index + 1}" for index in range(len(self.axes or (0,))))
 
     def with_size(self, ranks: Sequence[int]) -> Self:
+        check_ranks(self.label, ranks)
         return self.model_copy(update={"axes": tuple(ranks)})
 
     def isorank(self, rank: int) -> Self:

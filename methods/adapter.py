@@ -259,7 +259,13 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state` returned. Raises UserError, before any change, if names or shapes differ."""
+        """Restores what `state` returned.
+
+        Raises UserError, before any change, if names or shapes differ, or while the adapter is merged: the
+        backbone's weights would keep the old update.
+        """
+        if self.merged:
+            raise UserError("a merged adapter cannot load a state: call unmerge first")
         own: dict[str, Tensor] = {**self.named_parameters(), **self.kept()}
         wrong = sorted(set(own) ^ set(state)) or [
             f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"

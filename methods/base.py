@@ -116,7 +116,10 @@ class Method(Frozen, ABC):
         return (None,) * len(self.rank_names)
 
     def with_size(self, ranks: Sequence[int]) -> Self:
-        """Returns the same method with these ranks, one for each of `rank_names`."""
+        """Returns the same method with these ranks, one for each of `rank_names`.
+
+        Raises UserError if a rank is below 1.
+        """
         (rank,) = ranks
         return self.isorank(rank)
 
@@ -151,7 +154,7 @@ class Method(Frozen, ABC):
 
     @abstractmethod
     def isorank(self, rank: int) -> Self:
-        """Returns the same method with every rank equal to `rank`."""
+        """Returns the same method with every rank equal to `rank`. Raises UserError if it is below 1."""
 
     @abstractmethod
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:

@@ -21,6 +21,12 @@ AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
 ANY_TARGETS: dict[AnyTargets, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
 
 
+def check_ranks(label: str, ranks: Sequence[int]) -> None:
+    """Raises UserError, with a message that begins with `label`, if a rank is below 1."""
+    if min(ranks, default=1) < 1:
+        raise UserError(f"{label}: ranks should be at least 1 (got {', '.join(map(str, ranks))})")
+
+
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
     """Returns the rank in [low, high] whose count is nearest to the budget. On a tie, the smaller count wins.
 
@@ -85,6 +91,7 @@ class OneRank(Method):
             )
 
     def isorank(self, rank: int) -> Self:
+        check_ranks(self.label, (rank,))
         return self.model_copy(update={"rank": rank})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:

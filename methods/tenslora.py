@@ -20,6 +20,7 @@ from methods.errors import UserError, too_small
 from methods.factorizations import FACTORIZATIONS, Init
 from methods.lowrank import Contracted, CutMethod, Parametrisation
 from methods.lowrank.cutting import TuckerTensors
+from methods.sizes import check_ranks
 from methods.slices import CUT_INPUTS, Slices, cut_inputs, turned
 from methods.tenslora_ranks import even_ranks, tucker_ranks
 from methods.validation import Later
@@ -225,6 +226,9 @@ class TensLoRA(CutMethod):
         return self.with_size((rank,) * len(self.rank_names))
 
     def with_size(self, ranks: Sequence[int]) -> Self:
+        check_ranks(self.label, ranks)
+        if len(ranks) != len(self.rank_names):
+            raise UserError(f"{self.label}: takes {len(self.rank_names)} ranks (got {len(ranks)})")
         return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:

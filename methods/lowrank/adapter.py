@@ -48,15 +48,10 @@ class LowRankAdapter(Adapter):
             self._adapt(sites, dropout_at)
         if self.named_parameters():
             self.register(self.parametrisation)
-        self._hooks = []
-        if masks is not None:
-            self._hooks += [
-                backbone.module.register_forward_pre_hook(lambda *_: masks.begin()),
-                backbone.module.register_forward_hook(lambda *_: masks.end(), always_call=True),
-            ]
-        self._hooks += [
-            backbone.module.register_forward_pre_hook(lambda *_: self._refresh()),
-            backbone.module.register_forward_hook(lambda *_: self._drop(), always_call=True),
+        # Bound methods, so that a deep copy of the backbone's module calls its own copy of the adapter.
+        self._hooks = [
+            backbone.module.register_forward_pre_hook(self._begin_forward),
+            backbone.module.register_forward_hook(self._end_forward, always_call=True),
         ]
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -116,8 +111,9 @@ class LowRankAdapter(Adapter):
 
         Raises UserError as `Adapter.load` does.
         """
-        cutting, own = self.parametrisation.cutting, self.named_parameters()
-        if cutting is not None and own.keys() <= state.keys():
+        cutting, own, kept = self.parametrisation.cutting, self.named_parameters(), self.kept()
+        fits = not self.merged and {*own, *kept} == state.keys()
+        if cutting is not None and fits and all(kept[name].shape == state[name].shape for name in kept):
             cutting.take_shapes({own[name]: tuple(state[name].shape) for name in own})
         super().load(state)
 
@@ -198,6 +194,16 @@ class LowRankAdapter(Adapter):
 
     def _place(self, here: bool, *, of_weight: bool = False) -> DropoutSite | None:
         return self.masks.place(of_weight=of_weight) if here and self.masks is not None else None
+
+    def _begin_forward(self, *_: object) -> None:
+        if self.masks is not None:
+            self.masks.begin()
+        self._refresh()
+
+    def _end_forward(self, *_: object) -> None:
+        if self.masks is not None:
+            self.masks.end()
+        self._drop()
 
     def _refresh(self) -> None:
         if not self._holding and not self.merged:

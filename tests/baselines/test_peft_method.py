@@ -13,6 +13,7 @@ from peft.utils.warning import PeftWarning
 from baselines.peft_adapter import PeftAdapter
 from baselines.peft_method import count_built
 from baselines.peft_types import REFUSED, Peft
+from bench.conformance.cases import run_checks
 from bench.conformance.subject import Subject, expect_close, expect_equal, outputs, sites_of, snapshot
 from methods import Geometry, Site, UserError, create
 
@@ -155,6 +156,42 @@ def test_delta_leaves_the_mode_alone() -> None:
     backbone.module.train()
     adapter.delta(Site(0, "query"))
     assert all(module.training for module in backbone.module.modules())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_layers_have_the_mode_of_the_backbone(training: bool) -> None:
+    backbone = ToyBackbone(GEOMETRY)
+    backbone.module.train(training)
+    create("lora", rank=2, dropout=0.5).attach(backbone, torch.Generator())
+    assert {module.training for module in backbone.module.modules()} == {training}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "zero"),
+    [
+        ("C3A", {"block_size": 6}, False),
+        ("C3A", {"block_size": 6, "init_weights": True}, True),
+        ("FOURIERFT", {}, False),
+        ("FOURIERFT", {"init_weights": True}, True),
+        ("UNILORA", {}, False),
+        ("VBLORA", {"vector_length": 6, "num_vectors": 8}, False),
+    ],
+)
+def test_a_type_says_whether_it_starts_at_zero(kind: str, config: dict[str, Any], zero: bool) -> None:
+    method = Peft(type=kind, config=config)
+    assert (not method.nonzero_start) == zero
+    (result,) = run_checks(method, backbones=["bert"], checks=["start"])
+    assert result.status == "passed", result
+
+
+def test_a_budget_is_met_below_the_highest_rank_that_can_be_built() -> None:
+    # PSOFT's rank is at most the smaller side of each weight, which is 6 for key and value.
+    geometry, method = Geometry(24, 4, 3, 60, kv_heads=1), Peft(type="PSOFT")
+    for rank in (5, 6):
+        budget = method.isorank(rank).count(geometry)
+        assert method.fit(geometry, budget + 1).size == (rank,)
+    with pytest.raises(UserError, match="PSOFT"):
+        method.fit(geometry, 2 * budget)
 
 
 def test_an_unknown_type_is_answered_with_those_that_fit() -> None:

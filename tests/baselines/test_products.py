@@ -118,6 +118,17 @@ class TestABBA(ProductOracle):
             torch.testing.assert_close(left @ right, (u[:, :4] * s[:4]) @ vh[:4], rtol=0, atol=1e-3)
             torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1), rtol=1e-5, atol=1e-5)
 
+    def test_a_rank_above_the_smallest_side_is_refused(self) -> None:
+        # Its keys and values are 6 wide.
+        geometry = Geometry(24, 4, 2, 60, kv_heads=1)
+        backbone = ToyBackbone(geometry)
+        before = list(backbone.module.modules())
+        with pytest.raises(UserError, match=naming("rank", 7, 6)):
+            self.method(rank=7, targets="qkv").attach(backbone, torch.Generator())
+        assert list(backbone.module.modules()) == before
+        assert all(parameter.requires_grad for parameter in backbone.module.parameters())
+        self.method(rank=6, targets="qkv").attach(backbone, torch.Generator())
+
     def test_the_seed_decides_the_start(self) -> None:
         """Only A2 differs between seeds: A1 and B1 come from the weights, and B2 starts at zero."""
         first, same, other = (self.started(EVEN[0], seed)[1].named_parameters() for seed in (0, 0, 1))

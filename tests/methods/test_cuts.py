@@ -30,8 +30,11 @@ ALL = pytest.mark.parametrize(
 
 
 def made(options: dict[str, Any], **cuts: Any) -> Method:
-    rest = {key: value for key, value in options.items() if key != "method"}
-    return create(options["method"], **rest, cuts={"times": 1, "first": 0.5, "last": 0.5, **cuts})
+    return uncut({**options, "cuts": {"times": 1, "first": 0.5, "last": 0.5, **cuts}})
+
+
+def uncut(options: dict[str, Any]) -> Method:
+    return create(options["method"], **{key: value for key, value in options.items() if key != "method"})
 
 
 def attached(method: Method) -> tuple[ToyBackbone, LowRankAdapter]:
@@ -223,6 +226,22 @@ def test_a_fresh_adapter_takes_what_was_cut(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="does not fit"):
         other.load({**state, first: torch.zeros(1, 1)})
     assert other.final_ranks() == adapter.final_ranks()
+
+
+@ALL
+def test_a_refused_state_leaves_all_ranks_and_values(options: dict[str, Any]) -> None:
+    _, adapter = scattered(made(options))
+    _, small = scattered(uncut(options))
+    before = adapter.state()
+    with pytest.raises(UserError, match="another"):
+        adapter.load({**small.state(), "another": torch.zeros(1)})
+    adapter.merge()
+    with pytest.raises(UserError, match="unmerge"):
+        adapter.load(small.state())
+    torch.testing.assert_close(adapter.state(), before, rtol=0, atol=0)
+    adapter.unmerge()
+    adapter.load(small.state())
+    torch.testing.assert_close(adapter.state(), small.state(), rtol=0, atol=0)
 
 
 def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_out() -> None:

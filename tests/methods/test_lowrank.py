@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from methods.errors import UserError
 from methods.lowrank import AdaptedLinear, Contracted, LowRankAdapter, Masks, Matrix, Parametrisation
 from methods.tenslora import VARIANTS
 
-from .toy import GEOMETRY, ToyBackbone, attached, gradients
+from .toy import GEOMETRY, ToyBackbone, attached, gradients, scatter
 
 
 @contextmanager
@@ -308,6 +309,23 @@ def test_factors_stay_in_float32_on_a_bfloat16_backbone() -> None:
         assert {factor.dtype for pair in adapter.factors().values() for factor in pair} == {torch.float32}
         logits = backbone.module(backbone.inputs().to(torch.bfloat16))
     assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_deep_copy_of_the_module_runs_by_itself(dropout: float) -> None:
+    backbone, adapter = attached(variant="qkv", dropout=dropout)
+    backbone.module.train()
+    copied, x = copy.deepcopy(backbone.module), backbone.inputs()
+    expected = copied(x)
+    assert torch.equal(backbone.module(x), expected)
+    expected.sum().backward()
+    assert all(parameter.grad is None for parameter in adapter.named_parameters().values())
+    copied.eval()
+    expected = copied(x)
+    scatter(adapter.named_parameters(), seed=3)
+    assert not torch.equal(backbone.module.eval()(x), expected)
+    adapter.detach()
+    assert torch.equal(copied(x), expected)
 
 
 # --- modes ---

@@ -28,11 +28,14 @@ from methods.errors import NotLowRank, UserError
 def start(subject: Subject) -> str | None:
     """Checks that a fresh adapter does not change outputs, and that its update is zero.
 
-    If the method gives a reason in `nonzero_start`, checks instead that the update is not zero.
+    Also checks that no module is in training mode if the backbone is in eval mode. If the method gives a
+    reason in `nonzero_start`, checks that the update is not zero.
     """
     backbone, batch = subject.backbone(), subject.batch()
     before = outputs(backbone, batch)
     adapter = subject.attach(backbone)
+    training = [name for name, module in backbone.module.named_modules() if module.training]
+    expect(not training, f"in training mode on a backbone in eval mode: {training[:4]}")
     fresh = outputs(backbone, batch)
     deltas = {} if subject.method.not_mergeable else dict(adapter.deltas())
     for site, delta in deltas.items():

@@ -77,6 +77,14 @@ class StartsOff(Pairs):
         return pairs
 
 
+@fault("start", "in training mode on a backbone in eval mode: .*query")
+class AttachesInTrainingMode(Pairs):
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        adapter = super().put(backbone, generator)
+        backbone.module.get_submodule(backbone.path(Site(0, "query"))).train()
+        return adapter
+
+
 @fault("training", r"trains beside the adapter: .*query.*bias")
 class TrainsABias(Pairs):
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
