@@ -39,7 +39,8 @@ def in_short(protocol: str, answers: Mapping[str, Answer]) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages with the answers of the published packs, and the figure of the findings."""
-    study, fresh, trains = (PACKS / f"study{part}.tensorbench.zip" for part in ("", "_fresh", "_trains"))
+    study, trains = (PACKS / f"study{part}.tensorbench.zip" for part in ("", "_trains"))
+    fresh = PAGES / "study_fresh.tensorbench.zip"
     questions = studies.of_questions(study)
     if trains.exists():
         questions["Question 6"] = studies.of_trains(study, trains)

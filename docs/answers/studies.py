@@ -78,11 +78,13 @@ def of_advice(study: Path) -> Answer:
 def of_fresh_tunings(study: Path, fresh: Path) -> Answer:
     """The check of the study's errors by the pack `fresh`, and what its tunings say by themselves."""
     again = analysed(fresh)
-    check, alone = (
-        answered([(analysed(study), partial(fresh_tunings, again))]),
-        answered([(again, after_tuning)]),
-    )
-    return replace(check, text=f"{check.text}\n\nThe fresh tunings by themselves. {alone.text}")
+    check = answered([(analysed(study), partial(fresh_tunings, again))])
+    alone = answered([(again, after_tuning)])
+    if not alone.short:
+        return check
+    # Without the number of studies: those of the study itself are not among them.
+    by_themselves = alone.text.partition("\n\n")[2]
+    return replace(check, text=f"{check.text}\n\nThe fresh tunings by themselves:\n\n{by_themselves}")
 
 
 def in_one_sentence(study: Path) -> str:
