@@ -27,8 +27,8 @@ from bench.verify.findings import Examined, Rerun
 from methods import UserError
 
 #: The largest accepted difference between two scores. It is SAME if sums are in the same order: on the same
-#: hardware, with the same version of torch and, on a GPU, a deterministic recipe. Otherwise it is ELSEWHERE,
-#: or the share of EXAMPLES examples in the split if that is larger.
+#: hardware, with the same libraries and, on a GPU, a deterministic recipe. Otherwise it is ELSEWHERE, or the
+#: share of EXAMPLES examples in the split if that is larger.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 
 #: The largest accepted difference between validation losses on the same hardware, divided by the stored loss
