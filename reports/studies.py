@@ -427,7 +427,7 @@ def _block(
 
 
 def _threshold(block: StudyBlock) -> float:
-    """The default threshold. For scores in the unit of the targets, it is a share of the reference's."""
+    """The default threshold. If scores have the unit of the targets, it depends on the reference's score."""
     metric, own = METRICS.get(block.metric), block.reference
     mean = next((e.means.get(block.k) for e in block.entrants if own and e.cells == own.cells), None)
     if mean is None or not metric.in_units:

@@ -51,7 +51,7 @@ SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 
 
 class Workload(NamedTuple):
-    """The names of a method, a backbone and a task. Its trials are assumed to need the same time per step."""
+    """A method, a backbone and a task by name. All its trials are assumed to need the same time per step."""
 
     #: Without the rates and the scale that tuning appends to it.
     method: str
