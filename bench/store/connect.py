@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import ChunkedEncodingError, RetryError
 from sqlalchemy import Engine, create_engine, inspect, literal_column, select, table
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 
 from bench.machine import interrupts
 from bench.machine.cache import cache_dir
@@ -73,10 +73,12 @@ class StoreFailedError(StoreError):
     """
 
 
-#: Attempts at a request whose answer is incomplete.
+#: Attempts at a request that failed for a passing reason.
 ATTEMPTS = 5
 #: MLflow's message for an answer of unknown length that ends early.
 NO_JSON = "not in a valid JSON format"
+#: The end of SQLAlchemy's message, for every database and also if a server passes it on, if a row exists.
+NOT_UNIQUE = f"/{IntegrityError.code})"
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -97,16 +99,20 @@ def _reason(error: BaseException) -> str:
     return shown_uri(str(database or error).strip())
 
 
-def _cut(error: BaseException) -> bool:
-    """Whether the store's answer to a request arrived incomplete, after the store had carried it out.
+def _passing(error: BaseException) -> bool:
+    """Whether a request may succeed when it is repeated at once.
 
-    MLflow itself repeats requests without an answer, but not those with an incomplete one.
+    MLflow itself repeats requests without an answer, but not those whose answer arrived incomplete. Nor does
+    it repeat the writing of a new tag that another driver has written between its look and its write.
     """
-    return any(isinstance(cause, ChunkedEncodingError) or NO_JSON in str(cause) for cause in chain(error))
+    return any(
+        isinstance(cause, ChunkedEncodingError) or NO_JSON in str(cause) or NOT_UNIQUE in str(cause)
+        for cause in chain(error)
+    )
 
 
 def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorates a function so that it is called again if the store's answer was incomplete.
+    """Decorates a function so that it is called again if it failed for a passing reason.
 
     The function must be safe to repeat, since the store may have carried out the first request.
     """
@@ -117,7 +123,7 @@ def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters,
             try:
                 return function(*args, **named)
             except BROKEN_STORE as error:
-                if not _cut(error):
+                if not _passing(error):
                     raise
         return function(*args, **named)
 

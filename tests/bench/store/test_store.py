@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
+from sqlalchemy.orm import Session
 
 from bench.plan.rows import Plan
 from bench.records.record import Progress, Record, failed, latest, scores
@@ -196,6 +198,26 @@ def test_drivers_that_begin_in_one_moment_share_a_run(store: Store, monkeypatch:
     assert store.begin_suite(plan()) == begun[0]
     assert [run.run_id for run in store.records(RunKind.SUITE)] == begun
     assert store.begin_suite(plan()) == begun[0]
+
+
+def test_drivers_that_write_a_new_tag_in_one_moment_both_succeed(store: Store) -> None:
+    run_id = store.begin(RunKind.SUITE, "toy", {}, "")
+
+    def another_driver_writes(session: Session, *_: object) -> None:
+        # Between MLflow's look, which finds no such tag, and its insertion.
+        if not (written := store.records(RunKind.SUITE)[0].tag(Tag.NOTE)):
+            with closing(sqlite3.connect(connect.database_file(store.uri))) as other, other:
+                other.execute("INSERT INTO tags VALUES (?, ?, ?)", (Tag.NOTE, "the other's", run_id))
+        seen.append(written)
+
+    seen: list[str] = []
+    event.listen(Session, "before_flush", another_driver_writes)
+    try:
+        store.tag(run_id, Tag.NOTE, "this one's")
+    finally:
+        event.remove(Session, "before_flush", another_driver_writes)
+    [run] = store.records(RunKind.SUITE)
+    assert (seen, run.tag(Tag.NOTE)) == (["", "the other's"], "this one's")
 
 
 def test_a_truncated_plan_is_reported_with_its_run(store: Store) -> None:
