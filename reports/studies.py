@@ -182,6 +182,9 @@ class StudyAnalysis:
     thresholds: Mapping[str, float]
     blocks: tuple[StudyBlock, ...]
     notes: tuple[str, ...]
+    #: Those of the notes that say which trials the numbers leave out, although their studies have ended, and
+    #: where every trial failed.
+    limits: tuple[str, ...]
     evidence: Evidence = field(repr=False)
     #: The complete studies of each cell, by the cell's number. Cells without a complete study are absent.
     studies: Mapping[int, CompleteStudies] = field(repr=False)
@@ -222,36 +225,43 @@ def analyse_studies(study: Study, threshold: CustomThresholds = None) -> StudyAn
     evidence = gather(study, (cell.number for cell in study.all_cells if cell.studies))
     chances = _chances(study)
     complete: dict[int, CompleteStudies] = {}
+    incomplete: defaultdict[str, list[Cell]] = defaultdict(list)
     left_out: defaultdict[str, list[Cell]] = defaultdict(list)
     for cell in study.all_cells:
         if cell.studies:
-            numbers, reasons = _complete(cell, study.of_cell(cell.number))
+            numbers, unfinished, reasons = _complete(cell, study.of_cell(cell.number))
             chance = chances.get(cell.setting)
             if numbers and chance is None:
                 reasons.append("all studies (no trial on the task finished, so chance is unknown)")
             elif chance is not None and numbers:
                 complete[cell.number] = _studies(evidence, cell, numbers, chance)
+            for reason in unfinished:
+                incomplete[reason].append(cell)
             for reason in reasons:
                 left_out[reason].append(cell)
     blocks = tuple(_blocks(study, complete, matters))
-    notes = (*study.notes, *evidence.notes, *_left_out(left_out, study), *_all_failed(complete, study))
-    return StudyAnalysis(study, matters, blocks, notes, evidence, complete)
+    limits = (*_left_out(left_out, study), *_all_failed(complete, study))
+    notes = (*study.notes, *evidence.notes, *_left_out(incomplete, study), *limits)
+    return StudyAnalysis(study, matters, blocks, notes, limits, evidence, complete)
 
 
 # --- the complete studies of each cell ---
 
 
-def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[str]]:
-    """The numbers of a cell's complete studies, and the reasons why its other studies are left out."""
+def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[str], list[str]]:
+    """The numbers of a cell's complete studies, and the reasons why its other studies are left out.
+
+    The reasons of studies that have not ended come first, by themselves.
+    """
     assert cell.studies is not None
     ended = kept_trials(cell.studies, seeds)
-    numbers, reasons = [], []
+    numbers, unfinished, reasons = [], [], []
     for study, trials in sorted(_by_study(seeds).items()):
         lost = [seed for seed in trials if seed.status == Status.FAILED and seed.failure != DIVERGED]
         silent = [seed for seed in trials if seed.finished and seed.validation_loss is None]
         if study not in ended:
             done = sum(seed.finished or seed.failure == DIVERGED for seed in trials)
-            reasons.append(f"study {study} is incomplete ({done} of {cell.studies.points} trials ended)")
+            unfinished.append(f"study {study} is incomplete ({done} of {cell.studies.points} trials ended)")
         elif lost:
             kinds = listed(sorted({seed.failure for seed in lost}))
             reasons.append(f"study {study} lost {many(len(lost), 'trial')} ({kinds})")
@@ -259,7 +269,7 @@ def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[
             reasons.append(f"study {study} has trials without a validation loss")
         else:
             numbers.append(study)
-    return tuple(numbers), reasons
+    return tuple(numbers), unfinished, reasons
 
 
 def _by_study(seeds: Sequence[Seed]) -> dict[int, list[Seed]]:

@@ -156,13 +156,14 @@ def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
 
 
 def _notes(analysis: StudyAnalysis) -> Iterator[str]:
-    """What the numbers of an analysis do not cover."""
+    """What the numbers of an analysis do not cover, except for studies that have not ended.
+
+    The number of complete studies is printed in any case.
+    """
     yield from analysis.evidence.notes
     for block in analysis.blocks:
         yield from block.notes
-    # The number of complete studies is printed in any case.
-    limits = (note for note in analysis.notes if note.startswith(("Left out", "All trials failed")))
-    yield from (note for note in limits if "is incomplete" not in note)
+    yield from analysis.limits
 
 
 def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
