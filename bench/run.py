@@ -361,7 +361,8 @@ def _run_step(
 ) -> dict[str, Record]:
     """Runs those trials of a pilot's step that have no result.
 
-    Returns a map from the id of each stored trial to the record that counts.
+    Returns a map from the id of each stored trial to the record that counts. Raises UserError if a trial has
+    no result, since a choice without it could differ from the choice with it.
     """
     unique = tuple({trial.id: trial for trial in trials}.values())
     part = Plan(suite=full_plan.suite, rows=tuple(rows), trials=unique)
@@ -369,7 +370,14 @@ def _run_step(
     for failed in (True, False) if retry_failed else (False,):
         stored = patiently(work.store, work.store.records)
         work.run_phase(both, part, "search", stored, retry_failed=failed)
-    return latest(patiently(work.store, work.store.records))
+    records = latest(patiently(work.store, work.store.records))
+    for trial in unique:
+        if trial.id not in records or not records[trial.id].settled:
+            raise UserError(
+                f"trial {trial.id} has no result: its worker was lost, or its record waits for the store; "
+                "start the same command again"
+            )
+    return records
 
 
 def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path) -> SearchRun:

@@ -58,6 +58,9 @@ class StoredAblation:
     metric: str = ""
     #: All sets of ranks that were tried.
     tried: list[Scored] = field(default_factory=list)
+    #: The best point of a search, by the score or the loss that ranks its points. None without a complete
+    #: point, and for an allocation.
+    best: Scored | None = None
     #: The sets of ranks on the Pareto front of score and parameters, as indices of `tried`.
     pareto: list[int] = field(default_factory=list)
     #: The importance of each mode's rank for the score. The outer keys are Optuna's names of the evaluators,
@@ -131,7 +134,8 @@ def _search(experiment: Experiment, record: Record, content: SearchResult) -> St
         for point in content.trials
     ]
     pareto = [places[number] for number in content.pareto]
-    return replace(_common("search", experiment, record, content), tried=tried, pareto=pareto)
+    best = tried[places[content.best.number]] if content.best else None
+    return replace(_common("search", experiment, record, content), tried=tried, best=best, pareto=pareto)
 
 
 def _allocation(experiment: Experiment, record: Record, content: AllocationResult) -> StoredAblation:

@@ -29,7 +29,7 @@ from reports.ranking import RANKS, Ranking
 from reports.recipes import Alike, Recipe, alike, in_words, recipes
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.thresholds import CustomThresholds, threshold_of, thresholds
-from reports.units import Unit, unit_of
+from reports.units import Unit, sign_note, unit_of
 from reports.words import listed, many
 
 #: The statistics that are computed for each block. Each is exported as a table with the statistic's name.
@@ -312,8 +312,8 @@ def _with_entrants(block: Block, methods: Mapping[str, Sequence[Cell]]) -> Block
             "some settings. They are compared on the others, and left out of this budget's means and ranks: "
             f"{listed(left_out)}."
         )
-    if block.metric and not METRICS.get(block.metric).higher:
-        notes.append(f"Less {block.metric} is better: a positive difference is a reduction.")
+    if note := sign_note(block.metric):
+        notes.append(note)
     return replace(
         block,
         settings=settings,

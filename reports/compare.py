@@ -82,7 +82,8 @@ class Move:
     metric: str
     #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
     unit: str
-    #: Mean scores over finished seeds, before and after.
+    #: Mean scores before and after, over the seeds that are compared in pairs or, if there are none, over all
+    #: finished seeds.
     before: float | None
     after: float | None
     #: The numbers of finished seeds and of planned seeds, before and after.
@@ -254,8 +255,8 @@ def _move(
         **name._asdict(),
         metric=metric,
         unit=cells[0].unit or cells[1].unit,
-        before=cells[0].mean,
-        after=cells[1].mean,
+        before=_mean(before, cells[0], measured),
+        after=_mean(after, cells[1], measured),
         seeds=(cells[0].finished, cells[1].finished),
         planned=(cells[0].seeds, cells[1].seeds),
         pairs=len(measured.seeds) if measured else 0,
@@ -268,6 +269,14 @@ def _move(
         differs=differs,
         runs=(list(runs[0].values()), list(runs[1].values())),
     )
+
+
+def _mean(side: _Side, cell: Cell, measured: Between | None) -> float | None:
+    """The mean score of a cell. If seeds are compared in pairs, over these seeds."""
+    if measured is None or not measured.seeds:
+        return cell.mean
+    seeds, (scores,) = side.study.scores([cell.number])
+    return float(scores[np.isin(seeds, measured.seeds)].mean())
 
 
 def _same_trials(before: _Side, after: _Side, name: CellName) -> bool:

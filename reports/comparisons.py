@@ -145,7 +145,7 @@ def find_reference(
             break
     name = named or "LoRA"
     why = f"{name} ran with another recipe ({in_words(rejected)})" if rejected else ""
-    why = why or f"No {name} has finished runs on all settings of this budget"
+    why = why or f"No {name} among these methods has finished runs on all settings of this budget"
     return None, [f"{why}: nothing is compared with it."]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench.records.words import OWN_SIZE
 from methods.errors import first_few
 from reports.analysis import Block
 from reports.units import Unit
@@ -28,8 +29,11 @@ def answer(blocks: Sequence[Block]) -> str:
     if better:
         named = (f"{first_few(names, MOST_NAMES)} ({heading})" for heading, names in better.items())
         lead = f"Significantly better than {against}: {'; '.join(named)}."
+    elif not any(each.interval for block in compared for each in block.comparisons):
+        lead = f"Nothing can be claimed: no difference from {against} has an interval."
     else:
-        where = f" at any of {many(len(compared), 'budget')}" if len(compared) > 1 else ""
+        budgets = {block.budget for block in compared} - {OWN_SIZE}
+        where = f" at any of {many(len(budgets), 'budget')}" if len(budgets) > 1 else ""
         lead = f"No method is significantly better than {against}{where}."
     return f"{lead} {detectable(compared)}".strip()
 

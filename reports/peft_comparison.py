@@ -21,6 +21,7 @@ from methods import UserError
 from methods.errors import UnknownNameError, shown
 from reports.inference.intervals import Bounds, Error, simultaneous
 from reports.inference.reruns import RunNoise, run_noise
+from reports.words import listed
 
 #: The final metrics that are compared, by their names in peft's files. Each has the number of test questions
 #: (1,319 in GSM8K), or None if the score is not a share of right answers.
@@ -123,9 +124,10 @@ class PeftComparison:
 def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str], set[str]]:
     """Reads result files.
 
-    Returns the distinct runs, the names of files without a score, and the names of all configurations in the
-    last folder. `folders` are ordered from old to new. A file that is unchanged in several folders is one
-    run. Raises UserError for a folder without results, and for a file that is not one of peft's.
+    Returns the distinct runs, the names of files without a score, and the names of the configurations with a
+    score in the last folder. `folders` are ordered from old to new. A file that is unchanged in several
+    folders is one run. Raises UserError for a folder without results, and for a file that is not one of
+    peft's.
     """
     runs: dict[tuple[str, str], PeftRun] = {}
     skipped: set[str] = set()
@@ -134,12 +136,13 @@ def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str]
         files = sorted(folder.glob("*.json"))
         if not files:
             raise UserError(f"--peft-results {folder}: no METHOD--NAME.json in it")
-        newest = {file.stem for file in files}
+        newest = set()
         for file in files:
             run = _read(file, wave)
             if run is None:
                 skipped.add(file.name)
             else:
+                newest.add(run.name)
                 runs.setdefault((run.name, run.created), run)
     return list(runs.values()), sorted(skipped), newest
 
@@ -324,6 +327,8 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
         f"{rows} configurations, each run once with one seed and not tuned alike. The best mean is "
         f"{_code(best.name)} ({_percent(best.score)})."
     )
+    if comparison.skipped:
+        yield f"Without a score, and left out: {listed(map(_code, comparison.skipped))}."
     yield ""
     if comparison.against_best and comparison.against_best[0].interval is None:
         yield ("No interval: no configuration ran twice and the score is no share of questions.")

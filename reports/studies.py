@@ -36,7 +36,7 @@ from reports.study import (
     kept_trials,
 )
 from reports.thresholds import DEFAULT, CustomThresholds, thresholds
-from reports.units import Unit, unit_of
+from reports.units import Unit, sign_note, unit_of
 from reports.words import listed, many
 
 #: The largest number of cells that a note on left-out studies names.
@@ -146,6 +146,8 @@ class StudyBlock:
 
     budget: str
     metric: str
+    #: The split of the scores.
+    evaluated: str
     title: str
     unit: Unit
     threshold: float
@@ -421,6 +423,7 @@ def _block(
     return StudyBlock(
         budget=budget,
         metric=group.metric,
+        evaluated=next((cell.evaluated for cell in group.cells if cell.evaluated), "test"),
         title=group.title,
         unit=unit_of(group.metric, next((cell.unit for cell in group.cells if cell.unit), "")),
         threshold=max(complete[cell.number].point for cell in first),
@@ -432,7 +435,7 @@ def _block(
         unfinished=tuple(unfinished),
         levels=(),
         sources=(),
-        notes=(*notes, *missing),
+        notes=(*filter(None, [sign_note(group.metric)]), *notes, *missing),
     )
 
 

@@ -22,6 +22,8 @@ class TrialLine(NamedTuple):
     """A row of the table of trials."""
 
     seed: Seed
+    #: The name of the task. If it occurs on several backbones, also the backbone.
+    setting: str
     unit: Unit
     failed: bool
     #: Whether the trial's study is complete.
@@ -59,6 +61,7 @@ def render(
         answers=study_words.answers(analysis),
         level_notes=study_words.level_notes,
         order_note=study_words.order_note,
+        setting_name=study_words.setting_name,
         heading=study_words.heading,
         studies_of=study_words.studies_of,
         suite=suite_lines(study),
@@ -76,6 +79,7 @@ def _trials(analysis: StudyAnalysis) -> Iterator[TrialLine]:
         each.name: (each.source.link, {record.origin: record.run_id for record in each.records.values()})
         for each in analysis.study.experiments
     }
+    settings = {cell.setting for cell in analysis.study.all_cells}
     shown: set[str] = set()
     for seed in analysis.study.all_seeds:
         # A trial that belongs to two rows runs once.
@@ -87,6 +91,7 @@ def _trials(analysis: StudyAnalysis) -> Iterator[TrialLine]:
         cell = analysis.study.all_cells[seed.cell]
         yield TrialLine(
             seed,
+            study_words.named_among(settings, cell.setting),
             unit_of(cell.metric, cell.unit),
             analysis.failed(seed),
             studies is not None and seed.study in studies.numbers,

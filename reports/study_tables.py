@@ -14,8 +14,17 @@ from reports.inference.intervals import Bounds
 from reports.inference.studies import share_failed, share_failed_interval, share_near
 from reports.recipes import Mixture
 from reports.studies import Difference, Entrant, StudyAnalysis, StudyBlock
-from reports.study_words import answer, in_words, level_notes, no_interval, order_note
+from reports.study_words import (
+    answer,
+    answers,
+    in_words,
+    level_notes,
+    no_interval,
+    order_note,
+    setting_name,
+)
 from reports.tables import LATEX_MARKS, latex_text, rendered
+from reports.units import sign_note
 
 Lines = Iterator[dict[str, Any]]
 
@@ -243,6 +252,9 @@ def _helpers() -> dict[str, Any]:
         "score": score,
         "difference": difference,
         "answer": answer,
+        "answers": answers,
+        "setting_name": setting_name,
+        "sign_note": sign_note,
         "in_words": in_words,
         "level_notes": level_notes,
         "order_note": order_note,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from bench.records.words import OWN_SIZE
 from reports.inference.effects import Answer, Verdict
@@ -50,9 +50,10 @@ def between(difference: Difference, unit: Unit, place: int | None = None) -> str
 def answer(block: StudyBlock) -> str:
     """Answers in one sentence which method to use."""
     start = f"After {trials_of_tuning(block.k)}, "
+    if not block.reference:
+        return f"{start}nothing is compared: there is no reference."
     if not block.compared:
-        why = "no method has" if not block.reference else f"nothing beside {block.against} has"
-        return f"{start}{why} enough complete studies for a comparison."
+        return f"{start}nothing beside {block.against} has enough complete studies for a comparison."
     size, against = block.unit.size(block.threshold), block.against
     verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
     better = [name for name, verdict in verdicts.items() if verdict.side == "better"]
@@ -114,11 +115,13 @@ def level_notes(block: StudyBlock) -> list[str]:
 
 
 def order_note(block: StudyBlock) -> str:
-    """Says whether the order of methods depends on how much they are tuned.
+    """Says whether the order of methods depends on how much they are tuned. Empty if nothing is compared.
 
     It does if a method is significantly better than the reference after few trials of tuning and
     significantly worse after many, or the reverse.
     """
+    if not block.compared or len(block.ks) < 2:
+        return ""
     few, most = block.ks[min(1, len(block.ks) - 1)], block.ks[-1]
     turned = []
     for entrant in block.compared:
@@ -141,9 +144,20 @@ def heading(block: StudyBlock) -> str:
     return "methods of fixed size" if block.title == OWN_SIZE else block.title
 
 
+def settings_counted(block: StudyBlock) -> str:
+    """The number of settings as text. They are tasks, or pairs if a task occurs on several backbones."""
+    tasks = {setting.task for setting in block.settings}
+    return many(len(block.settings), "task" if len(tasks) == len(block.settings) else "task-backbone pair")
+
+
 def setting_name(block: StudyBlock, setting: TaskAndBackbone) -> str:
     """The name of the task. If the block has the task on several backbones, also the backbone."""
-    several = sum(other.task == setting.task for other in block.settings) > 1
+    return named_among(block.settings, setting)
+
+
+def named_among(settings: Collection[TaskAndBackbone], setting: TaskAndBackbone) -> str:
+    """The name of the task. If `settings` have the task on several backbones, also the backbone."""
+    several = sum(other.task == setting.task for other in settings) > 1
     return str(setting) if several else setting.task
 
 

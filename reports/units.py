@@ -56,6 +56,13 @@ def unit_of(metric: str, name: str = "") -> Unit:
     return Unit(1.0, "", name) if metric and METRICS.get(metric).in_units else PERCENT
 
 
+def sign_note(metric: str) -> str:
+    """A note on the sign of differences if smaller scores are better by this metric. Otherwise empty."""
+    if not metric or METRICS.get(metric).higher:
+        return ""
+    return f"Less {metric} is better: a positive difference is a reduction."
+
+
 def minus(text: str) -> str:
     """Replaces the hyphen of a formatted number by a minus sign. A number that rounds to zero has no sign."""
     return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")

@@ -53,11 +53,17 @@ def _close(console: Console, comparison: Comparison) -> None:
     for move in (move for move in moves if move.differs):
         why = "; ".join(f"{key} {before} → {after}" for key, (before, after) in move.differs.items())
         console.print(escape(f"{move.method} on {move.task}, {move.budget}: not compared, since {why}."))
-    if not tested:
+    if tested:
+        _print_thresholds(console, tested)
+    elif not all(move.differs for move in moves):
         console.print(
             f"Nothing could be tested: that takes {LEAST_SEEDS} seeds of different trials on either side."
         )
-        return
+    for note in comparison.notes:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
+
+
+def _print_thresholds(console: Console, tested: Sequence[Move]) -> None:
     matters = ", ".join(
         _matters(
             metric, unit, [move.threshold for move in tested if (move.metric, move.unit) == (metric, unit)]
@@ -69,8 +75,6 @@ def _close(console: Console, comparison: Comparison) -> None:
         f"Intervals are simultaneous (95%), over seeds and test examples{alone}. Thresholds: {matters}.",
         highlight=False,
     )
-    for note in comparison.notes:
-        console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
 
 
 def _matters(metric: str, unit: str, thresholds: Sequence[float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -142,6 +142,9 @@ def report(
     With --method and the like, or --pair, only these rows are reported, with simultaneous intervals for them.
     """
     if peft_results:
+        others = not replace(part, reference="").everything or formats or threshold or mixed
+        if others or against is not None or against_store is not None:
+            raise typer.BadParameter("--peft-results takes --out, --reference, --force and --json alone")
         _compare_peft([Path(name) for name in experiment], part.reference, folder, as_json, force=force)
         return
     if folder is not None or against is not None:
@@ -392,12 +395,14 @@ def verify(
 
     experiments = [experiment_of(name) for name in names]
     if leftovers:
-        if rerun or caches or as_json:
-            raise typer.BadParameter("--leftovers takes no --rerun, --caches or --json")
+        if rerun or caches or as_json or opened or tolerance is not None:
+            raise typer.BadParameter("--leftovers takes no --rerun, --tolerance, --caches, --open or --json")
         _print_leftovers(uri, experiments, delete)
         return
     if delete:
         raise typer.BadParameter("--delete needs --leftovers")
+    if tolerance is not None and not rerun:
+        raise typer.BadParameter("--tolerance needs --rerun")
     with err.status("") as status:
         verification = verify_results(
             uri,

@@ -196,12 +196,12 @@ def _print_studies(console: Console, summary: Summary) -> None:
 
 
 def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
-    from reports.study_words import answer, in_words
+    from reports.study_words import answer, in_words, settings_counted
 
     for block in analysis.blocks:
         if not any(entrant.differences[block.k].interval for entrant in block.compared):
             continue
-        title = f"Difference from {block.against} in {block.unit.points} over {len(block.settings)} tasks"
+        title = f"Difference from {block.against} in {block.unit.points} over {settings_counted(block)}"
         table = plain_table(title, "method", "difference", "simultaneous 95%", "verdict", texts=("verdict",))
         for entrant in block.compared:
             difference = entrant.differences[block.k]

@@ -26,7 +26,7 @@ def export_run(
     Raises UserError, and leaves `out` unchanged, for each of these:
     - the run is unknown, ambiguous or not finished
     - `out` is not empty
-    - the backbone, the method or a file changed since the trial
+    - the backbone, the method or a stored file changed since the trial
     - the update cannot be written in this form
     - the export's logits differ from the harness's
     """
@@ -51,7 +51,14 @@ def export_run(
             facts["output"] = f"standardised; in {task.unit or 'units of the targets'} × {sd:g} + {mean:g}"
         if isinstance(model_input, TextInput):
             model_input = replace(model_input, max_tokens=min(model_input.max_tokens, trial.task.max_tokens))
-        unverified = "The trial's files are not verified: an older version stored them, without hashes"
+        doubts = []
+        if task.at_hand and task.identity_hash() != trial.data.get("task_identity"):
+            doubts.append(
+                f"The data of task '{task.name}' changed since the trial: the names of the outputs are those "
+                "that the data have now"
+            )
+        if not stored.verified:
+            doubts.append("The trial's files are not verified: an older version stored them, without hashes")
         return write_export(
             stored.backbone,
             adapter,
@@ -60,7 +67,7 @@ def export_run(
             task.classes or ("value",),
             facts,
             model_input=model_input,
-            doubts=() if stored.verified else (unverified,),
+            doubts=doubts,
             merged=merged,
             force=force,
         )

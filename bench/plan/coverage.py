@@ -52,7 +52,7 @@ def tuning_notes(plan: Plan) -> list[str]:
 def tied(settings: Sequence[Setting]) -> Iterator[str]:
     """Yields a warning for every two axes whose logarithms are correlated over these points of tuning."""
     values = {
-        axis: [log(value) for setting in settings if (value := getattr(setting, axis)) is not None]
+        axis: [log(abs(value)) for setting in settings if (value := getattr(setting, axis)) is not None]
         for axis in AXES
     }
     for first, second in combinations([axis for axis in AXES if len(values[axis]) == len(settings)], 2):

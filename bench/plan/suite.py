@@ -343,7 +343,11 @@ class Suite(Frozen):
                 merged.pop("epochs", None)
             if override.get("epochs") is not None:
                 merged.pop("steps", None)
-            merged |= override
+            merged |= {
+                key: value
+                for key, value in override.items()
+                if value is not None or key not in ("epochs", "steps")
+            }
             validate(Recipe, merged, f"training of {where}")
         return validate(Recipe, merged, "training")
 

@@ -115,11 +115,21 @@ def check_pilot(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
             raise UserError(
                 f"pilot.epochs: task '{by_steps.task.task}' counts steps; give epochs, or pilot epochs: null"
             )
-        _rows_of_lengths(pilot.epochs, cells)
+        for number in sorted(_rows_of_lengths(pilot.epochs, cells)):
+            if {key for key, value in suite.methods[number].training.items() if value} & {"epochs", "steps"}:
+                raise UserError(
+                    f"pilot.epochs: methods.{number} ('{suite.methods[number].method}') sets its own length; "
+                    "leave it out there, or name the rows that choose in pilot.epochs.methods"
+                )
     if (centres := pilot.centres) is not None:
         _multiples(centres, cells)
         if centres.task is not None and centres.task not in tasks:
             raise UnknownNameError("pilot.centres.task:", centres.task, tasks)
+        if centres.task is None and suite.tasks[0].task not in tasks:
+            raise UserError(
+                f"pilot.centres: they are chosen on the first task, '{suite.tasks[0].task}', which is not in "
+                "this part of the suite; name another in pilot.centres.task"
+            )
         for number in sorted({cell.number for cell in _adapted(cells) if cell.centre is None}):
             if (row := suite.methods[number]).each:
                 raise UserError(
@@ -294,12 +304,15 @@ def check_target(suite: Suite, out: Path) -> None:
     """Raises UserError if the suite with a pilot's choices cannot be written to `out`.
 
     The file must be NAME.yaml or NAME.yml, where NAME is a valid name that differs from the suite's. Relative
-    paths in the suite must lead to the same folders and files if they start at the folder of `out`.
+    paths in the suite must lead to the same folders and files if they start at the folder of `out`. A file
+    that exists must be one that this pilot wrote.
     """
     if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")
     if out.stem == suite.name:
         raise UserError(f"--out {out}: the pilot's suite is '{suite.name}' too; give the file another name")
+    if out.exists() and not out.read_bytes().startswith(_first_line(suite).encode()):
+        raise UserError(f"--out {out}: there is a file that this pilot did not write; give another name")
     values = filled_in(suite, Choices(), out.stem)
     if _paths(validate(Suite, values, str(out)).beside(out.parent)) != _paths(suite):
         raise UserError(
@@ -338,6 +351,13 @@ def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
     return values | {"tasks": tasks, "methods": methods}
 
 
+def _first_line(suite: Suite) -> str:
+    """The first line of the file that a pilot writes."""
+    return (
+        f"# Chosen by the pilot '{suite.name}' on validation alone; `tensorbench search` wrote this file.\n"
+    )
+
+
 def write_suite(suite: Suite, choices: Choices, out: Path) -> None:
     """Writes the suite with a pilot's choices. Comments at its top list the losses behind each choice.
 
@@ -345,8 +365,7 @@ def write_suite(suite: Suite, choices: Choices, out: Path) -> None:
     """
     values = filled_in(suite, choices, out.stem)
     validate(Suite, values, str(out))
-    head = [f"Chosen by the pilot '{suite.name}' on validation alone; `tensorbench search` wrote this file."]
-    text = "".join(f"# {line}\n" for line in (*head, *choices.lines)) + written(values)
+    text = _first_line(suite) + "".join(f"# {line}\n" for line in choices.lines) + written(values)
     try:
         with written_whole(out) as unfinished:
             unfinished.write_text(text, encoding="utf-8")

@@ -425,7 +425,7 @@ class RankSearch:
             objectives=("metric", "parameters") if self.two else ("metric",),
             modes=self.space.names,
             trials=tuple(points),
-            pareto=tuple(t.number for t in self._study.best_trials) if self.two and complete else (),
+            pareto=_front(complete) if self.two else (),
             importance=importances(self.space.names, [(p.ranks, merit) for p, merit in complete]),
             best=ranked[0][0] if ranked else None,
         )
@@ -452,3 +452,19 @@ class RankSearch:
             trial_id=next(iter(trials.values())),
             trials=trials,
         )
+
+
+def _front(points: Sequence[tuple[SearchPoint, float]]) -> tuple[int, ...]:
+    """The numbers of the points on the Pareto front of few parameters and much merit.
+
+    `points` has complete points with their merit (see `RankSearch._merit`).
+    """
+    costs = [(point.number, point.parameters, merit) for point, merit in points]
+    return tuple(
+        number
+        for number, parameters, merit in costs
+        if not any(
+            less <= parameters and more >= merit and (less, more) != (parameters, merit)
+            for _, less, more in costs
+        )
+    )

@@ -53,9 +53,15 @@ def _best(row: Row, records: Mapping[str, Record]) -> Choice:
 
 
 def _stored_choice(row: Row, stored: Tuned | None) -> Choice | None:
-    """Returns the choice of the stored tuning. None without one, or if it is no candidate of the row."""
+    """Returns the choice of the stored tuning.
+
+    None without one, if it is no candidate of the row, or if it was made by another result than the row's.
+    """
+    assert row.tuning is not None
+    if stored is None or stored.by != row.tuning.by:
+        return None
     for candidate in row.candidates:
-        if stored and candidate.setting.model_dump(exclude_none=True) == stored.chosen:
+        if candidate.setting.model_dump(exclude_none=True) == stored.chosen:
             return Choice(candidate=candidate, tied=stored.tied)
     return None
 

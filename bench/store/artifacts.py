@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from pydantic_core import to_json
 
-from bench.machine.files import sha256, written_whole
+from bench.machine.files import sha256
 from bench.records import Wired
 from bench.records.predictions import stored_compact
 from bench.records.record import Record
@@ -100,7 +101,8 @@ def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Stores the files of a folder as artifacts of a run.
 
     On a local disk, each file appears completely or not at all. MLflow itself would leave a partial file if
-    the process is killed while MLflow copies the folder.
+    the process is killed while MLflow copies the folder. Several processes may store a file at once; the last
+    one counts.
     """
     where = urlparse(client.get_run(run_id).info.artifact_uri)
     if where.scheme not in ("", "file"):
@@ -109,5 +111,9 @@ def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     artifacts = Path(unquote(where.path))
     artifacts.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        with written_whole(artifacts / file.name) as unfinished:
+        unfinished = artifacts / f".{file.name}.{uuid.uuid4().hex}.unfinished"
+        try:
             shutil.copyfile(file, unfinished)
+            unfinished.replace(artifacts / file.name)
+        finally:
+            unfinished.unlink(missing_ok=True)

@@ -6,8 +6,10 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import unquote, urlparse
 
@@ -154,6 +156,11 @@ class Store(Source):
         """The folder on this machine for records of this experiment that wait to be sent."""
         return state_folder(self.uri) / "outbox" / self.experiment.name
 
+    @cached_property
+    def _downloads(self) -> TemporaryDirectory[str]:
+        """The folder for artifacts from a server. It is removed with this object."""
+        return TemporaryDirectory(prefix="tensorbench-")
+
     # --- reading ---
 
     def records(self, kind: RunKind = RunKind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
@@ -192,17 +199,22 @@ class Store(Source):
     def artifact(self, record: Record, name: Artifact) -> Path | None:
         """Returns a local file with the artifact's content. None if the run has no such artifact.
 
+        If the store is a server, the file is removed with this object.
+
         Raises UserError if the artifact changed since it was stored, or cannot be read.
         """
-        where = urlparse(record.artifacts)
-        if where.scheme in ("", "file"):
-            path = Path(unquote(where.path)) / name
+        if (here := _folder(record)) is not None:
+            path = here / name
             if not path.exists():
                 return None
         else:
             try:
-                uri = f"{record.artifacts}/{name}"
-                path = Path(download_artifacts(artifact_uri=uri, tracking_uri=self.client.tracking_uri))
+                uri, folder = f"{record.artifacts}/{name}", mkdtemp(dir=self._downloads.name)
+                path = Path(
+                    download_artifacts(
+                        artifact_uri=uri, dst_path=folder, tracking_uri=self.client.tracking_uri
+                    )
+                )
             except BROKEN_STORE as error:
                 if self._lacks(record, name):
                     return None
@@ -212,10 +224,8 @@ class Store(Source):
         return path
 
     def has(self, record: Record, name: Artifact) -> bool:
-        where = urlparse(record.artifacts)
-        if where.scheme in ("", "file"):
-            return (Path(unquote(where.path)) / name).exists()
-        return not self._lacks(record, name)
+        here = _folder(record)
+        return not self._lacks(record, name) if here is None else (here / name).exists()
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
         """Whether the run surely has no such artifact. False if the store does not answer."""
@@ -230,6 +240,9 @@ class Store(Source):
             return None if path is None else path.read_bytes()
         except OSError as error:
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
+        finally:
+            if path is not None and _folder(record) is None:
+                path.unlink()
 
     def details(self, record: Record) -> tuple[dict[str, str], dict[str, int | None]]:
         """Returns a run's parameters, and the sizes of its artifacts in bytes by name (None for a folder)."""
@@ -371,6 +384,12 @@ class Store(Source):
         for run in earlier:
             self.client.set_tag(run.run_id, Tag.DUPLICATE, YES)
         return False
+
+
+def _folder(record: Record) -> Path | None:
+    """The folder of a run's artifacts on this machine. None if they are on a server."""
+    where = urlparse(record.artifacts)
+    return Path(unquote(where.path)) if where.scheme in ("", "file") else None
 
 
 def _parts(items: list[Item], most: int) -> Iterator[list[Item]]:

@@ -185,6 +185,10 @@ def _finished(record: Record) -> Record:
         raise UserError(f"{name} failed, {reason}: {message}; it left no adapter")
     if record.status == Status.PRUNED:
         raise UserError(f"{name} was pruned by its search; it left no adapter")
+    if record.status == Status.DUPLICATE:
+        raise UserError(
+            f"{name} is a duplicate: another run of trial {record.trial_id} counts; give the trial's id"
+        )
     reasons = {Status.RUNNING: "is not finished yet", Status.KILLED: "was stopped before it finished"}
     raise UserError(f"{name} {reasons.get(record.status, record.status.lower())}; run its suite again")
 

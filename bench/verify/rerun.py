@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from pyarrow import ArrowException
 
 from bench.execution.perform import perform, prepare_all
 from bench.plan.trial import Trial
@@ -30,6 +31,8 @@ from methods import UserError
 #: hardware, with the same libraries and, on a GPU, a deterministic recipe. Otherwise it is ELSEWHERE, or the
 #: share of EXAMPLES examples in the split if that is larger.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
+#: The errors at reading an artifact that is missing, changed or malformed.
+UNREADABLE = (UserError, OSError, ArrowException)
 
 #: The largest accepted difference between validation losses on the same hardware, divided by the stored loss
 #: if that is above 1.
@@ -137,11 +140,13 @@ def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes)
     """Checks that the stored predictions have the same examples and labels as the new predictions."""
     try:
         stored = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
-    except UserError:
+        before = None if stored is None else frame_of(stored)
+    except UNREADABLE:
         # It is reported already.
         return
-    if stored is not None:
-        tables = [frame_of(content) for content in (stored, repeated)]
+    # Predictions of the first version do not name their examples.
+    if before is not None and "example" in before:
+        tables = [before, frame_of(repeated)]
         then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
         if not then.equals(now):
             findings.broken("examples and labels", "as in the predictions", "others in the task's data")
@@ -156,10 +161,11 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
     try:
         weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
         predictions = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
-    except UserError:
+        table = None if predictions is None else frame_of(predictions)
+    except UNREADABLE:
         # It is reported already.
         return
-    if weights is None or predictions is None:
+    if weights is None or table is None:
         return
     trial, backbone = candidate.trial, resources.backbone(candidate.trial)
     data = resources.data(trial, backbone.info.input)
@@ -170,7 +176,6 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
     except (UserError, ValueError, KeyError, RuntimeError) as error:
         candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
         return
-    table = frame_of(predictions)
     if LOG_PROBABILITY in table:
         stored = torch.tensor(table[LOG_PROBABILITY].to_numpy())
         actual = torch.from_numpy(log_probabilities(actual.numpy(), table["label"].to_numpy()))

@@ -37,6 +37,8 @@ def _by_rank(number: int, stored: StoredAblation, level: float | None) -> Drawn 
         return None
     figure, axes = panels(len(stored.modes), columns=3, height=2.4)
     best, top = max(points, key=lambda entry: direction(stored.metric) * entry[1])
+    if stored.best is not None and stored.best.value is not None:
+        best, top = stored.best.ranks, unit.factor * stored.best.value
     values = np.array([value for _, value in points])
     for mode, ax in enumerate(axes):
         ranks = np.array([ranks[mode] for ranks, _ in points])

@@ -27,9 +27,8 @@ from reports.inference.intervals import Bounds
 from reports.inference.studies import FAILED, smoothed, window
 from reports.studies import Entrant, Estimate, Level, StudyAnalysis, StudyBlock
 from reports.study import Seed, TaskAndBackbone
-from reports.study_words import between, heading, in_words, setting_name, trials_of_tuning
+from reports.study_words import between, heading, in_words, setting_name, settings_counted, trials_of_tuning
 from reports.units import Unit
-from reports.words import many
 
 #: The prefix of the HTML anchors of trials in their table. The dot of a trial links to its anchor.
 ANCHOR = "trial-"
@@ -72,7 +71,7 @@ def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours)
         if level.difference is not None and not limits[0] <= block.unit.factor * level.difference <= limits[1]
     ]
     caption = (
-        f"Mean over {many(len(block.settings), 'task')} of the score after {trials_of_tuning(block.k)}, as a "
+        f"Mean over {settings_counted(block)} of the score after {trials_of_tuning(block.k)}, as a "
         f"difference from {block.against}, with simultaneous 95% intervals. The shaded band is practically "
         f"equivalent: ±{block.unit.size(block.threshold)}. Lines are methods "
         "without adapter." + f" Outside the frame: {', '.join(outside)}." * bool(outside)
@@ -94,7 +93,12 @@ def _by_task(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> 
         limits = reach(rows, block.unit.factor * block.threshold, levels.values())
         _draw_forest(ax, block, rows, limits, levels, tips)
         ax.set_title(setting_name(block, setting))
-        texts.append(f"{setting.task}: " + ", ".join(f"{row.name} {row.value:+.2f}" for row in rows))
+        values = [
+            f"{entrant.method} "
+            f"{block.unit.difference(entrant.differences[block.k].effect.parts[place].difference)}"
+            for entrant in block.compared
+        ]
+        texts.append(f"{setting_name(block, setting)}: {', '.join(values)}")
     if block.levels:
         handles = list(starmap(_level_line, enumerate(block.levels)))
         figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -193,6 +193,10 @@ def test_an_old_name_of_a_command_names_the_new_one(call: Call, old: str) -> Non
         ("report", "a", "--out", "o", "--json"),
         ("verify", "--delete"),
         ("verify", "--leftovers", "--rerun", "1"),
+        ("verify", "--leftovers", "--open", "hub"),
+        ("verify", "--tolerance", "0.1"),
+        ("report", "a", "--peft-results", "--method", "lora"),
+        ("report", "a", "--peft-results", "--threshold", "1"),
     ],
 )
 def test_options_that_do_not_go_together_end_with_2(call: Call, arguments: tuple[str, ...]) -> None:

@@ -168,6 +168,14 @@ def test_the_same_ranks_under_several_labels_count_once_in_the_mean_at_a_rank() 
     assert list(line.get_xydata()[0]) == pytest.approx([2, 70])
 
 
+def test_the_best_of_a_search_by_loss_is_not_that_of_the_scores() -> None:
+    tried = [ablation.Scored("#0", [2], 10, 0.72, None, []), ablation.Scored("#1", [4], 10, 0.70, None, [])]
+    head = {"name": "n", "run_id": "", "method": "", "task": "", "backbone": "", "budget": ""}
+    search = ablation.StoredAblation(kind="search", **head, modes=["input"], tried=tried, best=tried[1])
+    (drawn,) = figures.ablation(0, search)
+    assert drawn.alternative == "Best: input 4."
+
+
 def test_the_page_shows_ablations_with_names_escaped(uri: str, tmp_path: Path) -> None:
     done = write_report(uri, ["small"], tmp_path / "out", log=False)
     page = (tmp_path / "out" / "index.html").read_text()

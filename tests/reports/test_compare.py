@@ -164,6 +164,9 @@ def test_a_lost_run_costs_its_pair(tmp_path: Path, new_store: NewStore) -> None:
     att = moves(compare((made, "before"), (made, "after")))["TensLoRA att"]
     assert (att.pairs, att.seeds, att.planned) == (4, (5, 4), (5, 5))
     assert att.moved
+    assert att.before is not None
+    assert att.after is not None
+    assert att.difference == pytest.approx(att.after - att.before)
 
 
 def test_scores_measured_differently_are_not_compared(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from reports.analysis import Analysis
 from reports.headline import answer, better_methods, next_step
+from reports.inference.effects import verdict
 
 
 def test_the_answer_names_the_better_methods_and_no_others(analysis: Analysis) -> None:
@@ -19,6 +20,23 @@ def test_the_answer_names_the_better_methods_and_no_others(analysis: Analysis) -
         without = answer([replace(block, comparisons=tuple(worse))])
         assert without.startswith("No method is significantly better than LoRA") == bool(worse)
     assert text.startswith("Significantly better than LoRA: ")
+
+
+def test_budgets_are_counted_and_not_comparisons(analysis: Analysis) -> None:
+    block = next(block for block in analysis.blocks if block.comparisons)
+    none = replace(block, comparisons=tuple(c for c in block.comparisons if c.verdict.side != "better"))
+    assert answer([none, none]).startswith("No method is significantly better than LoRA. ")
+    other = replace(none, budget="another")
+    assert answer([none, other]).startswith(
+        "No method is significantly better than LoRA at any of 2 budgets."
+    )
+
+
+def test_nothing_is_claimed_without_an_interval(analysis: Analysis) -> None:
+    block = next(block for block in analysis.blocks if block.comparisons)
+    none = tuple(replace(each, interval=None, verdict=verdict(None, 0.01)) for each in block.comparisons)
+    bare = answer([replace(block, comparisons=none, design=None)])
+    assert bare == "Nothing can be claimed: no difference from LoRA has an interval."
 
 
 def test_the_answer_says_what_may_go_undetected(analysis: Analysis) -> None:

@@ -146,6 +146,12 @@ def test_a_failed_run_is_listed_and_not_compared(tmp_path: Path) -> None:
     runs, skipped, _ = read_peft_results([tmp_path / "0"])
     assert [run.name for run in runs] == [REFERENCE]
     assert skipped == ["lora--b.json"]
+    # Nor does its score of an earlier folder stand for the failed run.
+    write(tmp_path / "before", REFERENCE, content(0.5))
+    write(tmp_path / "before", "lora--b", content(0.9))
+    comparison = compare_peft([tmp_path / "before", tmp_path / "0"])
+    assert [row.name for row in comparison.rows] == [REFERENCE]
+    assert "left out: `lora--b.json`" in as_markdown(comparison)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from reports.report import answers_of, write_report
 from reports.selection import Selection
 from reports.studies import StudyAnalysis, analyse_studies, block_budgets
 from reports.study import Study
-from reports.study_words import answer, in_words, level_notes
+from reports.study_words import answer, in_words, level_notes, settings_counted
 from reports.summary import summarise
 
 from ..stored import Result, write
@@ -272,9 +272,16 @@ def test_two_studies_have_no_interval(tmp_path: Path, new_store: NewStore) -> No
 ONE_TASK: dict[str, Any] = {"tasks": ["digits"], "backbones": ["tiny-random-vit"]}
 
 
-@pytest.mark.parametrize("methods", [["lotr", "fact_tt"], ["lora"], ["lora", "converged_head"]])
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (["lotr", "fact_tt"], "there is no reference"),
+        (["lora"], "complete studies"),
+        (["lora", "converged_head"], "complete studies"),
+    ],
+)
 def test_incomparable_cells_are_shown_without_a_verdict(
-    methods: list[str], tmp_path: Path, new_store: NewStore
+    methods: list[str], said: str, tmp_path: Path, new_store: NewStore
 ) -> None:
     uri = new_store(tmp_path)
     write(uri, plan_of(**ONE_TASK, methods=methods), result)
@@ -284,7 +291,8 @@ def test_incomparable_cells_are_shown_without_a_verdict(
     assert block.entrants
     assert not block.compared
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "complete studies" in page
+    assert said in page
+    assert "No method is significantly on one side" not in page
     assert "differences.csv" not in {Path(name).name for name in done.files}
 
 
@@ -413,6 +421,28 @@ def test_a_percentage_of_lora_s_error_matters_where_scores_have_units(
     write(uri, plan_of(**changes), in_stars)
     (block,) = analyse_studies(read(uri, [NAME], studies=True)).blocks
     assert block.threshold == pytest.approx(0.005, rel=0.02)
+    assert "Less rmse is better: a positive difference is a reduction." in block.notes
+
+
+def test_the_split_and_both_backbones_of_a_task_are_named(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    two = {"tasks": ["movie-sentiment"], "backbones": ["tiny-random-bert", "tiny-random-llama"]}
+    write(uri, plan_of(**two, methods=["lora", "lotr"], evaluate="validation"), result)
+    done = write_report(uri, [NAME], tmp_path / "out", log=False)
+    assert isinstance(done.analysis, StudyAnalysis)
+    markdown = (tmp_path / "out" / "tables" / "tables.md").read_text()
+    for text in (markdown, (tmp_path / "out" / "index.html").read_text()):
+        assert "Validation accuracy" in text
+        assert "Test accuracy" not in text
+        assert "movie-sentiment · tiny-random-llama" in text
+    (block,) = done.analysis.blocks
+    assert settings_counted(block) == "2 task-backbone pairs"
+
+
+def test_a_part_without_a_method_to_compare_says_so(uri: str, tmp_path: Path) -> None:
+    part = Selection(methods=["head_only", "converged_head"])
+    write_report(uri, [NAME], tmp_path / "out", log=False, selection=part)
+    assert "Too few studies are complete" in (tmp_path / "out" / "tables" / "tables.md").read_text()
 
 
 def test_own_sizes_join_the_only_budget() -> None:

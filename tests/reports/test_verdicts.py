@@ -308,7 +308,7 @@ def test_no_interval_leaves_what_scores_can_be(analysed: Callable[..., Analysis]
 def test_without_lora_methods_are_compared_with_one_another_alone(analysed: Callable[..., Analysis]) -> None:
     analysis = analysed(scores(0.05), {"methods": ["lotr", {"method": "tenslora", "variant": "att"}]})
     assert of(analysis).comparisons == ()
-    assert any("No LoRA has finished runs" in note for note in of(analysis).notes)
+    assert any("No LoRA among these methods has finished runs" in note for note in of(analysis).notes)
     ranking = of(analysis).ranking
     assert ranking is not None
     assert ranking.letters is not None
@@ -324,7 +324,7 @@ def test_a_budget_whose_lora_failed_has_no_reference(analysed: Callable[..., Ana
         result_of, {"budgets": [{"isorank": 2}, {"isorank": 3}], "methods": [*FIVE["methods"], "lotr"]}
     )
     assert of(analysis).comparisons == ()
-    assert any("No LoRA has finished runs" in note for note in of(analysis).notes)
+    assert any("No LoRA among these methods has finished runs" in note for note in of(analysis).notes)
     assert len(of(analysis, "isorank 3").comparisons) == 2
 
 

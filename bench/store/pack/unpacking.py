@@ -80,8 +80,9 @@ class _Merge:
     def write(self, store: Store) -> Iterator[Record]:
         """Writes the runs that the store lacks. Yields each trial after it is written."""
         stored = store.records()
-        # Runs left by an interrupted unpack.
-        begun = {run.tag(Tag.ORIGIN): run.run_id for run in stored if not run.settled}
+        # Runs left by an interrupted unpack. A duplicate would never count, so its trial gets a new run.
+        unfilled = [run for run in stored if not run.settled and run.status != Status.DUPLICATE]
+        begun = {run.tag(Tag.ORIGIN): run.run_id for run in unfilled}
         parents = self._parents(store)
         points = dict(list(self.source.curves().groupby("run_id")))
         for run, same in self._bare:

@@ -31,7 +31,7 @@ from methods import UserError
 
 from ...messages import naming
 from ...stored import begun
-from ..toy_suites import VISION, plan
+from ..toy_suites import TEXT, VISION, plan
 from .cases import (
     close,
     elsewhere,
@@ -258,3 +258,23 @@ def test_a_file_that_is_gone_is_named_with_its_run(kept: Kept) -> None:
     kept.file("adapter.safetensors").unlink()
     with pytest.raises(UserError, match=naming("adapter.safetensors", kept.record.run_id)):
         kept.export()
+
+
+def test_names_of_outputs_that_may_have_changed_are_reported(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    data = tmp_path / "data.csv"
+    rows = "".join(f"text number {i},{'good' if i % 2 else 'bad'}\n" for i in range(120))
+    data.write_text(f"text,label\n{rows}")
+    uri = new_store(tmp_path)
+    store = Store.create(uri, "toy")
+    task = {"name": "mine", "csv": str(data), "text": "text", "label": "label", "max_tokens": 16}
+    made = plan({**TEXT, "tasks": [task]}, methods=["lora"])
+    with session(store) as at_work, Inline("cpu") as place:
+        execute(made, list(made.trials), at_work, place, lambda event: None)
+    (record,) = store.records()
+    assert not export_run(uri, record.run_id, tmp_path / "before").doubts
+    data.write_text(f"text,label\n{rows.replace('bad', 'terrible')}")
+    (doubt,) = export_run(uri, record.run_id, tmp_path / "after").doubts
+    assert "'mine' changed since the trial" in doubt
+    assert doubt in (tmp_path / "after" / "README.md").read_text()

@@ -26,6 +26,8 @@ def test_axes_that_go_together_are_tied() -> None:
     assert not list(tied([*settings, Setting(lr=1e-3, scale=10), Setting(lr=1e-1, scale=0.1)]))
     # A single value ties no axis.
     assert not list(tied([Setting(lr=lr, scale=1.0) for lr in (1e-3, 1e-2)]))
+    negative = [setting.model_copy(update={"scale": -(setting.scale or 0)}) for setting in settings]
+    assert list(tied(negative)) == [note]
 
 
 def test_values_that_no_point_has_are_named() -> None:

@@ -298,6 +298,7 @@ def test_the_head_follows_the_rate_that_won_unless_it_has_its_own() -> None:
         (({"epochs": 3}, {"steps": 7}, {"epochs": 4}), (4, None)),
         (({}, {"steps": 7}, {"steps": 9}), (None, 9)),
         (({"epochs": 3}, {}, {"steps": None}), (3, None)),
+        (({"epochs": 3}, {}, {"epochs": None}), (3, None)),
         (({"steps": 7}, {"epochs": None}, {}), (None, 7)),
         (({}, {}, {}), (10, None)),
     ],

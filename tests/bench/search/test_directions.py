@@ -93,6 +93,10 @@ def test_a_search_by_loss_takes_the_lower_loss_whatever_the_score(objectives: st
         search._study.add_trial(
             optuna.trial.create_trial(values=values, user_attrs={**attributes, "score": score})
         )
+    if search.two:
+        # A result that the search discarded, because its trial is tried again.
+        search._study.add_trial(optuna.trial.create_trial(values=[0.1, 10.0], user_attrs=attributes))
+        search._study.set_user_attr("again 3", True)
     result = search.result()
     assert result.best is not None
     assert (result.by, result.best.ranks, result.best.loss, result.best.value) == ("loss", (2,), 0.4, 0.3)

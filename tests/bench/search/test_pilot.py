@@ -24,6 +24,7 @@ from bench.store.store import Store
 from bench.tasks.splits import PreparedData
 from methods import UserError
 
+from ...messages import naming
 from ..toy_suites import DIGITS, VISION, write
 
 Call = Callable[..., Any]
@@ -236,6 +237,10 @@ def test_a_pilots_suite_keeps_the_authors_fields() -> None:
         ({**PILOT, "methods": ["lora"]}, "pilot.head_lr: .*'digits'.*head_only"),
         ({**PILOT, "training": {"steps": 4, "batch_size": 16}}, "pilot.epochs: .*'digits'"),
         (changed(epochs={"methods": ["LoRRA"]}), "pilot.epochs.methods: .*'LoRRA'"),
+        (
+            {**PILOT, "methods": ["head_only", {"method": "lora", "training": {"epochs": 5}}]},
+            "pilot.epochs: methods.1 .*its own length",
+        ),
         (changed(centres={"task": "digit"}), "pilot.centres.task: .*'digit'"),
         (changed(centres={"multiples": {"nobody": 2}}), "pilot.centres.multiples: .*'nobody'"),
         (changed(centres={"rates": [1e-3, 1e-2]}), "pilot.centres.rates: .*at least 3"),
@@ -269,6 +274,31 @@ def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path
         bench.search_suite(suite, out=tmp_path / "other" / "chosen.yaml")
     with pytest.raises(UserError, match="backbone"):
         bench.search_suite(suite, out=tmp_path / "one" / "chosen.yaml")
+
+
+def test_a_file_that_the_pilot_did_not_write_is_kept(tmp_path: Path) -> None:
+    suite = write(tmp_path, PILOT)
+    before = suite.read_bytes()
+    (tmp_path / "mine.yaml").write_bytes(before)
+    with pytest.raises(UserError, match=naming("--out", "did not write")):
+        bench.search_suite(suite, out=tmp_path / "mine.yaml")
+    assert (tmp_path / "mine.yaml").read_bytes() == before
+
+
+def test_centres_on_a_task_that_is_left_out_are_refused(tmp_path: Path, new_store: NewStore) -> None:
+    two = {**PILOT, "tasks": [*PILOT["tasks"], {**DIGITS, "task": "land-cover"}]}
+    part, out = bench.Part(tasks=["land-cover"]), tmp_path / "chosen.yaml"
+    with pytest.raises(UserError, match=naming("pilot.centres", "'digits'")):
+        bench.search_suite(load_suite(two), part=part, store=new_store(tmp_path), out=out)
+
+
+def test_nothing_is_chosen_if_a_trial_is_lost(
+    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.run._Work.run_phase", lambda *_, **__: None)
+    with pytest.raises(UserError, match="has no result"):
+        bench.search_suite(load_suite(PILOT), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
+    assert not (tmp_path / "chosen.yaml").exists()
 
 
 def test_a_file_without_a_pilot_is_refused(tmp_path: Path) -> None:

@@ -176,9 +176,15 @@ def test_ties_are_broken_by_the_other_result_and_counted(
     (row,) = with_choices(made, store).of(None).rows
     assert row.tuning is not None
     assert (row.tuning.chosen, row.tuning.tied) == ({"lr": lr}, tied)
-    # The choice survives being stored and read again.
+    # The choice survives being stored and read again, but not if it is to be made by another result.
     store.end(store.begin_suite(with_choices(made, store)), Status.FINISHED)
     assert with_choices(made, store).of(None).rows == (row,)
+    other = "score" if by == "loss" else "loss"
+    (new,) = with_choices(plan(methods=["lora"], tuning={**tuning, "by": other}), store).of(None).rows
+    (tmp_path / "other").mkdir()
+    empty = stored(new_store(tmp_path / "other"), made.of("tuning"), scripted_results(by_seed))
+    (fresh,) = with_choices(plan(methods=["lora"], tuning={**tuning, "by": other}), empty).of(None).rows
+    assert new == fresh
 
 
 def test_a_tie_is_shown_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:

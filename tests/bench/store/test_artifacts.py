@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ import bench.execution.driver
 import bench.store.store
 from bench.execution.session import session
 from bench.machine.files import sha256
+from bench.plan.lock import stored_suite
 from bench.records.predictions import frame_of
 from bench.records.record import Record
-from bench.records.words import Artifact, Tag
+from bench.records.words import Artifact, RunKind, Tag
 from bench.store.artifacts import ChangedError, hashes
 from bench.store.connect import StoreError
 from bench.store.store import Store
@@ -189,3 +191,21 @@ def test_notes_for_pandas_are_passed_over(notes: bytes) -> None:
     file = io.BytesIO()
     pq.write_table(pa.table({"label": [1, 2]}).replace_schema_metadata({b"pandas": notes}), file)
     assert frame_of(file.getvalue()).to_dict("list") == {"label": [1, 2]}
+
+
+def test_two_processes_may_store_a_file_in_one_moment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = store.begin(RunKind.SUITE, "toy", {}, "")
+    copy = shutil.copyfile
+
+    def while_another_stores(*paths: Any) -> None:
+        copy(*paths)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "copyfile", copy)
+            store.keep(run_id, Artifact.SUITE, content)
+
+    content = stored_suite(plan().suite)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", while_another_stores)
+        store.keep(run_id, Artifact.SUITE, content)
+    (kept,) = store.records(RunKind.SUITE)
+    assert [*files(kept)] == [Artifact.SUITE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import get_args
 
 import pytest
 
+from bench.records.words import Artifact
 from bench.store import claims
 from bench.store.store import Store
 
@@ -123,3 +125,14 @@ def test_a_fifth_of_all_answers_may_be_errors_of_the_server(between: Proxy) -> N
     assert [event.kind for event in executed(store, made)] == ["finished"] * 4
     between.choose = lambda endpoint: None
     check(store, 4)
+
+
+def test_reading_from_a_server_leaves_no_file_behind(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.create(server.uri, "read")
+    executed(store, plan(methods=["lora"], training=SHORT))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (record,) = store.records()
+    assert store.read(record, Artifact.CONFIG) == store.read(record, Artifact.CONFIG) != b""
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -376,3 +376,14 @@ def test_a_pack_is_written_whole_or_not_at_all(small: str, pack: Path, tmp_path:
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="small is no pack"):
         unpack("small")
+
+
+def test_a_trial_whose_run_is_a_duplicate_of_nothing_is_written_anew(
+    pack: Path, tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+    unpack(pack, store=uri)
+    store = Store.existing(uri, "small")
+    store.tag(store.records()[0].run_id, Tag.DUPLICATE, "yes")
+    assert unpack(pack, store=uri) == [MergedExperiment("small", 1, 3)]
+    assert unpack(pack, store=uri) == [MergedExperiment("small", 0, 4)]

@@ -76,3 +76,12 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     assert "score of another run, to 0.02" in [fault.what for fault in result.faults]
     result = verify(kept.store.uri, reruns=2)
     assert f"score of another run, to {5 / len(frame):.3g}" in [fault.what for fault in result.faults]
+
+
+def test_predictions_that_name_no_examples_are_no_obstacle(kept: Kept) -> None:
+    kept.replace(
+        Artifact.PREDICTIONS, kept.predictions(lambda frame: frame.drop(columns="example", inplace=True))
+    )
+    result = verify(kept.store.uri, reruns=2)
+    assert len(result.reruns) == 2
+    assert not [fault for fault in result.faults if fault.what == "examples and labels"]
