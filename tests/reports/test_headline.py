@@ -35,8 +35,8 @@ def test_budgets_are_counted_and_not_comparisons(analysis: Analysis) -> None:
 def test_nothing_is_claimed_without_an_interval(analysis: Analysis) -> None:
     block = next(block for block in analysis.blocks if block.comparisons)
     none = tuple(replace(each, interval=None, verdict=verdict(None, 0.01)) for each in block.comparisons)
-    bare = answer([replace(block, comparisons=none, design=None)])
-    assert bare == "Nothing can be claimed: no difference from LoRA has an interval."
+    bare = answer([replace(block, comparisons=none)])
+    assert bare.startswith("Nothing can be claimed: no difference from LoRA has an interval.")
 
 
 def test_the_answer_says_what_may_go_undetected(analysis: Analysis) -> None:
