@@ -327,8 +327,10 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
         f"{rows} configurations, each run once with one seed and not tuned alike. The best mean is "
         f"{_code(best.name)} ({_percent(best.score)})."
     )
-    if comparison.skipped:
-        yield f"Without a score, and left out: {listed(map(_code, comparison.skipped))}."
+    # A run of an earlier folder may lack a score that its configuration has by now.
+    names = {f"{row.name}.json" for row in comparison.rows}
+    if missing := [name for name in comparison.skipped if name not in names]:
+        yield f"Without a score, and left out: {listed(map(_code, missing))}."
     yield ""
     if comparison.against_best and comparison.against_best[0].interval is None:
         yield ("No interval: no configuration ran twice and the score is no share of questions.")

@@ -184,8 +184,7 @@ class StudyAnalysis:
     thresholds: Mapping[str, float]
     blocks: tuple[StudyBlock, ...]
     notes: tuple[str, ...]
-    #: Those of the notes that say which trials the numbers leave out, although their studies have ended, and
-    #: where every trial failed.
+    #: Those of the notes that name ended studies that are left out, and methods whose trials all failed.
     limits: tuple[str, ...]
     evidence: Evidence = field(repr=False)
     #: The complete studies of each cell, by the cell's number. Cells without a complete study are absent.
@@ -253,7 +252,7 @@ def analyse_studies(study: Study, threshold: CustomThresholds = None) -> StudyAn
 def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[str], list[str]]:
     """The numbers of a cell's complete studies, and the reasons why its other studies are left out.
 
-    The reasons of studies that have not ended come first, by themselves.
+    The reasons are in two lists: first those of studies that have not ended, then all others.
     """
     assert cell.studies is not None
     ended = kept_trials(cell.studies, seeds)

@@ -115,10 +115,11 @@ def level_notes(block: StudyBlock) -> list[str]:
 
 
 def order_note(block: StudyBlock) -> str:
-    """Says whether the order of methods depends on how much they are tuned. Empty if nothing is compared.
+    """Says whether the order of methods depends on how much they are tuned.
 
     It does if a method is significantly better than the reference after few trials of tuning and
-    significantly worse after many, or the reverse.
+    significantly worse after many, or the reverse. The text is empty if nothing is compared, or only after
+    one number of trials.
     """
     if not block.compared or len(block.ks) < 2:
         return ""

@@ -54,8 +54,8 @@ def export_run(
         doubts = []
         if task.at_hand and task.identity_hash() != trial.data.get("task_identity"):
             doubts.append(
-                f"The data of task '{task.name}' changed since the trial: the names of the outputs are those "
-                "that the data have now"
+                f"The data of task '{task.name}' changed since the trial, so the names of the outputs may be "
+                "wrong"
             )
         if not stored.verified:
             doubts.append("The trial's files are not verified: an older version stored them, without hashes")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from pydantic_core import to_json
 
-from bench.machine.files import sha256
+from bench.machine.files import sha256, written_whole
 from bench.records import Wired
 from bench.records.predictions import stored_compact
 from bench.records.record import Record
@@ -111,9 +110,5 @@ def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     artifacts = Path(unquote(where.path))
     artifacts.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
-        unfinished = artifacts / f".{file.name}.{uuid.uuid4().hex}.unfinished"
-        try:
+        with written_whole(artifacts / file.name, shared=True) as unfinished:
             shutil.copyfile(file, unfinished)
-            unfinished.replace(artifacts / file.name)
-        finally:
-            unfinished.unlink(missing_ok=True)

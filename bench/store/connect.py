@@ -77,7 +77,7 @@ class StoreFailedError(StoreError):
 ATTEMPTS = 5
 #: MLflow's message for an answer of unknown length that ends early.
 NO_JSON = "not in a valid JSON format"
-#: The end of SQLAlchemy's message, for every database and also if a server passes it on, if a row exists.
+#: The end of SQLAlchemy's message that a row exists already, with every database. A server passes it on.
 NOT_UNIQUE = f"/{IntegrityError.code})"
 
 Parameters = ParamSpec("Parameters")
@@ -103,7 +103,7 @@ def _passing(error: BaseException) -> bool:
     """Whether a request may succeed when it is repeated at once.
 
     MLflow itself repeats requests without an answer, but not those whose answer arrived incomplete. Nor does
-    it repeat the writing of a new tag that another driver has written between its look and its write.
+    it repeat the insertion of a tag that another driver inserted just after MLflow had found none.
     """
     return any(
         isinstance(cause, ChunkedEncodingError) or NO_JSON in str(cause) or NOT_UNIQUE in str(cause)
