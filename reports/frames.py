@@ -30,7 +30,7 @@ def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
             assert block.entrants is not None
             lines_of = statistic.lines(block.entrants, result)
             tables[statistic.name] += [_block(block) | line for line in lines_of]
-    built = {"cells": _cells(study), "seeds": study.seeds}
+    built = {"cells": numbered_cells(study), "seeds": study.seeds}
     built |= {name: pd.DataFrame(lines) for name, lines in tables.items()}
     return {name: frame for name, frame in built.items() if len(frame)}
 
@@ -40,7 +40,8 @@ def _block(block: Block) -> dict[str, Any]:
     return {"block": block.heading, "budget": block.budget, "metric": block.metric}
 
 
-def _cells(study: Study) -> pd.DataFrame:
+def numbered_cells(study: Study) -> pd.DataFrame:
+    """The cells with their numbers and the ids of their runs. `tensorbench show --cell N` takes the number."""
     runs = study.seeds[study.seeds["run_id"] != ""].groupby("cell")["run_id"].agg(";".join)
     cells = study.cells.drop(columns=["tuning", "studies", "title"]).astype({"peak": "Int64"})
     return cells.assign(runs=runs).rename_axis("cell").reset_index()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from methods import UserError
 from reports.provenance import UNKNOWN, Provenance, provenance_of
 from reports.reading import read
 from reports.selection import Selection
-from reports.study import Cell, Seed
+from reports.study import Cell, Seed, kept_trials
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,14 @@ class CellContents:
     #: Each seed with its provenance. The provenance is None if the trial never started.
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
+    @property
+    def kept(self) -> Collection[str]:
+        """The ids of the trials that complete studies keep. Empty for a cell without studies."""
+        if self.cell.studies is None:
+            return ()
+        kept = kept_trials(self.cell.studies, (seed for seed, _ in self.seeds)).values()
+        return {seed.trial_id for seed in kept if seed}
+
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields (heading, text) for each subject of the seeds' provenance, except their random streams.
 
@@ -225,7 +233,7 @@ def cell_contents(
     `number` is the cell's number in the file `cells.csv` of a report on the same experiments with the same
     selection. Raises UserError if no cell has the number, and as `reports.reading.read` does.
     """
-    study = read(uri, names, selection)
+    study = read(uri, names, selection, studies=True)
     if not 0 <= number < len(study.all_cells):
         raise UserError(f"--cell {number}: {study.title} has cells 0 to {len(study.all_cells) - 1}")
     seeds = []

@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic_core import to_jsonable_python
 
 from bench.machine.visible import markdown_text
+from reports.frames import numbered_cells
 from reports.inference.intervals import Bounds
 from reports.inference.studies import share_failed, share_failed_interval, share_near
 from reports.recipes import Mixture
@@ -40,7 +41,7 @@ def frames(analysis: StudyAnalysis) -> dict[str, pd.DataFrame]:
         "variance": _variance,
         "levels": _levels,
     }
-    built = {"trials": _trials(analysis)} | {
+    built = {"cells": numbered_cells(analysis.study), "trials": _trials(analysis)} | {
         name: pd.DataFrame(
             {"block": block.title, **line} for block in analysis.blocks for line in lines(block)
         )

@@ -43,7 +43,7 @@ def show(
         list[str],
         typer.Argument(
             metavar="TRIAL|EXPERIMENT...",
-            help="A trial id or an MLflow run id, or the start of one; with --cell, experiments.",
+            help="A trial id or an MLflow run id, or the start of one; with --cell, experiments or packs.",
         ),
     ],
     part: Selection,

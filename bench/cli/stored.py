@@ -40,17 +40,25 @@ def print_cell(console: Console, contents: CellContents) -> None:
     line = " · ".join((cell.method, cell.budget, cell.task, cell.backbone))
     console.print(f"[bold]{escape(line)}[/bold]", highlight=False)
     mean = "–" if cell.mean is None else f"{cell.mean:.4f}" + ("" if cell.sd is None else f" ± {cell.sd:.4f}")
+    counted = f"{mean}, {cell.finished} of {cell.seeds} seeds"
+    if cell.studies:
+        counted = f"of {cell.finished} of {cell.seeds} trials"
     lines = [
         ("cell", f"{cell.number}, of experiment {escape(cell.experiment)}"),
-        (cell.evaluated or "score", f"{cell.metric} {mean}, {cell.finished} of {cell.seeds} seeds".lstrip()),
+        (cell.evaluated or "score", f"{cell.metric} {counted}".lstrip()),
         ("ranks", cell.ranks or "–"),
         ("parameters", f"{cell.parameters:,}, {cell.percent_of_lora:.2f}% of LoRA r=4"),
     ]
+    kept = contents.kept
     for seed, provenance in contents.seeds:
         score = seed.status.lower() if seed.score is None else f"{seed.score:.4f}"
         when = f", {_span(provenance)}" if provenance else ""
         run = f", run {seed.run_id}" if seed.run_id else ""
-        lines.append((f"seed {seed.seed}", f"{score}, trial {seed.trial_id or 'not known yet'}{run}{when}"))
+        name = f"seed {seed.seed}"
+        if seed.study is not None:
+            name = f"study {seed.study:.0f}, point {seed.point:.0f}"
+            score += f" at rate {seed.lr:.3g}" + ", kept" * (seed.trial_id in kept)
+        lines.append((name, f"{score}, trial {seed.trial_id or 'not known yet'}{run}{when}"))
     lines += [(head, escape(text)) for head, text in contents.lines()]
     console.print(_grid(lines), highlight=False)
 

@@ -241,6 +241,24 @@ def test_tables_have_the_numbers_as_stored(folder: Path, analysis: StudyAnalysis
     assert "<a " not in (folder / "figures" / "rates-0.svg").read_text()
 
 
+def test_a_cell_of_the_table_opens_to_its_trials(uri: str, folder: Path, study: Study, call: Call) -> None:
+    cells = pd.read_csv(folder / "tables" / "cells.csv")
+    (number,) = cells["cell"][(cells["method"] == "LoRA") & (cells["task"] == "digits")]
+    shown = call("show", NAME, "--store", uri, "--cell", number).out
+    assert shown.startswith("LoRA · isoparameters 2 · digits")
+    lines = [line for line in shown.splitlines() if line.startswith("study ")]
+    seeds = study.of_cell(int(number))
+    assert len(lines) == len(seeds) == 16
+    for line, seed in zip(lines, seeds, strict=True):
+        of_study = [other for other in seeds if other.study == seed.study]
+        lowest = min(of_study, key=lambda other: other.validation_loss or 0.0)
+        assert line.startswith(f"study {seed.study:.0f}, point {seed.point:.0f}")
+        assert f"{seed.score:.4f} at rate {seed.lr:.3g}" in line
+        assert (", kept" in line) == (seed is lowest)
+    stored = json.loads(call("show", NAME, "--store", uri, "--cell", number, "--json").out)
+    assert [seed["trial_id"] for seed in stored["seeds"]] == [seed.trial_id for seed in seeds]
+
+
 def test_a_report_of_both_kinds_is_refused(uri: str, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     Store.existing(uri, NAME)
