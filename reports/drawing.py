@@ -82,7 +82,9 @@ _STYLE: Any = {
 
 #: The width in inches of a figure with several columns, the width of a figure with one column, and the
 #: page's pixels per inch.
-WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
+WIDTH, NARROW, PIXELS = 8.6, 5.9, 97
+#: The smallest scale at which the page shows figures. A figure with one column then fits a phone.
+SMALLEST = 0.62
 #: The largest number of names beside a panel, and of letters in a name.
 MOST_NAMES, MOST_LETTERS = 17, 50
 #: The prefix of the invented address of a mark that has a tooltip but no link.
@@ -179,9 +181,9 @@ class Drawn:
         text = re.sub(r'<a xlink:href="([^"]*)"[^>]*>', lambda mark: self._mark(mark[1], in_page), text)
         text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
         label = escape(f"{self.title}. {self.alternative}", quote=True)
-        # All figures have the same scale, so that their letters have the same size.
+        # All figures have the same scales, so that their letters have the same size.
         widest = self.figure.get_figwidth() * PIXELS
-        size = f"max-width: {widest:.0f}px; min-width: {min(widest, 0.62 * WIDTH * PIXELS):.0f}px"
+        size = f"max-width: {widest:.0f}px; min-width: {SMALLEST * widest:.0f}px"
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
 
     def _mark(self, address: str, in_page: bool) -> str:

@@ -296,7 +296,7 @@ def _in_words(difference: Against, reference: str, size: str) -> str:
     if answer is Answer.UNDECIDED:
         if side:
             return f"Significantly {side} than {reference}; may be under {size}."
-        return f"No significant difference from {reference}."
+        return f"Undecided: not shown to differ from {reference}."
     none = f"no difference from {reference} can be claimed."
     if difference.effect.error is None:
         return f"Too few seeds ({difference.effect.fewest}): {none}"

@@ -41,7 +41,7 @@ def _block(block: Block) -> dict[str, Any]:
 
 
 def numbered_cells(study: Study) -> pd.DataFrame:
-    """The cells with their numbers and the ids of their runs. `tensorbench show --cell N` takes the number."""
+    """The cells with their numbers, as `tensorbench show --cell N` takes them, and their runs."""
     runs = study.seeds[study.seeds["run_id"] != ""].groupby("cell")["run_id"].agg(";".join)
     cells = study.cells.drop(columns=["tuning", "studies", "title"]).astype({"peak": "Int64"})
     return cells.assign(runs=runs).rename_axis("cell").reset_index()

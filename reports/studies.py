@@ -544,7 +544,8 @@ def _against(
 
     def shares(share: Callable[[CompleteStudies], float]) -> Difference:
         parts = [replace(estimates.of_share(share, own, other), limit=1.0) for _, own, other in sides]
-        return _difference(parts, claims, 0.0)
+        # Both shares of all methods are one family.
+        return _difference(parts, 2 * claims, 0.0)
 
     sensitivity = replace(
         entrant.sensitivity,

@@ -15,7 +15,7 @@ from reports.recipes import Mixture
 from reports.studies import StudyAnalysis, StudyBlock
 from reports.study import Seed
 from reports.suite_lines import suite_lines
-from reports.units import PERCENT, Unit, unit_of
+from reports.units import Unit, unit_of
 
 
 class TrialLine(NamedTuple):
@@ -68,7 +68,7 @@ def render(
         advice={each.cell: each for each in rate_advice(analysis)},
         verdict=_verdict,
         between=study_words.between,
-        percent_unit=PERCENT,
+        share_between=study_words.share_between,
         anchor=ANCHOR,
         colours=len(SERIES),
     )

@@ -25,7 +25,7 @@ def in_words(verdict: Verdict, size: str) -> str:
         equivalent = f"practically equivalent (within {size})"
         return f"significantly {side}, but {equivalent}" if side else equivalent
     if verdict.answer is Answer.UNDECIDED:
-        return f"significantly {side}; may be under {size}" if side else "no significant difference"
+        return f"significantly {side}; may be under {size}" if side else "undecided"
     return "no interval"
 
 
@@ -45,6 +45,19 @@ def between(difference: Difference, unit: Unit, place: int | None = None) -> str
     if interval is None:
         return no_interval(difference)
     return " to ".join(unit.difference(bound) for bound in interval)
+
+
+def share_between(share: float, difference: Difference) -> str:
+    """The interval of a method's share as text, or the reason why there is none.
+
+    It is the interval of the difference from the reference, put around the share. No share is below 0 or
+    above 1, while a difference of shares may be.
+    """
+    if difference.interval is None:
+        return no_interval(difference)
+    shift = share - difference.effect.difference
+    low, high = (min(max(bound + shift, 0.0), 1.0) for bound in difference.interval)
+    return f"{100 * low:.0f} to {100 * high:.0f}%"
 
 
 def answer(block: StudyBlock) -> str:

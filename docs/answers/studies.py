@@ -14,7 +14,7 @@ from bench.metrics import direction
 from reports.advice import rate_advice
 from reports.figures.studies import draw
 from reports.inference.effects import Answer as Size
-from reports.inference.effects import Verdict, effect, verdict
+from reports.inference.effects import Verdict, effect
 from reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
 from reports.inference.studies import CompleteStudies, of_method, score_after
 from reports.reading import read
@@ -225,12 +225,10 @@ def another_order(block: StudyBlock) -> Ruling:
 def forgiving(block: StudyBlock) -> Ruling:
     """Question 3: whether more rates are near the best, and fewer trials fail, than for the reference."""
     rows, verdicts = [], []
-    # Both shares of all methods are one family.
-    level = simultaneous(2 * len(block.compared))
     for entrant in block.entrants:
         shares = entrant.sensitivity
-        near, more = _share(shares.near_difference, level, "more forgiving", "less forgiving")
-        failed, fewer = _share(shares.failed_difference, level, "fails more", "fails less")
+        near, more = _share(shares.near_difference, "more forgiving", "less forgiving")
+        failed, fewer = _share(shares.failed_difference, "fails more", "fails less")
         rows.append([entrant.method, percent(shares.near), near, percent(shares.failed), failed])
         if entrant in block.compared:
             verdicts.append((entrant.method, " and ".join(filter(None, (more, fewer))) or "undecided"))
@@ -238,13 +236,12 @@ def forgiving(block: StudyBlock) -> Ruling:
     return Ruling(_by_verdict(verdicts), ["method", "near the best, %", change, "failed, %", change], rows)
 
 
-def _share(difference: Difference | None, level: float, higher: str, lower: str) -> tuple[str, str]:
+def _share(difference: Difference | None, higher: str, lower: str) -> tuple[str, str]:
     """The difference of a share with its interval, and the word for its side."""
     if difference is None:
         return "–", ""
-    interval = difference.effect.interval(level)
-    word = {"better": higher, "worse": lower}.get(verdict(interval, 0).side, "")
-    return with_interval(difference.effect.difference, interval), word
+    word = {"better": higher, "worse": lower}.get(difference.verdict.side, "")
+    return _with_interval(difference), word
 
 
 def worst(block: StudyBlock) -> Ruling:

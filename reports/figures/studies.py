@@ -24,11 +24,11 @@ from bench.metrics import direction
 from reports.drawing import MUTED, SERIES, Drawn, Looks, Tips, panels, styled
 from reports.figures.forest import DASHES, ForestRow, band, forest, height, reach
 from reports.inference.intervals import Bounds
-from reports.inference.studies import FAILED, smoothed, window
+from reports.inference.studies import FAILED, LEAST_SMOOTHED, smoothed, window
 from reports.studies import Entrant, Estimate, Level, StudyAnalysis, StudyBlock
 from reports.study import Seed, TaskAndBackbone
 from reports.study_words import between, heading, in_words, setting_name, settings_counted, trials_of_tuning
-from reports.units import Unit
+from reports.units import Unit, minus
 
 #: The prefix of the HTML anchors of trials in their table. The dot of a trial links to its anchor.
 ANCHOR = "trial-"
@@ -62,11 +62,11 @@ def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours)
     rows = list(_rows(block, looks, colours))
     levels = _inside(block, [level.difference for level in block.levels])
     tips, limits = Tips(), reach(rows, block.unit.factor * block.threshold, levels.values())
-    figure, (ax,) = panels(1, height=0.4 + height(len(rows)), wide=True)
+    figure, (ax,) = panels(1, height=0.4 + height(len(rows)))
     _draw_forest(ax, block, rows, limits, levels, tips)
     _label_lines(ax)
     outside = [
-        f"{level.method} ({block.unit.difference(level.difference)})"
+        f"{level.method} ({minus(block.unit.difference(level.difference))})"
         for level in block.levels
         if level.difference is not None and not limits[0] <= block.unit.factor * level.difference <= limits[1]
     ]
@@ -257,12 +257,12 @@ def _score_tip(entrant: Entrant, k: int, score: Estimate, unit: Unit) -> str:
 def _rates(analysis: StudyAnalysis, block: StudyBlock, number: int) -> Drawn:
     """A panel per method, with a dot for each trial of its complete studies. Crosses are failed trials."""
     figure, axes = panels(len(block.entrants), columns=3, height=2.1)
-    zeros, tips = _zeros(block), Tips()
+    zeros, tips, smooth = _zeros(block), Tips(), False
     bottom = min(_lowest(entrant, zeros) for entrant in block.entrants)
     for ax, entrant in zip(axes, block.entrants, strict=True):
         ax.axhline(0, color=MUTED, lw=0.7)
         for place in range(len(block.settings)):
-            _draw_trials(ax, analysis, block, entrant, place, zeros[place], bottom, tips)
+            smooth |= _draw_trials(ax, analysis, block, entrant, place, zeros[place], bottom, tips)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
@@ -292,8 +292,9 @@ def _rates(analysis: StudyAnalysis, block: StudyBlock, number: int) -> Drawn:
     return Drawn(
         f"rates-{number}",
         f"Score against learning rate, {heading(block)}",
-        f"A dot is a trial. Zero is {zero} after {trials_of_tuning(block.k)} on its task. Lines are smoothed "
-        f"scores (LOESS). Crosses are failed trials: diverged, or {FAILED} points or more below the trial "
+        f"A dot is a trial. Zero is {zero} after {trials_of_tuning(block.k)} on its task. "
+        + f"Lines are scores smoothed by LOESS, where {LEAST_SMOOTHED} or more trials succeeded. " * smooth
+        + f"Crosses are failed trials: diverged, or {FAILED} points or more below the trial "
         "that validation chooses. Those further down are at the bottom. On the page each dot leads to "
         "its run.",
         "; ".join(
@@ -314,8 +315,11 @@ def _draw_trials(
     zero: float,
     bottom: float,
     tips: Tips,
-) -> None:
-    """Draws a method's trials on one setting. Each dot links to the trial's line in the table of trials."""
+) -> bool:
+    """Draws a method's trials on one setting. Each dot links to the trial's line in the table of trials.
+
+    Returns whether enough trials succeeded for a smoothed curve.
+    """
     colour, factor = SERIES[place % len(SERIES)], block.unit.factor
     cell, studies = analysis.study.all_cells[entrant.cells[place]], entrant.studies[place]
     sign, numbers = direction(cell.metric), set(entrant.studies[place].numbers)
@@ -335,10 +339,13 @@ def _draw_trials(
         )
         texts = [_trial_tip(block, block.settings[place], seed, failed=failed) for seed in trials]
         tips.put(dots, texts, [f"#{ANCHOR}{seed.trial_id}" for seed in trials])
+    if (~studies.failed).sum() < LEAST_SMOOTHED:
+        return False
     assert cell.studies is not None
     offsets = window(studies)
     curve = np.maximum(smoothed(studies, offsets) - zero, bottom)
     ax.plot(cell.studies.centre * 10**offsets, factor * curve, color=colour, lw=0.9, alpha=0.7)
+    return True
 
 
 def _zeros(block: StudyBlock) -> list[float]:

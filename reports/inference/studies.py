@@ -31,6 +31,9 @@ FAILED = 10
 _OF_FAILURES = 0.75
 #: A rate counts as near the best if its score is at most this many points lower.
 NEAR = 1
+#: The smallest number of successful trials through which a figure draws a smoothed curve. With fewer trials,
+#: the curve follows their noise.
+LEAST_SMOOTHED = 15
 #: The number of rates in the window at which smoothed scores are computed.
 _RATES = 81
 

@@ -47,6 +47,11 @@ def resize(browser: webdriver.Chrome, width: int, height: int = 900) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
+def on_paper(browser: webdriver.Chrome, *, on: bool = True) -> None:
+    """Shows the page as it is printed, or as on a screen again."""
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print" if on else ""})
+
+
 def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
     """The visible lines of the table of results, in their order."""
     table_rows: list[dict[str, Any]] = browser.execute_script(

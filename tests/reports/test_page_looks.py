@@ -15,14 +15,14 @@ from selenium.webdriver.support.ui import Select
 from bench.plan.make import make_plan
 from bench.plan.suite import Suite
 from methods.validation import validate
-from reports.analysis import analyse
+from reports.analysis import Analysis, analyse
 from reports.drawing import Looks, styled
 from reports.figures.cost import PARAMETERS, score_against
 from reports.reading import read
 from tools.benchmarks.large_store import STUDY, VARIANTS, study_result
 
 from ..stored import write
-from .browsing import MARKS, opened, page_of, resize, seen
+from .browsing import MARKS, on_paper, opened, page_of, resize, seen
 from .made_up import NewStore
 
 pytestmark = MARKS
@@ -63,6 +63,32 @@ def test_nothing_is_cut_off_at_any_width(drawn: webdriver.Chrome, width: int) ->
     assert (frames != []) == (width == 390)
     marks = drawn.execute_script("return document.querySelectorAll('.forest .better b').length")
     assert marks > 0
+
+
+def test_bold_marks_the_differences_that_exclude_zero(drawn: webdriver.Chrome) -> None:
+    resize(drawn, 1366)
+    cells = drawn.execute_script(
+        """return [...document.querySelectorAll('.board tbody td:has(> small)')]
+        .filter(e => e.innerText.includes(' to '))
+        .map(e => [!!e.querySelector('b'), e.querySelector('small').innerText])"""
+    )
+    assert {bold for bold, _ in cells} == {True, False}
+    for bold, interval in cells:
+        low, high = (float(bound.replace("−", "-")) for bound in interval.split(" to "))
+        assert bold == (low > 0 or high < 0)
+    assert seen(drawn, ".board .score b") == []
+
+
+def test_paper_has_the_limits(drawn: webdriver.Chrome, analysis: Analysis) -> None:
+    drawn.execute_script("document.querySelectorAll('main details').forEach(list => list.open = false)")
+    try:
+        on_paper(drawn)
+        shown = " ".join(seen(drawn, "[aria-labelledby=limits] li"))
+        assert analysis.notes
+        for note in analysis.notes:
+            assert note in shown
+    finally:
+        on_paper(drawn, on=False)
 
 
 @pytest.fixture(scope="module")

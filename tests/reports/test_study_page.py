@@ -24,6 +24,7 @@ from bench.plan.trial import Trial
 from bench.records.measures import Measure
 from bench.store.store import Store
 from methods import UserError
+from reports.figures.studies import draw
 from reports.inference import studies as estimates
 from reports.inference.effects import effect, verdict
 from reports.inference.intervals import simultaneous
@@ -32,12 +33,13 @@ from reports.report import answers_of, write_report
 from reports.selection import Selection
 from reports.studies import StudyAnalysis, analyse_studies, block_budgets
 from reports.study import Study
-from reports.study_words import answer, in_words, level_notes, settings_counted
+from reports.study_page import render
+from reports.study_words import answer, in_words, level_notes, settings_counted, share_between
 from reports.summary import summarise
 
 from ..stored import Result, write
 from . import made_up
-from .browsing import MARKS, opened, resize
+from .browsing import MARKS, on_paper, opened, resize, seen
 from .made_up import NewStore
 from .made_up_studies import DIVERGED, MISSING, NAME, plan_of, result
 
@@ -191,6 +193,103 @@ def test_the_page_sorts_follows_a_dot_and_cuts_nothing_off(browser: webdriver.Ch
     assert browser.find_element(By.ID, "trials").get_attribute("open")
     assert browser.execute_script("return document.querySelector('tr:target').id").startswith("trial-")
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+@MARKS[0]
+@MARKS[1]
+def test_a_phone_shows_the_main_figure_whole_and_heads_once(browser: webdriver.Chrome, folder: Path) -> None:
+    page = folder / "index.html"
+    opened(browser, page, 390)
+    frame = "return (([e]) => [e.scrollWidth, e.clientWidth])(document.querySelectorAll(arguments[0]))"
+    beyond, within = browser.execute_script(frame, "#figure-differences-0 .scroll")
+    assert beyond <= within
+    for width in (390, 768):
+        opened(browser, page, width)
+        # Each field of a card has its name beside it.
+        assert seen(browser, ".cards > thead") == []
+        named = browser.execute_script(
+            """return [...document.querySelector('.methods tbody tr').cells].slice(1)
+            .filter(e => e.getClientRects().length).map(e => getComputedStyle(e, '::before').content)"""
+        )
+        assert named
+        assert "none" not in named
+    opened(browser, page, 1366)
+    assert len(seen(browser, ".methods > thead")) == 1
+
+
+@MARKS[0]
+@MARKS[1]
+def test_bold_marks_the_differences_that_exclude_zero(
+    browser: webdriver.Chrome, folder: Path, analysis: StudyAnalysis
+) -> None:
+    opened(browser, folder / "index.html", 1366)
+    bold = {
+        (method, column)
+        for method, column in browser.execute_script(
+            """return [...document.querySelectorAll('.methods tbody b')].map(e =>
+            [e.closest('tr').cells[0].dataset.v, e.closest('td').cellIndex])"""
+        )
+    }
+    (block,) = analysis.blocks
+    expected = set()
+    for entrant in block.compared:
+        difference = entrant.differences[block.k]
+        sides = [difference.verdict.side, "", *(verdict.side for verdict in difference.verdicts)]
+        expected |= {(entrant.method, column) for column, side in enumerate(sides, 2) if side}
+    assert bold == expected
+    assert ("TensLoRA att", 2) in bold
+
+
+@MARKS[0]
+@MARKS[1]
+def test_paper_has_the_notes_and_the_limits(
+    browser: webdriver.Chrome, folder: Path, analysis: StudyAnalysis
+) -> None:
+    resize(browser, 794)
+    browser.get((folder / "index.html").as_uri())
+    try:
+        on_paper(browser)
+        shown = " ".join(seen(browser, ".notes li"))
+        assert analysis.notes
+        for note in (*analysis.notes, *analysis.blocks[0].notes, CLOSING):
+            assert note in shown
+        assert seen(browser, "#trials") == []
+    finally:
+        on_paper(browser, on=False)
+
+
+def test_nothing_is_called_left_out_where_nothing_is(analysis: StudyAnalysis) -> None:
+    page = render(replace(analysis, notes=("A note.",), limits=()), draw(analysis), ())
+    answer_part = page[page.index("<main>") : page.index("Scores after")]
+    assert "1 note" in answer_part
+    assert "left out" not in answer_part
+
+
+def test_no_curve_is_drawn_through_fewer_than_fifteen_trials(tmp_path: Path, new_store: NewStore) -> None:
+    for points, curves in ((4, 0), (5, 2)):
+        (tmp_path / str(points)).mkdir()
+        uri = new_store(tmp_path / str(points))
+        tuning = {"studies": 3, "points": points}
+        write(uri, plan_of(**ONE_TASK, methods=["lora", "lora_xs"], tuning=tuning), result)
+        (figure,) = [
+            each for each in draw(analyse_studies(read(uri, [NAME], studies=True))) if each.kind == "rates"
+        ]
+        drawn = [line for ax in figure.figure.axes for line in ax.lines if len(line.get_xdata()) > 2]
+        assert len(drawn) == curves
+        assert ("LOESS" in figure.caption) == (curves > 0)
+
+
+def test_the_interval_of_a_share_stays_within_all_and_nothing(analysis: StudyAnalysis) -> None:
+    (block,) = analysis.blocks
+    measured = block.compared[0].sensitivity.near_difference
+    assert measured is not None
+    for bounds, text in (
+        ((-0.86, 0.42), "0 to 89%"),
+        ((-0.2, 0.9), "27 to 100%"),
+        ((-0.1, 0.1), "37 to 57%"),
+    ):
+        compared = replace(measured, interval=bounds, effect=replace(measured.effect, difference=-0.03))
+        assert share_between(0.44, compared) == text
 
 
 def test_the_page_shows_the_numbers_of_the_analysis(analysis: StudyAnalysis, page: str) -> None:
@@ -375,7 +474,7 @@ def test_full_fine_tuning_of_another_suite_is_a_line_where_it_ran(
         ((0.001, 0.02), "significantly better; may be under 1 point"),
         ((0.001, 0.009), "significantly better, but practically equivalent (within 1 point)"),
         ((-0.009, 0.009), "practically equivalent (within 1 point)"),
-        ((-0.011, 0.009), "no significant difference"),
+        ((-0.011, 0.009), "undecided"),
         (None, "no interval"),
     ],
 )
