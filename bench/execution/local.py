@@ -278,12 +278,13 @@ class Local(Executor):
 def _environment(slot: Slot) -> Iterator[None]:
     """Context for starting a worker, which inherits environment variables and blocked signals.
 
-    The variables set the number of threads, which libraries read when they are imported. SIGINT and SIGTERM
-    are blocked, because a terminal or a batch system sends them to all processes. The driver ends the workers
-    itself.
+    The variables set the number of threads, which libraries read when they are imported, and keep Python from
+    looking for its own modules in the working folder first. SIGINT and SIGTERM are blocked, because a
+    terminal or a batch system sends them to all processes. The driver ends the workers itself.
     """
-    before = {key: os.environ.get(key) for key in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))
+    variables = {**dict.fromkeys(THREADS, str(slot.threads)), "PYTHONSAFEPATH": "1"}
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

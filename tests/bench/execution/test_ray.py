@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,18 @@ def run(
     while not (events and events[-1].ending):
         cluster.step(note)
     return events
+
+
+def test_no_actor_imports_from_the_working_folder(cluster: RayCluster) -> None:
+    import ray
+
+    def places() -> list[str]:
+        import sys
+
+        return sys.path
+
+    actual = ray.get(ray.remote(places).remote())
+    assert {os.getcwd(), ""}.isdisjoint(actual)
 
 
 def test_a_prune_is_for_one_run_of_a_trial(cluster: RayCluster) -> None:

@@ -176,8 +176,11 @@ def test_hash_that_pip_refuses_is_retried_past_its_cache(monkeypatch: pytest.Mon
     assert ["--no-cache-dir" in command for command in commands] == [False, True]
 
 
-def test_no_index_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_index_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asset = register(monkeypatch, TOY)
+    # A module of the working folder is not taken for pip.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pip.py").write_text("raise SystemExit('no pip')")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(UserError) as error:
