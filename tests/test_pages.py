@@ -169,6 +169,7 @@ def test_the_first_python_of_a_newcomer_runs(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "quickstart.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.plan.suite_file.PACKAGED", tmp_path / "suites")
     names: dict[str, object] = {}
     run_code("docs/start.md", names)
     assert names["run"].complete  # type: ignore[attr-defined]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import typer
 
+from bench.plan import PACKAGED
+
 #: A function that completes a word, in the form that typer calls.
 Complete = Callable[[typer.Context, str], list[str]]
 
@@ -30,13 +32,14 @@ def one_of(*words: str) -> Complete:
 
 
 def suite_files(context: typer.Context, incomplete: str) -> list[str]:
-    """Offers the suite files and folders whose paths begin with the typed text."""
+    """Offers the suite files and folders whose paths begin with the typed text, and packaged suites."""
     folder, slash, start = incomplete.rpartition("/")
     try:
         paths = sorted(Path(folder + slash).iterdir())
     except OSError:
         return []
-    return [
+    packaged = sorted(path.stem for path in PACKAGED.glob("*.yaml") if path.stem.startswith(incomplete))
+    return packaged + [
         folder + slash + path.name + "/" * path.is_dir()
         for path in paths
         if path.name.startswith(start) and _PLAIN.fullmatch(path.name) and _maybe_suite(path)

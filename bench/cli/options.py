@@ -155,7 +155,11 @@ def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[s
 
 
 SuiteFile = Annotated[
-    Path, typer.Argument(help="The suite, a YAML file.", autocompletion=completion.suite_files)
+    Path,
+    typer.Argument(
+        help="The suite: a YAML file, or a packaged suite's name such as quickstart.",
+        autocompletion=completion.suite_files,
+    ),
 ]
 Opened = Annotated[
     list[str] | None,

@@ -12,6 +12,7 @@ import optuna
 import pytest
 import yaml
 
+from bench.cli.completion import suite_files
 from bench.plan.make import cells, make_plan
 from bench.plan.rows import Plan
 from bench.plan.suite_file import load_suite
@@ -121,3 +122,30 @@ def test_a_search_goes_on_when_its_data_have_moved(home: Path, made: Path) -> No
         assert suite.search
         searches.append(RankSearch(cell, suite.search, studies, "one name"))
     assert searches[0].size == searches[1].size
+
+
+def test_a_packaged_suite_is_read_by_its_name_and_locked_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    ended = call("plan", "quickstart", "--json")
+    assert ended.code == 0, ended
+    assert "TensLoRA" in ended.out
+    (tmp_path / "quickstart.lock.yaml").write_text("version: 7")
+    with pytest.raises(UserError, match=naming("quickstart.lock.yaml", "version", 7)):
+        load_suite("quickstart")
+    # The user's own file comes first.
+    (tmp_path / "quickstart").rmdir()
+    (tmp_path / "quickstart").write_text("name: 3")
+    with pytest.raises(UserError, match="quickstart"):
+        load_suite("quickstart")
+
+
+def test_an_unknown_name_lists_the_packaged_suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=naming("quikstart", "'quickstart'?", "study_full")):
+        load_suite("quikstart")
+    with pytest.raises(UserError, match=naming("none.yaml", "No such file")):
+        load_suite("none.yaml")
+    assert "quickstart" in suite_files(None, "qui")  # type: ignore[arg-type]
