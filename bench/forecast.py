@@ -10,6 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.execution.estimate import (
+    Hardware,
     Pace,
     Workload,
     activation_mib,
@@ -27,6 +28,7 @@ from bench.records.measures import Measure
 from bench.records.stored_plan import Forecast, Share
 from bench.records.words import Phase
 from bench.store import DEFAULT_STORE
+from bench.training.measure import provenance
 from bench.training.saving import PLAIN, Saving
 from methods import Method, UserError
 
@@ -63,8 +65,8 @@ def make_forecast(
     """Estimates the trials, time, memory and disk space of a plan. Starts nothing.
 
     The trials of the suite's search, allocation or pilot are included. The time of a trial is estimated from
-    stored trials with the same method, backbone and task. If there are none, it is proportional to the
-    number of operations, at the speed of the suite's other stored trials, or else of this machine.
+    stored trials with the same method, backbone, task and device. If there are none, it is proportional to
+    the number of operations, at the speed of the suite's other stored trials there, or else of this machine.
     """
     opened, notes = _opened(store, plan.suite.name)
     records: list[Record] = []
@@ -82,9 +84,10 @@ def make_forecast(
     if plan.suite.searched:
         parts += _search_parts(plan, device, notes)
     parts = [part for part in parts if part.jobs]
-    pace = Pace(plan, records)
+    here = Hardware.of(provenance(device)).device
+    pace = Pace(plan, records, device=here)
     if not pace.stored:
-        pace = Pace(plan, records, _seconds_per_operation(device))
+        pace = Pace(plan, records, _seconds_per_operation(device), here)
     open_ = {part.name: _open(part, settled) for part in parts}
     jobs = [job for part in parts for job in part.jobs]
     workloads = {job.workload for job in jobs}

@@ -314,11 +314,12 @@ class _Driving:
         run = begin_trial(self.store, trial, self.rows[trial.id], task.metric, self.parent, tags=tags)
         self.running[trial.id] = run
         self.queue.remove(trial)
-        self.executor.submit(trial, self.limits.seconds(trial))
+        self.executor.submit(trial)
 
     def _receive(self, event: Event) -> None:
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
+            self.executor.limit(trial, self.limits.begin(trial, event.provenance))
             config = trial.model_dump(mode="json", exclude_none=True)
             self._tell(partial(run.start, config, event.provenance, self._start(event)))
         elif event.progress is not None:

@@ -10,7 +10,7 @@ import re
 import shutil
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +22,7 @@ from bench.plan.choosing import AXES
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
-from bench.records.words import Status, Tag
+from bench.records.words import PROVENANCE, Status, Tag
 from bench.training.saving import Saving
 from methods import METHODS, Geometry, UserError
 
@@ -59,6 +59,29 @@ class Workload(NamedTuple):
     task: str
 
 
+class Hardware(NamedTuple):
+    """What decides how fast a worker computes, as the provenance of its trials has it."""
+
+    #: The name of the GPU, or of the processor.
+    device: str
+    #: The number of the worker's threads. Of no account on a GPU, where it is empty.
+    threads: str
+    #: The number of slots that share the device.
+    slots: str
+
+    @classmethod
+    def of(cls, provenance: Mapping[str, str]) -> Hardware:
+        gpu = provenance.get("gpu", "")
+        threads = "" if gpu else provenance.get("threads", "")
+        return cls(gpu or provenance.get("cpu", ""), threads, provenance.get("slots") or "1")
+
+    @classmethod
+    def of_record(cls, record: Record) -> Hardware:
+        return cls.of(
+            {name: record.tags.get(PROVENANCE + name, "") for name in ("gpu", "cpu", "threads", "slots")}
+        )
+
+
 def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
     """Sorts trials from the longest to the shortest. In a plan with studies, each study is sorted by itself.
 
@@ -89,11 +112,18 @@ class Pace:
     of steps. Otherwise the floating-point operations of a step are multiplied by a number of seconds per
     operation. That number is the median over the measured workloads of the plan. If no workload is measured,
     `per_operation` takes its place. With the default of 1, times can only be compared with each other.
+
+    `device` is the name of the GPU or processor whose trials count. If it is empty, all count.
     """
 
-    def __init__(self, plan: Plan, records: Iterable[Record], per_operation: float = 1.0) -> None:
+    def __init__(
+        self, plan: Plan, records: Iterable[Record], per_operation: float = 1.0, device: str = ""
+    ) -> None:
         records = list(records)
-        times = seconds_per_step(records)
+        times: dict[Workload, list[float]] = defaultdict(list)
+        for (workload, hardware), seconds in seconds_per_step(records).items():
+            if device in ("", hardware.device):
+                times[workload] += seconds
         self.measured = {workload: statistics.median(seconds) for workload, seconds in times.items()}
         self._examples = training_examples(records)
         by_id = {trial.id: trial for trial in plan.trials}
@@ -129,13 +159,13 @@ def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -
     return sum(final.values()) / statistics.fmean(pace.seconds(t, by_trial[t.id]) for t in tuning)
 
 
-def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
-    """Maps each workload to the seconds per step of its finished trials."""
-    times: dict[Workload, list[float]] = defaultdict(list)
+def seconds_per_step(records: Iterable[Record]) -> dict[tuple[Workload, Hardware], list[float]]:
+    """Maps each workload on each hardware to the seconds per step of its finished trials."""
+    times: dict[tuple[Workload, Hardware], list[float]] = defaultdict(list)
     for record in records:
         seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
         if record.status == Status.FINISHED and seconds and steps:
-            times[workload_of_record(record)].append(seconds / steps)
+            times[workload_of_record(record), Hardware.of_record(record)].append(seconds / steps)
     return times
 
 

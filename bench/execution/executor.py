@@ -82,10 +82,13 @@ class Executor(ABC):
         """The number of trials that may be submitted now."""
 
     @abstractmethod
-    def submit(self, trial: Trial, limit: float | None = None) -> None:
-        """Gives a trial to a worker.
+    def submit(self, trial: Trial) -> None:
+        """Gives a trial to a worker."""
 
-        If the trial runs for more than `limit` seconds, the worker is ended. None: no limit.
+    def limit(self, trial: Trial, seconds: float | None) -> None:  # noqa: B027
+        """Sets the time limit of a trial that has started, in seconds. None: no limit.
+
+        A worker whose trial takes longer is ended. Executors that end no trials ignore the limit.
         """
 
     @abstractmethod

@@ -42,8 +42,7 @@ class Inline(Executor):
     def free(self) -> int:
         return 0 if self._next else 1
 
-    def submit(self, trial: Trial, limit: float | None = None) -> None:
-        # The limit is ignored, since no other process could enforce it.
+    def submit(self, trial: Trial) -> None:
         self._next = trial
 
     def step(self, report: Report) -> None:
@@ -57,7 +56,12 @@ class Inline(Executor):
             lambda progress: report(Event(trial, "progress", progress=progress)),
             (KeyboardInterrupt,),
         )
-        report(ended(trial, "", ending))
+        report(ended(trial, "", ending, broken=self.resources.broken))
+        if self.resources.broken:
+            raise UserError(
+                f"after trial {trial.id} ({ending.failure}), {self.device} computes no longer in this "
+                "process; start again for the other trials, or take --executor local"
+            )
 
     def stop(self) -> None:
         self._next = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing.process
 import os
 import resource
 import signal
@@ -11,9 +12,10 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Self
@@ -23,13 +25,15 @@ import torch
 
 from bench.execution import choose_device
 from bench.execution.executor import Executor
+from bench.execution.health import refusal
 from bench.execution.perform import (
     Event,
     Report,
+    TooLargeError,
     ended,
     overdue,
     perform,
-    prepare_or_say_why,
+    prepare_all,
     preparing,
     started,
 )
@@ -51,6 +55,15 @@ if TYPE_CHECKING:
 #: If this many workers in a row die before they are ready, no further worker is started.
 STILLBORN = 3
 
+#: If this many different trials in a row could not use a slot's device, the slot is closed.
+REFUSED = 2
+
+#: Seconds that a killed worker may take to end. A process that waits for a broken GPU may take for ever.
+ENDING = 5.0
+
+#: The variable that names the GPUs that a process sees.
+VISIBLE = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
+
 #: The smallest accepted memory limit of a worker in MiB. Torch and the libraries alone take 350 to 550.
 LEAST_MEMORY = 512
 #: The largest accepted memory limit in MiB. The system counts bytes with 63 bits.
@@ -69,12 +82,22 @@ class Slot:
 
     #: The device and the slot's number, as in `cuda:0/1`.
     name: str
+    #: The device as the worker names it. A worker that sees only its own GPU calls it `cuda:0`.
     device: str
     threads: int
+    #: The GPU, as the worker's `VISIBLE` names it. Empty: the worker sees all GPUs.
+    card: str = ""
+    #: The number of slots on the device.
+    sharing: int = 1
     #: The worker's limit of private memory in MiB. None: no limit.
     memory: int | None = None
     #: The options with which the worker saves memory.
     saving: Saving = PLAIN
+
+    @property
+    def where(self) -> str:
+        """The device as the driver names it."""
+        return self.name.partition("/")[0]
 
 
 @dataclass
@@ -84,6 +107,12 @@ class _Worker:
     #: The driver's end of the pipe.
     link: Connection
     trial: Trial | None = None
+    #: Whether the trial has the device for itself. Workers on a CPU have their memory for themselves.
+    alone: bool = True
+    #: Whether the device broke in the worker's process.
+    broken: bool = False
+    #: Why the worker's device cannot be used. Empty if it can, or has not been examined.
+    refusal: str = ""
     #: Whether the worker has reported that it is ready. If it dies afterwards, its trial is to blame.
     ready: bool = False
     #: Why the worker could not prepare the trials. Empty if it could. None before the worker answers.
@@ -104,6 +133,16 @@ class Local(Executor):
         self._free = list(reversed(slots))
         self._workers: list[_Worker] = []
         self.slots = len(slots)
+        #: Submitted trials that wait for a slot.
+        self._waiting: list[Trial] = []
+        #: The slots that lost a trial because of their device, by the trial's id.
+        self._lost_on: defaultdict[str, list[str]] = defaultdict(list)
+        #: The consecutive trials that could not use a slot's device, by the slot's name.
+        self._refused: defaultdict[str, set[str]] = defaultdict(set)
+        #: The names of slots that are used no more.
+        self._closed: set[str] = set()
+        #: Killed workers that have not ended. Their slots are out of use.
+        self._stuck: list[_Worker] = []
         #: The number of consecutive workers that died before they were ready.
         self._stillborn = 0
         #: The guard process, which ends the workers if this process dies.
@@ -117,14 +156,15 @@ class Local(Executor):
         if memory is not None and not LEAST_MEMORY <= memory <= MOST_MEMORY:
             raise UserError(f"--worker-memory {memory}: accepted are {LEAST_MEMORY} to {MOST_MEMORY} MiB")
         slots = local_slots(choose_device(place.device), place.workers, place.slots_per_device)
-        return cls([Slot(*slot, memory, place.saving) for slot in slots])
+        return cls([replace(slot, memory=memory, saving=place.saving) for slot in slots])
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         # The first worker fills the cache for all workers while the others start.
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
-        for _ in range(STILLBORN):
-            first = self._workers[0]
+        died = 0
+        while died < STILLBORN:
+            first = self._workers[0] if self._workers else self._start()
             first.prepared, first.watch = None, Watch(limit)
             self._send(first, ("prepare", trials))
             while self._heard(first, report) and first.prepared is None:
@@ -136,25 +176,68 @@ class Local(Executor):
                 return
             if first.prepared:
                 raise UserError(first.prepared)
+            if first.refusal:
+                if {slot.where for slot in self._open()} == {first.slot.where}:
+                    raise UserError(f"{first.slot.name}: {first.refusal}")
+                self._close(first)
+                continue
+            died += 1
             self._remove(first)
             self._start()
         raise UserError(f"{STILLBORN} workers that prepared the trials died; the last {_died(first.process)}")
 
     @property
     def free(self) -> int:
-        return len(self._free) + sum(worker.trial is None for worker in self._workers)
+        # A trial that waits until it can have a device alone goes before all others.
+        return 0 if self._waiting else len(self._usable())
 
-    def submit(self, trial: Trial, limit: float | None = None) -> None:
-        idle = [worker for worker in self._workers if worker.trial is None]
-        for worker in idle:
-            if not worker.process.is_alive():
-                self._remove(worker)
-        worker = next((idler for idler in idle if idler in self._workers), None) or self._start()
-        self._give(worker, trial, limit)
+    def submit(self, trial: Trial) -> None:
+        self._waiting.append(trial)
+        self._place()
 
-    def _give(self, worker: _Worker, trial: Trial, limit: float | None) -> None:
-        worker.trial, worker.watch = trial, Watch(limit)
-        self._send(worker, ("run", trial))
+    def limit(self, trial: Trial, seconds: float | None) -> None:
+        for worker in self._workers:
+            if worker.trial == trial:
+                worker.watch.limit = seconds
+
+    def _open(self) -> list[Slot]:
+        return [*(worker.slot for worker in self._workers), *self._free]
+
+    def _usable(self) -> list[Slot]:
+        """The slots on which a trial may start now. First those whose worker is already there."""
+        busy = [worker for worker in self._workers if worker.trial]
+        taken = {worker.slot.where for worker in busy if worker.alone}
+        idle = [worker.slot for worker in self._workers if worker.trial is None]
+        return [slot for slot in [*idle, *reversed(self._free)] if slot.where not in taken]
+
+    def _place(self) -> None:
+        """Gives the waiting trials to workers, as far as there are slots for them.
+
+        A trial that was lost because of a slot's device waits for another slot, if there is one, and after
+        the second time runs alone on its device.
+        """
+        for trial in self._waiting[:]:
+            for worker in [worker for worker in self._workers if worker.trial is None]:
+                if not worker.process.is_alive():
+                    self._remove(worker)
+            lost_on = self._lost_on[trial.id]
+            others = {slot.name for slot in self._open()} - set(lost_on)
+            slots = [slot for slot in self._usable() if not others or slot.name in others]
+            alone = len(lost_on) > 1
+            if alone:
+                busy = {worker.slot.where for worker in self._workers if worker.trial}
+                slots = [slot for slot in slots if slot.where not in busy]
+            if not slots:
+                return
+            slot = slots[0]
+            self._waiting.remove(trial)
+            at_home = [worker for worker in self._workers if worker.slot == slot]
+            alone = alone or slot.sharing == 1 or slot.where == "cpu"
+            self._give(at_home[0] if at_home else self._start(slot), trial, alone=alone)
+
+    def _give(self, worker: _Worker, trial: Trial, *, alone: bool) -> None:
+        worker.trial, worker.alone, worker.watch = trial, alone, Watch(None)
+        self._send(worker, ("run", (trial, alone)))
 
     @staticmethod
     def _send(worker: _Worker, message: tuple[str, Any]) -> None:
@@ -163,15 +246,27 @@ class Local(Executor):
             worker.link.send(message)
 
     def step(self, report: Report) -> None:
+        for worker in self._stuck[:]:
+            if not worker.process.is_alive():
+                self._stuck.remove(worker)
+                self._release(worker)
+        self._place()
         busy = [worker for worker in self._workers if worker.trial]
         wait([end for worker in busy for end in (worker.link, worker.process.sentinel)], timeout=1)
         for worker in busy:
             worker.watch.listen(at_work=worker.ready)
-            if self._heard(worker, report):
-                self._look_after(worker, report)
-                continue
+            alive = self._heard(worker, report)
             trial = worker.trial
-            if worker.ready:
+            if worker.refusal:
+                if trial:
+                    self._waiting.insert(0, trial)
+                self._close(worker)
+            elif worker.broken:
+                worker.process.kill()
+                self._remove(worker)
+            elif alive:
+                self._look_after(worker, report)
+            elif worker.ready:
                 self._remove(worker)
                 if trial:
                     reason = f"its worker ({worker.slot.name}) {_died(worker.process)}"
@@ -202,8 +297,9 @@ class Local(Executor):
             self._guard.close()
             self._guard = None
 
-    def _start(self) -> _Worker:
-        slot = self._free.pop()
+    def _start(self, slot: Slot | None = None) -> _Worker:
+        slot = slot or self._free[-1]
+        self._free.remove(slot)
         self._guard = self._guard or Guard()
         ours, theirs = get_context("spawn").Pipe()
         process = get_context("spawn").Process(
@@ -218,14 +314,41 @@ class Local(Executor):
         return worker
 
     def _remove(self, worker: _Worker) -> None:
-        """Waits until the worker has ended, and then ends the processes that it started."""
-        worker.process.join()
+        """Waits until a killed or dead worker has ended, and then ends the processes that it started.
+
+        If it does not end within `ENDING` seconds, its slot is out of use until it has.
+        """
+        self._workers.remove(worker)
+        worker.process.join(ENDING)
+        if worker.process.is_alive():
+            warnings.warn(
+                f"the worker of {worker.slot.name} was killed and does not end; its slot is out of use",
+                stacklevel=2,
+            )
+            self._stuck.append(worker)
+            # At its end, Python would wait for this process.
+            multiprocessing.process._children.discard(worker.process)  # type: ignore[attr-defined]
+            return
+        self._release(worker)
+
+    def _release(self, worker: _Worker) -> None:
+        """Makes the slot of a worker that has ended available."""
         kill_group(_pid(worker.process))
         if self._guard:
             self._guard.forget(_pid(worker.process))
         worker.link.close()
-        self._workers.remove(worker)
-        self._free.append(worker.slot)
+        if worker.slot.name not in self._closed:
+            self._free.append(worker.slot)
+
+    def _close(self, worker: _Worker) -> None:
+        """Ends a worker whose device cannot be used, and its slot. Raises UserError if no slot is left."""
+        self._closed.add(worker.slot.name)
+        worker.process.kill()
+        self._remove(worker)
+        self.slots -= 1
+        if self.slots == 0:
+            raise UserError(f"no slot is left; {worker.slot.name}: {worker.refusal}")
+        warnings.warn(f"{worker.slot.name} is used no more: {worker.refusal}", stacklevel=2)
 
     def _replace_stillborn(self, worker: _Worker) -> None:
         """Starts a new worker in place of one that died before it was ready, and gives it the same trial.
@@ -238,7 +361,8 @@ class Local(Executor):
         self._stillborn += 1
         if self._stillborn >= STILLBORN:
             raise UserError(f"the last {STILLBORN} workers {_died(worker.process)} before they could start")
-        self._give(self._start(), trial, worker.watch.limit)
+        self._waiting.insert(0, trial)
+        self._place()
 
     def _heard(self, worker: _Worker, report: Report) -> bool:
         """Handles the worker's messages. Returns False if the worker is dead and all messages are read."""
@@ -261,6 +385,8 @@ class Local(Executor):
             worker.watch.answered()
         elif kind == "prepared":
             worker.prepared = content
+        elif kind == "refused":
+            worker.refusal = content
         elif kind == "alive":
             worker.watch.answered()
         else:
@@ -268,21 +394,38 @@ class Local(Executor):
             event: Event = content
             if event.ending is not None:
                 worker.trial = None
+                self._judge(worker, event)
             try:
                 report(event)
             except Pruned:
                 self._send(worker, ("prune", event.trial.id))
+
+    def _judge(self, worker: _Worker, event: Event) -> None:
+        """Ends a worker whose device broke, and closes a slot whose device could not be used repeatedly."""
+        name = worker.slot.name
+        if event.kind == "lost":
+            assert event.ending is not None
+            self._lost_on[event.trial.id].append(name)
+            self._refused[name].add(event.trial.id)
+            if len(self._refused[name]) == REFUSED:
+                worker.refusal = f"it lost {REFUSED} trials in a row, the last one as {event.ending.failure}"
+        else:
+            self._refused[name].clear()
+        worker.broken = event.broken
 
 
 @contextmanager
 def _environment(slot: Slot) -> Iterator[None]:
     """Context for starting a worker, which inherits environment variables and blocked signals.
 
-    The variables set the number of threads, which libraries read when they are imported, and keep Python from
-    looking for its own modules in the working folder first. SIGINT and SIGTERM are blocked, because a
-    terminal or a batch system sends them to all processes. The driver ends the workers itself.
+    The variables set the number of threads, which libraries read when they are imported, and the only GPU
+    that the worker sees, and keep Python from looking for its own modules in the working folder first. SIGINT
+    and SIGTERM are blocked, because a terminal or a batch system sends them to all processes. The driver ends
+    the workers itself.
     """
     variables = {**dict.fromkeys(THREADS, str(slot.threads)), "PYTHONSAFEPATH": "1"}
+    if slot.card:
+        variables[VISIBLE] = slot.card
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -321,21 +464,36 @@ def _serve(link: Connection, slot: Slot) -> None:
     if slot.memory:
         _limit_memory(slot.memory)
     line.send("ready", None)
+    examined = False
     # An error of the pipe means that the driver is gone.
     with suppress(EOFError, OSError):
         while True:
             request, content = link.recv()
-            if request == "prepare":
+            if not examined:
                 with line.at_work():
-                    reason = prepare_or_say_why(content, resources)
-                line.send("prepared", reason)
+                    reason = refusal(resources.device)
+                if reason:
+                    line.send("refused", reason)
+                    return
+                examined = True
+            if request == "prepare":
+                try:
+                    with line.at_work():
+                        prepare_all(content, resources)
+                    line.send("prepared", "")
+                except TooLargeError as error:
+                    line.send("refused", str(error))
+                    return
+                except UserError as error:
+                    line.send("prepared", str(error))
             elif request == "run":
                 with line.at_work():
-                    _run(content, resources, line, slot)
+                    trial, alone = content
+                    _run(trial, resources, line, slot, alone=alone)
 
 
-def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:
-    """The name, the device and the number of threads of each slot on a device.
+def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[Slot]:
+    """The slots on a device.
 
     On a CPU there are `workers` slots, by default one per core. On GPUs there are `slots_per_device` slots
     per GPU, by default one. Of all these slots, the first `workers` are used, by default all. The slots share
@@ -349,7 +507,8 @@ def local_slots(device: str, workers: int | None, slots_per_device: int | None) 
             raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
         devices = ["cpu"] * (workers or cores)
     else:
-        gpus = [device] if ":" in device else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        seen = cards()
+        gpus = [device] if ":" in device else [f"cuda:{i}" for i in range(len(seen))]
         devices = gpus * (slots_per_device or 1)
         if workers and workers > len(devices):
             raise UserError(
@@ -357,8 +516,24 @@ def local_slots(device: str, workers: int | None, slots_per_device: int | None) 
                 "raise --slots-per-device"
             )
         devices = devices[: workers or len(devices)]
-    threads = max(1, cores // len(devices))
-    return [(f"{device}/{i}", device, threads) for i, device in enumerate(devices)]
+    threads, sharing = max(1, cores // len(devices)), Counter(devices)
+    if device == "cpu":
+        return [Slot(f"cpu/{i}", "cpu", threads, sharing=len(devices)) for i in range(len(devices))]
+    return [
+        Slot(f"{gpu}/{i}", "cuda:0", threads, seen[int(gpu.partition(":")[2])], sharing[gpu])
+        for i, gpu in enumerate(devices)
+    ]
+
+
+def cards() -> list[str]:
+    """The GPUs that this process sees, each as an entry of `VISIBLE`.
+
+    Of several slices of a GPU (MIG), torch uses the first one only, so they are counted here.
+    """
+    entries = [entry.strip() for entry in os.environ.get(VISIBLE, "").split(",") if entry.strip()]
+    if slices := [entry for entry in entries if entry.startswith("MIG-")]:
+        return slices
+    return (entries or [str(i) for i in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
 
 
 def _limit_memory(mib: int) -> None:
@@ -398,7 +573,7 @@ class _Line:
                 time.sleep(BEAT)
 
 
-def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
+def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot, *, alone: bool) -> None:
     link = line.link
 
     def tell(event: Event) -> None:
@@ -411,8 +586,9 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
             if link.recv() == ("prune", trial.id):
                 raise Pruned
 
-    tell(started(trial, slot.name, resources))
-    tell(ended(trial, slot.name, perform(trial, resources, report)))
+    tell(started(trial, slot.name, resources, slot.sharing))
+    ending = perform(trial, resources, report, alone=alone)
+    tell(ended(trial, slot.name, ending, broken=resources.broken))
 
 
 def _end_with_driver() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import traceback
 import warnings
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from typing import Literal
 import torch
 
 from bench.backbones.answers import check_answers
+from bench.execution.health import answers
 from bench.execution.watch import Silence, Watch, too_long
 from bench.plan.trial import Trial
-from bench.records.record import Failure, Progress, Record, failed
+from bench.records.record import Failure, Progress, Record, failed, lost
 from bench.records.words import Status, Tag
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
@@ -34,8 +36,12 @@ ENDS: dict[Status, End] = {
     Status.KILLED: "lost",
 }
 
-#: Texts in error messages of torch, C++ and cuBLAS that mean that memory ran out.
-NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+#: Matches error messages of torch, C++, CUDA, cuBLAS and cuDNN that mean that memory ran out. Without memory
+#: for its handle, cuBLAS says that it is not initialised.
+NO_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED|ALLOCATION_FAILED"
+    "|CUBLAS_STATUS_NOT_INITIALIZED"
+)
 
 
 @dataclass(frozen=True)
@@ -54,21 +60,24 @@ class Event:
     progress: Progress | None = None
     ending: Record | None = None
     silence: Silence | None = None
+    #: At the end of a trial: whether the worker's device is unusable in its process from now on, as after an
+    #: illegal access to a GPU's memory. The worker must then be ended.
+    broken: bool = False
 
 
 #: Receives events as they happen. May raise Pruned on a progress event to stop the trial.
 Report = Callable[[Event], None]
 
 
-def started(trial: Trial, worker: str, resources: Resources) -> Event:
-    """Makes the event for the start of a trial in this process."""
-    tags = provenance(str(resources.device)) | resources.saving.provenance()
+def started(trial: Trial, worker: str, resources: Resources, slots: int = 1) -> Event:
+    """Makes the event for the start of a trial in this process. `slots` is the number of slots per device."""
+    tags = provenance(str(resources.device)) | resources.saving.provenance() | {"slots": str(slots)}
     return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
 
-def ended(trial: Trial, worker: str, ending: Record) -> Event:
+def ended(trial: Trial, worker: str, ending: Record, *, broken: bool = False) -> Event:
     """Makes the event for the end of a trial. `ending` is the trial's record."""
-    return Event(trial, ENDS[ending.status], worker, ending=ending)
+    return Event(trial, ENDS[ending.status], worker, ending=ending, broken=broken)
 
 
 def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
@@ -100,11 +109,15 @@ def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
     return Event(trial, "silent", worker, silence=replace(silence, preparing=True))
 
 
+class TooLargeError(UserError):
+    """A backbone and its data do not fit in the memory of a device. They may fit on another one."""
+
+
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
     """Fetches and prepares the backbones and data of trials, so that mistakes show before any training.
 
-    Raises UserError if anything is missing or unsuitable, and if a backbone and its data do not fit in
-    memory.
+    Raises UserError if anything is missing or unsuitable, and TooLargeError if a backbone and its data do not
+    fit in memory.
     """
     resources.saving.check(trials)
     check_precision(trials, resources.device)
@@ -118,7 +131,7 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
     except Exception as error:
         if not _out_of_memory(error):
             raise
-        raise UserError(
+        raise TooLargeError(
             f"a backbone and its data do not fit on {resources.device}: {str(error) or 'memory ran out'}; "
             "take fewer slots per device or give each worker more memory"
         ) from error
@@ -126,14 +139,14 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
 
 def _out_of_memory(error: BaseException) -> bool:
     by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return by_type or any(said in str(error) for said in NO_MEMORY)
+    return by_type or NO_MEMORY.search(str(error)) is not None
 
 
 def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
     """Prepares trials like `prepare_all`, but returns the message of a UserError instead of raising it.
 
-    Returns an empty text if the trials can run. Workers use this because not every exception can be sent to
-    another process.
+    Returns an empty text if the trials can run. Ray's workers use this because not every exception can be
+    sent to another process.
     """
     try:
         prepare_all(trials, resources)
@@ -155,11 +168,17 @@ def perform(
     resources: Resources,
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...] = (),
+    *,
+    alone: bool = True,
 ) -> Record:
     """Runs a trial and returns its record. Errors of the trial, even SystemExit, become failed records.
 
     If memory runs out and `resources.saving` allows it, the trial starts again with smaller micro-batches.
     Progress that was reported before is not reported again.
+
+    The trial is lost, and may run again elsewhere, if memory runs out or the device breaks before its
+    training begins, and also if memory runs out in training while other trials may use the same device (not
+    `alone`). If the device no longer computes, `resources.broken` is set.
 
     Errors that are no failure of the trial are raised: the types in `interrupts`, and every error of `report`
     except Pruned.
@@ -180,6 +199,8 @@ def perform(
             )
             resources.saving = smaller
             ending = _attempt(trial, resources, news, interrupts)
+        if ending.tag(Tag.FAILURE) == "out of memory" and not alone:
+            return lost(f"no memory beside other trials: {ending.tag(Tag.FAILURE_MESSAGE)}")
         if resources.saving != saving:
             tags = {**ending.tags, Tag.MICRO_BATCH: str(resources.saving.micro_batch)}
             ending = replace(ending, tags=tags)
@@ -225,7 +246,10 @@ def _attempt(
             raise
 
     reason: Failure
+    loading = True
     try:
+        resources.data(trial, resources.backbone(trial).info.input)
+        loading = False
         return finished(run_trial(trial, resources, watched))
     except Pruned:
         ending = Record(status=Status.PRUNED)
@@ -240,6 +264,9 @@ def _attempt(
         ending = failed(reason, f"{type(error).__name__}: {error}", traceback.format_exc())
     # Only now can memory be freed: no traceback references the trial's tensors any more.
     gc.collect()
-    if resources.device.type == "cuda":
+    resources.broken = not answers(resources.device)
+    if resources.device.type == "cuda" and not resources.broken:
         torch.cuda.empty_cache()
+    if loading and (resources.broken or ending.tag(Tag.FAILURE) == "out of memory"):
+        return lost(f"its backbone and data could not be loaded: {ending.tag(Tag.FAILURE_MESSAGE)}")
     return ending

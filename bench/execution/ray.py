@@ -17,6 +17,7 @@ import torch
 
 from bench.execution.estimate import worker_mib
 from bench.execution.executor import Executor
+from bench.execution.health import refusal
 from bench.execution.perform import (
     Event,
     Report,
@@ -199,20 +200,25 @@ class RayCluster(Executor):
             self._slots_now, self._looked = self._capacity(), time.monotonic()
         return self._slots_now
 
-    def submit(self, trial: Trial, limit: float | None = None) -> None:
+    def submit(self, trial: Trial) -> None:
         worker = next((worker for worker in self._workers if worker.trial is None), None)
         if worker is None:
             actor = (
                 ray.remote(_Slot)
                 .options(max_concurrency=3, **self._options())
-                .remote(self.device, self._saving)
+                .remote(self.device, self._saving, round(1 / (self._share.gpus or 1)))
             )
             worker = _Handle(actor)
             self._workers.append(worker)
-        self._give(worker, trial, limit)
+        self._give(worker, trial)
 
-    def _give(self, worker: _Handle, trial: Trial, limit: float | None) -> None:
-        worker.trial, worker.watch = trial, Watch(limit)
+    def limit(self, trial: Trial, seconds: float | None) -> None:
+        for worker in self._workers:
+            if worker.trial == trial:
+                worker.watch.limit = seconds
+
+    def _give(self, worker: _Handle, trial: Trial) -> None:
+        worker.trial, worker.watch = trial, Watch(None)
         worker.actor.run.remote(trial)
         worker.heard = worker.actor.events.remote()
 
@@ -226,7 +232,7 @@ class RayCluster(Executor):
             trial = waiting.trial
             assert trial is not None
             self._remove(waiting)
-            self._give(idle, trial, waiting.watch.limit)
+            self._give(idle, trial)
 
     def step(self, report: Report) -> None:
         self._replace_waiting()
@@ -252,7 +258,7 @@ class RayCluster(Executor):
                 worker.watch.progressed()
                 if event.ending is not None:
                     worker.trial = worker.heard = None
-                if event.kind == "lost":
+                if event.kind == "lost" or event.broken:
                     # The actor may break its next trial as well.
                     self._remove(worker)
                 try:
@@ -351,8 +357,10 @@ def _check_reachable(source: str, address: str) -> None:
 class _Slot:
     """A Ray actor that runs trials on a node. Meanwhile it answers requests for events in another thread."""
 
-    def __init__(self, device: str, saving: Saving) -> None:
+    def __init__(self, device: str, saving: Saving, sharing: int) -> None:
         self._resources = Resources(device, saving)
+        #: The number of slots on the device.
+        self._sharing = sharing
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._pruned: set[str] = set()
         context = ray.get_runtime_context()
@@ -373,14 +381,18 @@ class _Slot:
     def _run(self, trial: Trial) -> None:
         # torch keeps the number of threads per calling thread, and Ray uses a new thread here.
         torch.set_num_threads(self._threads)
-        self._events.put(started(trial, self._name, self._resources))
+        self._events.put(started(trial, self._name, self._resources, self._sharing))
 
         def report(progress: Progress) -> None:
             self._events.put(Event(trial, "progress", self._name, progress=progress))
             if trial.id in self._pruned:
                 raise Pruned
 
-        self._events.put(ended(trial, self._name, perform(trial, self._resources, report)))
+        if reason := refusal(self._resources.device):
+            self._events.put(ended(trial, self._name, lost(reason)))
+            return
+        ending = perform(trial, self._resources, report, alone=self._sharing == 1)
+        self._events.put(ended(trial, self._name, ending, broken=self._resources.broken))
 
     def events(self) -> list[Event]:
         """Returns the events since the last call, waiting up to a second for the first."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from bench.execution.estimate import seconds_per_step, step_count, training_examples, workloads
+from bench.execution.estimate import Hardware, seconds_per_step, step_count, training_examples, workloads
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
@@ -99,8 +99,8 @@ class Limits:
     """The time limit of each trial of a plan.
 
     `timeout` is the suite's `trial_timeout`: seconds, or a multiple such as `5x`. A multiple refers to the
-    median time per step of finished trials with the same method, backbone and task, in the store and in this
-    run. Until the first such trial has finished, there is no limit.
+    median time per step of finished trials with the same method, backbone, task and hardware, in the store
+    and in this run. Until the first such trial has finished, there is no limit.
     """
 
     def __init__(self, timeout: float | str | None, plan: Plan, records: Iterable[Record]) -> None:
@@ -109,13 +109,19 @@ class Limits:
         records = list(records)
         self._paces = seconds_per_step(records)
         self._examples = training_examples(records)
+        #: The hardware of each trial that has begun.
+        self._hardware: dict[str, Hardware] = {}
 
-    def seconds(self, trial: Trial) -> float | None:
-        """The time limit of a trial in seconds. None: no limit."""
+    def begin(self, trial: Trial, provenance: Mapping[str, str]) -> float | None:
+        """Returns the time limit of a trial that has started, in seconds. None: no limit.
+
+        `provenance` says on which hardware it runs.
+        """
+        self._hardware[trial.id] = Hardware.of(provenance)
         if not isinstance(self._timeout, str):
             return self._timeout
         workload = self._workloads[trial.id]
-        paces = self._paces.get(workload)
+        paces = self._paces.get((workload, self._hardware[trial.id]))
         if not paces:
             return None
         steps = step_count(trial, self._examples.get(workload.task))
@@ -129,7 +135,8 @@ class Limits:
         )
         if ending.status == Status.FINISHED and seconds and steps:
             workload = self._workloads[trial.id]
-            self._paces.setdefault(workload, []).append(seconds / steps)
+            key = (workload, self._hardware[trial.id])
+            self._paces.setdefault(key, []).append(seconds / steps)
             self._examples |= {workload.task: int(examples)} if examples else {}
 
 

@@ -62,6 +62,8 @@ class Resources:
         self.device = torch.device(device)
         #: Options that save memory.
         self.saving = saving
+        #: Whether the device no longer computes in this process, after an error of a trial.
+        self.broken = False
         self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
         #: Losses of the backbone without adapter, by text and precision.
@@ -81,6 +83,9 @@ class Resources:
             self._backbone = None
             self._bare.clear()
             self._inference.clear()
+            if self.device.type == "cuda":
+                # Other workers on the GPU can use the memory meanwhile.
+                torch.cuda.empty_cache()
             loaded = load(spec)
             loaded.module.to(self.device)
             self._backbone = (spec, loaded, loaded.fingerprint())

@@ -77,7 +77,7 @@ class Instant(Executor):
     def free(self) -> int:
         return self.slots - len(self._running)
 
-    def submit(self, trial: Trial, limit: float | None = None) -> None:
+    def submit(self, trial: Trial) -> None:
         self._running.append(trial)
 
     def step(self, report: Report) -> None:

@@ -14,7 +14,7 @@ import torch
 from bench.execution import executors, local, make_executor
 from bench.execution.estimate import check_disk, check_memory
 from bench.execution.inline import Inline
-from bench.execution.local import local_slots
+from bench.execution.local import VISIBLE, Slot, local_slots
 from bench.execution.perform import Event
 from bench.execution.place import Place
 from bench.machine.memory import MIB, available_mib
@@ -38,12 +38,39 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 def test_cores_are_divided_among_workers() -> None:
     cores = len(os.sched_getaffinity(0))
-    assert local_slots("cpu", None, None) == [(f"cpu/{i}", "cpu", 1) for i in range(cores)]
-    assert local_slots("cpu", 1, None) == [("cpu/0", "cpu", cores)]
-    assert [slot[2] for slot in local_slots("cpu", 2 * cores, None)] == [1] * 2 * cores
-    assert local_slots("cuda:1", None, 2)[1][:2] == ("cuda:1/1", "cuda:1")
+    assert local_slots("cpu", None, None) == [Slot(f"cpu/{i}", "cpu", 1, "", cores) for i in range(cores)]
+    assert local_slots("cpu", 1, None) == [Slot("cpu/0", "cpu", cores)]
+    assert [slot.threads for slot in local_slots("cpu", 2 * cores, None)] == [1] * 2 * cores
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "cards"),
+    [
+        (None, 2, ["0", "1"]),
+        ("3, 5", 2, ["3", "5"]),
+        ("GPU-a,GPU-b", 2, ["GPU-a", "GPU-b"]),
+        ("3,-1,5", 1, ["3"]),
+        # Of several slices, torch counts one.
+        ("MIG-a,MIG-b,MIG-c", 1, ["MIG-a", "MIG-b", "MIG-c"]),
+    ],
+)
+def test_every_worker_sees_its_own_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int, cards: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv(VISIBLE, raising=False)
+    if visible:
+        monkeypatch.setenv(VISIBLE, visible)
+    slots = local_slots("cuda", None, 2)
+    assert [slot.name for slot in slots] == [f"cuda:{i % len(cards)}/{i}" for i in range(2 * len(cards))]
+    assert [slot.card for slot in slots] == cards * 2
+    assert {(slot.device, slot.sharing) for slot in slots} == {("cuda:0", 2)}
     with pytest.raises(UserError, match=naming("--workers", 3, 2, 1, "GPU")):
         local_slots("cuda:0", 3, 2)
+    for slot in slots:
+        with local._environment(slot):
+            assert os.environ[VISIBLE] == slot.card
+    assert os.environ.get(VISIBLE) == visible
 
 
 def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +79,14 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
     forks = get_context("fork")
     all_at_work = forks.Barrier(len(trials))
 
-    def meet(trial: Trial, resources: Resources, *_: object) -> Record:
+    def meet(trial: Trial, resources: Resources, *_: object, alone: bool) -> Record:
         all_at_work.wait()
-        return Record(status=Status.FINISHED, tags={Tag.FAILURE_MESSAGE: str(resources.device)})
+        return Record(status=Status.FINISHED, tags={Tag.FAILURE_MESSAGE: os.environ[VISIBLE]})
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(local, "get_context", lambda _: forks)
+    monkeypatch.setattr(local, "refusal", lambda device: "")
     monkeypatch.setattr(local, "perform", meet)
     monkeypatch.setattr(local, "started", lambda trial, worker, *_: Event(trial, "started", worker))
     events: list[Event] = []
@@ -69,7 +97,7 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
         while sum(event.ending is not None for event in events) < len(trials):
             place.step(events.append)
     where = {event.worker: event.ending.tag(Tag.FAILURE_MESSAGE) for event in events if event.ending}
-    assert where == {f"cuda:{i % 2}/{i}": f"cuda:{i % 2}" for i in range(4)}
+    assert where == {f"cuda:{i % 2}/{i}": str(i % 2) for i in range(4)}
 
 
 @pytest.mark.parametrize(

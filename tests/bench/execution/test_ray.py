@@ -67,9 +67,11 @@ def run(
 
     def note(event: Event) -> None:
         events.append(event)
+        if event.kind == "started":
+            cluster.limit(trial, limit)
         listen(event)
 
-    cluster.submit(trial, limit)
+    cluster.submit(trial)
     while not (events and events[-1].ending):
         cluster.step(note)
     return events

@@ -16,6 +16,7 @@ from rich.console import Console
 from bench.cli.progress import RunDisplay
 from bench.execution import local, watch
 from bench.execution.driver import execute
+from bench.execution.estimate import Pace, Workload
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
 from bench.execution.session import session
@@ -36,6 +37,9 @@ from ..toy_suites import VISION, plan, write
 NewStore = Callable[[Path], str]
 #: A training that is so long that no test waits for its end.
 LONG = {"batch_size": 16, "steps": 10**7}
+#: The hardware of a worker, as its provenance has it, and as the tags of a run have it.
+H100 = {"gpu": "H100", "cpu": "EPYC", "threads": "8", "slots": "1"}
+ON_H100 = {f"provenance.{name}": value for name, value in H100.items()}
 
 
 @pytest.fixture
@@ -99,15 +103,39 @@ def test_a_time_limit_may_be_a_multiple_of_what_such_trials_took() -> None:
     lora, head = (next(t for t in made.trials if t.id == by_method[name]) for name in ("LoRA", "head only"))
     (row,) = [row for row in made.rows if row.method == "LoRA"]
     tags = {"method": "LoRA", "backbone": row.backbone, "task": row.task}
-    stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 20.0, "cost/steps": 10.0})
+    stored = Record("r", "t", Status.FINISHED, 0, tags | ON_H100, {"cost/seconds": 20.0, "cost/steps": 10.0})
     limits = Limits("5x", made, [stored])
-    assert limits.seconds(lora) == 5 * 100 * 2.0
-    assert limits.seconds(head) is None
+    assert limits.begin(lora, H100) == 5 * 100 * 2.0
+    assert limits.begin(head, H100) is None
     limits.learn(head, Record(status=Status.FINISHED, metrics={Measure.SECONDS: 1.0, Measure.STEPS: 100.0}))
     # Even a short trial gets time to load its backbone.
-    assert limits.seconds(head) == watch.LEAST
-    assert Limits(7.0, made, []).seconds(head) == 7.0
-    assert Limits(None, made, [stored]).seconds(lora) is None
+    assert limits.begin(head, H100) == watch.LEAST
+    assert Limits(7.0, made, []).begin(head, H100) == 7.0
+    assert Limits(None, made, [stored]).begin(lora, H100) is None
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{**H100, "slots": "8"}, {**H100, "gpu": "NVIDIA T4"}, {"cpu": "EPYC", "threads": "1"}]
+)
+def test_no_limit_comes_from_trials_on_other_hardware(elsewhere: dict[str, str]) -> None:
+    made = plan(methods=["lora"], training={"batch_size": 16, "steps": 100})
+    (trial,), (row,) = made.trials, made.rows
+    tags = {"method": "LoRA", "backbone": row.backbone, "task": row.task, **ON_H100}
+    stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 1.0, "cost/steps": 10.0})
+    limits = Limits("5x", made, [stored])
+    assert limits.begin(trial, elsewhere) is None
+    # What it took there is a limit for trials there alone.
+    limits.learn(
+        trial, Record(status=Status.FINISHED, metrics={Measure.SECONDS: 400.0, Measure.STEPS: 100.0})
+    )
+    assert limits.begin(trial, elsewhere) == 5 * 400
+    assert limits.begin(trial, H100) == watch.LEAST
+    # A forecast, too, takes times of the named device, if it is told of one.
+    workload = Workload("LoRA", row.backbone, row.task)
+    assert Pace(made, [stored], device=elsewhere.get("gpu", "EPYC")).stored == (
+        elsewhere.get("gpu") == "H100"
+    )
+    assert Pace(made, [stored], device="H100").seconds(trial, workload) == 10
 
 
 def test_a_task_of_unstated_size_has_the_steps_of_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,18 +144,19 @@ def test_a_task_of_unstated_size_has_the_steps_of_its_trials(monkeypatch: pytest
     first, second = made.trials
     limits = Limits("5x", made, [])
     measures = {Measure.SECONDS: 200.0, Measure.STEPS: 100.0, Measure.TRAIN_EXAMPLES: 1600.0}
+    limits.begin(first, H100)
     limits.learn(first, Record(status=Status.FINISHED, metrics=measures))
-    assert limits.seconds(second) == 5 * 200
+    assert limits.begin(second, H100) == 5 * 200
 
 
 def test_times_of_stored_trials_limit_those_of_other_settings() -> None:
     made = plan(tuning={"trials": 2, "seeds": [9]}, training={"batch_size": 16, "steps": 100})
     first, second = made.of("tuning").rows
-    tags = {"method": first.method, "backbone": first.backbone, "task": first.task}
+    tags = {"method": first.method, "backbone": first.backbone, "task": first.task, **ON_H100}
     stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 20.0, "cost/steps": 10.0})
     (other,) = [trial for trial in made.trials if trial.id in second.trials.values()]
     assert first.method != second.method
-    assert Limits("5x", made, [stored]).seconds(other) == 5 * 100 * 2.0
+    assert Limits("5x", made, [stored]).begin(other, H100) == 5 * 100 * 2.0
 
 
 @pytest.mark.parametrize(("timeout", "read"), [(60, 60.0), ("90.5", 90.5), ("5x", "5x"), (None, None)])

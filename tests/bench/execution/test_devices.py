@@ -1,0 +1,240 @@
+"""Tests full, occupied and broken devices: what becomes of their trials and slots, and of other trials.
+
+Workers on the CPU take the place of workers on GPUs. `VISIBLE` says in each of them which GPU it stands for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+import bench.execution.health
+import bench.execution.perform
+from bench.execution import driver, local
+from bench.execution.driver import execute
+from bench.execution.health import refusal
+from bench.execution.local import REFUSED, VISIBLE, Local, Slot
+from bench.execution.perform import Event
+from bench.execution.session import session
+from bench.plan.rows import Plan
+from bench.store.store import Store
+from bench.training.trial import Resources
+from methods import UserError
+
+from ...messages import naming
+from ..toy_runs import SHORT, executed, raising
+from ..toy_suites import plan
+
+pytestmark = pytest.mark.processes
+
+NewStore = Callable[[Path], str]
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+ASSERT = RuntimeError("CUDA error: device-side assert triggered")
+
+
+@pytest.fixture(autouse=True)
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forks of this process, so they have its mocks. Lost trials run again at once."""
+    monkeypatch.setattr(local, "get_context", lambda _: get_context("fork"))
+    monkeypatch.setattr(driver, "WAIT", 0.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: NewStore) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+def cards(count: int, sharing: int = 1) -> list[Slot]:
+    return [
+        Slot(f"cuda:{card}/{card * sharing + i}", "cpu", 1, str(card), sharing)
+        for card in range(count)
+        for i in range(sharing)
+    ]
+
+
+def on(card: int, broken: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is `broken` in the workers of one card, and as it is everywhere else."""
+    return lambda *rest: (broken if os.environ.get(VISIBLE) == str(card) else real)(*rest)
+
+
+def run(store: Store, made: Plan, slots: list[Slot]) -> tuple[list[Event], Local]:
+    events: list[Event] = []
+    with session(store) as at_work, Local(slots) as place:
+        place.prepare(list(made.trials))
+        execute(made, list(made.trials), at_work, place, events.append)
+    return events, place
+
+
+def statuses(store: Store) -> Counter[str]:
+    return Counter(str(record.status) for record in store.records())
+
+
+@pytest.mark.parametrize("card", [0, 1])
+def test_a_card_that_cannot_be_used_gets_no_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch, card: int
+) -> None:
+    monkeypatch.setattr(local, "refusal", on(card, lambda device: "3 of 80 MiB are free", lambda device: ""))
+    made = plan(seeds=range(5), training=SHORT)
+    with pytest.warns(UserWarning, match=naming(f"cuda:{card}/{card} ", "no more", "3 of 80 MiB")):
+        events, _ = run(store, made, cards(2))
+    assert statuses(store) == {"FINISHED": 5}
+    assert {event.worker for event in events} == {f"cuda:{1 - card}/{1 - card}"}
+
+
+def test_without_a_usable_card_nothing_starts_and_the_reason_is_the_card_s(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "refusal", lambda device: "3 of 80 MiB are free")
+    with (
+        pytest.warns(UserWarning, match="no more"),
+        pytest.raises(UserError, match=naming("cuda:1/1", "3 of 80 MiB")),
+    ):
+        run(store, plan(seeds=range(4), training=SHORT), cards(2))
+    assert not store.records()
+
+
+def test_a_card_that_is_full_while_trials_load_swallows_no_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first worker prepares the trials, and the second one's card is full.
+    monkeypatch.setattr(Resources, "backbone", on(1, raising(FULL), Resources.backbone))
+    made = plan(seeds=range(5), training=SHORT)
+    with pytest.warns(UserWarning, match=naming("cuda:1/1 ", "no more", "CUDA out of memory")):
+        events, place = run(store, made, cards(2))
+    assert statuses(store) == {"FINISHED": 5, "KILLED": REFUSED}
+    assert {event.worker for event in events if event.kind == "finished"} == {"cuda:0/0"}
+    assert place.slots == 1
+
+
+def test_a_card_that_is_full_while_trials_are_prepared_leaves_them_to_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Resources, "backbone", on(0, raising(FULL), Resources.backbone))
+    with pytest.warns(UserWarning, match=naming("cuda:0/0 ", "no more", "do not fit")):
+        run(store, plan(seeds=range(3), training=SHORT), cards(2))
+    assert statuses(store) == {"FINISHED": 3}
+
+
+def test_memory_that_runs_out_beside_other_trials_is_no_failure_until_the_trial_was_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=range(6), training=SHORT)
+    large, *_ = made.trials
+    real, beside = bench.execution.perform.run_trial, get_context("fork").Value("i", 0)
+
+    def run_trial(trial: Any, *rest: Any) -> Any:
+        if trial == large:
+            raise FULL
+        with beside.get_lock():
+            beside.value += 1
+        return real(trial, *rest)
+
+    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
+    events, place = run(store, made, cards(1, sharing=2))
+    ends = [event for event in events if event.ending and event.trial == large]
+    assert ends[0].worker != ends[1].worker
+    assert [event.kind for event in ends] == ["lost", "lost", "failed"]
+    assert ends[-1].ending is not None
+    assert "out of memory" in ends[-1].ending.failure
+    # While it was alone, no other trial began or ended.
+    last = [event for event in events if event.kind in ("started", "lost", "failed", "finished")]
+    begun = max(i for i, event in enumerate(last) if event.kind == "started" and event.trial == large)
+    assert last[begun + 1] == ends[-1]
+    running = Counter(event.trial.id for event in last[:begun] if event.kind == "started")
+    running -= Counter(event.trial.id for event in last[:begun] if event.ending)
+    assert not running
+    assert statuses(store) == {"FINISHED": 5, "KILLED": 2, "FAILED": 1}
+    assert (beside.value, place.slots) == (5, 2)
+
+
+def test_after_an_error_that_breaks_the_device_the_next_trial_has_a_new_process(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=range(3), training=SHORT)
+    bad, *_ = made.trials
+    real, broken = bench.execution.perform.run_trial, []
+
+    def run_trial(trial: Any, *rest: Any) -> Any:
+        if trial == bad or broken:
+            # From then on everything fails in this process.
+            broken.append(trial)
+            raise ASSERT
+        return real(trial, *rest)
+
+    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
+    monkeypatch.setattr(bench.execution.perform, "answers", lambda device: not broken)
+    run(store, made, cards(1))
+    assert statuses(store) == {"FINISHED": 2, "FAILED": 1}
+    (record,) = [record for record in store.records() if record.status == "FAILED"]
+    assert record.trial_id == bad.id
+    assert "device-side assert" in record.tags["failure_message"]
+    path = store.client.download_artifacts(record.run_id, "traceback.txt")
+    assert "RuntimeError: CUDA error" in Path(path).read_text()
+
+
+def test_in_one_process_a_broken_device_ends_the_run_and_the_next_start_goes_past_its_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=range(3), training=SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.perform, "run_trial", raising(ASSERT))
+        patch.setattr(bench.execution.perform, "answers", lambda device: False)
+        with pytest.raises(UserError, match=naming(made.trials[0].id, "device-side assert", "start again")):
+            executed(store, made)
+    assert statuses(store) == {"FAILED": 1}
+    executed(store, made, list(driver.pending(made, store.records())))
+    assert statuses(store) == {"FAILED": 1, "FINISHED": 2}
+
+
+def test_a_worker_that_does_not_end_delays_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(seeds=range(4), training=SHORT)
+    stuck: list[psutil.Process] = []
+    real = bench.execution.perform.run_trial
+
+    def hangs(trial: Any, *rest: Any) -> Any:
+        if trial == made.trials[0]:
+            signal.pause()
+        return real(trial, *rest)
+
+    monkeypatch.setattr(bench.execution.perform, "run_trial", hangs)
+    monkeypatch.setattr(local, "ENDING", 0.05)
+    # As a process that waits for a GPU which fell off its bus: SIGKILL does not end it.
+    monkeypatch.setattr(local, "kill_group", lambda pid: None)
+    events: list[Event] = []
+
+    def notify(event: Event) -> None:
+        events.append(event)
+        if event.kind == "started" and event.trial == made.trials[0]:
+            (worker,) = [worker for worker in place._workers if worker.trial == event.trial]
+            stuck.append(psutil.Process(worker.process.pid))
+            monkeypatch.setattr(worker.process, "kill", lambda: None)
+            worker.watch.limit = 0.0
+
+    with session(store) as at_work, Local(cards(2)) as place:
+        place.prepare(list(made.trials))
+        with pytest.warns(UserWarning, match="does not end"):
+            execute(made, list(made.trials), at_work, place, notify)
+        assert statuses(store) == {"FINISHED": 3, "FAILED": 1}
+        assert place.free == 1
+        stuck[0].kill()
+        while place.free < 2:
+            place.step(notify)
+
+
+def test_only_gpus_are_examined_and_a_broken_one_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(torch.device("cpu")) == ""
+    monkeypatch.setattr(bench.execution.health, "take_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 * 2**20, 81_000 * 2**20))
+    assert "100 of its 81,000 MiB" in refusal(torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80_000 * 2**20, 81_000 * 2**20))
+    monkeypatch.setattr(bench.execution.health, "_multiply", raising(ASSERT))
+    assert "RuntimeError: CUDA error: device-side assert" in refusal(torch.device("cuda:0"))
