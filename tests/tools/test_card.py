@@ -12,7 +12,8 @@ import torch
 
 from bench.conformance.checks import CHECKS
 from bench.conformance.subject import Subject
-from bench.execution.local import Local, Slot
+from bench.execution.local import Local
+from bench.execution.worker import Slot
 from bench.tasks.splits import send
 from tools.gpu import correctness, memory, steps, tables, trials
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.execution.local import Local, Slot
+from bench.execution.local import Local
 from bench.execution.perform import Event
+from bench.execution.worker import Slot
 from bench.plan.make import make_plan
 from bench.plan.suite import Suite
 from bench.plan.trial import Trial

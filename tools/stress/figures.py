@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from bench.execution.driver import execute
-from bench.execution.local import Local, Slot
+from bench.execution.local import Local
 from bench.execution.perform import Event
 from bench.execution.session import session
+from bench.execution.worker import Slot
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan
 from bench.plan.suite_file import load_suite

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench.execution import local
+from bench.execution import local, worker
 from bench.plan.make import make_plan
 from bench.plan.suite_file import load_suite
 
@@ -38,8 +38,8 @@ def main(how: str, suite: Path, file: Path) -> None:
         re.match(r"(a+)+$", "a" * 100 + "b")
 
     local.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
-    local.perform = perform  # type: ignore[assignment]
-    with local.Local([local.Slot("cpu/0", "cpu", 1)]) as place:
+    worker.perform = perform  # type: ignore[assignment]
+    with local.Local([worker.Slot("cpu/0", "cpu", 1)]) as place:
         place.submit(make_plan(load_suite(suite)).trials[0])
         while True:
             place.step(lambda event: None)

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.execution import executors, local, make_executor
+from bench.execution import executors, local, make_executor, worker
 from bench.execution.estimate import check_disk, check_memory
 from bench.execution.inline import Inline
-from bench.execution.local import VISIBLE, Slot, local_slots
+from bench.execution.local import VISIBLE, local_slots
 from bench.execution.perform import Event
 from bench.execution.place import Place
+from bench.execution.worker import Slot
 from bench.machine.memory import MIB, available_mib
 from bench.plan.trial import Trial
 from bench.records.record import Record
@@ -86,9 +87,9 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(local, "get_context", lambda _: forks)
-    monkeypatch.setattr(local, "refusal", lambda device: "")
-    monkeypatch.setattr(local, "perform", meet)
-    monkeypatch.setattr(local, "started", lambda trial, worker, *_: Event(trial, "started", worker))
+    monkeypatch.setattr(worker, "refusal", lambda device: "")
+    monkeypatch.setattr(worker, "perform", meet)
+    monkeypatch.setattr(worker, "started", lambda trial, name, *_: Event(trial, "started", name))
     events: list[Event] = []
     with make_executor(Place("local", slots_per_device=2)) as place:
         for trial in trials:

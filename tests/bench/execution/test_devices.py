@@ -19,12 +19,13 @@ import torch
 
 import bench.execution.health
 import bench.execution.perform
-from bench.execution import driver, local
+from bench.execution import driver, local, worker
 from bench.execution.driver import execute
 from bench.execution.health import refusal
-from bench.execution.local import REFUSED, VISIBLE, Local, Slot
+from bench.execution.local import REFUSED, VISIBLE, Local
 from bench.execution.perform import Event
 from bench.execution.session import session
+from bench.execution.worker import Slot
 from bench.plan.rows import Plan
 from bench.store.store import Store
 from bench.training.trial import Resources
@@ -82,7 +83,7 @@ def statuses(store: Store) -> Counter[str]:
 def test_a_card_that_cannot_be_used_gets_no_trial(
     store: Store, monkeypatch: pytest.MonkeyPatch, card: int
 ) -> None:
-    monkeypatch.setattr(local, "refusal", on(card, lambda device: "3 of 80 MiB are free", lambda device: ""))
+    monkeypatch.setattr(worker, "refusal", on(card, lambda device: "3 of 80 MiB are free", lambda device: ""))
     made = plan(seeds=range(5), training=SHORT)
     with pytest.warns(UserWarning, match=naming(f"cuda:{card}/{card} ", "no more", "3 of 80 MiB")):
         events, _ = run(store, made, cards(2))
@@ -93,7 +94,7 @@ def test_a_card_that_cannot_be_used_gets_no_trial(
 def test_without_a_usable_card_nothing_starts_and_the_reason_is_the_card_s(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "refusal", lambda device: "3 of 80 MiB are free")
+    monkeypatch.setattr(worker, "refusal", lambda device: "3 of 80 MiB are free")
     with (
         pytest.warns(UserWarning, match="no more"),
         pytest.raises(UserError, match=naming("cuda:1/1", "3 of 80 MiB")),
@@ -214,10 +215,10 @@ def test_a_worker_that_does_not_end_delays_nobody(store: Store, monkeypatch: pyt
     def notify(event: Event) -> None:
         events.append(event)
         if event.kind == "started" and event.trial == made.trials[0]:
-            (worker,) = [worker for worker in place._workers if worker.trial == event.trial]
-            stuck.append(psutil.Process(worker.process.pid))
-            monkeypatch.setattr(worker.process, "kill", lambda: None)
-            worker.watch.limit = 0.0
+            (held,) = [held for held in place._workers if held.trial == event.trial]
+            stuck.append(psutil.Process(held.process.pid))
+            monkeypatch.setattr(held.process, "kill", lambda: None)
+            held.watch.limit = 0.0
 
     with session(store) as at_work, Local(cards(2)) as place:
         place.prepare(list(made.trials))

@@ -18,9 +18,10 @@ import pytest
 
 from bench.execution import driver, local
 from bench.execution.driver import execute
-from bench.execution.local import Local, Slot
+from bench.execution.local import Local
 from bench.execution.perform import Event
 from bench.execution.session import session
+from bench.execution.worker import Slot
 from bench.plan.rows import Plan
 from bench.store.store import Store
 from bench.training.loop import Pruned

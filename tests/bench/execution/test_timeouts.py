@@ -17,10 +17,11 @@ from bench.cli.progress import RunDisplay
 from bench.execution import local, watch
 from bench.execution.driver import execute
 from bench.execution.estimate import Pace, Workload
-from bench.execution.local import Local, Slot
+from bench.execution.local import Local
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.execution.watch import Limits, Silence, Watch
+from bench.execution.worker import Slot
 from bench.plan.suite import Suite
 from bench.plan.suite_rows import TaskRow
 from bench.records.measures import Measure

@@ -1,0 +1,169 @@
+"""A worker: a process of this machine that prepares and runs trials for the driver that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from bench.execution.health import refusal
+from bench.execution.perform import Event, TooLargeError, ended, perform, prepare_all, started
+from bench.execution.watch import BEAT
+from bench.machine.memory import MIB
+from bench.machine.visible import visible
+from bench.plan.trial import Trial
+from bench.records.record import Progress
+from bench.training.loop import Pruned
+from bench.training.saving import PLAIN, Saving
+from bench.training.trial import Resources
+from methods import UserError
+
+#: PR_SET_PDEATHSIG from linux/prctl.h.
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The share of the machine that one worker uses: a device or a part of one, threads, and memory."""
+
+    #: The device and the slot's number, as in `cuda:0/1`.
+    name: str
+    #: The device as the worker names it. A worker that sees only its own GPU calls it `cuda:0`.
+    device: str
+    threads: int
+    #: The GPU, as the worker's `VISIBLE` names it. Empty: the worker sees all GPUs.
+    card: str = ""
+    #: The number of slots on the device.
+    sharing: int = 1
+    #: The worker's limit of private memory in MiB. None: no limit.
+    memory: int | None = None
+    #: The options with which the worker saves memory.
+    saving: Saving = PLAIN
+
+    @property
+    def where(self) -> str:
+        """The device as the driver names it."""
+        return self.name.partition("/")[0]
+
+
+def serve(link: Connection, slot: Slot) -> None:
+    _end_with_driver()
+    warnings.showwarning = lambda message, *_: print(f"warning: {visible(str(message))}", file=sys.stderr)
+    torch.set_num_threads(slot.threads)
+    # Exclude imported modules from the garbage collection that every trial does.
+    gc.freeze()
+    resources, line = Resources(slot.device, slot.saving), _Line(link)
+    threading.Thread(target=line.keep_beating, daemon=True).start()
+    if slot.memory:
+        _limit_memory(slot.memory)
+    line.send("ready", None)
+    examined = False
+    # An error of the pipe means that the driver is gone.
+    with suppress(EOFError, OSError):
+        while True:
+            request, content = link.recv()
+            if not examined:
+                with line.at_work():
+                    reason = refusal(resources.device)
+                if reason:
+                    line.send("refused", reason)
+                    return
+                examined = True
+            if request == "prepare":
+                try:
+                    with line.at_work():
+                        prepare_all(content, resources)
+                    line.send("prepared", "")
+                except TooLargeError as error:
+                    line.send("refused", str(error))
+                    return
+                except UserError as error:
+                    line.send("prepared", str(error))
+            elif request == "run":
+                with line.at_work():
+                    trial, alone = content
+                    _run(trial, resources, line, slot, alone=alone)
+
+
+def _limit_memory(mib: int) -> None:
+    """Limits this process's private writable memory. Allocations beyond the limit fail.
+
+    The limit is RLIMIT_DATA, which does not count libraries, mapped files and reserved addresses. RLIMIT_AS
+    would count them, which is three times as much once torch is loaded.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = mib * MIB
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard < 0 else min(soft, hard), hard))
+
+
+class _Line:
+    """A worker's end of the pipe, shared by two threads: one runs the trial, one sends signs of life."""
+
+    def __init__(self, link: Connection) -> None:
+        self.link = link
+        self._speaking, self._busy = threading.Lock(), threading.Event()
+
+    def send(self, kind: str, content: Any) -> None:
+        with self._speaking:
+            self.link.send((kind, content))
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Context in which the worker gives signs of life. The driver does not listen to an idle worker."""
+        self._busy.set()
+        yield
+        self._busy.clear()
+
+    def keep_beating(self) -> None:
+        # An error of the pipe means that the driver is gone.
+        with suppress(OSError):
+            while self._busy.wait():
+                self.send("alive", None)
+                time.sleep(BEAT)
+
+
+def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot, *, alone: bool) -> None:
+    link = line.link
+
+    def tell(event: Event) -> None:
+        line.send("event", event)
+
+    def report(progress: Progress) -> None:
+        tell(Event(trial, "progress", slot.name, progress=progress))
+        while link.poll():
+            # A late message for an earlier trial is ignored.
+            if link.recv() == ("prune", trial.id):
+                raise Pruned
+
+    tell(started(trial, slot.name, resources, slot.sharing))
+    ending = perform(trial, resources, report, alone=alone)
+    tell(ended(trial, slot.name, ending, broken=resources.broken))
+
+
+def _end_with_driver() -> None:
+    """Makes sure that this worker ends when its driver ends. Also starts a new process group.
+
+    On Linux the system kills the worker when the driver's thread that started it ends. On other systems the
+    driver's guard process kills it. The guard also kills the processes that the worker started.
+    """
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    driver = parent_process()
+    if driver is None or not driver.is_alive():
+        # The driver ended before the call above.
+        os._exit(1)
