@@ -18,7 +18,10 @@ UNKNOWN = "not stored"
 PARTS = {
     "code": ("harness", "git_commit", "git_dirty", "source_"),
     "packages": ("python", "version_"),
-    "hardware": ("platform", "cpu", "cpu_kind", "cpu_cores", "threads", "memory_mib", "gpu", "cuda"),
+    "hardware": (
+        *("platform", "cpu", "cpu_kind", "cpu_cores", "threads", "memory_mib"),
+        *("gpu", "gpu_", "cuda", "cudnn", "slots"),
+    ),
     "memory saved by": ("micro_batch", "checkpointing"),
 }
 

@@ -107,6 +107,7 @@ class RunDisplay:
     def __call__(self, event: Event) -> None:
         name, id_ = escape(self._names[event.trial.id]), event.trial.id
         if event.kind == "started":
+            self._introduce(event)
             self._study = self._studies.get(id_, "")
             self._shares[id_] = 0
             self._show(event.worker, name, "")
@@ -130,6 +131,16 @@ class RunDisplay:
             self._console.print(_ended(name, event), highlight=False, soft_wrap=not self._console.is_terminal)
         done = self._done + sum(self._shares.values())
         self._bar.update(self._all, completed=done, description=self._told_all())
+
+    def _introduce(self, event: Event) -> None:
+        """Prints the GPU of a worker that starts its first trial."""
+        facts = event.provenance or {}
+        if not facts.get("gpu") or event.worker in self._lines:
+            return
+        slots = f", {facts['slots']} slots" if facts.get("slots", "1") != "1" else ""
+        memory = f"{int(facts['gpu_in_use_mib']):,} of {int(facts['gpu_memory_mib']):,} MiB in use"
+        name = f"{event.worker}: " * bool(event.worker) + facts["gpu"]
+        self._console.print(f"{escape(name)}, {memory}{slots}", highlight=False, soft_wrap=True)
 
     def _told_all(self) -> str:
         return f"{self._done}/{self._total} trials{self._on}" + f", {self._study}" * bool(self._study)

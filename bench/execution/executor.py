@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from types import TracebackType
 from typing import ClassVar, Self
 
 from bench.execution.perform import Report, needed
 from bench.execution.place import Place
+from bench.machine.cards import held
 from bench.plan.trial import Trial
 from bench.training.saving import Saving
 
@@ -26,6 +29,9 @@ class Executor(ABC):
 
     def __init__(self, device: str, saving: Saving) -> None:
         self.device, self._saving = device, saving
+        #: The GPUs of this machine that the executor uses, as `bench.machine.cards.cards` names them.
+        self.cards: list[str] = []
+        self._held = ExitStack()
         #: The preparations that were made, as texts that `perform.needed` returned.
         self._prepared: set[str] = set()
 
@@ -38,12 +44,15 @@ class Executor(ABC):
         """
 
     def __enter__(self) -> Self:
+        for sentence in self._held.enter_context(held(self.cards)):
+            warnings.warn(sentence, stacklevel=2)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._held.close()
 
     def prepare(
         self,

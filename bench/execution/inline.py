@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Self
+
+import torch
 
 from bench.execution import choose_device
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, perform, prepare_all, started
 from bench.execution.place import Place
+from bench.machine.cards import cards
 from bench.plan.trial import Trial
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
@@ -23,6 +27,15 @@ class Inline(Executor):
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
         super().__init__(device, saving)
+        if device.startswith("cuda"):
+            index = torch.device(device).index
+            seen = cards()
+            self.cards = [seen[index or 0]]
+            if index is None and len(seen) > 1:
+                warnings.warn(
+                    f"of {len(seen)} GPUs, --executor inline uses the first one; --executor local uses all",
+                    stacklevel=2,
+                )
         self.resources = Resources(device, saving)
         self._next: Trial | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.process
 import os
+import re
 import signal
 import sys
 import warnings
@@ -13,10 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
-import torch
 
 from bench.execution import choose_device
 from bench.execution.executor import Executor
@@ -24,6 +25,8 @@ from bench.execution.perform import Event, Report, ended, overdue, preparing
 from bench.execution.place import Place
 from bench.execution.watch import Watch
 from bench.execution.worker import Slot, serve
+from bench.machine.cache import cache_dir
+from bench.machine.cards import VISIBLE, cards
 from bench.machine.guard import Guard, kill_group
 from bench.plan.trial import Trial
 from bench.records.record import lost
@@ -41,9 +44,6 @@ REFUSED = 2
 
 #: Seconds that a killed worker may take to end. A process that waits for a broken GPU may take for ever.
 ENDING = 5.0
-
-#: The variable that names the GPUs that a process sees.
-VISIBLE = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
 
 #: The smallest accepted memory limit of a worker in MiB. Torch and the libraries alone take 350 to 550.
 LEAST_MEMORY = 512
@@ -84,6 +84,7 @@ class Local(Executor):
 
     def __init__(self, slots: list[Slot]) -> None:
         super().__init__(slots[0].device.partition(":")[0], slots[0].saving)
+        self.cards = [slot.card for slot in slots if slot.card]
         self._free = list(reversed(slots))
         self._workers: list[_Worker] = []
         self.slots = len(slots)
@@ -99,6 +100,8 @@ class Local(Executor):
         self._stuck: list[_Worker] = []
         #: The number of consecutive workers that died before they were ready.
         self._stillborn = 0
+        #: The folder of the files with the workers' output.
+        self._logs = cache_dir() / "workers" / str(os.getpid())
         #: The guard process, which ends the workers if this process dies.
         self._guard: Guard | None = None
 
@@ -224,6 +227,8 @@ class Local(Executor):
                 self._remove(worker)
                 if trial:
                     reason = f"its worker ({worker.slot.name}) {_died(worker.process)}"
+                    if (log := self._log(worker.slot)).stat().st_size:
+                        reason += f"; its output is in {log}"
                     report(ended(trial, worker.slot.name, lost(reason)))
             else:
                 self._replace_stillborn(worker)
@@ -250,6 +255,15 @@ class Local(Executor):
         if self._guard:
             self._guard.close()
             self._guard = None
+        for log in self._logs.glob("*.log"):
+            if not log.stat().st_size:
+                log.unlink()
+        with suppress(OSError):  # a file with output stays, and its folder
+            self._logs.rmdir()
+
+    def _log(self, slot: Slot) -> Path:
+        """The file with all that the workers of a slot print."""
+        return self._logs / f"{re.sub('[:/]', '-', slot.name)}.log"
 
     def _start(self, slot: Slot | None = None) -> _Worker:
         slot = slot or self._free[-1]
@@ -257,8 +271,9 @@ class Local(Executor):
         self._guard = self._guard or Guard()
         ours, theirs = get_context("spawn").Pipe()
         process = get_context("spawn").Process(
-            target=serve, args=(theirs, slot), name=f"tensorbench {slot.name}", daemon=True
+            target=serve, args=(theirs, slot, self._log(slot)), name=f"tensorbench {slot.name}", daemon=True
         )
+        self._logs.mkdir(parents=True, exist_ok=True)
         with _environment(slot):
             process.start()
         self._guard.watch(_pid(process))
@@ -341,6 +356,8 @@ class Local(Executor):
             worker.prepared = content
         elif kind == "refused":
             worker.refusal = content
+        elif kind == "warning":
+            warnings.warn(f"{worker.slot.name}: {content}", stacklevel=2)
         elif kind == "alive":
             worker.watch.answered()
         else:
@@ -438,14 +455,3 @@ def local_slots(device: str, workers: int | None, slots_per_device: int | None) 
         Slot(f"{gpu}/{i}", "cuda:0", threads, seen[int(gpu.partition(":")[2])], sharing[gpu])
         for i, gpu in enumerate(devices)
     ]
-
-
-def cards() -> list[str]:
-    """The GPUs that this process sees, each as an entry of `VISIBLE`.
-
-    Of several slices of a GPU (MIG), torch uses the first one only, so they are counted here.
-    """
-    entries = [entry.strip() for entry in os.environ.get(VISIBLE, "").split(",") if entry.strip()]
-    if slices := [entry for entry in entries if entry.startswith("MIG-")]:
-        return slices
-    return (entries or [str(i) for i in range(torch.cuda.device_count())])[: torch.cuda.device_count()]

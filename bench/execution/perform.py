@@ -16,6 +16,7 @@ import torch
 from bench.backbones.answers import check_answers
 from bench.execution.health import answers
 from bench.execution.watch import Silence, Watch, too_long
+from bench.machine.memory import MIB
 from bench.plan.trial import Trial
 from bench.records.record import Failure, Progress, Record, failed, lost
 from bench.records.words import Status, Tag
@@ -72,6 +73,10 @@ Report = Callable[[Event], None]
 def started(trial: Trial, worker: str, resources: Resources, slots: int = 1) -> Event:
     """Makes the event for the start of a trial in this process. `slots` is the number of slots per device."""
     tags = provenance(str(resources.device)) | resources.saving.provenance() | {"slots": str(slots)}
+    if resources.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(resources.device)
+        # What others use of the GPU is included.
+        tags |= {"gpu_memory_mib": str(total // MIB), "gpu_in_use_mib": str((total - free) // MIB)}
     return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
 

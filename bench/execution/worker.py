@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import os
 import resource
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,13 +62,15 @@ class Slot:
         return self.name.partition("/")[0]
 
 
-def serve(link: Connection, slot: Slot) -> None:
+def serve(link: Connection, slot: Slot, log: Path) -> None:
+    """Runs what the driver at the other end of `link` asks for. The file `log` gets all that is printed."""
     _end_with_driver()
-    warnings.showwarning = lambda message, *_: print(f"warning: {visible(str(message))}", file=sys.stderr)
+    _print_to(log)
     torch.set_num_threads(slot.threads)
     # Exclude imported modules from the garbage collection that every trial does.
     gc.freeze()
     resources, line = Resources(slot.device, slot.saving), _Line(link)
+    warnings.showwarning = lambda message, category, *_: line.warn(message, category)
     threading.Thread(target=line.keep_beating, daemon=True).start()
     if slot.memory:
         _limit_memory(slot.memory)
@@ -99,6 +103,14 @@ def serve(link: Connection, slot: Slot) -> None:
                     _run(trial, resources, line, slot, alone=alone)
 
 
+def _print_to(log: Path) -> None:
+    """Sends all output to a file, and the stack too if a signal such as SIGSEGV ends the process."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    faulthandler.enable(descriptor)
+
+
 def _limit_memory(mib: int) -> None:
     """Limits this process's private writable memory. Allocations beyond the limit fail.
 
@@ -120,6 +132,11 @@ class _Line:
     def send(self, kind: str, content: Any) -> None:
         with self._speaking:
             self.link.send((kind, content))
+
+    def warn(self, message: Warning | str, category: type[Warning]) -> None:
+        # Deprecations concern the authors of libraries. Python shows them to nobody else by default.
+        if not issubclass(category, DeprecationWarning):
+            self.send("warning", visible(str(message)))
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -126,8 +127,20 @@ def provenance(device: str) -> dict[str, str]:
         "memory_mib": str(psutil.virtual_memory().total // MIB),
         "threads": str(torch.get_num_threads()),
         "gpu": gpu,
-        "cuda": (torch.version.cuda or "") if gpu else "",
+        **(_gpu_facts(torch.device(device)) if gpu else {}),
         **{f"version_{name}": _version(name) for name in LIBRARIES},
+    }
+
+
+def _gpu_facts(device: torch.device) -> dict[str, str]:
+    """What may influence results or times on a GPU, besides its name."""
+    version_file = Path("/proc/driver/nvidia/version")
+    driver = re.search(r"\b\d+\.\d+(\.\d+)?\b", version_file.read_text()) if version_file.exists() else None
+    return {
+        "gpu_uuid": str(getattr(torch.cuda.get_device_properties(device), "uuid", "")),
+        "gpu_driver": driver[0] if driver else "",
+        "cuda": torch.version.cuda or torch.version.hip or "",
+        "cudnn": str(torch.backends.cudnn.version() or ""),
     }
 
 

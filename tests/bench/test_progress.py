@@ -82,6 +82,18 @@ def test_lines_name_the_backbone_where_there_are_several() -> None:
         assert line.endswith(f"seed 0: error: why {made.trials[0].id[:8]}\n")
 
 
+def test_each_gpu_is_introduced_once_with_its_memory_and_slots() -> None:
+    made = plan(BOTH)
+    console = Console(file=io.StringIO(), width=120)
+    display = RunDisplay(console, made, 2, 2)
+    facts = {"gpu": "H[1]00", "gpu_in_use_mib": "1234", "gpu_memory_mib": "81559", "slots": "2"}
+    for trial in made.trials[:2]:
+        display(Event(trial, "started", worker="cuda:0/0", provenance=facts))
+    display(Event(made.trials[2], "started", worker="cpu/0", provenance={"gpu": "", "slots": "2"}))
+    line = "cuda:0/0: H[1]00, 1,234 of 81,559 MiB in use, 2 slots\n"
+    assert console.file.getvalue() == line  # type: ignore[attr-defined]
+
+
 def test_nothing_moves_off_a_terminal() -> None:
     console = Console(file=io.StringIO(), width=80)
     made = plan()

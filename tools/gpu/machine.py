@@ -6,19 +6,20 @@ These two rates bound everything that runs on the machine.
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections.abc import Iterator
 
 import torch
 from torch.utils.benchmark import Timer
 
 from bench.machine.memory import MIB
-from bench.training.measure import device_name
+from bench.training.measure import device_name, provenance
 
 from . import tables
 from .runner import Row
 
 LIBRARIES = ("torch", "transformers", "peft", "timm")
+#: The facts of a GPU that trials store as well.
+OF_GPUS = ("gpu_uuid", "gpu_driver", "cuda", "cudnn")
 
 
 def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator[Row]:
@@ -37,8 +38,7 @@ def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator
             "memory": f"{about.total_memory / 2**30:.1f} GiB",
             "compute capability": f"{about.major}.{about.minor}",
             "multiprocessors": str(about.multi_processor_count),
-            "CUDA": torch.version.cuda or "",
-            "driver": _driver(),
+            **{name: value for name, value in provenance(device).items() if name in OF_GPUS},
         }
     for what, value in properties.items():
         yield {"table": tables.MACHINE, "what": what, "value": value}
@@ -61,11 +61,3 @@ def _seconds(statement: str, least: float, **names: torch.Tensor) -> float:
     """The median seconds of a statement by torch's timer, which waits for the device."""
     threads = torch.get_num_threads()
     return Timer(statement, globals=names, num_threads=threads).blocked_autorange(min_run_time=least).median
-
-
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"not known: {type(error).__name__}"

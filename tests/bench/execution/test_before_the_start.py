@@ -14,10 +14,11 @@ import torch
 from bench.execution import executors, local, make_executor, worker
 from bench.execution.estimate import check_disk, check_memory
 from bench.execution.inline import Inline
-from bench.execution.local import VISIBLE, local_slots
+from bench.execution.local import local_slots
 from bench.execution.perform import Event
 from bench.execution.place import Place
 from bench.execution.worker import Slot
+from bench.machine.cards import VISIBLE
 from bench.machine.memory import MIB, available_mib
 from bench.plan.trial import Trial
 from bench.records.record import Record

@@ -6,7 +6,9 @@ Workers on the CPU take the place of workers on GPUs. `VISIBLE` says in each of 
 from __future__ import annotations
 
 import os
+import re
 import signal
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -18,14 +20,18 @@ import pytest
 import torch
 
 import bench.execution.health
+import bench.execution.inline
 import bench.execution.perform
+import bench.machine.cards
 from bench.execution import driver, local, worker
 from bench.execution.driver import execute
 from bench.execution.health import refusal
-from bench.execution.local import REFUSED, VISIBLE, Local
+from bench.execution.inline import Inline
+from bench.execution.local import REFUSED, Local
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.execution.worker import Slot
+from bench.machine.cards import VISIBLE, held
 from bench.plan.rows import Plan
 from bench.store.store import Store
 from bench.training.trial import Resources
@@ -229,6 +235,50 @@ def test_a_worker_that_does_not_end_delays_nobody(store: Store, monkeypatch: pyt
         stuck[0].kill()
         while place.free < 2:
             place.step(notify)
+
+
+def test_what_a_worker_says_has_its_name_and_what_it_prints_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=range(2), training=SHORT)
+    real = bench.execution.perform.run_trial
+
+    def run_trial(trial: Any, *rest: Any) -> Any:
+        if trial == made.trials[0]:
+            os.write(1, b"a library's last words")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        warnings.warn("beware", stacklevel=1)
+        return real(trial, *rest)
+
+    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
+    with pytest.warns(UserWarning, match="cuda:0/0: beware"):
+        run(store, made, cards(1))
+    record, *_ = [record for record in store.records() if record.status == "KILLED"]
+    assert "SIGSEGV" in record.failure
+    printed = Path(record.failure.rpartition(" is in ")[2]).read_text(errors="replace")
+    assert "a library's last words" in printed
+    # The stack at the end.
+    assert "run_trial" in printed
+
+
+def test_a_gpu_that_another_driver_uses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.machine.cards, "cache_dir", lambda: tmp_path)
+    with held(["0", "GPU-a/b"]) as first:
+        assert first == []
+        with held(["1", "GPU-a/b"]) as second:
+            (sentence,) = second
+            assert re.search(naming("GPU-a/b", str(os.getpid())), sentence)
+    with held(["0"]) as again:
+        assert again == []
+
+
+def test_one_process_says_that_it_leaves_gpus_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.execution.inline, "cards", lambda: ["0", "1", "2"])
+    with pytest.warns(UserWarning, match=naming("of 3 GPUs", "--executor local")):
+        assert Inline("cuda").cards == ["0"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Inline("cuda:2").cards == ["2"]
 
 
 def test_only_gpus_are_examined_and_a_broken_one_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,53 @@
+"""The GPUs of this machine: how processes name them, and which program uses which."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import torch
+from filelock import FileLock, Timeout
+
+from bench.machine.cache import cache_dir
+
+#: The variable that names the GPUs that a process sees.
+VISIBLE = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
+
+
+def cards() -> list[str]:
+    """The GPUs that this process sees, each as an entry of `VISIBLE`.
+
+    Of several slices of a GPU (MIG), torch uses the first one only, so they are counted here.
+    """
+    entries = [entry.strip() for entry in os.environ.get(VISIBLE, "").split(",") if entry.strip()]
+    if slices := [entry for entry in entries if entry.startswith("MIG-")]:
+        return slices
+    count = torch.cuda.device_count()
+    return (entries or [str(i) for i in range(count)])[:count]
+
+
+@contextmanager
+def held(entries: Iterable[str]) -> Iterator[list[str]]:
+    """Context in which this process holds GPUs, named as `cards` names them.
+
+    Yields a sentence for each GPU that another program on this machine holds. Holding keeps no program from
+    using a GPU; it lets the next one say that it is in use.
+    """
+    taken = []
+    with ExitStack() as locks:
+        for entry in dict.fromkeys(entries):
+            path = cache_dir() / "cards" / f"{re.sub('[^A-Za-z0-9-]', '-', entry)}.lock"
+            owner = path.with_suffix(".pid")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                locks.enter_context(FileLock(path, timeout=0))
+            except Timeout:
+                process = "another process"
+                with suppress(OSError):
+                    process = f"process {owner.read_text()}"
+                taken.append(f"GPU {entry} is already used by a driver on this machine ({process})")
+            else:
+                owner.write_text(str(os.getpid()))
+        yield taken
