@@ -184,13 +184,17 @@ def site(
         bool,
         typer.Option("--check", help="Write nothing: list the files that would change."),
     ] = False,
+    docs: Annotated[
+        str,
+        typer.Option(metavar="FOLDER", help="Link to these pages of documentation; relative to the site."),
+    ] = "",
     force: Annotated[bool, typer.Option(help="Write into a folder that contains other files.")] = False,
 ) -> None:
     """Write a static site of all results in a folder of packs: an index, and pages of suites and methods."""
     from reports.site.build import check_site, write_site
 
     if check:
-        differences = check_site(results, folder)
+        differences = check_site(results, folder, docs)
         for line in differences:
             out.print(line, markup=False, highlight=False, soft_wrap=True)
         if differences:
@@ -204,7 +208,7 @@ def site(
             raise typer.Exit(1)
         out.print(f"{folder} is what {results} gives.", markup=False, soft_wrap=True)
         return
-    files = write_site(results, folder, force=force)
+    files = write_site(results, folder, docs=docs, force=force)
     size = sum(len(content) for content in files.values()) / MIB
     out.print(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.", markup=False, soft_wrap=True)
 

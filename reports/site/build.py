@@ -32,16 +32,17 @@ from reports.tables import INCOMPLETE
 MANIFEST = "site-files.json"
 
 
-def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
+def write_site(results: Path, out: Path, *, docs: str = "", force: bool = False) -> Files:
     """Writes the site of the packs in the folder `results`, and returns the site's files.
 
-    An earlier site in `out` is replaced. Raises UserError, with nothing written, if a pack is refused (see
-    `reports.site.published`) or if `out` has contents but no earlier site. With `force`, such contents are
-    kept and the site is written beside them. Raises UserError also if the files cannot be written.
+    An earlier site in `out` is replaced. `docs` is as in `site_files`. Raises UserError, with nothing
+    written, if a pack is refused (see `reports.site.published`) or if `out` has contents but no earlier site.
+    With `force`, such contents are kept and the site is written beside them. Raises UserError also if the
+    files cannot be written.
     """
     earlier = (out / MANIFEST).is_file()
     target = output_folder(out, "site", force=force or earlier)
-    content = site_files(packs_in(results))
+    content = site_files(packs_in(results), docs)
     try:
         replace_files(target, content, MANIFEST)
     except (OSError, ValueError) as error:
@@ -49,18 +50,23 @@ def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
     return content
 
 
-def check_site(results: Path, out: Path) -> list[str]:
+def check_site(results: Path, out: Path, docs: str = "") -> list[str]:
     """Compares the files in `out` with the site of the packs in `results`. Returns a line per difference.
 
     A file may differ from the site's, be missing, or not belong to the site. Raises UserError if a pack is
     refused.
     """
-    return differences(site_files(packs_in(results)), out, beside=(MANIFEST,))
+    return differences(site_files(packs_in(results), docs), out, beside=(MANIFEST,))
 
 
-def site_files(packs: Sequence[Path]) -> Files:
-    """All files of the site of these packs, by name."""
-    return dict(_Site(packs, list(published(packs))).files())
+def site_files(packs: Sequence[Path], docs: str = "") -> Files:
+    """All files of the site of these packs, by name.
+
+    `docs` is the folder of the documentation's pages: its address, or its path from the site's index. Pages
+    link to it. If it is empty, there are no such links.
+    """
+    suites = sorted(published(packs), key=lambda suite: (-suite.facts.finished, suite.name))
+    return dict(_Site(packs, suites, docs.rstrip("/")).files())
 
 
 class _Line(NamedTuple):
@@ -73,7 +79,10 @@ class _Line(NamedTuple):
 @dataclass(frozen=True)
 class _Site:
     packs: Sequence[Path]
+    #: The suites with the most finished trials come first.
     suites: Sequence[Published]
+    #: The folder of the documentation's pages, or empty.
+    docs: str
 
     @cached_property
     def standings(self) -> list[Standing]:
@@ -115,14 +124,15 @@ class _Site:
             yield f"methods/{page.file}", self._rendered("method", "../", **values, **shared)
 
     def _lines(self) -> list[_Line]:
-        """The lines of the table, sorted by suite and then by budget. Each budget's best method is first."""
+        """The lines of the table, in the order of suites and then by budget. Each budget's best is first."""
         groups = grouped(self.standings, lambda line: (line.suite, line.block, line.cell.method))
         lines = []
         for group in groups.values():
             by_setting = {line.cell.setting: line for line in group}
             first = max(group, key=lambda line: line.overall is not None)
             lines.append(_Line(first, [by_setting.get(setting) for setting in self.settings]))
-        return sorted(lines, key=_place)
+        order = [suite.name for suite in self.suites]
+        return sorted(lines, key=lambda line: (order.index(line.first.suite), *_place(line)))
 
     def _rendered(self, name: str, root: str, **values: Any) -> str:
         """Renders a page. `root` is the relative path from the page to the index."""
@@ -132,14 +142,14 @@ class _Site:
             "shell": shlex.quote,
             "method_file": lambda cell: self.pages[key(cell)].file,
         }
-        loader.globals |= {"of_method": of_method, "marks": marks}
+        docs = self.docs if "://" in self.docs or not self.docs else f"{root}{self.docs}"
+        loader.globals |= {"of_method": of_method, "marks": marks, "docs": docs}
         return visible(loader.get_template(f"site/{name}.html").render(root=root, **values))
 
 
-def _place(line: _Line) -> tuple[str, int, str, float]:
+def _place(line: _Line) -> tuple[int, str, float]:
     first = line.first
     return (
-        first.suite,
         block_order(first.cell.budget),
         first.block,
         -first.overall.difference if first.overall else 0.0 if first.is_reference else math.inf,

@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
+from os.path import normpath
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote
 
@@ -138,6 +139,17 @@ def test_every_link_leads_to_something_of_the_site(written: Path) -> None:
     assert pages.keys() <= led_to | {written.resolve() / "index.html"}
 
 
+@pytest.mark.parametrize("docs", ["..", "https://example.org/docs/"])
+def test_every_page_leads_to_the_documentation(results: Path, docs: str) -> None:
+    site = site_files([results / "small.tensorbench.zip"], docs)
+    pages = {name: Links(str(content)) for name, content in site.items() if name.endswith(".html")}
+    for name, page in pages.items():
+        led_to = set(page.to)
+        if docs == "..":
+            led_to = {normpath(PurePath("leaderboard", name).parent / address) for address in page.to}
+        assert ("index.html" if docs == ".." else f"{docs}index.html") in led_to
+
+
 def test_a_reference_that_failed_is_named_before_what_is_claimed(tmp_path: Path, new_store: NewStore) -> None:
     def fallen(trial: Trial, row: Row) -> Result:
         return Result(score=0.9 + 0.001 * trial.seed - 0.5 * (row.title == "LoRA" and trial.seed == 1))
@@ -231,7 +243,8 @@ def test_a_suite_tuned_by_studies_is_listed_with_the_others(
     (block,) = suite.analysis.blocks
     site = site_files([pack, results / "small.tensorbench.zip"])
     index = html.unescape(str(site["index.html"]))
-    assert answer(block) in index
+    # The suite with the most trials comes first.
+    assert index.index(answer(block)) < index.index("suites/small/index.html")
     assert f"suites/{name}/{suite.picture}" in Links(index).to
     assert str(site[f"suites/{name}/{suite.picture}"]).startswith("<?xml")
     lines = table(site, "leaderboard.csv").query("suite == @name").set_index("method")
@@ -327,7 +340,7 @@ def test_check_names_what_differs(
     results: Path, site: Files, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Saves building the same site again.
-    monkeypatch.setattr("reports.site.build.site_files", lambda packs: site)
+    monkeypatch.setattr("reports.site.build.site_files", lambda packs, docs: site)
     folder = tmp_path / "site"
     put_files(folder, site)
     report = folder / "suites" / "small" / "index.html"
