@@ -14,7 +14,9 @@ import os
 import re
 import shlex
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -31,7 +33,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from bench.machine import interrupts
 from bench.machine.cache import cache_dir
 from bench.machine.files import remove, written_whole
-from bench.store import DEFAULT_STORE
+from bench.store import DEFAULT_STORE, FIRST_ANSWER
 from bench.store.addresses import shown_uri
 from methods import UserError
 
@@ -282,8 +284,30 @@ def read_only(uri: str) -> bool:
 
 def _client(uri: str) -> MlflowClient:
     client = MlflowClient(uri)
-    client.search_experiments(max_results=1)
+    if uri.startswith("http"):
+        _await_answer(lambda: client.search_experiments(max_results=1))
+    else:
+        client.search_experiments(max_results=1)
     return client
+
+
+def _await_answer(ask: Callable[[], object]) -> None:
+    """Calls `ask`, which may wait for a server. Raises TimeoutError after `FIRST_ANSWER` seconds.
+
+    MLflow itself would repeat a request without an answer, for two minutes in all.
+    """
+    answer: Future[object] = Future()
+
+    def request() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=request, daemon=True).start()
+    if not wait([answer], FIRST_ANSWER).done:
+        raise TimeoutError(f"no answer within {FIRST_ANSWER:g} seconds")
+    answer.result()
 
 
 def state_folder(uri: str) -> Path:

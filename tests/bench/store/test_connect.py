@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -34,6 +35,18 @@ from tools.stress.scenarios import first_killed, first_statements
 from ...messages import naming
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan, write
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("bench.store.connect.FIRST_ANSWER", 0.2)
+    # The system accepts connections to a socket that listens.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=naming(uri, "no answer within", 0.2)):
+            connect(uri, create=False)
 
 
 @pytest.mark.parametrize(
