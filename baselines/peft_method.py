@@ -81,11 +81,13 @@ class PeftMethod(OneRank):
     @model_validator(mode="after")
     def _config_fits(self) -> Self:
         fields = {field.name for field in dataclasses.fields(self._config_class)}
-        for name in self.config:
+        for name, value in self.config.items():
             if name in RESERVED or name in (self.size_field, "r"):
                 raise ValueError(f"config.{name} cannot be set: {RESERVED.get(name, 'use rank')}")
             if name not in fields:
                 raise ValueError(str(UnknownNameError(f"field of peft's {self.type}", name, fields)))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"config.{name}: should be a finite number (got {value})")
         for name, least in self.whole_numbers.items():
             value = self.config.get(name, least)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -164,7 +164,8 @@ def _run_parts(plan: Plan) -> list[_Part]:
 def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     """The trials of the suite's search, allocation or pilot.
 
-    Appends a note to `notes` for each method that the search or the allocation refuses.
+    Appends a note to `notes` for each method that the search or the allocation refuses, and for a pilot that
+    does not fit the plan.
     """
     import optuna
 
@@ -175,7 +176,11 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     suite = plan.suite
     if suite.pilot is not None:
-        return [_pilot_part(suite.pilot, cells_of(plan, device))]
+        try:
+            return [_pilot_part(suite.pilot, cells_of(plan, device))]
+        except UserError as error:
+            notes.append(str(error))
+            return []
     search, allocation = _Part("search", "search"), _Part("allocation", "search")
 
     def selection(section: ChoosingSection, cell: PlanCell, method: Method) -> list[Trial]:
@@ -213,8 +218,9 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
 def _pilot_part(pilot: Pilot, cells: list[PlanCell]) -> _Part:
     # Assumes that the first steps of the pilot choose the suite's own values.
     # Imported late, since it takes seconds.
-    from bench.search.pilot import run_pilot
+    from bench.search.pilot import check_pilot, run_pilot
 
+    check_pilot(pilot, cells)
     part = _Part("search", "search")
 
     def count(rows: Sequence[Row], trials: Sequence[Trial]) -> dict[str, Record]:

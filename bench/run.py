@@ -418,7 +418,7 @@ def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience)
     if place.trial_timeout is not None:
         limit = validate(Limit, {"trial_timeout": place.trial_timeout}, "this run")
         suite = suite.model_copy(update={"trial_timeout": limit.trial_timeout})
-    if suite.trial_timeout is not None and not executor.ends_trials:
+    if suite.trial_timeout is not None and "trial_timeout" not in executor.options:
         audience.note(
             f"trial_timeout has no effect with --executor {place.executor}, which cannot end a trial."
         )

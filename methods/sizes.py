@@ -127,8 +127,10 @@ class Unsized(Method):
 def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget: int) -> Sized:
     """Returns the method of `choices` whose count is nearest to a budget. On a tie, the smaller count wins.
 
-    Raises UserError if all choices exceed the budget.
+    Raises UserError without choices, and if all choices exceed the budget.
     """
+    if not choices:
+        raise UserError(f"{label}: there is no size for a backbone of {geometry}")
     smallest = min(choice.count(geometry) for choice in choices)
     if smallest > budget:
         raise too_small(label, budget, smallest, "")

@@ -23,6 +23,9 @@ HEAD_STD = 0.02
 #: The largest number of weights that a message names.
 MOST_KEYS = 6
 
+#: The largest number of tensors in a checkpoint, and of entries in its configuration.
+MOST_TENSORS = MOST_ENTRIES = 100_000
+
 #: The number of classes of the head between loading and the first `reset`.
 INITIAL_CLASSES = 2
 
@@ -276,10 +279,12 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def check_shape(file: Path, values: Mapping[str, Any]) -> None:
-    """Raises UserError for an implausible size in a model's configuration.
+    """Raises UserError for an implausible size in a model's configuration, and for too many entries.
 
     Otherwise a model of ten million layers would be built before its missing weights are noticed.
     """
+    if len(values) > MOST_ENTRIES:
+        raise UserError(f"{file} has {len(values):,} entries; accepted are at most {MOST_ENTRIES:,}")
     for name, most in LARGEST.items():
         value = values.get(name)
         for size in value if isinstance(value, list) else (value,):
@@ -288,13 +293,21 @@ def check_shape(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def check_safetensors(name: str, *files: Path) -> None:
-    """Raises UserError for a file that is incomplete or not safetensors. Reads no weights."""
+    """Raises UserError for a file that is incomplete or not safetensors, and for too many tensors.
+
+    Reads no weights.
+    """
     from safetensors import SafetensorError, safe_open
 
     for file in files:
         try:
-            with safe_open(file, framework="pt"):
-                pass
+            with safe_open(file, framework="pt") as weights:
+                tensors = len(weights.keys())
+            if tensors > MOST_TENSORS:
+                raise UserError(
+                    f"backbone '{name}': {file} has {tensors:,} tensors; accepted are at most "
+                    f"{MOST_TENSORS:,}"
+                )
         except (SafetensorError, OSError) as error:
             raise UserError(f"backbone '{name}': {file} is not a safetensors file: {error}") from error
 

@@ -38,9 +38,9 @@ class Listed(StrEnum):
 def list_(
     what: Annotated[Listed, typer.Argument(help="What to list.")] = Listed.STORED,
     store: StoreUri = DEFAULT_STORE,
-    hidden: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: hidden size.")] = 768,
-    heads: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: attention heads.")] = 12,
-    layers: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: layers.")] = 12,
+    hidden: Annotated[int, typer.Option(min=1, max=65_536, metavar="N", help="Methods: hidden size.")] = 768,
+    heads: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Methods: attention heads.")] = 12,
+    layers: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Methods: layers.")] = 12,
     advice: Annotated[
         list[str] | None,
         names_option(

@@ -20,7 +20,7 @@ EXECUTORS = {
 }
 
 #: The fields of `Place` that only some executors support.
-OPTIONS = ("workers", "slots_per_device", "ray_address", "worker_memory")
+OPTIONS = ("workers", "slots_per_device", "ray_address", "worker_memory", "trial_timeout")
 
 
 def executor_help() -> str:
@@ -55,8 +55,10 @@ def make_executor(place: Place) -> Executor:
     for option in OPTIONS:
         if getattr(place, option) is not None and option not in kind.options:
             accepted = ", ".join(_flag(name) for name in OPTIONS if name in kind.options) or "none"
+            others = ", ".join(name for name, other in executors().available() if option in other.options)
             raise UserError(
-                f"{_flag(option)} is not an option of --executor {place.executor}; accepted: {accepted}"
+                f"{_flag(option)} is not an option of --executor {place.executor}, but of {others}; "
+                f"accepted: {accepted}"
             )
     return kind.open(place)
 

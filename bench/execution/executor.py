@@ -24,8 +24,6 @@ class Executor(ABC):
     slots: int
     #: Whether the executor's workers share the memory of this machine.
     on_this_machine = True
-    #: Whether the executor can end a trial that takes too long.
-    ends_trials = True
 
     def __init__(self, device: str, saving: Saving) -> None:
         self.device, self._saving = device, saving

@@ -23,7 +23,6 @@ class Inline(Executor):
 
     options = frozenset({"workers"})
     slots = 1
-    ends_trials = False
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
         super().__init__(device, saving)

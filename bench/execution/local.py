@@ -80,7 +80,7 @@ class Local(Executor):
     A process keeps its backbone from trial to trial.
     """
 
-    options = frozenset({"workers", "slots_per_device", "worker_memory"})
+    options = frozenset({"workers", "slots_per_device", "worker_memory", "trial_timeout"})
 
     def __init__(self, slots: list[Slot]) -> None:
         super().__init__(slots[0].device.partition(":")[0], slots[0].saving)

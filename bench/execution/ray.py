@@ -112,7 +112,7 @@ class RayCluster(Executor):
     statement the process disconnects from the cluster.
     """
 
-    options = frozenset({"workers", "slots_per_device", "ray_address"})
+    options = frozenset({"workers", "slots_per_device", "ray_address", "trial_timeout"})
     on_this_machine = False
 
     def __init__(self, device: str, share: SlotShare, limit: int | None, saving: Saving) -> None:

@@ -294,12 +294,17 @@ class PlanCell:
         - the centre that the suite's window gives as a number
         - the method's published rate, or `CENTRE` if none is published
 
-        Raises UserError unless all rates of the window are above `lr_floor` and at most `LARGEST_RATE`.
+        Raises UserError unless all rates of the window are above `lr_floor` and at most `LARGEST_RATE`, and
+        for a larger rate of the head.
         """
         studies, method = self.suite.studies, self.method
         assert studies is not None
         head_lr = studies.head_lr if self.head_follows else self.recipe.head_lr
         assert head_lr is not None
+        if head_lr > LARGEST_RATE:
+            raise UserError(
+                f"head_lr: {head_lr:g} on task '{self.task.task}'; accepted are rates up to {LARGEST_RATE:g}"
+            )
         adapts = method.count(self.info.geometry) > 0
         if not adapts:
             default = head_lr

@@ -122,6 +122,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, PlanCell]]:
                     sized = _sized(template, row, suite, pair.info.geometry)
                     for budget, method in sized:
                         _check_ranks(method, budget, pair.info.geometry)
+                        _check_rate(method, row, written, pair.info.geometry)
                         method.check(pair.info.geometry, pair.info.projections)
                         _check_weights(method, pair.spec)
                         _check_steps(method, recipe, pair, suite)
@@ -328,6 +329,18 @@ def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> N
                 f"{prefix}{method.label}: {mode} is {rank:,}, accepted is at most {limit:,}: "
                 f"more gains nothing on a backbone of {geometry}"
             )
+
+
+def _check_rate(method: Method, row: MethodRow, recipe: Recipe, geometry: Geometry) -> None:
+    """Raises UserError if a method without adapter has the adapter's rate in its row beside a head's rate.
+
+    The rate would have no effect, so rows that differ in it alone would be equal trainings.
+    """
+    if recipe.head_lr is not None and "lr" in row.training and not method.count(geometry):
+        raise UserError(
+            f"training.lr: {method.label} trains the head alone, at head_lr {recipe.head_lr:g}: give head_lr "
+            "in its place, or leave it out"
+        )
 
 
 def _check_recipe(recipe: Recipe, pair: Pairing) -> None:

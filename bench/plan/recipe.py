@@ -27,6 +27,9 @@ AS_HEAD = "as weight_decay"
 #: Bounds against typing errors such as an extra zero.
 MAX_EPOCHS, MAX_STEPS = 100_000, 10**9
 
+#: The largest learning rate. float32 ends at 3.4e38.
+MAX_RATE = 1e38
+
 Epochs = Annotated[int, Field(gt=0, le=MAX_EPOCHS)]
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
@@ -105,6 +108,8 @@ class Recipe(Frozen):
         for name, peak in peaks:
             if peak is not None and peak < self.lr_floor:
                 raise ValueError(f"{name} {peak:g} is below lr_floor {self.lr_floor:g}")
+            if peak is not None and peak > MAX_RATE:
+                raise ValueError(f"{name} {peak:g} is above {MAX_RATE:g}, the largest rate")
         return self
 
     def step_count(self, examples: int) -> int:

@@ -142,6 +142,8 @@ class Plan(ShowsOverview, Frozen):
         Raises UserError for a name or a seed that the plan lacks, and for a part without rows.
         """
         final = self.of(None).rows
+        if part.studies and not self.suite.studies:
+            raise UserError(f"studies: suite '{self.suite.name}' has seeds and no studies; select its seeds")
         kept = list(final)
         names_of: dict[str, Callable[[Row], set[str]]] = {
             "tasks": lambda row: {row.task, row.own.task},

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
 
+#: The largest number of columns. pandas needs a minute for 500,000.
+MOST_COLUMNS = 10_000
+
 #: Half of a surrogate pair, which JSON can express and UTF-8 cannot.
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -52,6 +55,8 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
     options: dict[str, Any] = {"sep": delimiter, "dtype": str, "keep_default_na": False}
     with _reading(file):
+        with _csv_reader(file, delimiter) as reader:
+            _check_width(str(file), len(next(reader, ())))
         try:
             head = pd.read_csv(file, header=None, nrows=1, **options)
         except pd.errors.EmptyDataError as error:
@@ -271,13 +276,22 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def check_columns(where: str, names: Iterable[str], have: Sequence[str]) -> None:
-    """Raises UserError for a column in `names` that is not in `have`. The error suggests the nearest name."""
+    """Raises UserError for a column in `names` that is not in `have`. The error suggests the nearest name.
+
+    Also raises UserError for more than `MOST_COLUMNS` columns.
+    """
+    _check_width(where, len(have))
     for name in names:
         if name not in have:
             near = did_you_mean(name, have)
             raise UserError(
                 f"{where} has no column '{name}'{': ' + near if near else ''}; it has {', '.join(have[:40])}"
             )
+
+
+def _check_width(where: str, columns: int) -> None:
+    if columns > MOST_COLUMNS:
+        raise UserError(f"{where} has {columns:,} columns; accepted are at most {MOST_COLUMNS:,}")
 
 
 @contextmanager

@@ -51,6 +51,22 @@ def test_a_closed_pipe_stops_nothing() -> None:
     assert console.quiet
 
 
+@pytest.mark.parametrize(
+    "option", [("--layers", 10**10), ("--hidden", 10**10), ("--heads", 10**10)], ids=lambda option: option[0]
+)
+def test_a_size_beyond_every_model_is_refused(call: Call, option: tuple[str, int]) -> None:
+    ended = call("list", "methods", *option)
+    assert ended.code == 2
+    assert re.search(naming(option[0], "equal to"), ended.err)
+
+
+def test_methods_without_a_size_for_a_backbone_are_listed_without_counts(call: Call) -> None:
+    ended = call("list", "methods", "--hidden", 1, "--heads", 1, "--layers", 1, "--json")
+    assert ended.code == 0, ended.err
+    (quanta,) = (row for row in json.loads(ended.out) if row["name"] == "quanta")
+    assert quanta["isorank_4"] is None
+
+
 def test_help_imports_nothing_that_takes_long() -> None:
     program = """
 import sys

@@ -89,6 +89,21 @@ def broken(name: str, content: bytes) -> Callable[[Path], tuple[object, ...]]:
     return made
 
 
+def wide(folder: Path) -> tuple[object, ...]:
+    """Writes a suite with a CSV file of 500,000 columns."""
+    names = ",".join(f"c{number}" for number in range(500_000))
+    (folder / "own.csv").write_text(f"{names}\n{',1' * 499_999}\n")
+    own = {"name": "own", "csv": str(folder / "own.csv"), "text": "c1", "label": "c2"}
+    return "plan", write(folder, TEXT, tasks=[own])
+
+
+def many_tensors(folder: Path) -> tuple[object, ...]:
+    """Writes a suite with a checkpoint of 200,000 empty tensors."""
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"t{number}": empty for number in range(200_000)}).encode()
+    return broken("model.safetensors", struct.pack("<Q", len(header)) + header)(folder)
+
+
 LONG = "x" * 311_000
 
 CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] = {
@@ -168,6 +183,27 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         ("max_tokens", "4096", "128", "tiny-random-bert"),
     ),
     "no store": (run("--store", ""), ("--store", "''", "sqlite:///")),
+    "rate": (field(training={"head_lr": 1e300}), ("head_lr", "1e+300", "1e+38")),
+    "rate of the head in studies": (
+        field(
+            seeds=[],
+            methods=["head_only"],
+            training={"batch_size": 16},
+            tuning={"studies": 2, "points": 2, "head_lr": 1e300},
+        ),
+        ("head_lr", "1e+300", "'digits'", "up to 1"),
+    ),
+    "rate without effect": (
+        field(
+            methods=[{"method": "head_only", "each": {"training.lr": [1e-3, 1e-2]}}],
+            training={"head_lr": 3e-3, "steps": 2},
+        ),
+        ("methods.0", "training.lr", "head_lr 0.003"),
+    ),
+    "value of peft": (
+        field(methods=[{"method": "peft", "type": "VERA", "config": {"d_initial": float("nan")}}]),
+        ("methods.0", "config.d_initial", "finite", "nan"),
+    ),
     # Reported before anything is announced as running.
     "max_tokens": (
         run(base=TEXT, tasks=[{**MOVIES, "max_tokens": 1}]),
@@ -190,6 +226,12 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         broken("model.safetensors", struct.pack("<Q", 2**60) + b"{}"),
         ("model.safetensors", "not a safetensors file"),
     ),
+    "columns": (wide, ("own.csv", "500,000 columns", "10,000")),
+    "entries of a config": (
+        checkpoint("vit", **{f"field_{number}": number for number in range(200_000)}),
+        ("config.json", "entries", "100,000"),
+    ),
+    "tensors": (many_tensors, ("model.safetensors", "200,000 tensors", "100,000")),
     "driver": (
         lambda folder: ("run", write(folder), "--store", "mysql://u:p@127.0.0.1:1/x"),
         ("mysql", "pip install pymysql"),

@@ -171,15 +171,19 @@ def test_invalid_time_limits_are_refused(timeout: Any) -> None:
         validate(Suite, {**VISION, "trial_timeout": timeout}, "toy")
 
 
-def test_inline_says_that_it_ends_no_trial(
+def test_inline_refuses_to_end_trials_and_says_so_of_a_suite_s_limit(
     tmp_path: Path, new_store: NewStore, call: Callable[..., Any]
 ) -> None:
-    suite = write(tmp_path, methods=["head_only"], training={"batch_size": 16, "steps": 1})
-    ended = call("run", suite, "--store", new_store(tmp_path), "--trial-timeout", "5x")
+    changes = {"methods": ["head_only"], "training": {"batch_size": 16, "steps": 1}}
+    uri, suite = new_store(tmp_path), write(tmp_path, trial_timeout="5x", **changes)
+    ended = call("run", suite, "--store", uri)
     assert ended.code == 0
     assert re.search(naming("trial_timeout", "--executor inline"), ended.err)
-    refused = call("run", suite, "--store", new_store(tmp_path), "--trial-timeout", "soon")
-    assert (refused.code, bool(re.search("trial.timeout", refused.err))) == (2, True)
+    refused = call("run", suite, "--store", uri, "--trial-timeout", "5x")
+    assert refused.code == 2
+    assert re.search(naming("--trial-timeout", "--executor inline", "local, ray"), refused.err)
+    wrong = call("run", suite, "--store", uri, "--executor", "local", "--trial-timeout", "soon")
+    assert (wrong.code, bool(re.search("trial.timeout", wrong.err))) == (2, True)
 
 
 def test_off_a_terminal_a_silence_is_one_line(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_study_that_is_not_there_is_refused(chosen: dict[str, Any], message: s
 
 
 def test_a_suite_with_seeds_has_no_study_to_select() -> None:
-    with pytest.raises(UserError, match="study"):
+    with pytest.raises(UserError, match="suite 'toy' has seeds and no studies"):
         make_plan(suite(tuning=None, seeds=[0])).select(Part(studies=[0]))
 
 

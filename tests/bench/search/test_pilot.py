@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,16 @@ def test_no_test_score_is_computed_or_stored(piloted: Piloted) -> None:
     records = Store.existing(piloted.uri, "toy").records()
     assert len(records) == 3 + 3 + 3
     assert {record.tags["evaluated"] for record in records} == {"validation"}
+
+
+def test_a_plan_says_why_its_pilot_cannot_run(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    suite = write(tmp_path, PILOT, training={"batch_size": 16, "steps": 4})
+    ended = call("plan", suite, "--store", new_store(tmp_path))
+    assert ended.code == 0, ended.err
+    assert re.search(naming("pilot.epochs", "'digits'", "steps"), ended.out)
+    # The studies can run with steps.
+    assert "tensorbench run" in ended.out
+    assert "tensorbench search" not in ended.out
 
 
 def test_no_test_split_is_scored(
