@@ -20,7 +20,7 @@ PARTS = {
     "packages": ("python", "version_"),
     "hardware": (
         *("platform", "cpu", "cpu_kind", "cpu_cores", "threads", "memory_mib"),
-        *("gpu", "gpu_", "cuda", "cudnn", "slots"),
+        *("gpu", "card_", "driver", "cuda", "cudnn", "slots"),
     ),
     "memory saved by": ("micro_batch", "checkpointing"),
 }

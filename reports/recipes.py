@@ -34,6 +34,8 @@ SURROUNDINGS = (
     "python",
     "cpu",
     "gpu",
+    "driver",
+    "slots",
     "threads",
     "micro_batch",
     "checkpointing",

@@ -138,7 +138,7 @@ class RunDisplay:
         if not facts.get("gpu") or event.worker in self._lines:
             return
         slots = f", {facts['slots']} slots" if facts.get("slots", "1") != "1" else ""
-        memory = f"{int(facts['gpu_in_use_mib']):,} of {int(facts['gpu_memory_mib']):,} MiB in use"
+        memory = f"{int(facts['card_in_use_mib']):,} of {int(facts['card_memory_mib']):,} MiB in use"
         name = f"{event.worker}: " * bool(event.worker) + facts["gpu"]
         self._console.print(f"{escape(name)}, {memory}{slots}", highlight=False, soft_wrap=True)
 

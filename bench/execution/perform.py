@@ -76,7 +76,7 @@ def started(trial: Trial, worker: str, resources: Resources, slots: int = 1) -> 
     if resources.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(resources.device)
         # What others use of the GPU is included.
-        tags |= {"gpu_memory_mib": str(total // MIB), "gpu_in_use_mib": str((total - free) // MIB)}
+        tags |= {"card_memory_mib": str(total // MIB), "card_in_use_mib": str((total - free) // MIB)}
     return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
 

@@ -101,6 +101,11 @@ class Measure(StrEnum):
                  "the same with the update merged; missing if it cannot be", NUMBER, None, LESS)
     TIMED_EXAMPLES = ("inference/examples", "timed_examples", "examples",
                       "in the batch of these forwards", INTEGER)
+    FILLED_BARE_MS = ("inference/filled/bare_ms", "", "ms",
+                      "on a GPU, a forward of a batch that fills it: without adapter")
+    FILLED_ADAPTED_MS = "inference/filled/adapted_ms", "", "ms", "the same with the adapter"
+    FILLED_MERGED_MS = "inference/filled/merged_ms", "", "ms", "the same with the update merged"
+    FILLED_EXAMPLES = "inference/filled/examples", "", "examples", "in that batch", INTEGER
     CUT_PROMPTS = ("prompts/cut", "cut_prompts", "prompts",
                    "those of all splits that were cut; missing without prompts", INTEGER, "max", LESS)
     PROMPTS = "prompts/all", "prompts", "prompts", "all of all splits", INTEGER, "max"

@@ -27,6 +27,15 @@ LEAST, MOST, SHORT_MS = 3, 12, 50.0
 #: step.
 EXAMPLES = 8
 
+#: The largest number of examples in the batch that is timed as well on a GPU. A forward of EXAMPLES takes as
+#: long there as Python needs to launch it, whatever the adapter costs.
+FILLING = 256
+
+
+def timed_sizes(device: torch.device) -> tuple[int, ...]:
+    """The largest numbers of examples of the batches that are timed on a device."""
+    return (EXAMPLES, FILLING) if device.type == "cuda" else (EXAMPLES,)
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -43,6 +52,13 @@ class Inference:
 
     @property
     def measures(self) -> Measures:
+        if self.examples > EXAMPLES:
+            return {
+                Measure.FILLED_BARE_MS: self.bare,
+                Measure.FILLED_ADAPTED_MS: self.adapted,
+                Measure.FILLED_MERGED_MS: self.merged,
+                Measure.FILLED_EXAMPLES: self.examples,
+            }
         return {
             Measure.BARE_MS: self.bare,
             Measure.ADAPTED_MS: self.adapted,

@@ -137,8 +137,8 @@ def _gpu_facts(device: torch.device) -> dict[str, str]:
     version_file = Path("/proc/driver/nvidia/version")
     driver = re.search(r"\b\d+\.\d+(\.\d+)?\b", version_file.read_text()) if version_file.exists() else None
     return {
-        "gpu_uuid": str(getattr(torch.cuda.get_device_properties(device), "uuid", "")),
-        "gpu_driver": driver[0] if driver else "",
+        "card_uuid": str(getattr(torch.cuda.get_device_properties(device), "uuid", "")),
+        "driver": driver[0] if driver else "",
         "cuda": torch.version.cuda or torch.version.hip or "",
         "cudnn": str(torch.backends.cudnn.version() or ""),
     }

@@ -25,7 +25,7 @@ from bench.tasks.plain_text import plain_tokens
 from bench.training.converged import fit_head
 from bench.training.effect import effect, outputs
 from bench.training.forgetting import text_loss
-from bench.training.inference import EXAMPLES, Forward, Inference
+from bench.training.inference import Forward, Inference, timed_sizes
 from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic, take_device
@@ -311,11 +311,13 @@ def _in_use(
     trial: Trial, resources: Resources, backbone: LoadedBackbone, adapter: Adapter, data: PreparedData
 ) -> Measures:
     """Measures the adapter's inference time and its effect on a few examples. Detaches the adapter."""
-    batch = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
+    sizes = [min(size, len(data.validation)) for size in timed_sizes(resources.device)]
+    batches = [data.validation.batch(torch.arange(size)) for size in sizes]
+    batch, *_ = batches
     has_parameters = adapter.parameter_count > 0
     with adapter.hold():
         adapted = outputs(backbone, batch, trial.recipe)
-    measures = dict(resources.inference(trial, lambda: _inference(trial, backbone, adapter, batch)))
+    measures = dict(resources.inference(trial, lambda: _inference(trial, backbone, adapter, batches)))
     adapter.detach()
     if has_parameters:
         measures[Measure.ADAPTER_EFFECT] = effect(adapted, outputs(backbone, batch, trial.recipe))
@@ -323,18 +325,21 @@ def _in_use(
 
 
 def _inference(
-    trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batch: Mapping[str, Tensor]
+    trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batches: Sequence[Mapping[str, Tensor]]
 ) -> Measures:
     """Times forward passes with the adapter, with its update merged, and without it. Detaches the adapter.
 
     If this fails, warns and returns no measures. The trial keeps its result.
     """
     device = next(backbone.module.parameters()).device
-    forward = Forward(backbone.module, batch, lambda: autocast(trial.recipe, device))
+    forwards = [Forward(backbone.module, batch, lambda: autocast(trial.recipe, device)) for batch in batches]
     try:
-        adapted, merged = forward.with_adapter(adapter)
+        times = [(forward, *forward.with_adapter(adapter)) for forward in forwards]
         adapter.detach()
-        return Inference(forward.ms(), adapted, merged, forward.examples).measures
+        measures: Measures = {}
+        for forward, adapted, merged in times:
+            measures |= Inference(forward.ms(), adapted, merged, forward.examples).measures
+        return measures
     except Exception as error:  # memory may be too small for merged weights beside the original ones
         warnings.warn(f"the time of a forward could not be measured: {error}", stacklevel=2)
         return {}

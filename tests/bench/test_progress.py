@@ -86,7 +86,7 @@ def test_each_gpu_is_introduced_once_with_its_memory_and_slots() -> None:
     made = plan(BOTH)
     console = Console(file=io.StringIO(), width=120)
     display = RunDisplay(console, made, 2, 2)
-    facts = {"gpu": "H[1]00", "gpu_in_use_mib": "1234", "gpu_memory_mib": "81559", "slots": "2"}
+    facts = {"gpu": "H[1]00", "card_in_use_mib": "1234", "card_memory_mib": "81559", "slots": "2"}
     for trial in made.trials[:2]:
         display(Event(trial, "started", worker="cuda:0/0", provenance=facts))
     display(Event(made.trials[2], "started", worker="cpu/0", provenance={"gpu": "", "slots": "2"}))

@@ -19,7 +19,7 @@ from .runner import Row
 
 LIBRARIES = ("torch", "transformers", "peft", "timm")
 #: The facts of a GPU that trials store as well.
-OF_GPUS = ("gpu_uuid", "gpu_driver", "cuda", "cudnn")
+OF_GPUS = ("card_uuid", "driver", "cuda", "cudnn")
 
 
 def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator[Row]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bench
+import bench.training.trial
 from bench.records.measures import Measure
-from bench.training.inference import Forward
+from bench.training.inference import Forward, timed_sizes
 from bench.training.trial import Resources, run_trial
 
 from ...messages import naming
@@ -48,6 +50,16 @@ def test_a_worker_measures_a_method_once_and_its_result_is_the_same(monkeypatch:
     assert lora == repeated == [*timed[:3], 8]
     assert adapter == [timed[3], None, timed[4], 8]
     assert resources.backbone(made.trials[0]).fingerprint() == clean
+
+
+def test_a_gpu_is_also_timed_with_a_batch_that_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timed_sizes(torch.device("cpu")) == (8,)
+    assert timed_sizes(torch.device("cuda:1")) == (8, 256)
+    monkeypatch.setattr(bench.training.trial, "timed_sizes", lambda device: (8, 20))
+    (trial,) = plan(TEXT).trials
+    measures = run_trial(trial, Resources("cpu"), lambda _: None).measures
+    assert (measures[Measure.TIMED_EXAMPLES], measures[Measure.FILLED_EXAMPLES]) == (8, 20)
+    assert None not in [measures[f"inference/filled/{name}_ms"] for name in ("bare", "adapted", "merged")]
 
 
 def test_failed_measurements_do_not_fail_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
