@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import update_wrapper
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -261,7 +261,11 @@ def place_options(
         ),
     ] = None,
     slots_per_device: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many trials share a GPU. Default: one.")
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="How many trials share a GPU; auto: as many as memory and cores allow. Default: one.",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None,
@@ -296,10 +300,25 @@ def place_options(
 ) -> Place:
     from bench.execution.place import Place
     from bench.training.saving import Saving
+    from methods import UserError
 
+    slots: int | Literal["auto"] | None = None
+    if slots_per_device == "auto":
+        slots = "auto"
+    elif slots_per_device is not None:
+        if not slots_per_device.isdecimal() or not int(slots_per_device):
+            raise UserError(f"--slots-per-device {slots_per_device}: accepted are auto and numbers from 1")
+        slots = int(slots_per_device)
     saving = Saving(micro_batch, checkpointing, shrink_batch)
     return Place(
-        executor, device, workers, slots_per_device, ray_address, worker_memory, trial_timeout, saving
+        executor,
+        device,
+        workers,
+        slots,
+        ray_address,
+        worker_memory,
+        trial_timeout,
+        saving,
     )
 
 

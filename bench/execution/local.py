@@ -15,19 +15,21 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import psutil
 
 from bench.execution import choose_device
+from bench.execution.estimate import activation_mib, worker_mib
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, overdue, preparing
 from bench.execution.place import Place
 from bench.execution.watch import Watch
 from bench.execution.worker import Slot, serve
 from bench.machine.cache import cache_dir
-from bench.machine.cards import VISIBLE, cards
+from bench.machine.cards import VISIBLE, cards, free_mib
 from bench.machine.guard import Guard, kill_group
+from bench.machine.mps import service
 from bench.plan.trial import Trial
 from bench.records.record import lost
 from bench.training.loop import Pruned
@@ -41,6 +43,9 @@ STILLBORN = 3
 
 #: If this many different trials in a row could not use a slot's device, the slot is closed.
 REFUSED = 2
+
+#: The most slots of a GPU that `--slots-per-device auto` makes.
+MOST_SHARING = 8
 
 #: Seconds that a killed worker may take to end. A process that waits for a broken GPU may take for ever.
 ENDING = 5.0
@@ -100,6 +105,10 @@ class Local(Executor):
         self._stuck: list[_Worker] = []
         #: The number of consecutive workers that died before they were ready.
         self._stillborn = 0
+        #: Whether the memory of the GPUs has still to decide how many slots there are.
+        self._by_memory = False
+        #: Environment variables of workers on each GPU, by its entry in `VISIBLE`.
+        self._environments: dict[str, dict[str, str]] = {}
         #: The folder of the files with the workers' output.
         self._logs = cache_dir() / "workers" / str(os.getpid())
         #: The guard process, which ends the workers if this process dies.
@@ -113,9 +122,19 @@ class Local(Executor):
         if memory is not None and not LEAST_MEMORY <= memory <= MOST_MEMORY:
             raise UserError(f"--worker-memory {memory}: accepted are {LEAST_MEMORY} to {MOST_MEMORY} MiB")
         slots = local_slots(choose_device(place.device), place.workers, place.slots_per_device)
-        return cls([replace(slot, memory=memory, saving=place.saving) for slot in slots])
+        executor = cls([replace(slot, memory=memory, saving=place.saving) for slot in slots])
+        executor._by_memory = place.slots_per_device == "auto"
+        return executor
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if (sharing := max(slot.sharing for slot in self._free)) > 1 and self.cards:
+            self._environments = self._held.enter_context(service(self.cards, sharing))
+        return self
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
+        if self._by_memory:
+            self._fit(trials)
         # The first worker fills the cache for all workers while the others start.
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
@@ -142,6 +161,20 @@ class Local(Executor):
             self._remove(first)
             self._start()
         raise UserError(f"{STILLBORN} workers that prepared the trials died; the last {_died(first.process)}")
+
+    def _fit(self, trials: list[Trial]) -> None:
+        """Gives up the slots for which a GPU's memory does not suffice. Each GPU keeps at least one."""
+        self._by_memory = False
+        needed = worker_mib(trials) + max(activation_mib(trial, self._saving) for trial in trials)
+        fitting = {card: max(1, int(free / needed)) for card, free in free_mib(self.cards).items()}
+        kept: list[Slot] = []
+        for slot in reversed(self._free):
+            on_card = sum(other.card == slot.card for other in kept)
+            if on_card < fitting.get(slot.card, slot.sharing):
+                kept.append(slot)
+        counts = Counter(slot.card for slot in kept)
+        self._free = [replace(slot, sharing=counts[slot.card]) for slot in reversed(kept)]
+        self.slots = len(kept)
 
     @property
     def free(self) -> int:
@@ -274,7 +307,7 @@ class Local(Executor):
             target=serve, args=(theirs, slot, self._log(slot)), name=f"tensorbench {slot.name}", daemon=True
         )
         self._logs.mkdir(parents=True, exist_ok=True)
-        with _environment(slot):
+        with _environment(slot, self._environments.get(slot.card, {})):
             process.start()
         self._guard.watch(_pid(process))
         theirs.close()
@@ -386,17 +419,18 @@ class Local(Executor):
 
 
 @contextmanager
-def _environment(slot: Slot) -> Iterator[None]:
+def _environment(slot: Slot, more: dict[str, str]) -> Iterator[None]:
     """Context for starting a worker, which inherits environment variables and blocked signals.
 
     The variables set the number of threads, which libraries read when they are imported, and the only GPU
     that the worker sees, and keep Python from looking for its own modules in the working folder first. SIGINT
     and SIGTERM are blocked, because a terminal or a batch system sends them to all processes. The driver ends
-    the workers itself.
+    the workers itself. `more` are other variables of the worker.
     """
     variables = {**dict.fromkeys(THREADS, str(slot.threads)), "PYTHONSAFEPATH": "1"}
     if slot.card:
         variables[VISIBLE] = slot.card
+    variables |= more
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -424,12 +458,15 @@ def _died(process: SpawnProcess) -> str:
     return f"was ended by {name}" + ", as when memory runs out" * (name == "SIGKILL")
 
 
-def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[Slot]:
+def local_slots(
+    device: str, workers: int | None, slots_per_device: int | Literal["auto"] | None
+) -> list[Slot]:
     """The slots on a device.
 
     On a CPU there are `workers` slots, by default one per core. On GPUs there are `slots_per_device` slots
-    per GPU, by default one. Of all these slots, the first `workers` are used, by default all. The slots share
-    the cores of this process equally.
+    per GPU, by default one. "auto" makes one per core of a GPU's share, except one core, and at most
+    `MOST_SHARING`. Of all these slots, the first `workers` are used, by default all. The slots share the
+    cores of this process equally.
 
     Raises UserError if there are more workers than slots on the GPUs, and for `slots_per_device` on a CPU.
     """
@@ -441,6 +478,8 @@ def local_slots(device: str, workers: int | None, slots_per_device: int | None) 
     else:
         seen = cards()
         gpus = [device] if ":" in device else [f"cuda:{i}" for i in range(len(seen))]
+        if slots_per_device == "auto":
+            slots_per_device = min(MOST_SHARING, max(1, cores // len(gpus) - 1))
         devices = gpus * (slots_per_device or 1)
         if workers and workers > len(devices):
             raise UserError(

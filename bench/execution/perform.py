@@ -182,8 +182,8 @@ def perform(
     Progress that was reported before is not reported again.
 
     The trial is lost, and may run again elsewhere, if memory runs out or the device breaks before its
-    training begins, and also if memory runs out in training while other trials may use the same device (not
-    `alone`). If the device no longer computes, `resources.broken` is set.
+    training begins or, while other trials may use the same device (not `alone`), at any time. If the device
+    no longer computes, `resources.broken` is set.
 
     Errors that are no failure of the trial are raised: the types in `interrupts`, and every error of `report`
     except Pruned.
@@ -204,8 +204,9 @@ def perform(
             )
             resources.saving = smaller
             ending = _attempt(trial, resources, news, interrupts)
-        if ending.tag(Tag.FAILURE) == "out of memory" and not alone:
-            return lost(f"no memory beside other trials: {ending.tag(Tag.FAILURE_MESSAGE)}")
+        if not alone and (resources.broken or ending.tag(Tag.FAILURE) == "out of memory"):
+            # Under MPS, an error of one process breaks the GPU for all that share it.
+            return lost(f"beside other trials on its device: {ending.failure}")
         if resources.saving != saving:
             tags = {**ending.tags, Tag.MICRO_BATCH: str(resources.saving.micro_batch)}
             ending = replace(ending, tags=tags)

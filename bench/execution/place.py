@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bench.training.saving import PLAIN, Saving
 
@@ -18,8 +19,8 @@ class Place:
     #: The number of trials that run at once. None: `slots_per_device` per GPU, or one per CPU core. The
     #: executor `inline` always runs one.
     workers: int | None = None
-    #: The number of trials that share a GPU. None: one.
-    slots_per_device: int | None = None
+    #: The number of trials that share a GPU. None: one. "auto": as many as cores and memory allow.
+    slots_per_device: int | Literal["auto"] | None = None
     #: The address of a running Ray cluster: auto or HOST:PORT. None: RAY_ADDRESS, or a new local cluster.
     ray_address: str | None = None
     #: The memory limit of each worker in MiB. None: no limit.

@@ -139,6 +139,8 @@ class RayCluster(Executor):
                 device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
             if device not in ("cpu", "cuda"):
                 raise UserError(f"--device {device}: with --executor ray accepted are auto, cpu and cuda")
+            if place.slots_per_device == "auto":
+                raise UserError("--slots-per-device auto: with --executor ray, say how many")
             if device == "cpu" and place.slots_per_device:
                 raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
             gpus = device == "cuda"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -26,6 +27,20 @@ def cards() -> list[str]:
         return slices
     count = torch.cuda.device_count()
     return (entries or [str(i) for i in range(count)])[:count]
+
+
+def free_mib(entries: Iterable[str]) -> dict[str, float]:
+    """The free memory of GPUs in MiB, by nvidia-smi. GPUs of which it says nothing are left out."""
+    command = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    free: dict[str, float] = {}
+    for index, uuid, memory in (line.split(", ") for line in said.splitlines()):
+        with suppress(ValueError):  # "[N/A]"
+            free |= dict.fromkeys((index, uuid), float(memory))
+    return {entry: free[entry] for entry in entries if entry in free}
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def test_every_worker_sees_its_own_gpu_alone(
     with pytest.raises(UserError, match=naming("--workers", 3, 2, 1, "GPU")):
         local_slots("cuda:0", 3, 2)
     for slot in slots:
-        with local._environment(slot):
+        with local._environment(slot, {}):
             assert os.environ[VISIBLE] == slot.card
     assert os.environ.get(VISIBLE) == visible
 

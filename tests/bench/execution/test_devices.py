@@ -29,8 +29,10 @@ from bench.execution.health import refusal
 from bench.execution.inline import Inline
 from bench.execution.local import REFUSED, Local
 from bench.execution.perform import Event
+from bench.execution.place import Place
 from bench.execution.session import session
 from bench.execution.worker import Slot
+from bench.machine import mps
 from bench.machine.cards import VISIBLE, held
 from bench.plan.rows import Plan
 from bench.store.store import Store
@@ -289,3 +291,86 @@ def test_only_gpus_are_examined_and_a_broken_one_says_why(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80_000 * 2**20, 81_000 * 2**20))
     monkeypatch.setattr(bench.execution.health, "_multiply", raising(ASSERT))
     assert "RuntimeError: CUDA error: device-side assert" in refusal(torch.device("cuda:0"))
+
+
+# --- several trials on a GPU ---
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Puts programs with these scripts on the path, and returns the file that they may write to, as $LOG."""
+    log = tmp_path / "log"
+
+    def install(**scripts: str) -> Path:
+        for name, script in scripts.items():
+            program = tmp_path / name.replace("_", "-")
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+        return log
+
+    monkeypatch.setenv("LOG", str(log))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv(mps.PIPES, raising=False)
+    return install
+
+
+def test_processes_on_a_gpu_share_it_by_a_service_of_their_own(programs: Callable[..., Path]) -> None:
+    log = programs(nvidia_cuda_mps_control=f'echo "$* ${VISIBLE} $CUDA_MPS_PIPE_DIRECTORY $(cat)" >> "$LOG"')
+    with mps.service(["3", "5", "3", "5"], 4) as environments:
+        assert [environments[card][VISIBLE] for card in ("3", "5")] == ["0", "1"]
+        assert {item["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] for item in environments.values()} == {"50"}
+        (folder,) = {item[mps.PIPES] for item in environments.values()}
+        with local._environment(Slot("cuda:1/1", "cuda:0", 1, "5", 4), environments["5"]):
+            assert (os.environ[VISIBLE], os.environ[mps.PIPES]) == ("1", folder)
+    assert log.read_text().splitlines() == [f"-d 3,5 {folder} ", f" 3,5 {folder} quit"]
+    assert mps.PIPES not in os.environ
+    with mps.service(["GPU-a"], 2) as environments:
+        assert environments["GPU-a"][VISIBLE] == "GPU-a"
+
+
+@pytest.mark.parametrize("script", [None, "echo no permission >&2; exit 1"])
+def test_without_the_service_processes_take_turns_and_a_warning_says_why(
+    programs: Callable[..., Path], script: str | None
+) -> None:
+    programs(**({"nvidia_cuda_mps_control": script} if script else {}))
+    reason = "no permission" if script else "not installed"
+    with pytest.warns(UserWarning, match=naming("take turns", reason)), mps.service(["0"], 2) as environments:
+        assert environments == {}
+
+
+def test_a_service_of_the_user_s_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(mps.PIPES, "/tmp/theirs")
+    with mps.service(["0"], 2) as environments:
+        assert environments == {}
+
+
+def test_slots_are_as_many_as_cores_and_memory_allow(
+    programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs(nvidia_smi='echo "0, GPU-a, 2000\n1, GPU-b, 81000\n2, GPU-c, [N/A]"')
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    place = Local.open(Place("local", "cuda", slots_per_device="auto"))
+    assert place.slots == 3 * (16 // 3 - 1)
+    monkeypatch.setattr(local, "worker_mib", lambda trials: 500.0)
+    monkeypatch.setattr(local, "activation_mib", lambda trial, saving: 200.0)
+    place._fit(list(plan().trials))
+    # Two fit on the first GPU, and of the third nothing is known.
+    assert Counter(slot.card for slot in place._free) == {"0": 2, "1": 4, "2": 4}
+    assert {slot.card: slot.sharing for slot in place._free} == {"0": 2, "1": 4, "2": 4}
+    assert place.slots == 10
+
+
+def test_an_error_of_a_neighbour_on_the_gpu_is_no_failure_of_a_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (trial,) = plan(training=SHORT).trials
+    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ASSERT))
+    monkeypatch.setattr(bench.execution.perform, "answers", lambda device: False)
+    for alone, status in ((False, "KILLED"), (True, "FAILED")):
+        resources = Resources("cpu")
+        ending = bench.execution.perform.perform(trial, resources, lambda progress: None, alone=alone)
+        assert (ending.status, resources.broken) == (status, True)
+        assert "device-side assert" in ending.failure

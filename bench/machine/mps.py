@@ -1,0 +1,84 @@
+"""NVIDIA's Multi-Process Service (MPS), by which processes that share a GPU compute at the same time.
+
+Without it they take turns, which still fills the gaps in which one process prepares its next step.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+
+from bench.machine.cards import VISIBLE
+
+#: The program that starts and ends the service.
+CONTROL = "nvidia-cuda-mps-control"
+
+#: Seconds that the program may take.
+PATIENCE = 20
+
+#: The variable with the folder in which processes find the service.
+PIPES = "CUDA_MPS_PIPE_DIRECTORY"
+
+
+@contextmanager
+def service(cards: Sequence[str], sharing: int) -> Iterator[dict[str, dict[str, str]]]:
+    """Context with a service on GPUs, which are named as `bench.machine.cards.cards` names them.
+
+    Yields the environment of a process on each GPU, if `sharing` processes share it. A service that the user
+    has started is used as it is: then the environments are empty, as they are, with a warning, where the
+    service is not installed or does not start.
+    """
+    if os.environ.get(PIPES):
+        yield {}
+        return
+    if shutil.which(CONTROL) is None:
+        warnings.warn(
+            f"processes that share a GPU take turns, since {CONTROL} is not installed", stacklevel=3
+        )
+        yield {}
+        return
+    with TemporaryDirectory(prefix="tensorbench-mps-") as folder:
+        own = {PIPES: folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        # The service renumbers the GPUs that it sees, and its processes go by these numbers.
+        order = list(dict.fromkeys(cards))
+        environment = {**os.environ, **own, VISIBLE: ",".join(order)}
+        try:
+            _control(["-d"], "", environment)
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = getattr(error, "stderr", "") or str(error)
+            warnings.warn(f"processes that share a GPU take turns: {CONTROL}: {reason.strip()}", stacklevel=3)
+            yield {}
+            return
+        # Twice a fair share each, so that one process can use what others leave.
+        percentage = str(min(100, -(-200 // sharing)))
+        try:
+            yield {
+                card: own
+                | {
+                    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": percentage,
+                    VISIBLE: str(place) if card.isdecimal() else card,
+                }
+                for place, card in enumerate(order)
+            }
+        finally:
+            try:
+                _control([], "quit\n", environment)
+            except (OSError, subprocess.SubprocessError) as error:
+                warnings.warn(f"{CONTROL} did not end: {error}", stacklevel=3)
+
+
+def _control(arguments: list[str], commands: str, environment: dict[str, str]) -> None:
+    subprocess.run(
+        [CONTROL, *arguments],
+        input=commands,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
