@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.execution.estimate import (
-    Hardware,
-    Pace,
     Workload,
     activation_mib,
+    pace_on,
     record_mib,
+    sizing,
     worker_mib,
     workload_of,
     workload_of_record,
@@ -28,7 +26,6 @@ from bench.records.measures import Measure
 from bench.records.stored_plan import Forecast, Share
 from bench.records.words import Phase
 from bench.store import DEFAULT_STORE
-from bench.training.measure import provenance
 from bench.training.saving import PLAIN, Saving
 from methods import Method, UserError
 
@@ -36,10 +33,6 @@ if TYPE_CHECKING:
     # Imported only if needed, since MLflow and Optuna take seconds.
     from bench.records.record import Record
     from bench.store.store import Store
-
-#: The speed of a machine is measured with ROUNDS products of POSITIONS × WIDTH inputs and a weight of
-#: WIDTH × WIDTH.
-WIDTH, POSITIONS, ROUNDS = 768, 1024, 3
 
 
 @dataclass(frozen=True)
@@ -84,12 +77,10 @@ def make_forecast(
     if plan.suite.searched:
         parts += _search_parts(plan, device, notes)
     parts = [part for part in parts if part.jobs]
-    here = Hardware.of(provenance(device)).device
-    pace = Pace(plan, records, device=here)
-    if not pace.stored:
-        pace = Pace(plan, records, _seconds_per_operation(device), here)
+    pace = pace_on(device, plan, records)
     open_ = {part.name: _open(part, settled) for part in parts}
     jobs = [job for part in parts for job in part.jobs]
+    remaining = [(job.trial, job.workload) for open_jobs in open_.values() for job in open_jobs]
     workloads = {job.workload for job in jobs}
     peaks = [
         record.measure(Measure.PEAK_MIB) for record in records if workload_of_record(record) in workloads
@@ -112,7 +103,7 @@ def make_forecast(
         disk_mib=sum(record_mib(job.parameters) for open_jobs in open_.values() for job in open_jobs),
         based_on="stored trials" if pace.stored else "operations",
         notes=tuple(notes),
-        advice=_advice([job.trial for job in jobs], device),
+        advice=tuple(filter(None, (sizing(remaining, pace), _bf16([job.trial for job in jobs], device)))),
     )
 
 
@@ -127,16 +118,16 @@ def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
         return None, [str(error)]
 
 
-def _advice(trials: list[Trial], device: str) -> tuple[str, ...]:
+def _bf16(trials: list[Trial], device: str) -> str:
     if device != "cpu" or any(trial.recipe.precision == "bf16" for trial in trials):
-        return ()
+        return ""
     from bench.training.numerics import computes_bf16
 
     if not computes_bf16():
-        return ()
+        return ""
     return (
         "This processor computes bf16: 'training: {precision: bf16}' took .4 to .8 of the time where it was "
-        "measured. Its trials have ids of their own, so decide before the first one runs.",
+        "measured. Its trials have ids of their own, so decide before the first one runs."
     )
 
 
@@ -242,25 +233,3 @@ def _jobs(cell: PlanCell, trials: list[Trial], *, resolved: bool = False) -> Ite
     row = cell.row({})
     for trial in trials:
         yield _Job(trial, workload_of(row), row.parameters, resolved)
-
-
-def _seconds_per_operation(device: str) -> float:
-    """Measures the seconds per frozen weight and position of a forward and a backward pass.
-
-    The measurement is a matrix product. Real trials take longer: they also validate and move data, and layers
-    do more than multiply by weights.
-    """
-    import torch
-
-    # The precision that `precision: auto` uses.
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    weight = torch.ones(WIDTH, WIDTH, device=device, dtype=dtype)
-    inputs = torch.ones(POSITIONS, WIDTH, device=device, dtype=dtype, requires_grad=True)
-    times = []
-    for _ in range(ROUNDS):
-        begun = time.perf_counter()
-        # Reading the sum waits until the device is done.
-        (gradient,) = torch.autograd.grad((inputs @ weight).sum(), inputs)
-        float(gradient.sum())
-        times.append(time.perf_counter() - begun)
-    return median(times) / (WIDTH * WIDTH * POSITIONS)

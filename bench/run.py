@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.execution import make_executor
 from bench.execution.driver import execute, failures, patiently, pending
-from bench.execution.estimate import check_disk, check_memory, final_work
+from bench.execution.estimate import check_disk, check_memory, final_work, time_advice
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
 from bench.execution.place import HERE, Place
@@ -267,6 +267,8 @@ def run_suite(
             if not retry_failed:
                 for note in changed_trials(plan, opened, records):
                     audience.note(note)
+                if long := time_advice(plan, records, executor.device):
+                    audience.note(long)
             stored = latest(records)
             driver.warn_of_changed_plugins(stored[t.id] for t in plan.trials if t.id in stored)
             work = _Work(driver, executor, audience)

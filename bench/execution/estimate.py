@@ -9,10 +9,12 @@ import math
 import re
 import shutil
 import statistics
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.backbones import describe
 from bench.inputs import ImageInput
@@ -22,7 +24,10 @@ from bench.plan.choosing import AXES
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
+from bench.records.stored_plan import duration
 from bench.records.words import PROVENANCE, Status, Tag
+from bench.tasks import mean_words
+from bench.training.measure import provenance
 from bench.training.saving import Saving
 from methods import METHODS, Geometry, UserError
 
@@ -44,6 +49,24 @@ PROCESS_MIB = 400
 #: The temporary memory of a backward pass, as a multiple of the memory of one layer's activations. Measured
 #: in docs/guides/decoders.md. It is the same for any batch size, with and without checkpointing.
 PASSING_LAYERS = 5
+
+#: The number of tokens that tokenizers make of a word of English, on average.
+TOKENS_A_WORD = 1.3
+
+#: The speed of a machine is measured with ROUNDS products of POSITIONS × WIDTH inputs and a weight of
+#: WIDTH × WIDTH.
+WIDTH, POSITIONS, ROUNDS = 768, 1024, 10
+#: The time of a trial as a multiple of the time of its products with weights, measured on a processor with
+#: MiniLM and texts of 21 tokens. The rest is attention, norms, activations and moving data.
+BESIDE_PRODUCTS = 1.5
+
+#: Plans that take longer than DAY seconds are told sizes with which they take at most HOURS seconds: the
+#: largest of SIZES and LENGTHS, the numbers of training examples and of epochs.
+DAY, HOURS = 24 * 3600, 4 * 3600
+SIZES, LENGTHS = (4000, 2000, 1000, 500, 250), (3, 2, 1)
+#: Fewer operations (see `Pace.operations`) take less than a day on any machine, whose speed is then not
+#: measured.
+FEW_OPERATIONS = 1e14
 
 #: Matches the rates and the scale that tuning appends to a method's name. The time of a step does not depend
 #: on them.
@@ -109,9 +132,9 @@ class Pace:
     """Estimates how long the trials of a plan run.
 
     If the store has trials of the same workload, the estimate is their median time per step times the number
-    of steps. Otherwise the floating-point operations of a step are multiplied by a number of seconds per
-    operation. That number is the median over the measured workloads of the plan. If no workload is measured,
-    `per_operation` takes its place. With the default of 1, times can only be compared with each other.
+    of steps. Otherwise the operations of a trial are multiplied by a number of seconds per operation. That
+    number is the median over the measured workloads of the plan. If no workload is measured, `per_operation`
+    takes its place. With the default of 1, times can only be compared with each other.
 
     `device` is the name of the GPU or processor whose trials count. If it is empty, all count.
     """
@@ -125,20 +148,95 @@ class Pace:
             if device in ("", hardware.device):
                 times[workload] += seconds
         self.measured = {workload: statistics.median(seconds) for workload, seconds in times.items()}
-        self._examples = training_examples(records)
+        #: The number of training examples of each task that has a stored trial.
+        self.examples = training_examples(records)
+        self._operations: dict[tuple[object, ...], float] = {}
+        self._positions: dict[tuple[str, str], float] = {}
         by_id = {trial.id: trial for trial in plan.trials}
         planned = {
             workload_of(row): by_id[id_] for row in plan.rows for id_ in row.trials.values() if id_ in by_id
         }
-        paces = [self.measured[work] / step_flops(t) for work, t in planned.items() if work in self.measured]
+        paces = [
+            self.measured[work] * self._steps(trial, work) / self.operations(trial, work)
+            for work, trial in planned.items()
+            if work in self.measured
+        ]
         #: Whether the store has measured times of at least one workload of this plan.
         self.stored = bool(paces)
         self._per_operation = statistics.median(paces) if paces else per_operation
 
     def seconds(self, trial: Trial, workload: Workload) -> float:
-        step = self.measured.get(workload)
-        steps = step_count(trial, self._examples.get(workload.task))
-        return steps * (self._per_operation * step_flops(trial) if step is None else step)
+        if (step := self.measured.get(workload)) is not None:
+            return self._steps(trial, workload) * step
+        return self._per_operation * self.operations(trial, workload)
+
+    def operations(self, trial: Trial, workload: Workload) -> float:
+        """A number proportional to the floating-point operations of a trial, with its evaluations.
+
+        It is the product of the encoder's weights, the positions of an example, and the number of examples
+        that pass through the encoder, forward or backward.
+        """
+        recipe, row = trial.recipe, trial.task
+        key = (workload, recipe.epochs, recipe.steps, recipe.batch_size, row.sizes, trial.evaluate)
+        if key not in self._operations:
+            task, method = row.lookup(), METHODS.get(trial.method["method"])
+            trained = self._steps(trial, workload) * recipe.batch_size
+            epochs = max(1.0, trained / train_examples(trial, self.examples.get(workload.task)))
+            validated = epochs * (row.scored_examples(task, "validation") or 0)
+            tested = (row.scored_examples(task, "test") or 0) * (trial.evaluate == "test")
+            passes = trained * (1 if method.fits_head else 2) + validated + tested
+            weights = encoder_weights(describe(trial.backbone).geometry)
+            # Reading texts takes a while, and the sizes of splits hardly change their lengths.
+            if (data := workload[1:]) not in self._positions:
+                self._positions[data] = mean_positions(trial)
+            self._operations[key] = weights * self._positions[data] * passes
+        return self._operations[key]
+
+    def _steps(self, trial: Trial, workload: Workload) -> int:
+        return step_count(trial, self.examples.get(workload.task))
+
+
+def seconds_per_operation(device: str) -> float:
+    """Measures the seconds that this machine takes for an operation of `Pace.operations`.
+
+    The measurement is a matrix product, forward and backward. The fastest counts, since other work disturbed
+    it least.
+    """
+    import torch
+
+    # The precision that `precision: auto` uses.
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    weight = torch.ones(WIDTH, WIDTH, device=device, dtype=dtype)
+    inputs = torch.ones(POSITIONS, WIDTH, device=device, dtype=dtype, requires_grad=True)
+    times = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        # Reading the sum waits until the device is done.
+        (gradient,) = torch.autograd.grad((inputs @ weight).sum(), inputs)
+        float(gradient.sum())
+        times.append(time.perf_counter() - begun)
+    return BESIDE_PRODUCTS * min(times) / (2 * WIDTH * WIDTH * POSITIONS)
+
+
+def pace_on(device: str, plan: Plan, records: Sequence[Record]) -> Pace:
+    """The pace of this machine's `device`. It is measured if no stored trial of the plan ran on the same."""
+    here = Hardware.of(provenance(device)).device
+    pace = Pace(plan, records, device=here)
+    return pace if pace.stored else Pace(plan, records, seconds_per_operation(device), here)
+
+
+def remaining(rows: Iterable[Row], plan: Plan, settled: Collection[str]) -> list[tuple[Trial, Workload]]:
+    """The trials of these rows of a plan that are not in `settled`, with their workloads.
+
+    Before tuning has chosen, any candidate's trial represents the final one.
+    """
+    by_id, jobs = {trial.id: trial for trial in plan.trials}, dict[str, tuple[Trial, Workload]]()
+    for row in rows:
+        for seed, id_ in row.trials.items():
+            trial = by_id[id_] if id_ else row.candidates[0].final[seed]
+            if id_ not in settled:
+                jobs[trial.id] = trial, workload_of(row)
+    return list(jobs.values())
 
 
 def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
@@ -146,17 +244,65 @@ def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -
 
     Final trials are those at the rates that tuning chose or will choose. Trials with a result are left out.
     """
-    pace, by_id = Pace(plan, records), {trial.id: trial for trial in plan.trials}
+    pace, by_trial = Pace(plan, records), workloads(plan)
     settled = {record.trial_id for record in records if record.decided}
-    final: dict[str, float] = {}
-    for row in plan.of(None).rows:
-        for seed, id_ in row.trials.items():
-            # Before tuning has chosen, any candidate's trial represents the final one.
-            trial = by_id[id_] if id_ else row.candidates[0].final[seed]
-            if id_ not in settled:
-                final[trial.id] = pace.seconds(trial, workload_of(row))
-    by_trial = workloads(plan)
-    return sum(final.values()) / statistics.fmean(pace.seconds(t, by_trial[t.id]) for t in tuning)
+    final = [pace.seconds(*job) for job in remaining(plan.of(None).rows, plan, settled)]
+    return sum(final) / statistics.fmean(pace.seconds(t, by_trial[t.id]) for t in tuning)
+
+
+def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
+    """The advice of `sizing` on the trials of a plan that have no result."""
+    jobs = remaining(plan.rows, plan, {record.trial_id for record in records if record.decided})
+    any_machine = Pace(plan, ())
+    if sum(any_machine.operations(*job) for job in jobs) < FEW_OPERATIONS:
+        return ""
+    return sizing(jobs, pace_on(device, plan, records))
+
+
+def sizing(jobs: Iterable[tuple[Trial, Workload]], pace: Pace) -> str:
+    """Says with which sizes these trials take a few hours. Empty if they take at most a day.
+
+    Sizes that are smaller already stay as they are. Test splits stay whole, since intervals depend on them.
+    """
+    alike: dict[tuple[object, ...], list[tuple[Trial, Workload]]] = defaultdict(list)
+    for trial, workload in jobs:
+        recipe = trial.recipe
+        alike[workload, recipe.epochs, recipe.steps, recipe.batch_size].append((trial, workload))
+    times = {kind: sum(pace.seconds(*job) for job in group) for kind, group in alike.items()}
+    if (total := sum(times.values())) <= DAY:
+        return ""
+    for size, epochs in sorted(product(SIZES, LENGTHS), key=math.prod, reverse=True):
+        fields, seconds = set[str](), 0.0
+        for kind, [(trial, workload), *_] in alike.items():
+            sized, changed = _sized(trial, size, epochs, pace.examples.get(workload.task))
+            seconds += times[kind] * pace.operations(sized, workload) / pace.operations(trial, workload)
+            fields |= changed
+        if seconds <= HOURS:
+            break
+    values = {"train_size": size, "validation_size": size // 2, "epochs": epochs}
+    named = [f"`{field}: {value}`" for field, value in values.items() if field in fields]
+    together = " and ".join(filter(None, (", ".join(named[:-1]), *named[-1:])))
+    shorter = f"; with {together} it takes {duration(seconds)}" if named else ""
+    fewer = "" if seconds <= HOURS else " Fewer methods, studies or points take less."
+    return f"This takes {duration(total)} on this machine{shorter}.{fewer}"
+
+
+def _sized(trial: Trial, size: int, epochs: int, seen: int | None) -> tuple[Trial, set[str]]:
+    """The trial with at most so many training examples and epochs, and the names of the fields that differ.
+
+    Validation gets at most half as many examples. `seen` is the number that `step_count` takes.
+    """
+    row, recipe, task = trial.task, trial.recipe, trial.task.lookup()
+    counts = {
+        "train_size": (size, train_examples(trial, seen)),
+        "validation_size": (size // 2, row.scored_examples(task, "validation") or 0),
+    }
+    sizes = {field: most for field, (most, count) in counts.items() if count > most}
+    examples = min(counts["train_size"])
+    changes: dict[str, Any] = {"task": row.model_copy(update=sizes)}
+    if recipe.step_count(examples) > epochs * math.ceil(examples / recipe.batch_size):
+        changes["recipe"] = recipe.model_copy(update={"epochs": epochs, "steps": None})
+    return trial.model_copy(update=changes), {*sizes, *["epochs"] * ("recipe" in changes)}
 
 
 def seconds_per_step(records: Iterable[Record]) -> dict[tuple[Workload, Hardware], list[float]]:
@@ -192,27 +338,26 @@ def workloads(plan: Plan) -> dict[str, Workload]:
 def step_count(trial: Trial, seen: int | None = None) -> int:
     """The number of optimizer steps of a trial.
 
-    `seen` is the number of training examples in earlier trials of the task. It is used if the task does not
-    state the number. Without both, the result is an estimate. For methods that fit a head on the frozen
-    features, it is the number of batches of one pass over the data.
+    For methods that fit a head on the frozen features, it is the number of batches of one pass over the data.
+    """
+    examples = train_examples(trial, seen)
+    if METHODS.get(trial.method["method"]).fits_head:
+        return math.ceil(examples / trial.recipe.batch_size)
+    return trial.recipe.step_count(examples)
+
+
+def train_examples(trial: Trial, seen: int | None = None) -> int:
+    """The number of training examples of a trial.
+
+    `seen` is the number in earlier trials of the task. It is used if the task does not state the number.
+    Without both, the result is an estimate.
     """
     task = trial.task.lookup()
     examples = trial.task.train_examples(task) or seen
     if examples is None:
         # Approximately, from the fractions of a suite's split.
         examples = task.total * task.redealt[0] // 100 if task.total and task.redealt else UNKNOWN_SIZE
-    if METHODS.get(trial.method["method"]).fits_head:
-        return math.ceil(examples / trial.recipe.batch_size)
-    return trial.recipe.step_count(examples)
-
-
-def step_flops(trial: Trial) -> float:
-    """A number proportional to the floating-point operations of a training step.
-
-    It is the product of the encoder's weights, the input positions of an example and the batch size.
-    """
-    weights = encoder_weights(describe(trial.backbone).geometry)
-    return weights * positions_of(trial) * trial.recipe.batch_size
+    return examples
 
 
 def activation_mib(trial: Trial, saving: Saving) -> float:
@@ -239,6 +384,14 @@ def positions_of(trial: Trial) -> float:
     """The number of positions of an example: patches of 16 × 16 pixels, or the largest number of tokens."""
     size = describe(trial.backbone).input
     return (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
+
+
+def mean_positions(trial: Trial) -> float:
+    """The mean number of positions of an example. Texts that are not on this machine count as the longest."""
+    row, most = trial.task, positions_of(trial)
+    if row.padding == "max_tokens" or row.verbalizer or (words := mean_words(row.lookup())) is None:
+        return most
+    return min(most, TOKENS_A_WORD * words + 2)
 
 
 def encoder_weights(geometry: Geometry) -> int:

@@ -230,13 +230,14 @@ class Forecast(ShowsOverview, Wired):
                     "points": f"{part.points:,}",
                     "trials": f"{at_most}{part.trials:,}",
                     "to run": f"{at_most}{part.open:,}",
-                    "time": at_most + _duration(part.seconds),
+                    "time": at_most + duration(part.seconds),
                 }
             )
         return Overview("Estimate", lines, [self.basis, *self.notes, *self.advice], ("part", "by"))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words, in the largest unit of which it has at least two."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

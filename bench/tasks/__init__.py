@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.tasks.objective import Objective, objective
 from bench.tasks.own_tasks import resolve
-from bench.tasks.pool import check_use, split_count, split_sizes
+from bench.tasks.pool import check_use, mean_words, split_count, split_sizes
 from bench.tasks.preparing import data_key, prepare
 from bench.tasks.registered_tasks import TASKS
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
@@ -22,6 +22,7 @@ __all__ = [
     "TextSplit",
     "check_use",
     "data_key",
+    "mean_words",
     "objective",
     "prepare",
     "resolve",

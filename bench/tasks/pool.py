@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -246,6 +248,20 @@ def check_size(task: Task, split: str, size: int | None, available: int, seed: i
             f"{split}_size must be from 1 to {available}, "
             f"the size of the {split} split of task '{task.name}'{by}, got {size}"
         )
+
+
+def mean_words(task: Task) -> float | None:
+    """Returns the mean number of words in the task's texts, counting both texts of a pair.
+
+    The first thousand texts are counted. None for images, for written answers, and if the texts are not on
+    this machine.
+    """
+    if task.modality != "text" or task.target == "generation":
+        return None
+    if not (task.at_hand or contents_at_hand(task)):
+        return None
+    texts = islice(read_texts(task, read_examples(task)), 1000)
+    return fmean(len(" ".join([text] if isinstance(text, str) else text).split()) for text in texts)
 
 
 def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:

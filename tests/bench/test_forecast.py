@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import io
 import json
+import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,21 @@ from rich.console import Console
 
 from bench.cli.plans import print_forecast
 from bench.execution.estimate import final_work, step_count
+from bench.execution.perform import Report
 from bench.execution.place import Place
 from bench.forecast import make_forecast
-from bench.plan.rows import Part
-from bench.records.stored_plan import Forecast, Share
+from bench.plan.rows import Part, Plan
+from bench.records.stored_plan import Forecast, Share, duration
+from bench.records.words import PROVENANCE
 from bench.run import Audience, run_suite
 from bench.search.tuning import with_choices
 from bench.store.store import Store
+from bench.training.measure import provenance
 from bench.training.saving import Saving
 
 from ..stored import Result
 from ..stored import write as stored
-from .toy_suites import plan, suite, write
+from .toy_suites import DIGITS, TEXT, plan, suite, write
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
@@ -55,6 +60,11 @@ class Heard(Audience):
         self.notes.append(text)
 
 
+class Stopping(Heard):
+    def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
+        raise KeyboardInterrupt
+
+
 class Remaining(Heard):
     def __init__(self) -> None:
         super().__init__()
@@ -66,13 +76,15 @@ class Remaining(Heard):
 
 def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_store: NewStore) -> None:
     uri, heard = new_store(tmp_path), Remaining()
-    # Final runs have three epochs where tuning has one, on two seeds of two rows.
+    # Final runs have three epochs where tuning has one, on two seeds of two rows. An epoch has 4 steps of 16
+    # examples, forward and backward, and 30 examples of validation. Final runs are tested on 40 examples.
+    expected = pytest.approx(4 * (3 * (2 * 64 + 30) + 40) / (2 * 64 + 30), rel=0.01)
     changes = {**TUNED, "training": {"batch_size": 16, "epochs": 3, "lr": 5e-3}}
     changes["tuning"] = {**TUNED["tuning"], "epochs": 1}
     made = plan(**changes)
-    assert final_work(made, made.of("tuning").trials, []) == pytest.approx(3 * 4)
+    assert final_work(made, made.of("tuning").trials, []) == expected
     run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
-    assert heard.announced == [pytest.approx(3 * 4)]
+    assert heard.announced == [expected]
     # Once everything is stored nothing remains, so nothing is announced.
     run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
     assert len(heard.announced) == 1
@@ -87,7 +99,8 @@ def counts(forecast_: Forecast) -> dict[str, tuple[str, int, int, int]]:
 
 
 def ended(only: Callable[[Any], bool] = lambda _: True) -> Callable[..., Result | None]:
-    return lambda trial, row: Result(score=0.5, peak_mib=321.0) if only(trial) else None
+    here = {f"{PROVENANCE}cpu": provenance("cpu")["cpu"]}
+    return lambda trial, row: Result(score=0.5, peak_mib=321.0, tags=here) if only(trial) else None
 
 
 def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
@@ -121,14 +134,20 @@ def test_a_part_that_was_selected_is_counted_alone(tmp_path: Path) -> None:
 def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.forecast._seconds_per_operation", lambda device: 1e-9)
-    once, twice = (
-        make_forecast(plan(training={"batch_size": 16, "epochs": epochs}), nowhere(tmp_path), "cpu")
-        for epochs in (2, 4)
+    monkeypatch.setattr("bench.execution.estimate.seconds_per_operation", lambda device: 1e-9)
+    tested, once, twice = (
+        make_forecast(
+            plan(training={"batch_size": 16, "epochs": epochs}, tasks=[{**DIGITS, "test_size": size}]),
+            nowhere(tmp_path),
+            "cpu",
+        )
+        for epochs, size in ((2, 80), (2, 40), (4, 80))
     )
     assert once.based_on == "operations"
     assert once.peak_mib is None
+    # Twice as many epochs and test examples take twice as long, and test examples a part of it.
     assert twice.parts[0].seconds == pytest.approx(2 * once.parts[0].seconds)
+    assert once.parts[0].seconds < tested.parts[0].seconds < twice.parts[0].seconds
     assert once.parts[0].seconds > 0
     assert once.memory_mib > 400
     made = plan(training={"batch_size": 16, "epochs": 2})
@@ -136,6 +155,53 @@ def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
     assert once.activations_mib == pytest.approx(4 * parts.activations_mib)
     assert parts.activations_mib > 0
     assert once.disk_mib > 1
+
+
+def test_more_than_a_day_is_told_sizes_that_take_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: NewStore
+) -> None:
+    monkeypatch.setattr("bench.execution.estimate.seconds_per_operation", lambda device: 1e-4)
+    monkeypatch.setattr("bench.execution.estimate.FEW_OPERATIONS", 0)
+    # Training takes days; the 40 test examples of each trial, minutes.
+    task, training = {"task": "digits", "test_size": 40}, {"batch_size": 16, "epochs": 40}
+
+    def said(tasks: list[dict[str, Any]], training: dict[str, Any], seeds: int = 1) -> str:
+        made = plan(tasks=tasks, training=training, seeds=list(range(seeds)))
+        return " ".join(make_forecast(made, nowhere(tmp_path)).advice)
+
+    # Nothing is said of bf16, which takes less time.
+    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: False)
+
+    advice = said([task], training)
+    sizes = {name: int(value) for name, value in re.findall(r"`(\w+): (\d+)`", advice)}
+    assert set(sizes) == {"train_size", "validation_size", "epochs"}
+    assert re.search(r"takes \d+ days.* it takes \d+ (h|min)\.$", advice), advice
+    # With these sizes it takes as long as was said, and nothing more is said.
+    sized = {**task, "train_size": sizes["train_size"], "validation_size": sizes["validation_size"]}
+    shorter = plan(tasks=[sized], training={"batch_size": 16, "epochs": sizes["epochs"]})
+    forecast_ = make_forecast(shorter, nowhere(tmp_path))
+    assert advice.endswith(f"it takes {duration(forecast_.parts[0].seconds)}.")
+    assert "days" not in " ".join(forecast_.advice)
+    # A run says it as well, before its first trial.
+    heard, long = Stopping(), suite(tasks=[task], training=training)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(long, store=new_store(tmp_path), place=Place(device="cpu"), audience=heard)
+    assert heard.notes == [advice]
+    # Sizes that are small already do not help.
+    assert "Fewer methods" in said([DIGITS], {"batch_size": 16, "epochs": 1}, seeds=2000)
+
+
+def test_texts_at_hand_are_estimated_by_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.execution.estimate.seconds_per_operation", lambda device: 1e-9)
+
+    def seconds(words: int) -> float:
+        rows = "".join(f"{'word ' * words}{number},{number % 2}\n" for number in range(100))
+        (tmp_path / f"{words}.csv").write_text(f"text,label\n{rows}")
+        data = {"name": "own", "csv": str(tmp_path / f"{words}.csv"), "text": "text", "label": "label"}
+        made = plan(**TEXT | {"tasks": [{**data, "max_tokens": 64}]})
+        return make_forecast(made, nowhere(tmp_path)).parts[0].seconds
+
+    assert seconds(9) < seconds(29) < seconds(100) == seconds(200)
 
 
 @pytest.mark.parametrize(
