@@ -6,6 +6,8 @@ do not.
 
 from __future__ import annotations
 
+import logging
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,13 @@ __all__ = [
     "create",
     "from_identity",
 ]
+
+# With the package `kernels`, bitsandbytes (which peft imports) and transformers would download compiled kernels
+# from a hub and run them, so that results would depend on whether it is installed. Without it bitsandbytes warns.
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "kernels-community" not in record.getMessage()
+)
 
 _HOMES = {
     "METHODS": "methods.catalog",

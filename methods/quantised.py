@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -117,8 +116,6 @@ def check_library() -> None:
 
 def _functional() -> Any:
     check_library()
-    # On processors with bf16 bitsandbytes warns about a kernel from the hub, which is not used here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import bitsandbytes.functional
 
     return bitsandbytes.functional

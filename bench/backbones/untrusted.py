@@ -20,6 +20,7 @@ _ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_imple
 _CHOICES = {
     "experts_implementation": "kernels of its own",
     "_experts_implementation": "kernels of its own",
+    "configuration_files": "another file in the place of this one",
     "quantization_config": "quantized weights, which are not supported",
     "fusion_config": "layers in the place of the model's own",
     "transformers_weights": "weights in another file than model.safetensors",

@@ -15,11 +15,9 @@ from torch import Tensor
 from baselines.peft_adapter import NAME, PeftAdapter
 from bench.backbones import BackboneSpec, load
 from bench.export.form import Form, copies
-from bench.export.loading import HEAD, ORIGINAL
+from bench.export.loading import ADAPTER, HEAD, ORIGINAL
 from bench.export.updates import Update
 from methods import Adapter, NotLowRank, UserError
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 @torch.no_grad()
@@ -125,7 +123,7 @@ def _save(form: Form, folder: Path, config: Any, tensors: dict[str, Tensor]) -> 
     for field, value in fields.items():
         setattr(config, field, value)
     config.save_pretrained(folder)
-    save_file(copies(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(copies(tensors), folder / ADAPTER, metadata={"format": "pt"})
 
 
 def _pristine(form: Form, adapter: Adapter, spec: BackboneSpec) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 Needs torch, safetensors, transformers or timm, peft unless the adapter was merged, and bitsandbytes if it was
 trained on quantised weights. This file is the same in all exports. Their differences are data, in
-loading.json and the files beside it.
+loading.json and the files beside it. Those are not trusted: they choose no code, weights are read from
+safetensors alone, and nothing is downloaded but the weights and the configuration of the frozen model.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,48 @@ SETTINGS = "loading.json"
 #: The file with the state of a head that fits no module of the model.
 HEAD = "head.safetensors"
 
+#: The file with the weights of an adapter.
+ADAPTER = "adapter_model.safetensors"
+
 #: The folder of the frozen model, if the export contains it.
 ORIGINAL = "original"
+
+#: The types of transformers' models in exports. Some other types load files that their configuration names.
+MODEL_TYPES = (
+    *("bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta-v2", "modernbert", "t5", "mt5"),
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox"),
+    *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "beit", "clip_vision_model"),
+    "siglip_vision_model",
+)
+
+#: The arguments of a transformers model that loading.json may hold, with the types of their values.
+ARGUMENTS = {
+    "num_labels": int,
+    "ignore_mismatched_sizes": bool,
+    "add_pooling_layer": bool,
+    "attn_implementation": str,
+}
+
+#: The implementations of attention in exports. The first is transformers' default.
+ATTENTION = ("sdpa", "eager")
+
+#: What a model's configuration may name for attention, without effect. Other names are those of kernels,
+#: which transformers would download and run.
+OTHER_ATTENTION = ("flex_attention", "flash_attention_2", "flash_attention_3")
+
+#: Fields of a model's configuration that make transformers run or load something else.
+CHOICES = ("quantization_config", "fusion_config", "experts_implementation", "_experts_implementation")
 
 
 def load(folder: str | Path = ".", original: str | Path | None = None) -> Export:
     """Loads the export in a folder, in float32, for evaluation.
 
     `original` is the location of the frozen model: a transformers folder or a timm safetensors file. By
-    default the location comes from loading.json. Raises ValueError if loading.json names another library.
+    default the location comes from loading.json. Raises ValueError if loading.json, or a configuration of
+    the model or of peft, asks for anything but a model of these libraries with weights in safetensors.
     """
     folder = Path(folder)
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    settings = _read(folder / SETTINGS)
     builders = {"timm": _timm_model, "transformers": _transformers_model}
     if settings["library"] not in builders:
         raise ValueError(f"{folder / SETTINGS}: library should be one of {', '.join(builders)}")
@@ -43,6 +75,7 @@ def load(folder: str | Path = ".", original: str | Path | None = None) -> Export
     if not settings["merged"]:
         from peft import PeftModel
 
+        _check_adapter(folder)
         model = PeftModel.from_pretrained(model, folder)
     head = load_file(folder / HEAD) if (folder / HEAD).exists() else None
     return Export(model.eval(), head, settings)
@@ -109,13 +142,72 @@ class Export:
 
 
 def _transformers_model(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Any:
-    model_class = _model_class(settings["model_class"])
-    options = {**settings["arguments"], "dtype": torch.float32}
+    model_class, arguments = _model_class(settings["model_class"]), settings["arguments"]
+    for name, value in arguments.items():
+        known = ARGUMENTS.get(name) is type(value)
+        if not known or (name == "attn_implementation" and value not in ATTENTION):
+            raise ValueError(f"{SETTINGS}: arguments should not hold {name}: {value!r}")
     if settings["merged"]:
-        return model_class.from_pretrained(folder, **options)
-    if original is None and settings["repository"]:
-        return model_class.from_pretrained(settings["repository"], revision=settings["revision"], **options)
-    return model_class.from_pretrained(_place(folder, settings, original), **options)
+        place = folder
+    elif original is None and settings["repository"]:
+        from huggingface_hub import snapshot_download
+
+        files = ["config.json", *WEIGHTS]
+        place = Path(
+            snapshot_download(settings["repository"], revision=settings["revision"], allow_patterns=files)
+        )
+    else:
+        place = _place(folder, settings, original)
+    labels = {name: arguments[name] for name in ("num_labels",) if name in arguments}
+    options = {name: value for name, value in arguments.items() if name not in labels}
+    _check_config(place, model_class.config_class.get_config_dict(place)[0])
+    # Without a path, transformers looks for no pickles, no adapters and no index of other files.
+    return model_class.from_pretrained(
+        None,
+        config=model_class.config_class.from_pretrained(place, **labels),
+        state_dict=_weights(place),
+        **{"dtype": torch.float32, "attn_implementation": ATTENTION[0], **options},
+    )
+
+
+#: The names of weight files: one file, or else parts.
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+
+
+def _weights(place: Path) -> dict[str, Tensor]:
+    for pattern in WEIGHTS:
+        if files := sorted(place.glob(pattern)):
+            return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    raise ValueError(f"{place} should hold {WEIGHTS[0]}, alone or in parts; other weights are not read")
+
+
+def _check_config(place: Path, config: dict[str, Any]) -> None:
+    """Raises ValueError for a configuration, or a part of one, that chooses code or other weights."""
+    for name, value in config.items():
+        harmless = (None, *ATTENTION, *OTHER_ATTENTION) if "attn_implementation" in name else (None,)
+        if ("attn_implementation" in name or name in CHOICES) and value not in harmless:
+            raise ValueError(f"{place}: the configuration should not hold {name}: {value!r}")
+        if isinstance(value, dict):
+            _check_config(place, value)
+
+
+def _check_adapter(folder: Path) -> None:
+    """Raises ValueError if the adapter is pickled, or names anything to load besides its weights.
+
+    peft's types that name files or repositories put them into objects, or adapt no modules.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    if not (folder / ADAPTER).exists():
+        raise ValueError(f"{folder} should hold {ADAPTER}; other weights are not read")
+    file = folder / "adapter_config.json"
+    config = _read(file)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.get("peft_type"))
+    if kind is None or "target_modules" not in inspect.signature(kind).parameters:
+        raise ValueError(f"{file}: peft_type should adapt modules, got {config.get('peft_type')!r}")
+    for name, value in config.items():
+        if isinstance(value, dict) and value and not name.endswith(("_pattern", "_mapping")):
+            raise ValueError(f"{file}: {name} should be empty, got {value!r}")
 
 
 def _round(model: Any, form: str, layers: list[str]) -> None:
@@ -135,9 +227,14 @@ def _round(model: Any, form: str, layers: list[str]) -> None:
 def _model_class(name: str) -> Any:
     import transformers
 
-    model_class = getattr(transformers, name)
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise ValueError(f"{SETTINGS}: model_class should be a model of transformers, got {name!r}")
+    model_class: Any = getattr(transformers, name, None)
+    is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    config_class: Any = getattr(model_class, "config_class", None) if is_model else None
+    if getattr(config_class, "model_type", "") not in MODEL_TYPES:
+        raise ValueError(
+            f"{SETTINGS}: model_class should be a model of transformers of one of the types "
+            f"{', '.join(MODEL_TYPES)}, got {name!r}"
+        )
     return model_class
 
 
@@ -145,6 +242,14 @@ def _timm_model(folder: Path, settings: dict[str, Any], original: str | Path | N
     import timm
 
     name, arguments = settings["architecture"], settings["arguments"]
+    if not timm.is_model(name):
+        raise ValueError(f"{SETTINGS}: architecture should be a model of timm, got {name!r}")
+    with torch.device("meta"):
+        bases = type(timm.create_model(name)).__mro__
+    accepted = {name for base in bases[:-1] for name in inspect.signature(base).parameters}
+    # The others are arguments of timm.create_model itself, and could load other weights.
+    if other := arguments.keys() - accepted:
+        raise ValueError(f"{SETTINGS}: arguments of {name} should not hold {', '.join(sorted(other))}")
     if settings["merged"]:
         model = timm.create_model(name, **arguments)
         model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -156,11 +261,20 @@ def _timm_model(folder: Path, settings: dict[str, Any], original: str | Path | N
     else:
         place = _place(folder, settings, original)
         file = str(place / "model.safetensors" if place.is_dir() else place)
+        if not file.endswith(".safetensors"):
+            raise ValueError(f"the frozen model should be a file .safetensors, got {file}")
     overlay = {"file": file, "custom_load": False}
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments).float()
     if size := settings["resized"]:
         model.set_input_size(img_size=(size, size))
     return model
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} should hold an object")
+    return content
 
 
 def _place(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Path:

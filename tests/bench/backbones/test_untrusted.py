@@ -35,6 +35,7 @@ def saying(folder: Path, file: str = "config.json", **more: Any) -> BackboneSpec
         {"_attn_implementation": {"": "somebody/kernel"}},
         {"attn_implementation": "flash_attention_9"},
         {"experts_implementation": "somebody/kernel"},
+        {"configuration_files": ["config.4.0.0.json"]},
         {"quantization_config": {"quant_method": "fp8"}},
         {"transformers_weights": "other.safetensors"},
         {"fusion_config": {"patch_embeddings": True}},

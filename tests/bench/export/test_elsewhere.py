@@ -289,18 +289,6 @@ def test_every_export_holds_the_same_python_and_the_same_code(case: Callable[...
     assert texts == {(code, Path(loading.__file__).read_text())}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("library", "os"), ("model_class", "AutoModel"), ("model_class", "pipeline")]
-)
-def test_what_is_loaded_is_a_model_of_a_library(case: Callable[..., Case], field: str, value: str) -> None:
-    made = case("tiny-random-vit")
-    made.export(made.attach(METHODS["lora"]))
-    file = made.folder / "loading.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
-    with pytest.raises(ValueError, match=field):
-        made.loaded()
-
-
 def test_names_of_others_are_text_on_an_export_s_page(case: Callable[..., Case]) -> None:
     made = case("tiny-random-vit")
     wild = "a|b\n```python\nimport os\n```\n<script>\u202e`x`"
@@ -319,9 +307,7 @@ def test_names_of_others_are_text_on_an_export_s_page(case: Callable[..., Case])
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_no_text_of_a_hub_s_config_is_run_or_written_as_code(
-    hub_folder: Path, tmp_path: Path, merged: bool
-) -> None:
+def test_no_text_of_a_hub_s_config_is_run_or_written(hub_folder: Path, tmp_path: Path, merged: bool) -> None:
     """The malicious key has no value, so timm drops it before it makes the model."""
     ran = tmp_path / "ran"
     hub_folder.mkdir(parents=True)
@@ -333,17 +319,16 @@ def test_no_text_of_a_hub_s_config_is_run_or_written_as_code(
     spec = BackboneSpec(timm="hf-hub:me/tiny")
     with pytest.raises(UserError, match="model_args"):
         describe(spec)
-    # An earlier version, which did not refuse it, may have stored such a trial. Its export must be safe too.
+    # An earlier version, which did not refuse it, may have stored such a trial.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.backbones.timm_vit.refuse_timm_choices", lambda *_: None)
         backbone = load(spec)
         backbone.reset(3, torch.Generator().manual_seed(0))
         made = Case(spec, backbone, tmp_path / "export")
-        made.export(made.attach(METHODS["lora"]), merged=merged)
-        close(made.loaded().logits(**made.inputs()), made.logits())
+        with pytest.raises(UserError, match="arguments of test_vit"):
+            made.export(made.attach(METHODS["lora"]), merged=merged)
     assert not ran.exists()
-    shown = [file for file in made.folder.rglob("*") if file.suffix in (".md", ".py")]
-    assert [file.name for file in shown if "__import__" in file.read_text()] == []
+    assert not made.folder.exists()
 
 
 @pytest.mark.parametrize("merged", [False, True])
