@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -90,11 +91,14 @@ def _dequantised(packed: Tensor, scales: Tensor, quantisation: Quantisation, sha
     if quantisation == "int8":
         return packed * scales
     functional = _functional()
+    # A flat shape: on processors with AVX-512, bitsandbytes counts the blocks of each row by themselves,
+    # though a block may hold the end of a row and the start of the next.
+    size = torch.Size([math.prod(shape)])
     state = functional.QuantState(
-        absmax=scales, shape=torch.Size(shape), dtype=torch.float32, blocksize=BLOCK, quant_type="nf4"
+        absmax=scales, shape=size, dtype=torch.float32, blocksize=BLOCK, quant_type="nf4"
     )
     weight: Tensor = functional.dequantize_4bit(packed, state)
-    return weight
+    return weight.reshape(shape)
 
 
 def quantisation_of(backbone: Backbone) -> Quantisation | None:

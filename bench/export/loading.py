@@ -220,8 +220,9 @@ def _round(model: Any, form: str, layers: list[str]) -> None:
             numbers, largest, _ = functional.int8_vectorwise_quant(weight.data)
             weight.data = numbers * (largest[:, None] / 127)
         else:
-            packed = functional.quantize_4bit(weight.data, blocksize=64, quant_type=form)
-            weight.data = functional.dequantize_4bit(*packed)
+            # Flat, since bitsandbytes takes wrong scales for some widths on processors with AVX-512.
+            packed = functional.quantize_4bit(weight.data.flatten(), blocksize=64, quant_type=form)
+            weight.data = functional.dequantize_4bit(*packed).reshape(weight.shape)
 
 
 def _model_class(name: str) -> Any:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from bench.backbones import LoadedBackbone
 from bench.conformance import CHECKS
 from bench.conformance.subject import Subject, load_tiny, scatter
+from bench.export.loading import _round
 from methods import METHODS, Adapter, Geometry, Method, UserError, create
 from methods.quantised import Quantisation, QuantisedLinear, quantisation_of
 
@@ -109,6 +110,25 @@ def test_a_layer_computes_with_the_dequantised_weight(quantisation: Quantisation
         assert layer(x).dtype == torch.bfloat16
     # Quantising a dequantised weight again adds no error.
     torch.testing.assert_close(QuantisedLinear(dense_layer(layer), quantisation).weight, weight)
+
+
+#: Widths of which 64 is a factor, of which 16 is the largest power of 2 that is a factor, and neither.
+@pytest.mark.parametrize("width", [128, 48, 80, 70])
+def test_nf4_is_what_its_numbers_and_scales_say(width: int) -> None:
+    linear = nn.Linear(width, 33)
+    layer = QuantisedLinear(linear, "nf4")
+    from bitsandbytes.functional import get_4bit_type
+
+    packed = layer.get_buffer("packed").flatten().long()
+    # The first number of a pair is in the upper four bits.
+    numbers = get_4bit_type("nf4", device="cpu")[torch.stack([packed >> 4, packed & 15], 1).flatten()]
+    scales = layer.get_buffer("scales").repeat_interleave(64)[: len(numbers)]
+    expected = (numbers * scales).view(33, width)
+    torch.testing.assert_close(layer.weight, expected)
+    # An export rounds the same.
+    model = nn.Sequential(copy.deepcopy(linear))
+    _round(model, "nf4", ["0"])
+    torch.testing.assert_close(model[0].weight.data, expected)
 
 
 def dense_layer(layer: QuantisedLinear) -> nn.Linear:
