@@ -42,6 +42,7 @@ from methods.validation import validate
 
 if TYPE_CHECKING:
     # Statistics take a second to import, and trials need none.
+    from reports.ablation import StoredAblation
     from reports.summary import Summary
 
 
@@ -82,11 +83,11 @@ class Audience:
     def allocating(self, name: str, allocation: RankAllocation) -> None:
         """Called before a sweep over allocations begins. `name` is its name."""
 
-    def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
-        """Called after a search. `records` maps the id of each trial to the record that counts."""
+    def searched(self, result: SearchResult, stored: StoredAblation) -> None:
+        """Called after a search. `stored` has the scores of its points, and compares its choice."""
 
-    def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
-        """Called after a sweep over allocations. `records` maps each trial's id to the record that counts."""
+    def allocated(self, result: AllocationResult, stored: StoredAblation) -> None:
+        """Called after a sweep over allocations. `stored` has their scores, and compares the choice."""
 
     def chosen(self, choices: Sequence[str]) -> None:
         """Called after a pilot, with a line of text for each of its choices."""
@@ -205,7 +206,7 @@ class _Work:
             self.audience.searching(search)
             with nest:
                 result = search.finish(nest)
-            self.audience.searched(result, latest(patiently(self.store, self.store.records)))
+            self.audience.searched(result, self._stored(nest, result))
             yield result
 
     def allocate(self, section: Allocation, nests: Sequence[Nested]) -> Iterator[AllocationResult]:
@@ -215,8 +216,19 @@ class _Work:
             self.audience.allocating(nest.name, allocation)
             with nest:
                 result = allocation.run(nest)
-            self.audience.allocated(result, latest(patiently(self.store, self.store.records)))
+            self.audience.allocated(result, self._stored(nest, result))
             yield result
+
+    def _stored(self, nest: Nested, result: SearchResult | AllocationResult) -> StoredAblation:
+        from reports.ablation import of_result
+        from reports.study import Experiment
+
+        def read() -> StoredAblation:
+            records = latest(self.store.records())
+            experiment = Experiment(self.store, self.store.name, "", "", (), {}, records, 0)
+            return of_result(experiment, nest.run_id, result)
+
+        return patiently(self.store, read)
 
 
 def run_suite(

@@ -13,12 +13,13 @@ from bench.records.search_results import (
     RESULT_FORMS,
     AllocationResult,
     ComponentWorth,
-    RankResult,
     Redundancy,
+    SearchPoint,
     SearchResult,
     Tried,
 )
 from bench.records.words import Artifact, Tag
+from reports.choice import Choice, choice, metric_of
 from reports.study import OWN_SIZE, Experiment, Study
 
 
@@ -39,6 +40,8 @@ class Scored:
     #: "complete" if `value` is the mean over all seeds. Otherwise the reason why it is not, for example
     #: "2 of 3 finished". For a point of a search, Optuna's state, for example "pruned".
     state: str = "complete"
+    #: The number of runs with a score. 0 for a point of a search.
+    finished: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,22 @@ class StoredAblation:
     modes: list[str]
     #: The metric of the scores. Empty if no trial behind the result is stored.
     metric: str = ""
+    #: The split on which `final` was scored. Empty while there are no final runs.
+    evaluated: str = ""
     #: All sets of ranks that were tried.
     tried: list[Scored] = field(default_factory=list)
-    #: The best point of a search, by the score or the loss that ranks its points. None without a complete
-    #: point, and for an allocation.
+    #: The point that was chosen by the validation score or loss. None without a complete point.
     best: Scored | None = None
     #: The sets of ranks on the Pareto front of score and parameters, as indices of `tried`.
     pareto: list[int] = field(default_factory=list)
     #: The importance of each mode's rank for the score. The outer keys are Optuna's names of the evaluators,
-    #: the inner keys are modes.
+    #: the inner keys are modes. Empty if all points tie.
     importance: dict[str, dict[str, float]] = field(default_factory=dict)
     #: The chosen sets of ranks, with their scores on fresh seeds.
     final: list[Scored] = field(default_factory=list)
+    #: The comparison of the chosen ranks with the heuristic's. None while there are no final runs, and for a
+    #: redundancy analysis.
+    choice: Choice | None = None
     #: The singular values of an update, by mode. Empty unless this is a redundancy analysis.
     spectra: dict[str, list[float]] = field(default_factory=dict)
     effective_ranks: dict[str, float] = field(default_factory=dict)
@@ -106,10 +113,7 @@ def read(study: Study) -> list[StoredAblation]:
     ablations: list[StoredAblation] = []
     for experiment in study.experiments:
         for record, content in results(experiment):
-            if isinstance(content, SearchResult):
-                ablations.append(_search(experiment, record, content))
-            else:
-                ablations.append(_allocation(experiment, record, content))
+            ablations.append(of_result(experiment, record.origin, content))
         for record in experiment.records.values():
             # Checks the tag, which avoids looking for a file on every run.
             if record.tag(Tag.REDUNDANCY):
@@ -119,55 +123,61 @@ def read(study: Study) -> list[StoredAblation]:
     return ablations
 
 
-def _search(experiment: Experiment, record: Record, content: SearchResult) -> StoredAblation:
-    places = {point.number: place for place, point in enumerate(content.trials)}
-    tried = [
-        Scored(
-            label=f"#{point.number}",
-            ranks=list(point.ranks),
-            parameters=point.parameters,
-            value=point.value,
-            sd=None,
-            runs=_runs(experiment, point.trials.values() or [point.trial_id]),
-            state=point.state.lower(),
-        )
-        for point in content.trials
-    ]
-    pareto = [places[number] for number in content.pareto]
-    best = tried[places[content.best.number]] if content.best else None
-    return replace(_common("search", experiment, record, content), tried=tried, best=best, pareto=pareto)
+def of_result(
+    experiment: Experiment, run_id: str, content: SearchResult | AllocationResult
+) -> StoredAblation:
+    """The result of a search or an allocation, with the scores of its trials.
 
-
-def _allocation(experiment: Experiment, record: Record, content: AllocationResult) -> StoredAblation:
-    tried = [_scored(experiment, point, f"{point.mode} {point.rank}") for point in content.points]
-    tried += [_scored(experiment, step, f"step {number}") for number, step in enumerate(content.path, 1)]
-    tried.append(_scored(experiment, content.heuristic, "heuristic"))
-    if content.best:
-        tried.append(_scored(experiment, content.best, "best"))
-    return replace(_common("allocation", experiment, record, content), tried=tried)
-
-
-def _common(kind: str, experiment: Experiment, record: Record, content: RankResult) -> StoredAblation:
-    """Fills in the fields that searches and rank allocations share."""
+    Only the records and the source of `experiment` are read. `run_id` is the id of the run with the result.
+    """
+    chosen, best, pareto = choice(experiment, content), None, []
+    final = [_scored(experiment, finalist, finalist.label) for finalist in content.final]
+    if chosen and chosen.ties.others:
+        final[0] = replace(final[0], label="chosen among ties")
+    if isinstance(content, SearchResult):
+        tried = [_searched(experiment, point) for point in content.trials]
+        places = {point.number: place for place, point in enumerate(content.trials)}
+        pareto = [places[number] for number in content.pareto]
+        if content.best:
+            best = tried[places[content.best.number]]
+    else:
+        tried = [_scored(experiment, point, f"{point.mode} {point.rank}") for point in content.points]
+        tried += [_scored(experiment, step, f"step {number}") for number, step in enumerate(content.path, 1)]
+        tried.append(_scored(experiment, content.heuristic, "heuristic"))
+        if content.best:
+            best = _scored(experiment, content.best, "chosen")
+            tried.append(best)
+    runs = (experiment.records.get(id_) for each in content.final for id_ in each.trials.values())
     return StoredAblation(
-        kind=kind,
+        kind="search" if isinstance(content, SearchResult) else "allocation",
         name=content.name,
-        run_id=record.origin,
+        run_id=run_id,
         method=content.method,
         task=content.task,
         backbone=content.backbone,
         budget=content.budget or OWN_SIZE,
         modes=list(content.modes),
-        metric=_metric(experiment, content),
-        importance=content.importance,
-        final=[_scored(experiment, finalist, finalist.label) for finalist in content.final],
+        metric=metric_of(experiment, content),
+        evaluated=next((run.tag(Tag.EVALUATED) for run in runs if run), ""),
+        tried=tried,
+        best=best,
+        pareto=pareto,
+        importance={} if chosen and chosen.ties.every else content.importance,
+        final=final,
+        choice=chosen,
     )
 
 
-def _metric(experiment: Experiment, content: RankResult) -> str:
-    points = content.trials if isinstance(content, SearchResult) else getattr(content, "points", ())
-    ids = (id_ for point in (*points, *content.final) for id_ in point.trials.values())
-    return next((experiment.records[id_].tag(Tag.METRIC) for id_ in ids if id_ in experiment.records), "")
+def _searched(experiment: Experiment, point: SearchPoint) -> Scored:
+    return Scored(
+        label=f"#{point.number}",
+        ranks=list(point.ranks),
+        parameters=point.parameters,
+        value=point.value,
+        sd=None,
+        runs=_runs(experiment, point.trials.values() or [point.trial_id]),
+        state=point.state.lower(),
+    )
 
 
 def _redundancy(record: Record, content: Redundancy) -> StoredAblation:
@@ -198,6 +208,7 @@ def _scored(experiment: Experiment, tried: Tried, label: str) -> Scored:
         sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         runs=_runs(experiment, ids),
         state="complete" if len(values) == len(ids) else f"{len(values)} of {len(ids)} finished",
+        finished=len(values),
     )
 
 

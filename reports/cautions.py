@@ -13,10 +13,10 @@ import numpy as np
 from bench.metrics import direction
 from bench.records.measures import Measure
 from bench.records.record import Record
-from bench.records.search_results import SearchResult
 from bench.records.words import By, Status, Tag
 from methods.errors import first_few
 from reports import ablation
+from reports.choice import ties
 from reports.study import (
     CONVERGED,
     FLOOR,
@@ -89,8 +89,8 @@ def guards(experiment: Experiment) -> Iterator[str]:
         for warning in (*_below_the_head(of_seeds), *_runs(trained), *_tuning(rows)):
             yield f"{setting}: {warning}"
     for _, result in ablation.results(experiment):
-        if isinstance(result, SearchResult) and result.tied:
-            yield f"{result.name}: {many(result.tied, 'other point')} tied with the best of the search."
+        if tied := str(ties(experiment, result)):
+            yield f"{result.name}: {tied}"
 
 
 def _trained(experiment: Experiment, row: TableRow) -> _Trained:

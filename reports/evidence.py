@@ -55,7 +55,7 @@ class Evidence:
         seeds, gains = self.study.gains(cells)
         if not seeds:
             return None
-        part = _on_setting(np.subtract(*gains), [self.of_runs(cell, seeds) for cell in cells])
+        part = paired(np.subtract(*gains), [self.of_runs(cell, seeds) for cell in cells])
         tuning = sum(self.tuning.get(cell, 0.0) for cell in cells)
         return scaled(part, self.study, cells[0], tuning)
 
@@ -91,7 +91,7 @@ def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnS
     return replace(part, tuning=tuning, size=study.size(cell), limit=high - low)
 
 
-def _on_setting(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
+def paired(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSetting:
     """The mean of paired differences (seeds,), with its error.
 
     `sides` has the contributions of test examples to each side's runs, or None if they are unknown. The error
@@ -145,7 +145,7 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
         tuning = sum(side.tuning.get(cell, 0.0) for side, cell in sides)
     if common := sorted({*seeds_x} & {*seeds_y}):
         differences = y[np.isin(seeds_y, common)] - x[np.isin(seeds_x, common)]
-        part = _on_setting(differences, [side.of_runs(cell, common) for side, cell in reversed(sides)])
+        part = paired(differences, [side.of_runs(cell, common) for side, cell in reversed(sides)])
     else:
         differences = np.empty(0)
         runs = [after.of_runs(cells[1], seeds_y), before.of_runs(cells[0], seeds_x)]
@@ -192,7 +192,7 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
             break
         runs |= more
         taken += 1
-    stored = contributions(study, runs)
+    stored = contributions(study.experiments, runs)
     tuning, notes = lotteries(study, numbers)
     if taken < len(scored):
         notes.append(
@@ -248,7 +248,7 @@ def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], lis
         if len(runs | more) > MOST_TUNING_TRIALS:
             break
         runs |= more
-    by_trial = contributions(study, runs).by_trial
+    by_trial = contributions(study.experiments, runs).by_trial
     records = {id_: record for id_, (_, record) in stored.items()}
     variances = {cell.number: _lottery(study, cell, records, by_trial) for cell in tuned}
     estimated = {number: variance for number, variance in variances.items() if variance is not None}

@@ -46,6 +46,8 @@ def render(
     """
     study = analysis.study
     cells = study.all_cells
+    answer = headline.answer(analysis.blocks)
+    pictures = list(zip(ablations, of_ablations, strict=True))
     percent = all(unit_of(cell.metric).mark for cell in cells)
     faults = (
         cautions.reference_failures(analysis),
@@ -59,7 +61,11 @@ def render(
         when,
         data=Markup(_embedded(_seed_data(study))),
         analysis=analysis,
-        answer=headline.answer(analysis.blocks),
+        answer=answer,
+        # If nothing else is compared, the choices of ranks are the answer.
+        chosen=[]
+        if answer
+        else [(stored, figures[0]) for stored, figures in pictures if stored.choice and figures],
         next_step=headline.next_step(analysis.blocks),
         findings=list(findings.findings(study, analysis.blocks)),
         # The first of each kind comes before the answer, the others among the limits.
@@ -80,7 +86,7 @@ def render(
         figures={figure.name: figure for figure in drawn},
         costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
         curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
-        ablations=list(zip(ablations, of_ablations, strict=True)),
+        ablations=pictures,
         budgets=_budgets(cells),
         used=[cell for cell in cells if cell["adapter_bytes"] is not None],
         timed=[cell for cell in cells if cell["step_ms"] is not None],

@@ -19,7 +19,7 @@ from bench.metrics import METRICS, Metric
 from bench.records.predictions import numbered
 from bench.records.words import Artifact
 from reports.inference.intervals import Array
-from reports.study import Experiment, Study
+from reports.study import Experiment
 
 #: The number of artifacts read concurrently.
 READERS = 8
@@ -118,13 +118,13 @@ class Contributions:
     silent: int
 
 
-def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
+def contributions(experiments: Iterable[Experiment], runs: Mapping[str, Run]) -> Contributions:
     """Computes the examples' contributions to the scores of these runs from their stored predictions.
 
     `runs` has the runs by trial id.
     """
     stored: dict[str, Predictions] = {}
-    for experiment in study.experiments:
+    for experiment in experiments:
         own = {id_: run for id_, run in runs.items() if run.experiment == experiment.name}
         for name in dict.fromkeys(run.metric for run in own.values()):
             of_metric = [id_ for id_, run in own.items() if run.metric == name]

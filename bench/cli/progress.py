@@ -16,7 +16,6 @@ from rich.table import Column
 from bench.cli.tables import joined, progress_bars
 from bench.plan.rows import Plan, Row
 from bench.records.measures import Measure
-from bench.records.record import Record
 from bench.records.search_results import AllocationResult, SearchResult
 from bench.records.words import Phase
 from bench.run import Audience
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from bench.execution.perform import Event
     from bench.execution.watch import Silence
     from bench.records.record import Progress
+    from reports.ablation import StoredAblation
 from bench.records.words import Status
 
 #: On terminals with at least this many columns a trial's line has all details.
@@ -231,15 +231,15 @@ class Terminal(Audience):
         count = f"{len(allocation.vectors)} allocations of {allocation.budget:,}"
         self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
 
-    def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
+    def searched(self, result: SearchResult, stored: StoredAblation) -> None:
         from bench.cli.results import print_search
 
-        print_search(self._out, result, records)
+        print_search(self._out, result, stored)
 
-    def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
+    def allocated(self, result: AllocationResult, stored: StoredAblation) -> None:
         from bench.cli.results import print_allocation
 
-        print_allocation(self._out, result, records)
+        print_allocation(self._out, result, stored)
 
     def chosen(self, choices: Sequence[str]) -> None:
         for line in choices:

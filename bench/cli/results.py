@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,38 +12,36 @@ from rich.markup import escape
 from bench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
 from bench.metrics import direction
 from bench.plan.choosing import AXES
-from bench.records.record import Record, scores
-from bench.records.search_results import AllocationResult, RankResult, SearchPoint, SearchResult, Tried
+from bench.records.search_results import AllocationResult, SearchPoint, SearchResult
 from bench.records.stored_plan import StudyPlan
-from bench.records.words import PointState, Status, Tag
+from bench.records.words import PointState, Status
+from reports.ablation import Scored, StoredAblation
 from reports.cautions import unbeaten
 from reports.inference.intervals import LEAST_SEEDS, t_half
 from reports.overview import complete_studies, estimated, kept_score, legend, mean_score
 from reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
 from reports.summary import Summary
 from reports.units import Unit
-from reports.words import many
 
 if TYPE_CHECKING:
     # Imported late, since it takes seconds.
     from reports.studies import StudyAnalysis
 
 
-def print_search(console: Console, search: SearchResult, records: Mapping[str, Record]) -> None:
-    """Prints the result of a search: the best points, the importance of modes, and the final runs."""
+def print_search(console: Console, search: SearchResult, stored: StoredAblation) -> None:
+    """Prints the best points of a search, the importance of modes, the final runs, and what they show."""
     states = Counter(trial.state for trial in search.trials)
-    console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
+    console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()))
     complete = [trial for trial in search.trials if trial.state == PointState.COMPLETE]
     if len(search.objectives) > 1:
+        title = "the front of metric and parameters"
         best = [trial for trial in complete if trial.number in search.pareto]
         best.sort(key=lambda trial: trial.parameters)
     else:
-        metrics = (records[trial.trial_id].tag(Tag.METRIC) for trial in complete if trial.trial_id in records)
-        sign = direction(next(metrics, ""))
+        title, sign = f"first by validation {search.by}", direction(stored.metric)
         best = sorted(complete, key=lambda trial: (_badness(trial, sign), trial.parameters))[:5]
     by_loss = search.by == "loss"
     axes = [axis for axis in AXES if any(getattr(trial, axis) for trial in best)]
-    title = "the front of metric and parameters" if len(search.objectives) > 1 else "by validation"
     heads = (*axes, "validation", *["loss"] * by_loss)
     table = plain_table(title, "point", ", ".join(search.modes), "params", *heads)
     for trial in best:
@@ -53,71 +50,61 @@ def print_search(console: Console, search: SearchResult, records: Mapping[str, R
         loss = [f"{trial.loss:.4f}"] if by_loss else []
         table.add_row(*cells, *rates, f"{trial.value:.4f}", *loss)
     console.print(table)
-    if search.tied:
-        ties = many(search.tied, "other point")
-        print_warnings(
-            console, [f"{ties} tied with the best; the smallest of them, then the first, is taken."]
-        )
-    _print_importance(console, search)
-    _print_final(console, search, records)
+    _print_choice(console, stored)
 
 
 def _badness(point: SearchPoint, sign: float) -> float:
     return point.loss if point.loss is not None else -sign * (point.value or 0.0)
 
 
-def print_allocation(console: Console, allocation: AllocationResult, records: Mapping[str, Record]) -> None:
+def print_allocation(console: Console, allocation: AllocationResult, stored: StoredAblation) -> None:
     """Prints the results of a sweep over allocations.
 
     The first table varies the rank of one mode at a time. The next one goes in steps from equal ranks to the
-    heuristic. Then come the importance of modes and the final runs.
+    heuristic. Then come the importance of modes, the final runs, and what they show.
     """
     heads = (", ".join(allocation.modes), "params", "validation, mean ± 95% t-interval")
     table = plain_table(
         f"{allocation.method} · {allocation.budget}: one mode at a time", "mode", "rank", *heads
     )
-    for point in allocation.points:
-        table.add_row(point.mode, str(point.rank), *_tried(point, records))
+    swept = len(allocation.points)
+    for point, scored in zip(allocation.points, stored.tried[:swept], strict=True):
+        table.add_row(point.mode, str(point.rank), *_scored(scored))
     console.print(table)
     if allocation.path:
         table = plain_table("From isorank to the heuristic", *heads)
-        for step in allocation.path:
-            table.add_row(*_tried(step, records))
+        for scored in stored.tried[swept : swept + len(allocation.path)]:
+            table.add_row(*_scored(scored))
         console.print(table)
-    _print_importance(console, allocation)
-    _print_final(console, allocation, records)
+    _print_choice(console, stored)
 
 
-def _print_importance(console: Console, search: RankResult) -> None:
-    if not search.importance:
-        return
-    table = plain_table("Importance of each mode's rank", "evaluator", *search.modes)
-    for evaluator, values in search.importance.items():
-        shares = (f"{values[mode]:.2f}" if mode in values else "–" for mode in search.modes)
-        table.add_row(evaluator, *shares)
-    console.print(table)
-
-
-def _print_final(console: Console, search: RankResult, records: Mapping[str, Record]) -> None:
-    if not search.final:
+def _print_choice(console: Console, stored: StoredAblation) -> None:
+    if stored.importance:
+        table = plain_table("Importance of each mode's rank", "evaluator", *stored.modes)
+        for evaluator, values in stored.importance.items():
+            shares = (f"{values[mode]:.2f}" if mode in values else "–" for mode in stored.modes)
+            table.add_row(evaluator, *shares)
+        console.print(table)
+    if not stored.final:
         console.print("[red]No point finished: there is nothing to compare with the heuristic.[/red]")
         return
-    first = records.get(next(iter(search.final[0].trials.values())))
-    what = f"{first.tag(Tag.EVALUATED)} {first.tag(Tag.METRIC)}" if first else "score"
-    table = plain_table(f"On fresh seeds: {what}, mean ± 95% t-interval", "", "ranks", "params", "score")
-    for finalist in search.final:
-        table.add_row(finalist.label, *_tried(finalist, records))
+    title = f"On fresh seeds: {stored.evaluated} {stored.metric}, mean ± 95% t-interval"
+    table = plain_table(title, "", "ranks", "params", "score")
+    for finalist in stored.final:
+        table.add_row(finalist.label, *_scored(finalist))
     console.print(table)
+    if stored.choice:
+        console.print(f"[bold]{escape(stored.choice.answer)}[/bold]", highlight=False)
 
 
-def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
-    metrics = scores(records, tried.trials.values())
-    text = f"{fmean(metrics):.4f}" if metrics else "[red]–[/red]"
-    if len(metrics) >= LEAST_SEEDS:
-        text += f" ± {float(t_half(stdev(metrics), len(metrics))):.4f}"
-    if 0 < len(metrics) < len(tried.trials):
-        text += f" [red]({len(metrics)}/{len(tried.trials)} seeds)[/red]"
-    return joined(tried.ranks), f"{tried.parameters:,}", text
+def _scored(scored: Scored) -> tuple[str, str, str]:
+    text = "[red]–[/red]" if scored.value is None else f"{scored.value:.4f}"
+    if scored.sd is not None and scored.finished >= LEAST_SEEDS:
+        text += f" ± {float(t_half(scored.sd, scored.finished)):.4f}"
+    if scored.finished and scored.state != "complete":
+        text += f" [red]({scored.state})[/red]"
+    return joined(scored.ranks), f"{scored.parameters:,}", text
 
 
 def print_summary(console: Console, summary: Summary) -> None:

@@ -78,19 +78,6 @@ class SearchResult(RankResult):
     pareto: tuple[int, ...]
     best: SearchPoint | None
 
-    @property
-    def tied(self) -> int:
-        """The number of other points with the same result as the best point.
-
-        0 if there is no best point or if the search has two objectives.
-        """
-        if self.best is None or len(self.objectives) > 1:
-            return 0
-        return sum(self._rank(point) == self._rank(self.best) for point in self.trials) - 1
-
-    def _rank(self, point: SearchPoint) -> float | None:
-        return point.loss if self.by == "loss" else point.value
-
 
 class AllocationPoint(Tried):
     """A point of an allocation's sweep, which changes the rank of one mode."""

@@ -39,6 +39,7 @@ def _by_rank(number: int, stored: StoredAblation, level: float | None) -> Drawn 
     best, top = max(points, key=lambda entry: direction(stored.metric) * entry[1])
     if stored.best is not None and stored.best.value is not None:
         best, top = stored.best.ranks, unit.factor * stored.best.value
+    tied = stored.choice is not None and stored.choice.ties.others
     values = np.array([value for _, value in points])
     for mode, ax in enumerate(axes):
         ranks = np.array([ranks[mode] for ranks, _ in points])
@@ -57,13 +58,19 @@ def _by_rank(number: int, stored: StoredAblation, level: float | None) -> Drawn 
             ax.set_ylabel("validation score" + (f", {unit.mark}" if unit.mark else ""))
     caption = (
         "Each circle is one allocation whose every seed finished; the other modes' ranks differ too. The "
-        "line is the mean at each rank, the diamond the best."
+        f"line is the mean at each rank, the diamond the {'choice among ties' if tied else 'best'}."
     )
     if level is not None:
         caption += f" The dotted line is the converged head: {unit.score(level)}."
     text = ", ".join(f"{mode} {rank}" for mode, rank in zip(stored.modes, best, strict=True))
     title = f"{stored.name}: score by rank"
-    return Drawn(f"ablation-{number}-ranks", title, caption, f"Best: {text}.", figure)
+    return Drawn(
+        f"ablation-{number}-ranks",
+        title,
+        caption,
+        f"{'Chosen among ties' if tied else 'Best'}: {text}.",
+        figure,
+    )
 
 
 def _importance(number: int, stored: StoredAblation) -> Drawn | None:

@@ -30,6 +30,7 @@ from bench.store.store import Store
 from bench.tasks import TASKS
 from methods import METHODS, Geometry
 from methods.tenslora import VARIANTS
+from reports.ablation import StoredAblation
 
 from ..messages import naming
 from .programs import Program
@@ -344,7 +345,9 @@ def test_names_with_brackets_are_shown_as_they_are() -> None:
         heuristic=Tried(ranks=(2,), parameters=100, trials={}),
         best=None,
     )
-    print_allocation(Console(file=shown, width=120), allocation, {})
+    head = {"name": "n", "run_id": "", "method": "", "task": "", "backbone": "", "budget": ""}
+    stored = StoredAblation(kind="allocation", **head, modes=["heads"])
+    print_allocation(Console(file=shown, width=120), allocation, stored)
     assert "att [lr=0.01] · isorank 2" in shown.getvalue()
 
 

@@ -15,13 +15,13 @@ import bench.run
 from bench.execution.inline import Inline
 from bench.execution.perform import Event, Report
 from bench.plan.rows import Plan
-from bench.records.record import Record
 from bench.records.search_results import AllocationResult, SearchResult
 from bench.records.words import Phase
 from bench.run import Audience
 from bench.search.allocation import RankAllocation
 from bench.search.study import RankSearch
 from methods import UserError
+from reports.ablation import StoredAblation
 
 from ..messages import naming
 from .toy_runs import SHORT
@@ -56,13 +56,13 @@ class Heard(Audience):
     def searching(self, search: RankSearch) -> None:
         self.events.append(f"searching {search.trials}")
 
-    def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
+    def searched(self, result: SearchResult, stored: StoredAblation) -> None:
         self.events.append(f"searched {len(result.trials)}")
 
     def allocating(self, name: str, allocation: RankAllocation) -> None:
         self.events.append(f"allocating {len(allocation.vectors)}")
 
-    def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
+    def allocated(self, result: AllocationResult, stored: StoredAblation) -> None:
         self.events.append(f"allocated {len(result.points)}")
 
 

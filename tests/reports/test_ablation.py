@@ -50,7 +50,10 @@ def search(trials: dict[int, str], where: dict[str, str]) -> SearchResult:
         asked=180,
         modes=MODES,
         importance=IMPORTANCE,
-        final=(Finalist(label="best", ranks=(2, 2, 2), parameters=177, trials=trials),),
+        final=tuple(
+            Finalist(label=label, ranks=(2, 2, 2), parameters=177, trials=trials)
+            for label in ("best", "heuristic")
+        ),
         objectives=("score",),
         trials=tuple(points),
         pareto=(0, 2),
@@ -66,7 +69,7 @@ def allocation(trials: dict[int, str], where: dict[str, str]) -> AllocationResul
         asked=180,
         modes=MODES,
         importance=IMPORTANCE,
-        final=(Finalist(label="best", **dict(tried)),),
+        final=tuple(Finalist(label=label, **dict(tried)) for label in ("best", "heuristic")),
         points=(
             AllocationPoint(mode="input", rank=2, **dict(tried)),
             AllocationPoint(mode="heads", rank=3, **dict(tried)),
@@ -129,7 +132,7 @@ def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> N
     assert [entry.state for entry in search.tried] == ["complete", "complete", "pruned"]
     # Positions in `tried`. The search names its points by number.
     assert search.pareto == [0, 1]
-    (final,) = search.final
+    final, _ = search.final
     assert final.value == pytest.approx(0.65)
     assert final.sd == pytest.approx(0.1 / 2**0.5)
     assert set(final.runs) <= {record.run_id for record in study.experiments[0].records.values()}
@@ -138,7 +141,7 @@ def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> N
         "heads 3",
         "step 1",
         "heuristic",
-        "best",
+        "chosen",
     ]
     assert redundancy.effective_ranks == {"input": 1.8}
 
@@ -185,6 +188,26 @@ def test_the_page_shows_ablations_with_names_escaped(uri: str, tmp_path: Path) -
     assert "figures/ablation-2-spectra.svg" in done.files
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [entry["kind"] for entry in content["ablations"]] == ["search", "allocation", "redundancy"]
+
+
+def test_a_report_without_comparisons_opens_with_the_choice_of_ranks_and_its_picture(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    plan = plan_of(**{**SMALL, "methods": [{"method": "tenslora", "variant": "att"}]})
+    made = new_store(tmp_path)
+    store = write(made, plan, lambda trial, row: Result(score=0.6 + 0.1 * trial.seed))
+    (row,) = plan.rows
+    trials = {seed: id_ for seed, id_ in row.trials.items() if id_}
+    where = {"method": "tenslora", "task": row.task, "backbone": row.backbone, "budget": "isorank 2"}
+    keep(store, RunKind.ALLOCATION, Artifact.ALLOCATION, allocation(trials, where))
+    write_report(made, ["small"], tmp_path / "out", log=False)
+    page = (tmp_path / "out" / "index.html").read_text()
+    main = page[page.index("<main>") :]
+    answer = main[: main.index("</section>")]
+    assert "The heuristic&#39;s own ranks are the choice" in answer
+    assert "<svg" in answer
+    assert "Nothing to compare" not in main
+    assert page.count('id="figure-ablation-0-ranks"') == 1
 
 
 def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: NewStore) -> None:

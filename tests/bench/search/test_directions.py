@@ -15,11 +15,11 @@ import bench.search.study
 from bench.cli.results import print_search
 from bench.plan.make import cells
 from bench.plan.settings import Setting
-from bench.records.record import Record
 from bench.records.search_results import SearchPoint
-from bench.records.words import PointState, Status, Tag
+from bench.records.words import PointState
 from bench.search.study import RankSearch, SampledPoint
 from bench.search.tuning import with_choices
+from reports.ablation import StoredAblation
 
 from ...stored import Result, search_found
 from ...stored import write as stored
@@ -100,7 +100,6 @@ def test_a_search_by_loss_takes_the_lower_loss_whatever_the_score(objectives: st
     result = search.result()
     assert result.best is not None
     assert (result.by, result.best.ranks, result.best.loss, result.best.value) == ("loss", (2,), 0.4, 0.3)
-    assert result.tied == (0 if search.two else 1)
     if search.two:
         assert [result.trials[number].ranks for number in result.pareto] == [(1,), (2,)]
 
@@ -139,9 +138,10 @@ def test_the_best_points_are_shown_first(metric: str) -> None:
         for number, value in enumerate((0.41, 0.3, 0.42, 0.43, 0.5, 0.44, 0.45))
     ]
     result = search_found(trials=tuple(points))
-    record = Record("0", "0", Status.FINISHED, 0, {Tag.METRIC: metric}, {})
+    head = {"name": "n", "run_id": "", "method": "", "task": "", "backbone": "", "budget": ""}
     out = io.StringIO()
-    print_search(Console(file=out, width=100), result, {"0": record})
+    stored_search = StoredAblation(kind="search", **head, modes=["rank"], metric=metric)
+    print_search(Console(file=out, width=100), result, stored_search)
     lines = [line for line in out.getvalue().splitlines() if "0." in line]
     shown = [float(line.split()[-1]) for line in lines]
     assert (len(shown), shown[0]) == (5, BEST[metric])
