@@ -19,10 +19,11 @@ from bench.conformance.findings import judge
 from bench.conformance.subject import Subject, scatter
 from bench.execution.perform import Event
 from bench.probes import perf
+from bench.records.measures import Measure
 from bench.records.record import Record
 from bench.records.words import Status
 from methods import METHODS
-from tools.gpu import correctness, costs, gaps, memory, runner, steps, tables, trials, wheels
+from tools.gpu import correctness, costs, gaps, harness, memory, runner, steps, tables, trials, wheels
 from tools.gpu.runner import Row, Runner, Step
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -56,7 +57,8 @@ def imports() -> Iterator[Row]:
     """Imports the modules of the steps again, in a process in which MLflow cannot be imported."""
     ours = ("bench", "methods", "baselines", *wheels.UNNEEDED)
     modules = [
-        f"tools.gpu.{name}" for name in ("machine", "correctness", "costs", "gaps", "memory", "trials")
+        f"tools.gpu.{name}"
+        for name in ("machine", "correctness", "costs", "gaps", "harness", "loops", "memory", "trials")
     ]
     for name in list(sys.modules):
         if name.partition(".")[0] in ours or name in modules:
@@ -151,11 +153,29 @@ def test_every_step_names_a_function_that_takes_its_options(schedule: list[Step]
 
 def test_the_first_steps_on_a_gpu_fit_into_the_time() -> None:
     schedule = steps.on_card("cuda")
-    certain = [timed_step for timed_step in schedule if "compiled" not in timed_step.name]
-    assert sum(timed_step.seconds for timed_step in certain) + 30 <= steps.MINUTES * 60
-    assert sum(timed_step.seconds for timed_step in steps.on_card("cuda", 18)) == 2 * sum(
-        timed_step.seconds for timed_step in schedule
+    assert sum(timed_step.seconds for timed_step in schedule) + 30 <= steps.MINUTES * 60
+    longer = steps.on_card("cuda", 30)
+    assert [timed_step.name for timed_step in longer][: len(schedule)] == [step.name for step in schedule]
+    assert sum(timed_step.seconds for timed_step in longer[: len(schedule)]) <= 30 * 60
+    assert "compiled" in longer[-1].name
+
+
+def test_the_harness_s_checks_can_fail_and_say_what_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [row["status"] for row in harness.broken("cpu")] == ["not applicable"] * 2
+    monkeypatch.setattr(harness, "OTHERS", {"AdaLoRA": harness.OTHERS["AdaLoRA"]})
+    assert not tables.failures(list(harness.others("cpu", 2)))
+    first, second = (
+        Record(status=Status.FINISHED, metrics={Measure.SCORE_LOSS: loss}) for loss in (0.5, 0.52)
     )
+    assert "0.520000" in judge("", lambda: harness._alike(first, second)).message
+    assert judge("", lambda: harness._alike(second, Record(status=Status.FAILED))).status == "failed"
+
+
+def test_shorter_texts_are_padded_to_the_longest() -> None:
+    tokens = torch.arange(40).reshape(4, 10)
+    short = costs._shortened({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, 8)
+    assert short["input_ids"].shape == (4, 8)
+    assert short["attention_mask"].sum(1).tolist() == [2, 4, 6, 8]
 
 
 def test_a_device_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

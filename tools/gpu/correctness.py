@@ -127,12 +127,12 @@ def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float
     return error
 
 
-def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
-    """Checks that outputs and gradients on the GPU equal those on the CPU.
+def one_pass(device: str, dtype: torch.dtype, method: Method, kind: BackboneKind = TRAINED_ON) -> str:
+    """Checks that outputs and gradients on the GPU equal those on the CPU, on a kind of backbone.
 
     The adapter is moved away from its start. Returns the largest difference as text.
     """
-    subject, sent = Subject(method, TRAINED_ON), Subject(method, TRAINED_ON, device=device)
+    subject, sent = Subject(method, kind), Subject(method, kind, device=device)
     (here, adapter), (there, other) = subject.randomised(dtype), subject.randomised(dtype)
     there.module.to(device)
     allowed = ONE_PASS[dtype]

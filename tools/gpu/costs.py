@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from bench.backbones import LoadedBackbone, load
 from bench.probes import perf
@@ -28,6 +29,7 @@ def speed(
     rounds: int,
     bf16: bool,
     compiled: bool = False,
+    longest: int | None = None,
     names: Sequence[str] = tuple(perf.ALL),
     rank_modes: Sequence[str] = ("isoparameters",),
 ) -> Iterator[Row]:
@@ -35,10 +37,13 @@ def speed(
 
     The first round begins with the floor (one trained bias) and the reference, and the step fails if one of
     them ever fails. Any other method that fails gives a row with its error. After the first round every
-    method has a row, which later rounds refine.
+    method has a row, which later rounds refine. `longest` is the number of tokens of the longest text, by
+    default as many as all texts of `perf` have.
     """
     loaded = _loaded(backbone, device)
     inputs, labels = perf._batch(loaded, batch, device)
+    if longest is not None:
+        inputs = _shortened(inputs, longest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         chosen = perf.contenders(list(names), list(rank_modes), loaded)
@@ -75,6 +80,14 @@ def speed(
                 yield from (about | row for row in _rows(measured)[-len(new) :])
         if index:
             yield from (about | row for row in _rows(measured))
+
+
+def _shortened(inputs: dict[str, Tensor], longest: int) -> dict[str, Tensor]:
+    """Texts of a quarter of `longest` to `longest` tokens, padded to the longest."""
+    mask = inputs["attention_mask"][:, :longest].clone()
+    lengths = torch.linspace(longest / 4, longest, len(mask), device=mask.device)
+    mask[torch.arange(mask.shape[1], device=mask.device) >= lengths[:, None]] = 0
+    return {"input_ids": inputs["input_ids"][:, :longest], "attention_mask": mask}
 
 
 @lru_cache(maxsize=1)

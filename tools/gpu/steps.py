@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from .runner import Step
 
-#: The default total time in minutes. It suffices for the limits of all steps except the compiled ones.
+#: The default total time in minutes. It suffices for the limits of all steps that it has time for.
 MINUTES = 9
 
 #: One method of each kind: matrices, tensors over a layer and over the model, updates of high rank, added
@@ -36,39 +35,70 @@ def _speed(device: str, backbone: str, seconds: float, batch: int, **options: An
 
 
 def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
-    """The steps on a GPU. Their limits grow in proportion if `minutes` exceed `MINUTES`."""
+    """The steps on a GPU. Their limits grow in proportion if `minutes` exceed `MINUTES`.
+
+    Only then is there time for compiled methods on other backbones than one.
+    """
     vit, roberta, llama = (f"random-{name}" for name in ("vit-base", "roberta-base", "llama-1b"))
     both = ({"bf16": True}, {"bf16": False})
-    eager: list[tuple[str, float, int, Mapping[str, Any]]] = [
-        *((vit, 40, 32, kind | {"rounds": 2}) for kind in both),
-        *((roberta, 30, 32, kind | {"rounds": 2}) for kind in both),
-    ]
-    compiled = [
-        _speed(device, name, 50, batch, rounds=1, compiled=True, names=COMPILED, **kind)
-        for name, batch in ((vit, 32), (roberta, 32), (llama, 8))
-        for kind in both
-    ]
+    minilm, vit_small = "random-minilm-l6", "random-vit-small"
     steps = [
         _step("machine", 15, "machine:machine", device=device, side=8192, copied_mib=2048, seconds=0.5),
-        _step("correctness", 130, "correctness:every_method", device=device),
-        _step("out of memory", 20, "memory:runs_out", device=device, backbone="random-vit-small", batch=512),
-        *(_speed(device, name, bound, batch, **options) for name, bound, batch, options in eager),
+        _step("killed suite", 65, "harness:killed_suite", device=device, backbone=minilm, seeds=4, steps=60),
+        _step(
+            "processes",
+            40,
+            "harness:processes",
+            device=device,
+            backbone=roberta,
+            steps=20,
+            batch=32,
+            precision="bf16",
+        ),
+        _step("correctness", 110, "correctness:every_method", device=device),
+        _step("broken", 25, "harness:broken", device=device),
+        _step("out of memory", 15, "memory:runs_out", device=device, backbone=vit_small, batch=512),
+        _step("others", 40, "harness:others", device=device, steps=6),
+        # The paper's batch. The texts are as long as MRPC's.
+        *(
+            _speed(device, name, 25, 64, rounds=1, **shape, **kind)
+            for name, shape in ((roberta, {"longest": 64}), (vit, {}))
+            for kind in both
+        ),
+        *(
+            _step(
+                f"loops, {'bf16' if kind['bf16'] else 'fp32'}",
+                10,
+                "loops:loops",
+                device=device,
+                backbone=roberta,
+                batch=64,
+                steps=24,
+                longest=64,
+                **kind,
+            )
+            for kind in both
+        ),
         _step(
             "trials an hour",
-            85,
+            60,
             "trials:an_hour",
             device=device,
-            slots=(1, 2, 4, 8),
+            slots=(1, 4, 8),
             each=4,
             steps=40,
             batch=32,
-            backbones=("random-minilm-l6", "random-vit-small"),
+            backbones=(minilm,),
         ),
-        _step("gaps", 30, "gaps:gaps", device=device, backbone="random-vit-small", batch=32, names=LOOKED_AT),
-        compiled[0],
-        *(_speed(device, llama, 40, 8, rounds=1, **kind) for kind in both),
-        *compiled[1:],
+        _step("gaps", 20, "gaps:gaps", device=device, backbone=vit_small, batch=32, names=LOOKED_AT),
     ]
+    if minutes > MINUTES:
+        steps += [_speed(device, llama, 40, 8, rounds=1, **kind) for kind in both]
+        steps += [
+            _speed(device, name, 50, batch, rounds=1, compiled=True, names=COMPILED, **kind)
+            for name, batch in ((vit, 32), (roberta, 32), (llama, 8))
+            for kind in both
+        ]
     longer = max(1.0, minutes / MINUTES)
     return [
         Step(timed_step.name, timed_step.run, timed_step.seconds * longer, timed_step.options)
@@ -81,7 +111,39 @@ def on_cpu() -> list[Step]:
     device = "cpu"
     return [
         _step("machine", 20, "machine:machine", device=device, side=256, copied_mib=16, seconds=0.1),
+        _step(
+            "killed suite",
+            300,
+            "harness:killed_suite",
+            device=device,
+            backbone="tiny-random-bert",
+            seeds=3,
+            steps=2,
+        ),
+        _step(
+            "processes",
+            120,
+            "harness:processes",
+            device=device,
+            backbone="tiny-random-bert",
+            steps=2,
+            batch=8,
+            precision="fp32",
+        ),
         _step("correctness", 150, "correctness:every_method", device=device, names=FAMILIES),
+        _step("broken", 60, "harness:broken", device=device),
+        _step("others", 120, "harness:others", device=device, steps=2),
+        _step(
+            "loops",
+            60,
+            "loops:loops",
+            device=device,
+            backbone="tiny-random-bert",
+            batch=4,
+            steps=8,
+            longest=16,
+            bf16=False,
+        ),
         _step("out of memory", 60, "memory:runs_out", device=device, backbone="tiny-random-vit", batch=32),
         *(
             _speed(device, f"tiny-random-{kind}", 60, 2, rounds=1, bf16=bf16, names=TIMED)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-STEPS, MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY = (
-    *("steps", "machine", "correctness", "speed", "gaps", "trials", "memory"),
+STEPS, MACHINE, CORRECT, HARNESS, SPEED, GAPS, TRIALS, MEMORY, LOOPS = (
+    *("steps", "machine", "correctness", "harness", "speed", "gaps", "trials", "memory", "loops"),
 )
 
 #: The text of an entry that has no value.
@@ -75,7 +75,14 @@ TABLES = {
             "seconds": number(1),
             "trials an hour": number(0),
             "of one slot": number(2),
+            "MiB in use": number(0),
         },
+    ),
+    HARNESS: Table("The whole harness", ("what",), {"status": str, "message": str}),
+    LOOPS: Table(
+        "LoRA by peft in a plain loop, and by the harness",
+        ("backbone", "precision", "batch"),
+        {"plain ms": number(2), "harness ms": number(2), "of plain": number(3)},
     ),
     MEMORY: Table("Out of memory", ("what",), {"came": str, "expected": str, "passed": str}),
 }
@@ -84,7 +91,7 @@ TABLES = {
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """The page with all tables that have rows. The table of steps comes last."""
     parts = []
-    for name in (MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY, STEPS):
+    for name in (MACHINE, HARNESS, CORRECT, SPEED, LOOPS, GAPS, TRIALS, MEMORY, STEPS):
         chosen = [row for row in rows if row["table"] == name]
         if chosen:
             parts.append(_correctness(chosen) if name == CORRECT else _table(TABLES[name], chosen))
