@@ -13,7 +13,7 @@ from bench.plan.choosing import AXES
 from bench.plan.coverage import shared_points, tuning_notes
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS
-from bench.records.stored_plan import Forecast, StudyPlan
+from bench.records.stored_plan import Forecast, rate_text
 from bench.records.words import OWN_SIZE
 from bench.tasks import split_sizes
 from reports.units import PERCENT, unit_of
@@ -31,13 +31,13 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(f"[bold]{plan.suite.name}[/bold]: {plan.counts}")
     _print_splits(console, plan)
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
-        rates = ("lr", "centre", "head lr") if plan.suite.studies else ("lr",)
-        table = RowTable(f"{task} · {backbone}", *rates)
-        for row in final.rows:
-            if (row.task, row.backbone) == (task, backbone):
-                beside = _centre(row.studies) if row.studies else ["–"] * (len(rates) - 1)
-                table.add(row, final.rate(row), *beside)
-        console.print(fitted(console, table.table, "% LoRA", rates[0], "params", "budget"))
+        rows = [row for row in final.rows if (row.task, row.backbone) == (task, backbone)]
+        head_lr = next((row.studies.head_lr for row in rows if row.studies and row.studies.head_lr), None)
+        of_head = f" · head lr {rate_text(head_lr)}" if head_lr else ""
+        table = RowTable(f"{task} · {backbone}{of_head}", *final.rates(rows[0]))
+        for row in rows:
+            table.add(row, *final.rates(row).values())
+        console.print(fitted(console, table.table, "% LoRA", "paper lr", "params", "budget"))
     if tuning.trials:
         _print_points(console, plan)
         console.print("The final trials are known once the tuning trials have ended.")
@@ -45,6 +45,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     if shared and not tuning.trials:
         console.print(f"{shared} trial(s) belong to more than one row and run once.")
     print_missed(console, sum(row.within is False for row in final.rows))
+    for note in plan.notes:
+        console.print(escape(note), highlight=False)
 
 
 def _print_splits(console: Console, plan: Plan) -> None:
@@ -61,11 +63,6 @@ def _print_splits(console: Console, plan: Plan) -> None:
         if sizes := split_sizes(definition, trial.task.sizes, split_seed):
             dealt = "" if split_seed is None else f", as seed {split_seed} deals them"
             console.print(escape(f"{name}: {sizes}{dealt}"), highlight=False)
-
-
-def _centre(studies: StudyPlan) -> tuple[str, str]:
-    head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
-    return f"{studies.centre:g}", head
 
 
 def _print_points(console: Console, plan: Plan) -> None:

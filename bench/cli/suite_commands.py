@@ -132,7 +132,7 @@ def plan(
     from bench.plan.make import make_plan
     from bench.plan.suite_file import load_suite
     from bench.training.saving import Saving
-    from methods import UserError
+    from methods import METHODS, UserError
 
     if sd is not None and not power:
         raise UserError("--sd needs --power")
@@ -150,6 +150,12 @@ def plan(
         powers = suite_power(made, store, sd, thresholds)
     if as_json:
         content = made.stored().model_dump(mode="json") | {
+            "windows": [
+                {name: getattr(row, name) for name in ("task", "backbone", "budget", "method")}
+                | {"lr": row.studies.ends, "published_lr": METHODS.get(row.family).published_lr}
+                for row in made.rows
+                if row.studies
+            ],
             "tuning_points": [point.model_dump(exclude_none=True) for point in shared_points(made)],
             "tuning_warnings": tuning_notes(made),
             "forecast": expected.model_dump(mode="json"),

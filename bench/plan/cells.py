@@ -27,9 +27,8 @@ from methods import Geometry, Method, UserError, create
 #: The rank at which LoRA, on query, key and value, counts as 100% of parameters in tables and in the paper.
 REFERENCE_RANK = 4
 
-#: The default centre of methods whose paper states no learning rate, and of methods that train the
-#: backbone's own weights.
-CENTRE, CENTRE_OF_WEIGHTS = 5e-3, 1e-4
+#: The default centre of methods that train the backbone's own weights, which break at an adapter's rates.
+CENTRE_OF_WEIGHTS = 1e-4
 
 #: The largest learning rate of AdamW that makes sense: each step moves every parameter by about the rate.
 LARGEST_RATE = 1.0
@@ -291,8 +290,7 @@ class PlanCell:
         - the centre that the method's row gives
         - for `head_only`, the head's rate
         - for full fine-tuning, `CENTRE_OF_WEIGHTS`
-        - the centre that the suite's window gives as a number
-        - the method's published rate, or `CENTRE` if none is published
+        - the centre of the suite's window
 
         Raises UserError unless all rates of the window are above `lr_floor` and at most `LARGEST_RATE`, and
         for a larger rate of the head.
@@ -310,8 +308,6 @@ class PlanCell:
             default = head_lr
         elif method.trains_weights:
             default = CENTRE_OF_WEIGHTS
-        elif studies.lr.around == "published":
-            default = method.published_lr or CENTRE
         else:
             default = studies.lr.around
         decades = studies.lr.decades

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     Field,
     PositiveFloat,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -107,22 +105,17 @@ class Tuning(ChoosingSection):
 
 
 class Window(Frozen):
-    """The window from which a study draws learning rates, log-uniformly around the method's centre."""
+    """The window from which a study draws learning rates, log-uniformly around its centre.
 
-    #: The centre of methods whose rows give none. `published`: the method's published rate, or
-    #: `bench.plan.cells.CENTRE` if none is published. `head_only` and full fine-tuning have other centres,
+    All adapters have the same window unless their rows give centres. Published rates do not move it, since
+    they were chosen for other backbones, tasks and scales.
+    """
+
+    #: The centre of methods whose rows give none. `head_only` and full fine-tuning have other centres,
     #: described at `bench.plan.cells.PlanCell.window`.
-    around: Literal["published"] | PositiveFloat = "published"
+    around: PositiveFloat = 1e-3
     #: The width of the window in decades.
-    decades: Annotated[PositiveFloat, Field(le=6)] = 1.0
-
-    @field_validator("around", mode="wrap")
-    @classmethod
-    def _in_one_message(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return check(value)
-        except ValidationError:
-            raise ValueError("should be a number above 0, or 'published'") from None
+    decades: Annotated[PositiveFloat, Field(le=6)] = 2.0
 
 
 class Studies(Frozen):

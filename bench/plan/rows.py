@@ -14,7 +14,14 @@ from bench.plan.recipe import Recipe
 from bench.plan.settings import Setting
 from bench.plan.suite import Suite
 from bench.plan.trial import Trial
-from bench.records.stored_plan import TEXT_COLUMNS, PlannedRow, PlannedTrial, StoredPlan, row_texts
+from bench.records.stored_plan import (
+    TEXT_COLUMNS,
+    PlannedRow,
+    PlannedTrial,
+    StoredPlan,
+    rate_text,
+    row_texts,
+)
 from bench.records.words import Phase, budget_names
 from bench.tasks import Task
 from methods import METHODS, UnknownNameError, UserError
@@ -233,6 +240,27 @@ class Plan(ShowsOverview, Frozen):
         first = next(iter(row.trials.values()))
         return f"{self._recipes[first].lr:g}" if first else "tuned"
 
+    def rates(self, row: Row) -> dict[str, str]:
+        """Returns what a plan shows of a row's learning rates, by heading.
+
+        It is the text of `rate`, and with studies the rate that the method's paper states, which decides
+        nothing.
+        """
+        published = METHODS.get(row.family).published_lr
+        shown = {"paper lr": rate_text(published) if published else "–"} if self.suite.studies else {}
+        return {"lr": self.rate(row)} | shown
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the plan should know about rows that the suite does not describe."""
+        families = [METHODS.get(row.family) for row in self.of(None).rows if row.studies]
+        if any(family.trains_weights for family in families):
+            return [
+                "Full fine-tuning has a window of its own: it trains the backbone's weights, which take "
+                "smaller rates than adapters."
+            ]
+        return []
+
     @cached_property
     def _recipes(self) -> dict[str, Recipe]:
         return {trial.id: trial.recipe for trial in self.trials}
@@ -245,10 +273,11 @@ class Plan(ShowsOverview, Frozen):
             f"{self.suite.name}: {self.counts}",
             [
                 row_texts(row, ",".join(map(str, row.ranks)))
-                | {"lr": self.rate(row), "trials": str(len(row.trials))}
+                | self.rates(row)
+                | {"trials": str(len(row.trials))}
                 for row in final
             ],
-            [f"{missed} row(s) miss their budget by more than its tolerance."] * bool(missed),
+            [*[f"{missed} row(s) miss their budget by more than its tolerance."] * bool(missed), *self.notes],
             TEXT_COLUMNS,
         )
 

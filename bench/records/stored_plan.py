@@ -37,6 +37,12 @@ class Tuned(Wired):
     allowed_grids: dict[str, tuple[float, ...]] = {}
 
 
+def rate_text(rate: float) -> str:
+    """A learning rate with up to three digits, as people write it in a suite: "1e-4" or "3.16e-3"."""
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 class StudyTrial(Wired):
     """The study and the point to which a trial of a row belongs."""
 
@@ -65,10 +71,15 @@ class StudyPlan(Wired):
     trials: dict[int, StudyTrial]
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest learning rate of the window."""
+        low, high = (self.centre * 10 ** (side * self.decades / 2) for side in (-1, 1))
+        return float(f"{low:.3e}"), float(f"{high:.3e}")
+
+    @property
     def window(self) -> str:
-        """The smallest and the largest learning rate, in words."""
-        ends = (self.centre * 10 ** (side * self.decades / 2) for side in (-1, 1))
-        return " to ".join(f"{end:.3g}" for end in ends)
+        """The ends of the window as text: "1e-4 … 1e-2"."""
+        return " … ".join(map(rate_text, self.ends))
 
 
 class PlannedRow(Wired):

@@ -37,7 +37,7 @@ STUDY: dict[str, Any] = {
     **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
     "methods": ["lora", "head_only"],
     "training": {"batch_size": 16, "steps": 1},
-    "tuning": {"studies": 3, "points": 4},
+    "tuning": {"studies": 3, "points": 4, "lr": {"decades": 1}},
 }
 
 
@@ -138,7 +138,7 @@ def test_studies_of_a_part_and_of_another_machine_are_one(
 
 
 def test_an_extended_study_keeps_its_trials(halves: Halves) -> None:
-    longer = load_suite({**STUDY, "tuning": {"studies": 4, "points": 4}})
+    longer = load_suite({**STUDY, "tuning": {**STUDY["tuning"], "studies": 4}})
     stored = latest(Store.existing(halves.first, "toy").records())
     assert set(stored) < {trial.id for trial in bench.make_plan(longer).trials}
 
@@ -213,11 +213,14 @@ def test_other_windows_do_not_merge(halves: Halves, tmp_path: Path, new_store: N
         bench.load_results(halves.packs[0], pack)
 
 
-def test_a_plan_shows_window_centre_and_head_rate_and_counts_points(halves: Halves, call: Call) -> None:
+def test_a_plan_shows_window_and_head_rate_and_counts_points(halves: Halves, call: Call) -> None:
     out = call("plan", halves.suite, "--studies", "1,2").out
     assert re.search(naming(16, "2 of 3 studies", 4), out)
-    for shown in ("0.00158 to 0.0158", "0.005", "0.003"):
+    for shown in ("3.16e-4 … 3.16e-3", "head lr 3e-3", "9.49e-4 … 9.49e-3"):
         assert shown in out
+    (head, lora) = json.loads(call("plan", halves.suite, "--json").out)["windows"]
+    assert (lora["method"], lora["lr"], lora["published_lr"]) == ("LoRA", [3.162e-4, 3.162e-3], None)
+    assert head["method"] == "head only"
     assert call("plan", halves.suite, "--studies", "2-1").code == 2
     assert "study" in call("plan", halves.suite, "--studies", "3").err
     assert "3 studies" in call("plan", halves.suite, "--power").out

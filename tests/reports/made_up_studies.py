@@ -34,6 +34,8 @@ STUDIED: dict[str, Any] = {
     "budgets": [{"isoparameters": 2, "tolerance": 0.5}],
     "tuning": {"studies": 4, "points": 4},
 }
+#: The window of the made-up effects, which are in decades from its centre.
+WINDOW = {"around": 5e-3, "decades": 1}
 
 #: For each method: the points by which its score at its best rate exceeds LoRA's, and that rate's offset.
 EDGE = {
@@ -60,7 +62,8 @@ MISSING = ("LoTR", "digits", 13_003)
 
 
 def plan_of(**changes: Any) -> Plan:
-    return make_plan(validate(Suite, {**STUDIED, **changes}, "suite"))
+    values = {**STUDIED, **changes}
+    return make_plan(validate(Suite, {**values, "tuning": {"lr": WINDOW, **values["tuning"]}}, "suite"))
 
 
 def result(trial: Trial, row: Row) -> Result | None:

@@ -11,6 +11,7 @@ CaRA have by default, has a new id. For these trials `ids.json` holds the new id
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from bench.plan.make import make_plan
 from bench.plan.recipe import AS_HEAD
 from bench.plan.suite_file import load_suite
 from bench.plan.trial import Trial
+from bench.records.stored_plan import StoredPlan
 
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 
-SUITES = Path(__file__).parents[3] / "suites"
+ROOT = Path(__file__).parents[3]
+SUITES = ROOT / "suites"
 STORED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "ids.json").read_text())
 
 TRAINING = VISION["training"]
@@ -82,6 +85,21 @@ def test_the_trials_of_a_suite_keep_their_ids(name: str) -> None:
         for seed, trial in row.trials.items():
             now[f"{row.method}, {budget}, {row.backbone}, {row.task}, seed {seed}"] = trial
     assert {what: now.get(what) for what in STORED[name]} == STORED[name]
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [*ROOT.joinpath("results").glob("study*.zip"), *ROOT.joinpath("docs/results").glob("*.zip")],
+    ids=lambda pack: pack.name,
+)
+def test_published_suites_plan_the_trials_of_their_packs(pack: Path) -> None:
+    with zipfile.ZipFile(pack) as file:
+        (name,) = (name for name in file.namelist() if name.endswith("plan.json"))
+        stored = StoredPlan.model_validate_json(file.read(name))
+    planned = make_plan(load_suite(SUITES / f"{stored.suite}.yaml")).stored()
+    assert [(row.method, row.task, row.trials) for row in planned.rows] == [
+        (row.method, row.task, row.trials) for row in stored.rows
+    ]
 
 
 def test_later_fields_change_ids_only_off_their_default() -> None:

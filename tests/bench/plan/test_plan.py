@@ -394,7 +394,7 @@ def test_a_plan_of_studies_shows_their_windows() -> None:
     (row,) = made.rows
     assert row.studies is not None
     rates = [trial.lr for trial in row.studies.trials.values()]
-    low, high = map(float, line["lr"].split(" to "))
+    low, high = map(float, line["lr"].split(" … "))
     assert low <= min(rates) < max(rates) <= high
     assert line["trials"] == "12"
     assert "3 studies of 4 points" in made.overview().title

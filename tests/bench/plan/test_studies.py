@@ -9,18 +9,18 @@ import pytest
 
 from bench.execution.estimate import longest_first
 from bench.plan.cells import offsets
-from bench.plan.choosing import Studies
+from bench.plan.choosing import Studies, Window
 from bench.plan.make import make_plan
 from bench.plan.rows import Part, Plan, Row
 from bench.plan.suite import Suite
 from bench.records.stored_plan import PlannedRow, StoredPlan, StudyPlan
-from methods import UserError
+from methods import METHODS, UserError
 from methods.validation import validate
 
 from ...messages import naming
 from ..toy_suites import DIGITS, VISION
 
-METHODS: list[Any] = ["head_only", "lora", {"method": "lotr", "centre": 2e-2}, "full"]
+ROWS: list[Any] = ["head_only", "lora", {"method": "lotr", "centre": 2e-2}, "full"]
 
 
 def suite(**changes: Any) -> Suite:
@@ -30,7 +30,7 @@ def suite(**changes: Any) -> Suite:
 
 
 def plan(**changes: Any) -> Plan:
-    return make_plan(suite(methods=METHODS, **changes))
+    return make_plan(suite(**{"methods": ROWS, **changes}))
 
 
 def by_method(made: Plan) -> dict[str, Row]:
@@ -52,12 +52,25 @@ def test_one_line_in_a_suite_is_enough() -> None:
     assert {trial.recipe.head_lr for trial in made.trials} == {3e-3}
 
 
+def test_one_window_and_one_head_rate_for_all_adapters_whatever_their_papers_say() -> None:
+    made = plan(methods=["lora", "lorta", "fact_tt", {"method": "tenslora", "variant": "att"}, "full"])
+    adapters = [row for row in made.rows if row.family != "full"]
+    assert len({METHODS.get(row.family).published_lr for row in adapters}) == 4
+    assert {of(row).ends for row in adapters} == {(1e-4, 1e-2)}
+    assert {of(row).head_lr for row in made.rows} == {3e-3}
+    # Published rates differ, and the plan shows them beside the window.
+    shown = {line["method"]: line for line in made.overview().lines}
+    assert {shown[row.method]["lr"] for row in adapters} == {"1e-4 … 1e-2"}
+    assert (shown["LoRTA"]["paper lr"], shown["LoRA"]["paper lr"]) == ("1e-2", "–")
+    assert shown["full fine-tuning"]["lr"] == "1e-5 … 1e-3"
+
+
 def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own() -> None:
     made = plan()
     rows = by_method(made)
     assert {name: of(row).centre for name, row in rows.items()} == {
         "head_only": 3e-3,
-        "lora": 5e-3,
+        "lora": 1e-3,
         "lotr": 2e-2,
         "full": 1e-4,
     }
@@ -73,7 +86,7 @@ def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own()
 
 def test_a_method_may_have_two_centres_if_a_label_tells_them_apart() -> None:
     made = make_plan(suite(methods=["lora", {"method": "lora", "centre": 2e-2, "label": "wide"}]))
-    assert {row.method: of(row).centre for row in made.rows} == {"LoRA": 5e-3, "wide": 2e-2}
+    assert {row.method: of(row).centre for row in made.rows} == {"LoRA": 1e-3, "wide": 2e-2}
     with pytest.raises(UserError, match="lora is duplicated"):
         suite(methods=["lora", {"method": "lora", "centre": 2e-2}])
 
@@ -99,8 +112,9 @@ def test_more_studies_keep_the_trials_of_fewer() -> None:
 
 
 def test_offsets_seeds_and_ids_are_the_same_on_every_machine() -> None:
-    made = make_plan(suite())
-    assert offsets(Studies(), 0, "toys")[:3] == [-0.1884, 0.3106, 0.1513]
+    window = Window(around=5e-3, decades=1)
+    made = make_plan(suite(tuning={"studies": 3, "points": 4, "lr": window}))
+    assert offsets(Studies(lr=window), 0, "toys")[:3] == [-0.1884, 0.3106, 0.1513]
     assert [trial.seed for trial in made.trials[:5]] == [10_000, 10_001, 10_002, 10_003, 11_000]
     assert [trial.recipe.lr for trial in made.trials[:4]] == [0.002799, 0.01445, 0.004406, 0.008846]
     assert [trial.id for trial in made.trials[:2]] == ["6271b7a8cf7c7771", "912d4f2d8ed1c643"]
@@ -139,16 +153,9 @@ def test_a_task_has_a_head_rate_of_its_own() -> None:
     assert of(by_method(made)["head_only"]).centre == 1e-2
 
 
-def test_a_number_or_what_was_published_is_the_centre() -> None:
-    rows = ["lora", {"method": "lorta"}, {"method": "fact_tt"}]
-
-    def centres(around: Any) -> list[float]:
-        tuning = {"studies": 2, "points": 2, "lr": {"around": around}}
-        made = by_method(make_plan(suite(methods=rows, tuning=tuning)))
-        return [of(made[name]).centre for name in ("lora", "lorta", "fact_tt")]
-
-    assert centres("published") == [5e-3, 1e-2, 1e-3]
-    assert centres(2e-3) == [2e-3] * 3
+def test_a_suite_may_move_the_window_of_all_adapters() -> None:
+    made = plan(methods=["lora", "lorta"], tuning={"studies": 2, "points": 2, "lr": {"around": 2e-3}})
+    assert [of(row).centre for row in made.rows] == [2e-3] * 2
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_k_goes_up_to_the_trials_that_a_jackknife_leaves(studies: int, points: i
         ({"tuning": {"studies": 1, "points": 8}}, "tuning.studies: .*no interval"),
         ({"tuning": {"studies": 3, "points": 1}}, "tuning.points: "),
         ({"tuning": {"studies": 3, "trials": 8}}, "'tuning.trials'"),
-        ({"tuning": {"studies": 3, "lr": {"around": "nowhere"}}}, "tuning.lr.around: .*'nowhere'"),
+        ({"tuning": {"studies": 3, "lr": {"around": "published"}}}, "tuning.lr.around: .*'published'"),
         ({"tuning": {"studies": 3, "lr": {"decades": 0}}}, "tuning.lr.decades: "),
         ({"methods": [{"method": "lora", "centre": 0}]}, "methods.0.centre: "),
         ({"training": {"lr": 1e-3}}, "training sets lr"),
