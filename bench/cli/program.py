@@ -106,6 +106,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
+    suite_commands.init,
     suite_commands.plan,
     suite_commands.run,
     suite_commands.search,

@@ -1,4 +1,4 @@
-"""The commands on a suite: `plan`, `run` and `search`."""
+"""The commands on a suite: `init`, `plan`, `run` and `search`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bench.cli.options import (
     cell_options,
     echo_json,
     err,
+    names_option,
     one_for_each,
     out,
     part_options,
@@ -31,6 +32,29 @@ from bench.cli.options import (
 if TYPE_CHECKING:
     from bench.execution.place import Place
     from bench.plan.rows import Part
+
+
+def init(
+    table: Annotated[
+        Path, typer.Argument(metavar="DATA.csv", help="A table with a column of texts and one of labels.")
+    ],
+    suite: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The suite to write. Default: as the table, with .yaml."),
+    ] = None,
+    text: Annotated[
+        list[str] | None, names_option("--text", help="The column of texts, or two for pairs")
+    ] = None,
+    label: Annotated[str | None, typer.Option(metavar="NAME", help="The column of labels.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Write a suite that compares methods on a table of yours, sized for an hour on this machine."""
+    from bench.execution import choose_device
+    from bench.first_suite import write_first_suite
+
+    file = suite or Path(table.with_suffix(".yaml").name)
+    for line in write_first_suite(table, file, text or (), label, choose_device(device)):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @with_options(place=place_options, part=part_options)

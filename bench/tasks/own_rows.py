@@ -30,7 +30,7 @@ from bench.tasks.task import SplitName
 from methods.errors import UserError, shown
 
 #: Matches a number in a CSV file.
-_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,7 @@ def _check_inputs(description: Description, table: Table, split: SplitName | Non
             )
         if (row := blank_row(column)) is not None:
             raise UserError(f"{table.line(row)}: no value in column '{name}'")
-        if (
-            description.format == "csv"
-            and compute.all(compute.match_substring_regex(column, _NUMBER)).as_py()
-        ):
+        if description.format == "csv" and compute.all(compute.match_substring_regex(column, NUMBER)).as_py():
             raise UserError(
                 f"{table.line(0)}: column '{name}' should hold texts, and all its values are numbers, such "
                 f"as {shown(column[0].as_py())}"

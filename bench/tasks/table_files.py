@@ -44,8 +44,8 @@ class Table:
     class_names: dict[str, list[str]]
 
 
-def read_csv(file: Path, names: Sequence[str]) -> Table:
-    """Reads the columns `names` of a CSV file as texts. An empty value is null.
+def read_csv(file: Path, names: Sequence[str] | None) -> Table:
+    """Reads the columns `names` of a CSV file as texts. None reads all columns. An empty value is null.
 
     Raises UserError for a file that cannot be read, and for missing or repeated columns.
     """
@@ -62,6 +62,7 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
         except pd.errors.EmptyDataError as error:
             raise UserError(f"{file} is empty: it should begin with a line of column names") from error
         have = [str(name) for name in head.iloc[0]]
+        names = have if names is None else names
         _check_delimiter(file, names, have)
         check_columns(str(file), names, have)
         if repeated := [name for name in names if have.count(name) > 1]:
@@ -85,7 +86,8 @@ def read_csv(file: Path, names: Sequence[str]) -> Table:
 def _check_delimiter(file: Path, names: Sequence[str], have: Sequence[str]) -> None:
     """Raises UserError if semicolons, tabs or bars separate the columns instead of the expected character."""
     for other in ";\t|":
-        if len(have) == 1 and set(names) <= {name.strip('"') for name in have[0].split(other)}:
+        parts = have[0].split(other)
+        if len(have) == 1 < len(parts) and set(names) <= {have[0], *(name.strip('"') for name in parts)}:
             raise UserError(
                 f"{file}: its columns are separated by {other!r}; save it with commas, or with tabs as .tsv"
             )

@@ -1,0 +1,193 @@
+"""Writes a first suite for a table: its columns guessed, and sizes with which it takes at most an hour."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from bench.execution.estimate import Pace, remaining, seconds_per_operation
+from bench.plan.make import make_plan
+from bench.plan.suite import Suite
+from bench.plan.yaml_text import parse
+from bench.records.stored_plan import duration
+from bench.tasks import TASKS, Task, resolve, split_count
+from bench.tasks.description import SPLIT_WORDS, Description
+from bench.tasks.own_rows import NUMBER
+from bench.tasks.table_files import read_csv
+from bench.tasks.task import SPLITS
+from methods import UserError
+from methods.errors import first_few
+from methods.validation import validate
+
+#: The longest time of a first suite in seconds.
+HOUR = 3600
+#: The sizes of a first suite, largest first: the numbers of training examples, epochs, studies and points.
+DESIGNS = (
+    (4000, 3, 5, 8),
+    (2000, 2, 5, 8),
+    (1000, 2, 5, 8),
+    (1000, 2, 5, 4),
+    (500, 2, 5, 4),
+    (250, 2, 5, 4),
+    (250, 2, 3, 4),
+)
+
+#: Texts have at least FEWEST_WORDS words on average. Columns of classes have at most MOST_CLASSES values.
+FEWEST_WORDS, MOST_CLASSES = 3, 20
+
+SUITE = """\
+# Written by tensorbench init, for about {time} on the machine where it ran.
+#   tensorbench plan {file} --power
+#   tensorbench run {file}
+name: {name}
+backbones: [minilm-l6]           # reads English; or {{hub: owner/model}}, {{local: FOLDER}}
+tasks:
+  - name: {name}
+{task}
+methods:
+  - converged_head               # the frozen backbone alone, which every adapter should beat
+  - lora
+  - {{method: tenslora, variant: qkv_depth}}
+budgets: [{{isoparameters: 4}}]    # as many parameters as LoRA of rank 4
+tuning: {{studies: {studies}, points: {points}}}  # each method is tuned {studies} times by {points} trials
+training: {{batch_size: 16, epochs: {epochs}, clip: 1.0}}
+"""
+
+
+class _Column(NamedTuple):
+    name: str
+    rows: int
+    distinct: int
+    blank: bool
+    #: The mean number of words.
+    words: float
+    numbers: bool
+    #: Whether the values name official splits.
+    splits: bool
+
+    @property
+    def like_text(self) -> bool:
+        return self.words >= FEWEST_WORDS and self.distinct > self.rows / 2
+
+    @property
+    def like_label(self) -> bool:
+        few = 2 <= self.distinct <= min(MOST_CLASSES, self.rows // 2)
+        return few and not (self.blank or self.splits or self.like_text)
+
+
+def write_first_suite(
+    table: Path, file: Path, texts: Sequence[str], label: str | None, device: str
+) -> list[str]:
+    """Writes a suite for a CSV table to `file`. Returns lines on what it chose, and the next commands.
+
+    `texts` and `label` are names of columns. What is missing is guessed. The suite is the largest of DESIGNS
+    that takes at most an hour on this machine's `device`, or the smallest. Raises UserError for a table that
+    cannot be read or is ambiguous, and for a file that exists.
+    """
+    if table.suffix.lower() not in (".csv", ".tsv"):
+        raise UserError(f"{table}: init takes a table in .csv or .tsv; for other data write a suite yourself")
+    if file.exists() or not file.parent.is_dir() or not str(file).isprintable():
+        raise UserError(f"cannot write {file}: it exists, or its folder does not. Name another with --out")
+    columns = _columns(table)
+    texts = texts or [_only(table, "text", {c.name: c.like_text for c in columns})]
+    label = label or _only(table, "label", {c.name: c.like_label and c.name not in texts for c in columns})
+    data: dict[str, Any] = {"csv": str(table.absolute()), "text": texts[0] if len(texts) == 1 else [*texts]}
+    data["label"] = label
+    if any(c.numbers and c.distinct > MOST_CLASSES for c in columns if c.name == label):
+        data["target"] = "regression"
+    for column in columns:
+        if column.splits and column.name != label:
+            data["split_by"] = column.name
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", table.stem).strip("-._")[:100] or "table"
+    name = f"my-{name}" if name in TASKS else name
+    task = resolve(name, validate(Description, data, str(table)))
+    data["csv"] = os.path.relpath(table, file.parent)
+    text, trials, time = _fitted(task, data, file, device)
+    file.write_text(text, encoding="utf-8")
+    kind = f"{len(task.classes)} classes" if task.classes else "numbers"
+    return [
+        f"{table}: {columns[0].rows:,} rows; text: {' and '.join(texts)}; label: {label} ({kind}).",
+        f"{file}: {trials} trials, about {time} on this machine. Next:",
+        *(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#   ")),
+    ]
+
+
+def _columns(table: Path) -> list[_Column]:
+    read = read_csv(table, None).columns
+    columns = []
+    for name in read.column_names:
+        values = read[name].to_pylist()
+        there = [value for value in values if value is not None and value.strip()]
+        distinct = set(there)
+        columns.append(
+            _Column(
+                name=name,
+                rows=len(values),
+                distinct=len(distinct),
+                blank=len(there) < len(values),
+                words=fmean(len(value.split()) for value in there) if there else 0.0,
+                numbers=all(re.match(NUMBER, value) for value in distinct),
+                splits="train" in map(SPLIT_WORDS.get, distinct) and distinct <= SPLIT_WORDS.keys(),
+            )
+        )
+    return columns
+
+
+def _only(table: Path, role: str, candidates: dict[str, bool]) -> str:
+    """The only candidate for the role "text" or "label", or the one that has the role's name.
+
+    `candidates` says of each column whether it looks like one. Raises UserError if it is ambiguous.
+    """
+    alike = [name for name, like in candidates.items() if like]
+    named = [name for name in alike if name.casefold() == role]
+    if len(chosen := named or alike) == 1:
+        return chosen[0]
+    what = f"several columns look like the {role}" if alike else f"no column looks like the {role}, of"
+    names = alike or list(candidates)
+    example = shlex.join(["tensorbench", "init", str(table), f"--{role}", names[0] if names else "NAME"])
+    raise UserError(f"{table}: {what}: {first_few(names, 20)}. Name it, for example: {example}")
+
+
+def _fitted(task: Task, data: dict[str, Any], file: Path, device: str) -> tuple[str, int, str]:
+    """The text of the largest suite that takes at most an hour, or of the smallest.
+
+    Also returns the number of its trials, and its time in words.
+    """
+    counts = {split: split_count(task, split) or 0 for split in SPLITS}
+    speed = seconds_per_operation(device)
+    for size, epochs, studies, points in DESIGNS:
+        lines = [f"    {field}: {_flow(value)}" for field, value in data.items()]
+        for split, share in zip(SPLITS, (size, size // 2, size), strict=True):
+            if share < counts[split]:
+                lines.append(f"{f'    {split}_size: {share}':<33}# of {counts[split]:,}")
+        text = SUITE.format(
+            time="{time}",
+            file=shlex.quote(str(file)),
+            name=task.name,
+            task="\n".join(lines),
+            studies=studies,
+            points=points,
+            epochs=epochs,
+        )
+        suite = validate(Suite, parse(text), str(file)).beside(file.parent)
+        plan = make_plan(suite, device)
+        pace = Pace(plan, (), speed)
+        seconds = sum(pace.seconds(*job) for job in remaining(plan.rows, plan, ()))
+        if seconds <= HOUR:
+            break
+    time = duration(seconds)
+    return text.replace("{time}", time, 1), len(plan.trials), time
+
+
+def _flow(value: Any) -> str:
+    """Names in YAML on one line. Those that YAML might take for something else are in quotes, as in JSON."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and parse(value) == value
+    return value if plain else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,113 @@
+"""Tests the suite that `tensorbench init` writes for a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.first_suite import DESIGNS, HOUR
+from bench.plan.suite import Suite
+from bench.plan.suite_file import load_suite
+
+from ..messages import naming
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.first_suite.seconds_per_operation", lambda device: 1e-12)
+    monkeypatch.setattr("bench.execution.estimate.seconds_per_operation", lambda device: 1e-12)
+
+
+def table(name: str = "reviews.csv", rows: int = 200, **columns: Callable[[int], object]) -> str:
+    """Writes a table with an id, texts, and the given columns. Values are made from the row's number."""
+    all_columns = {"id": lambda row: row, "body": lambda row: f"some words of row {row}", **columns}
+    with open(name, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(all_columns)
+        writer.writerows([value(row) for value in all_columns.values()] for row in range(rows))
+    return name
+
+
+def stars(row: int) -> int:
+    return row % 5
+
+
+def written(call: Call, *arguments: str, file: str = "reviews.yaml") -> Suite:
+    ended = call("init", *arguments)
+    assert ended.code == 0, ended
+    assert all(f"tensorbench {command} {file}" in ended.out for command in ("plan", "run"))
+    return load_suite(file)
+
+
+def test_columns_are_guessed_and_the_suite_can_be_planned(call: Call) -> None:
+    suite = written(call, table(stars=stars))
+    (task,) = suite.tasks
+    assert task.data is not None
+    assert (task.data.text, task.data.label, task.data.target) == ("body", "stars", "single label")
+    assert {row.method for row in suite.methods} >= {"lora", "tenslora", "converged_head"}
+    assert call("plan", "reviews.yaml").code == 0
+
+
+def test_official_splits_numbers_pairs_and_odd_names_are_taken(call: Call) -> None:
+    columns = {"price: no": lambda row: row / 7, "part": lambda row: ["train", "dev", "test"][row % 3]}
+    (task,) = written(call, table(**columns), "--label", "price: no").tasks
+    assert task.data is not None
+    assert (task.data.label, task.data.target, task.data.split_by) == ("price: no", "regression", "part")
+    pairs = {"yes": stars, "title": lambda row: f"another text of row {row}"}
+    (task,) = written(call, table("digits.csv", **pairs), "--text", "title,body", file="digits.yaml").tasks
+    assert task.data is not None
+    assert (task.data.text, task.data.label, task.task) == (("title", "body"), "yes", "my-digits")
+
+
+@pytest.mark.parametrize(
+    ("columns", "arguments", "message"),
+    [
+        ({"stars": stars, "shop": lambda row: row % 2}, (), ("stars", "shop", "--label stars")),
+        ({"stars": stars, "title": lambda row: f"text in row {row}"}, (), ("body", "title", "--text body")),
+        ({}, (), ("no column", "label", "id")),
+        ({"stars": stars}, ("--label", "star"), ("'star'", "'stars'?")),
+        ({"stars": stars}, ("--out", "nowhere/s.yaml"), ("nowhere/s.yaml", "--out")),
+        ({"stars": stars}, ("--out", "reviews.csv"), ("reviews.csv", "exists", "--out")),
+    ],
+)
+def test_what_is_ambiguous_or_missing_is_refused_with_what_to_write(
+    call: Call, columns: dict[str, Callable[[int], object]], arguments: Sequence[str], message: Sequence[str]
+) -> None:
+    ended = call("init", table(**columns), *arguments)
+    assert ended.code == 2
+    assert not Path("reviews.yaml").exists()
+    with pytest.raises(ValueError, match=naming(*message)):
+        raise ValueError(ended.err)
+
+
+def test_other_files_are_refused(call: Call) -> None:
+    Path("semicolons.csv").write_text("body;stars\nsome text;1\n")
+    assert "separated by ';'" in call("init", "semicolons.csv").err
+    assert "none.csv" in call("init", "none.csv").err
+    assert "data.parquet" in call("init", "data.parquet").err
+
+
+def test_the_suite_takes_an_hour_by_the_estimate_of_plans(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(rows=3000, stars=stars)
+    sizes, times = [], []
+    for number, speed in enumerate((1e-13, 1e-10, 9e-10, 1e-6)):
+        monkeypatch.setattr("bench.first_suite.seconds_per_operation", lambda device, s=speed: s)
+        monkeypatch.setattr("bench.execution.estimate.seconds_per_operation", lambda device, s=speed: s)
+        file = f"{number}.yaml"
+        (task,) = written(call, "reviews.csv", "--out", file, file=file).tasks
+        sizes.append(task.train_size or 2100)
+        plan = json.loads(call("plan", file, "--json").out)
+        times.append(sum(part["seconds"] for part in plan["forecast"]["parts"]))
+    # A fast machine takes all 2,100 training examples, and one that is too slow gets the smallest suite.
+    assert sizes[0] == 2100 > sizes[1] > sizes[2] >= sizes[3] == DESIGNS[-1][0]
+    assert max(times[:3]) <= HOUR < times[3]
