@@ -41,8 +41,6 @@ from reports.words import listed, many
 
 #: The largest number of cells that a note on left-out studies names.
 MOST_NAMED = 6
-#: The score by chance is the mean over this many shuffles of a trial's answers.
-SHUFFLES = 20
 
 
 @dataclass(frozen=True)
@@ -329,9 +327,9 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
 def _chances(study: Study) -> dict[TaskAndBackbone, float]:
     """The score by chance on each setting. Larger is better.
 
-    The score by chance is the mean score of one trial's answers after they are shuffled over the test
-    examples. If no answers are stored, it is the worst score on the setting. Settings on which no trial
-    has finished are absent.
+    The score by chance is that of the labels in random order (see `Metric.by_chance`), so that it is the same
+    in every selection of trials. If no labels are stored, or the metric has no such score, it is the worst
+    score on the setting. Settings on which no trial has finished are absent.
     """
     chances: dict[TaskAndBackbone, float] = {}
     finished = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.cell)
@@ -345,13 +343,10 @@ def _chances(study: Study) -> dict[TaskAndBackbone, float]:
         metric = METRICS.get(study.all_cells[seeds[0].cell].metric)
         stored = predictions(study.experiment(seeds[0].experiment), [seeds[0].trial_id], metric)
         for answers in stored.values():
-            shuffled = np.random.default_rng(0)
             with METRICS.blaming(metric.name):
-                drawn = [
-                    metric.score(answers.labels, shuffled.permutation(answers.responses))
-                    for _ in range(SHUFFLES)
-                ]
-            chances[setting] = metric.sign * float(np.mean(drawn))
+                chance = metric.by_chance(answers.labels)
+            if chance is not None:
+                chances[setting] = metric.sign * chance
     return chances
 
 

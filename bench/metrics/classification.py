@@ -29,6 +29,10 @@ class Accuracy(Metric):
         right = targets == predictions
         return (right if right.ndim == 1 else right.all(1)).astype(float)
 
+    def by_chance(self, targets: NDArray[Any]) -> float:
+        shares = np.unique(targets, axis=0, return_counts=True)[1] / len(targets)
+        return float(shares @ shares)
+
 
 class BalancedAccuracy(Metric):
     """The mean recall of all classes with examples. A class's recall is its share of correct answers."""
@@ -50,6 +54,9 @@ class BalancedAccuracy(Metric):
         recall = np.bincount(place, right) / counts
         share = counts / len(targets)
         return about(float(recall.mean()), (right - recall[place]) / share[place] / len(counts))
+
+    def by_chance(self, targets: NDArray[Any]) -> float:
+        return 1 / len(np.unique(targets))
 
 
 class FScore(Metric):
@@ -90,6 +97,11 @@ class FScore(Metric):
         ratio = above.mean(0) / nonzero
         return about(float(ratio.mean()), ((above - ratio * below) / nonzero).mean(1))
 
+    def by_chance(self, targets: NDArray[Any]) -> float:
+        # A class of share p is true and predicted in p² of the examples, and F1's denominator is 2 p.
+        shares = self._columns(targets, np.unique(targets)).mean(0)
+        return float(shares @ shares / (shares.sum() or 1.0) if self.average == "micro" else shares.mean())
+
     def _columns(self, values: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
         """Returns whether each example has each class, bool (N, classes). "binary" gives one class only."""
         if values.ndim > 1:
@@ -127,6 +139,9 @@ class Matthews(Metric):
         slope_above = right - said[targets + 1] - label_shares[predictions + 1]
         slope_below = said[predictions + 1] / of_answers + label_shares[targets + 1] / of_labels
         return about(score, slope_above / np.sqrt(of_answers * of_labels) + score * slope_below)
+
+    def by_chance(self, targets: NDArray[Any]) -> float:
+        return 0.0
 
 
 class Auroc(Metric):
@@ -167,6 +182,9 @@ class Auroc(Metric):
             scores.append(area)
             influences.append((placed - area) / np.where(true, true.mean(), (~true).mean()))
         return about(float(np.mean(scores)), np.mean(influences, axis=0))
+
+    def by_chance(self, targets: NDArray[Any]) -> float:
+        return 0.5
 
 
 def _against_rest(targets: NDArray[Any], outputs: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], Array]]:

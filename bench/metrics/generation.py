@@ -29,6 +29,10 @@ class ExactMatch(Metric):
     def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
         return (targets == predictions).astype(float)
 
+    def by_chance(self, targets: NDArray[Any]) -> float:
+        # Targets do not hold the written answers. Those to other examples are rarely right.
+        return 0.0
+
 
 class AnswerLikelihood(Metric):
     """The mean over examples of the correct answer's log-likelihood per token, in nats."""

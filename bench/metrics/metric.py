@@ -16,6 +16,9 @@ Kind = Literal["single label", "multi-label", "regression", "generation"]
 
 KINDS: tuple[Kind, ...] = ("single label", "multi-label", "regression", "generation")
 
+#: The number of random orders over which `Metric.by_chance` takes the mean.
+ORDERS = 20
+
 
 class Metric(ABC):
     """Scores predictions. To add a metric, write a subclass in a package of your own::
@@ -84,6 +87,17 @@ class Metric(ABC):
         kept = ~np.eye(count, dtype=bool)
         without = np.array([self.score(targets[rows], predictions[rows]) for rows in kept])
         return about(self.score(targets, predictions), -(count - 1) * without)
+
+    def by_chance(self, targets: NDArray[Any]) -> float | None:
+        """Returns the expected score of the N targets as answers to one another's examples, in random order.
+
+        It depends on no trial. This default is the mean over `ORDERS` orders. The metrics of this package use
+        a closed form. None if the metric reads outputs, which cannot be made from targets.
+        """
+        if self.reads == "outputs":
+            return None
+        orders = np.random.default_rng(0)
+        return float(np.mean([self.score(targets, orders.permutation(targets)) for _ in range(ORDERS)]))
 
     @property
     def sign(self) -> float:

@@ -36,6 +36,9 @@ class _Correlation(Metric):
             score, self._influence(np.asarray(targets, float), np.asarray(predictions, float), score)
         )
 
+    def by_chance(self, targets: NDArray[Any]) -> float:
+        return 0.0
+
     @abstractmethod
     def _influence(self, targets: Array, predictions: Array, score: float) -> Array: ...
 
@@ -120,6 +123,10 @@ class Rmse(Metric):
         squares = (np.asarray(targets, float) - np.asarray(predictions, float)) ** 2
         score = float(np.sqrt(squares.mean()))
         return np.zeros(len(squares)) if score == 0 else about(score, squares / (2 * score))
+
+    def by_chance(self, targets: NDArray[Any]) -> float:
+        # The root of the expected square, which a random order of many targets has nearly.
+        return math.sqrt(2) * float(np.std(targets))
 
 
 PEARSON, SPEARMAN, RMSE = Pearson(), Spearman(), Rmse()

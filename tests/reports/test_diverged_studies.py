@@ -21,6 +21,7 @@ from reports.advice import rate_advice, stored_advice
 from reports.figures.studies import draw
 from reports.reading import read
 from reports.report import write_report
+from reports.selection import Selection
 from reports.site.standing import standings
 from reports.studies import StudyAnalysis, analyse_studies
 from reports.study_words import answer
@@ -155,6 +156,17 @@ def test_an_error_of_a_method_that_always_diverged_has_the_sign_and_unit_of_its_
     (line,) = (s for s in standings(NAME, analysis) if s.cell.method == "LoRA")
     assert (line.score, line.unit.mark) == (chance, "")
     assert standings(NAME, analysis)[-1] == line
+
+
+def test_a_task_has_one_level_of_chance_whichever_trials_are_selected(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = stored(tmp_path, new_store, lambda row: False, **ONE_TASK)
+    chances = set()
+    for methods in (["full"], ["lora", "lotr"], ["fact_tt"]):
+        analysis = analyse_studies(read(uri, [NAME], Selection(methods=methods), studies=True))
+        chances |= {studies.chance for studies in analysis.studies.values()}
+    assert chances == {0.5}
 
 
 def test_a_task_on_which_no_trial_finished_is_not_compared(tmp_path: Path, new_store: NewStore) -> None:

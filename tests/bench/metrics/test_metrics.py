@@ -89,6 +89,19 @@ def test_contributions_make_up_the_score_and_vary_as_the_jackknifes(name: str, k
     assert contributions.std() == pytest.approx(jackknife.std(), rel=0.03)
 
 
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[1] != "generation"])
+def test_chance_is_the_mean_score_of_targets_in_every_rotation(name: str, kind: Kind) -> None:
+    metric, targets, answers = made(name, kind)
+    # A rotation puts every answer beside every target once. Outputs cannot be made from targets.
+    rotated = answers if metric.reads == "outputs" else targets
+    scores = [metric.score(targets, np.roll(rotated, by, axis=0)) for by in range(len(targets))]
+    expected = np.sqrt(np.mean(np.square(scores))) if name == "rmse" else np.mean(scores)
+    assert metric.by_chance(targets) == pytest.approx(expected, abs=1e-12)
+    if metric.reads == "answers":
+        # The default, for metrics of plug-ins.
+        assert Metric.by_chance(metric, targets) == pytest.approx(expected, abs=0.05)
+
+
 def test_only_errors_are_better_when_they_are_less() -> None:
     lower = {name for name in METRICS if not METRICS.get(name).higher}
     assert lower == {"rmse"}
