@@ -34,8 +34,9 @@ __all__ = [
     "from_identity",
 ]
 
-# With the package `kernels`, bitsandbytes (which peft imports) and transformers would download compiled kernels
-# from a hub and run them, so that results would depend on whether it is installed. Without it bitsandbytes warns.
+# With the package `kernels`, bitsandbytes (which peft imports) and transformers would download compiled
+# kernels from a hub and run them, and results would depend on whether it is installed. bitsandbytes warns
+# without it.
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "kernels-community" not in record.getMessage()

@@ -109,10 +109,13 @@ def print_advice(console: Console, advice: Sequence[RateAdvice]) -> None:
         names = [each.method, *([each.experiment] if several else []), each.budget, each.task, each.backbone]
         numbers = (f"{each.start:.2g}", each.range, f"{each.share:.0%}", str(each.trials))
         table.add_row(*map(escape, names), *numbers)
-    console.print(fitted(console, table, "trials", "share", "backbone"))
+    table = fitted(console, table, "trials", "share", "backbone")
+    console.print(table)
+    share = any(column.header == "share" for column in table.columns)
     console.print(
-        "start: the lowest smoothed validation loss in the range. share: trials within a point of the best "
-        "rate that did not fail. ≤ and ≥: the range ends with the tried rates; rates beyond may be as good.",
+        "start: the lowest smoothed validation loss in the range. "
+        + "share: trials within a point of the best rate that did not fail. " * share
+        + "≤ and ≥: the range ends with the tried rates; rates beyond may be as good.",
         markup=False,
         soft_wrap=True,
     )

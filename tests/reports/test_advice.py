@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from bench.cli.listings import print_advice
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
@@ -81,6 +84,16 @@ def test_a_pack_gives_the_advice_of_its_store(studied: str, tmp_path: Path, call
     assert {row["method"] for row in rows} == TRUE_RANGES.keys()
     printed = call("list", "methods", "--advice", str(pack)).out
     assert all(method in printed for method in TRUE_RANGES)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_legend_names_the_columns_of_the_table(studied: str, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    print_advice(console, stored_advice([studied]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    head = next(line for line in text.splitlines() if line.startswith(" method"))
+    legend = text.partition("start: ")[2]
+    assert ("share" in head.split(), "share: " in legend) in ((True, True), (False, False))
 
 
 def test_without_a_study_there_is_no_advice(
