@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from bench.execution.estimate import (
     Workload,
     activation_mib,
@@ -17,6 +19,7 @@ from bench.execution.estimate import (
     workload_of,
     workload_of_record,
 )
+from bench.machine.precision import computes_bf16
 from bench.plan.cells import PlanCell
 from bench.plan.choosing import ChoosingSection, Pilot
 from bench.plan.make import cells_of
@@ -78,6 +81,11 @@ def make_forecast(
         parts += _search_parts(plan, device, notes)
     parts = [part for part in parts if part.jobs]
     pace = pace_on(device, plan, records)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        notes.append(
+            "This machine has no GPU. The plan is for one that computes bf16, and its times are those of "
+            f"{'stored trials' if pace.stored else 'the processor here'}."
+        )
     open_ = {part.name: _open(part, settled) for part in parts}
     jobs = [job for part in parts for job in part.jobs]
     remaining = [(job.trial, job.workload) for open_jobs in open_.values() for job in open_jobs]
@@ -121,8 +129,6 @@ def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
 def _bf16(trials: list[Trial], device: str) -> str:
     if device != "cpu" or any(trial.recipe.precision == "bf16" for trial in trials):
         return ""
-    from bench.training.numerics import computes_bf16
-
     if not computes_bf16():
         return ""
     return (

@@ -163,7 +163,7 @@ def plan(
     if threshold and not power:
         raise UserError("--threshold needs --power")
     thresholds = one_for_each(threshold)
-    device = choose_device(device)
+    device = choose_device(device, elsewhere=True)
     made = make_plan(load_suite(suite), device).select(part)
     expected = make_forecast(made, store, device, Saving(micro_batch, checkpointing))
     powers = []

@@ -67,10 +67,11 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def choose_device(device: str) -> str:
+def choose_device(device: str, *, elsewhere: bool = False) -> str:
     """Resolves `auto` to `cuda` or `cpu`, and returns any other device unchanged.
 
-    Raises UserError for a device that is unknown, or that this machine lacks.
+    Raises UserError for a device that is unknown, or that this machine lacks. It may lack a GPU that is used
+    `elsewhere`.
     """
     import torch
 
@@ -86,6 +87,8 @@ def choose_device(device: str) -> str:
     if device != "cpu" and kind.type != "cuda":
         raise accepted
     if kind.type == "cuda" and not torch.cuda.is_available():
+        if elsewhere:
+            return device
         raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")

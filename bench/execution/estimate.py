@@ -16,10 +16,13 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from bench.backbones import describe
 from bench.inputs import ImageInput
 from bench.machine.cache import cache_dir
 from bench.machine.memory import MIB, available_mib
+from bench.machine.precision import computes_bf16
 from bench.plan.choosing import AXES
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
@@ -202,10 +205,8 @@ def seconds_per_operation(device: str) -> float:
     The measurement is a matrix product, forward and backward. The fastest counts, since other work disturbed
     it least.
     """
-    import torch
-
     # The precision that `precision: auto` uses.
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    dtype = torch.bfloat16 if device.startswith("cuda") and computes_bf16(device) else torch.float32
     weight = torch.ones(WIDTH, WIDTH, device=device, dtype=dtype)
     inputs = torch.ones(POSITIONS, WIDTH, device=device, dtype=dtype, requires_grad=True)
     times = []
@@ -219,7 +220,13 @@ def seconds_per_operation(device: str) -> float:
 
 
 def pace_on(device: str, plan: Plan, records: Sequence[Record]) -> Pace:
-    """The pace of this machine's `device`. It is measured if no stored trial of the plan ran on the same."""
+    """The pace of this machine's `device`. It is measured if no stored trial of the plan ran on the same.
+
+    If the machine has no GPU, the pace on one is that of all stored trials, or else that of the processor.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        anywhere = Pace(plan, records)
+        return anywhere if anywhere.stored else pace_on("cpu", plan, records)
     here = Hardware.of(provenance(device)).device
     pace = Pace(plan, records, device=here)
     return pace if pace.stored else Pace(plan, records, seconds_per_operation(device), here)

@@ -23,7 +23,7 @@ from bench.records.words import Status, Tag
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
 from bench.training.measure import libraries, provenance
-from bench.training.numerics import check_precision
+from bench.training.numerics import refused_precision
 from bench.training.trial import Resources, run_trial
 from methods import UserError
 
@@ -125,7 +125,8 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
     fit in memory.
     """
     resources.saving.check(trials)
-    check_precision(trials, resources.device)
+    if reason := refused_precision(trials, resources.device):
+        raise UserError(reason)
     try:
         for trial in trials:
             backbone = resources.backbone(trial)

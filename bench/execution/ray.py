@@ -33,6 +33,7 @@ from bench.execution.watch import Watch
 from bench.plan.trial import Trial
 from bench.records.record import Progress, lost
 from bench.training.loop import Pruned
+from bench.training.numerics import refused_precision
 from bench.training.saving import Saving
 from bench.training.trial import Resources
 from methods import UserError
@@ -390,7 +391,8 @@ class _Slot:
             if trial.id in self._pruned:
                 raise Pruned
 
-        if reason := refusal(self._resources.device):
+        device = self._resources.device
+        if reason := refusal(device) or refused_precision([trial], device):
             self._events.put(ended(trial, self._name, lost(reason)))
             return
         ending = perform(trial, self._resources, report, alone=self._sharing == 1)

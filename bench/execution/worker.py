@@ -30,6 +30,7 @@ from bench.machine.visible import visible
 from bench.plan.trial import Trial
 from bench.records.record import Progress
 from bench.training.loop import Pruned
+from bench.training.numerics import refused_precision
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
 from methods import UserError
@@ -100,6 +101,10 @@ def serve(link: Connection, slot: Slot, log: Path) -> None:
             elif request == "run":
                 with line.at_work():
                     trial, alone = content
+                    if reason := refused_precision([trial], resources.device):
+                        # Another GPU may compute what this one does not.
+                        line.send("refused", reason)
+                        return
                     _run(trial, resources, line, slot, alone=alone)
 
 

@@ -66,8 +66,9 @@ class Recipe(Frozen):
     #: The state that is tested: the one with the lowest validation loss or the best validation score (the
     #: earliest on a tie), or the last one.
     select: Literal["loss", "score", "last"] = "loss"
-    #: `auto`: bf16 autocast on a GPU or with a bfloat16 backbone, otherwise fp32.
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    #: `fp32` multiplies and convolves float32 as it is, and `tf32` with factors rounded to 11 significant
+    #: bits. `bf16` is autocast. `auto`: bf16 on a GPU that computes it and for a bfloat16 backbone, or fp32.
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     #: Augmentations of training images, in order (see `bench.training.augmentation`).
     augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
     #: Whether the encoder is compiled by `torch.compile`, in training and in evaluation.
@@ -137,16 +138,23 @@ class Recipe(Frozen):
         """Returns the recipe with values for the defaults that depend on other fields or on the device.
 
         Trials with equal training then have one id, however their recipes are written. `weights` is the dtype
-        of the backbone's weights. Raises UserError for a precision that this dtype does not support.
+        of the backbone's weights. Raises UserError for a precision that this dtype or the device does not
+        support.
         """
+        # Imported late: reports read recipes, and torch takes a second.
+        from bench.machine.precision import computes_bf16, unsupported
+
         precision, decay = self.precision, self.adapter_decay
         rounded = weights == "bfloat16"
         if precision == "auto":
-            precision = "bf16" if device.startswith("cuda") or rounded else "fp32"
-        if precision == "fp32" and rounded:
+            on_gpu = device.startswith("cuda") and computes_bf16(device)
+            precision = "bf16" if on_gpu or rounded else "fp32"
+        if precision != "bf16" and rounded:
             raise UserError(
-                "precision: fp32 cannot be had of a backbone in bfloat16; accepted: bf16 and auto"
+                f"precision: {precision} cannot be had of a backbone in bfloat16; accepted: bf16 and auto"
             )
+        if not rounded and (reason := unsupported(precision, device)):
+            raise UserError(reason)
         return self.model_copy(
             update={
                 "head_lr": self.head_lr or self.lr,

@@ -215,6 +215,7 @@ def measure(
         yield _timings(measured)
 
 
+@numerics.tf32(False)
 def _round(
     contender: Contender,
     backbone: LoadedBackbone,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -23,7 +23,7 @@ from bench.tasks import ImageSplit, Objective, PreparedData, Split
 from bench.tasks.splits import WrittenSplit
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
-from bench.training.numerics import emulate_bf16
+from bench.training.numerics import emulate_bf16, tf32
 from bench.training.saving import PLAIN, Saving
 from bench.training.seeding import generator
 from methods import Adapter, Backbone
@@ -128,12 +128,12 @@ def _multiplier(peak: float, steps: int, warmup: int, floor: float) -> Callable[
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context in which forward passes run. It casts to bfloat16 if the recipe says so."""
+    """Returns the context in which forward passes run: in bfloat16, TF32 or float32, as the recipe says."""
     if recipe.precision == "bf16":
         if device.type == "cpu":
             emulate_bf16()
         return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return tf32(recipe.precision == "tf32")
 
 
 def evaluate(

@@ -21,7 +21,8 @@ import psutil
 import torch
 
 from bench.machine.memory import MIB
-from bench.training.numerics import computes_bf16
+from bench.machine.precision import computes_bf16
+from bench.training.numerics import CUBLAS
 
 #: The number of first steps that the step time leaves out, since they allocate memory, compile and fill
 #: caches.
@@ -141,6 +142,7 @@ def _gpu_facts(device: torch.device) -> dict[str, str]:
         "driver": driver[0] if driver else "",
         "cuda": torch.version.cuda or torch.version.hip or "",
         "cudnn": str(torch.backends.cudnn.version() or ""),
+        "cublas_workspace": os.environ.get(CUBLAS, ""),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,12 +11,17 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from bench.machine.precision import computes_bf16, unsupported
 from bench.plan.trial import Trial
-from methods import UserError
 
 #: The environment variable that makes cuBLAS sum in a fixed order, if set to ":4096:8" or ":16:8" (NVIDIA's
 #: documentation).
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+# Set once for the whole process, before its first product on a GPU. Torch reads the variable at the first
+# product or at each one, depending on its version, and allocates the workspace at the first. A later change
+# has no effect, or changes bits, or lets cuBLAS write past the workspace.
+if not (torch.cuda.is_initialized() and torch.cuda.memory_reserved()):
+    os.environ.setdefault(CUBLAS, ":4096:8")
 
 #: The environment variable that allows bf16 on a processor that emulates it, if set to 1.
 EMULATE_BF16 = "TENSORBENCH_EMULATE_BF16"
@@ -58,8 +62,7 @@ def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
 def deterministic(enabled: bool) -> Iterator[None]:
     """A context in which torch uses only deterministic algorithms, if `enabled`.
 
-    Torch raises for operations without a deterministic algorithm. cuBLAS reads its setting only on first use.
-    So a process that ran earlier trials on a GPU in another mode may keep that mode.
+    Torch raises for operations without a deterministic algorithm.
     """
     if not enabled:
         yield
@@ -68,8 +71,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    setting, tuned = os.environ.get(CUBLAS), torch.backends.cudnn.benchmark
-    os.environ.setdefault(CUBLAS, ":4096:8")
+    tuned = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -77,15 +79,21 @@ def deterministic(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
         torch.backends.cudnn.benchmark = tuned
-        if setting is None:
-            del os.environ[CUBLAS]
 
 
-def computes_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware (avx512_bf16, AMX or Arm's bf16)."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+@contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """A context in which GPUs round the factors of float32 products and convolutions to TF32, or do not.
+
+    Torch's default rounds those of convolutions alone.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = enabled
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 @cache
@@ -124,16 +132,17 @@ def _in_place(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda added, *matrices, **factors: added.copy_(product(added, *matrices, **factors))
 
 
-def check_precision(trials: Iterable[Trial], device: torch.device) -> None:
-    """Raises UserError if a trial with `precision: bf16` would run on a processor that emulates bf16.
+def refused_precision(trials: Iterable[Trial], device: torch.device) -> str:
+    """Says that a device cannot train some of these trials in their precision. Empty if it can train all.
 
-    Trials whose backbone is stored in bfloat16 are exempt, since they have no other precision. All trials are
-    exempt if the environment variable `EMULATE_BF16` is 1.
+    A processor that only emulates bf16 cannot, unless the environment variable `EMULATE_BF16` is 1. Trials
+    whose backbone is stored in bfloat16 are exempt, since they have no other precision.
     """
-    if device.type != "cpu" or os.environ.get(EMULATE_BF16) == "1" or computes_bf16():
-        return
-    if any(trial.recipe.precision == "bf16" and trial.backbone.dtype != "bfloat16" for trial in trials):
-        raise UserError(
+    precisions = {trial.recipe.precision for trial in trials if trial.backbone.dtype != "bfloat16"}
+    emulates = device.type == "cpu" and os.environ.get(EMULATE_BF16) != "1" and not computes_bf16()
+    if emulates and "bf16" in precisions:
+        return (
             "training.precision: this processor emulates bf16, which is slower than fp32; accepted: fp32 and "
             f"auto (or set {EMULATE_BF16}=1 to emulate it all the same)"
         )
+    return next(filter(None, (unsupported(precision, str(device)) for precision in sorted(precisions))), "")

@@ -28,7 +28,7 @@ from bench.training.forgetting import text_loss
 from bench.training.inference import Forward, Inference, timed_sizes
 from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from bench.training.measure import PeakMemory
-from bench.training.numerics import compiled, deterministic, take_device
+from bench.training.numerics import compiled, deterministic, take_device, tf32
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
 from methods import Adapter, Method, UserError, from_identity
@@ -275,6 +275,8 @@ def _trained(
     """
     encoder = backbone.module.encoder
     with (
+        # The backward pass too.
+        tf32(trial.recipe.precision == "tf32"),
         deterministic(trial.recipe.deterministic),
         compiled(encoder, trial.recipe.compile),
         checkpointed(encoder, saving.checkpointing),

@@ -41,7 +41,7 @@ SAME_LOSS = 1e-4
 #: The largest accepted difference between the outputs of a stored adapter and the stored outputs, divided by
 #: the largest stored output if that is above 1. SAME_LOGITS is for the same hardware. LOGITS is for other
 #: hardware, by the precision of training.
-SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "bf16": 0.1}
+SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "tf32": 0.1, "bf16": 0.1}
 
 #: The keys of the provenance on which the order of sums depends. Trials of earlier versions have no
 #: `cpu_kind`, so their hardware counts as other hardware.

@@ -307,11 +307,23 @@ def test_a_deleted_experiment_ends_with_2(
 
 
 @no_cuda
-@pytest.mark.parametrize("command", ["run", "plan"])
-def test_a_device_that_the_machine_lacks_ends_with_2(call: Call, tmp_path: Path, command: str) -> None:
-    ended = call(command, write(tmp_path), "--device", "cuda")
+def test_a_device_that_the_machine_lacks_ends_with_2(call: Call, tmp_path: Path) -> None:
+    ended = call("run", write(tmp_path), "--device", "cuda")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert re.search(naming("CUDA", "--device cpu"), ended.err)
+
+
+@no_cuda
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_a_machine_without_gpu_plans_for_one_that_computes_bf16(
+    call: Call, tmp_path: Path, device: str
+) -> None:
+    ended = call("plan", write(tmp_path), "--device", device, "--json")
+    assert ended.code == 0, ended.err
+    content = json.loads(ended.out)
+    assert {trial["recipe"]["precision"] for trial in content["trials"]} == {"bf16"}
+    (note,) = content["forecast"]["notes"]
+    assert re.search(naming("no GPU", "bf16", "the processor here"), note)
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "cpu:0", "cuda:x", "cuda:-1", ""])

@@ -170,7 +170,7 @@ def test_more_than_a_day_is_told_sizes_that_take_hours(
         return " ".join(make_forecast(made, nowhere(tmp_path)).advice)
 
     # Nothing is said of bf16, which takes less time.
-    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: False)
+    monkeypatch.setattr("bench.forecast.computes_bf16", lambda: False)
 
     advice = said([task], training)
     sizes = {name: int(value) for name, value in re.findall(r"`(\w+): (\d+)`", advice)}
@@ -210,7 +210,7 @@ def test_texts_at_hand_are_estimated_by_their_length(tmp_path: Path, monkeypatch
 def test_a_note_says_where_bf16_would_be_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str, noted: bool
 ) -> None:
-    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: native)
+    monkeypatch.setattr("bench.forecast.computes_bf16", lambda: native)
     made = plan(training={"batch_size": 16, "epochs": 2, "precision": precision})
     assert bool(make_forecast(made, nowhere(tmp_path), "cpu").advice) == noted
 

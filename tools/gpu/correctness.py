@@ -28,7 +28,7 @@ from bench.conformance.subject import (
 )
 from bench.export import write_export
 from bench.training.loop import head_state, train
-from bench.training.numerics import deterministic
+from bench.training.numerics import deterministic, tf32
 from methods import METHODS, Adapter, Method, NotLowRank
 
 from . import tables, toys
@@ -88,7 +88,7 @@ def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Ro
         *((name, None, partial(conforms, device, name)) for name in CHECKED),
         ("export", None, partial(exports, device)),
     ]
-    with torch.backends.cudnn.flags(allow_tf32=False), warnings.catch_warnings():
+    with tf32(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, allowed, check in checks:
             for method in methods:

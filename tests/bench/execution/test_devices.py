@@ -99,6 +99,17 @@ def test_a_card_that_cannot_be_used_gets_no_trial(
     assert {event.worker for event in events} == {f"cuda:{1 - card}/{1 - card}"}
 
 
+def test_trials_run_on_the_cards_that_compute_their_precision(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = on(1, lambda trials, device: "Tesla T4 does not compute bf16", lambda trials, device: "")
+    monkeypatch.setattr(worker, "refused_precision", old)
+    with pytest.warns(UserWarning, match=naming("cuda:1/1 ", "no more", "Tesla T4")):
+        events, _ = run(store, plan(seeds=range(5), training=SHORT), cards(2))
+    assert statuses(store) == {"FINISHED": 5}
+    assert {event.worker for event in events} == {"cuda:0/0"}
+
+
 def test_without_a_usable_card_nothing_starts_and_the_reason_is_the_card_s(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bench.training.trial
+from bench.plan.recipe import Recipe
 from bench.tasks import ImageSplit
 from bench.training import loop
 from bench.training.augmentation import augmenter
@@ -20,10 +24,10 @@ from bench.training.loop import Evaluation
 from bench.training.numerics import (
     CUBLAS,
     EMULATE_BF16,
-    check_precision,
     compiled,
     deterministic,
     emulate_bf16,
+    refused_precision,
 )
 from bench.training.seeding import generator, lent
 from bench.training.trial import Outcome, Resources, run_trial
@@ -247,12 +251,13 @@ def test_falling_back_to_uncompiled_code_is_an_error() -> None:
 
 
 def test_deterministic_mode_holds_inside_and_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A workspace that changes while the process runs changes bits, or is written past.
     monkeypatch.delenv(CUBLAS, raising=False)
     torch.backends.cudnn.benchmark = True
     try:
         with deterministic(True):
             assert torch.are_deterministic_algorithms_enabled()
-            assert os.environ[CUBLAS] == ":4096:8"
+            assert CUBLAS not in os.environ
             assert not torch.backends.cudnn.benchmark
         with pytest.raises(ZeroDivisionError), deterministic(True):
             raise ZeroDivisionError
@@ -260,14 +265,60 @@ def test_deterministic_mode_holds_inside_and_is_put_back(monkeypatch: pytest.Mon
     finally:
         torch.backends.cudnn.benchmark = False
     assert not torch.are_deterministic_algorithms_enabled()
-    assert CUBLAS not in os.environ
 
 
-def test_a_setting_of_the_user_s_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CUBLAS, ":16:8")
-    with deterministic(True):
-        assert os.environ[CUBLAS] == ":16:8"
-    assert os.environ[CUBLAS] == ":16:8"
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("imported", "setting", "reserved", "set_to"),
+    [
+        ("execution.inline", None, None, ":4096:8"),
+        ("execution.worker", None, 0, ":4096:8"),
+        ("training.measure", ":16:8", None, ":16:8"),
+        # The process has used a GPU, so that the workspace may have its size.
+        ("training.numerics", None, 2**21, None),
+    ],
+)
+def test_the_workspace_of_cublas_is_set_before_the_first_product(
+    imported: str, setting: str | None, reserved: int | None, set_to: str | None
+) -> None:
+    program = f"""
+import os, torch
+torch.cuda.is_initialized = lambda: {reserved is not None}
+torch.cuda.memory_reserved = lambda: {reserved}
+import bench.{imported}
+print(os.environ.get("{CUBLAS}"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != CUBLAS}
+    environment |= {CUBLAS: setting} if setting else {}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == str(set_to)
+
+
+def test_products_and_convolutions_are_rounded_to_tf32_where_the_recipe_says_so_and_only_there(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounded() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    class Flags(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            flags.add(rounded())
+            return function(*args, **(kwargs or {}))
+
+    def watched(*arguments: Any) -> Any:
+        with Flags():
+            return loop.train(*arguments)
+
+    monkeypatch.setattr(bench.training.trial, "train", watched)
+    before = rounded()
+    (trial,) = plan(training={"batch_size": 16, "steps": 1, "precision": "fp32"}).trials
+    for precision in ("fp32", "tf32"):
+        flags: set[tuple[bool, bool]] = set()
+        recipe = trial.recipe.model_copy(update={"precision": precision})
+        run_trial(trial.model_copy(update={"recipe": recipe}), resources, lambda progress: None)
+        assert flags == {(precision == "tf32",) * 2}
+        assert rounded() == before
 
 
 def test_a_trial_trains_in_the_mode_that_its_recipe_names(
@@ -356,12 +407,55 @@ def test_bf16_is_refused_where_the_processor_emulates_it(
         monkeypatch.setenv(EMULATE_BF16, setting)
     (trial,) = plan(TEXT, training={**TEXT["training"], "precision": precision}).trials
     trial = trial.model_copy(update={"backbone": trial.backbone.model_copy(update={"dtype": dtype})})
-    if refused:
-        with pytest.raises(UserError, match=r"training\.precision"):
-            check_precision([trial], torch.device("cpu"))
-    else:
-        check_precision([trial], torch.device("cpu"))
-    check_precision([trial], torch.device("cuda"))
+    reason = refused_precision([trial], torch.device("cpu"))
+    assert reason.startswith("training.precision: this processor emulates bf16") == refused
+    assert bool(reason) == refused
+    assert refused_precision([trial], torch.device("cuda")) == ""
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A GPU with a compute capability. None: no GPU."""
+    major = request.param
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: major is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+
+
+@pytest.mark.parametrize("card", [None, 7, 8], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_auto_is_what_the_gpu_computes(card: None, dtype: str) -> None:
+    old = torch.cuda.is_available() and torch.cuda.get_device_capability("cuda")[0] < 8
+    resolved = Recipe().resolved("cuda:0", dtype)
+    assert resolved.precision == ("fp32" if old and dtype == "float32" else "bf16")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize(("card", "refused"), [(None, False), (7, True), (8, False)], indirect=["card"])
+def test_what_the_gpu_does_not_compute_is_refused_at_plan_and_at_run(
+    card: None, refused: bool, precision: str
+) -> None:
+    changed = {"precision": precision}
+    (trial,) = plan(training={**VISION["training"], "precision": "fp32"}).trials
+    trial = trial.model_copy(update={"recipe": trial.recipe.model_copy(update=changed)})
+    reason = refused_precision([trial], torch.device("cuda:0"))
+    if not refused:
+        assert reason == ""
+        assert plan(device="cuda:0", training={**VISION["training"], **changed}).trials
+        return
+    assert re.search(
+        naming("training.precision", "Tesla T4", "cuda:0", precision, "accepted: auto and fp32"), reason
+    )
+    with pytest.raises(UserError, match=naming("Tesla T4", precision)):
+        plan(device="cuda:0", training={**VISION["training"], **changed})
+    # A backbone that is stored in bf16 has no other precision.
+    rounded = trial.backbone.model_copy(update={"dtype": "bfloat16"})
+    assert not refused_precision([trial.model_copy(update={"backbone": rounded})], torch.device("cuda:0"))
+
+
+def test_tf32_is_refused_on_a_processor() -> None:
+    with pytest.raises(UserError, match=naming("training.precision", "tf32", "accepted here: auto, fp32")):
+        plan(training={**VISION["training"], "precision": "tf32"})
 
 
 def test_emulated_bf16_rounds_products_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:

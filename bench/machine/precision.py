@@ -1,0 +1,38 @@
+"""The precisions in which a device multiplies matrices."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+
+def computes_bf16(device: str = "cpu") -> bool:
+    """Whether a device multiplies bfloat16 in hardware.
+
+    A processor does with avx512_bf16, AMX or Arm's bf16, an NVIDIA GPU from compute capability 8, and every
+    AMD GPU that torch supports. If this machine has no GPU, a plan for one is a plan for one that does.
+    """
+    if device.startswith("cuda"):
+        return torch.version.hip is not None or _since_ampere(device)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def unsupported(precision: str, device: str) -> str:
+    """Says that a device cannot train in a recipe's precision. Empty if it can.
+
+    A processor can train in bf16 however it computes that.
+    """
+    if precision == "tf32" and (torch.version.hip is not None or not device.startswith("cuda")):
+        return "training.precision: tf32 is a precision of NVIDIA GPUs; accepted here: auto, fp32 and bf16"
+    if precision in ("tf32", "bf16") and device.startswith("cuda") and not computes_bf16(device):
+        name = torch.cuda.get_device_name(device)
+        return f"training.precision: {name} ({device}) does not compute {precision}; accepted: auto and fp32"
+    return ""
+
+
+def _since_ampere(device: str) -> bool:
+    # Asking for the properties creates no CUDA context, unlike making the device the current one.
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] >= 8
