@@ -283,14 +283,7 @@ class PlanCell:
         )
 
     def window(self) -> RateWindow:
-        """The window of learning rates of the cell's studies.
-
-        Its centre is the first of these that applies:
-
-        - the centre that the method's row gives
-        - for `head_only`, the head's rate
-        - for full fine-tuning, `CENTRE_OF_WEIGHTS`
-        - the centre of the suite's window
+        """The window of learning rates of the cell's studies, around the row's centre or `centre_of`.
 
         Raises UserError unless all rates of the window are above `lr_floor` and at most `LARGEST_RATE`, and
         for a larger rate of the head.
@@ -304,12 +297,7 @@ class PlanCell:
                 f"head_lr: {head_lr:g} on task '{self.task.task}'; accepted are rates up to {LARGEST_RATE:g}"
             )
         adapts = method.count(self.info.geometry) > 0
-        if not adapts:
-            default = head_lr
-        elif method.trains_weights:
-            default = CENTRE_OF_WEIGHTS
-        else:
-            default = studies.lr.around
+        default = centre_of(studies, method, head_lr, adapts=adapts)
         decades = studies.lr.decades
         rates = RateWindow(self.centre or default, decades, head_lr if adapts and self.has_head else None)
         lowest, highest = rates.rate(-decades / 2), rates.rate(decades / 2)
@@ -320,6 +308,20 @@ class PlanCell:
                 f"{LARGEST_RATE:g}: give another centre, or fewer decades"
             )
         return rates
+
+
+def centre_of(studies: Studies, method: Method, head_lr: float, *, adapts: bool) -> float:
+    """Returns the centre of a window of learning rates for a method whose row gives none.
+
+    It is the first of these that applies:
+
+    - the head's rate, if `adapts` is false: the method has no adapter parameters
+    - for full fine-tuning, `CENTRE_OF_WEIGHTS`
+    - the centre of the suite's window
+    """
+    if not adapts:
+        return head_lr
+    return CENTRE_OF_WEIGHTS if method.trains_weights else studies.lr.around
 
 
 def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | None:

@@ -112,7 +112,7 @@ class Window(Frozen):
     """
 
     #: The centre of methods whose rows give none. `head_only` and full fine-tuning have other centres,
-    #: described at `bench.plan.cells.PlanCell.window`.
+    #: described at `bench.plan.cells.centre_of`.
     around: PositiveFloat = 1e-3
     #: The width of the window in decades.
     decades: Annotated[PositiveFloat, Field(le=6)] = 2.0

@@ -107,7 +107,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, PlanCell]]:
             methods += [(number, *variant) for variant in row.variants()]
     _check_labels(methods)
     pairs = _pairs(suite)
-    _check_number(suite, len(pairs), [row for _, row, _ in methods])
+    check_number(suite, len(pairs), [row for _, row, _ in methods])
     for place, pair in enumerate(pairs):
         data = _data(pair)
         # Studies share one split, independent of their seeds.
@@ -295,7 +295,7 @@ def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
             raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
 
 
-def _check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None:
+def check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None:
     """Raises UserError for too many trials. Counts every budget of a method, even one of fixed size."""
     seeds = suite.studies.studies * suite.studies.points if suite.studies else len(suite.seeds)
     if tuning := suite.equal_tuning:

@@ -58,11 +58,13 @@ def verify(
     plans: list[Examined] = []
     trials: list[Examined] = []
     candidates: list[Candidate] = []
+    # A plan's trials may have run in another of the experiments.
+    settled = {run.trial_id for source in sources for run in source.records() if run.decided}
     for source in sources:
         labels = labels_of(source)
         watching(f"reading the plan of {source.name}")
         if source.records(RunKind.SUITE):
-            plans.append(examine_plan(source, labels, access if _has_foreign(source) else None))
+            plans.append(examine_plan(source, labels, access if _has_foreign(source) else None, settled))
         finished = [run for run in source.records() if run.status in (Status.FINISHED, Status.DUPLICATE)]
         losses = _validation_losses(source, finished)
         for number, record in enumerate(finished, 1):
@@ -87,7 +89,8 @@ def verify(
         unchecked=[run for findings in examined for run in findings.unchecked],
         reruns=reran,
         cached_files=cached_files,
-        notes=[f"{bare:,} trials were packed without their adapters, which were not checked"] if bare else [],
+        notes=[note for findings in plans for note in findings.notes]
+        + [f"{bare:,} trials were packed without their adapters, which were not checked"] * bool(bare),
     )
 
 

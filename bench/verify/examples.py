@@ -9,22 +9,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bench.metrics import METRICS
 from bench.plan.trial import Trial
 from bench.records.measures import Measure
-from bench.records.predictions import numbered
+from bench.records.predictions import LOG_PROBABILITY, numbered
 from bench.records.record import Record
 from bench.tasks import TASKS, Objective
 from bench.tasks.own_tasks import METRIC_OF
 from bench.tasks.task import SPLITS
 from bench.verify.findings import Examined
+from methods import METHODS
 
 #: The keys of `Trial.data` that determine the examples of a split.
 OF_DATA = ("task", "task_identity", "split", "data_hash")
+
+#: The numbers of trained parameters.
+TRAINED = (Measure.ADAPTER_PARAMETERS, Measure.HEAD_PARAMETERS)
 
 
 def stored_objective(trial: Trial, outputs: int) -> Objective:
@@ -79,23 +87,35 @@ def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataF
 
 @dataclass
 class Splits:
-    """Collects the stored examples and labels of trials, to compare trials with the same split."""
+    """Collects the stored examples, labels and outputs of trials, to compare trials with the same split."""
 
     #: For each split, the findings of its trials, each with the hash of the trial's examples and labels.
     _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))
+    #: For each split and hash of outputs, the trials with these outputs and their findings.
+    _outputs: defaultdict[tuple[str, str], list[tuple[Examined, Trial]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     def add(self, findings: Examined, trial: Trial, table: pd.DataFrame) -> None:
-        labels = numbered(list(table.columns), "label")
-        if "example" not in table or not labels:
+        columns = list(table.columns)
+        labels = numbered(columns, "label")
+        outputs = [LOG_PROBABILITY] if LOG_PROBABILITY in table else numbered(columns, "logit")
+        if "example" not in table or table.empty or not (labels and outputs):
             return
         size = trial.task.sizes[SPLITS.index(trial.evaluate)]
         data = [trial.data.get(name) for name in OF_DATA]
         split = json.dumps([data, trial.task.split_seed(trial.seed), trial.evaluate, size])
-        content = table[["example", *labels]].sort_values("example").to_numpy()
-        self._stored[split].append((findings, hashlib.sha256(content.tobytes()).hexdigest()))
+        order = np.argsort(table["example"].to_numpy(), kind="stable")
+        content = _values(table, ["example", *labels])[order]
+        self._stored[split].append((findings, _digest(content)))
+        values = _values(table, outputs)[order]
+        # Trials that learned nothing may agree. They give all examples of a class the same outputs.
+        alike = values[(content[:, 1:] == content[0, 1:]).all(1)]
+        if (alike != alike[0]).any() and _depends_on_seed(findings, trial):
+            self._outputs[split, _digest(values)].append((findings, trial))
 
     def compare(self) -> None:
-        """Reports trials whose examples or labels differ although their split is the same.
+        """Reports other examples or labels of the same split, and equal outputs of two seeds.
 
         In each split, the most common examples and labels count as right. If two or more versions are the
         most common, all trials with this split are reported.
@@ -111,3 +131,22 @@ class Splits:
                         f"sha256 {digest:.12}",
                         f"others in {differing} trial(s) of the split",
                     )
+        for equal in self._outputs.values():
+            for findings, trial in equal:
+                if copy := next((other.id for _, other in equal if other.seed != trial.seed), None):
+                    findings.broken("outputs", f"those of trial {copy}", f"those of seed {trial.seed}")
+
+
+def _depends_on_seed(findings: Examined, trial: Trial) -> bool:
+    """Whether outputs depend on the seed: not if nothing is trained, or only a head is fitted."""
+    method = str(trial.method.get("method"))
+    fitted = method in METHODS and METHODS.get(method).fits_head
+    return not fitted and findings.record is not None and any(map(findings.record.measure, TRAINED))
+
+
+def _values(table: pd.DataFrame, columns: Sequence[str]) -> NDArray[Any]:
+    return np.stack([table[name].to_numpy() for name in columns], axis=1)
+
+
+def _digest(values: NDArray[Any]) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()

@@ -59,6 +59,8 @@ class Examined:
     record: Record | None = None
     faults: list[Fault] = field(default_factory=list)
     unchecked: list[Unchecked] = field(default_factory=list)
+    #: Remarks that are no findings.
+    notes: list[str] = field(default_factory=list)
     #: Whether the trial was packed without its adapter.
     without_adapter: bool = False
 

@@ -74,15 +74,16 @@ class Labels:
 def labels_of(source: Source) -> Labels:
     """Returns the labels and tolerances in all suites of an experiment. Unreadable files are skipped."""
     labels = Labels()
-    for fields in _suites(source):
+    for _, fields in suites_of(source):
         labels.add(fields)
     return labels
 
 
-def _suites(source: Source) -> Iterator[dict[str, Any]]:
+def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the fields of the stored suites, and of the suites with which trials were started.
 
-    The latter may be older.
+    Each comes with its hash in the tags of these trials. A stored suite has the hash "". The suite of the
+    plan is the last of them; the suites of trials may be older. Unreadable suites are left out.
     """
     for run in source.records(RunKind.SUITE):
         try:
@@ -90,7 +91,7 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
         except UserError:
             continue
         if stored is not None:
-            yield stored.suite
+            yield "", stored.suite
     seen: set[str] = set()
     for record in source.records():
         digest = record.tag(Tag.SUITE_HASH)
@@ -103,7 +104,7 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(fields, dict):
             seen.add(digest)
-            yield fields
+            yield digest, fields
 
 
 def source_of(spec: BackboneSpec) -> str:

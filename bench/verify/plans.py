@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from pydantic import ValidationError
 
-from bench.plan.cells import REFERENCE_RANK
+from bench.plan.cells import REFERENCE_RANK, RateWindow, offsets
+from bench.plan.choosing import Studies, Window
+from bench.plan.suite import Suite
 from bench.plan.trial import Trial
-from bench.records.stored_plan import PlannedRow, PlannedTrial, StudyPlan
+from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyTrial
+from bench.records.words import Tag
 from bench.store.access import Access
 from bench.store.source import Source
 from bench.verify.findings import Examined
-from bench.verify.labels import Labels, compare_name
+from bench.verify.labels import Labels, compare_name, suites_of
+from bench.verify.suites import MOST_LISTED, PlacedRow, PlannedRows
 from bench.verify.trials import Resolved, compare_places, resolve
 from methods import UserError, create
+from methods.errors import first_few
 from methods.validation import explained
 
 
-def examine_plan(source: Source, labels: Labels, access: Access | None = None) -> Examined:
-    """Checks the ids of a plan's trials, and compares its rows with the trials.
+def examine_plan(
+    source: Source, labels: Labels, access: Access | None = None, settled: Set[str] | None = None
+) -> Examined:
+    """Checks the ids of a plan's trials, and compares its rows with the trials and with the suites.
 
     `labels` are those of the plan's suite. `access` tells which files and repositories may be opened. If it
-    is None, all may be opened.
+    is None, all may be opened. `settled` has the ids of the trials with a result. If it is None, planned
+    trials may lack one.
     """
     findings = Examined(source.name)
     try:
@@ -36,8 +44,13 @@ def examine_plan(source: Source, labels: Labels, access: Access | None = None) -
         findings.cannot("plan", "none was stored")
         return findings
     trials = {planned.id: _trial(findings, planned) for planned in plan.trials}
+    placed = []
     for row in plan.rows:
-        _check_row(findings, row, trials, labels, access)
+        own = _check_row(findings, row, trials, labels, access)
+        placed += [PlacedRow(_where(row), row, trial) for trial in own[:1]]
+    _check_suites(findings, source, plan, placed)
+    if settled is not None:
+        _check_results(findings, plan, settled)
     return findings
 
 
@@ -58,20 +71,21 @@ def _check_row(
     trials: Mapping[str, Trial | None],
     labels: Labels,
     access: Access | None,
-) -> None:
-    where = " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
+) -> list[Trial]:
+    """Checks a row, and returns its trials. Trials whose ids are wrong are left out."""
+    where = _where(row)
     # A row that is not yet tuned has no trial.
     for seed, id_ in row.trials.items():
         if id_ is not None and id_ not in trials:
             findings.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
     own = {seed: trial for seed, id_ in row.trials.items() if (trial := trials.get(id_ or "")) is not None}
     if not own:
-        return
+        return []
     for seed, trial in own.items():
         findings.compare(f"{where}: seed of trial {trial.id}", seed, trial.seed)
     first, *later = own.values()
     if row.studies:
-        _check_studies(findings, where, row.studies, own)
+        _check_studies(findings, where, row, own)
     shared = _shared(first, row)
     for trial in later:
         for what, value in _shared(trial, row).items():
@@ -80,6 +94,69 @@ def _check_row(
         _check_counts(findings, where, row, resolved)
         _check_budget(findings, where, row, resolved, labels)
         _check_names(findings, where, row, first, resolved, labels)
+    return list(own.values())
+
+
+def _where(row: PlannedRow) -> str:
+    return " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
+
+
+def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: Sequence[PlacedRow]) -> None:
+    """Compares the rows with the plan's suite, and with the suites from which planned trials were started."""
+    ids = {trial.id for trial in plan.trials}
+    digests = {record.tag(Tag.SUITE_HASH) for record in source.records() if record.trial_id in ids}
+    suites = [(digest, fields) for digest, fields in suites_of(source) if digest in {"", *digests}]
+    latest = max((number for number, (digest, _) in enumerate(suites) if not digest), default=None)
+    if latest is None:
+        findings.cannot("suite", "an earlier version stored none to compare the plan with")
+        return
+    rows = PlannedRows(findings, placed)
+    for number, (digest, fields) in enumerate(suites):
+        if digest or number == latest:
+            origin = f"the suite {digest:.8} that started trials" if digest else "the suite"
+            try:
+                rows.compare(Suite.model_validate(fields), origin, whole=not digest)
+            except (ValidationError, UserError) as error:
+                why = explained(error, Suite)[0] if isinstance(error, ValidationError) else str(error)
+                findings.cannot(origin, why)
+                return
+    rows.finish()
+
+
+def _check_results(findings: Examined, plan: StoredPlan, settled: Set[str]) -> None:
+    """Reports planned trials without a result, and notes which studies are complete.
+
+    A plan of which no trial ran, as of a pilot alone, is only noted.
+    """
+    planned = [(_part_of(row, seed), id_) for row in plan.rows for seed, id_ in row.trials.items()]
+    planned += [("tuning", id_) for row in plan.rows if row.tuning for id_ in row.tuning.ids]
+    missing = [(part, id_) for part, id_ in planned if id_ not in settled]
+    if len(missing) == len(planned):
+        findings.notes.append(f"{plan.suite} holds none of the {len(planned):,} planned trials")
+        return
+    if missing:
+        parts = first_few(list(dict.fromkeys(part for part, _ in missing)), MOST_LISTED)
+        result = f"{len(missing):,} have no result, of {parts}"
+        findings.broken("plan, its trials", f"{len(planned):,} planned", result)
+    if studies := [row.studies for row in plan.rows if row.studies]:
+        absent = {part for part, _ in missing}
+        numbers = sorted({place.study for study in studies for place in study.trials.values()})
+        held = _listed([number for number in numbers if f"study {number}" not in absent])
+        of = max(study.studies for study in studies)
+        findings.notes.append(f"{plan.suite} holds {held} of {of:,} planned")
+
+
+def _part_of(row: PlannedRow, seed: int) -> str:
+    place = row.studies and row.studies.trials.get(seed)
+    return f"study {place.study}" if place else f"seed {seed}"
+
+
+def _listed(studies: Sequence[int]) -> str:
+    if not studies:
+        return "no complete study"
+    if len(studies) > 1 and studies[-1] - studies[0] == len(studies) - 1:
+        return f"studies {studies[0]} to {studies[-1]}"
+    return f"studies {first_few(list(map(str, studies)), MOST_LISTED)}"
 
 
 def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
@@ -92,20 +169,30 @@ def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
     return content | {"sizes": trial.task.sizes}
 
 
-def _check_studies(findings: Examined, where: str, studies: StudyPlan, trials: Mapping[int, Trial]) -> None:
-    """Checks that each trial has the planned rates, at the planned offset from the study's centre."""
+def _check_studies(findings: Examined, where: str, row: PlannedRow, trials: Mapping[int, Trial]) -> None:
+    """Checks the seed, study, point, offset and rates of every trial against the formulas for them."""
+    studies = row.studies
+    assert studies is not None
+    try:
+        formula = Studies(studies=studies.studies, points=studies.points, lr=Window(decades=studies.decades))
+    except ValidationError as error:
+        findings.broken(f"{where}: studies", "studies", explained(error, Studies)[0])
+        return
+    findings.compare(f"{where}: trials of studies", len(row.trials), formula.studies * formula.points)
+    rates = RateWindow(studies.centre, studies.decades, studies.head_lr)
+    drawn: dict[int, list[float]] = {}
     for seed, trial in trials.items():
-        place = studies.trials.get(seed)
-        if place is None:
-            findings.broken(f"{where}: the study of seed {seed}", None, "one")
+        study, point = formula.place(seed)
+        if not (0 <= study < formula.studies and point < formula.points):
+            findings.broken(f"{where}: seed of trial {trial.id}", seed, "none of the studies'")
             continue
-        lr = trial.recipe.lr
-        findings.compare(f"{where}: rate of trial {trial.id}", place.lr, lr)
-        findings.near(
-            f"{where}: offset of trial {trial.id}", studies.centre * 10**place.offset, lr, 1e-3 * lr
-        )
-        if studies.head_lr is not None:
-            findings.compare(f"{where}: head rate of trial {trial.id}", studies.head_lr, trial.recipe.head_lr)
+        if study not in drawn:
+            drawn[study] = offsets(formula, study, f"{trial.task.task} on {trial.weights_hash}")
+        lr = rates.rate(offset := drawn[study][point])
+        place = StudyTrial(study=study, point=point, offset=offset, lr=lr)
+        findings.compare(f"{where}: place of trial {trial.id}", studies.trials.get(seed), place)
+        rates_of_trial = trial.recipe.lr, trial.recipe.head_lr
+        findings.compare(f"{where}: rates of trial {trial.id}", rates_of_trial, (lr, studies.head_lr or lr))
 
 
 def _check_names(

@@ -199,9 +199,15 @@ def test_halves_of_a_study_are_reported_as_one(halves: Halves, tmp_path: Path) -
     assert "<svg" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_every_trial_of_a_study_is_verified(halves: Halves, call: Call) -> None:
+def test_a_study_is_verified_with_all_its_parts(halves: Halves, call: Call, tmp_path: Path) -> None:
     ended = call("verify", "toy", "--store", halves.first)
-    assert (ended.code, "16 verified, 0 broken" in ended.out) == (0, True), ended.out
+    assert (ended.code, "16 verified, 0 broken" in ended.out) == (1, True), ended.out
+    assert "toy holds studies 0 to 1 of 3 planned" in ended.out
+    ended = call("verify", *halves.packs)
+    assert (ended.code, "24 verified, 0 broken" in ended.out) == (0, True), ended.out
+    joined = bench.pack(*halves.packs, out=tmp_path / "toy.tensorbench.zip").path
+    ended = call("verify", joined)
+    assert (ended.code, "toy holds studies 0 to 2 of 3 planned" in ended.out) == (0, True), ended.out
 
 
 def test_other_windows_do_not_merge(halves: Halves, tmp_path: Path, new_store: NewStore, call: Call) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from bench.machine.files import sha256_of
 from bench.records.pack_format import CONFIGS_TABLE
@@ -81,19 +82,27 @@ def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Call
 def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
     """Returns a change of a pack's files. It replaces fields of the trial in the configuration and the plan.
 
-    It makes the hashes valid again. `parts` are fields that do not affect the trial's id, such as paths.
+    It makes the hashes valid again. `parts` are fields that do not affect the trial's id, such as paths. The
+    suites name the same backbone.
     """
 
     def renamed(text: bytes) -> bytes:
         document = json.loads(text)
-        for trial in [document["trial"]] if "trial" in document else document["trials"]:
+        for trial in [document["trial"]] if "trial" in document else document.get("trials", ()):
             trial |= {
                 part: trial[part] | change if part == "task" else change for part, change in parts.items()
             }
+        suite = document.get("suite")
+        if isinstance(suite, dict):
+            suite |= {"backbones": [parts["backbone"]] if "backbone" in parts else suite["backbones"]}
+        elif "start" in document:
+            file = document["start"]["suite"]
+            fields = renamed(json.dumps({"suite": yaml.safe_load(file["text"])}).encode())
+            file |= {"text": yaml.safe_dump(json.loads(fields)["suite"]), "cleaned": True}
         return json.dumps(document).encode()
 
     def edit(content: Files) -> None:
-        for name in [name for name in content if name.endswith("plan.json")]:
+        for name in [name for name in content if name.endswith(("plan.json", "suite.json"))]:
             content[name] = renamed(content[name])
         (table,) = [name for name in content if name.endswith(CONFIGS_TABLE)]
         (row,) = pq.read_table(io.BytesIO(content[table])).to_pylist()
