@@ -19,6 +19,8 @@ from bench.execution.estimate import (
     workload_of,
     workload_of_record,
 )
+from bench.machine.cards import cards
+from bench.machine.memory import MIB
 from bench.machine.precision import computes_bf16
 from bench.plan.cells import PlanCell
 from bench.plan.choosing import ChoosingSection, Pilot
@@ -86,6 +88,8 @@ def make_forecast(
             "This machine has no GPU. The plan is for one that computes bf16, and its times are those of "
             f"{'stored trials' if pace.stored else 'the processor here'}."
         )
+    elif device.startswith("cuda"):
+        notes.append(_gpus(device))
     open_ = {part.name: _open(part, settled) for part in parts}
     jobs = [job for part in parts for job in part.jobs]
     remaining = [(job.trial, job.workload) for open_jobs in open_.values() for job in open_jobs]
@@ -112,6 +116,18 @@ def make_forecast(
         based_on="stored trials" if pace.stored else "operations",
         notes=tuple(notes),
         advice=tuple(filter(None, (sizing(remaining, pace), _bf16([job.trial for job in jobs], device)))),
+    )
+
+
+def _gpus(device: str) -> str:
+    """The GPUs of this machine, and the slots that a run would have on them."""
+    card = torch.device(device)
+    free, total = (size // MIB for size in torch.cuda.mem_get_info(card))
+    count = 1 if ":" in device else len(cards())
+    return (
+        f"{count} GPU(s), {torch.cuda.get_device_name(card)}, with {total - free:,} of {total:,} MiB in use on "
+        "the first. A run takes one slot there; --executor local takes one on each, and --slots-per-device "
+        "auto as many as fit."
     )
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+import bench.forecast
 from bench.cli.plans import print_forecast
 from bench.execution.estimate import final_work, step_count
 from bench.execution.perform import Report
@@ -72,6 +74,14 @@ class Remaining(Heard):
 
     def following(self, trials: float) -> None:
         self.announced.append(trials)
+
+
+def test_a_plan_shows_the_gpus_their_memory_and_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000 * 2**20, 81_000 * 2**20))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(bench.forecast, "cards", lambda: ["0", "1"])
+    assert bench.forecast._gpus("cuda").startswith("2 GPU(s), H100, with 11,000 of 81,000 MiB in use")
+    assert bench.forecast._gpus("cuda:1").startswith("1 GPU(s)")
 
 
 def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_store: NewStore) -> None:

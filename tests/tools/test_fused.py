@@ -77,6 +77,12 @@ def test_trials_trained_together_are_those_trained_alone(
     for member in members:
         losses, state = alone(member.trial, resources)
         assert len(losses) == STEPS, member.trial.method
-        torch.testing.assert_close(torch.tensor(member.losses), torch.tensor(losses), rtol=1e-6, atol=1e-6, msg=str(member.trial.method))
+        torch.testing.assert_close(
+            torch.tensor(member.losses),
+            torch.tensor(losses),
+            rtol=1e-6,
+            atol=1e-6,
+            msg=str(member.trial.method),
+        )
         for name, value in member.adapter.state().items():
             torch.testing.assert_close(value, state[name], rtol=1e-5, atol=1e-6)
