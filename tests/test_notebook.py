@@ -12,7 +12,7 @@ import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 
-#: Replaces the cell with the tag `parameters`, for 12 trials of a few steps.
+#: Replaces the cell with the tag `parameters`, for 9 trials of a few steps.
 PARAMETERS = """
 sizes = {"train_size": 32, "validation_size": 20, "test_size": 40, "max_tokens": 24}
 tuning = {"studies": 2, "points": 2}
