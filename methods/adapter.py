@@ -1,4 +1,4 @@
-"""The base class of adapters, and `PartlyFrozen`, the base class of modules with frozen tensors."""
+"""The base classes of adapters, of the layers that they install, and of modules with frozen tensors."""
 
 from __future__ import annotations
 
@@ -300,6 +300,19 @@ class _Rounding:
             RoundedMerge,
             stacklevel=4,
         )
+
+
+class AdaptedLayer(nn.Module):
+    """The base class of modules that stand in the place of a linear layer, which they hold as `base`."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.training = base, base.training
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight. T5 converts the layer's input to its precision."""
+        return self.base.weight
 
 
 class PartlyFrozen(nn.Module):

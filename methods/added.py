@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import Adapter, PartlyFrozen
+from methods.adapter import AdaptedLayer, Adapter, PartlyFrozen
 from methods.backbone import Backbone, Site
 from methods.base import Method
 from methods.errors import NotLowRank, UserError
@@ -90,11 +90,10 @@ class AddedAdapter(Adapter):
         }
 
 
-class _Added(nn.Module):
+class _Added(AdaptedLayer):
     def __init__(self, base: nn.Linear, addition: Addition) -> None:
-        super().__init__()
-        self.base, self.addition = base, addition
-        self.train(base.training)
+        super().__init__(base)
+        self.addition = addition.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)

@@ -12,11 +12,11 @@ weights. At the terminal, `tensorbench check NAME` runs the checks. The tests of
 A case is one check of one method on one tiny random backbone. By default the following cases run:
 
 - Checks that involve the backbone's modules (merging, detaching, training, storing) run for the presets of
-  the method's class on every kind of backbone.
+  the method's class on every kind of backbone. Beyond the first kind, they adapt the MLP too, if they can.
 - Checks that depend on the method alone (its count, gradients, seeds) run for the presets on BERT. With
   `backbones=["vit"]` everything runs on ViT.
-- Checks that depend on shapes also run for the presets on two decoders. These have shared heads and a gated
-  MLP, and one has a head size of its own.
+- Checks that depend on shapes also run for the presets on two decoders and T5. The decoders have shared heads
+  and a gated MLP; one of them and T5 have a head size of their own.
 - All of these checks but compiling run on BERT for further variants of the method, in which every pair of
   options occurs.
 
@@ -35,13 +35,13 @@ from bench.conformance.cases import (
 )
 from bench.conformance.checks import CHECKS
 from bench.conformance.findings import Finding
-from bench.conformance.subject import BACKBONES, DECODERS, CheckFailed, NotApplicable
+from bench.conformance.subject import BACKBONES, UNEQUAL, CheckFailed, NotApplicable
 from bench.conformance.tasks import check_task
 
 __all__ = [
     "BACKBONES",
     "CHECKS",
-    "DECODERS",
+    "UNEQUAL",
     "Case",
     "CheckFailed",
     "CheckResult",

@@ -26,10 +26,11 @@ from bench.inputs import TextInput
 from methods import Method, create
 from methods.backbone import Site
 
-#: The methods that are attached to a backbone: one with matrices, one with a tensor over the whole model.
+#: The methods that are attached to all projections of a backbone: one with matrices of peft, one with tensors
+#: over the whole model.
 ATTACHED: tuple[Method, ...] = (
-    create("lora", rank=2),
-    create("tenslora", variant="att_qkv_depth").isorank(2),
+    create("lora", rank=2, targets="qkvo+mlp"),
+    create("tenslora", variant="qkv_depth", factorization="cp", targets="qkvo+mlp").isorank(2),
 )
 
 #: The names of the checks of methods that involve the backbone's modules. `start` is left out. It demands

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from bench.backbones.backbone import BackboneKind
 from bench.conformance.checks import CHECKS
 from bench.conformance.findings import Status, judge, undisturbed
-from bench.conformance.subject import BACKBONES, DECODERS, GEOMETRY, RANK, Subject
+from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, UNEQUAL, Subject, tiny
 from methods import METHODS, Method
 from methods.errors import UserError
 
@@ -54,10 +54,12 @@ def conformance_cases(
 ) -> list[Case]:
     """Makes the cases of a method: its presets on every backbone, and its `variations` on the first.
 
+    Beyond the first backbone, the presets of a registered method or a class adapt the MLP too, if they can.
+
     Args:
         method: The registered name of a method, or its class. If it is one or more `Method` objects, these
             are the presets, and there are no variations.
-        backbones: The kinds of backbones. None: `BACKBONES`, and `DECODERS` for presets in checks that depend
+        backbones: The kinds of backbones. None: `BACKBONES`, and `UNEQUAL` for presets in checks that depend
             on shapes. Checks that depend on the method alone run on the first kind only.
         checks: The names of checks in `CHECKS`. None: those that run by default. Slow checks (compiling) run
             for presets only.
@@ -82,20 +84,32 @@ def conformance_cases(
     if checks is not None and (unknown := set(checks) - set(CHECKS)):
         raise UserError(f"unknown check {', '.join(sorted(unknown))}; known are {', '.join(CHECKS)}")
     kinds = BACKBONES if backbones is None else backbones
-    return [
+    cases = [
         Case(_sized(template), kind, check.name)
-        for templates, on_kinds in ((presets, kinds), (varied, kinds[:1]))
+        for kind in kinds[:1]
+        for templates in (presets, varied)
         for template in templates
-        for kind in on_kinds
         for check in chosen
-        if (check.on_each or kind == kinds[0]) and not (check.slow and templates is varied)
-    ] + [
-        Case(_sized(template), kind, check.name)
-        for template in presets
-        for kind in (DECODERS if backbones is None else ())
-        for check in chosen
-        if check.of_shapes
+        if not (check.slow and templates is varied)
     ]
+    unequal = UNEQUAL if backbones is None else ()
+    for other in (*kinds[1:], *unequal):
+        checked = [check.name for check in chosen if (check.of_shapes if other in unequal else check.on_each)]
+        for template in presets:
+            wide = _wide(template, other) if isinstance(method, str | type) else template
+            cases += [Case(_sized(wide), other, check) for check in checked]
+    return cases
+
+
+def _wide(template: Method, kind: BackboneKind) -> Method:
+    """The template with every projection for a target, if its class has that option and accepts the value."""
+    geometry = tiny(kind).geometry
+    try:
+        wide = type(template).model_validate({**template.model_dump(), "targets": "qkvo+mlp"})
+        _sized(wide).check(geometry, geometry.projections)
+    except (UserError, ValueError):
+        return template
+    return wide
 
 
 def variations(presets: Sequence[Method]) -> list[Method]:

@@ -45,9 +45,9 @@ GEOMETRIES: dict[BackboneKind, Geometry] = {
 #: The kinds of backbones on which checks run. Checks that depend on the method alone run on the first only.
 BACKBONES: tuple[BackboneKind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
 
-#: The kinds of decoders on which checks that depend on shapes run as well. Their projections have unequal
-#: shapes.
-DECODERS: tuple[BackboneKind, ...] = ("llama", "qwen3")
+#: The kinds on which checks that depend on shapes run as well: two decoders and T5. Their projections have
+#: unequal shapes.
+UNEQUAL: tuple[BackboneKind, ...] = ("llama", "qwen3", "t5")
 
 #: The number of classes of the head.
 CLASSES = 3

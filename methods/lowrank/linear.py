@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.adapter import AdaptedLayer
 from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
 from methods.lowrank.masks import DropoutSite
 from methods.quantised import QuantisedLinear
@@ -78,7 +79,7 @@ class SharedInput:
         self._narrow = ()
 
 
-class AdaptedLinear(nn.Module):
+class AdaptedLinear(AdaptedLayer):
     """A linear layer with an update: `base(x) + up(middle(down(x)))`.
 
     Factors exist only during a forward of the backbone, inside `Adapter.hold`, and while a backward pass
@@ -98,9 +99,7 @@ class AdaptedLinear(nn.Module):
         dropout: DropoutSite | None,
         drops_update: bool = False,
     ) -> None:
-        super().__init__()
-        self.training = base.training
-        self.base = base
+        super().__init__(base)
         self.position = position
         self.output_slices = output_slices
         self.dropout = dropout

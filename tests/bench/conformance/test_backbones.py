@@ -78,7 +78,7 @@ def test_a_correct_backbone_passes_every_check(
     results = check(Changed(lambda backbone: None))
     assert {status for status, _ in results.values()} == {"passed"}, results
     assert results["sites"][1].startswith("all 12 ")
-    assert {"LoRA: merge", "LoRA: detach", "TensLoRA att_qkv_depth: state"} <= set(results)
+    assert {"LoRA: merge", "LoRA: detach", "TensLoRA qkv_depth: state"} <= set(results)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from bench.cli.checks import print_checks
 from bench.conformance import (
     BACKBONES,
     CHECKS,
+    UNEQUAL,
     CheckResult,
     conformance_cases,
     run_checks,
@@ -63,6 +64,17 @@ def test_checks_of_the_method_alone_run_on_the_first_kind_of_backbone() -> None:
     assert {"start", "training", "merge", "detach", "transients", "checkpointing", "state"} <= {
         name for name in kinds_of if CHECKS[name].on_each
     }
+
+
+def test_presets_adapt_the_mlp_beyond_the_first_kind() -> None:
+    fc2 = {
+        case.backbone: "fc2" in case.method.projections
+        for case in conformance_cases("lora", checks=["merge"], quick=True)
+    }
+    assert fc2 == {kind: kind != BACKBONES[0] for kind in (*BACKBONES, *UNEQUAL)}
+    # One of these presets needs square weights.
+    kept = conformance_cases("tt_lora", backbones=["bert", "vit"], checks=["merge"], quick=True)
+    assert [str(case) for case in kept[:2]] == [str(case).replace("-vit-", "-bert-") for case in kept[2:]]
 
 
 def test_unknown_names_are_refused() -> None:
