@@ -56,7 +56,7 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
         tasks={
             row.task: _lock_task(task, old.tasks.get(row.task), notify)
             for row in suite.tasks
-            if (task := hub_task(row)) is not None
+            if (task := hub_task(suite.placed(row))) is not None
         },
     )
     uses_hub = bool(lock.backbones or lock.tasks)

@@ -260,18 +260,15 @@ def run_suite(
     audience = audience or Audience()
     with make_executor(place) as executor:
         loaded = _limited(_loaded(suite), place, executor, audience)
-        full_plan = make_plan(loaded, executor.device)
+        full_plan = _planned(loaded, executor.device, part, audience)
         full_plan.select(part)  # refuses a part that the suite lacks before a store is made
         opened = Store.create(store, loaded.name)
         with session(opened) as driver:
             audience.opened(driver.sent, driver.closed)
             if loaded.searched:
-                command = (
-                    "`bench.search_suite`" if isinstance(suite, Suite) else f"`tensorbench search {suite}`"
-                )
                 audience.note(
                     f"'{loaded.name}' also has {' and '.join(loaded.searched)}, which this does not run: "
-                    f"{command} does."
+                    "`tensorbench search` (`bench.search_suite`) does."
                 )
             records = opened.records()
             full_plan = with_choices(full_plan, opened, records)
@@ -338,7 +335,8 @@ def search_suite(
         # Idle workers would occupy threads or GPUs that the busy one could use.
         place = replace(place, workers=place.workers or 1)
     with make_executor(place) as executor:
-        full_plan = make_plan(_limited(loaded, place, executor, audience), executor.device)
+        limited = _limited(loaded, place, executor, audience)
+        full_plan = _planned(limited, executor.device, part, audience)
         plan = full_plan.select(part)
         cells = cells_of(plan, executor.device)
         if loaded.pilot is not None:
@@ -421,6 +419,20 @@ def _complete(result: SearchResult | AllocationResult, records: dict[str, Record
         points += [*result.points, *result.path]
     ids = [id_ for point in points for id_ in point.trials.values()]
     return bool(result.final) and all(id_ in records and records[id_].score is not None for id_ in ids)
+
+
+def _planned(suite: Suite, device: str, part: Part, audience: Audience) -> Plan:
+    """Returns the plan of the whole suite.
+
+    If tasks or backbones outside the part are not available, returns the plan without them. Raises UserError
+    as `make_plan` does for the part.
+    """
+    try:
+        return make_plan(suite, device)
+    except UserError as error:
+        plan = make_plan(suite, device, part)
+        audience.note(f"Only what is selected can be planned here: {error}")
+        return plan
 
 
 def _loaded(suite: Suite | Path | str) -> Suite:

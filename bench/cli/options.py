@@ -23,6 +23,7 @@ from bench.store import DEFAULT_STORE as DEFAULT_STORE
 if TYPE_CHECKING:
     from bench.execution.place import Place
     from bench.plan.rows import Part
+    from bench.plan.suite import Suite
     from reports.selection import Selection
 
 #: Names of types in the signatures of commands, which are replaced by `object` when options are read. The
@@ -221,7 +222,20 @@ Methods = Annotated[
     names_option("--method", help="Only this method, by name or title ('TensLoRA qkv_depth')"),
 ]
 Backbones = Annotated[
-    list[str] | None, names_option("--backbone", help="Only this backbone, as plans name it")
+    list[str] | None,
+    names_option(
+        "--backbone",
+        help="Only this backbone, as plans name it; of suites also a folder in place of their own",
+    ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--source",
+        metavar="DIR",
+        help="A folder with the data of tasks from the hub: in it a folder for each task (cola) or "
+        "repository (glue). Replaces the suite's source.",
+    ),
 ]
 Budgets = Annotated[
     list[str] | None,
@@ -385,6 +399,27 @@ def report_part_options(
     from reports.selection import Selection
 
     return Selection(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
+
+
+def suite_and_part(file: Path, data: Path | None, part: Part) -> tuple[Suite, Part]:
+    """Loads a suite with its data and backbones from folders, and returns it with the rest of the part.
+
+    `part.backbones` may be the folders, unless they are names of the suite.
+    """
+    from dataclasses import replace
+
+    from bench.plan.suite_file import load_suite
+
+    suite = load_suite(file, data=data)
+    names = {name for spec in suite.backbones for name in (spec.label, spec.name, spec.hub_name)}
+    folders = [name for name in part.backbones if name not in names and Path(name).expanduser().exists()]
+    if not folders:
+        return suite, part
+    if len(folders) < len(part.backbones):
+        from methods import UserError
+
+        raise UserError(f"--backbone: give names or folders, not both (got {', '.join(part.backbones)})")
+    return load_suite(file, data=data, backbones=folders), replace(part, backbones=())
 
 
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -11,6 +11,7 @@ from bench.cli.options import (
     DEFAULT_STORE,
     AsJson,
     Checkpointing,
+    DataFolder,
     Device,
     MicroBatch,
     ScoreSd,
@@ -26,6 +27,7 @@ from bench.cli.options import (
     out,
     part_options,
     place_options,
+    suite_and_part,
     with_options,
 )
 
@@ -62,6 +64,7 @@ def run(
     suite: SuiteFile,
     place: Place,
     part: Part,
+    source: DataFolder = None,
     store: StoreUri = DEFAULT_STORE,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run only the trials that failed.")
@@ -75,8 +78,9 @@ def run(
     from bench.cli.progress import Terminal
     from bench.run import run_suite
 
+    loaded, part = suite_and_part(suite, source, part)
     done = run_suite(
-        suite, store=store, place=place, part=part, retry_failed=retry_failed, audience=Terminal(out, err)
+        loaded, store=store, place=place, part=part, retry_failed=retry_failed, audience=Terminal(out, err)
     )
     # Imported after the trials, since it takes a second.
     from bench.cli.results import print_summary
@@ -92,6 +96,7 @@ def search(
     suite: SuiteFile,
     place: Place,
     part: Part,
+    source: DataFolder = None,
     store: StoreUri = DEFAULT_STORE,
     storage: StudyStorage = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
@@ -113,8 +118,9 @@ def search(
     from bench.cli.progress import Terminal
     from bench.run import search_suite
 
+    loaded, part = suite_and_part(suite, source, part)
     done = search_suite(
-        suite,
+        loaded,
         store=store,
         place=place,
         part=part,
@@ -133,6 +139,7 @@ def search(
 def plan(
     suite: SuiteFile,
     part: Part,
+    source: DataFolder = None,
     store: StoreUri = DEFAULT_STORE,
     device: Device = "auto",
     power: Annotated[
@@ -154,7 +161,6 @@ def plan(
     from bench.forecast import make_forecast
     from bench.plan.coverage import shared_points, tuning_notes
     from bench.plan.make import make_plan
-    from bench.plan.suite_file import load_suite
     from bench.training.saving import Saving
     from methods import METHODS, UserError
 
@@ -164,7 +170,8 @@ def plan(
         raise UserError("--threshold needs --power")
     thresholds = one_for_each(threshold)
     device = choose_device(device, elsewhere=True)
-    made = make_plan(load_suite(suite), device).select(part)
+    loaded, part = suite_and_part(suite, source, part)
+    made = make_plan(loaded, device, part).select(part)
     expected = make_forecast(made, store, device, Saving(micro_batch, checkpointing))
     powers = []
     if power:

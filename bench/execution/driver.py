@@ -332,8 +332,8 @@ class _Driving:
         suite, trial = self.plan.suite, event.trial
         split = trial.task.split_seed(trial.seed)
         return Start(
-            suite=suite.source,
-            lock=suite.lock_source,
+            suite=suite.file,
+            lock=suite.lock_file,
             libraries=event.libraries or {},
             streams=stream_seeds(trial.seed) | ({} if split is None else {"split": split}),
         )

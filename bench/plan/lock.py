@@ -68,7 +68,7 @@ class Lock(Frozen):
             backbones.append(spec)
         tasks = []
         for row in suite.tasks:
-            if (task := hub_task(row)) is not None:
+            if (task := hub_task(suite.placed(row))) is not None:
                 locked = self.tasks.get(row.task)
                 entry = self._entry(locked, row.task, task.where, task.source.revision, path)
                 source = DataSource(hub=entry.repository, revision=entry.revision)

@@ -14,13 +14,13 @@ from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.plan.cells import PlanCell, requested_parameters
 from bench.plan.recipe import Recipe
-from bench.plan.rows import Plan, Row, in_order
+from bench.plan.rows import EVERYTHING, Part, Plan, Row, in_order
 from bench.plan.settings import Setting
 from bench.plan.suite import Suite
 from bench.plan.suite_rows import Budget, MethodRow, TaskRow
 from bench.plan.trial import Trial
 from bench.tasks import Task, check_use, data_key
-from methods import METHODS, Geometry, Method, UserError
+from methods import METHODS, Geometry, Method, UnknownNameError, UserError
 from methods.errors import cut, shown
 from methods.validation import MOST_SAID, identity
 
@@ -31,36 +31,46 @@ MOST_TRIALS = 100_000
 OF_FORWARD = {"batch_size", "precision", "compile", "deterministic"}
 
 
-def make_plan(suite: Suite, device: str = "cpu") -> Plan:
+def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Plan:
     """Makes the plan of a suite, and starts nothing.
 
     `device` decides the precision of recipes with precision `auto`, and thereby their trials' ids. With equal
-    tuning, a row lists the final trials of every point as candidates until a point is chosen. Raises
-    UserError for a device other than cpu and cuda, and as `cells` does.
+    tuning, a row lists the final trials of every point as candidates until a point is chosen.
+
+    Tasks and backbones that `part` does not select are not looked up, so their data and weights need not be
+    available. `Plan.select` makes the remaining selection.
+
+    Raises UserError for a device other than cpu and cuda, for backbones with the same weights and input, and
+    as `cells` does.
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
     rows: list[tuple[tuple[int, ...], Row]] = []
     trials: dict[str, tuple[tuple[int, ...], Trial]] = {}
-    #: The number of the suite's row that made each line of the plan.
-    lines: dict[tuple[Budget | str | None, ...], int] = {}
+    #: The cell that made each line of the plan.
+    lines: dict[tuple[Budget | str | None, ...], PlanCell] = {}
     # Blocks in the order of tables: rows of a fixed size, then the suite's budgets.
     blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
-    for pair, cell in cells(suite, device):
+    for pair, cell in cells(suite, device, part):
         block = blocks.get(cell.budget, len(blocks))
         planned = cell.planned()
         # Rows may share all tuning trials and still differ in their final trials.
         final = (t.id for row in planned.rows for choice in row.candidates for t in choice.final.values())
         line = (cell.budget, *(trial.id for _, trial in planned.trials), *final)
-        if line in lines:
+        if (first := lines.get(line)) is not None:
+            if first.spec != cell.spec:
+                raise UserError(
+                    f"backbones '{first.shown.backbone}' and '{cell.shown.backbone}' are the same model, so "
+                    "their trials would be the same: leave one of them out"
+                )
             # Rows with equal trials, such as orders of heads without a head mode.
-            if cell.labels[0] and lines[line] != cell.number:
+            if cell.labels[0] and first.number != cell.number:
                 raise UserError(
                     f"methods.{cell.number}.label: {shown(cell.labels[0])} has the same trials as "
-                    f"methods.{lines[line]}; remove one of the two"
+                    f"methods.{first.number}; remove one of the two"
                 )
             continue
-        lines[line] = cell.number
+        lines[line] = cell
         rows += [((pair, block), row) for row in planned.rows]
         for (study, place), trial in planned.trials:
             # Ordered by study, then by seed, so that a stopped run has treated all methods alike.
@@ -71,9 +81,10 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
 def cells_of(plan: Plan, device: str) -> list[PlanCell]:
     """Returns the suite's cells (method, budget, task, backbone) that have a row in the plan."""
     rows = {(row.method, row.backbone, row.task, row.budget, row.ranks) for row in plan.rows}
+    planned = Part(tasks=sorted({row.own.task for row in plan.rows}))
     keyed = {
         (*cell.shown, cell.budget.label if cell.budget else None, cell.method.size or ()): cell
-        for _, cell in cells(plan.suite, device)
+        for _, cell in cells(plan.suite, device, planned)
     }
     return [cell for key, cell in keyed.items() if key in rows]
 
@@ -95,10 +106,11 @@ class Pairing(NamedTuple):
     examples: int | None
 
 
-def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, PlanCell]]:
+def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterator[tuple[int, PlanCell]]:
     """Yields the cells of a suite, each with the index of its pair of task and backbone.
 
-    Raises UserError for invalid names, ranks, budgets, sizes and pairings, and for too many trials.
+    `part` is as in `make_plan`. Raises UserError for invalid names, ranks, budgets, sizes and pairings, and
+    for too many trials.
     """
     # Check every row's options once, even if no pair of task and backbone uses them.
     methods: list[tuple[int, MethodRow, Method]] = []
@@ -106,7 +118,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, PlanCell]]:
         with _naming(number):
             methods += [(number, *variant) for variant in row.variants()]
     _check_labels(methods)
-    pairs = _pairs(suite)
+    pairs = _pairs(suite, part)
     check_number(suite, len(pairs), [row for _, row, _ in methods])
     for place, pair in enumerate(pairs):
         data = _data(pair)
@@ -199,14 +211,33 @@ def _data(pair: Pairing) -> dict[str, Any]:
     return {**key, **identity(task, include={"padding"})}
 
 
-def _pairs(suite: Suite) -> list[Pairing]:
-    """Pairs every task with every backbone of its modality.
+def _narrowed(suite: Suite, part: Part) -> Suite:
+    """Returns the suite with the tasks and the backbones of a part.
 
-    Raises UserError for a task or a backbone that is in no pair.
+    All backbones are kept if the part selects one by a name that only its description tells. Raises UserError
+    for an unknown task.
     """
+    tasks, backbones = suite.tasks, suite.backbones
+    if part.tasks:
+        for name in part.tasks:
+            if not any(name in (row.task, row.label) for row in tasks):
+                raise UnknownNameError("task of this suite", name, [row.shown for row in tasks])
+        tasks = tuple(row for row in tasks if {row.task, row.label} & set(part.tasks))
+    names = {spec: {spec.label, spec.name, spec.hub_name} for spec in backbones}
+    if set(part.backbones) <= set().union(*names.values()):
+        backbones = tuple(spec for spec in backbones if not part.backbones or names[spec] & {*part.backbones})
+    return suite.model_copy(update={"tasks": tasks, "backbones": backbones})
+
+
+def _pairs(suite: Suite, part: Part) -> list[Pairing]:
+    """Pairs every task of a part with every backbone of its modality.
+
+    Raises UserError for a task or a backbone that is in no pair, unless the part leaves its partners out.
+    """
+    suite = _narrowed(suite, part)
     # Branches on a hub move, so resolve them here: then a trial names one commit wherever it runs.
     tasks = []
-    for row in suite.tasks:
+    for row in map(suite.placed, suite.tasks):
         definition = row.lookup()
         source = definition.pinned()
         definition = definition if source is None else definition.at(source)
@@ -221,11 +252,11 @@ def _pairs(suite: Suite) -> list[Pairing]:
         if task.modality == info.input.modality
     ]
     for row, task in tasks:
-        if not any(row is pair.task for pair in pairs):
+        if not (part.backbones or any(row is pair.task for pair in pairs)):
             names = ", ".join(f"{info.name} ({info.input.modality})" for _, info in backbones)
             raise UserError(f"task '{row.task}' is {task.modality}, and no backbone is: {names}")
     for spec, info in backbones:
-        if not any(spec is pair.spec for pair in pairs):
+        if not (part.tasks or any(spec is pair.spec for pair in pairs)):
             names = ", ".join(f"{row.task} ({task.modality})" for row, task in tasks)
             raise UserError(f"backbone '{info.name}' is {info.input.modality}, and no task is: {names}")
     return pairs

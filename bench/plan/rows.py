@@ -206,6 +206,13 @@ class Plan(ShowsOverview, Frozen):
         return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))
 
     @property
+    def partial(self) -> bool:
+        """Whether a task or a backbone of the suite has no trial, because it was not planned."""
+        tasks = {trial.task.task for trial in self.trials}
+        backbones = {trial.backbone for trial in self.trials}
+        return len(tasks) < len(self.suite.tasks) or len(backbones) < len(self.suite.backbones)
+
+    @property
     def counts(self) -> str:
         """The number of trials and their seeds or studies as text: `6 trials, seeds 0,1`, for example."""
         final, tuning = self.of(None), self.of("tuning")

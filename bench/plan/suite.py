@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from bench.backbones import BackboneSpec
+from bench.backbones.spec import refuse_unknown_home
 from bench.machine.files import sha256_of
 from bench.plan.choosing import Allocation, Pilot, Search, Studies, Tuning
 from bench.plan.recipe import Recipe
@@ -26,6 +27,7 @@ from bench.plan.suite_rows import NAME, NAME_RULE, Budget, MethodRow, TaskRow
 from bench.plan.yaml_text import written
 from bench.records.origin import SourceFile
 from bench.tasks import DataSource
+from bench.tasks.hub import HubTask
 from bench.tasks.plain_text import TextName
 from methods import UserError
 from methods.validation import Frozen, refuse_repeats, tag_of, validate
@@ -93,6 +95,9 @@ class Suite(Frozen):
     tasks: tuple[TaskRow, ...] = Field(min_length=1)
     backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
     methods: tuple[MethodRow, ...] = Field(min_length=1)
+    #: A folder with the data of the hub tasks that have no source of their own: in it a folder for each task
+    #: or repository (see `HubTask.beneath`).
+    source: DataSource | None = None
     #: The budgets of every method whose row leaves the ranks free.
     budgets: tuple[Budget, ...] = ()
     #: The way in which learning rates and scales are chosen, the same for every method. None (`none` in
@@ -141,6 +146,16 @@ class Suite(Frozen):
                 "should be a text without NUL and halves of surrogate pairs, which no store accepts"
             )
         return text
+
+    @field_validator("source")
+    @classmethod
+    def _folder(cls, source: DataSource | None) -> DataSource | None:
+        if source is None:
+            return None
+        if source.local is None:
+            raise ValueError("should be a folder, {local: DIR}; a repository goes into a task's row")
+        refuse_unknown_home(source.local)
+        return source
 
     @field_validator("forgetting", mode="before")
     @classmethod
@@ -289,12 +304,12 @@ class Suite(Frozen):
         return suite
 
     @property
-    def source(self) -> SourceFile:
+    def file(self) -> SourceFile:
         """The text of the suite's file, or YAML of its fields if it has no file."""
         return self._file or source_text("", written(self.model_dump(mode="json", exclude_unset=True)))
 
     @property
-    def lock_source(self) -> SourceFile | None:
+    def lock_file(self) -> SourceFile | None:
         """The text of the suite's lock, if it has one."""
         return self._lock
 
@@ -316,9 +331,22 @@ class Suite(Frozen):
             )
             for row in self.tasks
         ]
-        return self.model_copy(
-            update={"backbones": tuple(map(absolute, self.backbones)), "tasks": tuple(tasks)}
-        )
+        update = {"backbones": tuple(map(absolute, self.backbones)), "tasks": tuple(tasks)}
+        return self.model_copy(update=update | ({"source": absolute(self.source)} if self.source else {}))
+
+    def placed(self, row: TaskRow) -> TaskRow:
+        """Returns a task's row with its folder in the suite's source, if the suite has one.
+
+        Rows with a source of their own, and tasks that do not come from a hub, are returned unchanged. Raises
+        UserError if the suite's source has no folder for the task, and as `TaskRow.lookup` does.
+        """
+        if self.source is None or row.source is not None or (row.data and not row.data.hub):
+            return row
+        task = row.lookup()
+        if not isinstance(task, HubTask):
+            return row
+        assert self.source.local is not None
+        return row.model_copy(update={"source": task.beneath(self.source.local)})
 
     def check_paths(self) -> None:
         """Raises UserError if a `local:` of a backbone or task source is missing on this machine."""

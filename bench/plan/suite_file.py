@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.plan import PACKAGED
 from bench.plan.lock import lock_path, read_lock
 from bench.plan.suite import Suite, source_text
-from bench.plan.yaml_text import parse, read_text
+from bench.plan.yaml_text import parse, read_text, written
 from methods import UnknownNameError, UserError
 from methods.validation import validate
+
+#: The fields of a backbone that a checkpoint in its place keeps.
+KEPT = ("dtype", "quantise", "image_size")
 
 
 def suite_path(source: Path | str) -> Path:
@@ -28,18 +31,31 @@ def suite_path(source: Path | str) -> Path:
     return packaged[path.name]
 
 
-def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -> Suite:
+def load_suite(
+    source: Path | str | Mapping[str, Any],
+    *,
+    locked: bool = True,
+    data: Path | str | None = None,
+    backbones: Sequence[Path | str] = (),
+) -> Suite:
     """Reads and validates a suite. If `locked`, applies the lock file beside it, if there is one.
 
-    `source` is a suite's file, the name of a packaged suite, or a dictionary of a suite's fields, which has
-    no lock. A packaged suite's lock is in the working folder. Relative paths in a file start at the file's
-    folder, and those in a dictionary at the working folder. Raises UserError with the file, field, value and
-    accepted values.
+    Args:
+        source: A suite's file, the name of a packaged suite, or a dictionary of a suite's fields, which has
+            no lock. A packaged suite's lock is in the working folder. Relative paths in a file start at the
+            file's folder, and those in a dictionary at the working folder.
+        locked: Whether to apply the lock.
+        data: A folder that replaces the suite's `source`.
+        backbones: Folders of checkpoints that replace the suite's backbones. They keep `dtype`, `quantise`
+            and `image_size`. A suite of one timm model takes its safetensors file.
+
+    Raises:
+        UserError: with the file, field, value and accepted values.
     """
     if isinstance(source, Mapping):
-        suite = validate(Suite, dict(source), "suite")
+        suite = validate(Suite, _replaced(source, data, backbones), "suite")
         # Keep the paths as the author wrote them, since `beside` makes them absolute on this machine.
-        return suite.beside(Path.cwd()).read_from(suite.source, None)
+        return suite.beside(Path.cwd()).read_from(suite.file, None)
     path = suite_path(source)
     try:
         text = read_text(path)
@@ -50,8 +66,30 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
+    if (replaced := _replaced(values, data, backbones)) != values:
+        values, text = replaced, written(replaced)
     suite = validate(Suite, values, str(path)).beside(path.parent)
     file, lock = source_text(path.name, text), lock_path(Path(source))
     if not (locked and lock.exists()):
         return suite.read_from(file, None)
     return read_lock(lock).apply(suite, lock).read_from(file, source_text(lock.name, read_text(lock)))
+
+
+def _replaced(
+    values: Mapping[str, Any], data: Path | str | None, backbones: Sequence[Path | str]
+) -> dict[str, Any]:
+    """Returns a suite's fields with another `source` and other `backbones`, as `load_suite` takes them.
+
+    Raises UserError if the suite's backbones differ in what the new ones would keep.
+    """
+    replaced = dict(values)
+    if data is not None:
+        replaced["source"] = {"local": str(Path(data).expanduser().absolute())}
+    if backbones:
+        rows = [row if isinstance(row, dict) else {} for row in values.get("backbones") or ()]
+        kept = [{key: row[key] for key in ("timm", *KEPT) if key in row} for row in rows] or [{}]
+        if any(row != kept[0] for row in kept):
+            raise UserError(f"its backbones differ in timm, {', '.join(KEPT)}: edit the suite instead")
+        places = [str(Path(place).expanduser().absolute()) for place in backbones]
+        replaced["backbones"] = [{**kept[0], "local": place} for place in places]
+    return replaced

@@ -277,6 +277,12 @@ class StoredPlan(Wired):
     rows: tuple[PlannedRow, ...]
     trials: tuple[PlannedTrial, ...]
 
+    def completed(self, other: StoredPlan) -> StoredPlan:
+        """Returns the plan with the rows that another plan has of other pairs of task and backbone."""
+        pairs, trials = {(row.task, row.backbone) for row in self.rows}, other.by_id() | self.by_id()
+        rows = tuple(row for row in other.rows if (row.task, row.backbone) not in pairs)
+        return self.model_copy(update={"rows": self.rows + rows, "trials": tuple(trials.values())})
+
     def by_id(self) -> dict[str, PlannedTrial]:
         """The trials by id."""
         return {trial.id: trial for trial in self.trials}

@@ -332,7 +332,7 @@ def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
 
     The suite gets the name `name`, and its field `pilot` is left out.
     """
-    values: dict[str, Any] = parse(suite.source.text)
+    values: dict[str, Any] = parse(suite.file.text)
     values = {key: value for key, value in values.items() if key != "pilot"} | {"name": name}
     tasks: list[dict[str, Any]] = [
         {"task": row} if isinstance(row, str) else dict(row) for row in values["tasks"]

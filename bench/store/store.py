@@ -304,13 +304,17 @@ class Store(Source):
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
         """Opens the run that holds the plan, and stores the plan. Returns the run's id.
 
-        The trials' runs are nested in this run.
+        The trials' runs are nested in this run. A plan without all tasks and backbones of the suite keeps the
+        stored rows of the others.
         """
         # With torch, which reading a store does not need.
         from bench.plan.lock import stored_suite
 
+        stored = plan.stored()
+        if plan.partial and (earlier := self.plan()):
+            stored = stored.completed(earlier)
         run_id = self.begin(RunKind.SUITE, plan.suite.name, {}, driver)
-        self.keep(run_id, Artifact.PLAN, plan.stored())
+        self.keep(run_id, Artifact.PLAN, stored)
         self.keep(run_id, Artifact.SUITE, stored_suite(plan.suite))
         self.tag(run_id, Tag.NOTE, plan.suite.description)
         return run_id

@@ -99,6 +99,23 @@ class HubTask(Task):
                 digest.update(f"{part} {sha256(file)}\n".encode())
         return f"sha256:{digest.hexdigest()}"
 
+    def beneath(self, folder: Path) -> DataSource:
+        """Returns the source of this task's data in a folder with the data of several tasks.
+
+        It is the folder there that has the name of the task, of its configuration (`mnli`) or of its
+        repository (`glue` or `nyu-mll/glue`). Raises UserError if there is none, or no folder at all.
+        """
+        if not folder.expanduser().is_dir():
+            raise UserError(f"source: there is no folder {folder} on this machine")
+        names = dict.fromkeys((self.name, self.config, self.where.rpartition("/")[2], self.where))
+        for name in filter(None, names):
+            if (place := folder.expanduser() / name).is_dir():
+                return DataSource(local=place)
+        raise UserError(
+            f"task '{self.name}': {folder} has no folder {', '.join(filter(None, names))}; leave the task "
+            "out (--task names those that are there), or give it a source of its own"
+        )
+
     def folder(self) -> Path:
         """Returns the folder with the parquet files, downloaded if necessary.
 

@@ -336,9 +336,9 @@ def test_the_suites_that_we_ship_are_valid(file: Path) -> None:
 def test_a_suite_knows_the_text_that_it_was_read_from(tmp_path: Path) -> None:
     file = write(tmp_path)
     file.write_text(f"# Two seeds are enough.\n{file.read_text()}")
-    assert load_suite(file).source.text == file.read_text()
+    assert load_suite(file).file.text == file.read_text()
     fields = {**VISION, "backbones": [{"local": "folder"}]}
-    source = load_suite(fields).source
+    source = load_suite(fields).file
     assert source.name == ""
     # As given: the absolute path would be specific to one machine.
     assert parse(source.text)["backbones"] == [{"local": "folder"}]
