@@ -125,9 +125,9 @@ def _gpus(device: str) -> str:
     free, total = (size // MIB for size in torch.cuda.mem_get_info(card))
     count = 1 if ":" in device else len(cards())
     return (
-        f"{count} GPU(s), {torch.cuda.get_device_name(card)}, with {total - free:,} of {total:,} MiB in use on "
-        "the first. A run takes one slot there; --executor local takes one on each, and --slots-per-device "
-        "auto as many as fit."
+        f"{count} GPU(s), {torch.cuda.get_device_name(card)}, with {total - free:,} of {total:,} MiB in use "
+        "on the first. A run takes one slot there; --executor local takes one on each, and "
+        "--slots-per-device auto as many as fit."
     )
 
 
