@@ -6,20 +6,15 @@ import math
 from typing import Any, ClassVar, Self
 
 import torch
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
 from methods.errors import UserError
 from methods.lowrank import Contracted, LowRankMethod, OwnPairs
+from methods.singular import singular
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
-
-#: The number of power steps of the randomised SVD, as in the reference code, and the seed of the SVD. Our
-#: SVD, by scikit-learn, also oversamples. The reference code does not oversample, and since it sets no seed,
-#: its results vary between runs.
-ITERATIONS, SVD_SEED = 10, 42
 
 
 class HadamardMethod(OneRank, Targeted, LowRankMethod):
@@ -131,6 +126,6 @@ class ABBA(HadamardMethod):
 
 def _balanced(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Returns U·√Σ (out, rank) and √Σ·Vᵀ (rank, in) for the `rank` largest singular values of a weight."""
-    matrix = weight.detach().double().cpu().numpy()
-    u, s, vh = map(torch.from_numpy, randomized_svd(matrix, rank, n_iter=ITERATIONS, random_state=SVD_SEED))
+    # The reference code does not oversample. Since it sets no seed, its results vary between runs.
+    u, s, vh = singular(weight, rank)
     return u * s.sqrt(), s.sqrt()[:, None] * vh

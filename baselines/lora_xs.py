@@ -7,17 +7,15 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from sklearn.utils.extmath import randomized_svd
 from torch import nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
 from methods.lowrank import Contracted, LowRankMethod, Matrix, OwnPairs
+from methods.singular import singular
 from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
-#: The number of power steps and the seed of the randomised SVD, as in the reference code.
-ITERATIONS, SVD_SEED = 10, 42
 #: The standard deviation of the trained matrices at the start, as in the reference code.
 START_STD = 1e-5
 
@@ -103,9 +101,7 @@ class _Cores(OwnPairs):
         """Fills A and B of every site from the largest singular values of its weight."""
         rank = self.cores.shape[-1]
         for index, weight in enumerate(weights):
-            matrix = weight.detach().double().cpu().numpy()
-            decomposition = randomized_svd(matrix, rank, n_iter=ITERATIONS, random_state=SVD_SEED)
-            u, s, vh = map(torch.from_numpy, decomposition)
+            u, s, vh = singular(weight, rank)
             self.get_buffer(f"A{index}").copy_(s[:, None] * vh)
             self.get_buffer(f"B{index}").copy_(u)
 

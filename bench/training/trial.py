@@ -28,7 +28,7 @@ from bench.training.forgetting import text_loss
 from bench.training.inference import Forward, Inference, timed_sizes
 from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from bench.training.measure import PeakMemory
-from bench.training.numerics import compiled, deterministic, take_device, tf32
+from bench.training.numerics import compiled, deterministic, frozen_in_bf16, take_device, tf32
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
 from methods import Adapter, Method, UserError, from_identity
@@ -279,6 +279,8 @@ def _trained(
         tf32(trial.recipe.precision == "tf32"),
         deterministic(trial.recipe.deterministic),
         compiled(encoder, trial.recipe.compile),
+        # A compiled graph has its own casts, which it merges with other kernels.
+        frozen_in_bf16(encoder, trial.recipe.precision == "bf16" and not trial.recipe.compile),
         checkpointed(encoder, saving.checkpointing),
     ):
         if fits_head:

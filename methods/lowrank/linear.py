@@ -122,11 +122,8 @@ class AdaptedLinear(AdaptedLayer):
         """Returns (..., out) for x (..., in). The update is added in place to the base layer's output."""
         if self.up is None:
             self.shared.recontract()
-        bias: Tensor | None = self.base.bias
-        if self.bias_update is not None:
-            bias = self.bias_update if bias is None else bias + self.bias_update
         # Two-dimensional, since autograd copies gradients for an in-place operation on a view.
-        y = self._of_base(x.flatten(0, -2), bias)
+        y = self._of_base(x.flatten(0, -2))
         if self.drops_update and self.training:
             y += self._update_by_entries(x).flatten(0, -2)
         else:
@@ -135,15 +132,16 @@ class AdaptedLinear(AdaptedLayer):
             dropout.masks.remember(y)
         return y.view(*x.shape[:-1], self.base.out_features)
 
-    def _of_base(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns the base layer's output, with `bias` in place of the layer's own bias.
-
-        A quantised layer computes its output itself, so that autograd does not keep a dense weight.
-        """
-        if not isinstance(self.base, QuantisedLinear):
-            return F.linear(x, self.base.weight, bias)
-        y = self.base(x)
-        return y if self.bias_update is None else y + self.bias_update.to(y.dtype)
+    def _of_base(self, x: Tensor) -> Tensor:
+        """Returns the base layer's output, with the update of its bias."""
+        if self.bias_update is None:
+            return self.base(x)
+        if isinstance(self.base, QuantisedLinear):
+            # It computes its output itself, so that autograd does not keep a dense weight.
+            y: Tensor = self.base(x)
+            return y + self.bias_update.to(y.dtype)
+        bias = self.bias_update if self.base.bias is None else self.base.bias + self.bias_update
+        return F.linear(x, self.base.weight, bias)
 
     def _with_update(self, y: Tensor, narrow: Tensor, up: Tensor) -> Tensor:
         """Adds the update to `y` (N, out) in place. Returns `y`, possibly reshaped."""

@@ -10,6 +10,7 @@ import torch
 from peft import AdaLoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods import Adapter, Geometry, Site, UserError, create
 from methods.skeleton import SkeletonBackbone
@@ -200,3 +201,21 @@ def test_counts_are_those_of_a_base_model() -> None:
     lily = create("peft", type="LILY", config={"stride_A": 4, "num_B": 3}).fit(base, lora)
     assert (adalora.size, adalora.count(base), adalora.peak_count(base)) == ((4,), 221_328, 331_992)
     assert (lily.size, lily.count(base)) == ((16,), 222_912)
+
+
+def test_the_orthogonality_of_adalora_makes_nothing_on_the_host() -> None:
+    class Hosted(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, Tensor) and made.device.type == "cpu":
+                hosted.append(str(function))
+            return made
+
+    backbone, adapter = put(ADALORA)
+    backbone.module.to("meta")
+    hosted: list[str] = []
+    with Hosted():
+        extra = adapter.extra_loss()
+    assert extra is not None
+    assert extra.device.type == "meta"
+    assert hosted == []

@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bench.training.trial
+from bench.backbones.random_weights import RandomBackbone
 from bench.plan.recipe import Recipe
 from bench.tasks import ImageSplit
 from bench.training import loop
@@ -27,11 +29,12 @@ from bench.training.numerics import (
     compiled,
     deterministic,
     emulate_bf16,
+    frozen_in_bf16,
     refused_precision,
 )
 from bench.training.seeding import generator, lent
 from bench.training.trial import Outcome, Resources, run_trial
-from methods import UserError, from_identity
+from methods import Geometry, UserError, create, from_identity
 
 from ...messages import naming
 from ..toy_suites import DIGITS, TEXT, VISION, plan
@@ -378,6 +381,83 @@ def test_no_step_reads_a_value_from_the_device(base: dict[str, Any], monkeypatch
     assert trained.steps == 8
     # A batch of texts takes its longest length from the lengths on the CPU.
     assert reads.names == ([] if base is VISION else ["_local_scalar_dense"] * trained.steps)
+
+
+# --- frozen weights are rounded once ---
+
+#: Operations that launch no kernel on a GPU.
+FREE = {
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "slice",
+    "select",
+    "unsqueeze",
+    "squeeze",
+}
+FREE |= {"detach", "alias", "as_strided", "split", "unbind", "empty", "empty_like", "split_with_sizes"}
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts the kernels that a step would launch on a GPU, and the casts of frozen weights among them."""
+
+    def __init__(self, frozen: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.frozen = {weight.data_ptr() for weight in frozen}
+        self.kernels = self.of_frozen = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        self.kernels += name not in FREE
+        self.of_frozen += name == "_to_copy" and args[0].data_ptr() in self.frozen
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("lora", {"rank": 4}), ("tenslora", {"variant": "att", "ranks": [4, 4, 2]})]
+)
+def test_a_step_in_bf16_casts_no_frozen_weight(name: str, options: dict[str, Any]) -> None:
+    # RoBERTa-base, but narrow.
+    roberta = RandomBackbone("roberta", "roberta", Geometry(32, 4, 12, 64), vocabulary=50, max_tokens=16)
+    backbone = roberta.load(None)
+    backbone.reset(2, generator(0, "head_start"))
+    adapter = create(name, **options).attach(backbone, generator(0, "adapter_start"))
+    backbone.module.train()
+    encoder, recipe = backbone.module.encoder, Recipe(precision="bf16").resolved("cpu")
+    parameters = [parameter for group in adapter.parameter_groups() for parameter in group["params"]]
+    inputs = {"input_ids": torch.arange(3, 35).view(4, 8), "attention_mask": torch.ones(4, 8)}
+    steps = {}
+    for once in (False, True):
+        torch.manual_seed(0)
+        with frozen_in_bf16(encoder, once), _Kernels(encoder.parameters()) as step:
+            step.frozen -= {parameter.data_ptr() for parameter in parameters}
+            with loop.autocast(recipe, torch.device("cpu")):
+                loss = backbone.module(**inputs).float().square().mean()
+            steps[once] = step, torch.autograd.grad(loss, parameters)
+    (again, first), (saved, second) = steps.values()
+    assert (again.of_frozen, saved.of_frozen) == (144, 0)
+    assert again.kernels - saved.kernels == 144
+    if name == "lora":
+        assert saved.kernels < 1_650
+    assert all(map(torch.equal, first, second))
+    assert not any("forward" in vars(layer) for layer in encoder.modules())
+
+
+@pytest.mark.parametrize("base", [VISION, TEXT], ids=["vision", "text"])
+def test_a_trial_with_frozen_weights_rounded_once_has_the_same_bits(
+    base: dict[str, Any], resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"steps": 3, "epochs": None, "precision": "bf16"}
+    monkeypatch.setenv(EMULATE_BF16, "1")
+    saved = run(resources, base, training=training)
+    monkeypatch.setattr(bench.training.trial, "frozen_in_bf16", lambda encoder, enabled: nullcontext())
+    again = run(resources, base, training=training)
+    assert torch.equal(saved.final.logits, again.final.logits)
+    assert saved.adapter.keys() == again.adapter.keys()
+    assert all(torch.equal(value, again.adapter[name]) for name, value in saved.adapter.items())
 
 
 # --- precision ---
