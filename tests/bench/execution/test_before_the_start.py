@@ -109,7 +109,7 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
         (Place("inline", workers=2), "--workers 2"),
         (Place("inline", worker_memory=9999), "--worker-memory .*accepted: --workers$"),
         (Place("local", device="cpu", slots_per_device=2), "--slots-per-device"),
-        (Place("local", ray_address="auto"), "--ray-address .*--worker-memory$"),
+        (Place("local", ray_address="auto"), "--ray-address .*--worker-memory"),
         (Place("local", worker_memory=100), naming("--worker-memory", 100, 512)),
         # More bytes than the system can represent.
         (Place("local", worker_memory=2**44), f"--worker-memory {2**44}: accepted are 512 to "),

@@ -427,6 +427,9 @@ def test_a_step_in_bf16_casts_no_frozen_weight(name: str, options: dict[str, Any
     adapter = create(name, **options).attach(backbone, generator(0, "adapter_start"))
     backbone.module.train()
     encoder, recipe = backbone.module.encoder, Recipe(precision="bf16").resolved("cpu")
+    for attention in (module for module in encoder.modules() if hasattr(module, "attention_head_size")):
+        # One kernel computes attention, as on a GPU. On a CPU it has none with dropout.
+        attention.dropout = torch.nn.Dropout(0.0)
     parameters = [parameter for group in adapter.parameter_groups() for parameter in group["params"]]
     inputs = {"input_ids": torch.arange(3, 35).view(4, 8), "attention_mask": torch.ones(4, 8)}
     steps = {}
@@ -441,7 +444,8 @@ def test_a_step_in_bf16_casts_no_frozen_weight(name: str, options: dict[str, Any
     assert (again.of_frozen, saved.of_frozen) == (144, 0)
     assert again.kernels - saved.kernels == 144
     if name == "lora":
-        assert saved.kernels < 1_650
+        # 1,179 with torch 2.13, and 1,323 if frozen weights are cast in every step.
+        assert saved.kernels <= 1_300
     assert all(map(torch.equal, first, second))
     assert not any("forward" in vars(layer) for layer in encoder.modules())
 
