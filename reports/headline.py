@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from bench.records.words import OWN_SIZE
 from methods.errors import first_few
 from reports.analysis import Block
-from reports.units import Unit
+from reports.cautions import HEADS
+from reports.units import Unit, minus
 from reports.words import many
 
 #: The largest number of methods that a sentence names for one budget.
@@ -17,8 +18,8 @@ MOST_NAMES = 1
 def answer(blocks: Sequence[Block]) -> str:
     """Says which methods are significantly better than the reference.
 
-    A second sentence says how large a difference may be and still go undetected. The text is empty if no
-    block has a comparison over all settings.
+    Further sentences say how far the reference is above a head, and how large a difference may be and still
+    go undetected. The text is empty if no block has a comparison over all settings.
     """
     compared = _compared(blocks)
     if not compared:
@@ -35,7 +36,24 @@ def answer(blocks: Sequence[Block]) -> str:
         budgets = {block.budget for block in compared} - {OWN_SIZE}
         where = f" at any of {many(len(budgets), 'budget')}" if len(budgets) > 1 else ""
         lead = f"No method is significantly better than {against}{where}."
-    return f"{lead} {detectable(compared)}".strip()
+    return " ".join(filter(None, (lead, *map(above_head, compared), detectable(compared))))
+
+
+def above_head(block: Block) -> str:
+    """A sentence on the difference of the reference from the best head without an adapter, with its interval.
+
+    Empty if the block compares no head, or if the difference has no interval.
+    """
+    heads = [each for each in block.comparisons if each.family in HEADS and each.interval]
+    best = max(heads, key=lambda each: each.effect.difference, default=None)
+    if best is None or best.interval is None or block.reference is None:
+        return ""
+    unit, name = block.unit, f"{block.reference.method} is"
+    low, high = (minus(unit.score(-bound, 1)) for bound in reversed(best.interval))
+    head = f"{HEADS[best.family]} (interval {low} to {high})"
+    if best.verdict.side == "worse":
+        return f"{name} {unit.score(-best.effect.difference, 1)} {unit.points} above {head}."
+    return f"{name} not shown to be above {head}."
 
 
 def better_methods(blocks: Iterable[Block]) -> dict[str, list[str]]:

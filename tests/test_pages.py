@@ -142,7 +142,7 @@ def test_suites_of_pages_are_planned(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = "".join(f"words {number},{number % 2}\n" for number in range(200))
+    rows = "".join(f"words {number},{number % 2}\n" for number in range(8000))
     (tmp_path / "data").mkdir()
     for file in ("reviews.csv", "data/reviews.csv"):
         (tmp_path / file).write_text(f"body,stars\n{rows}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reports.analysis import Analysis
+from reports.comparisons import AgainstReference
 from reports.headline import answer, better_methods, next_step
 from reports.inference.effects import verdict
+from reports.study import CONVERGED, FLOOR
 
 
 def test_the_answer_names_the_better_methods_and_no_others(analysis: Analysis) -> None:
@@ -46,6 +48,26 @@ def test_the_answer_says_what_may_go_undetected(analysis: Analysis) -> None:
     unit = detectable[0][0]
     for end in (min, max):
         assert unit.score(end(finds for _, finds in detectable), 1) in answer(analysis.blocks)
+
+
+def test_the_reference_is_compared_with_the_best_head(analysis: Analysis) -> None:
+    block = next(block for block in analysis.blocks if block.comparisons and block.reference)
+    assert block.reference is not None
+
+    def head(difference: float, half: float, family: str = FLOOR) -> AgainstReference:
+        bounds = (difference - half, difference + half)
+        each = next(each for each in block.comparisons if each.interval)
+        effect = replace(each.effect, difference=difference)
+        return replace(
+            each, family=family, effect=effect, interval=bounds, verdict=verdict(bounds, block.threshold)
+        )
+
+    above = answer([replace(block, comparisons=(head(-0.05, 0.02), head(-0.04, 0.03, CONVERGED)))])
+    name = block.reference.method
+    assert f"{name} is 4.0 points above the converged head (interval 1.0 to 7.0)." in above
+    assert "the head alone" not in above
+    unknown = answer([replace(block, comparisons=(head(-0.01, 0.03),))])
+    assert f"{name} is not shown to be above the head alone (interval −2.0 to 4.0)." in unknown
 
 
 def test_nothing_is_answered_where_nothing_is_compared(analysis: Analysis) -> None:
