@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.shapes import loretta_modes
+from baselines.shapes import Width, loretta_modes
 from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
 from methods.sizes import OneRank
@@ -41,7 +40,7 @@ class LoRETTAAdapter(OneRank):
 
     scale: Scale = 1.0
     #: The width of the bottleneck. 64 in the script of the reference code.
-    width: PositiveInt = 64
+    width: Width = 64
     #: The activation function. The script of the reference code has `relu`, its configuration has `tanh`.
     activation: Activation = "relu"
     #: `zero`: the last core of up and the bias of up start at zero, so that a fresh adapter changes no output

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import nn
 
-from baselines.shapes import loretta_modes
+from baselines.shapes import Width, loretta_modes
 from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
 from methods.trains import Trains, TrainsOfSites
@@ -35,7 +35,7 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
     #: The rank of the update, which is LoRA's r. 8 in the reference code. (`rank` is the inner rank of the
     #: trains, 5 in the reference code.)
-    width: PositiveInt = 8
+    width: Width = 8
     #: `zero`: the last core of every B starts at zero, so that the initial update is zero (our addition).
     start: Literal["published", "zero"] = "published"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
@@ -11,12 +12,17 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
-from methods.errors import UnknownNameError, UserError, cut, too_small
+from methods.errors import UnknownNameError, UserError, cut, shown, too_small
 from methods.sizes import OneRank, nearest, nearest_rank
 from methods.skeleton import Skeleton
+
+#: Limits for building an adapter to count it: new tensors, bytes of memory, and seconds of the processor.
+MOST_TENSORS, MOST_BYTES, MOST_SECONDS = 100_000, 2 * 2**30, 60.0
 
 #: The fields of peft's configurations that set an adapter's size. A type has at most one of these fields.
 SIZE_FIELDS = ("r", "n_frequency")
@@ -39,6 +45,23 @@ RESERVED = {
     "kasa_config": "it has a loss term of its own, which is not added here",
     "monteclora_config": "it has a loss term of its own, which is not added here",
     "use_asa": "it wants a call after every step, which is not made here",
+    "feedforward_modules": "use targets",
+    "megatron_core": "it names a module to import",
+    "peft_type": "use type",
+}
+
+#: The longest text and the largest number of a configuration, unless `LARGEST` has another number for the
+#: field: the numbers of layers, matrices, terms or iterations that peft makes or repeats, and of steps.
+LONGEST_TEXT, LARGEST_NUMBER = 100, 10**9
+LARGEST = {
+    "depth": 100,
+    "num_B": 1_000,
+    "num_subspaces": 100,
+    "u": 100_000,
+    "num_cayley_neumann_terms": 1_000,
+    "psoft_svd_lowrank_niter": 1_000,
+    **dict.fromkeys(("projection_prng_key", "proj_seed", "projection_seed", "generator_seed"), 2**63 - 1),
+    **dict.fromkeys(("random_seed", "random_loc_seed"), 2**63 - 1),
 }
 
 #: Values of `init_lora_weights` that the training loop does not support, and why. Values that begin with one
@@ -86,6 +109,7 @@ class PeftMethod(OneRank):
                 raise ValueError(f"config.{name} cannot be set: {RESERVED.get(name, 'use rank')}")
             if name not in fields:
                 raise ValueError(str(UnknownNameError(f"field of peft's {self.type}", name, fields)))
+            _check_value(name, self.config[name])
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"config.{name}: should be a finite number (got {value})")
         for name, least in self.whole_numbers.items():
@@ -191,6 +215,8 @@ class PeftMethod(OneRank):
             options = self.isorank(rank).model_dump_json()
         except ValueError as error:
             raise UserError(f"{self.title}: config should contain JSON values only: {error}") from error
+        if self.sizeable and rank > (most := self.rank_limits(geometry)[0] or rank):
+            raise UserError(f"{cut(self.label)}: rank is {rank:,}, accepted is at most {most:,}")
         shapes = (dataclasses.replace(geometry, layers=layers) for layers in (1, 2))
         single, double = (count_built(type(self), options, shape) for shape in shapes)
         return single + (geometry.layers - 1) * (double - single)
@@ -226,6 +252,41 @@ class PeftMethod(OneRank):
         return PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type]
 
 
+def _check_value(name: str, value: Any) -> None:
+    """Raises ValueError unless a configuration's value is a single number of a sensible size, or short text.
+
+    Mappings and lists are refused: peft reads patterns, files and nested configurations from them.
+    """
+    largest = LARGEST.get(name, LARGEST_NUMBER)
+    if isinstance(value, int | float) and not abs(value) <= largest:
+        raise ValueError(f"config.{name}: accepted are numbers up to {largest:,} (got {shown(value)})")
+    if not isinstance(value, int | float | str | None) or len(str(value)) > LONGEST_TEXT:
+        raise ValueError(f"config.{name}: should be a number, a word, or true or false (got {shown(value)})")
+
+
+class BuildLimitError(Exception):
+    """An adapter is too large to be built for counting."""
+
+
+class _BuildLimits(TorchDispatchMode):
+    """A context in which torch raises BuildLimitError beyond the limits for building an adapter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tensors, self._bytes, self._until = 0, 0, time.process_time() + MOST_SECONDS
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shape, device = args[0] if args else (), (kwargs or {}).get("device")
+        if isinstance(shape, list | tuple) and all(isinstance(length, int) for length in shape):
+            self._tensors += 1
+            self._bytes += 0 if torch.device(device or "cpu").type == "meta" else 4 * math.prod(shape)
+        late = time.process_time() > self._until
+        if late or self._tensors > MOST_TENSORS or self._bytes > MOST_BYTES:
+            limits = f"{MOST_TENSORS:,} tensors, {MOST_BYTES / 2**30:g} GiB or {MOST_SECONDS:g} s"
+            raise BuildLimitError(f"counting its parameters takes more than {limits}")
+        return func(*args, **(kwargs or {}))
+
+
 @cache
 def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int:
     """Counts the trained parameters of an adapter by building the adapter on a model of this geometry.
@@ -237,12 +298,18 @@ def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int
     try:
         try:
             with torch.device("meta"):
-                tuner = inject(Skeleton(geometry), config)
+                tuner = _injected(geometry, config)
         except (NotImplementedError, RuntimeError):
             # A few types read values while they are built; the meta device has none.
-            tuner = inject(Skeleton(geometry), config)
+            tuner = _injected(geometry, config)
     except Exception as error:  # Whatever peft raises, the user can only fix the configuration.
         raise UserError(
             f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}"
         ) from error
     return sum(p.numel() for p in tuner.parameters() if p.requires_grad)
+
+
+def _injected(geometry: Geometry, config: Any) -> nn.Module:
+    skeleton = Skeleton(geometry)
+    with _BuildLimits():
+        return inject(skeleton, config)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
 
 from methods.errors import UserError
 from methods.trains import balanced, factorisations
@@ -18,6 +20,9 @@ LORETTA: dict[int, dict[int, tuple[int, ...]]] = {
     64: {768: (8, 8, 12, 8, 8), 1024: (4, 8, 8, 8, 8, 4), 4096: (16, 16, 16, 4, 4, 4)},
     128: {768: (8, 16, 12, 8, 8), 1024: (4, 8, 16, 8, 8, 4), 4096: (16, 16, 16, 8, 4, 4)},
 }
+#: The width of a bottleneck. It is factorised, which takes long for large numbers.
+Width = Annotated[int, Field(gt=0, le=100_000)]
+
 #: The largest number of modes for sizes that are not in the table.
 LORETTA_MODES = 4
 

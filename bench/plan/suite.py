@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -23,7 +24,7 @@ from bench.backbones.spec import refuse_unknown_home
 from bench.machine.files import sha256_of
 from bench.plan.choosing import Allocation, Pilot, Search, Studies, Tuning
 from bench.plan.recipe import Recipe
-from bench.plan.suite_rows import NAME, NAME_RULE, Budget, MethodRow, TaskRow
+from bench.plan.suite_rows import MAX_ROWS, NAME, NAME_RULE, Budget, MethodRow, TaskRow
 from bench.plan.yaml_text import written
 from bench.records.origin import SourceFile
 from bench.tasks import DataSource
@@ -217,6 +218,8 @@ class Suite(Frozen):
     @classmethod
     def _no_row_twice(cls, rows: tuple[MethodRow, ...]) -> tuple[MethodRow, ...]:
         refuse_repeats((row.content for row in rows), (row.method for row in rows))
+        if (count := sum(prod(map(len, row.each.values())) for row in rows)) > MAX_ROWS:
+            raise ValueError(f"are {count:,} methods with those of 'each'; accepted are at most {MAX_ROWS:,}")
         return rows
 
     @model_validator(mode="after")

@@ -36,7 +36,7 @@ TRAINING = "training."
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 NAME_RULE = "at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
 
-#: The largest number of combinations that a row with `each` may have.
+#: The largest number of combinations that a row with `each` may have, and of methods in a suite.
 MAX_ROWS = 10_000
 
 

@@ -123,6 +123,12 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         ),
         ("methods.0", "each", "4,000,000", "10,000"),
     ),
+    "each of several rows": (
+        field(
+            methods=[{"method": "lora", "scale": n, "each": {"rank": list(range(1, 6001))}} for n in (1, 2)]
+        ),
+        ("methods", "12,000", "10,000"),
+    ),
     "trials": (
         field(
             seeds=list(range(15_000)), budgets=[{"isorank": n} for n in range(1, 5)], methods=["lora", "lotr"]

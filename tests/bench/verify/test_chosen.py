@@ -226,3 +226,23 @@ def test_forged_results_do_not_verify(pack: Path, tmp_path: Path, forgery: Calla
     forgery(forged)
     result = verify("", [str(forged.write(tmp_path / "forged.tensorbench.zip"))])
     assert [fault for fault in result.faults if FORGERIES[forgery] in fault.what], result
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "peft", "version": 1, "type": "PEANUT", "rank": 2, "config": {"depth": 10**7}},
+        {"method": "loretta_rep", "version": 1, "rank": 2, "width": 10**18},
+    ],
+    ids=["depth", "width"],
+)
+def test_a_method_that_would_be_built_without_end_is_not_built(
+    pack: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    forged = Forged(pack)
+    for trial in forged.trials:
+        if trial.row == LORA:
+            trial.trial["method"] = method
+    result = verify("", [str(forged.write(tmp_path / "forged.tensorbench.zip"))])
+    assert {each.what for each in result.unchecked} == {"ranks and parameters"}
+    assert not result.ok
