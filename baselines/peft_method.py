@@ -109,9 +109,7 @@ class PeftMethod(OneRank):
                 raise ValueError(f"config.{name} cannot be set: {RESERVED.get(name, 'use rank')}")
             if name not in fields:
                 raise ValueError(str(UnknownNameError(f"field of peft's {self.type}", name, fields)))
-            _check_value(name, self.config[name])
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"config.{name}: should be a finite number (got {value})")
+            _check_value(name, value)
         for name, least in self.whole_numbers.items():
             value = self.config.get(name, least)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -259,7 +257,7 @@ def _check_value(name: str, value: Any) -> None:
     """
     largest = LARGEST.get(name, LARGEST_NUMBER)
     if isinstance(value, int | float) and not abs(value) <= largest:
-        raise ValueError(f"config.{name}: accepted are numbers up to {largest:,} (got {shown(value)})")
+        raise ValueError(f"config.{name}: accepted are finite numbers up to {largest:,} (got {shown(value)})")
     if not isinstance(value, int | float | str | None) or len(str(value)) > LONGEST_TEXT:
         raise ValueError(f"config.{name}: should be a number, a word, or true or false (got {shown(value)})")
 
