@@ -69,6 +69,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
         *(f"  {key}: {_flow(value)}" for key, value in sorted(recipe.items(), key=_rates_first)),
         f"seeds: {_flow([seed.seed for seed in seeds])}",
         f"evaluate: {trial.evaluate}",
+        "floor: none",
     ]
     # Trials that measure no forgetting need no line for it.
     if trial.forgetting is not None:

@@ -66,7 +66,7 @@ def test_a_suite_can_name_a_plug_in_method(
     suite = tmp_path / "suite.yaml"
     suite.write_text(
         "name: plugin\nbackbones: [tiny-random-vit]\ntasks: [digits]\nmethods: [shared_down]\n"
-        "budgets: [{isorank: 2}]\nseeds: [0]\ntraining: {steps: 2, batch_size: 8}\n"
+        "budgets: [{isorank: 2}]\nseeds: [0]\ntraining: {steps: 2, batch_size: 8}\nfloor: none\n"
     )
     ran = Program(
         ROOT / "bench" / "__main__.py",

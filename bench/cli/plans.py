@@ -34,10 +34,11 @@ def print_plan(console: Console, plan: Plan) -> None:
         rows = [row for row in final.rows if (row.task, row.backbone) == (task, backbone)]
         head_lr = next((row.studies.head_lr for row in rows if row.studies and row.studies.head_lr), None)
         of_head = f" · head lr {rate_text(head_lr)}" if head_lr else ""
-        table = RowTable(f"{task} · {backbone}{of_head}", *final.rates(rows[0]))
+        headings = tuple(final.rates(rows[0]))
+        table = RowTable(f"{task} · {backbone}{of_head}", *headings)
         for row in rows:
             table.add(row, *final.rates(row).values())
-        console.print(fitted(console, table.table, "% LoRA", "paper lr", "params", "budget"))
+        console.print(fitted(console, table.table, "% LoRA", headings[-1], "params", "budget"))
     if tuning.trials:
         _print_points(console, plan)
         console.print("The final trials are known once the tuning trials have ended.")

@@ -224,8 +224,9 @@ class PlanCell:
         return Planned([self.row(_ids(trials))], [((0, place), t) for place, t in enumerate(trials)])
 
     def _studied(self, studies: Studies) -> Planned:
-        # A fitted head has no learning rate and is the same for every seed, so it is a single trial.
-        if self.method.fits_head:
+        # A fitted head has no learning rate and is the same for every seed, so it is a single trial. So is a
+        # decoder that answers in words and has no adapter, since nothing of it is trained.
+        if self.method.fits_head or not (self.has_head or self.method.count(self.info.geometry)):
             trial = self.trial(studies.seed(0, 0), self.suite.evaluate)
             return Planned([self.row(_ids([trial]))], [((0, 0), trial)])
         rates, setting = self.window(), f"{self.task.task} on {self.info.weights_hash}"

@@ -16,11 +16,11 @@ from bench.plan.cells import PlanCell, requested_parameters
 from bench.plan.recipe import Recipe
 from bench.plan.rows import EVERYTHING, Part, Plan, Row, in_order
 from bench.plan.settings import Setting
-from bench.plan.suite import Suite
+from bench.plan.suite import FLOORS, Suite
 from bench.plan.suite_rows import Budget, MethodRow, TaskRow
 from bench.plan.trial import Trial
 from bench.tasks import Task, check_use, data_key
-from methods import METHODS, Geometry, Method, UnknownNameError, UserError
+from methods import METHODS, Geometry, Method, UnknownNameError, UserError, create
 from methods.errors import cut, shown
 from methods.validation import MOST_SAID, identity
 
@@ -117,7 +117,6 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
     for number, row in enumerate(suite.methods):
         with _naming(number):
             methods += [(number, *variant) for variant in row.variants()]
-    _check_labels(methods)
     pairs = _pairs(suite, part)
     check_number(suite, len(pairs), [row for _, row, _ in methods])
     for place, pair in enumerate(pairs):
@@ -125,7 +124,9 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
         # Studies share one split, independent of their seeds.
         dealing = dict.fromkeys(pair.task.split_seed(seed) for seed in suite.seeds or (0,))
         check_use(pair.definition, pair.task.sizes, tuple(dealing))
-        for number, row, template in methods:
+        of_pair = [*methods, *_floor(suite, pair)]
+        _check_labels(of_pair)
+        for number, row, template in of_pair:
             with _naming(number):
                 written = suite.recipe(pair.task, row)
                 _check_fitted(template, row, pair)
@@ -155,6 +156,22 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
                     number=number,
                 )
                 yield place, cell
+
+
+def _floor(suite: Suite, pair: Pairing) -> list[tuple[int, MethodRow, Method]]:
+    """The row that a suite without a floor gets on this task and backbone, with its number and its method.
+
+    It is `converged_head`, or `head_only` if the backbone answers in words and has no head to fit.
+    """
+    if not suite.lacks_floor:
+        return []
+    fitted, trained = FLOORS
+    row = MethodRow(method=trained if _by_words(pair) else fitted)
+    return [(len(suite.methods), row, create(row.method))]
+
+
+def _by_words(pair: Pairing) -> bool:
+    return isinstance(pair.model_input, TextInput) and pair.model_input.answers_by_words
 
 
 def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
@@ -400,7 +417,7 @@ def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
     """
     if not method.fits_head:
         return
-    if isinstance(pair.model_input, TextInput) and pair.model_input.answers_by_words:
+    if _by_words(pair):
         raise UserError(
             f"{method.label} fits a head, and backbone '{pair.info.name}' answers task '{pair.task.task}' "
             "in words: leave it out"

@@ -260,13 +260,19 @@ class Plan(ShowsOverview, Frozen):
     @property
     def notes(self) -> list[str]:
         """What a reader of the plan should know about rows that the suite does not describe."""
-        families = [METHODS.get(row.family) for row in self.of(None).rows if row.studies]
-        if any(family.trains_weights for family in families):
-            return [
+        notes = []
+        final = self.of(None).rows
+        if any(row.studies and METHODS.get(row.family).trains_weights for row in final):
+            notes.append(
                 "Full fine-tuning has a window of its own: it trains the backbone's weights, which take "
                 "smaller rates than adapters."
-            ]
-        return []
+            )
+        written = {row.method for row in self.suite.methods}
+        for floor in dict.fromkeys(row.family for row in final if row.family not in written):
+            notes.append(
+                f"{floor} is added, a floor that every adapter should beat; 'floor: none' leaves it out."
+            )
+        return notes
 
     @cached_property
     def _recipes(self) -> dict[str, Recipe]:

@@ -33,6 +33,9 @@ from bench.tasks.plain_text import TextName
 from methods import UserError
 from methods.validation import Frozen, refuse_repeats, tag_of, validate
 
+#: The registered names of methods without adapter, which every adapter should beat.
+FLOORS = ("converged_head", "head_only")
+
 #: Parts of a suite that may refer to a folder on this machine.
 Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
@@ -113,6 +116,9 @@ class Suite(Frozen):
     #: The seeds of the trials. Not used with studies, which have their own seeds.
     seeds: tuple[int, ...] = Field((), validate_default=True)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
+    #: `auto`: a suite without a method in `FLOORS` gets one, so that reports can tell whether adapters learnt
+    #: anything. `none`: it does not.
+    floor: Literal["auto", "none"] = "auto"
     #: The split on which the selected state is scored once.
     evaluate: Literal["test", "validation"] = "test"
     #: The text on which forgetting of decoders is measured. None (`none` in YAML): not measured.
@@ -293,6 +299,12 @@ class Suite(Frozen):
     def equal_tuning(self) -> Tuning | None:
         """The section of equal tuning, if the suite has one."""
         return self.tuning if isinstance(self.tuning, Tuning) else None
+
+    @property
+    def lacks_floor(self) -> bool:
+        """Whether the suite gets a floor that it does not name. Suites that search ranks get none."""
+        named = any(row.method in FLOORS for row in self.methods)
+        return self.floor == "auto" and not (named or self.search or self.allocation)
 
     @property
     def searched(self) -> tuple[str, ...]:

@@ -291,6 +291,8 @@ def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:
     If there are none, returns the rows of methods with this title or registered name. Raises UserError if
     there is no such method either.
     """
+    # A floor that the suite does not name is no row of it.
+    cells = [cell for cell in cells if cell.number < len(cell.suite.methods)]
     labels = {cell.number: cell.shown.method for cell in cells}
     if exact := {number for number, label in labels.items() if label == name}:
         return exact

@@ -15,13 +15,14 @@ from bench.backbones import BackboneSpec
 from bench.plan.cells import centre_of
 from bench.plan.make import check_number
 from bench.plan.recipe import Recipe
-from bench.plan.suite import Suite
+from bench.plan.suite import FLOORS, Suite
 from bench.plan.suite_rows import MethodRow, TaskRow
 from bench.plan.trial import Trial
 from bench.records.stored_plan import PlannedRow
+from bench.tasks import TASKS
 from bench.verify.findings import Examined
 from bench.verify.labels import source_of
-from methods import Method, UserError
+from methods import Method, UserError, create
 from methods.errors import first_few
 
 #: The fields of a task's row that do not change its examples, or that differ between machines.
@@ -95,7 +96,18 @@ class SuiteCell:
         studies = self.suite.studies
         if studies is None:
             return self.suite.seeds
-        return studies.seeds[:1] if self.method.fits_head else studies.seeds
+        return studies.seeds[:1] if self.rateless else studies.seeds
+
+    @cached_property
+    def rateless(self) -> bool:
+        """Whether nothing is trained with a learning rate, so that studies have a single trial of the row.
+
+        That is so for a fitted head, and for the head alone of a language model that answers in words.
+        """
+        if self.method.fits_head or self.method.name not in FLOORS:
+            return self.method.fits_head
+        target = self.task.data.target if self.task.data else TASKS.get(self.task.task).target
+        return self.task.verbalizer is not None or target == "generation"
 
     @property
     def chosen(self) -> set[str]:
@@ -118,7 +130,7 @@ class SuiteCell:
         recipe = dict(self.recipe.resolved("cpu")) | ({} if self.method.has_core else {"core_lr": 1.0})
         task = {name: getattr(self.task, name) for name in self.task.model_fields_set - NOT_OF_EXAMPLES}
         window: dict[str, Any] = {"points": None}
-        if (studies := self.suite.studies) and not self.method.fits_head:
+        if (studies := self.suite.studies) and not self.rateless:
             window = {"points": studies.points}
             if "decades" in studies.lr.model_fields_set:
                 window["decades"] = studies.lr.decades
@@ -138,7 +150,7 @@ class SuiteCell:
     def rates(self, placed: PlacedRow) -> tuple[dict[str, Any], dict[str, Any]]:
         """The rates of the suite's studies for a planned row: those that it states, and those by default."""
         studies, stored = self.suite.studies, placed.row.studies
-        if studies is None or stored is None or self.method.fits_head:
+        if studies is None or stored is None or self.rateless:
             return {}, {}
         adapts = placed.row.parameters > 0
         head_lr = self.recipe.head_lr or studies.head_lr
@@ -178,6 +190,9 @@ def _cells(suite: Suite, placed: Sequence[PlacedRow]) -> Iterator[SuiteCell]:
     Raises UserError if this version cannot make the suite's methods, and for too many trials.
     """
     methods = [variant for row in suite.methods for variant in row.variants()]
+    # Earlier versions added no floor.
+    places = {row.place for row in placed}
+    floors = [(MethodRow(method=name), create(name)) for name in FLOORS if suite.lacks_floor]
     of_images = [{row.place[part]: "mean" in row.trial.data for row in placed} for part in (0, 1)]
     tasks, backbones = of_images
     pairs = [
@@ -188,7 +203,8 @@ def _cells(suite: Suite, placed: Sequence[PlacedRow]) -> Iterator[SuiteCell]:
     ]
     check_number(suite, len(pairs), [row for row, _ in methods])
     for task, spec in pairs:
-        for row, method in methods:
+        own = [floor for floor in floors if Place(task.task, source_of(spec), None, floor[1].name) in places]
+        for row, method in (*methods, *own):
             budgets = suite.budgets if row.budgets is None else row.budgets
             labels = [budget.label for budget in budgets]
             for label in labels if method.sizeable and method.size is None else [None]:

@@ -29,6 +29,7 @@ VISION: dict[str, Any] = {
     "budgets": [{"isoparameters": 2}],
     "seeds": [0],
     "training": {"lr": 5e-3, "batch_size": 16, "epochs": 2},
+    "floor": "none",
 }
 TEXT = {**VISION, "backbones": ["tiny-random-bert"], "tasks": [MOVIES]}
 

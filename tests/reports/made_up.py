@@ -40,6 +40,7 @@ RICH: dict[str, Any] = {
     "budgets": [{"isorank": 2}, {"isoparameters": 2, "tolerance": 0.2}],
     "seeds": [0, 1, 2, 3, 4],
     "closing": "Made up, [all] of it.",
+    "floor": "none",
 }
 
 #: A suite small enough for a test to write its own store.

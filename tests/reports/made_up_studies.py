@@ -33,6 +33,7 @@ STUDIED: dict[str, Any] = {
     ],
     "budgets": [{"isoparameters": 2, "tolerance": 0.5}],
     "tuning": {"studies": 4, "points": 4},
+    "floor": "none",
 }
 #: The window of the made-up effects, which are in decades from its centre.
 WINDOW = {"around": 5e-3, "decades": 1}

@@ -32,6 +32,7 @@ SUITE: dict[str, Any] = {
     "methods": ["head_only", "lora", {"method": "tenslora", "variant": "att"}],
     "budgets": [{"isorank": 2}],
     "seeds": [0, 1],
+    "floor": "none",
 }
 TUNING = {"trials": 3, "seeds": [7], "scale": None, "head_lr": None}
 GOOD = {Measure.SELECTED_LOSS: 0.4, Measure.GUESSING_LOSS: 2.3, Measure.ADAPTER_EFFECT: 0.5}

@@ -44,6 +44,7 @@ SUITE: dict[str, Any] = {
     "budgets": [{"isoparameters": 2}],
     "seeds": list(SEEDS),
     "closing": "That is [all].",
+    "floor": "none",
 }
 
 

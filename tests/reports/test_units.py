@@ -50,6 +50,7 @@ SUITE: dict[str, Any] = {
     "budgets": [{"isoparameters": 2}],
     "seeds": [0, 1],
     "training": {"lr": 2e-2, "batch_size": 40, "epochs": 2},
+    "floor": "none",
 }
 
 

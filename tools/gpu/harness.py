@@ -77,6 +77,7 @@ def _killed(device: str, backbone: str, seeds: int, steps: int) -> str:
             "budgets": [{"isoparameters": 2}],
             "seeds": list(range(seeds)),
             "training": {"lr": 1e-3, "steps": steps, "batch_size": 16},
+            "floor": "none",
         }
         planned = {trial.id for trial in make_plan(validate(Suite, suite, "the suite"), device).trials}
         (folder / "killed.yaml").write_text(json.dumps(suite), encoding="utf-8")
@@ -271,6 +272,7 @@ def _other(device: str, folder: Path, name: str, steps: int) -> str:
         "budgets": [{"isorank": 2}],
         "seeds": [0],
         "forgetting": "none",
+        "floor": "none",
     } | fields
     suite["training"] = {"lr": 1e-3, "steps": steps, "batch_size": 8, "precision": "fp32"} | fields.get(
         "training", {}

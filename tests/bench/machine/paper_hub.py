@@ -35,6 +35,7 @@ SUITE: dict[str, Any] = {
     "methods": [{"method": "lora", "rank": 2}],
     "seeds": [0],
     "training": {"lr": 5e-3, "batch_size": 16, "epochs": 1},
+    "floor": "none",
 }
 IMAGES = ImageInput(16, (0.5,) * 3, (0.5,) * 3)
 

@@ -245,6 +245,7 @@ backbones: [tiny-random-vit]
 tasks: [{task: digits, train_size: 100, validation_size: 50, test_size: 50}]
 methods: [{method: lora, rank: 1}]
 seeds: [0]
+floor: none
 """
 
 

@@ -419,7 +419,7 @@ def test_data_that_are_read_as_before_keep_their_id() -> None:
 
 def test_the_suite_of_own_data_plans_every_kind() -> None:
     made = make_plan(load_suite(SUITES / "own_data.yaml"))
-    assert Counter(trial.task.task for trial in made.trials) == {"reviews": 4, "similarity": 4, "shapes": 4}
+    assert Counter(trial.task.task for trial in made.trials) == {"reviews": 6, "similarity": 6, "shapes": 6}
     reread = Trial.model_validate(made.trials[0].model_dump(mode="json", exclude_none=True))
     assert reread.id == made.trials[0].id
     assert reread.task.lookup().identity_hash() == made.trials[0].data["task_identity"]

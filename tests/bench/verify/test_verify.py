@@ -29,7 +29,7 @@ from methods import UserError
 from ...packs import changed, edit_json, packed
 from ...reports import made_up
 from ..toy_runs import SHORT, run_inline
-from ..toy_suites import VISION, plan
+from ..toy_suites import MOVIES, TEXT, VISION, plan
 from .kept import Kept
 
 Call = Callable[..., Any]
@@ -171,6 +171,20 @@ def test_relabelled_rows_of_a_restarted_suite_are_verified(
         run_inline(store, plan(backbones=[{"name": "tiny-random-vit", "label": label}], training=SHORT))
     assert len(store.records()) == 1
     assert verify(store.uri).ok
+
+
+@pytest.mark.parametrize("answers_in_words", [False, True])
+def test_floors_that_suites_do_not_name_are_verified(
+    tmp_path: Path, new_store: Callable[[Path], str], answers_in_words: bool
+) -> None:
+    words = {"prompt": "{text} It was", "words": [" bad", " good"]}
+    decoder = {"backbones": ["tiny-random-llama"], "tasks": [{**MOVIES, "verbalizer": words}]}
+    changes = {"training": SHORT, "seeds": [], "tuning": {"studies": 2, "points": 2}, "floor": "auto"}
+    planned = plan(TEXT, **changes, **decoder) if answers_in_words else plan(VISION, **changes)
+    store = Store.create(new_store(tmp_path), "toy")
+    run_inline(store, planned)
+    verified = verify(store.uri)
+    assert (len(planned.trials), verified.ok) == (5, True), verified
 
 
 def test_labels_of_two_packs_that_were_joined(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
