@@ -139,7 +139,9 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
             added, uncounted = (0.0, ()) if stored else _of_examples(plan.suite, metric, [*settings.values()])
             seeds = max(len(row.trials) for row in of_block)
             if tuning and stored:
-                designs = [of_stored(stored, tasks=len(settings), studies=studies, claims=claims)]
+                response = Response(decades=tuning.lr.decades)
+                sizes = {"tasks": len(settings), "studies": studies, "points": tuning.points}
+                designs = [of_stored(stored, response, **sizes, claims=claims)]
             elif tuning:
                 design = _assumed(tuning, point, sd, len(settings), studies, claims)
                 designs = [replace(design, examples=added)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from statistics import fmean
 
 import numpy as np
@@ -24,6 +25,10 @@ _LOG_DRAWS = 8
 #: variances of normal values, mostly at k ≥ 8. An interval that is wide by chance detects less, so the mean
 #: without this factor would promise too much.
 _TAILS = 1.1
+#: Studies are simulated up to this number of trials. More hardly change the variance, and take seconds.
+_MOST_TRIALS = 64
+#: At most this number of comparisons is simulated, or fewer with this many degrees of freedom together.
+_COMPARISONS, _FREEDOM = 200, 800
 #: A method's assumed score at its best learning rate, and its score by chance.
 _BEST, _CHANCE = 0.85, 0.5
 
@@ -44,6 +49,9 @@ class Design:
     tuning: float = 0.0
     #: The joint level of all intervals.
     at_once: float = LEVEL
+    #: The variance of a paired difference as this number of seeds shows it on average, up to a factor. None
+    #: if any number shows the same.
+    shown: Callable[[int], float] | None = field(default=None, compare=False, repr=False)
 
     @property
     def settings(self) -> int:
@@ -54,14 +62,15 @@ class Design:
         """The variance that more seeds do not reduce."""
         return self.examples + self.tuning
 
-    def error(self, seeds: int | None = None) -> Error:
-        """The error with this number of seeds, by default the design's own.
+    def error(self) -> Error:
+        """The error, with Welch's degrees of freedom: settings with more variance count more."""
+        variances = [spread / self.seeds for spread in self.spreads]
+        return Error(*welch(variances, [self.seeds - 1] * self.settings), self.examples, self.tuning)
 
-        The degrees of freedom are Welch's: settings with more variance count more.
-        """
-        seeds = seeds or self.seeds
-        variances = [spread / seeds for spread in self.spreads]
-        return Error(*welch(variances, [seeds - 1] * self.settings), self.examples, self.tuning)
+    def of(self, seeds: int) -> Design:
+        """This design with another number of seeds."""
+        factor = self.shown(seeds) / self.shown(self.seeds) if self.shown else 1.0
+        return replace(self, seeds=seeds, spreads=tuple(factor * spread for spread in self.spreads))
 
     @property
     def level(self) -> float:
@@ -75,12 +84,9 @@ class Design:
         exceeds the threshold by this amount gets the verdict "beyond". None for fewer than `LEAST_SEEDS`
         seeds.
         """
-        return self._finds(self.seeds)
-
-    def _finds(self, seeds: int) -> float | None:
-        if seeds < LEAST_SEEDS:
+        if self.seeds < LEAST_SEEDS:
             return None
-        error, halves = self.error(seeds), self._halves(seeds)
+        error, halves = self.error(), self._halves()
         return _solve(lambda d: float(special.ndtr((d - halves) / error.total).mean()), error)
 
     @property
@@ -91,23 +97,24 @@ class Design:
         """
         if self.seeds < LEAST_SEEDS:
             return None
-        error, room = self.error(), self._halves(self.seeds)
+        error, room = self.error(), self._halves()
         return _solve(
             lambda d: float(np.maximum(0, 2 * special.ndtr((d - room) / error.total) - 1).mean()), error
         )
 
-    def _halves(self, seeds: int) -> Array:
+    def _halves(self) -> Array:
         """Half widths of the interval (draws,), one for each draw of the sample variances over seeds.
 
         Each draw's degrees of freedom follow from its own variances, as they do in a report.
         """
         even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
-        shown = np.array(self.spreads) / seeds * stats.chi2.ppf(even, seeds - 1) / (seeds - 1)
+        free = self.seeds - 1
+        shown = np.array(self.spreads) / self.seeds * stats.chi2.ppf(even, free) / free
         total, squares = shown.sum(1), (shown**2).sum(1)
         # Without any variation all settings have equal weight.
         freedom = np.full_like(total, self.settings)
         np.divide(total**2, squares, out=freedom, where=squares > 0)
-        freedom *= seeds - 1
+        freedom *= free
         tail = (1 + self.level) / 2
         of_seeds = t_quantile(tail, freedom) ** 2 * total / self.settings**2
         halves: Array = np.sqrt(of_seeds + special.ndtri(tail) ** 2 * self.fixed)
@@ -117,14 +124,14 @@ class Design:
         """The smallest number of seeds with which this difference is detected with probability `POWER`.
 
         None if more than `MOST_SEEDS` are needed, or if test examples or tuning vary too much for any number
-        of seeds.
+        of seeds. Studies are simulated for each number.
         """
-        if (self._finds(MOST_SEEDS) or 0.0) > difference:
+        if (self.of(MOST_SEEDS).finds or 0.0) > difference:
             return None
         low, high = LEAST_SEEDS - 1, MOST_SEEDS
         while high - low > 1:
             middle = (low + high) // 2
-            if (self._finds(middle) or 0.0) > difference:
+            if (self.of(middle).finds or 0.0) > difference:
                 low = middle
             else:
                 high = middle
@@ -252,41 +259,55 @@ def of_assumed(
     k: int,
     claims: int,
     examples: float = 0.0,
-    repeats: int = 200,
 ) -> Design:
     """The design of a comparison of two methods by studies. `response` describes both methods on every task.
 
-    `claims` is the number of comparisons with simultaneous intervals, including this one. The comparison is
-    simulated `repeats` times, with scores after `k` trials, and its variances over studies are averaged.
-    `examples` is the variance that test examples add to a difference on one task. Raises ValueError if there
-    are too few studies for an interval, or if fewer than k trials remain without one study.
+    `claims` is the number of comparisons with simultaneous intervals, including this one. Scores are those
+    after `k` trials. `examples` is the variance that test examples add to a difference on one task. Raises
+    ValueError if there are too few studies for an interval, or if fewer than k trials remain without one
+    study.
     """
     if studies < LEAST_SEEDS:
         raise ValueError(f"studies: {studies}, expected at least {LEAST_SEEDS}")
     if not 1 <= k <= (studies - 1) * points:
         raise ValueError(f"k: {k}, expected 1 to {(studies - 1) * points}, the trials of all studies but one")
+    shown = partial(_variance, response, points, k)
+    return Design(studies, claims, (_TAILS * shown(studies),) * tasks, examples / tasks, shown=shown)
+
+
+@cache
+def _variance(response: Response, points: int, k: int, studies: int) -> float:
+    """The mean over simulated comparisons of a study's variance, as the jackknife finds it after k trials.
+
+    It decreases with the number of studies, mostly for few points: if no trial of a method failed, the fewer
+    they are, the more may fail.
+    """
+    # Without one study, k trials have to remain.
+    studies = max(min(studies, _MOST_TRIALS // points), -(-k // points) + 1, LEAST_SEEDS)
     numbers = np.random.default_rng(0)
     errors = []
-    for _ in range(repeats):
+    for _ in range(min(_COMPARISONS, _FREEDOM // (studies - 1))):
         offsets = stratified(numbers, studies, points, response.decades)
         optima = numbers.uniform(-response.optima, response.optima, 2)
         method, reference = (response.studies(numbers, offsets, optimum) for optimum in optima)
         errors.append(of_pair(method, reference, k).seeds or 0.0)
-    return Design(studies, claims, (_TAILS * studies * fmean(errors),) * tasks, examples / tasks)
+    return studies * fmean(errors)
 
 
-def of_stored(stored: Design, *, tasks: int, studies: int, claims: int, points: float = 1.0) -> Design:
+def of_stored(
+    stored: Design, response: Response, *, tasks: int, studies: int, points: int, claims: int
+) -> Design:
     """The design of a comparison of this many tasks, studies and claims, with the noise of stored studies.
 
-    `stored` is the result of `of_effects` for effects from `studies.of_pair`, at the same k. `points` is the
-    number of points per study, divided by the number in the stored studies.
+    `stored` is the result of `of_effects` for effects from `studies.of_pair`, after as many trials as a study
+    has `points`. How its variance changes with the number of studies is simulated by `response`.
     """
     spreads = stored.spreads if stored.settings == tasks else (fmean(stored.spreads),) * tasks
-    examples = stored.examples * stored.settings / tasks
-    return replace(
+    planned = replace(
         stored,
-        seeds=studies,
         claims=claims,
-        spreads=tuple(_TAILS * spread / points for spread in spreads),
-        examples=examples,
+        spreads=tuple(_TAILS * spread for spread in spreads),
+        examples=stored.examples * stored.settings / tasks,
+        shown=partial(_variance, response, points, points),
     )
+    return planned.of(studies)

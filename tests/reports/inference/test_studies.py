@@ -518,9 +518,7 @@ def test_methods_that_cannot_be_paired_are_refused() -> None:
 
 def test_the_power_of_a_design_is_that_of_its_simulation() -> None:
     response, tasks, k, examples = Response(), 2, 4, 0.003**2
-    design = power.of_assumed(
-        response, tasks=tasks, studies=4, points=6, k=k, claims=3, examples=examples, repeats=60
-    )
+    design = power.of_assumed(response, tasks=tasks, studies=4, points=6, k=k, claims=3, examples=examples)
     assert design.level == simultaneous(3)
     assert design.finds is not None
     assert design.margin is not None
@@ -547,10 +545,25 @@ def test_a_design_takes_the_noise_of_stored_studies() -> None:
     stored = power.of_effects(effects, claims=3)
     assert stored is not None
     assert stored.seeds == 5
-    planned = power.of_stored(stored, tasks=4, studies=6, claims=10, points=2)
-    assert (planned.seeds, planned.claims, planned.settings) == (6, 10, 4)
-    # Half the variance, and a tenth more for tails heavier than normal.
-    assert planned.spreads == pytest.approx([1.1 * stored.spreads[0] / 2] * 4)
+    sizes = {"tasks": 4, "points": 2, "claims": 10}
+    same, more = (power.of_stored(stored, Response(), studies=studies, **sizes) for studies in (5, 9))
+    assert (more.seeds, more.claims, more.settings) == (9, 10, 4)
+    # A tenth more for tails heavier than normal.
+    assert same.spreads == pytest.approx([1.1 * stored.spreads[0]] * 4)
+    # With two points a study, few studies show a larger variance than many.
+    assert more.spreads[0] < 0.5 * same.spreads[0]
+
+
+def test_the_studies_needed_do_not_depend_on_the_studies_planned() -> None:
+    def planned(studies: int) -> power.Design:
+        return power.of_assumed(Response(), tasks=4, studies=studies, points=2, k=2, claims=6)
+
+    (needed,) = {planned(studies).needs(0.01) for studies in (3, 8, 16)}
+    assert needed is not None
+    fewer, enough = (planned(studies).finds for studies in (needed - 1, needed))
+    assert fewer is not None
+    assert enough is not None
+    assert enough <= 0.01 < fewer
 
 
 def test_a_k_that_leaves_no_interval_has_no_power() -> None:
