@@ -8,8 +8,8 @@ loss, clipping and optimizer. So a trial's training differs from the same trial 
 sums, as long as the backbone has no dropout (see tests/tools/test_fused.py). Prints the time of a step and
 trial, and its ratio to trials one by one. As HFTA (arXiv 2102.02344) and mLoRA (arXiv 2312.02515) do.
 
-Nothing of the harness uses it: on a CPU it gains nothing (docs/explanations/performance.md), and a trial would
-need a field of its own in its id, since a backbone's dropout would draw other numbers.
+Nothing of the harness uses it: on a CPU it gains nothing (docs/explanations/performance.md), and a trial
+would need a field of its own in its id, since a backbone's dropout would draw other numbers.
 """
 
 from __future__ import annotations
