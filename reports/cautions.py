@@ -167,8 +167,8 @@ def failed_references(
 ) -> dict[int, str]:
     """A sentence for each reference that failed, by the number of its cell.
 
-    A reference has failed if some of its runs collapsed, or if its mean is below that of a head on the same
-    setting (see `HEADS`). Methods without an adapter, and cells without a run that ended, never count as
+    A reference has failed if some of its runs collapsed, or if its mean is not above that of a head on the
+    same setting (see `HEADS`). Methods without an adapter, and cells without a run that ended, never count as
     failed.
 
     `cells` are all cells of the report. `collapses` has the collapsed runs by the number of the cell.
@@ -222,8 +222,10 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
             and other.gain is not None
         ]
         best = max(heads, key=lambda other: other.gain or 0.0, default=None)
-        if best is not None and cell.gain is not None and (best.gain or 0.0) > cell.gain:
-            reasons.append(f"it is below {name} ({unit.score(cell.mean)} against {unit.score(best.mean)})")
+        if best is not None and cell.gain is not None and (best.gain or 0.0) >= cell.gain:
+            reasons.append(
+                f"it is not above {name} ({unit.score(cell.mean)} against {unit.score(best.mean)})"
+            )
             break
     if collapsed is not None:
         reasons.append(collapsed.counted)

@@ -17,7 +17,16 @@ from bench.records.words import Status, Tag
 from methods import UserError
 from reports.inference.intervals import LEVEL, RESOLUTION
 from reports.predictions import Predictions, predictions
-from reports.study import FLOOR, Cell, Experiment, Study, TaskAndBackbone, grouped
+from reports.study import (
+    FLOOR,
+    NO_ADAPTERS,
+    Cell,
+    Experiment,
+    Study,
+    TaskAndBackbone,
+    grouped,
+    kept_trials,
+)
 from reports.thresholds import threshold_of, thresholds
 from reports.words import many
 
@@ -45,8 +54,10 @@ class Collapses:
     #: The number of collapsed runs, and of all runs that finished or diverged.
     count: int
     runs: int
-    #: The number of the cell's seeds that finished or failed for any reason.
+    #: The number of the cell's seeds that finished or failed for any reason. With studies, the number of
+    #: complete studies, and `runs` are the trials that they keep.
     seeds: int
+    studies: bool = False
 
     @property
     def chance(self) -> float:
@@ -61,9 +72,11 @@ class Collapses:
     @property
     def counted(self) -> str:
         """The number of collapsed runs as text, with the upper bound on the true share of collapsed runs."""
+        run = "kept trial" if self.studies else "run"
+        sample = f"{self.seeds} studies" if self.studies else many(self.seeds, "seed")
         return (
-            f"{self.count} of {many(self.runs, 'run')} collapsed; with {many(self.seeds, 'seed')} the true "
-            f"share may be as high as {100 * self.chance:.0f}%"
+            f"{self.count} of {many(self.runs, run)} collapsed; with {sample} the true share may be as high "
+            f"as {100 * self.chance:.0f}%"
         )
 
 
@@ -88,27 +101,66 @@ class _Levels:
 def collapses(study: Study) -> dict[int, Collapses]:
     """The collapsed runs of each cell that has any, by the cell's number.
 
-    Diverged runs count as collapsed. Cells with studies are left out: their trials have random learning
-    rates, so some are expected to fail.
+    Diverged runs count as collapsed. Of cells with studies only the kept trials count: trials have random
+    learning rates, so some are expected to fail.
     """
     collapsed = {}
-    of_seeds = (cell for cell in study.all_cells if cell.studies is None)
-    by_metric = grouped(of_seeds, lambda cell: (cell.setting, study.metrics[cell.number]))
+    by_metric = grouped(study.all_cells, lambda cell: (cell.setting, study.metrics[cell.number]))
     for (_, metric), cells in by_metric.items():
         final, tuning = (_levels(study, cells, metric, of_final=of_final) for of_final in (True, False))
         for cell in cells:
             ended = [*_final(study, cell, final), *_chosen(study, cell, tuning)]
             if any(ended):
-                seeds = cell.finished + cell.failed
-                collapsed[cell.number] = Collapses(cell.method, cell.setting, sum(ended), len(ended), seeds)
+                seeds = len(ended) if cell.studies else cell.finished + cell.failed
+                collapsed[cell.number] = Collapses(
+                    cell.method, cell.setting, sum(ended), len(ended), seeds, cell.studies is not None
+                )
     return collapsed
 
 
+def untrained(study: Study, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
+    """The settings on which no adapter learnt anything.
+
+    That is so if no adapter among `cells` has a mean more than `ERRORS` standard errors above guessing. A
+    setting does not count while an adapter has no score, or if the score of guessing is unknown.
+    """
+    settings = []
+    for setting, of_setting in grouped(cells, lambda cell: cell.setting).items():
+        adapters = [cell for cell in of_setting if cell.family not in NO_ADAPTERS]
+        gains = [cell.gain for cell in adapters if cell.gain is not None]
+        if not gains or len(gains) < len(adapters):
+            continue
+        metric = METRICS.get(adapters[0].metric)
+        guessing = _guessing(study, _runs(study, adapters, of_final=True), metric)
+        if guessing is not None and max(gains) <= guessing:
+            settings.append(setting)
+    return settings
+
+
 def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Yields for each final run whether it collapsed. Failures other than divergence are left out."""
-    gains = study.gains([cell.number])[1][0].tolist()
+    """Yields for each final run or kept trial whether it collapsed.
+
+    Failures other than divergence are left out.
+    """
+    gains = _gains(study, cell)
     yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
-    yield from (True for seed in study.of_cell(cell.number) if seed.failure == DIVERGED)
+    if cell.studies is None:
+        yield from (True for seed in study.of_cell(cell.number) if seed.failure == DIVERGED)
+        return
+    for number, kept in kept_trials(cell.studies, study.of_cell(cell.number)).items():
+        trials = [seed for seed in study.of_cell(cell.number) if seed.study == number]
+        if kept is None and all(seed.failure == DIVERGED for seed in trials):
+            yield True
+
+
+def _gains(study: Study, cell: Cell) -> list[float]:
+    """The scores of a cell's final runs, or of the trials that its studies keep. Larger is better."""
+    if cell.studies is None:
+        gains: list[float] = study.gains([cell.number])[1][0].tolist()
+        return gains
+    kept = kept_trials(cell.studies, study.of_cell(cell.number)).values()
+    scores = [seed.score for seed in kept if seed is not None and seed.score is not None]
+    return [study.direction(cell.number) * score for score in scores]
 
 
 def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
@@ -150,8 +202,10 @@ def _levels(study: Study, cells: Sequence[Cell], metric_name: str, *, of_final: 
     if not metric_name:
         return _Levels(None, None, math.inf)
     metric, sign = METRICS.get(metric_name), direction(metric_name)
-    scores = [cell.mean if of_final else cell.validation for cell in cells]
-    gains = [(cell, sign * score) for cell, score in zip(cells, scores, strict=True) if score is not None]
+    if of_final:
+        gains = [(cell, fmean(own)) for cell in cells if (own := _gains(study, cell))]
+    else:
+        gains = [(cell, sign * cell.validation) for cell in cells if cell.validation is not None]
     heads = [gain for cell, gain in gains if cell.family == FLOOR]
     best = max((gain for _, gain in gains), default=-math.inf)
     far = POINTS * threshold_of(metric.name, thresholds([metric.name]), cells)

@@ -14,7 +14,7 @@ from reports.words import many
 
 if TYPE_CHECKING:
     # This import takes seconds.
-    from reports.studies import Estimate
+    from reports.study_blocks import Estimate
 
 
 def overview(

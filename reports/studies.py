@@ -14,14 +14,14 @@ from bench.records.words import OWN_SIZE, Status
 from methods import UserError
 from methods.errors import first_few
 from reports.analysis import Comparable, comparable
-from reports.collapses import DIVERGED
-from reports.comparisons import Reference, find_reference
+from reports.collapses import DIVERGED, collapses
+from reports.comparisons import find_reference
 from reports.evidence import Evidence, gather, scaled
 from reports.inference import studies as estimates
 from reports.inference.crossed import OnSetting
-from reports.inference.effects import Effect, Verdict, effect, verdict
-from reports.inference.intervals import Bounds, simultaneous
-from reports.inference.studies import CompleteStudies, Sources
+from reports.inference.effects import Effect, effect, verdict
+from reports.inference.intervals import simultaneous
+from reports.inference.studies import CompleteStudies
 from reports.predictions import predictions
 from reports.recipes import Recipe, recipes
 from reports.study import (
@@ -35,143 +35,22 @@ from reports.study import (
     grouped,
     kept_trials,
 )
+from reports.study_blocks import (
+    Difference,
+    Entrant,
+    Estimate,
+    Level,
+    Sensitivity,
+    StudyBlock,
+    Transfer,
+)
+from reports.study_guards import guarded
 from reports.thresholds import DEFAULT, CustomThresholds, thresholds
-from reports.units import Unit, sign_note, unit_of
+from reports.units import sign_note, unit_of
 from reports.words import listed, many
 
 #: The largest number of cells that a note on left-out studies names.
 MOST_NAMED = 6
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95% interval. The interval is None if the value's error is unknown."""
-
-    value: float
-    interval: Bounds | None = None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A method's difference from the reference, over all settings and on each of them.
-
-    Positive is better. The interval over all settings is simultaneous with those of all compared methods. The
-    interval on a setting is simultaneous with those of all compared methods on all settings.
-    """
-
-    effect: Effect
-    #: The interval over all settings and its verdict.
-    interval: Bounds | None
-    verdict: Verdict
-    #: The interval on each setting and its verdict.
-    intervals: tuple[Bounds | None, ...]
-    verdicts: tuple[Verdict, ...]
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """A method's sensitivity to learning rates, measured by shares of its trials."""
-
-    #: The number of trials that succeeded at a rate whose smoothed score is within a point of the best, as a
-    #: share of all trials. Mean over settings.
-    near: float
-    #: The share of trials that failed. Mean over settings.
-    failed: float
-    #: The numbers of failed trials and of all trials, over all settings.
-    failures: int
-    trials: int
-    #: The differences of `near` and `failed` from the reference. None for the reference itself, if there is
-    #: no reference, and if the method and the reference share no study on some setting.
-    near_difference: Difference | None
-    failed_difference: Difference | None
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """The change of a method's score if every setting uses the learning rate that is best on the others.
-
-    Negative is a loss.
-    """
-
-    #: The mean change over settings, with its interval and verdict.
-    mean: float
-    interval: Bounds | None
-    verdict: Verdict
-    #: The change on each setting.
-    costs: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A method of a block, with its complete studies on every setting."""
-
-    method: str
-    family: str
-    parameters: int
-    #: The numbers of the method's cells, one per setting, and the studies of each.
-    cells: tuple[int, ...]
-    studies: tuple[CompleteStudies, ...]
-    #: The score after k trials on each setting, by k, in stored units.
-    scores: Mapping[int, tuple[Estimate, ...]]
-    #: The mean of `scores` over settings, by k.
-    means: Mapping[int, Estimate]
-    #: The differences from the reference after k trials, by k. Empty for the reference itself, if there is no
-    #: reference, and if the method and the reference share no study on some setting.
-    differences: Mapping[int, Difference]
-    sensitivity: Sensitivity
-    #: The transfer of rates between settings. None for a single setting, if the settings share no study, and
-    #: if on some setting most trials failed at every rate.
-    transfer: Transfer | None
-
-
-@dataclass(frozen=True)
-class Level:
-    """The score of a method without adapter, which figures show as a line."""
-
-    method: str
-    family: str
-    #: The method's score on each setting, in stored units. None if it is unknown or the method has not run.
-    scores: tuple[float | None, ...]
-    #: The difference from the reference on each setting. Positive is better. None if unknown.
-    differences: tuple[float | None, ...]
-    #: The mean of `differences`. None if one of them is unknown.
-    difference: float | None
-
-
-@dataclass(frozen=True)
-class StudyBlock:
-    """Methods of one budget with one metric and one recipe, compared on the same settings."""
-
-    budget: str
-    metric: str
-    #: The split of the scores.
-    evaluated: str
-    title: str
-    unit: Unit
-    threshold: float
-    settings: tuple[TaskAndBackbone, ...]
-    #: The number of trials k at which methods are compared, and all values of k that are shown.
-    k: int
-    ks: tuple[int, ...]
-    reference: Reference | None
-    #: The compared methods. The reference comes first, then the others by score after `k` trials, best first.
-    entrants: tuple[Entrant, ...]
-    #: The names of methods that lack a complete study on some setting, and so are not compared.
-    unfinished: tuple[str, ...]
-    #: The methods without adapter.
-    levels: tuple[Level, ...]
-    #: The variance of scores by source, on each setting.
-    sources: tuple[Sources, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def against(self) -> str:
-        return self.reference.method if self.reference else ""
-
-    @property
-    def compared(self) -> tuple[Entrant, ...]:
-        """The methods with a difference from the reference after `k` trials."""
-        return tuple(entrant for entrant in self.entrants if self.k in entrant.differences)
 
 
 @dataclass(frozen=True)
@@ -238,7 +117,11 @@ def analyse_studies(study: Study, threshold: CustomThresholds = None) -> StudyAn
                 incomplete[reason].append(cell)
             for reason in reasons:
                 left_out[reason].append(cell)
-    blocks = tuple(_blocks(study, complete, matters))
+    collapsed = collapses(study)
+    blocks = tuple(
+        guarded(study, block, _scored(study, complete, block.k), collapsed)
+        for block in _blocks(study, complete, matters)
+    )
     limits = (*_left_out(left_out, study), *_all_failed(complete, study))
     notes = (*study.notes, *evidence.notes, *_left_out(incomplete, study), *limits)
     return StudyAnalysis(study, matters, blocks, notes, limits, evidence, complete)
@@ -610,6 +493,18 @@ def _levels(
             mean = float(np.mean(every)) if len(every) == len(differences) else None
             method = next(cell.method for cell in cells.values())
             yield Level(method, family, tuple(scores), tuple(differences), mean)
+
+
+def _scored(study: Study, complete: Mapping[int, CompleteStudies], k: int) -> list[Cell]:
+    """All cells. Those with studies have their score after k trials as their mean."""
+    scored = []
+    for cell in study.all_cells:
+        if cell.studies and (gain := _gain(cell, complete, k)) is not None:
+            # A cell whose trials all diverged has no metric of its own.
+            metric, mean = study.metrics[cell.number], study.direction(cell.number) * gain
+            cell = replace(cell, metric=metric, mean=mean)
+        scored.append(cell)
+    return scored
 
 
 def _gain(cell: Cell | None, complete: Mapping[int, CompleteStudies], k: int) -> float | None:

@@ -12,8 +12,9 @@ from reports.figures.studies import ANCHOR
 from reports.inference.effects import Verdict
 from reports.page import filled
 from reports.recipes import Mixture
-from reports.studies import StudyAnalysis, StudyBlock
+from reports.studies import StudyAnalysis
 from reports.study import Seed
+from reports.study_blocks import StudyBlock
 from reports.suite_lines import suite_lines
 from reports.units import Unit, unit_of
 
@@ -59,6 +60,7 @@ def render(
         trials=list(_trials(analysis)),
         answer=study_words.answer,
         answers=study_words.answers(analysis),
+        withheld=study_words.withheld,
         level_notes=study_words.level_notes,
         order_note=study_words.order_note,
         setting_name=study_words.setting_name,

@@ -14,7 +14,8 @@ from reports.frames import numbered_cells
 from reports.inference.intervals import Bounds
 from reports.inference.studies import share_failed, share_failed_interval, share_near
 from reports.recipes import Mixture
-from reports.studies import Difference, Entrant, StudyAnalysis, StudyBlock
+from reports.studies import StudyAnalysis
+from reports.study_blocks import Difference, Entrant, StudyBlock
 from reports.study_words import (
     answer,
     answers,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
+from bench.records.stored_plan import rate_text
 from bench.records.words import OWN_SIZE
 from reports.inference.effects import Answer, Verdict
-from reports.studies import Difference, Entrant, StudyAnalysis, StudyBlock
+from reports.studies import StudyAnalysis
 from reports.study import FLOOR, TaskAndBackbone
+from reports.study_blocks import Difference, Entrant, StudyBlock
 from reports.units import Unit
 from reports.words import listed, many
 
@@ -19,6 +22,8 @@ def trials_of_tuning(k: int) -> str:
 def in_words(verdict: Verdict, size: str) -> str:
     """A verdict on a difference as text. `size` is the threshold with its unit."""
     side = verdict.side
+    if verdict.reason:
+        return f"{'no verdict' if verdict.answer is Answer.NONE else 'undecided'}: {verdict.reason}"
     if verdict.answer is Answer.BEYOND:
         return f"{side} by more than {size}"
     if verdict.answer is Answer.WITHIN:
@@ -61,7 +66,17 @@ def share_between(share: float, difference: Difference) -> str:
 
 
 def answer(block: StudyBlock) -> str:
-    """Answers in one sentence which method to use."""
+    """Answers which method to use, in one sentence between those on guards and edges."""
+    return " ".join([*block.guards, _answer(block), *map(str, block.edges)])
+
+
+def withheld(block: StudyBlock) -> bool:
+    """Whether guards withhold the verdicts on all compared methods."""
+    verdicts = [entrant.differences[block.k].verdict for entrant in block.compared]
+    return bool(verdicts) and all(v.answer is Answer.NONE and v.reason for v in verdicts)
+
+
+def _answer(block: StudyBlock) -> str:
     start = f"After {trials_of_tuning(block.k)}, "
     if not block.reference:
         return f"{start}nothing is compared: there is no reference."
@@ -69,6 +84,8 @@ def answer(block: StudyBlock) -> str:
         return f"{start}nothing beside {block.against} has enough complete studies for a comparison."
     size, against = block.unit.size(block.threshold), block.against
     verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
+    if withheld(block):
+        return f"{start}no verdict is given on {_joined(list(verdicts))}."
     better = [name for name, verdict in verdicts.items() if verdict.side == "better"]
     beyond = [name for name in better if verdicts[name].answer is Answer.BEYOND]
     lead = f"{_joined(better)} {'is' if len(better) == 1 else 'are'}" if better else "no method is"
@@ -86,7 +103,9 @@ def answer(block: StudyBlock) -> str:
             for name, verdict in verdicts.items()
             if verdict.answer is Answer.UNDECIDED and not verdict.side
         ],
-        "without an interval": [name for name, verdict in verdicts.items() if verdict.answer is Answer.NONE],
+        "without an interval": [
+            name for name, verdict in verdicts.items() if verdict.answer is Answer.NONE and not verdict.reason
+        ],
         "not compared": list(block.unfinished),
     }
     rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
@@ -100,6 +119,28 @@ def answers(analysis: StudyAnalysis) -> list[str]:
         return [lacking if analysis.studies else "No study is complete."]
     several = len(analysis.blocks) > 1
     return [f"{heading(block)}: {answer(block)}" if several else answer(block) for block in analysis.blocks]
+
+
+def window_advice(analysis: StudyAnalysis) -> list[str]:
+    """Sentences with YAML for a suite whose windows hold the best rates that lie at edges of windows.
+
+    If all methods of a block have one window, it is a wider window for all of them. Otherwise it is a centre
+    for each method's row.
+    """
+    advice = []
+    for block in (block for block in analysis.blocks if block.edges):
+        cells = (analysis.study.all_cells[number] for entrant in block.entrants for number in entrant.cells)
+        if len({cell.studies.ends for cell in cells if cell.studies}) == 1:
+            low = min(edge.wider[0] for edge in block.edges)
+            high = max(edge.wider[1] for edge in block.edges)
+            width = f"{math.log10(high / low):.3g}"
+            lines = [f"lr: {{around: {rate_text(math.sqrt(low * high))}, decades: {width}}}"]
+            where = "in tuning, a window for all methods"
+        else:
+            lines = [f"centre: {rate_text(edge.centre)}" for edge in block.edges]
+            where = f"in the row of {_joined([edge.method for edge in block.edges])}"
+        advice.append(f"To hold the best rates, write {where}: {'; '.join(lines)}")
+    return advice
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -131,10 +172,10 @@ def order_note(block: StudyBlock) -> str:
     """Says whether the order of methods depends on how much they are tuned.
 
     It does if a method is significantly better than the reference after few trials of tuning and
-    significantly worse after many, or the reverse. The text is empty if nothing is compared, or only after
-    one number of trials.
+    significantly worse after many, or the reverse. The text is empty if nothing is compared, if it is
+    compared after one number of trials only, or if guards withhold all verdicts.
     """
-    if not block.compared or len(block.ks) < 2:
+    if not block.compared or len(block.ks) < 2 or withheld(block):
         return ""
     few, most = block.ks[min(1, len(block.ks) - 1)], block.ks[-1]
     turned = []

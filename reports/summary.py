@@ -32,7 +32,8 @@ class Summary(CellsAndSeeds):
     seeds: pd.DataFrame
     #: Warnings about trainings, tunings and searches.
     warnings: tuple[str, ...] = ()
-    #: A sentence for each cell in which plain LoRA failed, and one for each cell with collapsed runs.
+    #: A sentence for each cell in which plain LoRA failed, and one for each cell with collapsed runs. With
+    #: studies, the guards of all blocks.
     failures: tuple[str, ...] = ()
     #: The analysis with every method's score after k trials. None if the plan has no studies.
     studies: StudyAnalysis | None = None
@@ -47,12 +48,13 @@ class Summary(CellsAndSeeds):
         Its notes are failures, converged heads that no adapter beats, the answer of studies, warnings, and
         the suite's closing text.
         """
-        answers, score_of = [], None
+        first, score_of = [*self.failures, *unbeaten(self.all_cells)], None
         if self.studies is not None:
             from reports import study_words
 
-            answers, score_of = study_words.answers(self.studies), self.studies.score
-        notes = [*self.failures, *unbeaten(self.all_cells), *answers, *self.warnings, self.closing]
+            first = [*study_words.answers(self.studies), *study_words.window_advice(self.studies)]
+            score_of = self.studies.score
+        notes = [*first, *self.warnings, self.closing]
         return overview(name, self.all_cells, self.all_seeds, list(filter(None, notes)), score_of)
 
 
@@ -73,19 +75,22 @@ def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None =
         duplicates=0,
     )
     study = Study((experiment,), *tabulate([experiment]), notes=())
-    collapsed = collapses(study)
-    failures = failed_references(study.all_cells, plain_lora(study.all_cells), collapsed)
     studies = None
     if experiment.studied:
         # Importing the statistics takes a second, and a suite with seeds does not need them here.
         from reports.studies import analyse_studies
 
         studies = analyse_studies(study)
+        failures = [guard for block in studies.blocks for guard in block.guards]
+    else:
+        collapsed = collapses(study)
+        failed = failed_references(study.all_cells, plain_lora(study.all_cells), collapsed)
+        failures = [*failed.values(), *map(str, collapsed.values())]
     return Summary(
         closing=plan.closing,
         cells=study.cells,
         seeds=study.seeds,
         warnings=tuple(guards(experiment)),
-        failures=(*failures.values(), *map(str, collapsed.values())),
+        failures=tuple(dict.fromkeys(failures)),
         studies=studies,
     )

@@ -110,9 +110,9 @@ def _scored(scored: Scored) -> tuple[str, str, str]:
 def print_summary(console: Console, summary: Summary) -> None:
     """Prints the results of a run, with one table for each task and backbone.
 
-    Above the tables it names the tasks on which LoRA failed, the rows with collapsed runs, and the tasks on
-    which no adapter beats the converged head. Below the tables it counts failed and missing trials, and
-    prints warnings.
+    Above the tables it names the tasks on which nothing trained or LoRA failed, the rows with collapsed runs,
+    and the tasks on which no adapter beats the converged head. Below the tables it counts failed and missing
+    trials, and prints warnings.
     """
     cells = summary.all_cells
     for sentence in (*summary.failures, *unbeaten(cells)):
@@ -183,10 +183,11 @@ def _print_studies(console: Console, summary: Summary) -> None:
 
 
 def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
-    from reports.study_words import answer, in_words, settings_counted
+    from reports.study_words import answer, in_words, settings_counted, window_advice
 
     for block in analysis.blocks:
         if not any(entrant.differences[block.k].interval for entrant in block.compared):
+            print_warnings(console, map(str, block.edges))
             continue
         title = f"Difference from {block.against} in {block.unit.points} over {settings_counted(block)}"
         table = plain_table(title, "method", "difference", "simultaneous 95%", "verdict", texts=("verdict",))
@@ -200,6 +201,7 @@ def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
             )
         console.print(table)
         console.print(f"[bold]{escape(answer(block))}[/bold]", highlight=False)
+    print_warnings(console, window_advice(analysis))
 
 
 def _interval(unit: Unit, interval: tuple[float, float] | None) -> str:

@@ -19,7 +19,8 @@ from reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
 from reports.inference.studies import CompleteStudies, of_method, score_after
 from reports.reading import read
 from reports.selection import Selection
-from reports.studies import Difference, StudyAnalysis, StudyBlock, analyse_studies
+from reports.studies import StudyAnalysis, analyse_studies
+from reports.study_blocks import Difference, StudyBlock
 from reports.study_words import answers as sentences
 from reports.study_words import level_notes, order_note
 from reports.words import listed, many

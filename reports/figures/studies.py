@@ -25,8 +25,9 @@ from reports.drawing import MUTED, SERIES, Drawn, Looks, Tips, panels, styled
 from reports.figures.forest import DASHES, ForestRow, band, forest, height, reach
 from reports.inference.intervals import Bounds
 from reports.inference.studies import FAILED, LEAST_SMOOTHED, smoothed, window
-from reports.studies import Entrant, Estimate, Level, StudyAnalysis, StudyBlock
+from reports.studies import StudyAnalysis
 from reports.study import Seed, TaskAndBackbone
+from reports.study_blocks import Entrant, Estimate, Level, StudyBlock
 from reports.study_words import between, heading, in_words, setting_name, settings_counted, trials_of_tuning
 from reports.units import Unit, minus
 

@@ -78,6 +78,8 @@ class Verdict:
     answer: Answer
     #: "better" or "worse" if the interval excludes zero. Otherwise empty.
     side: str = ""
+    #: The reason why the verdict is weaker than its interval. Empty if it is not.
+    reason: str = ""
 
     def __str__(self) -> str:
         if self.answer is Answer.BEYOND:

@@ -15,8 +15,9 @@ from reports.analysis import Analysis
 from reports.comparisons import AgainstReference
 from reports.findings import Against, against
 from reports.inference.intervals import Bounds
-from reports.studies import Difference, StudyAnalysis, StudyBlock
+from reports.studies import StudyAnalysis
 from reports.study import Cell
+from reports.study_blocks import Difference, StudyBlock
 from reports.study_words import in_words
 from reports.study_words import no_interval as no_study_interval
 from reports.units import Unit, unit_of

@@ -44,7 +44,7 @@ EDGE = {
     "head only": (-9.0, 0.0),
     "full fine-tuning": (2.0, 0.1),
     "LoRA": (0.0, 0.1),
-    "TensLoRA att": (-4.0, -0.2),
+    "TensLoRA att": (-4.0, 0.0),
     "TensLoRA qkv_depth": (0.1, 0.15),
     "TensLoRA att_qkv_depth": (3.0, 0.1),
     "LoTR": (0.3, -0.3),

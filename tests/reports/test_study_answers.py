@@ -21,7 +21,8 @@ from reports.inference.effects import Answer, Verdict
 from reports.inference.intervals import simultaneous
 from reports.reading import read
 from reports.selection import Selection
-from reports.studies import StudyAnalysis, StudyBlock, analyse_studies
+from reports.studies import StudyAnalysis, analyse_studies
+from reports.study_blocks import StudyBlock
 
 from ..stored import Result, write
 from .made_up import NewStore
