@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from methods.adapter import Adapter
     from methods.backbone import PROJECTIONS, Backbone, Geometry, Site
     from methods.base import Method, attach
-    from methods.catalog import METHODS, create, from_identity
+    from methods.catalog import METHODS, create, from_identity, load_methods
     from methods.errors import NotLowRank, UnknownNameError, UserError
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "attach",
     "create",
     "from_identity",
+    "load_methods",
 ]
 
 # With the package `kernels`, bitsandbytes (which peft imports) and transformers would download compiled
@@ -56,6 +57,7 @@ _HOMES = {
     "attach": "methods.base",
     "create": "methods.catalog",
     "from_identity": "methods.catalog",
+    "load_methods": "methods.catalog",
 }
 
 

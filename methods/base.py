@@ -10,7 +10,7 @@ import torch
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
-from methods.errors import UserError, shown
+from methods.errors import UserError, WrongCountError, shown
 from methods.quantised import Quantisation, quantisation_of
 from methods.validation import Frozen, identity, validate
 
@@ -241,7 +241,7 @@ class Method(Frozen, ABC):
         `generator` is a CPU generator, so that the initial values are the same on every device.
 
         Raises UserError as `check` and `check_quantisation` do, and if a trained parameter has a lower
-        precision than float32. Raises RuntimeError if the adapter does not have exactly `peak_count`
+        precision than float32. Raises WrongCountError if the adapter does not have exactly `peak_count`
         parameters and `frozen_count` frozen numbers.
         """
         self.check(backbone.geometry, backbone.projections)
@@ -256,14 +256,14 @@ class Method(Frozen, ABC):
                 )
         if adapter.parameter_count != (peak := self.peak_count(backbone.geometry)):
             adapter.detach()
-            raise RuntimeError(
+            raise WrongCountError(
                 f"{self.label}: the formula counts {peak:,} parameters, "
                 f"the built adapter has {adapter.parameter_count:,}"
             )
         frozen, formula = adapter.frozen_count, self.frozen_count(backbone.geometry)
         if frozen != formula:
             adapter.detach()
-            raise RuntimeError(
+            raise WrongCountError(
                 f"{self.label}: the formula counts {formula:,} frozen numbers, "
                 f"the built adapter has {frozen:,}"
             )

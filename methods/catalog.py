@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from methods.errors import UserError, shown
-from methods.registry import Registry
+from methods.registry import PythonFile, Registry
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -58,6 +59,36 @@ METHODS = Registry(
 )
 
 
+def load_methods(file: Path | str | PythonFile) -> list[str]:
+    """Runs a Python file, registers the methods that it defines, and returns their names.
+
+    These are its subclasses of `Method` that have a `name` of their own. The file should need no module
+    beside it. Raises UserError if it cannot be read, fails or defines no method, and for a name that another
+    method has.
+    """
+    from methods.base import Method
+
+    if not isinstance(file, PythonFile):
+        path = Path(file).expanduser().absolute()
+        try:
+            file = PythonFile(path, path.read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+    module = file.run()
+    names = {
+        kind.name: attribute
+        for attribute, kind in vars(module).items()
+        if isinstance(kind, type)
+        and issubclass(kind, Method)
+        and kind.__module__ == module.__name__
+        and isinstance(vars(kind).get("name"), str)
+    }
+    if not names:
+        raise UserError(f"{file.path} defines no method: no subclass of methods.Method with a `name`")
+    METHODS.add(file, names)
+    return list(names)
+
+
 def create(name: str, /, **options: Any) -> Method:
     """Builds a registered method from its options, for example `create("lora", rank=4)`.
 
@@ -73,10 +104,15 @@ def from_identity(identity: Mapping[str, Any]) -> Method:
     """Builds a method from its stored identity (see `Method.identity`).
 
     Raises UserError if the identity has no name or version, if its version is not the method's current one,
-    and as `create` does.
+    and as `create` does. No file that a stored suite names is run.
     """
     if not {"method", "version"} <= identity.keys():
         raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
+    if str(identity["method"]) not in METHODS:
+        raise UserError(
+            f"method {shown(identity['method'])} is not known here: install its plug-in, or name its file "
+            "(`tensorbench --method-file FILE COMMAND`)"
+        )
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}
     method = create(identity["method"], **options)
     version = method.identity()["version"]

@@ -96,6 +96,10 @@ def too_small(label: str, budget: int, smallest: int, when: str = " with every r
     )
 
 
+class WrongCountError(RuntimeError):
+    """Raised if an adapter has another number of parameters than its method counts."""
+
+
 class RoundedMerge(UserWarning):
     """Warns that merging rounded the update, because the weights have a lower precision than float32."""
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.abc import SourceLoader
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from methods.errors import UnknownNameError, UserError
@@ -18,13 +22,64 @@ from methods.errors import UnknownNameError, UserError
 FINDER = "__editable__"
 
 
+@dataclass(frozen=True)
+class PythonFile:
+    """A Python file that a user names. Its content is kept, so that an edit does not change a run."""
+
+    path: Path
+    content: bytes
+
+    @property
+    def module(self) -> str:
+        """The name of the file's module. It depends on path and content."""
+        digest = hashlib.sha256(f"{self.path}\n".encode() + self.content).hexdigest()
+        return f"_tensorbench_{digest[:16]}"
+
+    @property
+    def source_hash(self) -> str:
+        """The hex SHA-256 of the file's name and content, as of a plug-in of one file."""
+        return _hashed({self.path.name: self.content})
+
+    def run(self) -> ModuleType:
+        """Runs the file, unless it ran in this process before, and returns its module.
+
+        Raises UserError if the file fails.
+        """
+        if (there := sys.modules.get(self.module)) is not None:
+            return there
+        spec = spec_from_loader(self.module, _Loader(self), origin=str(self.path))
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[self.module] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[self.module]
+            raise UserError(f"{self.path} fails to import: {type(error).__name__}: {error}") from error
+        return module
+
+
+class _Loader(SourceLoader):
+    """Loads a module from the content of a `PythonFile`, without a cache of its bytecode."""
+
+    def __init__(self, file: PythonFile) -> None:
+        self._file = file
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self._file.path)
+
+    def get_data(self, path: str) -> bytes:
+        return self._file.content
+
+
 class Registry:
     """Maps names to objects, for example `lora` to the class `LoRA`.
 
     `targets` has the `module:attribute` of every built-in name; the object is imported when its name is first
-    used. Plug-ins register further names in the entry-point group `tensorbench.<kind>s`. The use of a name
-    that is registered twice raises UserError. `check` is called with a name and its object, and raises
-    UserError if the object is not what the registry is for, such as a method that is no `Method`.
+    used. Plug-ins register further names in the entry-point group `tensorbench.<kind>s`, and `add` those of
+    files. The use of a name that is registered twice raises UserError. `check` is called with a name and its
+    object, and raises UserError if the object is not what the registry is for, such as a method that is no
+    `Method`.
     """
 
     def __init__(self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None]) -> None:
@@ -33,6 +88,8 @@ class Registry:
         self._check = check
         self._plugins: dict[str, list[EntryPoint]] | None = None
         self._sources: dict[str, str] = {}
+        #: The objects of files, by name.
+        self._files: dict[str, tuple[PythonFile, EntryPoint]] = {}
         #: The objects that passed the check, by name.
         self._checked: dict[str, Any] = {}
 
@@ -43,27 +100,59 @@ class Registry:
                 self._plugins.setdefault(point.name, []).append(point)
         return self._plugins
 
+    def _points(self, name: str) -> list[EntryPoint]:
+        """The entry points of a name: those of plug-ins, and that of a file."""
+        own = [self._files[name][1]] if name in self._files else []
+        return [*self._plugin_points().get(name, []), *own]
+
+    def add(self, file: PythonFile, names: dict[str, str]) -> None:
+        """Registers objects of a file. `names` maps each name to the object's attribute in the file's module.
+
+        A file that was added before is replaced. Raises UserError for a name that something else has, and
+        for an object that does not pass the check.
+        """
+        for name, attribute in names.items():
+            point = EntryPoint(name, f"{file.module}:{attribute}", f"tensorbench.{self.kind}s")
+            earlier = self._files.get(name)
+            self._files[name] = file, point
+            try:
+                if earlier and earlier[0].path != file.path and earlier[0].content != file.content:
+                    raise UserError(
+                        f"{self.kind} '{name}' is defined by {earlier[0].path} and by {file.path}: give one "
+                        "another name"
+                    )
+                self.get(name)
+            except UserError:
+                del self._files[name]
+                raise
+
+    def file(self, name: str) -> PythonFile | None:
+        """The file that registered a name. None if no file did."""
+        return self._files[name][0] if name in self._files else None
+
     @property
     def plugins(self) -> list[str]:
         """The names registered by plug-ins."""
         return sorted(self._plugin_points())
 
     def source_hash(self, name: str) -> str:
-        """Returns the hex SHA-256 of the source of a name's plug-in.
+        """Returns the hex SHA-256 of the source of a name's plug-in or file.
 
-        Empty for names that no plug-in registers, and for plug-ins without Python files. The hash is computed
-        once per process, because the process keeps the code that it imported.
+        Empty for names that neither registers, and for plug-ins without Python files. A plug-in's hash is
+        computed once per process, because the process keeps the code that it imported.
         """
+        if (file := self.file(name)) is not None:
+            return file.source_hash
         points = self._plugin_points().get(name)
         if points and name not in self._sources:
             self._sources[name] = source_hash(points[0])
         return self._sources.get(name, "")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._targets, *self._plugin_points()}))
+        return iter(sorted({*self._targets, *self._plugin_points(), *self._files}))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._targets or name in self._plugin_points()
+        return name in self._targets or bool(self._points(name))
 
     def get(self, name: str) -> Any:
         """Imports and returns the object of a name.
@@ -71,9 +160,10 @@ class Registry:
         Raises UnknownNameError for an unregistered name. Raises UserError if the name is registered twice, if
         its plug-in fails to import, or if the object does not pass the check.
         """
-        points = self._plugin_points().get(name, [])
+        points = self._points(name)
         if len(points) + (name in self._targets) > 1:
-            owners = [point.value for point in points]
+            owners = [str(file.path)] if (file := self.file(name)) else []
+            owners += [point.value for point in self._plugin_points().get(name, [])]
             owners += [self._targets[name]] if name in self._targets else []
             raise UserError(f"{self.kind} '{name}' is registered more than once: {', '.join(owners)}")
         if name not in self:
@@ -105,18 +195,19 @@ class Registry:
 
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
-        """Context in which any error becomes a UserError that names the package of the plug-in `name`.
+        """Context in which any error becomes a UserError that names the plug-in or file of `name`.
 
         For built-in names, errors pass unchanged.
         """
         try:
             yield
         except Exception as error:
-            points = self._plugin_points().get(name)
-            if not points:
+            if not (points := self._points(name)):
                 raise
             message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            blamed = f"{self.kind} '{name}' of the plug-in '{_package(points[0])}': "
+            file = self.file(name)
+            owner = f"the plug-in '{_package(points[0])}'" if file is None else str(file.path)
+            blamed = f"{self.kind} '{name}' of {owner}: "
             if message.startswith(blamed):
                 raise
             raise UserError(blamed + message.removeprefix(f"{self.kind} '{name}': ")) from error
@@ -132,11 +223,12 @@ def source_hash(point: EntryPoint) -> str:
     All Python files of the distribution count, since results may depend on any of them.
     """
     files = {name: path for name, path in (_listed(point) or _located(point)).items() if path.is_file()}
-    if not files:
-        return ""
+    return _hashed({name: file.read_bytes() for name, file in files.items()}) if files else ""
+
+
+def _hashed(files: dict[str, bytes]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(files):
-        content = files[name].read_bytes()
+    for name, content in sorted(files.items()):
         digest.update(f"{name}\n{len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()

@@ -66,10 +66,13 @@ def _refusals(results: Sequence[CheckResult]) -> list[str]:
     for result in results:
         if result.status == "not applicable":
             methods.setdefault((result.check, result.message), {})[result.preset] = None
-    lines = []
+    checks: dict[tuple[str, ...], list[str]] = {}
     for (check, reason), presets in methods.items():
-        lines.append(f"{check} not applicable: {reason} ({first_few(list(presets), 3)})")
-    return lines
+        checks.setdefault((reason, *presets), []).append(check)
+    return [
+        f"{', '.join(names)} not applicable: {reason} ({first_few(presets, 3)})"
+        for (reason, *presets), names in checks.items()
+    ]
 
 
 def print_verification(console: Console, verification: Verification) -> None:

@@ -94,7 +94,7 @@ def check(
     name: Annotated[
         str,
         typer.Argument(
-            help="A registered method, task or backbone, or all methods: all.",
+            help="A registered method, task or backbone, a Python file with methods, or all methods: all.",
             autocompletion=completion.methods,
         ),
     ],
@@ -110,9 +110,9 @@ def check(
     from bench.cli.checks import print_findings
     from bench.conformance import check_backbone, check_task
     from bench.tasks import TASKS
-    from methods import METHODS, UnknownNameError
+    from methods import METHODS, UnknownNameError, load_methods
 
-    methods = [name] * (name in METHODS)
+    methods = load_methods(name) if name.endswith(".py") else [name] * (name in METHODS)
     if name == "all":
         methods = [method for method, _ in METHODS.available()]
     checks: dict[str, Callable[[str], list[Finding]]] = {}

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -141,8 +142,20 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
+    method_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A Python file with methods of yours, for stored trials of them; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    """Declares the global options, which `Program` reads."""
+    """Reads the global options, of which `Program` reads `debug`."""
+    if method_file:
+        from methods import load_methods
+
+        for file in method_file:
+            load_methods(file)
 
 
 def main() -> None:

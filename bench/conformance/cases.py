@@ -12,9 +12,18 @@ from typing import Any, Literal, get_args, get_origin
 from bench.backbones.backbone import BackboneKind
 from bench.conformance.checks import CHECKS
 from bench.conformance.findings import Status, judge, undisturbed
-from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, UNEQUAL, Subject, tiny
+from bench.conformance.subject import (
+    BACKBONES,
+    GEOMETRY,
+    RANK,
+    UNEQUAL,
+    CheckFailed,
+    NotApplicable,
+    Subject,
+    tiny,
+)
 from methods import METHODS, Method
-from methods.errors import UserError
+from methods.errors import UserError, WrongCountError
 
 
 @dataclass(frozen=True)
@@ -177,10 +186,16 @@ def check_case(case: Case) -> str:
     """Runs a case and returns the remark of its check. Empty without a remark.
 
     Raises AssertionError if the method fails the check, and NotApplicable if the check does not apply, which
-    pytest shows as skipped. Errors of the method are raised unchanged. torch's random state is restored.
+    pytest shows as skipped. A wrong count of parameters fails the check `count` alone. Other errors of the
+    method are raised unchanged. torch's random state is restored.
     """
     with undisturbed():
-        return CHECKS[case.check].run(Subject(case.method, case.backbone)) or ""
+        try:
+            return CHECKS[case.check].run(Subject(case.method, case.backbone)) or ""
+        except WrongCountError as error:
+            if case.check == "count":
+                raise CheckFailed(str(error)) from error
+            raise NotApplicable("the method's count is wrong") from error
 
 
 def run_case(case: Case) -> CheckResult:

@@ -10,7 +10,7 @@ from bench.plan import PACKAGED
 from bench.plan.lock import lock_path, read_lock
 from bench.plan.suite import Suite, source_text
 from bench.plan.yaml_text import parse, read_text, written
-from methods import UnknownNameError, UserError
+from methods import UnknownNameError, UserError, load_methods
 from methods.validation import validate
 
 #: The fields of a backbone that a checkpoint in its place keeps.
@@ -43,7 +43,8 @@ def load_suite(
     Args:
         source: A suite's file, the name of a packaged suite, or a dictionary of a suite's fields, which has
             no lock. A packaged suite's lock is in the working folder. Relative paths in a file start at the
-            file's folder, and those in a dictionary at the working folder.
+            file's folder, and those in a dictionary at the working folder. Files that its methods name are
+            run.
         locked: Whether to apply the lock.
         data: A folder that replaces the suite's `source`.
         backbones: Folders of checkpoints that replace the suite's backbones. They keep `dtype`, `quantise`
@@ -53,7 +54,8 @@ def load_suite(
         UserError: with the file, field, value and accepted values.
     """
     if isinstance(source, Mapping):
-        suite = validate(Suite, _replaced(source, data, backbones), "suite")
+        fields = _replaced(source, data, backbones)
+        suite = validate(Suite, _with_methods(fields, Path.cwd(), "suite"), "suite")
         # Keep the paths as the author wrote them, since `beside` makes them absolute on this machine.
         return suite.beside(Path.cwd()).read_from(suite.file, None)
     path = suite_path(source)
@@ -68,6 +70,7 @@ def load_suite(
         raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
     if (replaced := _replaced(values, data, backbones)) != values:
         values, text = replaced, written(replaced)
+    values = _with_methods(values, path.parent, str(path))
     suite = validate(Suite, values, str(path)).beside(path.parent)
     file, lock = source_text(path.name, text), lock_path(Path(source))
     if not (locked and lock.exists()):
@@ -93,3 +96,28 @@ def _replaced(
         places = [str(Path(place).expanduser().absolute()) for place in backbones]
         replaced["backbones"] = [{**kept[0], "local": place} for place in places]
     return replaced
+
+
+def _with_methods(values: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    """Runs the files that rows of methods name, and gives each row the name of its file's method.
+
+    Relative paths start at `folder`. Raises UserError as `load_methods` does, and for a file with several
+    methods if the row names none.
+    """
+    rows = values.get("methods")
+    if not isinstance(rows, list):
+        return values
+    named = []
+    for number, row in enumerate(rows):
+        if isinstance(row, dict) and isinstance(row.get("file"), str):
+            try:
+                names = load_methods(folder / Path(row["file"]).expanduser())
+                if "method" not in row and len(names) > 1:
+                    raise UserError(f"it defines {', '.join(names)}: name one as method")
+                if (name := row.get("method", names[0])) not in names:
+                    raise UnknownNameError("method of it", str(name), names)
+            except UserError as error:
+                raise UserError(f"{where}: methods.{number}.file: {error}") from error
+            row = {"method": name, **row}
+        named.append(row)
+    return {**values, "methods": named}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from math import prod
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -291,6 +292,8 @@ class MethodRow(Frozen):
     """
 
     method: str
+    #: The Python file that defines the method. `load_suite` runs it.
+    file: Path | None = None
     options: dict[str, Any] = {}
     each: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     #: The budgets of this row, which replace the suite's.

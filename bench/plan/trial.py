@@ -7,12 +7,14 @@ import json
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import PrivateAttr, field_validator
 
 from bench.backbones import BackboneSpec
 from bench.plan.recipe import Recipe
 from bench.plan.suite_rows import TaskRow
 from bench.tasks.plain_text import TextName
+from methods import METHODS, Method, from_identity, load_methods
+from methods.registry import PythonFile
 from methods.validation import Frozen, earlier, identity
 
 #: The protocol version, increased whenever a change of this harness would change a trial's result.
@@ -35,6 +37,17 @@ class Trial(Frozen):
     protocol: int = PROTOCOL
     #: The text on which forgetting is measured. It does not enter the id, since no result depends on it.
     forgetting: TextName | None = None
+    #: The file that defines the method, if one does. It goes with the trial to the process that runs it.
+    _file: PythonFile | None = PrivateAttr(None)
+
+    def model_post_init(self, context: Any) -> None:
+        self._file = METHODS.file(str(self.method.get("method")))
+
+    def build_method(self) -> Method:
+        """Builds the trial's method, from its file if a file defines it. Raises UserError if that fails."""
+        if self._file is not None:
+            load_methods(self._file)
+        return from_identity(self.method)
 
     @field_validator("recipe", mode="before")
     @classmethod

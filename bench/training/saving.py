@@ -70,13 +70,11 @@ class Saving:
 
     def check(self, trials: Sequence[Trial]) -> None:
         """Raises UserError if a trial cannot use the options, or if they would change its result."""
-        from methods import from_identity
-
         for trial in trials:
             splits = self.splits(trial)
             if trial.recipe.compile and (splits or self.checkpointing):
                 raise UserError(f"{self._options()}: a recipe with compile: true cannot run this way")
-            method = from_identity(trial.method)
+            method = trial.build_method()
             if splits and method.shifts_dropout:
                 raise UserError(
                     f"{self._options()}: {method.label} would drop other entries ({method.shifts_dropout}); "

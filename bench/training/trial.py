@@ -204,7 +204,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     before = None if text is None else resources.bare_loss(trial, backbone, text)
     started = time.perf_counter()  # Loading is not counted, since only a worker's first trial loads.
     model_input = trial.task.input(backbone.info.input)
-    method = from_identity(trial.method)
+    method = trial.build_method()
     put_head(
         backbone, model_input, data.classes, generator(trial.seed, "head_start"), fitted=method.fits_head
     )

@@ -10,6 +10,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.autograd.gradcheck import gradcheck as numerical_gradcheck
 
 from bench.conformance.subject import (
+    CheckFailed,
     NotApplicable,
     Subject,
     expect,
@@ -45,11 +46,14 @@ def start(subject: Subject) -> str | None:
         moved = [delta.any() for delta in deltas.values()] or [(fresh - before).any()]
         expect(all(moved), f"an update starts at zero, though nonzero_start says: {reason}")
         return f"not zero: {reason}"
-    expect_close(fresh, before, 1e-6, "outputs at the start")
-    for site, delta in deltas.items():
-        expect_close(delta, torch.zeros_like(delta), 1e-6, f"delta of {site} at the start")
-    for site, bias in adapter.biases().items():
-        expect_close(bias, torch.zeros_like(bias), 1e-6, f"bias of {site} at the start")
+    try:
+        expect_close(fresh, before, 1e-6, "outputs at the start")
+        for site, delta in deltas.items():
+            expect_close(delta, torch.zeros_like(delta), 1e-6, f"delta of {site} at the start")
+        for site, bias in adapter.biases().items():
+            expect_close(bias, torch.zeros_like(bias), 1e-6, f"bias of {site} at the start")
+    except CheckFailed as failure:
+        raise CheckFailed(f"{failure}; if an update may start elsewhere, nonzero_start says why") from None
     return None
 
 

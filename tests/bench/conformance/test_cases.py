@@ -106,18 +106,19 @@ def test_the_table_shows_every_outcome() -> None:
         CheckResult("A", "vit", "start", "failed", "outputs [differ]", 0.1),
         CheckResult("A", "bert", "scale", "passed", "", 0.1),
         CheckResult("B", "bert", "scale", "not applicable", "has no scale", 0.1),
+        CheckResult("B", "bert", "merge", "not applicable", "has no scale", 0.1),
     ]
     console = Console(width=80, record=True)
     print_checks(console, results)
     text = console.export_text()
     assert [line.split() for line in text.splitlines() if line.startswith((" ✗", " ✓"))] == [
         ["✗", "A", "2", "1", "–"],
-        ["✓", "B", "–", "–", "1"],
+        ["✓", "B", "–", "–", "2"],
     ]
-    assert "The checks: start, scale." in text
+    assert "The checks: start, scale, merge." in text
     assert re.search(r"✗ A .*vit.*outputs \[differ\]", text)
-    assert re.search(r"– scale .*\(B\)", text)
-    assert re.search(r"2 passed, 1 failed, 1 .*bert, vit", text)
+    assert re.search(r"– scale, merge .*\(B\)", text)
+    assert re.search(r"2 passed, 1 failed, 2 .*bert, vit", text)
 
 
 def test_checkpointing_brings_no_warning_to_the_user() -> None:

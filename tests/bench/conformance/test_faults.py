@@ -12,7 +12,7 @@ from bench.conformance import BACKBONES, CHECKS, UNEQUAL, run_checks
 from methods.backbone import Geometry, Site
 from methods.errors import NotLowRank, UserError
 
-from .faulty import FAULTS, DiffersWhenCompiled, Pairs, RaisesAnotherError
+from .faulty import FAULTS, CountsTooFew, DiffersWhenCompiled, Pairs, RaisesAnotherError
 
 
 def test_a_method_of_a_plug_in_passes() -> None:
@@ -40,6 +40,13 @@ def test_the_checks_catch(method: type[Pairs], check: str, message: str) -> None
     (result,) = run_checks(method(rank=3), backbones=["bert"], checks=[check])
     assert result.status == "failed", result
     assert re.search(message, result.message), result.message
+
+
+def test_a_wrong_count_is_found_once() -> None:
+    results = run_checks(CountsTooFew(rank=3), quick=True)
+    assert [(r.check, r.backbone) for r in results if r.status == "failed"] == [("count", "bert")]
+    reasons = {result.message for result in results if result.status == "not applicable"}
+    assert reasons == {"the method's count is wrong", "CountsTooFew is not registered as 'pairs'"}
 
 
 def test_every_check_is_seen_to_fail() -> None:
