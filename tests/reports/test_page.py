@@ -261,7 +261,8 @@ def test_a_seed_has_the_score_that_tables_print(
         tmp_path, new_store, result_of=lambda *_: Result(score=0.79625, validation=[0.7091503267973857])
     )
     opened(browser, page_of(analyse(read(uri, ["small"])), tmp_path))
-    (score, *_) = seen(browser, ".board tbody .score b")
+    # The standard deviation follows.
+    score = seen(browser, ".board tbody .score")[0].split()[0]
     browser.find_element(By.CSS_SELECTOR, ".board .open").click()
     (seed, *_) = seen(browser, ".detail tbody tr")
     assert seed.split()[:3] == ["0", score, "70.92"]
