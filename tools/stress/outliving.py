@@ -27,7 +27,7 @@ def main(how: str, suite: Path, file: Path) -> None:
         aside.write_text(" ".join(map(str, pids)))
         aside.rename(file)
 
-    def perform(*_: Any) -> None:
+    def perform(*_: Any, alone: bool) -> None:
         if how == "parent":
             tell(os.getpid(), subprocess.Popen(["sleep", "1000000"]).pid)
             signal.pause()
