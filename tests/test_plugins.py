@@ -44,11 +44,11 @@ def installed_plugin(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     sys.modules.pop("shared_down", None)
 
 
-def test_the_guide_shows_the_tested_package_in_under_60_lines() -> None:
+def test_the_guide_shows_the_tested_package_in_under_70_lines() -> None:
     guide = (ROOT / "docs" / "guides" / "own-method.md").read_text()
     shown, *_ = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     assert shown == (PLUGIN / "shared_down.py").read_text()
-    assert len(guide.partition("## What else")[0].splitlines()) < 60
+    assert len(guide.partition("## What else")[0].splitlines()) < 70
     assert '"shared_down:SharedDown"' in (PLUGIN / "pyproject.toml").read_text()
 
 

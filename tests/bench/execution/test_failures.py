@@ -90,7 +90,6 @@ def allocate(*_: Any) -> Any:
         (raising(RuntimeError("CUDA error: out of memory")), "out of memory"),
         (raising(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling")), "out of memory"),
         (raising(RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")), "out of memory"),
-        (raising(RuntimeError("CUDA error: device-side assert triggered")), "error"),
         (raising(ValueError("a [bug]")), "error"),
         (raising(SystemExit(0)), "error"),
         (raising(GeneratorExit()), "error"),

@@ -218,7 +218,8 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
             worker = str(ray.get_gpu_ids())
             ended = {"pruned": "an ending"}
             return [
-                SimpleNamespace(trial=self.trial, kind=k, worker=worker, ending=ended.get(k)) for k in kinds
+                SimpleNamespace(trial=self.trial, kind=k, worker=worker, ending=ended.get(k), broken=False)
+                for k in kinds
             ]
 
     monkeypatch.setattr("bench.execution.ray._Slot", Slot)
