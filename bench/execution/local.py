@@ -260,7 +260,7 @@ class Local(Executor):
                 self._remove(worker)
                 if trial:
                     reason = f"its worker ({worker.slot.name}) {_died(worker.process)}"
-                    if (log := self._log(worker.slot)).stat().st_size:
+                    if (log := self._log(worker.slot)).exists() and log.stat().st_size:
                         reason += f"; its output is in {log}"
                     report(ended(trial, worker.slot.name, lost(reason)))
             else:

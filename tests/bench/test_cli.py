@@ -124,7 +124,8 @@ def test_a_second_plan_imports_nothing_slow_but_torch(call: Call, tmp_path: Path
     arguments = ("plan", write(tmp_path, TEXT, methods=methods), "--store", f"sqlite:///{tmp_path}/none.db")
     assert call(*arguments).code == 0
     ended = imports(*arguments)
-    assert (ended.returncode, ended.stderr.split()) == (0, ["torch"])
+    # scipy where the texts have not been dealt before: the estimate counts their words.
+    assert (ended.returncode, {*ended.stderr.split()} - {"scipy"}) == (0, {"torch"})
 
 
 @pytest.mark.processes

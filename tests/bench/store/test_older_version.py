@@ -62,7 +62,12 @@ class Old:
             _fill(folder / f"{database}.db", json.loads(filled))
 
     def suite(self, name: str) -> Path:
-        return self.folder / f"{name}.yaml"
+        """The suite as it was: that version added no floor."""
+        path = self.folder / f"{name}.yaml"
+        text = path.read_text(encoding="utf-8")
+        if "floor:" not in text:
+            path.write_text(f"{text.rstrip()}\nfloor: none\n", encoding="utf-8")
+        return path
 
     def store(self, name: str) -> Store:
         return Store.existing(self.uri, name)

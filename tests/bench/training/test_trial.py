@@ -116,7 +116,7 @@ def test_a_method_that_fails_while_it_is_put_on_leaves_no_trace(monkeypatch: pyt
             raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.training.trial, "from_identity", lambda identity: HalfDone())
+        patch.setattr(Trial, "build_method", lambda trial: HalfDone())
         with pytest.warns(UserWarning, match="left traces"), pytest.raises(MemoryError):
             run_trial(trial, resources, nothing)
     expected = run_trial(trial, Resources("cpu"), nothing)
