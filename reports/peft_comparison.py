@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from bench.machine.visible import visible
 from methods import UserError
-from methods.errors import UnknownNameError, shown
+from methods.errors import UnknownNameError, first_few, shown
 from reports.inference.intervals import Bounds, Error, simultaneous
 from reports.inference.reruns import RunNoise, run_noise
 from reports.words import listed
@@ -32,6 +32,9 @@ REFERENCE = "lora--llama-3.2-3B-rank32"
 
 #: The largest size of a results file in bytes. Typical files have about 40 kB.
 LARGEST_FILE = 4 * 2**20
+
+#: The largest number that is read, in absolute value. It fits an integer column.
+LARGEST_NUMBER = 2**63 - 1
 
 Verdict = Literal["better", "worse", "undecided"]
 
@@ -149,8 +152,9 @@ def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str]
 
 def _read(file: Path, wave: int) -> PeftRun | None:
     """Reads a run's file. None if the run failed or has no score. Raises UserError for a malformed file."""
-    if file.stat().st_size > LARGEST_FILE:
-        raise UserError(f"{file}: larger than {LARGEST_FILE:,} bytes, which no result of peft is")
+    # A pipe or a device would be read without end.
+    if not file.is_file() or file.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{file}: no file of at most {LARGEST_FILE:,} bytes, as results of peft are")
     content = file.read_bytes()
     try:
         result = json.loads(content)
@@ -168,32 +172,40 @@ def _read(file: Path, wave: int) -> PeftRun | None:
             metric=metric,
             score=score,
             # Files of `tensorbench export --peft-comparison` state this number, those of peft do not.
-            questions=METRICS[metric] and (_number(last.get("test samples"), int) or METRICS[metric]),
-            parameters=_number(train.get("num_trainable_params"), int),
-            forgetting=_number(last.get("forgetting", last.get("drift")), float),
-            seconds=_number(train.get("train_time"), float),
-            seed=int(run["train_config"]["seed"]),
+            questions=METRICS[metric] and (_number(last.get("test samples"), int, 0) or METRICS[metric]),
+            parameters=_number(train.get("num_trainable_params"), int, 0),
+            forgetting=_number(last.get("forgetting", last.get("drift")), float, -LARGEST_NUMBER),
+            seconds=_number(train.get("train_time"), float, 0),
+            seed=_number(int(run["train_config"]["seed"]), int, -LARGEST_NUMBER),
             created=str(run["created_at"]),
             peft=str(result.get("meta_info", {}).get("package_info", {}).get("peft-version", "")),
             wave=wave,
             file=f"{file.parent.name}/{file.name}",
             sha256=hashlib.sha256(content).hexdigest(),
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise UserError(
             f"{file}: not a result of peft's comparison ({type(error).__name__}: {error})"
         ) from error
 
 
-def _number(value: Any, kind: type) -> Any:
-    return kind(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _number(value: Any, kind: type, least: int) -> Any:
+    """Returns the value as an int or a float. None if it is no finite number.
+
+    Raises ValueError if it is below `least` or above `LARGEST_NUMBER`.
+    """
+    if not isinstance(value, int | float) or value != value or abs(value) == math.inf:
+        return None
+    if not least <= value <= LARGEST_NUMBER:
+        raise ValueError(f"{shown(value)} is not from {least:,} to {LARGEST_NUMBER:,}")
+    return kind(value)
 
 
-def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftComparison:
-    """Compares the configurations of the newest folder, the last of `folders`.
+def compare_peft(folders: Sequence[Path], reference: str = "") -> PeftComparison:
+    """Compares the configurations of the newest folder, the last of `folders`, with `reference`.
 
-    The noise of reruns is estimated from all folders. Raises UserError for unreadable input, for files of
-    several metrics, and for a reference that the newest folder lacks.
+    By default it is `REFERENCE`. The noise of reruns is estimated from all folders. Raises UserError for
+    unreadable input, for files of several metrics, and for a reference that the newest folder lacks.
     """
     runs, skipped, newest = read_peft_results(folders)
     metrics = sorted({run.metric for run in runs})
@@ -201,6 +213,10 @@ def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftCom
         raise UserError(f"--peft-results: one metric at a time, got {', '.join(metrics) or 'no score'}")
     latest = {run.name: run for run in sorted(runs, key=lambda run: run.created) if run.name in newest}
     rows = sorted(latest.values(), key=lambda run: (-run.score, run.name))
+    if not reference and REFERENCE not in latest:
+        names = first_few(sorted(latest), 12)
+        raise UserError(f"--reference: give one, since {REFERENCE} is not among these results: {names}")
+    reference = reference or REFERENCE
     if reference not in latest:
         raise UnknownNameError("reference", reference, latest)
     noise = _noise(runs)

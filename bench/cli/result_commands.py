@@ -211,10 +211,10 @@ def _compare_peft(
     folders: list[Path], reference: str, target: Path | None, as_json: bool, *, force: bool
 ) -> None:
     from bench.machine.outputs import output_folder, replace_files
-    from reports.peft_comparison import REFERENCE, as_markdown, compare_peft
     from reports.peft_comparison import as_json as peft_json
+    from reports.peft_comparison import as_markdown, compare_peft
 
-    comparison = compare_peft(folders, reference or REFERENCE)
+    comparison = compare_peft(folders, reference)
     page, content = as_markdown(comparison), peft_json(comparison)
     if target is not None:
         files = {"comparison.md": page, "comparison.json": content}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,13 +157,43 @@ def test_a_failed_run_is_listed_and_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "file_content",
-    ["no JSON", "[]", "{}", content(1.5), content(0.5) | {"run_info": 3}, "[" * 100_000],
-    ids=["text", "list", "empty", "not a share", "wrong type", "deep"],
+    [
+        "no JSON",
+        "[]",
+        "{}",
+        content(1.5),
+        content(0.5) | {"run_info": 3},
+        "[" * 100_000,
+        content(0.5, train_time=10**400),
+        json.dumps(content(0.5)).replace("0.5", f"{10**400}"),
+        content(0.5, train_time=-1),
+        content(0.5, num_trainable_params=10**30),
+        content(0.5, metrics=[{"test accuracy": 0.5, "test samples": -5}]),
+        content(0.5, metrics=[{"test accuracy": 0.5, "forgetting": 1e308}]),
+    ],
+    ids=[
+        *("text", "list", "empty", "not a share", "wrong type", "deep"),
+        *("long time", "large score", "negative time", "many parameters", "negative examples", "forgetting"),
+    ],
 )
 def test_a_file_that_is_not_of_pefts_is_named(tmp_path: Path, file_content: Any) -> None:
     write(tmp_path / "0", "lora--b", file_content)
     with pytest.raises(UserError, match=r"lora--b\.json"):
         compare_peft([tmp_path / "0"])
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_what_is_no_file_is_not_read(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "lora--b.json")
+    with pytest.raises(UserError, match=r"lora--b\.json: no file"):
+        compare_peft([tmp_path])
+
+
+def test_results_without_the_usual_reference_ask_for_one(tmp_path: Path) -> None:
+    write(tmp_path / "0", "lora--b", content(0.5))
+    with pytest.raises(UserError, match=r"--reference: give one.* lora--b$"):
+        compare_peft([tmp_path / "0"])
+    assert compare_peft([tmp_path / "0"], "lora--b").reference == "lora--b"
 
 
 def test_bad_folders_and_references_are_named(tmp_path: Path) -> None:
