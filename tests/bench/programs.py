@@ -11,9 +11,12 @@ import os
 import runpy
 import signal
 import sys
+from contextlib import chdir
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parents[2]
 
 #: The modules that the command line imports for a trial, a search or a stored record.
 IMPORTED = (
@@ -50,7 +53,10 @@ class Program:
         self._process = FORKS.Process(
             target=_run, args=(self.args, folder, log, {**os.environ, **environment})
         )
-        self._process.start()
+        # Python 3.11 gives the fork server no path: our packages are those of the folder in which it starts.
+        # A test may have gone to another folder, where the installed packages answer.
+        with chdir(ROOT):
+            self._process.start()
 
     @property
     def pid(self) -> int:
