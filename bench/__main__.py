@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 
 from bench.machine import interrupts
 
@@ -20,7 +22,16 @@ def main() -> None:
     except KeyboardInterrupt:
         # The interrupt came before a command began or after it had ended.
         sys.stderr.write("stopped\n")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code != 130:
+            raise
+    else:
+        return
+    # Everything is closed. Python would take down torch and MLflow piece by piece, for up to a second.
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -422,11 +422,14 @@ def suite_and_part(file: Path, data: Path | None, part: Part) -> tuple[Suite, Pa
     return load_suite(file, data=data, backbones=folders), replace(part, backbones=())
 
 
-def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(
+    first: Callable[..., None] | None = None, /, **groups: Callable[..., Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator for commands. It builds each of the named arguments from several options.
 
     For example, `with_options(place=place_options)` gives the command all options of `place_options`. The
-    object that this function returns becomes the command's argument `place`.
+    object that this function returns becomes the command's argument `place`. Building it may import much, so
+    `first` is called before, with all options.
     """
 
     def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:
@@ -441,6 +444,8 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
         parameters = list(evaluated(command))
 
         def run(**values: Any) -> None:
+            if first is not None:
+                first(**values)
             arguments = {
                 name: group(**{option: values.pop(option) for option in signature(group).parameters})
                 for name, group in groups.items()

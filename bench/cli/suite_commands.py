@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,7 +60,15 @@ def init(
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-@with_options(place=place_options, part=part_options)
+def _say_reading(suite: Path, **_: Any) -> None:
+    # From Python they may be there already.
+    if "torch" not in sys.modules:
+        err.print(
+            f"reading {suite}, importing torch and MLflow …", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+@with_options(_say_reading, place=place_options, part=part_options)
 def run(
     suite: SuiteFile,
     place: Place,
@@ -91,7 +100,7 @@ def run(
         raise typer.Exit(1)
 
 
-@with_options(place=place_options, part=cell_options)
+@with_options(_say_reading, place=place_options, part=cell_options)
 def search(
     suite: SuiteFile,
     place: Place,

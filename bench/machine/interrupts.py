@@ -3,6 +3,9 @@
 The first raises KeyboardInterrupt. If it arrives during a write or an import, the exception is raised when
 that has ended. Otherwise a library could swallow it, leave a transaction open, or convert it to an error of
 its own.
+
+If the program has not ended when `LIMITS` is over, a thread ends it and its child processes. Nothing that has
+finished is lost: the next start closes what is open, as after any other death.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Seconds from a signal to the end of the program. A person waits for Ctrl-C, a batch system sends SIGTERM.
+LIMITS = {signal.SIGINT: 1.5, signal.SIGTERM: 9.0}
+SIGNALS = tuple(LIMITS)
 #: The longest time in seconds for which an interrupt waits for a write to end, since a server may never
 #: answer.
-PATIENCE = 3
+PATIENCE = 1
 #: The time in seconds after which an interrupt is tried again, if Python swallowed it or an import was
 #: running.
 RETRY = 0.05
@@ -38,6 +43,27 @@ def install() -> None:
     """Makes Ctrl-C and SIGTERM raise KeyboardInterrupt, but not during a write or an import."""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
+    # Python writes the numbers of signals into this pipe at once. It calls handlers only when the main thread
+    # returns from a call of C code, which may take long.
+    arrived, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    threading.Thread(target=_end_in_time, args=(arrived,), daemon=True).start()
+
+
+def _end_in_time(arrived: int) -> None:
+    """Waits for a signal, then for its time in `LIMITS`, and then ends the program and its children."""
+    while (number := os.read(arrived, 1)[0]) not in SIGNALS:
+        pass
+    time.sleep(LIMITS[signal.Signals(number)])
+    # Importing it now could wait for an import of the main thread.
+    if psutil := sys.modules.get("psutil"):
+        with suppress(Exception):
+            for child in psutil.Process().children(recursive=True):
+                child.kill()
+    # A progress bar may have hidden the cursor.
+    os.write(2, b"\x1b[?25h" * os.isatty(2) + b"stopped\n")
+    os._exit(130)
 
 
 @contextmanager

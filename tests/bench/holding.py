@@ -29,6 +29,7 @@ def main(through: int, folder: Path) -> None:
     from bench.cli import progress
     from bench.execution import local
     from bench.execution.perform import Event
+    from bench.machine import interrupts
     from bench.plan.rows import Plan
 
     def hold(worker: str) -> None:
@@ -62,6 +63,8 @@ def main(through: int, folder: Path) -> None:
             with super().watch(plan, count, slots) as show:
                 yield hear
 
+    # However slow the machine is, the program closes in order.
+    interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
     if FORK_WORKERS in os.environ:
         local.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
     progress.Terminal = Holding  # type: ignore[misc]

@@ -135,6 +135,29 @@ def test_a_run_imports_no_statistics_before_its_trials() -> None:
     assert ended.stdout.split() == []
 
 
+#: A script that runs the program with its arguments until it imports torch or MLflow.
+UNTIL_SLOW = """
+import os, sys
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "mlflow"):
+            os._exit(0)
+sys.meta_path.insert(0, Slow())
+from bench.cli.program import main
+main()
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("command", ["run", "search"])
+def test_a_suite_is_named_before_slow_imports(tmp_path: Path, command: str) -> None:
+    suite = write(tmp_path)
+    ended = subprocess.run(
+        [sys.executable, "-c", UNTIL_SLOW, command, suite], capture_output=True, text=True, check=True
+    )
+    assert ended.stderr.startswith(f"reading {suite}")
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
     "arguments",

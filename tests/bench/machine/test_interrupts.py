@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 import bench
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.processes
 CLOSING = """
 import time
 from bench.machine import interrupts
+interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
 interrupts.install()
 try:
     print("at work", flush=True)
@@ -33,6 +35,7 @@ WRITING = """
 import sys, time
 from bench.machine import interrupts
 interrupts.PATIENCE = 1000
+interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
 interrupts.install()
 try:
     with interrupts.deferred():
@@ -84,6 +87,7 @@ def in_collection(what):
 
 sys.unraisablehook = tell
 interrupts.RETRY = 0.3
+interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
 interrupts.install()
 """
 
@@ -183,6 +187,65 @@ def test_the_second_signal_ends_the_program_at_once(how: signal.Signals) -> None
         assert process.wait() == 130
 
 
+#: Programs whose main thread does not end: closing or an import takes for ever, or the thread is in C code,
+#: where Python calls no handler.
+ENDLESS = {
+    "closing": """
+try:
+    begin()
+except KeyboardInterrupt:
+    time.sleep(1000)
+""",
+    "importing": """
+sys.path.insert(0, sys.argv[1])
+import endless
+""",
+    "in C code": """
+import ctypes
+pthread, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+pthread.pthread_mutex_lock(mutex)
+try:
+    threading.Thread(target=begin, args=[False]).start()
+    pthread.pthread_mutex_lock(mutex)
+except KeyboardInterrupt:
+    pthread.pthread_mutex_lock(mutex)
+""",
+}
+
+BEGIN = """
+import psutil, signal, subprocess, sys, threading, time
+from bench.machine import interrupts
+interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 0.2)
+interrupts.install()
+
+def begin(wait=True):
+    # A child of its own session, which no terminal signals.
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
+    print("at work", child.pid, flush=True)
+    if wait:
+        time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_signal_ends_the_program_and_its_children_in_time(
+    what: str, how: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "endless.py").write_text("import __main__\n__main__.begin()\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + ENDLESS[what], tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        child = psutil.Process(int(process.stdout.readline().split()[-1]))
+        process.send_signal(how)
+        assert process.wait() == 130
+        psutil.wait_procs([child])
+    finally:
+        process.kill()
+
+
 def test_a_write_ends_before_its_interrupt() -> None:
     with started(WRITING) as process:
         process.send_signal(signal.SIGINT)
@@ -280,6 +343,7 @@ def test_an_interrupt_of_any_import_ends_the_program_in_order(module: str, how: 
 IMPORTING = """
 import sys, time
 from bench.machine import interrupts
+interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
 interrupts.install()
 try:
     import careless
