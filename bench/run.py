@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from bench.plan.suite_file import load_suite
 from bench.plan.trial import Trial
 from bench.records.record import Record, latest
 from bench.records.search_results import AllocationResult, SearchResult, Tried
+from bench.records.text import message
 from bench.records.words import Phase, RunKind, Status, Tag
 from bench.search.allocation import RankAllocation
 from bench.search.nested import Nested, study_name
@@ -43,6 +44,7 @@ from methods.validation import validate
 if TYPE_CHECKING:
     # Statistics take a second to import, and trials need none.
     from reports.ablation import StoredAblation
+    from reports.studies import StudyAnalysis
     from reports.summary import Summary
 
 
@@ -187,6 +189,24 @@ class _Work:
             )
         return full_plan
 
+    def keep_answer(self, plan: Plan, records: Iterable[Record], studies: StudyAnalysis | None) -> None:
+        """Stores the answer of a complete suite in the note and the metrics of its run.
+
+        `studies` is the analysis of the suite's studies, if it is known.
+        """
+        from reports.summary import suite_answer
+
+        try:
+            answer = suite_answer(self.store, plan.stored(), records, studies)
+            run = self.store.records(RunKind.SUITE)[-1]
+            note = "\n\n".join(filter(None, (plan.suite.description, *answer.sentences, plan.suite.closing)))
+            self.store.tag(run.run_id, Tag.NOTE, message(note))
+            # A repeated start would draw every point twice.
+            if {point.key: point.value for point in answer.differences}.items() - run.metrics.items():
+                self.store.log(run.run_id, answer.differences)
+        except UserError as error:
+            self.audience.note(f"The suite's run in MLflow has no answer: {error}")
+
     def nests(
         self,
         cells: Sequence[PlanCell],
@@ -289,7 +309,10 @@ def run_suite(
                 plan = full_plan.select(part)
             from reports.summary import summarise
 
-            return SuiteRun(plan, summarise(opened, plan.stored(), records))
+            summary = summarise(opened, plan.stored(), records)
+            if not (full_plan.partial or pending(full_plan, records)):
+                work.keep_answer(full_plan, records, None if part.choices else summary.studies)
+            return SuiteRun(plan, summary)
 
 
 def search_suite(

@@ -202,15 +202,20 @@ def _clone(
         tags_by_key = {line["key"]: line["value"] for line in stored["tags"]} | tags
         # The hashes are those of the copied trial's artifacts.
         tags_by_key.pop(Tag.HASHES)
+        values = _measures_of(row, result)
+        measures = json.loads(tags_by_key.pop(Tag.MEASURES))
+        if result.failure:
+            tags_by_key[Tag.VERDICT] = result.failure
+        else:
+            kept = {key: values.get(key, value) for key, value in measures.items() if _stored(key, result)}
+            tags_by_key[Tag.MEASURES] = json.dumps(kept)
         lines["tags"] += [changed | {"key": key, "value": value} for key, value in tags_by_key.items()]
         lines["params"] += [line | changed for line in stored["params"]]
         if result.failure:
             continue
-        values = _measures_of(row, result)
         for table in ("metrics", "latest_metrics"):
             for line in stored[table]:
-                left_out = line["key"] in OPTIONAL and line["key"] not in result.measures
-                if not left_out and not line["key"].startswith("validation/"):
+                if _stored(line["key"], result) and not line["key"].startswith("validation/"):
                     lines[table].append(line | changed | {"value": values.get(line["key"], line["value"])})
         curve = next(line for line in stored["metrics"] if line["key"] == "validation/accuracy")
         lines["metrics"] += [
@@ -224,6 +229,10 @@ def _clone(
             [[line.get(name) for name in names] for line in lines[table]],
         )
     connection.commit()
+
+
+def _stored(key: str, result: Result) -> bool:
+    return key not in OPTIONAL or key in result.measures
 
 
 def _measures_of(row: Row, result: Result) -> dict[str, float]:

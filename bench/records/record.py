@@ -111,6 +111,15 @@ class Record:
         return score if self.status == Status.FINISHED and math.isfinite(score) else None
 
     @property
+    def verdict(self) -> str:
+        """How the trial ended: its failure, or whether its validation loss is below that of guessing."""
+        if self.status != Status.FINISHED:
+            return self.tag(Tag.FAILURE) or self.status.lower()
+        loss, guessing = self.measure(Measure.SELECTED_LOSS), self.measure(Measure.GUESSING_LOSS)
+        no_better = loss is not None and guessing is not None and loss >= guessing
+        return "no better than guessing" if no_better else "finished"
+
+    @property
     def failure(self) -> str:
         """The reason why there is no result, with the message. Empty unless the run failed or was lost."""
         reason = self.tag(Tag.FAILURE)

@@ -128,8 +128,14 @@ class Tag(StrEnum):
     METRIC_SOURCE = f"{PROVENANCE}source_metric"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
-    #: The name of a search or an allocation.
+    #: The name of a search or an allocation. Of a trial: the number of its study, from 0.
     STUDY = "study"
+    #: The number of a trial's point within its study, from 0.
+    POINT = "point"
+    #: How the trial ended (see `Record.verdict`).
+    VERDICT = "verdict"
+    #: JSON: the measures of a trial that are not among MLflow's metrics, where each would be a chart.
+    MEASURES = "measures"
     # MLflow's own tags.
     PARENT = "mlflow.parentRunId"
     NAME = "mlflow.runName"

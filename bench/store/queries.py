@@ -6,6 +6,7 @@ of MLflow. If a later version changes them, the store uses the client instead.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -59,7 +60,7 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
         )
     )
     return [
-        record_of(
+        stored_record(
             run.info.run_id,
             run.info.status,
             run.info.start_time,
@@ -70,6 +71,24 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
         )
         for run in runs
     ]
+
+
+def stored_record(
+    run_id: str,
+    status: str,
+    started: int,
+    tags: dict[str, str],
+    metrics: dict[str, float],
+    artifacts: str,
+    ended: int | None,
+) -> Record:
+    """Makes the record of a run in a store, with the measures of its tag among the metrics."""
+    try:
+        measures = {str(key): float(value) for key, value in json.loads(tags.pop(Tag.MEASURES, "{}")).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        # Not written by this program.
+        measures = {}
+    return record_of(run_id, status, started, tags, measures | metrics, artifacts, ended)
 
 
 def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | None:
@@ -113,7 +132,7 @@ def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | N
     finally:
         engine.dispose()
     return [
-        record_of(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
+        stored_record(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
         for run_id, status, started, artifacts, ended in rows
     ]
 

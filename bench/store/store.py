@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from bench.machine.alive import owner
 from bench.records import Wired
+from bench.records.measures import Measure
 from bench.records.pack_format import CURVES_BEGIN
 from bench.records.record import Point, Record
 from bench.records.text import all_storable, run_name
@@ -54,6 +55,19 @@ MOST_METRICS, MOST_PARAMS, MOST_TAGS = 800, 100, 100
 #: The parameter names that MLflow accepts.
 PLAIN_KEY = re.compile(r"[\w.\- ]{1,80}")
 
+#: The measures that become metrics in MLflow, which draws a chart of each. The tag `measures` has the others.
+COMPARED = (
+    Measure.SCORE,
+    Measure.SELECTED_VALIDATION,
+    Measure.ADAPTER_PARAMETERS,
+    Measure.STEP_MS,
+    Measure.PEAK_MIB,
+    Measure.SECONDS,
+)
+
+#: The tag by which MLflow's interface opens an experiment as one of model training, not of generative AI.
+TRAINING = ("mlflow.experimentKind", "custom_model_development")
+
 #: The number of metric histories requested concurrently.
 READERS = 8
 
@@ -82,7 +96,12 @@ class Store(Source):
         Raises UserError if the store cannot be used, or the experiment was deleted.
         """
         client = connect(uri, create=True)
-        return cls(client, _not_deleted(_experiment(client, uri, name), uri), uri)
+        store = cls(client, _not_deleted(_experiment(client, uri, name), uri), uri)
+        kind, value = TRAINING
+        if kind not in store.experiment.tags:
+            with storing():
+                client.set_experiment_tag(store.experiment_id, kind, value)
+        return store
 
     @classmethod
     def existing(cls, uri: str, name: str) -> Store:
@@ -333,6 +352,12 @@ class Store(Source):
         self.client.set_tag(run_id, tag, value)
 
     @insisting
+    def log(self, run_id: str, points: Collection[Point]) -> None:
+        """Adds points to the metrics of a run."""
+        for part in _parts([Metric(*point) for point in points], MOST_METRICS):
+            self.client.log_batch(run_id, metrics=part)
+
+    @insisting
     def keep_folder(self, run_id: str, folder: Path, where: str) -> None:
         """Stores all files of a folder as artifacts of a run, in one request.
 
@@ -351,9 +376,10 @@ class Store(Source):
         client, run_id, ended = self.client, record.run_id, record.ended
         config = None if folder is None else folder / Artifact.CONFIG
         params = parameters(config.read_bytes()) if config is not None and config.exists() else {}
-        single = (item for item in record.metrics.items() if not item[0].startswith(CURVES_BEGIN))
-        points = [*record.points, *(Point(key, value, ended or 0, 0) for key, value in single)]
-        tags = all_storable(record.tags)
+        single = {key: value for key, value in record.metrics.items() if not key.startswith(CURVES_BEGIN)}
+        compared = {key: single.pop(key) for key in COMPARED if key in single}
+        points = [*record.points, *(Point(key, value, ended or 0, 0) for key, value in compared.items())]
+        tags = all_storable(record.tags) | ({Tag.MEASURES: json.dumps(single)} if single else {})
         if record.status == Status.PRUNED:
             tags[Tag.PRUNED] = YES
         if record.status == Status.FINISHED and self._is_duplicate(record, folder):

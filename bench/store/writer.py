@@ -44,6 +44,8 @@ def begin_trial(
     adds what only its worker knows, such as the hardware.
     """
     row = rows[0]
+    studies = next((r.studies for r in rows if r.studies), None)
+    place = studies and studies.trials[trial.seed]
     budgets = [
         {"budget": r.budget, "asked": r.asked, "ratio": r.ratio, "within": r.within} for r in rows if r.budget
     ]
@@ -64,6 +66,7 @@ def begin_trial(
         Tag.BUDGET_MISSED: YES if any(entry["within"] is False for entry in budgets) else "no",
         Tag.PARENT: parent,
         **plugin_sources(trial),
+        **({Tag.STUDY: str(place.study), Tag.POINT: str(place.point)} if place else {}),
         **tags,
     }
     name = f"{row.method} {every_tag[Tag.RANKS]}".rstrip() + f" · {row.task} · seed {trial.seed}"
@@ -150,7 +153,7 @@ class TrialRun:
             self._pending,
             status=ending.status,
             ended=_now(),
-            tags={**self._pending.tags, Tag.HASHES: hashes},
+            tags={**self._pending.tags, Tag.HASHES: hashes, Tag.VERDICT: ending.verdict},
             metrics=ending.metrics,
         )
         with storing():

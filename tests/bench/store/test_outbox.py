@@ -86,7 +86,7 @@ CHANGES: dict[str, Change] = {
     "a point without a step": lambda content: {**content, "points": [["score", 1.0, 5]]},
     "a point of a word": lambda content: {**content, "points": [["score", "high", 5, 1]]},
     "a step beyond all numbers": lambda content: {**content, "points": [["score", 1.0, 5, 10**30]]},
-    "a metric that cannot be named so": lambda content: {**content, "metrics": {"a\nb": 1.0}},
+    "a metric that cannot be named so": lambda content: {**content, "points": [["a\nb", 1.0, 5, 1]]},
 }
 #: Changes that make the content of a record of an earlier version invalid, by name.
 LETTER_CHANGES: dict[str, Change] = {

@@ -42,9 +42,14 @@ class Kept:
         self.store.client.set_tag(self.record.run_id, tag, value)
 
     def measure(self, key: str, value: float) -> None:
+        run_id = self.record.run_id
+        measures = json.loads(self.store.client.get_run(run_id).data.tags[Tag.MEASURES])
+        if key in measures:
+            self.tag(Tag.MEASURES, json.dumps(measures | {key: value}))
+            return
         with closing(sqlite3.connect(self.folder / "mlflow.db")) as database, database:
             changed = "update latest_metrics set value = ? where run_uuid = ? and key = ?"
-            assert database.execute(changed, [value, self.record.run_id, key]).rowcount == 1
+            assert database.execute(changed, [value, run_id, key]).rowcount == 1
 
     def replace(self, name: Artifact, content: bytes) -> None:
         """Replaces an artifact of `record`, and also its stored hash."""
