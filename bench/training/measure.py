@@ -113,8 +113,10 @@ def provenance(device: str) -> dict[str, str]:
     None of this enters a trial's id.
     """
     # The harness may be installed inside another repository, whose commit must not be reported.
-    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if tracked else (None, None)
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is not None:
+        commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    else:
+        commit, changes = _built_from()
     gpu = device_name(device) if device.startswith("cuda") else ""
     return {
         "git_commit": commit or "unknown",
@@ -144,6 +146,15 @@ def _gpu_facts(device: torch.device) -> dict[str, str]:
         "cudnn": str(torch.backends.cudnn.version() or ""),
         "cublas_workspace": os.environ.get(CUBLAS, ""),
     }
+
+
+def _built_from() -> tuple[str | None, str | None]:
+    """The commit and the changed files that setup.py stored in this package. None if it stored nothing."""
+    try:
+        commit, *changes = (Path(__file__).parents[1] / "commit.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None, None
+    return commit, "\n".join(changes)
 
 
 def _version(name: str) -> str:

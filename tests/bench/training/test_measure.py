@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import bench
 from bench.training import measure
 from bench.training.measure import LIBRARIES, WARMUP_STEPS, PeakMemory, StepTimer, provenance
 
@@ -119,6 +122,49 @@ def test_an_installation_inside_a_foreign_repository_has_no_commit(
     installed.write_text("")
     monkeypatch.setattr(measure, "__file__", str(installed))
     assert (uncached()["git_commit"], uncached()["git_dirty"]) == ("unknown", "unknown")
+
+
+#: A script that builds a wheel or a source distribution of the working folder in the folder `dist`.
+BUILD = "import setuptools.build_meta as b, sys; getattr(b, 'build_' + sys.argv[1])('dist')"
+
+
+@pytest.mark.processes
+def test_an_installed_copy_has_the_commit_that_it_was_built_from(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("setuptools")
+    home = Path(bench.__file__).parents[1]
+    (repository / "bench" / "training").mkdir(parents=True)
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "bench/__init__.py",
+        "bench/training/measure.py",
+    ):
+        shutil.copyfile(home / name, repository / name)
+    (repository / ".gitignore").write_text("/dist/\n/build/\n*.egg-info/\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "second")
+    commit = git(repository, "rev-parse", "HEAD")
+
+    def built(folder: Path, kind: str) -> Path:
+        subprocess.run([sys.executable, "-c", BUILD, kind], cwd=folder, check=True, capture_output=True)
+        (archive,) = (folder / "dist").glob("*.whl" if kind == "wheel" else "*.tar.gz")
+        shutil.unpack_archive(archive, folder / "dist", "zip" if kind == "wheel" else "gztar")
+        archive.unlink()
+        return folder / "dist"
+
+    def stored(folder: Path) -> tuple[str, str]:
+        monkeypatch.setattr(measure, "__file__", str(folder / "bench" / "training" / "measure.py"))
+        return uncached()["git_commit"], uncached()["git_dirty"]
+
+    # As `python -m build` does: a wheel from the files of a source distribution.
+    (source,) = built(repository, "sdist").glob("tensorpeft*")
+    assert stored(built(source, "wheel")) == (commit, "no")
+    (repository / "bench" / "__init__.py").write_text("changed")
+    assert stored(built(repository, "wheel")) == (commit, "yes")
 
 
 def test_code_outside_any_repository_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
