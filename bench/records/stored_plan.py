@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
 
 from bench.machine.overview import Overview, ShowsOverview
 from bench.records import Wired
@@ -50,7 +52,7 @@ class StudyTrial(Wired):
     study: int
     point: int
     #: The distance of the learning rate from the centre of the window, in decades.
-    offset: float
+    offset: Annotated[float, Field(ge=-100, le=100)]
     #: The adapter's learning rate, or the head's if only the head is trained.
     lr: float
 
@@ -63,8 +65,8 @@ class StudyPlan(Wired):
     #: The values of k for which the score after k trials is shown. The most important one is `points`.
     ks: tuple[int, ...]
     #: The centre of the log-uniform window of learning rates, and its width in decades.
-    centre: float
-    decades: float
+    centre: Annotated[float, Field(gt=0, le=1e9)]
+    decades: Annotated[float, Field(gt=0, le=100)]
     #: The head's learning rate. None if the head's rate is the one that varies, or without a head.
     head_lr: float | None
     #: Every trial's study and point, by the trial's seed.

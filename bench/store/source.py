@@ -94,7 +94,11 @@ class Source(ABC):
         try:
             return form.model_validate_json(text)
         except ValidationError as error:
-            raise broken(record, name, explained(error, form)[0]) from error
+            raise self._broken(record, name, explained(error, form)[0]) from error
+
+    def _broken(self, record: Record, name: Artifact, said: str) -> UserError:
+        """Returns the error for an artifact that cannot be read. `said` is the reason."""
+        return broken(record, name, said)
 
     def plan(self) -> StoredPlan | None:
         """Returns the plan of the suite's latest start. None if no plan was stored.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -43,6 +44,9 @@ LATEST = 253_402_300_800_000
 #: The number of runs that are converted to Python objects at a time.
 BATCH = 256
 
+#: The largest finite number in a pack, that of float32. Squares and sums of such numbers are finite.
+LARGEST_VALUE = 3.5e38
+
 #: MLflow's limits for the length of a tag and of a metric's key.
 LONGEST_TAG, LONGEST_KEY = 8000, 250
 
@@ -78,6 +82,11 @@ class Packed(Source):
         self._points = self._table(CURVES_TABLE, parquet.CURVES)
         if any(column.null_count for column in self._points.columns):
             raise self._refused(CURVES_TABLE, "a point lacks a part")
+        largest = compute.max(
+            compute.abs(self._points["value"].filter(compute.is_finite(self._points["value"])))
+        )
+        if (largest.as_py() or 0) > LARGEST_VALUE:
+            raise self._refused(CURVES_TABLE, f"a point is at {largest.as_py():g}")
         if len({record.run_id for record in self._records}) < len(self._records):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
         if len(suites := self.records(RunKind.SUITE)) != 1:
@@ -156,6 +165,10 @@ class Packed(Source):
             self.archive.copy(self._path(record, name), target)
         return there
 
+    def _broken(self, record: Record, name: Artifact, said: str) -> PackError:
+        # Its reader has no run to delete.
+        return self._refused(f"artifacts/{record.run_id}/{name}", said)
+
     def read(self, record: Record, name: Artifact) -> bytes | None:
         path = self._path(record, name)
         if path not in self.archive:
@@ -224,7 +237,7 @@ def _record(line: dict[str, Any]) -> Record:
         if value is None or len(value) > LONGEST_TAG or len(key) > LONGEST_KEY:
             raise ValueError(f"tag {shown(key)} of run {run_id}: {shown(value)} is longer than a store takes")
     for key, value in metrics.items():
-        if value is None or len(key) > LONGEST_KEY:
+        if value is None or len(key) > LONGEST_KEY or LARGEST_VALUE < abs(value) < math.inf:
             raise ValueError(f"metric {shown(key)} of run {run_id}: {shown(value)}")
     if tags.get(Tag.KIND) not in tuple(RunKind):
         raise ValueError(

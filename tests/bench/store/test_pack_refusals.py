@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import stat
 import warnings
@@ -225,6 +226,8 @@ def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], Non
         ({"started": -1}, "started of run .*: -1 is no time"),
         ({"ended": 10**18}, "ended of run .*: 1000000000000000000 is no time"),
         ({"tags": [("kind", "trial"), ("trial_id", "<b>")]}, "trial_id of run .*: '<b>' is none"),
+        ({"metrics": [("score", 1e308)]}, "metric 'score' of run .*: 1e\\+308"),
+        ({"metrics": [("score", -1e39)]}, "metric 'score' of run .*: -1e\\+39"),
         ({"tags": [("kind", "suite")]}, "2 runs of a suite; a pack has one"),
         ({"tags": [("kind", "other")]}, "kind of run .*: 'other'; accepted are suite"),
         (
@@ -235,6 +238,25 @@ def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], Non
 )
 def test_runs_that_no_store_would_hold(pack: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     refused(changed(pack, tmp_path / "b.tensorbench.zip", with_runs(lambda run: run.update(change))), said)
+
+
+def test_points_of_curves_beyond_float32(pack: Path, tmp_path: Path) -> None:
+    def edit(content: Files) -> None:
+        (name,) = [name for name in content if name.endswith("curves.parquet")]
+        points = pq.read_table(io.BytesIO(content[name])).to_pylist()
+        points[0]["value"], points[1]["value"] = math.inf, 1e308
+        content[name] = parquet.written(pa.Table.from_pylist(points, parquet.CURVES))
+
+    refused(changed(pack, tmp_path / "b.tensorbench.zip", edit), r"curves.parquet: a point is at 1e\+308")
+
+
+def too_wide(plan: dict[str, Any]) -> None:
+    window = {"studies": 2, "points": 2, "ks": [2], "centre": 1e-3, "decades": 1e9, "head_lr": None}
+    plan["rows"][0]["studies"] = window | {"trials": {}}
+
+
+def not_a_plan(plan: dict[str, Any]) -> None:
+    plan["rows"] = 3
 
 
 def no_method(plan: dict[str, Any]) -> None:
@@ -254,6 +276,8 @@ def no_trial(plan: dict[str, Any]) -> None:
     [
         (no_method, "trial '[0-9a-f]{16}' has no method"),
         (no_seed, "row 'LoRA' has no seed"),
+        (too_wide, "rows.0.studies.decades: .*less than or equal to 100"),
+        (not_a_plan, "rows: should be a list"),
         (no_trial, "row 'LoRA', seed 0: it has no trial 'ffffffffffffffff'"),
     ],
 )
