@@ -269,6 +269,8 @@ def export(
         f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.",
     ):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if done.size:
+        out.print(f"As LoRA, {done.size}.", markup=False, highlight=False, soft_wrap=True)
     for doubt in done.doubts:
         out.print(f"[yellow]note:[/yellow] {escape(doubt)}.", highlight=False, soft_wrap=True)
 

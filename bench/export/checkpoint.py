@@ -21,17 +21,20 @@ from methods import Adapter, NotLowRank, UserError
 
 
 @torch.no_grad()
-def write_checkpoint(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path) -> list[str]:
+def write_checkpoint(
+    form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path
+) -> tuple[list[str], dict[str, str]]:
     """Writes a PEFT checkpoint, and the original model too if it can be had nowhere else.
 
-    Returns notes for the export's README.md. Raises UserError if the trial has no adapter, or if its adapter
-    is one of peft's own and does not fit the layers of the original model. Raises NotLowRank if peft cannot
-    represent the update.
+    Returns notes and further facts for the export's README.md. Raises UserError if the trial has no adapter,
+    or if its adapter is one of peft's own and does not fit the layers of the original model. Raises
+    NotLowRank if peft cannot represent the update.
     """
     if not adapter.bases:
         raise UserError("the trial trained a head only: there is no adapter; --merged writes the whole model")
+    facts = {}
     try:
-        notes = _write_lora(form, adapter, folder)
+        notes, facts["as LoRA"] = _write_lora(form, adapter, folder)
     except NotLowRank as error:
         if not isinstance(adapter, PeftAdapter):
             raise NotLowRank(
@@ -43,10 +46,11 @@ def write_checkpoint(form: Form, adapter: Adapter, spec: BackboneSpec, folder: P
     if form.origin.reference is None:
         form.write_original(folder / ORIGINAL, _pristine(form, adapter, spec))
         form.write_tokenizer(folder / ORIGINAL)
-    return notes
+    return notes, facts
 
 
-def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
+def _write_lora(form: Form, adapter: Adapter, folder: Path) -> tuple[list[str], str]:
+    """Returns notes, and the size of the factors."""
     from peft import LoraConfig
 
     factors, biases = adapter.factors(), adapter.biases()
@@ -56,6 +60,11 @@ def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     # peft reads keys as regular expressions for the end of a layer's path.
     unusual = {re.escape(layer): rank for layer, rank in ranks.items() if rank != usual}
     heads = form.heads()
+    numbers = sum(update.down.numel() + update.up.numel() for update in layers.values())
+    numbers += sum(update.bias.numel() for update in layers.values() if update.bias is not None)
+    at = ", ".join(map(str, sorted(set(ranks.values()))))
+    grown = f"{adapter.parameter_count:,} parameters become {numbers:,} numbers ({4 * numbers / 1e6:.1f} MB)"
+    size = f"{grown} at r {at}"
     config = LoraConfig(
         r=usual,
         # The factors include the scale, so alpha / rank is 1 everywhere.
@@ -81,7 +90,7 @@ def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
             "Some adapted layers have no bias of their own. peft then applies the trained biases, but "
             "`merge_and_unload` refuses: export with `--merged` instead."
         ]
-    return notes
+    return notes, size
 
 
 def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:

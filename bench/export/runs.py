@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from huggingface_hub import EvalResult
+
 from bench.export.write import Exported, write_export
 from bench.inputs import TextInput
 from bench.machine.outputs import output_folder
@@ -51,6 +53,15 @@ def export_run(
             facts["output"] = f"standardised; in {task.unit or 'units of the targets'} × {sd:g} + {mean:g}"
         if isinstance(model_input, TextInput):
             model_input = replace(model_input, max_tokens=min(model_input.max_tokens, trial.task.max_tokens))
+        kind = "image" if task.modality == "vision" else "text"
+        score = EvalResult(
+            task_type="text-generation" if task.target == "generation" else f"{kind}-classification",
+            dataset_type=trial.task.task,
+            dataset_name=trial.task.task,
+            dataset_split=trial.evaluate,
+            metric_type=record.tag(Tag.METRIC),
+            metric_value=record.score,
+        )
         doubts = []
         if task.at_hand and task.identity_hash() != trial.data.get("task_identity"):
             doubts.append(
@@ -67,6 +78,7 @@ def export_run(
             task.classes or ("value",),
             facts,
             model_input=model_input,
+            score=score,
             doubts=doubts,
             merged=merged,
             force=force,

@@ -19,6 +19,7 @@ from bench.backbones.huggingface import quiet
 from bench.backbones.kinds import KINDS, Kind
 from bench.backbones.untrusted import ATTENTION
 from bench.export.form import PROCESSOR_FILE, BaseOrigin, Form, copies, differences, load_state, processor
+from bench.export.loading import ORIGINAL
 from bench.inputs import ImageInput, ModelInput
 
 #: The paths of a linear head: the whole head is the module named classifier.
@@ -121,6 +122,10 @@ def head_class(backbone: LoadedBackbone) -> type[nn.Module]:
 SEGMENTED = (pooling.mean_of_tokens, pooling.first_token, pooling.first_token_as_masked)
 
 
+def _shown(path: str, options: Mapping[str, Any], *more: str) -> str:
+    return ", ".join([path, *(f"{name}={value!r}" for name, value in options.items()), *more])
+
+
 class TransformersForm(Form):
     """The form of an export for transformers.
 
@@ -178,12 +183,16 @@ class TransformersForm(Form):
         return notes
 
     def _loader(self) -> str:
+        """Says how peft alone loads the export, from any working folder."""
+        if self.origin.revision is not None:
+            shown = _shown("FOLDER", self._options, "dtype=torch.float32")
+            return f"`peft.{self.target.loader}.from_pretrained({shown})` loads it too."
+        # The classes of an included original are those of the head.
         options = self._attention if self.origin.reference is None else self._options
-        arguments = ["FOLDER", *(f"{name}={value!r}" for name, value in options.items())]
-        # An included original is already in float32.
-        arguments += [] if self.origin.reference is None else ["dtype=torch.float32"]
-        where = "" if self.origin.label == self.origin.reference else ", run in this folder"
-        return f"`peft.{self.target.loader}.from_pretrained({', '.join(arguments)})` loads it too{where}."
+        shown = _shown("ORIGINAL", {**options, **self.target.arguments}, "dtype=torch.float32")
+        where = "the path of the frozen model" if self.origin.own else f"the folder `{ORIGINAL}` in FOLDER"
+        model = f"transformers.{self.target.class_name}.from_pretrained({shown})"
+        return f"`peft.PeftModel.from_pretrained({model}, FOLDER)` loads it too; ORIGINAL is {where}."
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import EvalResult, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ from bench.export.transformers_form import TransformersForm, head_class
 from bench.inputs import ImageInput, ModelInput
 from bench.machine.files import remove
 from bench.machine.outputs import earlier_files, output_folder
-from bench.machine.visible import markdown_text
+from bench.machine.visible import markdown_text, visible
 from methods import Adapter, UserError
 
 #: The largest accepted difference between an export's logits and the harness's, divided by the harness's
@@ -63,6 +64,8 @@ class Exported:
     files: tuple[str, ...]
     #: The largest difference between the harness's logits and the export's, loaded as its README.md says.
     difference: float
+    #: How large the adapter has become as factors of LoRA. Empty in other forms.
+    size: str
     #: Sentences without a full stop. Each names a check that was not possible.
     doubts: tuple[str, ...]
 
@@ -76,16 +79,17 @@ def write_export(
     facts: Mapping[str, str] | None = None,
     *,
     model_input: ModelInput | None = None,
+    score: EvalResult | None = None,
     doubts: Sequence[str] = (),
     merged: bool = False,
     force: bool = False,
 ) -> Exported:
     """Writes an attached adapter and the head into the folder `out`.
 
-    README.md contains `facts` and `doubts`. `model_input` says how examples were prepared in training; by
-    default, as the backbone prepares them. The export is written beside `out` first and loaded as its
-    README.md says. It moves to `out` only if it gives the logits of `backbone.module` on a fixed batch. The
-    adapter is unchanged afterwards. Raises UserError as `export_run` does.
+    README.md contains `facts`, `doubts` and, for hubs, the score. `model_input` says how examples were
+    prepared in training; by default, as the backbone prepares them. The export is written beside `out` first
+    and loaded as its README.md says. It moves to `out` only if it gives the logits of `backbone.module` on a
+    fixed batch. The adapter is unchanged afterwards. Raises UserError as `export_run` does.
     """
     target = output_folder(out, "export", force=force)
     form = form_of(backbone, spec, classes, model_input or backbone.info.input)
@@ -99,17 +103,19 @@ def write_export(
     }
     with _beside(target) as folder:
         write = _write_merged if merged else write_checkpoint
-        notes = write(form, adapter, spec, folder)
+        notes, more = write(form, adapter, spec, folder)
+        facts |= more
         notes = [*form.notes(merged), *notes]
         _write_loader(form, merged, folder)
         difference = _check(_loaded_logits(folder, form.origin, inputs), expected)
         notes += [f"{markdown_text(doubt)}." for doubt in doubts]
-        (folder / "README.md").write_text(_readme(facts, notes, difference, merged), encoding="utf-8")
+        text = _card(form, score, merged) + _readme(facts, notes, difference, merged)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         files = tuple(sorted([MANIFEST, *(entry.name for entry in folder.iterdir())]))
         manifest = {**facts, "merged": merged, "largest difference of logits": difference, "files": files}
         _write_json(folder / MANIFEST, manifest)
         _publish(folder, target)
-    return Exported(target, files, difference, tuple(doubts))
+    return Exported(target, files, difference, more.get("as LoRA", ""), tuple(doubts))
 
 
 def _write_loader(form: Form, merged: bool, folder: Path) -> None:
@@ -123,8 +129,10 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _write_merged(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path) -> list[str]:
-    """Writes the merged model, with its tokenizer if there is one. Returns notes.
+def _write_merged(
+    form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path
+) -> tuple[list[str], dict[str, str]]:
+    """Writes the merged model, with its tokenizer if there is one. Returns notes, and no further facts.
 
     Raises UserError for quantised weights, and as `Form.write_merged` does.
     """
@@ -144,8 +152,23 @@ def _write_merged(form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path
     if loose := form.loose_head():
         save_file(loose, folder / loading.HEAD, metadata={"format": "pt"})
     if form.write_tokenizer(folder) or isinstance(form.model_input, ImageInput):
-        return []
-    return ["There is no tokenizer here: none of the backbone's loads."]
+        return [], {}
+    return ["There is no tokenizer here: none of the backbone's loads."], {}
+
+
+def _card(form: Form, score: EvalResult | None, merged: bool) -> str:
+    """Returns the front matter by which hubs show an export. The licence is for its author to choose."""
+    base = form.origin.reference if form.origin.revision else None
+    library = "peft" if not merged else "timm" if isinstance(form, TimmForm) else "transformers"
+    data = ModelCardData(
+        library_name=library,
+        base_model=base,
+        base_model_relation=("finetune" if merged else "adapter") if base else None,
+        tags=["tensorpeft-bench", *["lora"] * (not merged)],
+        model_name=f"{form.backbone.info.name} by tensorpeft-bench" if score else None,
+        eval_results=[score] if score else None,
+    )
+    return f"---\n{visible(data.to_yaml())}\n---\n\n"
 
 
 def _readme(facts: Mapping[str, str], notes: Iterable[str], difference: float, merged: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import subprocess
@@ -17,6 +16,8 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -75,26 +76,16 @@ def test_an_own_type_of_peft_is_its_own_checkpoint(
 
 # --- peft's loaders ---
 
-LOADERS = {
-    "vit": "AutoPeftModel",
-    "dinov2": "AutoPeftModel",
-    "roberta": "AutoPeftModelForSequenceClassification",
-    "bert": "AutoPeftModelForFeatureExtraction",
-}
+LOADERS = ("vit", "dinov2", "roberta", "bert")
 
 
-def by_peft(made: Case, source: str) -> Any:
-    """Loads an export with peft, in the way that its README.md states."""
-    # BERT's head is outside the encoder.
-    labels = {} if source == "bert" else {"num_labels": 3, "ignore_mismatched_sizes": True}
-    shown = ", ".join(
-        ["FOLDER", *(f"{name}={value}" for name, value in labels.items()), "dtype=torch.float32"]
-    )
-    assert f"`peft.{LOADERS[source]}.from_pretrained({shown})`" in (made.folder / "README.md").read_text()
-    # The original model lies in a folder `model` beside the running code.
-    with contextlib.chdir(made.folder.parent):
-        loader = getattr(peft, LOADERS[source])
-        return loader.from_pretrained(made.folder, **labels, dtype=torch.float32).eval()
+def by_peft(made: Case) -> Any:
+    """Loads an export with peft as its README.md states, from a working folder that has nothing of it."""
+    page = (made.folder / "README.md").read_text()
+    (code,) = re.findall(r"`(peft\.PeftModel\..*?)` loads it too", page)
+    names = {"peft": peft, "transformers": transformers, "torch": torch, "FOLDER": made.folder}
+    names["ORIGINAL"] = made.spec.local or made.folder / "original"
+    return eval(code, names).eval()
 
 
 @pytest.mark.parametrize("method", ["lora", "IA3"])
@@ -102,7 +93,7 @@ def by_peft(made: Case, source: str) -> Any:
 def test_pefts_loader_finds_the_original(case: Callable[..., Case], source: str, method: str) -> None:
     made = case(source)
     made.export(made.attach(METHODS.get(method) or Peft(type=method)))
-    model = by_peft(made, source)
+    model = by_peft(made)
     with torch.no_grad():
         outputs = model(**made.inputs())
     if source != "bert":
@@ -123,7 +114,7 @@ def test_pefts_loader_computes_a_checkpoint_of_half_precision_as_training_did(
     made.backbone = load(made.spec)
     made.backbone.reset(len(CLASSES), torch.Generator().manual_seed(0))
     made.export(made.attach(METHODS["lora"]))
-    model = by_peft(made, source)
+    model = by_peft(made)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     if source != "bert":
         close(model(**made.inputs()).logits, made.logits())
@@ -139,15 +130,37 @@ def halved(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny-random-vit", "tiny-random-bert"])
-def test_an_original_that_is_brought_along_needs_nothing_named(case: Callable[..., Case], name: str) -> None:
+def test_an_original_that_is_brought_along_is_loaded_from_any_folder(
+    case: Callable[..., Case], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = case(name)
     made.export(made.attach(METHODS["lora"]))
-    loader = getattr(peft, LOADERS[made.kind])
-    with contextlib.chdir(made.folder):
-        model = loader.from_pretrained(".").eval()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model = by_peft(made)
     assert model.config.id2label == dict(enumerate(CLASSES))
     if made.kind == "vit":
         close(model(**made.inputs()).logits, made.logits())
+    close(made.loaded().logits(**made.inputs()), made.logits())
+
+
+def test_the_page_is_a_model_card_and_says_how_large_the_factors_are(case: Callable[..., Case]) -> None:
+    made = case("bert")
+    adapter = made.attach(METHODS["lora on all"])
+    score = EvalResult("text-classification", "birds: <b>", "birds", "accuracy", 0.75)
+    exported = made.export(adapter, score=score)
+    card = ModelCard.load(made.folder / "README.md")
+    assert (card.data.library_name, card.data.base_model) == ("peft", None)
+    assert "lora" in card.data.tags
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.metric_value) == ("birds: <b>", 0.75)
+    state = load_file(made.folder / loading.ADAPTER)
+    numbers = sum(tensor.numel() for name, tensor in state.items() if ".lora_" in name)
+    grown = f"{adapter.parameter_count:,} parameters become {numbers:,} numbers"
+    assert exported.size == f"{grown} ({4 * numbers / 1e6:.1f} MB) at r 2"
+    assert exported.size in card.text
+    made.export(adapter, merged=True, force=True)
+    assert ModelCard.load(made.folder / "README.md").data.library_name == "transformers"
 
 
 # --- pictures ---

@@ -10,6 +10,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft.utils.other import get_pattern_key
 
 from baselines.full import FullFineTuning
@@ -135,6 +136,7 @@ def test_a_hub_backbone_is_named_with_its_commit(hub_folder: Path, tmp_path: Pat
     close(loaded.eval()(**made.inputs()).logits.detach(), made.logits())
     config = json.loads((made.folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("me/tiny", COMMIT)
+    assert ModelCard.load(made.folder / "README.md").data.base_model == "me/tiny"
     settings = json.loads((made.folder / "loading.json").read_text())
     assert (settings["repository"], settings["revision"]) == ("me/tiny", COMMIT)
     close(made.loaded().logits(**made.inputs()), made.logits())
